@@ -1,0 +1,263 @@
+//! Host names, public addresses, and the network a caller is counted by.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// A host name in canonical spelling: lower case, no trailing dot.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HostName(String);
+
+impl HostName {
+    /// The longest name in text form, RFC 1035 section 2.3.4.
+    pub const MAX_BYTES: usize = 253;
+    /// The longest label, ditto.
+    const MAX_LABEL: usize = 63;
+
+    /// Reads a name of two or more labels of letters, digits and inner hyphens, the last of which
+    /// is not all digits (it would be taken for an address).
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.strip_suffix('.').unwrap_or(text);
+        if text.len() > Self::MAX_BYTES || !text.is_ascii() {
+            return None;
+        }
+        let labels: Vec<&str> = text.split('.').collect();
+        let last = labels.last()?;
+        let well_formed = labels.len() >= 2
+            && labels.iter().all(|label| Self::is_label(label))
+            && !last.bytes().all(|b| b.is_ascii_digit());
+        well_formed.then(|| Self(text.to_ascii_lowercase()))
+    }
+
+    fn is_label(label: &str) -> bool {
+        (1..=Self::MAX_LABEL).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Blocks of IPv4 that the IANA special-purpose address registry (RFC 6890 and its updates) does
+/// not call globally reachable, and those beyond unicast: multicast (RFC 5771) and 240.0.0.0/4.
+const NOT_GLOBAL_V4: [(Ipv4Addr, u32); 14] = [
+    (Ipv4Addr::new(0, 0, 0, 0), 8),
+    (Ipv4Addr::new(10, 0, 0, 0), 8),
+    (Ipv4Addr::new(100, 64, 0, 0), 10),
+    (Ipv4Addr::new(127, 0, 0, 0), 8),
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+    (Ipv4Addr::new(172, 16, 0, 0), 12),
+    (Ipv4Addr::new(192, 0, 0, 0), 24),
+    (Ipv4Addr::new(192, 0, 2, 0), 24),
+    (Ipv4Addr::new(192, 88, 99, 2), 32),
+    (Ipv4Addr::new(192, 168, 0, 0), 16),
+    (Ipv4Addr::new(198, 18, 0, 0), 15),
+    (Ipv4Addr::new(198, 51, 100, 0), 24),
+    (Ipv4Addr::new(203, 0, 113, 0), 24),
+    (Ipv4Addr::new(224, 0, 0, 0), 3),
+];
+
+/// Inside 192.0.0.0/24 the registry calls these two globally reachable (RFC 7723, RFC 8155).
+const GLOBAL_V4_EXCEPTIONS: [Ipv4Addr; 2] =
+    [Ipv4Addr::new(192, 0, 0, 9), Ipv4Addr::new(192, 0, 0, 10)];
+
+/// What of IPv6 the special-purpose registry calls globally reachable though it lies outside
+/// 2000::/3 or inside a block that is not: translation (RFC 6052), the anycast addresses of
+/// RFC 7723, RFC 8155 and RFC 9665, AMT (RFC 7450), AS112 (RFC 7535), ORCHIDv2 (RFC 7343) and
+/// drone remote ids (RFC 9374).
+const GLOBAL_V6: [(Ipv6Addr, u32); 8] = [
+    (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96),
+    (Ipv6Addr::new(0x2001, 1, 0, 0, 0, 0, 0, 1), 128),
+    (Ipv6Addr::new(0x2001, 1, 0, 0, 0, 0, 0, 2), 128),
+    (Ipv6Addr::new(0x2001, 1, 0, 0, 0, 0, 0, 3), 128),
+    (Ipv6Addr::new(0x2001, 3, 0, 0, 0, 0, 0, 0), 32),
+    (Ipv6Addr::new(0x2001, 4, 0x112, 0, 0, 0, 0, 0), 48),
+    (Ipv6Addr::new(0x2001, 0x20, 0, 0, 0, 0, 0, 0), 28),
+    (Ipv6Addr::new(0x2001, 0x30, 0, 0, 0, 0, 0, 0), 28),
+];
+
+/// Blocks inside 2000::/3 that the registry does not call globally reachable: protocol
+/// assignments (RFC 2928), documentation (RFC 3849, RFC 9637) and 6to4 (RFC 3056, "N/A").
+const NOT_GLOBAL_V6: [(Ipv6Addr, u32); 4] = [
+    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
+    (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
+    (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16),
+    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
+];
+
+/// Global unicast as allocated so far, RFC 4291 section 2.4 and the IANA address space registry.
+const GLOBAL_UNICAST_V6: (Ipv6Addr, u32) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
+
+fn holds_v4((network, length): &(Ipv4Addr, u32), address: Ipv4Addr) -> bool {
+    (network.to_bits() ^ address.to_bits()).checked_shr(32 - length).unwrap_or(0) == 0
+}
+
+fn holds_v6((network, length): &(Ipv6Addr, u32), address: Ipv6Addr) -> bool {
+    (network.to_bits() ^ address.to_bits()).checked_shr(128 - length).unwrap_or(0) == 0
+}
+
+/// Whether the whole Internet can reach `address`, as far as its registries say.
+pub fn is_global(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            GLOBAL_V4_EXCEPTIONS.contains(&v4) || !NOT_GLOBAL_V4.iter().any(|b| holds_v4(b, v4))
+        }
+        IpAddr::V6(v6) => {
+            GLOBAL_V6.iter().any(|b| holds_v6(b, v6))
+                || (holds_v6(&GLOBAL_UNICAST_V6, v6)
+                    && !NOT_GLOBAL_V6.iter().any(|b| holds_v6(b, v6)))
+        }
+    }
+}
+
+/// Reads a server's public address: IPv4 or IPv6, globally reachable unless `allow_private`.
+pub fn parse_public_ip(text: &str, allow_private: bool) -> Option<IpAddr> {
+    let address = text.parse().ok()?;
+    (allow_private || is_global(address)).then_some(address)
+}
+
+/// The network by which a caller is counted: an IPv4 address itself (also where it is written as
+/// an IPv4-mapped IPv6 address), of an IPv6 address the first 64 bits, which one subscriber has at
+/// least (RFC 6177).
+pub fn caller_network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn host_names_are_lower_cased_and_lose_one_trailing_dot() {
+        assert_eq!(HostName::parse("NS1.Example.COM.").unwrap().as_str(), "ns1.example.com");
+        let long = format!(
+            "{}.{}.{}.{}.com",
+            "a".repeat(63),
+            "b".repeat(63),
+            "c".repeat(63),
+            "d".repeat(57)
+        );
+        assert_eq!(long.len(), 253);
+        assert!(HostName::parse(&long).is_some());
+        assert!(HostName::parse(&format!("{long}.")).is_some());
+        assert!(HostName::parse(&format!("e{long}")).is_none());
+    }
+
+    #[test]
+    fn what_is_no_host_name_is_refused() {
+        for wrong in [
+            "",
+            ".",
+            "localhost",
+            "a..b",
+            ".a.b",
+            "a.b..",
+            "-a.b",
+            "a-.b",
+            "a.b-",
+            "a_b.c",
+            "1.2.3.4",
+            "a.1",
+            "ä.com",
+            "a b.com",
+            "a.b\0",
+        ] {
+            assert_eq!(HostName::parse(wrong), None, "{wrong:?}");
+        }
+        assert!(HostName::parse(&format!("{}.com", "a".repeat(64))).is_none());
+    }
+
+    #[test]
+    fn addresses_of_the_special_registries_are_not_public() {
+        for wrong in [
+            "0.0.0.0",
+            "10.1.2.3",
+            "100.64.0.1",
+            "100.127.255.255",
+            "127.0.0.1",
+            "169.254.1.1",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.1",
+            "192.0.2.1",
+            "192.168.1.1",
+            "198.18.0.1",
+            "198.19.255.255",
+            "198.51.100.1",
+            "203.0.113.9",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::ffff:1.2.3.4",
+            "64:ff9b:1::1",
+            "100::1",
+            "2001::1",
+            "2001:2::1",
+            "2001:10::1",
+            "2001:db8::1",
+            "2002::1",
+            "3fff::1",
+            "5f00::1",
+            "fc00::1",
+            "fe80::1",
+            "ff02::1",
+            "1.2.3",
+            "1.2.3.4.5",
+            "01.2.3.4",
+            "1.2.3.4/24",
+            "[2600::1]",
+            "",
+        ] {
+            assert_eq!(parse_public_ip(wrong, false), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn global_addresses_pass_in_canonical_spelling() {
+        for (given, canonical) in [
+            ("1.2.3.4", "1.2.3.4"),
+            ("100.63.255.255", "100.63.255.255"),
+            ("100.128.0.0", "100.128.0.0"),
+            ("172.15.0.1", "172.15.0.1"),
+            ("172.32.0.1", "172.32.0.1"),
+            ("192.0.0.9", "192.0.0.9"),
+            ("192.0.1.1", "192.0.1.1"),
+            ("223.255.255.255", "223.255.255.255"),
+            ("2600:0:0:0::1", "2600::1"),
+            ("64:ff9b::1.2.3.4", "64:ff9b::102:304"),
+            ("2001:1::1", "2001:1::1"),
+            ("2001:20::1", "2001:20::1"),
+            ("2001:4860:4860::8888", "2001:4860:4860::8888"),
+        ] {
+            let address = parse_public_ip(given, false).unwrap_or_else(|| panic!("{given}"));
+            assert_eq!(address.to_string(), canonical);
+        }
+        assert!(parse_public_ip("10.1.2.3", true).is_some());
+        assert!(parse_public_ip("nonsense", true).is_none());
+    }
+
+    #[test]
+    fn a_caller_is_counted_by_its_address_or_its_64() {
+        let network = |text: &str| caller_network(text.parse().unwrap()).to_string();
+        assert_eq!(network("1.2.3.4"), "1.2.3.4");
+        assert_eq!(network("::ffff:1.2.3.4"), "1.2.3.4");
+        assert_eq!(network("2600:1:2:3:4:5:6:7"), "2600:1:2:3::");
+    }
+
+    proptest! {
+        #[test]
+        fn reading_any_text_as_a_host_name_never_panics_and_is_stable(text: String) {
+            if let Some(name) = HostName::parse(&text) {
+                prop_assert_eq!(HostName::parse(name.as_str()).unwrap(), name);
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The keyed hashes under which secrets and identities are found again without being stored.
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use std::fmt;
+
+/// A 128-bit keyed hash: the first half of an HMAC-SHA-256.
+///
+/// 128 bits make an accidental collision among 2^40 values a one in 2^49 event, and without the
+/// key nobody can search for a value that has a given hash.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyedHash(pub [u8; 16]);
+
+impl KeyedHash {
+    /// The hash as a number, for keys and indexes.
+    pub const fn as_u128(self) -> u128 {
+        u128::from_be_bytes(self.0)
+    }
+
+    /// The first eight bytes as a number.
+    pub const fn as_u64(self) -> u64 {
+        (self.as_u128() >> 64) as u64
+    }
+
+    /// 32 lower-case hexadecimal digits.
+    pub fn to_hex(self) -> String {
+        format!("{:032x}", self.as_u128())
+    }
+
+    /// Compares without telling by its duration where the two differ.
+    pub fn ct_eq(&self, other: &Self) -> bool {
+        subtle::ConstantTimeEq::ct_eq(&self.0[..], &other.0[..]).into()
+    }
+}
+
+impl fmt::Debug for KeyedHash {
+    /// Enough to tell two hashes apart in a log, too little to be used as one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}…", (self.as_u128() >> 96) as u32)
+    }
+}
+
+/// What is being hashed. The same text under two purposes has unrelated hashes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// An install code.
+    Code,
+    /// A machine id.
+    Machine,
+    /// An SSH fingerprint.
+    Fingerprint,
+    /// A browser session id.
+    Session,
+    /// A caller's network.
+    Network,
+    /// A browser: its network and its `User-Agent`.
+    Browser,
+    /// A token that registered a server.
+    Token,
+    /// The address from which a server's id is derived.
+    Server,
+}
+
+impl Purpose {
+    const fn label(self) -> &'static [u8] {
+        match self {
+            Self::Code => b"code\0",
+            Self::Machine => b"machine\0",
+            Self::Fingerprint => b"fingerprint\0",
+            Self::Session => b"session\0",
+            Self::Network => b"network\0",
+            Self::Browser => b"browser\0",
+            Self::Token => b"token\0",
+            Self::Server => b"server\0",
+        }
+    }
+}
+
+/// The key under which everything is hashed for lookup. Made once, never rotated: with another key
+/// nothing stored could be found again.
+#[derive(Clone)]
+pub struct LookupKey(Hmac<Sha256>);
+
+impl LookupKey {
+    /// Bytes of a fresh key: the output size of SHA-256, as RFC 2104 section 3 recommends.
+    pub const BYTES: usize = 32;
+
+    /// A key from its bytes.
+    pub fn new(bytes: &[u8; Self::BYTES]) -> Self {
+        // RFC 2104 section 2: a shorter key is filled up with zeros to the hash's block.
+        let mut block = [0; 64];
+        block.split_at_mut(Self::BYTES).0.copy_from_slice(bytes);
+        Self(<Hmac<Sha256> as KeyInit>::new(&block.into()))
+    }
+
+    /// The keyed hash of `value` for `purpose`.
+    pub fn hash(&self, purpose: Purpose, value: &[u8]) -> KeyedHash {
+        let mut mac = self.0.clone();
+        mac.update(purpose.label());
+        mac.update(value);
+        let full: [u8; 32] = mac.finalize().into_bytes().into();
+        let mut half = [0; 16];
+        half.copy_from_slice(full.split_at(16).0);
+        KeyedHash(half)
+    }
+}
+
+impl fmt::Debug for LookupKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LookupKey(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_text_has_unrelated_hashes_for_two_purposes_and_two_keys() {
+        let (a, b) = (LookupKey::new(&[1; 32]), LookupKey::new(&[2; 32]));
+        let hash = a.hash(Purpose::Code, b"x");
+        assert_eq!(hash, a.hash(Purpose::Code, b"x"));
+        assert_ne!(hash, a.hash(Purpose::Machine, b"x"));
+        assert_ne!(hash, b.hash(Purpose::Code, b"x"));
+    }
+
+    #[test]
+    fn debug_output_reveals_neither_key_nor_whole_hash() {
+        let key = LookupKey::new(&[7; 32]);
+        let hash = key.hash(Purpose::Code, b"x");
+        assert_eq!(format!("{key:?}"), "LookupKey(..)");
+        assert!(!format!("{hash:?}").contains(&hash.to_hex()));
+    }
+}
