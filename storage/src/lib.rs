@@ -1,1 +1,169 @@
+//! Guarded commits, reads and scans: everything the rooms above know of a database.
+//!
+//! A [`Store`] keeps records and judges guards; it knows no rule about codes, activations or
+//! servers. [`RedbStore`] keeps them in one file; whatever engine follows offers the same trait,
+//! and nothing above this crate learns which one it is.
+//!
+//! **Durability**: when [`Store::commit`] returns, every change it reports as written is on disk
+//! and survives the loss of the process and of power, as far as the disk keeps what it says it
+//! has synced.
 
+mod disk;
+mod record;
+mod redb_store;
+
+pub use disk::{Disk, FileDisk};
+pub use redb_store::{FORMAT_VERSION, OpenDisk, RedbStore};
+
+use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
+use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
+use iptunnel_domain::limit::Policy;
+use iptunnel_domain::server::{Server, ServerNumber};
+use iptunnel_domain::{Timestamp, Version};
+
+/// One record to write or to remove.
+///
+/// A record carries its own guard: version 1 is written only where nothing is stored, version
+/// *n* only over version *n* − 1.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    /// A code, new or changed. New codes arrive in the order of their numbers.
+    Code(Code),
+    /// An activation, new or changed. New activations arrive in the order of their numbers.
+    Activation(Activation),
+    /// A server, new or changed.
+    Server(Server),
+    /// Forgets a code that still has this version.
+    ForgetCode(CodeNumber, Version),
+    /// Forgets an activation that still has this version.
+    ForgetActivation(ActivationNumber, Version),
+    /// When servers were last seen. Not guarded: later wins.
+    CheckIns(Vec<CheckIn>),
+    /// The state of counters. Not guarded: they have one writer.
+    Counters(Vec<CounterRow>),
+}
+
+/// When a server was last seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CheckIn {
+    /// The server.
+    pub server: ServerNumber,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// What one limit has counted for one subject in one window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counter {
+    /// The subject's key.
+    pub key: u64,
+    /// The policy.
+    pub policy: Policy,
+    /// How many were charged.
+    pub used: u32,
+    /// When the window is over.
+    pub window_end: Timestamp,
+}
+
+/// A numbered place for a counter; `None` where it is free again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CounterRow {
+    /// The place's number; low numbers are used first.
+    pub slot: u32,
+    /// What stands there.
+    pub counter: Option<Counter>,
+}
+
+/// Writes that belong together: all of them happen, or none.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Change(pub Vec<Write>);
+
+/// What became of one change of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is on disk.
+    Written,
+    /// A guard did not hold: the store has a newer record, and nothing of the change was written.
+    Conflict,
+}
+
+/// Why a commit did not end with verdicts.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// Certainly nothing was written.
+    #[error("the store refused a commit: {0}")]
+    Refused(String),
+    /// The changes may or may not be on disk, and only a new start can tell.
+    #[error("the fate of a commit is unknown: {0}")]
+    Unknown(String),
+}
+
+/// Why a record could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("the store cannot be read: {0}")]
+pub struct ReadError(pub String);
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The disk or the engine said no.
+    #[error("the store cannot be opened: {0}")]
+    Engine(String),
+    /// A later program wrote this store.
+    #[error(
+        "the store has data format {found}, and this program knows formats up to {known}: \
+         start the newer program that wrote it"
+    )]
+    NewerFormat {
+        /// The format in the store.
+        found: u32,
+        /// The newest format this program knows.
+        known: u32,
+    },
+}
+
+/// The last numbers given out, as far as the store knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Frontier {
+    /// The last code.
+    pub code: CodeNumber,
+    /// The last activation.
+    pub activation: ActivationNumber,
+    /// The last server; `None` while there is none.
+    pub server: Option<ServerNumber>,
+}
+
+/// What the rooms above need of a database. One thread commits; any thread reads.
+pub trait Store: Send + Sync + 'static {
+    /// Writes `changes` in their order, each whole where its guards hold, and returns when they
+    /// are on disk: one verdict for each.
+    ///
+    /// # Errors
+    /// [`CommitError::Refused`] where certainly nothing was written; the store works again as soon
+    /// as a later commit succeeds. [`CommitError::Unknown`] where only a new start can tell.
+    fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError>;
+
+    /// The last numbers given out.
+    fn frontier(&self) -> Result<Frontier, ReadError>;
+    /// The code with this hash.
+    fn code(&self, hash: CodeHash) -> Result<Option<Code>, ReadError>;
+    /// The activation with this id.
+    fn activation(&self, id: ActivationId) -> Result<Option<Activation>, ReadError>;
+    /// The server with this number.
+    fn server(&self, number: ServerNumber) -> Result<Option<Server>, ReadError>;
+    /// At most `limit` servers registered before `before`, the newest first.
+    fn servers_before(
+        &self,
+        before: Option<ServerNumber>,
+        limit: usize,
+    ) -> Result<Vec<Server>, ReadError>;
+    /// Hands every server to `each`, the oldest first.
+    fn each_server(&self, each: &mut dyn FnMut(Server)) -> Result<(), ReadError>;
+    /// Hands every counter to `each`, in the order of their slots.
+    fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Result<(), ReadError>;
+    /// The codes issued first, at most `limit`, and never the newest of all: it says which numbers
+    /// have been given out.
+    fn oldest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError>;
+    /// The activations opened first, ditto.
+    fn oldest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError>;
+}

@@ -1,0 +1,103 @@
+//! The disk beneath the embedded engine, as five operations, so that a test can give it a worse one.
+
+use std::fmt::Debug;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A file's worth of disk.
+pub trait Disk: Debug + Send + Sync + 'static {
+    /// Bytes it holds.
+    fn len(&self) -> io::Result<u64>;
+    /// Fills `out` from `offset` on.
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
+    /// Makes it hold `len` bytes; new ones are zero.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Writes all of `data` at `offset`.
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Returns when everything written before is safe from a loss of power.
+    fn sync(&self) -> io::Result<()>;
+    /// Whether it holds nothing.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+}
+
+/// A real file, held by one process at a time.
+#[derive(Debug)]
+pub struct FileDisk(File);
+
+impl FileDisk {
+    /// Opens or creates the file at `path`, readable for its owner alone, and locks it.
+    ///
+    /// # Errors
+    /// Those of the file system, and [`io::ErrorKind::WouldBlock`] where another process holds it.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(TryLockError::WouldBlock) => {
+                Err(io::Error::new(io::ErrorKind::WouldBlock, "another process has the store open"))
+            }
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+impl Disk for FileDisk {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(out, offset)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(data, offset)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}
+
+/// A disk handed to redb that remembers whether a sync failed: after that nobody can say what is
+/// on it, while a failed write leaves the last synced state in place.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    disk: Box<dyn Disk>,
+    sync_failed: std::sync::Arc<AtomicBool>,
+}
+
+impl Watched {
+    pub(crate) fn new(disk: Box<dyn Disk>, sync_failed: std::sync::Arc<AtomicBool>) -> Self {
+        Self { disk, sync_failed }
+    }
+}
+
+impl redb::StorageBackend for Watched {
+    fn len(&self) -> io::Result<u64> {
+        self.disk.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.disk.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.disk.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.disk.sync().inspect_err(|_| self.sync_failed.store(true, Ordering::SeqCst))
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.disk.write(offset, data)
+    }
+}

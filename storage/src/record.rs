@@ -1,0 +1,260 @@
+//! Records as bytes: a format number, the record's version, and the fields by postcard.
+//!
+//! The structs here *are* the format: a field is never added to, removed from or moved in one that
+//! has shipped. A new need makes a `V2` beside it and a new format number; the old one is read for
+//! ever.
+
+use crate::ReadError;
+use iptunnel_domain::activation::{
+    Activation, ActivationId, ActivationNumber, ActivationRef, ActivationState, Binding, Holder,
+    Request,
+};
+use iptunnel_domain::address::HostName;
+use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
+use iptunnel_domain::lookup::KeyedHash;
+use iptunnel_domain::server::{Server, ServerId, ServerNumber};
+use iptunnel_domain::{Timestamp, Version};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// The format that is written.
+const FORMAT: u8 = 1;
+/// One byte of format, four of the record's version.
+const PREFIX: usize = 5;
+
+#[derive(Serialize, Deserialize)]
+struct CodeV1 {
+    hash: [u8; 16],
+    product: [u8; 2],
+    session: [u8; 16],
+    issued_at: u64,
+    expires_at: u64,
+    activations: u32,
+    consumed_by: Option<RefV1>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RefV1 {
+    number: u64,
+    id: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ActivationV1<Text> {
+    id: u64,
+    code: [u8; 16],
+    machine: [u8; 16],
+    fingerprint: [u8; 16],
+    hostname: Text,
+    public_ip: IpAddr,
+    requested_ref: Text,
+    installer_version: Text,
+    signing_key: Text,
+    opened_at: u64,
+    expires_at: u64,
+    state: StateV1,
+}
+
+#[derive(Serialize, Deserialize)]
+enum StateV1 {
+    Open,
+    Confirmed(u64),
+    Released(u64),
+}
+
+#[derive(Serialize, Deserialize)]
+struct ServerV1<Text> {
+    id: u64,
+    ip: IpAddr,
+    hostname: Text,
+    registered_at: u64,
+    last_checkin: u64,
+    token: [u8; 16],
+    revoked: bool,
+    note: Text,
+}
+
+fn encode(version: Version, record: &impl Serialize) -> Result<Vec<u8>, ReadError> {
+    let mut bytes = Vec::with_capacity(192);
+    bytes.push(FORMAT);
+    bytes.extend_from_slice(&version.to_le_bytes());
+    postcard::to_extend(record, bytes).map_err(|e| ReadError(format!("a record to write: {e}")))
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<(Version, T), ReadError> {
+    let (version, fields) = split(bytes)?;
+    let record = postcard::from_bytes(fields).map_err(|e| ReadError(format!("a record: {e}")))?;
+    Ok((version, record))
+}
+
+fn split(bytes: &[u8]) -> Result<(Version, &[u8]), ReadError> {
+    match bytes.split_at_checked(PREFIX) {
+        Some(([FORMAT, a, b, c, d], fields)) => Ok((u32::from_le_bytes([*a, *b, *c, *d]), fields)),
+        Some(([format, ..], _)) => Err(ReadError(format!("a record has unknown format {format}"))),
+        _ => Err(ReadError("a record is cut short".into())),
+    }
+}
+
+/// The version of an encoded record, without reading the rest.
+pub(crate) fn version(bytes: &[u8]) -> Result<Version, ReadError> {
+    Ok(split(bytes)?.0)
+}
+
+pub(crate) fn encode_code(code: &Code) -> Result<Vec<u8>, ReadError> {
+    let consumed_by = match code.state {
+        CodeState::Issued => None,
+        CodeState::Consumed(by) => Some(RefV1 { number: by.number.0, id: by.id.0 }),
+    };
+    let record = CodeV1 {
+        hash: code.hash.0.0,
+        product: code.product.bytes(),
+        session: code.session.0,
+        issued_at: code.issued_at.0,
+        expires_at: code.expires_at.0,
+        activations: code.activations,
+        consumed_by,
+    };
+    encode(code.version, &record)
+}
+
+pub(crate) fn decode_code(number: u64, bytes: &[u8]) -> Result<Code, ReadError> {
+    let (version, record): (_, CodeV1) = decode(bytes)?;
+    let product = std::str::from_utf8(&record.product).ok().and_then(ProductLetters::parse);
+    let state = match record.consumed_by {
+        None => CodeState::Issued,
+        Some(by) => CodeState::Consumed(ActivationRef {
+            number: ActivationNumber(by.number),
+            id: ActivationId(by.id),
+        }),
+    };
+    Ok(Code {
+        number: CodeNumber(number),
+        hash: CodeHash(KeyedHash(record.hash)),
+        product: product.ok_or_else(|| ReadError("a code has no product".into()))?,
+        session: KeyedHash(record.session),
+        issued_at: Timestamp(record.issued_at),
+        expires_at: Timestamp(record.expires_at),
+        activations: record.activations,
+        state,
+        version,
+    })
+}
+
+pub(crate) fn encode_activation(activation: &Activation) -> Result<Vec<u8>, ReadError> {
+    let Request { holder, binding, requested_ref, installer_version, signing_key } =
+        &activation.request;
+    let record = ActivationV1 {
+        id: activation.at.id.0,
+        code: activation.code.0.0,
+        machine: holder.machine.0,
+        fingerprint: holder.fingerprint.0,
+        hostname: binding.hostname.as_str(),
+        public_ip: binding.public_ip,
+        requested_ref: requested_ref.as_str(),
+        installer_version: installer_version.as_str(),
+        signing_key: signing_key.as_str(),
+        opened_at: activation.opened_at.0,
+        expires_at: activation.expires_at.0,
+        state: match activation.state {
+            ActivationState::Open => StateV1::Open,
+            ActivationState::Confirmed(at) => StateV1::Confirmed(at.0),
+            ActivationState::Released(at) => StateV1::Released(at.0),
+        },
+    };
+    encode(activation.version, &record)
+}
+
+pub(crate) fn decode_activation(number: u64, bytes: &[u8]) -> Result<Activation, ReadError> {
+    let (version, record): (_, ActivationV1<String>) = decode(bytes)?;
+    let hostname = HostName::parse(&record.hostname)
+        .ok_or_else(|| ReadError("an activation has no host name".into()))?;
+    Ok(Activation {
+        at: ActivationRef { number: ActivationNumber(number), id: ActivationId(record.id) },
+        code: CodeHash(KeyedHash(record.code)),
+        request: Request {
+            holder: Holder {
+                machine: KeyedHash(record.machine),
+                fingerprint: KeyedHash(record.fingerprint),
+            },
+            binding: Binding { hostname, public_ip: record.public_ip },
+            requested_ref: record.requested_ref,
+            installer_version: record.installer_version,
+            signing_key: record.signing_key,
+        },
+        opened_at: Timestamp(record.opened_at),
+        expires_at: Timestamp(record.expires_at),
+        state: match record.state {
+            StateV1::Open => ActivationState::Open,
+            StateV1::Confirmed(at) => ActivationState::Confirmed(Timestamp(at)),
+            StateV1::Released(at) => ActivationState::Released(Timestamp(at)),
+        },
+        version,
+    })
+}
+
+pub(crate) fn encode_server(server: &Server) -> Result<Vec<u8>, ReadError> {
+    let record = ServerV1 {
+        id: server.id.0,
+        ip: server.ip,
+        hostname: server.hostname.as_str(),
+        registered_at: server.registered_at.0,
+        last_checkin: server.last_checkin.0,
+        token: server.token.0,
+        revoked: server.revoked,
+        note: server.note.as_str(),
+    };
+    encode(server.version, &record)
+}
+
+pub(crate) fn decode_server(number: u32, bytes: &[u8]) -> Result<Server, ReadError> {
+    let (version, record): (_, ServerV1<String>) = decode(bytes)?;
+    Ok(Server {
+        number: ServerNumber(number),
+        id: ServerId(record.id),
+        ip: record.ip,
+        hostname: record.hostname,
+        registered_at: Timestamp(record.registered_at),
+        last_checkin: Timestamp(record.last_checkin),
+        token: KeyedHash(record.token),
+        revoked: record.revoked,
+        note: record.note,
+        version,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redb_store::samples;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_record_reads_back_as_it_was_written(seed: u64, version in 1u32.., state in 0u8..3) {
+            let code = samples::code(seed, version, state);
+            prop_assert_eq!(&decode_code(seed, &encode_code(&code).unwrap()).unwrap(), &code);
+            let activation = samples::activation(seed, version, state);
+            let bytes = encode_activation(&activation).unwrap();
+            prop_assert_eq!(&decode_activation(seed, &bytes).unwrap(), &activation);
+            let server = samples::server(seed as u32, version);
+            let bytes = encode_server(&server).unwrap();
+            prop_assert_eq!(super::version(&bytes).unwrap(), version);
+            prop_assert_eq!(&decode_server(seed as u32, &bytes).unwrap(), &server);
+        }
+
+        #[test]
+        fn reading_any_bytes_never_panics(bytes: Vec<u8>) {
+            let _ = decode_code(1, &bytes);
+            let _ = decode_activation(1, &bytes);
+            let _ = decode_server(1, &bytes);
+        }
+    }
+
+    #[test]
+    fn a_record_of_a_later_format_is_named_as_such() {
+        let mut bytes = encode_server(&samples::server(1, 1)).unwrap();
+        bytes[0] = 2;
+        assert!(decode_server(1, &bytes).unwrap_err().to_string().contains("unknown format 2"));
+    }
+}

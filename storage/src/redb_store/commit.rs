@@ -1,0 +1,203 @@
+//! One commit: guards judged and rows written in one redb transaction.
+
+use super::index::{Index, Indexed};
+use super::{
+    ACTIVATIONS, CHECK_INS, CODES, COMMITS_KEY, COUNTERS, META, SERVERS, pages, unreadable,
+};
+use crate::{Change, ReadError, Verdict, Write, record};
+use redb::{Database, Key, ReadableTable, Table, WriteTransaction};
+
+/// What a commit wrote, and what the indexes have to learn once it is on disk.
+pub(super) struct Written {
+    verdicts: Vec<Verdict>,
+    indexed: [Indexed; 2],
+}
+
+impl Written {
+    /// Makes the new rows findable and hands out the verdicts.
+    pub(super) fn publish(self, indexes: [&Index; 2]) -> Vec<Verdict> {
+        for (index, indexed) in indexes.into_iter().zip(self.indexed) {
+            index.publish(indexed);
+        }
+        self.verdicts
+    }
+}
+
+/// Commits `changes`. Returns which commit this was and, after an error, what was about to be
+/// written where the error came from the commit itself.
+pub(super) fn commit(
+    database: &Database,
+    changes: &[Change],
+    indexes: [&Index; 2],
+) -> (u64, Result<Written, (String, Option<Written>)>) {
+    let write = match database.begin_write() {
+        Ok(write) => write,
+        Err(error) => return (u64::MAX, Err((error.to_string(), None))),
+    };
+    match apply(&write, changes, indexes) {
+        Err(error) => (u64::MAX, Err((error.to_string(), None))),
+        Ok((attempted, written)) => match write.commit() {
+            Ok(()) => (attempted, Ok(written)),
+            Err(error) => (attempted, Err((error.to_string(), Some(written)))),
+        },
+    }
+}
+
+fn apply(
+    write: &WriteTransaction,
+    changes: &[Change],
+    indexes: [&Index; 2],
+) -> Result<(u64, Written), ReadError> {
+    let attempted = count_commit(write)?;
+    let mut tables = Tables::open(write)?;
+    let mut verdicts = Vec::with_capacity(changes.len());
+    for change in changes {
+        verdicts.push(tables.apply(change)?);
+    }
+    let mut indexed = tables.close();
+    for (index, indexed) in indexes.into_iter().zip(&mut indexed) {
+        index.write_run(write, indexed)?;
+        index.forget_runs(write, indexed)?;
+    }
+    Ok((attempted, Written { verdicts, indexed }))
+}
+
+fn count_commit(write: &WriteTransaction) -> Result<u64, ReadError> {
+    let mut meta = write.open_table(META).map_err(unreadable)?;
+    let before = meta.get(COMMITS_KEY).map_err(unreadable)?.map_or(0, |commits| commits.value());
+    let attempted = before.saturating_add(1);
+    meta.insert(COMMITS_KEY, attempted).map_err(unreadable)?;
+    Ok(attempted)
+}
+
+/// The tables of one write transaction.
+struct Tables<'txn> {
+    codes: Table<'txn, u64, &'static [u8]>,
+    activations: Table<'txn, u64, &'static [u8]>,
+    servers: Table<'txn, u32, &'static [u8]>,
+    check_ins: Table<'txn, u32, &'static [u8]>,
+    counters: Table<'txn, u32, &'static [u8]>,
+    /// What the indexes of codes and of activations have to learn.
+    indexed: [Indexed; 2],
+}
+
+impl<'txn> Tables<'txn> {
+    fn open(write: &'txn WriteTransaction) -> Result<Self, ReadError> {
+        Ok(Self {
+            codes: write.open_table(CODES).map_err(unreadable)?,
+            activations: write.open_table(ACTIVATIONS).map_err(unreadable)?,
+            servers: write.open_table(SERVERS).map_err(unreadable)?,
+            check_ins: write.open_table(CHECK_INS).map_err(unreadable)?,
+            counters: write.open_table(COUNTERS).map_err(unreadable)?,
+            indexed: Default::default(),
+        })
+    }
+
+    /// Lets go of the tables, which can be open once at a time.
+    fn close(self) -> [Indexed; 2] {
+        self.indexed
+    }
+
+    fn apply(&mut self, Change(writes): &Change) -> Result<Verdict, ReadError> {
+        for write in writes {
+            if !self.guard_holds(write)? {
+                return Ok(Verdict::Conflict);
+            }
+        }
+        for write in writes {
+            self.write(write)?;
+        }
+        Ok(Verdict::Written)
+    }
+
+    fn guard_holds(&self, write: &Write) -> Result<bool, ReadError> {
+        match write {
+            Write::Code(code) => follows(&self.codes, code.number.0, code.version),
+            Write::Activation(activation) => {
+                follows(&self.activations, activation.at.number.0, activation.version)
+            }
+            Write::Server(server) => follows(&self.servers, server.number.0, server.version),
+            Write::ForgetCode(number, version) => is_at(&self.codes, number.0, *version),
+            Write::ForgetActivation(number, version) => {
+                is_at(&self.activations, number.0, *version)
+            }
+            Write::CheckIns(_) | Write::Counters(_) => Ok(true),
+        }
+    }
+
+    fn write(&mut self, write: &Write) -> Result<(), ReadError> {
+        let [codes, activations] = &mut self.indexed;
+        match write {
+            Write::Code(code) => {
+                put(&mut self.codes, code.number.0, &record::encode_code(code)?)?;
+                if code.version == 1 {
+                    codes.added.push((code.hash.0.as_u128(), code.number.0));
+                }
+                Ok(())
+            }
+            Write::Activation(activation) => {
+                let number = activation.at.number.0;
+                put(&mut self.activations, number, &record::encode_activation(activation)?)?;
+                if activation.version == 1 {
+                    activations.added.push((u128::from(activation.at.id.0), number));
+                }
+                Ok(())
+            }
+            Write::Server(server) => {
+                put(&mut self.servers, server.number.0, &record::encode_server(server)?)
+            }
+            Write::ForgetCode(number, _) => {
+                codes.forgot = true;
+                remove(&mut self.codes, number.0)
+            }
+            Write::ForgetActivation(number, _) => {
+                activations.forgot = true;
+                remove(&mut self.activations, number.0)
+            }
+            Write::CheckIns(check_ins) => pages::write_check_ins(&mut self.check_ins, check_ins),
+            Write::Counters(rows) => pages::write_counters(&mut self.counters, rows),
+        }
+    }
+}
+
+fn stored_version<'k, K: Key + 'static>(
+    table: &Table<'_, K, &'static [u8]>,
+    key: K::SelfType<'k>,
+) -> Result<Option<u32>, ReadError> {
+    let row = table.get(key).map_err(unreadable)?;
+    row.map(|row| record::version(row.value())).transpose()
+}
+
+/// Whether `version` is the one that follows what is stored.
+fn follows<'k, K: Key + 'static>(
+    table: &Table<'_, K, &'static [u8]>,
+    key: K::SelfType<'k>,
+    version: u32,
+) -> Result<bool, ReadError> {
+    Ok(stored_version(table, key)?.unwrap_or(0).checked_add(1) == Some(version))
+}
+
+fn is_at<'k, K: Key + 'static>(
+    table: &Table<'_, K, &'static [u8]>,
+    key: K::SelfType<'k>,
+    version: u32,
+) -> Result<bool, ReadError> {
+    Ok(stored_version(table, key)? == Some(version))
+}
+
+fn put<'k, K: Key + 'static>(
+    table: &mut Table<'_, K, &'static [u8]>,
+    key: K::SelfType<'k>,
+    value: &[u8],
+) -> Result<(), ReadError> {
+    table.insert(key, value).map_err(unreadable)?;
+    Ok(())
+}
+
+fn remove<'k, K: Key + 'static>(
+    table: &mut Table<'_, K, &'static [u8]>,
+    key: K::SelfType<'k>,
+) -> Result<(), ReadError> {
+    table.remove(key).map_err(unreadable)?;
+    Ok(())
+}

@@ -1,0 +1,349 @@
+//! The embedded engine: one redb file.
+//!
+//! Rows stand under **rising numbers**, so that what is written together lies together: a row under
+//! a hash would touch a page of its own and cost ten times as much. What is looked up by hash or id
+//! is found through an [`index`]. Check-ins and counters stand many to a value ([`pages`]).
+
+mod commit;
+mod index;
+mod pages;
+#[cfg(test)]
+pub(crate) mod samples;
+#[cfg(test)]
+mod tests;
+
+use crate::disk::Watched;
+use crate::{
+    Change, CommitError, Counter, Disk, Frontier, OpenError, ReadError, Store, Verdict, record,
+};
+use index::Index;
+use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
+use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
+use iptunnel_domain::server::{Server, ServerNumber};
+use redb::{
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError,
+};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// The data format this program writes, and the newest it reads.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Opens the disk; called again after a failure, when the disk opened before has been dropped.
+pub type OpenDisk = Box<dyn Fn() -> io::Result<Box<dyn Disk>> + Send + Sync>;
+
+/// Enough for the branches of every tree and the leaves at work; redb's own default of 1 GiB would
+/// let memory grow without need.
+const CACHE_BYTES: usize = 64 << 20;
+
+const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
+const CODES: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("codes");
+const ACTIVATIONS: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("activations");
+const SERVERS: TableDefinition<'static, u32, &[u8]> = TableDefinition::new("servers");
+const CHECK_INS: TableDefinition<'static, u32, &[u8]> = TableDefinition::new("check_ins");
+const COUNTERS: TableDefinition<'static, u32, &[u8]> = TableDefinition::new("counters");
+/// The data format of the whole file.
+const FORMAT_KEY: &str = "format";
+/// How many commits there have been: tells after a failure whether the last one is on disk.
+const COMMITS_KEY: &str = "commits";
+
+/// A [`Store`] in one file.
+pub struct RedbStore {
+    open_disk: OpenDisk,
+    sync_failed: Arc<AtomicBool>,
+    /// `None` between a failure and the moment the file could be opened again.
+    database: RwLock<Option<Database>>,
+    codes: Index,
+    activations: Index,
+}
+
+/// Turns any of redb's errors into ours at the boundary of a read.
+fn unreadable(error: impl Into<redb::Error>) -> ReadError {
+    ReadError(error.into().to_string())
+}
+
+impl RedbStore {
+    /// Opens the store, or makes one where the disk is empty.
+    ///
+    /// # Errors
+    /// [`OpenError::NewerFormat`] where a later program wrote it, [`OpenError::Engine`] where it
+    /// cannot be opened or is not such a store.
+    pub fn open(open_disk: OpenDisk) -> Result<Self, OpenError> {
+        let store = Self {
+            open_disk,
+            sync_failed: Arc::new(AtomicBool::new(false)),
+            database: RwLock::new(None),
+            codes: Index::new("code_runs", CODES),
+            activations: Index::new("activation_runs", ACTIVATIONS),
+        };
+        let database = store.open_database().map_err(OpenError::Engine)?;
+        prepare(&database)?;
+        store.load_indexes(&database).map_err(|e| OpenError::Engine(e.to_string()))?;
+        *store.write_lock() = Some(database);
+        Ok(store)
+    }
+
+    fn open_database(&self) -> Result<Database, String> {
+        let disk = (self.open_disk)().map_err(|e| e.to_string())?;
+        Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .create_with_backend(Watched::new(disk, Arc::clone(&self.sync_failed)))
+            .map_err(|e| e.to_string())
+    }
+
+    fn load_indexes(&self, database: &Database) -> Result<(), ReadError> {
+        let read = database.begin_read().map_err(unreadable)?;
+        self.codes.load(&read, |number, bytes| {
+            Ok(record::decode_code(number, bytes)?.hash.0.as_u128())
+        })?;
+        self.activations.load(&read, |number, bytes| {
+            Ok(u128::from(record::decode_activation(number, bytes)?.at.id.0))
+        })
+    }
+
+    fn read_lock(&self) -> RwLockReadGuard<'_, Option<Database>> {
+        self.database.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_lock(&self) -> RwLockWriteGuard<'_, Option<Database>> {
+        self.database.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin_read(&self) -> Result<ReadTransaction, ReadError> {
+        let guard = self.read_lock();
+        let database = guard.as_ref().ok_or_else(|| ReadError("it is closed".into()))?;
+        database.begin_read().map_err(unreadable)
+    }
+
+    /// What is certain after a failed commit that would have been the `attempted`th.
+    ///
+    /// redb refuses every write after an I/O error until the file is opened again; what stands in
+    /// it then is the truth, unless a *sync* failed: then the page cache may show what the disk
+    /// does not hold.
+    fn judge(&self, attempted: u64, reason: String) -> Fate {
+        let mut guard = self.write_lock();
+        // Closed before it is opened again: the disk has one holder at a time.
+        *guard = None;
+        if self.sync_failed.load(Ordering::SeqCst) {
+            return Fate::Failed(CommitError::Unknown(reason));
+        }
+        let reopened = self.open_database().and_then(|database| {
+            let commits = commit_count(&database).map_err(|e| e.to_string())?;
+            Ok((database, commits))
+        });
+        match reopened {
+            Ok((database, commits)) => {
+                *guard = Some(database);
+                if commits == attempted {
+                    Fate::Committed
+                } else {
+                    Fate::Failed(CommitError::Refused(reason))
+                }
+            }
+            Err(error) => Fate::Failed(CommitError::Unknown(format!(
+                "{reason}; and the store cannot be opened again: {error}"
+            ))),
+        }
+    }
+}
+
+enum Fate {
+    Committed,
+    Failed(CommitError),
+}
+
+/// Makes the tables of a new file and checks the format of an old one.
+fn prepare(database: &Database) -> Result<(), OpenError> {
+    let engine = |e: redb::Error| OpenError::Engine(e.to_string());
+    let found = format_of(database).map_err(|e| OpenError::Engine(e.to_string()))?;
+    match found {
+        Some(found) if found > u64::from(FORMAT_VERSION) => Err(OpenError::NewerFormat {
+            found: u32::try_from(found).unwrap_or(u32::MAX),
+            known: FORMAT_VERSION,
+        }),
+        Some(_) => Ok(()),
+        None => create(database).map_err(engine),
+    }
+}
+
+fn format_of(database: &Database) -> Result<Option<u64>, ReadError> {
+    let read = database.begin_read().map_err(unreadable)?;
+    match read.open_table(META) {
+        Ok(meta) => Ok(meta.get(FORMAT_KEY).map_err(unreadable)?.map(|format| format.value())),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(unreadable(error)),
+    }
+}
+
+fn create(database: &Database) -> Result<(), redb::Error> {
+    let write = database.begin_write()?;
+    write.open_table(META)?.insert(FORMAT_KEY, u64::from(FORMAT_VERSION))?;
+    write.open_table(META)?.insert(COMMITS_KEY, 0)?;
+    for table in [CODES, ACTIVATIONS] {
+        write.open_table(table)?;
+    }
+    for table in [SERVERS, CHECK_INS, COUNTERS] {
+        write.open_table(table)?;
+    }
+    index::create(&write)?;
+    write.commit()?;
+    Ok(())
+}
+
+fn commit_count(database: &Database) -> Result<u64, ReadError> {
+    let read = database.begin_read().map_err(unreadable)?;
+    let meta = read.open_table(META).map_err(unreadable)?;
+    let commits = meta.get(COMMITS_KEY).map_err(unreadable)?;
+    Ok(commits.map_or(0, |commits| commits.value()))
+}
+
+impl Store for RedbStore {
+    fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
+        let (attempted, outcome) = {
+            let guard = self.read_lock();
+            let Some(database) = guard.as_ref() else {
+                drop(guard);
+                return self.reopen_then_refuse();
+            };
+            commit::commit(database, changes, [&self.codes, &self.activations])
+        };
+        match outcome {
+            Ok(written) => Ok(written.publish([&self.codes, &self.activations])),
+            Err((reason, written)) => match (self.judge(attempted, reason), written) {
+                (Fate::Committed, Some(written)) => {
+                    Ok(written.publish([&self.codes, &self.activations]))
+                }
+                (Fate::Committed, None) => {
+                    Err(CommitError::Unknown("a commit came true that was not asked for".into()))
+                }
+                (Fate::Failed(error), _) => Err(error),
+            },
+        }
+    }
+
+    fn frontier(&self) -> Result<Frontier, ReadError> {
+        let read = self.begin_read()?;
+        let last = |table| -> Result<u64, ReadError> {
+            let table = read.open_table(table).map_err(unreadable)?;
+            Ok(table.last().map_err(unreadable)?.map_or(0, |(number, _)| number.value()))
+        };
+        let servers = read.open_table(SERVERS).map_err(unreadable)?;
+        let server = servers.last().map_err(unreadable)?;
+        Ok(Frontier {
+            code: CodeNumber(last(CODES)?),
+            activation: ActivationNumber(last(ACTIVATIONS)?),
+            server: server.map(|(number, _)| ServerNumber(number.value())),
+        })
+    }
+
+    fn code(&self, hash: CodeHash) -> Result<Option<Code>, ReadError> {
+        let read = self.begin_read()?;
+        let Some(number) = self.codes.find(&read, hash.0.as_u128())? else { return Ok(None) };
+        let table = read.open_table(CODES).map_err(unreadable)?;
+        let Some(row) = table.get(number).map_err(unreadable)? else { return Ok(None) };
+        let code = record::decode_code(number, row.value())?;
+        Ok((code.hash == hash).then_some(code))
+    }
+
+    fn activation(&self, id: ActivationId) -> Result<Option<Activation>, ReadError> {
+        let read = self.begin_read()?;
+        let Some(number) = self.activations.find(&read, u128::from(id.0))? else {
+            return Ok(None);
+        };
+        let table = read.open_table(ACTIVATIONS).map_err(unreadable)?;
+        let Some(row) = table.get(number).map_err(unreadable)? else { return Ok(None) };
+        let activation = record::decode_activation(number, row.value())?;
+        Ok((activation.at.id == id).then_some(activation))
+    }
+
+    fn server(&self, number: ServerNumber) -> Result<Option<Server>, ReadError> {
+        let next = ServerNumber(number.0.saturating_add(1));
+        let newest = self.servers_before(Some(next), 1)?.into_iter().next();
+        Ok(newest.filter(|server| server.number == number))
+    }
+
+    fn servers_before(
+        &self,
+        before: Option<ServerNumber>,
+        limit: usize,
+    ) -> Result<Vec<Server>, ReadError> {
+        let read = self.begin_read()?;
+        let table = read.open_table(SERVERS).map_err(unreadable)?;
+        let check_ins = read.open_table(CHECK_INS).map_err(unreadable)?;
+        let end = before.map_or(u32::MAX, |before| before.0);
+        let mut page = pages::CheckInReader::new(&check_ins);
+        let mut servers = Vec::with_capacity(limit.min(1024));
+        for row in table.range(..end).map_err(unreadable)?.rev().take(limit) {
+            let (number, row) = row.map_err(unreadable)?;
+            let mut server = record::decode_server(number.value(), row.value())?;
+            server.last_checkin = server.last_checkin.max(page.at(server.number)?);
+            servers.push(server);
+        }
+        Ok(servers)
+    }
+
+    fn each_server(&self, each: &mut dyn FnMut(Server)) -> Result<(), ReadError> {
+        let read = self.begin_read()?;
+        let table = read.open_table(SERVERS).map_err(unreadable)?;
+        let check_ins = read.open_table(CHECK_INS).map_err(unreadable)?;
+        let mut page = pages::CheckInReader::new(&check_ins);
+        for row in table.iter().map_err(unreadable)? {
+            let (number, row) = row.map_err(unreadable)?;
+            let mut server = record::decode_server(number.value(), row.value())?;
+            server.last_checkin = server.last_checkin.max(page.at(server.number)?);
+            each(server);
+        }
+        Ok(())
+    }
+
+    fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Result<(), ReadError> {
+        let read = self.begin_read()?;
+        let table = read.open_table(COUNTERS).map_err(unreadable)?;
+        for row in table.iter().map_err(unreadable)? {
+            let (page, row) = row.map_err(unreadable)?;
+            pages::each_counter(page.value(), row.value(), each)?;
+        }
+        Ok(())
+    }
+
+    fn oldest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError> {
+        self.oldest(CODES, limit, record::decode_code)
+    }
+
+    fn oldest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError> {
+        self.oldest(ACTIVATIONS, limit, record::decode_activation)
+    }
+}
+
+impl RedbStore {
+    fn oldest<T>(
+        &self,
+        table: TableDefinition<'static, u64, &[u8]>,
+        limit: usize,
+        decode: fn(u64, &[u8]) -> Result<T, ReadError>,
+    ) -> Result<Vec<T>, ReadError> {
+        let read = self.begin_read()?;
+        let table = read.open_table(table).map_err(unreadable)?;
+        let newest = table.last().map_err(unreadable)?.map_or(0, |(number, _)| number.value());
+        let rows = table.range(..newest).map_err(unreadable)?.take(limit);
+        rows.map(|row| {
+            let (number, row) = row.map_err(unreadable)?;
+            decode(number.value(), row.value())
+        })
+        .collect()
+    }
+
+    /// A commit on a closed store opens it again, but never succeeds itself: whoever built on what
+    /// was in memory has to look first.
+    fn reopen_then_refuse<T>(&self) -> Result<T, CommitError> {
+        let mut guard = self.write_lock();
+        match self.open_database() {
+            Ok(database) => {
+                *guard = Some(database);
+                Err(CommitError::Refused("the store was closed after a failure".into()))
+            }
+            Err(reason) => Err(CommitError::Refused(reason)),
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! What a store promises, tried on an honest disk and on worse ones.
+
+use super::samples;
+use super::*;
+use crate::{CheckIn, CounterRow, FileDisk, Write};
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::limit::Policy;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+
+fn on_file(path: &Path) -> RedbStore {
+    let path = path.to_owned();
+    RedbStore::open(Box::new(move || Ok(Box::new(FileDisk::open(&path)?)))).unwrap()
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn one(write: Write) -> Change {
+    Change(vec![write])
+}
+
+#[test]
+fn what_was_committed_is_there_after_closing_and_opening() {
+    let folder = folder();
+    let path = folder.path().join("s.redb");
+    let (code, activation) = (samples::code(1, 1, 0), samples::activation(1, 1, 0));
+    let server = samples::server(0, 1);
+    let seen = CheckIn { server: server.number, at: Timestamp(99) };
+    {
+        let store = on_file(&path);
+        let changes = [
+            one(Write::Code(code.clone())),
+            one(Write::Activation(activation.clone())),
+            Change(vec![Write::Server(server.clone()), Write::CheckIns(vec![seen])]),
+        ];
+        assert_eq!(store.commit(&changes).unwrap(), [Verdict::Written; 3]);
+    }
+    let store = on_file(&path);
+    assert_eq!(store.code(code.hash).unwrap().unwrap(), code);
+    assert_eq!(store.activation(activation.at.id).unwrap().unwrap(), activation);
+    let found = store.server(server.number).unwrap().unwrap();
+    assert_eq!(found, Server { last_checkin: Timestamp(99), ..server });
+    let frontier = store.frontier().unwrap();
+    assert_eq!((frontier.code.0, frontier.activation.0), (1, 1));
+    assert_eq!(frontier.server, Some(ServerNumber(0)));
+}
+
+#[test]
+fn a_change_is_written_whole_where_all_its_guards_hold_and_else_not_at_all() {
+    let folder = folder();
+    let store = on_file(&folder.path().join("s.redb"));
+    store.commit(&[one(Write::Code(samples::code(1, 1, 0)))]).unwrap();
+    let verdicts = store
+        .commit(&[
+            // The code holds version 1, so a second version 1 is late, and its activation with it.
+            Change(vec![
+                Write::Activation(samples::activation(1, 1, 0)),
+                Write::Code(samples::code(1, 1, 1)),
+            ]),
+            one(Write::Code(samples::code(1, 2, 1))),
+            // Decided on what the change before it wrote.
+            one(Write::Code(samples::code(1, 3, 2))),
+            one(Write::Code(samples::code(1, 3, 0))),
+            one(Write::Code(samples::code(9, 2, 0))),
+        ])
+        .unwrap();
+    use Verdict::{Conflict, Written};
+    assert_eq!(verdicts, [Conflict, Written, Written, Conflict, Conflict]);
+    assert_eq!(store.activation(samples::at(1).id).unwrap(), None);
+    let code = store.code(samples::code(1, 1, 0).hash).unwrap().unwrap();
+    assert_eq!((code.version, code.activations), (3, 2));
+}
+
+#[test]
+fn past_rows_are_found_through_runs_and_forgotten_ones_are_not() {
+    let folder = folder();
+    let path = folder.path().join("s.redb");
+    let count = 70_000;
+    {
+        let store = on_file(&path);
+        let numbers: Vec<u64> = (1..=count).collect();
+        for numbers in numbers.chunks(5000) {
+            let changes: Vec<Change> =
+                numbers.iter().map(|n| one(Write::Code(samples::code(*n, 1, 0)))).collect();
+            store.commit(&changes).unwrap();
+        }
+    }
+    let store = on_file(&path);
+    let found = |n: u64| store.code(samples::code(n, 1, 0).hash).unwrap().map(|c| c.number.0);
+    for number in (1..=count).step_by(997).chain([count]) {
+        assert_eq!(found(number), Some(number));
+    }
+    assert_eq!(found(count + 1), None);
+
+    let old: Vec<Change> = store
+        .oldest_codes(40_000)
+        .unwrap()
+        .iter()
+        .map(|code| one(Write::ForgetCode(code.number, code.version)))
+        .collect();
+    assert!(store.commit(&old).unwrap().iter().all(|v| *v == Verdict::Written));
+    assert_eq!((found(1), found(40_000), found(40_001)), (None, None, Some(40_001)));
+    let again = store.commit(&[one(Write::ForgetCode(CodeNumber(1), 1))]).unwrap();
+    assert_eq!(again, [Verdict::Conflict]);
+}
+
+#[test]
+fn numbers_are_not_given_out_twice_though_all_that_may_be_forgotten_is() {
+    let folder = folder();
+    let path = folder.path().join("s.redb");
+    {
+        let store = on_file(&path);
+        let changes: Vec<Change> =
+            (1..=33_000).map(|n| one(Write::Code(samples::code(n, 1, 0)))).collect();
+        store.commit(&changes).unwrap();
+        store.commit(&[one(Write::Code(samples::code(33_001, 1, 0)))]).unwrap();
+        let oldest = store.oldest_codes(usize::MAX).unwrap();
+        assert_eq!(oldest.len(), 33_000);
+        let forget = |code: &Code| one(Write::ForgetCode(code.number, code.version));
+        store.commit(&oldest.iter().map(forget).collect::<Vec<_>>()).unwrap();
+    }
+    let store = on_file(&path);
+    assert_eq!(store.frontier().unwrap().code.0, 33_001);
+    assert!(store.code(samples::code(33_001, 1, 0).hash).unwrap().is_some());
+}
+
+#[test]
+fn servers_are_listed_newest_first_page_by_page() {
+    let folder = folder();
+    let store = on_file(&folder.path().join("s.redb"));
+    let changes: Vec<Change> =
+        (0..2500).map(|n| one(Write::Server(samples::server(n, 1)))).collect();
+    store.commit(&changes).unwrap();
+    let late = CheckIn { server: ServerNumber(1500), at: Timestamp(9_000) };
+    store.commit(&[one(Write::CheckIns(vec![late]))]).unwrap();
+    let mut before = None;
+    let mut numbers = Vec::new();
+    loop {
+        let page = store.servers_before(before, 999).unwrap();
+        let Some(last) = page.last() else { break };
+        before = Some(last.number);
+        numbers.extend(page.iter().map(|s| s.number.0));
+        for server in page {
+            let expected = if server.number.0 == 1500 { 9_000 } else { u64::from(server.number.0) };
+            assert_eq!(server.last_checkin.0, expected);
+        }
+    }
+    assert_eq!(numbers, (0..2500).rev().collect::<Vec<_>>());
+}
+
+#[test]
+fn counters_keep_their_places_and_free_ones_stay_free() {
+    let folder = folder();
+    let store = on_file(&folder.path().join("s.redb"));
+    let counter = |slot: u32| Counter {
+        key: u64::from(slot) * 7,
+        policy: Policy::PrecheckPerIpDay,
+        used: slot + 1,
+        window_end: Timestamp(86_400),
+    };
+    let rows = (0..500).map(|slot| CounterRow { slot, counter: Some(counter(slot)) }).collect();
+    store.commit(&[one(Write::Counters(rows))]).unwrap();
+    let free = CounterRow { slot: 250, counter: None };
+    store.commit(&[one(Write::Counters(vec![free]))]).unwrap();
+    let mut found = Vec::new();
+    store.each_counter(&mut |slot, counter| found.push((slot, counter))).unwrap();
+    let expected: Vec<_> = (0..500).filter(|s| *s != 250).map(|s| (s, counter(s))).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_store_of_a_newer_format_is_refused_by_name() {
+    let folder = folder();
+    let path = folder.path().join("s.redb");
+    drop(on_file(&path));
+    {
+        let database = Database::create(&path).unwrap();
+        let write = database.begin_write().unwrap();
+        write.open_table(META).unwrap().insert(FORMAT_KEY, 2).unwrap();
+        write.commit().unwrap();
+    }
+    let opened = RedbStore::open(Box::new(move || Ok(Box::new(FileDisk::open(&path)?))));
+    let error = opened.err().unwrap();
+    assert!(matches!(error, OpenError::NewerFormat { found: 2, known: 1 }));
+    assert!(error.to_string().contains("format 2"));
+}
+
+#[test]
+fn one_process_at_a_time_holds_a_store() {
+    let folder = folder();
+    let path = folder.path().join("s.redb");
+    let _held = on_file(&path);
+    let second = RedbStore::open(Box::new(move || Ok(Box::new(FileDisk::open(&path)?))));
+    assert!(second.err().unwrap().to_string().contains("another process"));
+}
+
+/// What a [`BadDisk`] does wrong, from now on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    None,
+    Full,
+    FailsWrites,
+    FailsSyncs,
+}
+
+#[derive(Debug)]
+struct Platter {
+    /// What the operating system shows, and what would survive a loss of power.
+    seen: Vec<u8>,
+    synced: Vec<u8>,
+    fault: Fault,
+}
+
+/// A disk in memory that forgets what was not synced, and fails as it is told.
+#[derive(Clone, Debug)]
+struct BadDisk(Arc<Mutex<Platter>>);
+
+impl BadDisk {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Platter { seen: vec![], synced: vec![], fault: Fault::None })))
+    }
+    fn fault(&self, fault: Fault) {
+        self.0.lock().unwrap().fault = fault;
+    }
+    fn lose_power(&self) {
+        let mut platter = self.0.lock().unwrap();
+        platter.seen = platter.synced.clone();
+        platter.fault = Fault::None;
+    }
+    fn store(&self) -> RedbStore {
+        let disk = self.clone();
+        RedbStore::open(Box::new(move || Ok(Box::new(disk.clone())))).unwrap()
+    }
+}
+
+impl Disk for BadDisk {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.lock().unwrap().seen.len() as u64)
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let platter = self.0.lock().unwrap();
+        let from = offset as usize;
+        out.copy_from_slice(&platter.seen[from..from + out.len()]);
+        Ok(())
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut platter = self.0.lock().unwrap();
+        if platter.fault == Fault::Full && len > platter.seen.len() as u64 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        platter.seen.resize(len as usize, 0);
+        Ok(())
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut platter = self.0.lock().unwrap();
+        match platter.fault {
+            Fault::FailsWrites => return Err(io::Error::other("the disk fails writes")),
+            // Old blocks can be overwritten, the header among them; new ones cannot be had.
+            Fault::Full if offset > 0 => return Err(io::ErrorKind::StorageFull.into()),
+            _ => {}
+        }
+        let from = offset as usize;
+        platter.seen[from..from + data.len()].copy_from_slice(data);
+        Ok(())
+    }
+    fn sync(&self) -> io::Result<()> {
+        let mut platter = self.0.lock().unwrap();
+        if platter.fault == Fault::FailsSyncs {
+            return Err(io::Error::other("the disk fails syncs"));
+        }
+        platter.synced = platter.seen.clone();
+        Ok(())
+    }
+}
+
+#[test]
+fn a_loss_of_power_keeps_every_commit_that_returned() {
+    let disk = BadDisk::new();
+    let mut acknowledged = 0;
+    for round in 1..=5 {
+        let store = disk.store();
+        for _ in 0..20 {
+            acknowledged += 1;
+            store.commit(&[one(Write::Code(samples::code(acknowledged, 1, 0)))]).unwrap();
+        }
+        // The process is gone with its disk: nothing it would do on the way out may matter.
+        disk.lose_power();
+        std::mem::forget(store);
+        let reopened = disk.store();
+        for number in 1..=acknowledged {
+            let hash = samples::code(number, 1, 0).hash;
+            assert!(reopened.code(hash).unwrap().is_some(), "round {round}, code {number}");
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_fails_a_write_refuses_the_commit_and_works_again_afterwards() {
+    for fault in [Fault::FailsWrites, Fault::Full] {
+        let disk = BadDisk::new();
+        let store = disk.store();
+        store.commit(&[one(Write::Code(samples::code(1, 1, 0)))]).unwrap();
+        disk.fault(fault);
+        let refused = store.commit(&[one(Write::Code(samples::code(2, 1, 0)))]);
+        // Where even the file's head cannot be written, it cannot be opened again either.
+        match fault {
+            Fault::Full => assert!(matches!(refused, Err(CommitError::Refused(_))), "{refused:?}"),
+            _ => assert!(refused.is_err()),
+        }
+        disk.fault(Fault::None);
+        let mut tries = AtomicUsize::new(0);
+        while store.commit(&[]).is_err() {
+            *tries.get_mut() += 1;
+            assert!(*tries.get_mut() < 5, "{fault:?}: the store does not come back");
+        }
+        assert!(store.code(samples::code(1, 1, 0).hash).unwrap().is_some());
+        assert!(store.code(samples::code(2, 1, 0).hash).unwrap().is_none());
+        store.commit(&[one(Write::Code(samples::code(2, 1, 0)))]).unwrap();
+        assert!(store.code(samples::code(2, 1, 0).hash).unwrap().is_some());
+    }
+}
+
+#[test]
+fn after_a_failed_sync_the_fate_of_the_commit_is_called_unknown() {
+    let disk = BadDisk::new();
+    let store = disk.store();
+    disk.fault(Fault::FailsSyncs);
+    let outcome = store.commit(&[one(Write::Code(samples::code(1, 1, 0)))]);
+    assert!(matches!(outcome, Err(CommitError::Unknown(_))), "{outcome:?}");
+}
