@@ -1,0 +1,301 @@
+//! All actors as one value, how they begin and how they end.
+
+use crate::Failure;
+use crate::activation::{self, Activation, Confirm, Release};
+use crate::code_registry::{self, CodeRegistry};
+use crate::health::Health;
+use crate::mailbox::Mailbox;
+use crate::observed::Observed;
+use crate::persistence::{Committed, Persistence};
+use crate::rate_limiter::{Limited, LimitedCommand, RateLimiter, restore_counters};
+use crate::reader::Reader;
+use crate::reply::{Pending, Permits, Reply};
+use crate::server_registry::{CheckIn, Register, Registered, ServerRegistry, Servers, SetRevoked};
+use crate::tuning::Tuning;
+use crate::work::{Command, Reload, Shutdown, Tick, Work};
+use actix::{Actor, Arbiter, AsyncContext, Context};
+use arc_swap::ArcSwap;
+use iptunnel_domain::activation::ActivationId;
+use iptunnel_domain::code::CodeHash;
+use iptunnel_domain::lookup::LookupKey;
+use iptunnel_domain::{Refusal, Timestamp};
+use iptunnel_storage::{Change, ReadError, Store};
+use rand_chacha::ChaCha20Rng;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use tokio::sync::oneshot;
+
+/// What the actors are given.
+pub struct Parts {
+    /// Where records are kept.
+    pub store: Arc<dyn Store>,
+    /// The values in force; whoever swaps them tells nobody.
+    pub tuning: Arc<ArcSwap<Tuning>>,
+    /// How many requests may be under way at once: at most what the shortest queue holds.
+    pub permits: usize,
+    /// Whether the server is fit, as far as the actors know.
+    pub health: Arc<Health>,
+    /// What they count.
+    pub observed: Observed,
+    /// The source of codes and ids.
+    pub random: ChaCha20Rng,
+    /// The key under which codes are stored.
+    pub lookup_key: LookupKey,
+    /// The present.
+    pub now: Timestamp,
+}
+
+/// Why the actors could not be started.
+#[derive(Debug)]
+pub enum StartError {
+    /// What was stored could not be read.
+    Read(ReadError),
+    /// The operating system gave no thread.
+    Thread(std::io::Error),
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Read(error) => error.fmt(f),
+            Self::Thread(error) => write!(f, "a thread could not be started: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl From<ReadError> for StartError {
+    fn from(error: ReadError) -> Self {
+        Self::Read(error)
+    }
+}
+
+impl From<std::io::Error> for StartError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Thread(error)
+    }
+}
+
+/// The way to every actor. One value, shared by all.
+pub struct Handles {
+    pub(crate) rate_limiter: Mailbox<RateLimiter>,
+    pub(crate) code_registry: Mailbox<CodeRegistry>,
+    pub(crate) activation: Mailbox<Activation>,
+    pub(crate) server_registry: Mailbox<ServerRegistry>,
+    pub(crate) persistence: Arc<Persistence>,
+    pub(crate) reader: Reader,
+    permits: Permits,
+    servers: Arc<Servers>,
+    store: Arc<dyn Store>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    arbiter: actix::ArbiterHandle,
+}
+
+/// Places in a mailbox beyond those for requests: for ticks, acknowledgements and charges given
+/// back, of which each request causes at most one and the actors themselves a few.
+const RESERVE: usize = 1024;
+
+/// Starts the actors: all four on one arbiter (their messages to each other then cross no thread),
+/// persistence and the readers on threads of their own.
+///
+/// # Errors
+/// Where the store cannot be read or a thread cannot be started.
+pub fn start(parts: Parts) -> Result<Arc<Handles>, StartError> {
+    let Parts { store, tuning, permits, health, observed, random, lookup_key, now } = parts;
+    let frontier = store.frontier()?;
+    let registered = Registered::load(store.as_ref())?;
+    let counters = restore_counters(store.as_ref(), now)?;
+    let (reader, mut threads) = Reader::spawn(&store)?;
+    let persistence = Arc::new(Persistence::new(&observed));
+    let servers = registered.published();
+    let arbiter = Arbiter::new();
+    let (send, receive) = std::sync::mpsc::channel();
+
+    let (store_of_handles, persistence_of_handles) = (Arc::clone(&store), Arc::clone(&persistence));
+    let (tuning_of_actors, observed_of_actors) = (Arc::clone(&tuning), observed.clone());
+    let health_of_mailboxes = Arc::clone(&health);
+    let handle_of_arbiter = arbiter.handle();
+    arbiter.spawn_fn(move || {
+        let capacity = permits + RESERVE;
+        let mut limiter = context::<RateLimiter>(capacity);
+        let mut codes = context::<CodeRegistry>(capacity);
+        let mut activations = context::<Activation>(capacity);
+        let mut registry = context::<ServerRegistry>(capacity);
+        let (observed, health) = (observed_of_actors, health_of_mailboxes);
+        let handles = Arc::new(Handles {
+            rate_limiter: mailbox(&mut limiter, "rate_limiter", &observed, &health),
+            code_registry: mailbox(&mut codes, "code_registry", &observed, &health),
+            activation: mailbox(&mut activations, "activation", &observed, &health),
+            server_registry: mailbox(&mut registry, "server_registry", &observed, &health),
+            persistence: persistence_of_handles,
+            reader,
+            permits: Permits::new(permits),
+            servers,
+            store: store_of_handles,
+            threads: Mutex::default(),
+            arbiter: handle_of_arbiter,
+        });
+        let (tuning, shared) = (tuning_of_actors, || Arc::clone(&handles));
+        limiter.run(RateLimiter::new(counters, Arc::clone(&tuning), shared(), &observed));
+        codes.run(CodeRegistry::new(
+            &frontier,
+            random,
+            lookup_key,
+            Arc::clone(&tuning),
+            shared(),
+            &observed,
+        ));
+        activations.run(Activation::new(Arc::clone(&tuning), shared(), &observed));
+        registry.run(ServerRegistry::new(registered, tuning, shared(), &observed));
+        // Received below, unless that thread is gone, and then all of this is.
+        let _ = send.send(handles);
+    });
+    let handles = receive.recv().map_err(|_| std::io::Error::other("the arbiter has ended"))?;
+
+    let reloaded = Arc::downgrade(&handles);
+    threads.push(persistence.spawn(store, tuning, health, &observed, move |generation| {
+        if let Some(handles) = reloaded.upgrade() {
+            handles.activation.send(Reload(generation));
+            handles.code_registry.send(Reload(generation));
+        }
+    })?);
+    *handles.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
+    Ok(handles)
+}
+
+fn context<A: Actor<Context = Context<A>>>(capacity: usize) -> Context<A> {
+    let mut context = Context::new();
+    context.set_mailbox_capacity(capacity);
+    context
+}
+
+fn mailbox<A: Actor<Context = Context<A>>>(
+    context: &mut Context<A>,
+    name: &'static str,
+    observed: &Observed,
+    health: &Arc<Health>,
+) -> Mailbox<A> {
+    Mailbox::new(context.address(), observed.actor(name), Arc::clone(health))
+}
+
+impl Handles {
+    /// Sends a limited request on its way.
+    pub fn limited<C: LimitedCommand>(
+        &self,
+        request: impl FnOnce(Reply<C::Answer>) -> Limited<C>,
+    ) -> Result<Pending<C::Answer>, Failure> {
+        let (reply, pending) = self.permits.request().ok_or(Failure::Overloaded)?;
+        self.rate_limiter.send(request(reply));
+        Ok(pending)
+    }
+
+    fn begin<C: Command, R>(
+        &self,
+        command: C,
+    ) -> Result<(Work<C, R>, Pending<C::Answer>), Failure> {
+        let (reply, pending) = self.permits.request().ok_or(Failure::Overloaded)?;
+        Ok((Work::new(command, reply), pending))
+    }
+
+    /// Sends a confirmation on its way.
+    pub fn confirm(&self, command: Confirm) -> Result<Pending<()>, Failure> {
+        let (work, pending) = self.begin(command)?;
+        self.activation.send(work);
+        Ok(pending)
+    }
+
+    /// Sends a release on its way.
+    pub fn release(
+        &self,
+        command: Release,
+    ) -> Result<Pending<activation::ReleaseOutcome>, Failure> {
+        let (work, pending) = self.begin(command)?;
+        self.activation.send(work);
+        Ok(pending)
+    }
+
+    /// Sends a registration on its way.
+    pub fn register(
+        &self,
+        command: Register,
+    ) -> Result<Pending<iptunnel_domain::server::Server>, Failure> {
+        let (work, pending) = self.begin(command)?;
+        self.server_registry.send(work);
+        Ok(pending)
+    }
+
+    /// Sends a check-in on its way.
+    pub fn check_in(
+        &self,
+        command: CheckIn,
+    ) -> Result<Pending<crate::server_registry::CheckedIn>, Failure> {
+        let (work, pending) = self.begin(command)?;
+        self.server_registry.send(work);
+        Ok(pending)
+    }
+
+    /// Sends a revocation, or its end, on its way.
+    pub fn set_revoked(&self, command: SetRevoked) -> Result<Pending<()>, Failure> {
+        let (work, pending) = self.begin(command)?;
+        self.server_registry.send(work);
+        Ok(pending)
+    }
+
+    /// All servers, to look at.
+    pub fn servers(&self) -> &Arc<Servers> {
+        &self.servers
+    }
+
+    /// The store, to read listings from; it may be behind the actors, but not behind any answer.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Tells every actor what time it is.
+    pub fn tick(&self, now: Timestamp) {
+        self.rate_limiter.send(Tick(now));
+        self.code_registry.send(Tick(now));
+        self.activation.send(Tick(now));
+        self.server_registry.send(Tick(now));
+    }
+
+    /// Ends the actors in the order of their messages, persistence last, once everything is on
+    /// disk. Requests must have stopped before.
+    pub async fn stop(&self) {
+        let (done, ended) = oneshot::channel();
+        self.rate_limiter.send(Shutdown(done));
+        // An error means that an actor was gone already: then there is nothing to wait for.
+        let _ = ended.await;
+        self.persistence.stop();
+        self.reader.stop();
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // A thread that panicked has been reported by its own end.
+            let _ = thread.join();
+        }
+        self.arbiter.stop();
+    }
+
+    /// Answers once everything sent before is on disk, so that nobody hears of what may not last.
+    pub(crate) fn answer_behind_the_disk<A: Send + 'static>(
+        &self,
+        reply: Reply<A>,
+        generation: u32,
+        decision: Result<A, Refusal>,
+    ) {
+        let change = Change::default();
+        self.persistence.commit(change, Some(generation), move |committed| match committed {
+            Committed::Written | Committed::Conflict => reply.decide(decision),
+            Committed::Unavailable => reply.fail(Failure::StorageUnavailable),
+            Committed::Unknown => reply.fail(Failure::OutcomeUnknown),
+        });
+    }
+
+    /// Makes memory forget a code and an activation that a commit showed to be out of date.
+    pub(crate) fn disown(&self, code: CodeHash, activation: ActivationId) {
+        self.activation.send(activation::Disown(activation));
+        self.code_registry.send(code_registry::Disown(code));
+    }
+}

@@ -1,0 +1,69 @@
+//! Whether the server should get requests, and whether it can go on at all.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::watch;
+
+/// Shared by whoever may find that something is wrong and whoever must act on it.
+#[derive(Debug)]
+pub struct Health {
+    store_works: AtomicBool,
+    draining: AtomicBool,
+    fatal: watch::Sender<Option<String>>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            store_works: AtomicBool::new(true),
+            draining: AtomicBool::new(false),
+            fatal: watch::Sender::new(None),
+        }
+    }
+}
+
+impl Health {
+    /// Whether requests should be sent here.
+    pub fn is_ready(&self) -> bool {
+        self.store_works.load(Ordering::Relaxed) && !self.is_draining() && !self.has_failed()
+    }
+
+    /// Whether the server is on its way out.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether the process has to end.
+    pub fn has_failed(&self) -> bool {
+        self.fatal.borrow().is_some()
+    }
+
+    /// Takes the server out of rotation; there is no way back.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn store_works(&self, works: bool) {
+        self.store_works.store(works, Ordering::Relaxed);
+    }
+
+    /// Says that the process has to end and be started again. The first reason stands.
+    pub fn fail(&self, reason: &str) {
+        self.fatal.send_if_modified(|fatal| {
+            let first = fatal.is_none();
+            if first {
+                tracing::error!(reason, "the server cannot go on");
+                *fatal = Some(reason.to_owned());
+            }
+            first
+        });
+    }
+
+    /// Waits until the process has to end and says why.
+    pub async fn failed(&self) -> String {
+        let mut fatal = self.fatal.subscribe();
+        match fatal.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+}

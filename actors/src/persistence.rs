@@ -1,0 +1,266 @@
+//! The persistence actor: a thread of its own that commits whatever has gathered, then answers.
+//!
+//! There is no timer: it commits when its queue has run dry or a batch is full, and while the
+//! engine syncs, the next batch gathers. A lone change costs one sync; a thousand waiting ones
+//! share one. It is a plain loop over a queue and not an actix actor, because an actix actor is
+//! handed one message at a time and never learns that its queue has run dry.
+
+use crate::health::Health;
+use crate::observed::{ActorMetrics, Observed};
+use crate::tuning::Tuning;
+use arc_swap::ArcSwap;
+use iptunnel_storage::{Change, CommitError, Store, Verdict};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What became of a change, as told to whoever sent it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Committed {
+    /// It is on disk, and so is everything that was sent before it.
+    Written,
+    /// It was decided on a record that has changed since; nothing was written.
+    Conflict,
+    /// The store refused; nothing was written.
+    Unavailable,
+    /// It may or may not be on disk.
+    Unknown,
+}
+
+type Done = Box<dyn FnOnce(Committed) + Send>;
+
+struct Job {
+    change: Change,
+    /// The generation of the store on which the change was decided; `None` where it rests on
+    /// nothing that a refused commit could have taken back.
+    generation: Option<u32>,
+    done: Done,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: Vec<Job>,
+    stopping: bool,
+}
+
+/// The way into the persistence actor.
+pub(crate) struct Persistence {
+    queue: Mutex<Queue>,
+    arrived: Condvar,
+    metrics: ActorMetrics,
+    /// Grows each time the store refuses a commit: what was decided before rests on changes that
+    /// never came to be.
+    generation: AtomicU32,
+}
+
+impl Persistence {
+    pub(crate) fn new(observed: &Observed) -> Self {
+        Self {
+            queue: Mutex::default(),
+            arrived: Condvar::new(),
+            metrics: observed.actor("persistence"),
+            generation: AtomicU32::new(0),
+        }
+    }
+
+    /// Queues `change` and calls `done` when its fate is known. An empty change is a way to answer
+    /// after everything sent before is on disk.
+    pub(crate) fn commit(
+        &self,
+        change: Change,
+        generation: Option<u32>,
+        done: impl FnOnce(Committed) + Send + 'static,
+    ) {
+        let job = Job { change, generation, done: Box::new(done) };
+        self.metrics.depth.inc();
+        let mut queue = self.lock();
+        queue.jobs.push(job);
+        let first = queue.jobs.len() == 1;
+        drop(queue);
+        if first {
+            self.arrived.notify_one();
+        }
+    }
+
+    /// Lets the thread end once its queue is empty.
+    pub(crate) fn stop(&self) {
+        self.lock().stopping = true;
+        self.arrived.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for work, at most `patience`. `None` when it is time to end.
+    fn take(&self, patience: Duration) -> Option<Vec<Job>> {
+        let queue = self.lock();
+        let idle = |queue: &mut Queue| queue.jobs.is_empty() && !queue.stopping;
+        let (mut queue, _) = self
+            .arrived
+            .wait_timeout_while(queue, patience, idle)
+            .unwrap_or_else(PoisonError::into_inner);
+        if queue.jobs.is_empty() && queue.stopping {
+            return None;
+        }
+        Some(std::mem::take(&mut queue.jobs))
+    }
+
+    /// Starts the thread. `recovered` is called with the new generation when the store works again
+    /// after it has refused.
+    pub(crate) fn spawn(
+        self: &Arc<Self>,
+        store: Arc<dyn Store>,
+        tuning: Arc<ArcSwap<Tuning>>,
+        health: Arc<Health>,
+        observed: &Observed,
+        recovered: impl Fn(u32) + Send + 'static,
+    ) -> std::io::Result<JoinHandle<()>> {
+        let writer = Writer {
+            inbox: Arc::clone(self),
+            store,
+            tuning,
+            health,
+            observed: observed.clone(),
+            recovered: Box::new(recovered),
+            refusing: false,
+        };
+        std::thread::Builder::new().name("persistence".into()).spawn(move || writer.run())
+    }
+}
+
+/// How often a store that refused is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// The thread has nothing to do on its own; it wakes up all the same, which costs nothing.
+const IDLE: Duration = Duration::from_secs(60);
+
+struct Writer {
+    inbox: Arc<Persistence>,
+    store: Arc<dyn Store>,
+    tuning: Arc<ArcSwap<Tuning>>,
+    health: Arc<Health>,
+    observed: Observed,
+    recovered: Box<dyn Fn(u32) + Send>,
+    /// Whether the last commit was refused: then nothing is tried but a probe, once a second.
+    refusing: bool,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if !self.health.is_draining() {
+            self.health.fail("the persistence thread has ended");
+        }
+    }
+}
+
+impl Writer {
+    fn run(mut self) {
+        let mut probed = Instant::now();
+        let patience = |refusing| if refusing { RETRY } else { IDLE };
+        while let Some(jobs) = self.inbox.take(patience(self.refusing)) {
+            let batch = self.tuning.load().batches.persistence.max(1);
+            let mut jobs = jobs.into_iter();
+            loop {
+                let step: Vec<Job> = jobs.by_ref().take(batch).collect();
+                if step.is_empty() {
+                    break;
+                }
+                self.commit(step);
+            }
+            if self.refusing && probed.elapsed() >= RETRY {
+                probed = Instant::now();
+                self.probe();
+            }
+        }
+    }
+
+    fn commit(&mut self, jobs: Vec<Job>) {
+        let metrics = &self.inbox.metrics;
+        metrics.depth.dec_by(jobs.len() as i64);
+        metrics.messages.inc_by(jobs.len() as u64);
+        let generation = self.inbox.generation.load(Ordering::Relaxed);
+        let mut changes = Vec::with_capacity(jobs.len());
+        let mut waiting = Vec::with_capacity(jobs.len());
+        for Job { change, generation: decided_on, done } in jobs {
+            if self.refusing || decided_on.is_some_and(|decided_on| decided_on != generation) {
+                done(Committed::Unavailable);
+                continue;
+            }
+            let writes = !change.0.is_empty();
+            if writes {
+                changes.push(change);
+            }
+            waiting.push((writes, done));
+        }
+        let outcome = if changes.is_empty() { Ok(Vec::new()) } else { self.write(&changes) };
+        self.answer(waiting, outcome);
+    }
+
+    fn write(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
+        self.inbox.metrics.batch.observe(changes.len() as f64);
+        let started = Instant::now();
+        let outcome = self.store.commit(changes);
+        self.observed.commit_seconds.observe(started.elapsed().as_secs_f64());
+        self.observed.commits.inc();
+        outcome
+    }
+
+    fn answer(&mut self, waiting: Vec<(bool, Done)>, outcome: Result<Vec<Verdict>, CommitError>) {
+        let failed = match outcome {
+            Ok(verdicts) => {
+                let mut verdicts = verdicts.into_iter();
+                for (writes, done) in waiting {
+                    done(match if writes { verdicts.next() } else { Some(Verdict::Written) } {
+                        Some(Verdict::Written) => Committed::Written,
+                        Some(Verdict::Conflict) => Committed::Conflict,
+                        None => Committed::Unknown,
+                    });
+                }
+                return;
+            }
+            Err(CommitError::Refused(reason)) => {
+                self.refuse(&reason);
+                Committed::Unavailable
+            }
+            Err(CommitError::Unknown(reason)) => {
+                self.refuse(&reason);
+                self.health.fail("the fate of a commit is unknown");
+                Committed::Unknown
+            }
+        };
+        for (_, done) in waiting {
+            done(failed);
+        }
+    }
+
+    /// Everything decided so far may rest on what was refused: a new generation begins.
+    fn refuse(&mut self, reason: &str) {
+        tracing::error!(reason, "the store does not take commits");
+        self.refusing = true;
+        self.health.store_works(false);
+        self.inbox.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn probe(&mut self) {
+        if self.health.has_failed() {
+            return;
+        }
+        // A commit without changes writes the count of commits, and so tries the whole way.
+        match self.store.commit(&[]) {
+            Ok(_) => {
+                self.refusing = false;
+                (self.recovered)(self.inbox.generation.load(Ordering::Relaxed));
+                self.health.store_works(true);
+                tracing::warn!("the store takes commits again");
+            }
+            Err(CommitError::Refused(reason)) => {
+                tracing::warn!(reason, "the store still does not take commits");
+            }
+            Err(CommitError::Unknown(reason)) => {
+                tracing::error!(reason, "the store cannot be opened again");
+                self.health.fail("the fate of a commit is unknown");
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The rate-limiter actor: charges limited requests, and forwards what it lets through.
+
+use crate::counters::Counters;
+use crate::handles::Handles;
+use crate::observed::{ActorMetrics, LimitMetrics};
+use crate::persistence::Committed;
+use crate::reply::Reply;
+use crate::tuning::Tuning;
+use crate::work::{Command, Shutdown, Tick};
+use crate::{Failure, observed::Observed};
+use actix::{Actor, ActorContext, Context, Handler, Message};
+use arc_swap::ArcSwap;
+use iptunnel_domain::limit::{Policy, Standing, Subject, retry_after};
+use iptunnel_domain::{Refusal, Timestamp};
+use iptunnel_storage::{Change, CounterRow, Write};
+use std::sync::Arc;
+
+/// A command that is let through only within limits.
+pub trait LimitedCommand: Command {
+    /// Hands the command to the actor that decides it.
+    fn forward(self, reply: Reply<Self::Answer>, handles: &Handles);
+}
+
+/// A request to a limited route. Sent by the HTTP edge; answered here where a limit or the request
+/// itself refuses, else forwarded.
+pub struct Limited<C: LimitedCommand> {
+    /// Who is to be charged.
+    pub subjects: Vec<Subject>,
+    /// What to do, or why the request is unusable: it is charged all the same.
+    pub command: Result<C, Refusal>,
+    /// When the request came.
+    pub now: Timestamp,
+    /// Who waits for it.
+    pub reply: Reply<C::Answer>,
+}
+
+impl<C: LimitedCommand> Message for Limited<C> {
+    type Result = ();
+}
+
+/// What one request was charged, to be given back where it does not count after all.
+pub(crate) struct Charge {
+    counters: Vec<(u64, Timestamp)>,
+    handles: Arc<Handles>,
+}
+
+impl Charge {
+    pub(crate) fn give_back(self) {
+        self.handles.rate_limiter.send(GiveBack(self.counters));
+    }
+}
+
+struct GiveBack(Vec<(u64, Timestamp)>);
+
+impl Message for GiveBack {
+    type Result = ();
+}
+
+/// Counters whose commit failed: the store is still behind.
+struct StillDirty(Vec<u32>);
+
+impl Message for StillDirty {
+    type Result = ();
+}
+
+/// Seconds between two writes of the counters: half of what a crash may forgive, so that the other
+/// half is left for the commit.
+const FLUSH_TICKS: u8 = 2;
+/// Counters of ended windows that are dropped in one step: some ten microseconds.
+const EXPIRE_BUDGET: usize = 1000;
+
+/// The only writer of counters.
+pub(crate) struct RateLimiter {
+    counters: Counters,
+    tuning: Arc<ArcSwap<Tuning>>,
+    handles: Arc<Handles>,
+    metrics: ActorMetrics,
+    decisions: [LimitMetrics; Policy::ALL.len()],
+    observed: Observed,
+    ticks: u8,
+}
+
+impl RateLimiter {
+    pub(crate) fn new(
+        counters: Counters,
+        tuning: Arc<ArcSwap<Tuning>>,
+        handles: Arc<Handles>,
+        observed: &Observed,
+    ) -> Self {
+        Self {
+            counters,
+            tuning,
+            handles,
+            metrics: observed.actor("rate_limiter"),
+            decisions: observed.limits(),
+            observed: observed.clone(),
+            ticks: 0,
+        }
+    }
+
+    /// Charges `subjects`, all or none.
+    fn admit(&mut self, subjects: &[Subject], now: Timestamp) -> Admission {
+        let tuning = self.tuning.load();
+        let limits = &tuning.limits;
+        let standings: Vec<Standing> =
+            subjects.iter().map(|s| self.counters.standing(s, limits, now)).collect();
+        self.count(&standings);
+        if let Some(retry_after) = retry_after(&standings, now) {
+            return Admission::Refused { retry_after, standings };
+        }
+        if self.counters.make_room(subjects, limits, now).is_err() {
+            return Admission::NoRoom;
+        }
+        for subject in subjects {
+            self.counters.charge(subject, now);
+        }
+        Admission::Granted(
+            standings.into_iter().map(|s| Standing { used: s.used + 1, ..s }).collect(),
+        )
+    }
+
+    fn count(&self, standings: &[Standing]) {
+        for standing in standings {
+            if let Some(metrics) = self.decisions.get(standing.policy as usize) {
+                if standing.refuses() { &metrics.refused } else { &metrics.granted }.inc();
+            }
+        }
+    }
+
+    fn flush(&mut self, count: usize) {
+        let rows = self.counters.take_dirty(count);
+        if rows.is_empty() {
+            return;
+        }
+        self.metrics.batch.observe(rows.len() as f64);
+        let slots: Vec<u32> = rows.iter().map(|row: &CounterRow| row.slot).collect();
+        let handles = Arc::clone(&self.handles);
+        let change = Change(vec![Write::Counters(rows)]);
+        self.handles.persistence.commit(change, None, move |committed| {
+            if committed != Committed::Written {
+                handles.rate_limiter.send(StillDirty(slots));
+            }
+        });
+    }
+}
+
+enum Admission {
+    Granted(Vec<Standing>),
+    Refused { retry_after: u64, standings: Vec<Standing> },
+    NoRoom,
+}
+
+impl Actor for RateLimiter {
+    type Context = Context<Self>;
+}
+
+impl<C: LimitedCommand> Handler<Limited<C>> for RateLimiter {
+    type Result = ();
+
+    fn handle(&mut self, message: Limited<C>, _: &mut Context<Self>) {
+        self.metrics.taken();
+        let Limited { subjects, command, now, mut reply } = message;
+        match self.admit(&subjects, now) {
+            Admission::Granted(standings) => {
+                let counters =
+                    subjects.iter().map(|s| (s.key(), s.policy.window_end(now))).collect();
+                let charge = Charge { counters, handles: Arc::clone(&self.handles) };
+                reply.charged(Some(charge), standings);
+                match command {
+                    Ok(command) => command.forward(reply, &self.handles),
+                    Err(refusal) => reply.refuse(refusal),
+                }
+            }
+            Admission::Refused { retry_after, standings } => {
+                reply.charged(None, standings);
+                reply.refuse(Refusal::RateLimited { retry_after });
+            }
+            Admission::NoRoom => reply.fail(Failure::Overloaded),
+        }
+    }
+}
+
+impl Handler<GiveBack> for RateLimiter {
+    type Result = ();
+
+    fn handle(&mut self, GiveBack(counters): GiveBack, _: &mut Context<Self>) {
+        self.metrics.taken();
+        for (key, window_end) in counters {
+            self.counters.give_back(key, window_end);
+        }
+    }
+}
+
+impl Handler<StillDirty> for RateLimiter {
+    type Result = ();
+
+    fn handle(&mut self, StillDirty(slots): StillDirty, _: &mut Context<Self>) {
+        self.metrics.taken();
+        for slot in slots {
+            self.counters.mark_dirty(slot);
+        }
+    }
+}
+
+impl Handler<Tick> for RateLimiter {
+    type Result = ();
+
+    fn handle(&mut self, Tick(now): Tick, _: &mut Context<Self>) {
+        self.metrics.taken();
+        self.counters.expire(EXPIRE_BUDGET, now);
+        self.observed.counters_in_memory.set(self.counters.len() as i64);
+        self.ticks = (self.ticks + 1) % FLUSH_TICKS;
+        if self.ticks == 0 {
+            let batch = self.tuning.load().batches.rate_limiter;
+            self.flush(batch);
+        }
+    }
+}
+
+impl Handler<Shutdown> for RateLimiter {
+    type Result = ();
+
+    fn handle(&mut self, shutdown: Shutdown, context: &mut Context<Self>) {
+        self.metrics.taken();
+        self.flush(usize::MAX);
+        self.handles.code_registry.send(shutdown);
+        context.stop();
+    }
+}
+
+/// Puts the counters that the store kept back into memory.
+pub(crate) fn restore_counters(
+    store: &dyn iptunnel_storage::Store,
+    now: Timestamp,
+) -> Result<Counters, iptunnel_storage::ReadError> {
+    let mut counters = Counters::new();
+    store.each_counter(&mut |slot, counter| counters.restore(slot, counter, now))?;
+    Ok(counters)
+}

@@ -1,0 +1,258 @@
+//! The way back: a reply travels inside its message, with the permit and the charge of its request.
+
+use crate::rate_limiter::Charge;
+use iptunnel_domain::Refusal;
+use iptunnel_domain::limit::Standing;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Why a request was neither granted nor refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// There was no room or no time for it. Nothing happened.
+    Overloaded,
+    /// The store refused. Nothing happened.
+    StorageUnavailable,
+    /// It may have happened.
+    OutcomeUnknown,
+}
+
+/// Granted, refused by the rules, or failed.
+pub type Outcome<T> = Result<Result<T, Refusal>, Failure>;
+
+/// How a limited request stands against the policies that counted it.
+pub type Rates = Vec<Standing>;
+
+/// What comes back for a request.
+#[derive(Debug)]
+pub struct Answer<T> {
+    /// Granted, refused or failed.
+    pub outcome: Outcome<T>,
+    /// The standings, where the request was limited.
+    pub rates: Option<Rates>,
+}
+
+impl<T> From<Failure> for Answer<T> {
+    fn from(failure: Failure) -> Self {
+        Self { outcome: Err(failure), rates: None }
+    }
+}
+
+/// The right to be worked on. There are as many as the shortest queue has places, so that a queue
+/// behind the edge never overflows. Given back when dropped.
+pub(crate) struct Permit(Arc<AtomicUsize>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// The permits that are left.
+#[derive(Clone)]
+pub(crate) struct Permits(Arc<AtomicUsize>);
+
+impl Permits {
+    pub(crate) fn new(count: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(count)))
+    }
+
+    fn take(&self) -> Option<Permit> {
+        let one_less = |left: usize| left.checked_sub(1);
+        self.0.fetch_update(Ordering::Acquire, Ordering::Relaxed, one_less).ok()?;
+        Some(Permit(Arc::clone(&self.0)))
+    }
+
+    /// A reply for whoever works on the request, and what the caller waits for; `None` where the
+    /// server has its hands full.
+    pub(crate) fn request<T>(&self) -> Option<(Reply<T>, Pending<T>)> {
+        let permit = self.take()?;
+        let (sender, receiver) = oneshot::channel();
+        let progress = Arc::new(AtomicU8::new(0));
+        let inner = Inner {
+            sender,
+            progress: Arc::clone(&progress),
+            generation: None,
+            charge: None,
+            rates: None,
+            _permit: permit,
+        };
+        Some((Reply(Some(Box::new(inner))), Pending { receiver, progress }))
+    }
+}
+
+/// Somebody changes state for this request: from now on it cannot be dropped unanswered.
+const CLAIMED: u8 = 1;
+/// The caller has stopped waiting.
+const ABANDONED: u8 = 2;
+/// The answer is on its way.
+const ANSWERED: u8 = 4;
+
+/// The way back to the caller of one request.
+///
+/// Dropped without an answer (which happens only when the server goes down) it tells the caller so.
+pub struct Reply<T>(Option<Box<Inner<T>>>);
+
+struct Inner<T> {
+    sender: oneshot::Sender<Answer<T>>,
+    progress: Arc<AtomicU8>,
+    /// The store's generation on which the first decision was made.
+    generation: Option<u32>,
+    charge: Option<Charge>,
+    rates: Option<Rates>,
+    _permit: Permit,
+}
+
+impl<T> Reply<T> {
+    /// Grants the request.
+    pub(crate) fn grant(self, answer: T) {
+        self.send(Ok(Ok(answer)));
+    }
+
+    /// Turns the request down by the rules.
+    pub(crate) fn refuse(self, refusal: Refusal) {
+        self.send(Ok(Err(refusal)));
+    }
+
+    /// Says that the request could not be worked on; what it was charged is given back.
+    pub(crate) fn fail(mut self, failure: Failure) {
+        self.give_back_charge();
+        self.send(Err(failure));
+    }
+
+    pub(crate) fn decide(self, decision: Result<T, Refusal>) {
+        self.send(Ok(decision));
+    }
+
+    fn send(mut self, outcome: Outcome<T>) {
+        let Some(mut inner) = self.0.take() else { return };
+        let before = inner.progress.fetch_or(ANSWERED, Ordering::AcqRel);
+        if before & ABANDONED != 0 {
+            // The caller has been told that the server failed: that is not charged.
+            if let Some(charge) = inner.charge.take() {
+                charge.give_back();
+            }
+            return;
+        }
+        let rates = inner.rates.take();
+        // A caller who hung up is answered by nobody; there is nothing to undo.
+        let _ = inner.sender.send(Answer { outcome, rates });
+    }
+
+    /// Marks the point of no return, just before state changes for this request. `false` where
+    /// the caller has given up: then nothing may change.
+    pub(crate) fn claim(&self) -> bool {
+        let Some(inner) = &self.0 else { return false };
+        let before = inner.progress.fetch_or(CLAIMED, Ordering::AcqRel);
+        if before & (ABANDONED | CLAIMED) == ABANDONED {
+            inner.progress.fetch_and(!CLAIMED, Ordering::AcqRel);
+            return false;
+        }
+        true
+    }
+
+    /// The generation of the store on which the request was first decided; `mine` where that is
+    /// now.
+    pub(crate) fn generation(&mut self, mine: u32) -> u32 {
+        self.0.as_mut().map_or(mine, |inner| *inner.generation.get_or_insert(mine))
+    }
+
+    pub(crate) fn charged(&mut self, charge: Option<Charge>, rates: Rates) {
+        if let Some(inner) = &mut self.0 {
+            inner.charge = charge;
+            inner.rates = Some(rates);
+        }
+    }
+
+    /// Undoes the charge: the request turned out to be one that does not count.
+    pub(crate) fn give_back_charge(&mut self) {
+        let Some(inner) = &mut self.0 else { return };
+        if let Some(charge) = inner.charge.take() {
+            charge.give_back();
+            for standing in inner.rates.iter_mut().flatten() {
+                standing.used = standing.used.saturating_sub(1);
+            }
+        }
+    }
+}
+
+impl<T> Drop for Reply<T> {
+    fn drop(&mut self) {
+        self.give_back_charge();
+    }
+}
+
+/// What the caller of a request waits for.
+pub struct Pending<T> {
+    receiver: oneshot::Receiver<Answer<T>>,
+    progress: Arc<AtomicU8>,
+}
+
+impl<T> Pending<T> {
+    /// Waits for the answer, but no longer than `deadline`: a request that nobody has begun to
+    /// work on is then dropped as overloaded, one whose change is under way is of unknown outcome.
+    pub async fn within(mut self, deadline: Duration) -> Answer<T> {
+        if let Ok(answer) = tokio::time::timeout(deadline, &mut self.receiver).await {
+            return answer.unwrap_or_else(|_| self.lost().into());
+        }
+        let before = self.progress.fetch_or(ABANDONED, Ordering::AcqRel);
+        if before & ANSWERED != 0 {
+            return self.receiver.await.unwrap_or_else(|_| Failure::Overloaded.into());
+        }
+        unless_claimed(before).into()
+    }
+
+    fn lost(&self) -> Failure {
+        unless_claimed(self.progress.load(Ordering::Acquire))
+    }
+}
+
+fn unless_claimed(progress: u8) -> Failure {
+    if progress & CLAIMED == 0 { Failure::Overloaded } else { Failure::OutcomeUnknown }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(1);
+
+    fn wait<T>(pending: Pending<T>) -> Answer<T> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(pending.within(SOON))
+    }
+
+    #[test]
+    fn there_are_as_many_requests_at_once_as_there_are_permits() {
+        let permits = Permits::new(1);
+        let (reply, pending) = permits.request::<()>().unwrap();
+        assert!(permits.request::<()>().is_none());
+        reply.grant(());
+        assert!(permits.request::<()>().is_some());
+        assert!(matches!(wait(pending).outcome, Ok(Ok(()))));
+    }
+
+    #[test]
+    fn at_the_deadline_what_nobody_claimed_is_dropped_and_may_not_be_claimed_any_more() {
+        let (reply, pending) = Permits::new(1).request::<()>().unwrap();
+        assert_eq!(wait(pending).outcome, Err(Failure::Overloaded));
+        assert!(!reply.claim());
+    }
+
+    #[test]
+    fn at_the_deadline_what_was_claimed_is_of_unknown_outcome() {
+        let (reply, pending) = Permits::new(1).request::<()>().unwrap();
+        assert!(reply.claim());
+        assert_eq!(wait(pending).outcome, Err(Failure::OutcomeUnknown));
+        assert!(reply.claim(), "who has claimed it may go on");
+    }
+
+    #[test]
+    fn a_reply_that_is_lost_tells_its_caller() {
+        let (reply, pending) = Permits::new(1).request::<()>().unwrap();
+        drop(reply);
+        assert_eq!(wait(pending).outcome, Err(Failure::Overloaded));
+    }
+}

@@ -1,0 +1,507 @@
+//! The server-registry actor: the only writer of servers.
+//!
+//! What every check-in needs of a server is small and stays in memory, published for readers in a
+//! [`DashMap`]; the rest stays on disk and is read when a record changes. Memory follows the disk
+//! here: a server appears, is revoked or restored in memory once that is on disk. Check-ins go the
+//! other way: they are answered at once and written down together, a little later.
+
+use crate::Failure;
+use crate::handles::Handles;
+use crate::observed::{ActorMetrics, Observed};
+use crate::persistence::Committed;
+use crate::reply::Reply;
+use crate::tuning::Tuning;
+use crate::work::{Command, Shutdown, Tick, Work};
+use actix::{Actor, ActorContext, Context, Handler, Message};
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+use iptunnel_domain::lookup::KeyedHash;
+use iptunnel_domain::server::{Bearer, Server, ServerId, ServerNumber};
+use iptunnel_domain::{Refusal, Timestamp};
+use iptunnel_storage::{Change, CheckIn as Seen, ReadError, Store, Write};
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Registers a server, or registers it again. Sent by the HTTP edge, which has checked the token;
+/// answered when it is on disk.
+pub struct Register {
+    /// The id, which follows from the address.
+    pub id: ServerId,
+    /// The address.
+    pub ip: IpAddr,
+    /// The host name; may be empty.
+    pub hostname: String,
+    /// The keyed hash of the token.
+    pub token: KeyedHash,
+    /// When the request came.
+    pub now: Timestamp,
+}
+
+impl Command for Register {
+    type Answer = Server;
+}
+
+/// Notes that a server is alive. Sent by the HTTP edge; answered from memory at once.
+pub struct CheckIn {
+    /// The server.
+    pub id: ServerId,
+    /// Who says so.
+    pub bearer: Bearer,
+    /// When the request came.
+    pub now: Timestamp,
+}
+
+/// What a check-in hears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckedIn {
+    /// The server may go on.
+    Active,
+    /// The server's registration was revoked.
+    Revoked,
+}
+
+impl Command for CheckIn {
+    type Answer = CheckedIn;
+}
+
+/// Revokes or restores a server. Sent by the HTTP edge; answered when it is on disk.
+#[derive(Clone, Copy)]
+pub struct SetRevoked {
+    /// The server.
+    pub id: ServerId,
+    /// Revoked or restored.
+    pub revoked: bool,
+}
+
+impl Command for SetRevoked {
+    type Answer = ();
+}
+
+/// What memory holds of a server: 16 bytes.
+#[derive(Clone, Copy, Debug)]
+struct Live {
+    number: ServerNumber,
+    /// Seconds since the epoch, good until the year 2106.
+    last_checkin: u32,
+    /// Which of the tokens that ever registered a server; there are few.
+    token: u32,
+    revoked: bool,
+}
+
+/// All servers, as far as they are on disk, for whoever only looks.
+#[derive(Default)]
+pub struct Servers(DashMap<ServerId, Live>);
+
+/// Which servers are looked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Only revoked ones, or only others.
+    pub revoked: Option<bool>,
+    /// Only those last seen before this instant.
+    pub seen_before: Option<Timestamp>,
+}
+
+impl Filter {
+    /// Whether a server is looked for.
+    pub fn matches(&self, server: &Server) -> bool {
+        self.matches_state(server.revoked, server.last_checkin)
+    }
+
+    fn matches_state(&self, revoked: bool, last_checkin: Timestamp) -> bool {
+        self.revoked.is_none_or(|wanted| wanted == revoked)
+            && self.seen_before.is_none_or(|instant| last_checkin < instant)
+    }
+}
+
+impl Servers {
+    /// How many servers `filter` lets through.
+    pub fn count(&self, filter: &Filter) -> usize {
+        if *filter == Filter::default() {
+            return self.0.len();
+        }
+        let matches = |live: &Live| {
+            filter.matches_state(live.revoked, Timestamp(u64::from(live.last_checkin)))
+        };
+        self.0.iter().filter(|entry| matches(entry.value())).count()
+    }
+
+    /// When the server was last seen, which the disk may not know yet.
+    pub fn last_checkin(&self, id: ServerId) -> Option<Timestamp> {
+        self.0.get(&id).map(|live| Timestamp(u64::from(live.last_checkin)))
+    }
+}
+
+/// A server's record has been written.
+struct Written(Server);
+
+impl Message for Written {
+    type Result = ();
+}
+
+/// A new server's record could not be written.
+struct NotRegistered(ServerId);
+
+impl Message for NotRegistered {
+    type Result = ();
+}
+
+/// Check-ins whose commit failed: they are still to be written.
+struct StillUnwritten(Vec<Seen>);
+
+impl Message for StillUnwritten {
+    type Result = ();
+}
+
+/// The servers the store holds, as the registry starts with them.
+pub(crate) struct Registered {
+    servers: Arc<Servers>,
+    tokens: Tokens,
+    last_number: Option<ServerNumber>,
+}
+
+impl Registered {
+    /// Reads all servers.
+    pub(crate) fn load(store: &dyn Store) -> Result<Self, ReadError> {
+        let (servers, mut tokens, mut last_number) = (Servers::default(), Tokens::default(), None);
+        store.each_server(&mut |server| {
+            last_number = Some(server.number);
+            servers.0.insert(server.id, tokens.live(&server));
+        })?;
+        Ok(Self { servers: Arc::new(servers), tokens, last_number })
+    }
+
+    pub(crate) fn published(&self) -> Arc<Servers> {
+        Arc::clone(&self.servers)
+    }
+}
+
+/// The tokens that ever registered a server, by their place in a list.
+#[derive(Default)]
+struct Tokens {
+    list: Vec<KeyedHash>,
+    places: HashMap<KeyedHash, u32>,
+}
+
+impl Tokens {
+    fn place(&mut self, token: KeyedHash) -> u32 {
+        let list = &mut self.list;
+        *self.places.entry(token).or_insert_with(|| {
+            list.push(token);
+            list.len() as u32 - 1
+        })
+    }
+
+    fn live(&mut self, server: &Server) -> Live {
+        Live {
+            number: server.number,
+            last_checkin: u32::try_from(server.last_checkin.0).unwrap_or(u32::MAX),
+            token: self.place(server.token),
+            revoked: server.revoked,
+        }
+    }
+}
+
+/// The only writer of servers.
+pub(crate) struct ServerRegistry {
+    servers: Arc<Servers>,
+    tokens: Tokens,
+    next_number: u32,
+    /// New servers on their way to the disk.
+    registering: HashSet<ServerId>,
+    /// Check-ins since they were last written down, each server at most once.
+    unwritten: Vec<Seen>,
+    noted: HashSet<ServerNumber>,
+    next_flush: Timestamp,
+    tuning: Arc<ArcSwap<Tuning>>,
+    handles: Arc<Handles>,
+    metrics: ActorMetrics,
+    observed: Observed,
+}
+
+impl ServerRegistry {
+    pub(crate) fn new(
+        registered: Registered,
+        tuning: Arc<ArcSwap<Tuning>>,
+        handles: Arc<Handles>,
+        observed: &Observed,
+    ) -> Self {
+        let Registered { servers, tokens, last_number } = registered;
+        Self {
+            servers,
+            tokens,
+            next_number: last_number.map_or(0, |last| last.0 + 1),
+            registering: HashSet::new(),
+            unwritten: Vec::new(),
+            noted: HashSet::new(),
+            next_flush: Timestamp(0),
+            tuning,
+            handles,
+            metrics: observed.actor("server_registry"),
+            observed: observed.clone(),
+        }
+    }
+
+    /// Reads a server's record once everything sent before is on disk, and hands the command on
+    /// with it.
+    fn look_up<C>(&self, work: Work<C, Server>, number: ServerNumber)
+    where
+        C: Command,
+        Self: Handler<Work<C, Server>>,
+    {
+        let handles = Arc::clone(&self.handles);
+        self.handles.persistence.commit(Change::default(), None, move |committed| {
+            if let Some(failure) = failure(committed) {
+                return work.reply.fail(failure);
+            }
+            let back = Arc::clone(&handles);
+            handles.reader.look_up(
+                work,
+                move |store, _| store.server(number),
+                move |work| {
+                    back.server_registry.send(work);
+                },
+            );
+        });
+    }
+
+    /// Writes a server's record and answers with what `grant` makes of it.
+    fn write<C>(
+        &self,
+        server: Server,
+        work: Work<C, Server>,
+        grant: impl FnOnce(Reply<C::Answer>, Server) + Send + 'static,
+    ) where
+        C: Command,
+        Self: Handler<Work<C, Server>>,
+    {
+        let handles = Arc::clone(&self.handles);
+        let change = Change(vec![Write::Server(server.clone())]);
+        self.handles.persistence.commit(change, None, move |committed| {
+            if committed == Committed::Written {
+                handles.server_registry.send::<Written>(Written(server.clone()));
+                return grant(work.reply, server);
+            }
+            if server.version == 1 {
+                handles.server_registry.send::<NotRegistered>(NotRegistered(server.id));
+            }
+            match failure(committed) {
+                Some(failure) => work.reply.fail(failure),
+                None => {
+                    if let Some(work) = work.again() {
+                        handles.server_registry.send(work);
+                    }
+                }
+            }
+        });
+    }
+
+    fn flush(&mut self, count: usize) {
+        if self.unwritten.is_empty() {
+            return;
+        }
+        let at = self.unwritten.len().saturating_sub(count);
+        let check_ins = self.unwritten.split_off(at);
+        self.metrics.batch.observe(check_ins.len() as f64);
+        if self.unwritten.is_empty() {
+            self.noted.clear();
+        }
+        let handles = Arc::clone(&self.handles);
+        let change = Change(vec![Write::CheckIns(check_ins.clone())]);
+        self.handles.persistence.commit(change, None, move |committed| {
+            if committed != Committed::Written {
+                handles.server_registry.send(StillUnwritten(check_ins));
+            }
+        });
+    }
+}
+
+/// What to tell the caller, where a commit ended in neither success nor conflict.
+fn failure(committed: Committed) -> Option<Failure> {
+    match committed {
+        Committed::Written | Committed::Conflict => None,
+        Committed::Unavailable => Some(Failure::StorageUnavailable),
+        Committed::Unknown => Some(Failure::OutcomeUnknown),
+    }
+}
+
+impl Actor for ServerRegistry {
+    type Context = Context<Self>;
+}
+
+impl Handler<Work<CheckIn, Server>> for ServerRegistry {
+    type Result = ();
+
+    fn handle(&mut self, work: Work<CheckIn, Server>, _: &mut Context<Self>) {
+        self.metrics.taken();
+        let Work { command: CheckIn { id, bearer, now }, reply, .. } = work;
+        let Some(mut live) = self.servers.0.get_mut(&id) else {
+            return reply.refuse(Refusal::ServerNotFound);
+        };
+        let speaks = |token: &KeyedHash| bearer.may_speak_for(token);
+        if !self.tokens.list.get(live.token as usize).is_some_and(speaks) {
+            return reply.refuse(Refusal::Unauthorized);
+        }
+        if live.revoked {
+            return reply.grant(CheckedIn::Revoked);
+        }
+        let seconds = u32::try_from(now.0).unwrap_or(u32::MAX);
+        if live.last_checkin < seconds {
+            live.last_checkin = seconds;
+            if self.noted.insert(live.number) {
+                self.unwritten.push(Seen { server: live.number, at: now });
+            }
+        }
+        drop(live);
+        reply.grant(CheckedIn::Active);
+    }
+}
+
+impl Handler<Work<Register, Server>> for ServerRegistry {
+    type Result = ();
+
+    fn handle(&mut self, mut work: Work<Register, Server>, _: &mut Context<Self>) {
+        self.metrics.taken();
+        let id = work.command.id;
+        let known = self.servers.0.get(&id).map(|live| live.number);
+        match (work.found.take(), known) {
+            // Another request is registering the same address: see what became of it.
+            (_, None) if self.registering.contains(&id) => {
+                let handles = Arc::clone(&self.handles);
+                self.handles.persistence.commit(Change::default(), None, move |_| {
+                    if let Some(work) = work.again() {
+                        handles.server_registry.send(work);
+                    }
+                });
+            }
+            (None | Some(None), Some(number)) => {
+                if let Some(work) = work.again() {
+                    self.look_up(work, number);
+                }
+            }
+            (Some(Some(server)), _) => {
+                let Register { hostname, token, now, .. } = &work.command;
+                match server.register_again(hostname.clone(), *token, *now) {
+                    Err(refusal) => work.reply.refuse(refusal),
+                    Ok(server) if work.reply.claim() => self.write(server, work, Reply::grant),
+                    Ok(_) => {}
+                }
+            }
+            (_, None) => {
+                if work.reply.claim() {
+                    self.register_new(work);
+                }
+            }
+        }
+    }
+}
+
+impl ServerRegistry {
+    fn register_new(&mut self, work: Work<Register, Server>) {
+        let Register { id, ip, hostname, token, now } = &work.command;
+        let server = Server {
+            number: ServerNumber(self.next_number),
+            id: *id,
+            ip: *ip,
+            hostname: hostname.clone(),
+            registered_at: *now,
+            last_checkin: *now,
+            token: *token,
+            revoked: false,
+            note: String::new(),
+            version: 1,
+        };
+        self.next_number += 1;
+        self.registering.insert(server.id);
+        self.write(server, work, Reply::grant);
+    }
+}
+
+impl Handler<Work<SetRevoked, Server>> for ServerRegistry {
+    type Result = ();
+
+    fn handle(&mut self, mut work: Work<SetRevoked, Server>, _: &mut Context<Self>) {
+        self.metrics.taken();
+        let SetRevoked { id, revoked } = work.command;
+        let Some(number) = self.servers.0.get(&id).map(|live| live.number) else {
+            return work.reply.refuse(Refusal::ServerNotFound);
+        };
+        let Some(Some(server)) = work.found.take() else {
+            if let Some(work) = work.again() {
+                self.look_up(work, number);
+            }
+            return;
+        };
+        match server.set_revoked(revoked) {
+            None => work.reply.grant(()),
+            Some(server) if work.reply.claim() => {
+                self.write(server, work, |reply, _| reply.grant(()));
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+impl Handler<Written> for ServerRegistry {
+    type Result = ();
+
+    fn handle(&mut self, Written(server): Written, _: &mut Context<Self>) {
+        self.metrics.taken();
+        self.registering.remove(&server.id);
+        let mut live = self.tokens.live(&server);
+        if let Some(before) = self.servers.last_checkin(server.id) {
+            live.last_checkin = live.last_checkin.max(u32::try_from(before.0).unwrap_or(u32::MAX));
+        }
+        self.servers.0.insert(server.id, live);
+        self.observed.servers.set(self.servers.0.len() as i64);
+    }
+}
+
+impl Handler<NotRegistered> for ServerRegistry {
+    type Result = ();
+
+    fn handle(&mut self, NotRegistered(id): NotRegistered, _: &mut Context<Self>) {
+        self.metrics.taken();
+        self.registering.remove(&id);
+    }
+}
+
+impl Handler<StillUnwritten> for ServerRegistry {
+    type Result = ();
+
+    fn handle(&mut self, StillUnwritten(check_ins): StillUnwritten, _: &mut Context<Self>) {
+        self.metrics.taken();
+        // Older than what may have been noted since, so they go first: the later one wins.
+        self.noted.extend(check_ins.iter().map(|seen| seen.server));
+        self.unwritten.splice(0..0, check_ins);
+    }
+}
+
+impl Handler<Tick> for ServerRegistry {
+    type Result = ();
+
+    fn handle(&mut self, Tick(now): Tick, _: &mut Context<Self>) {
+        self.metrics.taken();
+        self.observed.servers.set(self.servers.0.len() as i64);
+        if now >= self.next_flush {
+            let tuning = self.tuning.load_full();
+            self.next_flush = now.plus(tuning.checkin_flush_seconds);
+            self.flush(tuning.batches.server_registry);
+        }
+    }
+}
+
+impl Handler<Shutdown> for ServerRegistry {
+    type Result = ();
+
+    fn handle(&mut self, Shutdown(done): Shutdown, context: &mut Context<Self>) {
+        self.metrics.taken();
+        self.flush(usize::MAX);
+        self.handles.persistence.commit(Change::default(), None, move |_| {
+            // Whoever waited for the end may have given up; then nobody is told.
+            let _ = done.send(());
+        });
+        self.handles.persistence.stop();
+        context.stop();
+    }
+}
