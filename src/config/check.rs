@@ -1,0 +1,192 @@
+//! From what was given to a [`Config`]: layers, each value held against the table of keys, then
+//! what values say about each other.
+
+use std::path::{Path, PathBuf};
+
+use figment::Figment;
+use figment::providers::Serialized;
+use toml::{Table, Value};
+
+use super::Config;
+use super::key::{self, PRODUCTS};
+use super::raw::Raw;
+use super::show::{flatten, one_line, shown};
+use super::unknown::{instead_of, is_section};
+
+/// Where values come from. Of several that are given the last named here wins: defaults, file,
+/// environment, flags.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// A file that is named must exist. Without one the defaults stand.
+    pub file: Option<PathBuf>,
+    /// All variables of the process. `IPTUNNEL_SECTION__KEY` is a value, and every other one that
+    /// begins with `IPTUNNEL_` is a mistake.
+    pub env: Vec<(String, String)>,
+    /// Keys and values of the command line, such as `("server.bind", "0.0.0.0:80")`.
+    pub flags: Vec<(String, String)>,
+}
+
+/// Everything that is wrong with a configuration, one problem a line.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .problems.join("\n"))]
+pub struct ConfigError {
+    problems: Vec<String>,
+}
+
+impl ConfigError {
+    /// The problems, at least one.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    fn unless_empty(problems: Vec<String>) -> Result<(), Self> {
+        if problems.is_empty() { Ok(()) } else { Err(Self { problems }) }
+    }
+
+    fn one(problem: &str) -> Self {
+        Self { problems: vec![one_line(problem)] }
+    }
+}
+
+/// A value as it was given.
+struct Given {
+    /// Section and key.
+    name: String,
+    value: Value,
+    /// The variable or flag it came by, for whoever looks for it in the file in vain.
+    by: Option<String>,
+}
+
+impl Config {
+    /// Reads and checks what `sources` give.
+    ///
+    /// # Errors
+    /// Every unknown key and every value that is not allowed, wherever it was given, or what is
+    /// wrong with the file.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let mut given = match &sources.file {
+            Some(path) => read_file(path)?,
+            None => Vec::new(),
+        };
+        // A file that names products means these and no others; variables and flags add to them.
+        let names_products = given.iter().any(|given| given.name.starts_with(PRODUCTS));
+        given.extend(sources.env.iter().filter_map(from_variable));
+        given.extend(sources.flags.iter().map(from_flag));
+        ConfigError::unless_empty(given.iter().filter_map(problem).collect())?;
+
+        let mut base = Raw::default();
+        if names_products {
+            base.products.clear();
+        }
+        let config = Self::from(overlaid(&base, &given)?);
+        ConfigError::unless_empty(contradictions(&config))?;
+        Ok(config)
+    }
+}
+
+fn overlaid(base: &Raw, given: &[Given]) -> Result<Raw, ConfigError> {
+    let mut layers = Figment::from(Serialized::defaults(base));
+    for Given { name, value, .. } in given {
+        layers = layers.merge(Serialized::default(name, value));
+    }
+    // Whatever the table of keys admits, the raw mirror takes; should they ever differ, this says so.
+    layers.extract().map_err(|error| ConfigError::one(&error.to_string()))
+}
+
+fn read_file(path: &Path) -> Result<Vec<Given>, ConfigError> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| ConfigError::one(&format!("{shown}: cannot be read: {error}")))?;
+    let table: Table = toml::from_str(&text).map_err(|error| {
+        let start = error.span().map_or(0, |span| span.start);
+        let line = text.get(..start).unwrap_or_default().matches('\n').count() + 1;
+        ConfigError::one(&format!("{shown}: line {line}: {}", error.message()))
+    })?;
+    let mut entries = Vec::new();
+    flatten("", table, &mut entries);
+    Ok(entries.into_iter().map(|(name, value)| Given { name, value, by: None }).collect())
+}
+
+fn from_variable((variable, text): &(String, String)) -> Option<Given> {
+    let name = variable.strip_prefix("IPTUNNEL_")?.to_ascii_lowercase().replace("__", ".");
+    // Variables cannot have the hyphen that a product's name may have.
+    let name = match name.strip_prefix(PRODUCTS) {
+        Some(product) => format!("{PRODUCTS}{}", product.replace('_', "-")),
+        None => name,
+    };
+    Some(from_text(name, text, variable.clone()))
+}
+
+fn from_flag((name, text): &(String, String)) -> Given {
+    from_text(name.clone(), text, "command line".to_owned())
+}
+
+fn from_text(name: String, text: &str, by: String) -> Given {
+    let value = key::find(&name).map_or_else(|| text.into(), |key| key.kind.read(text));
+    Given { name, value, by: Some(by) }
+}
+
+/// What is wrong with one value by itself.
+fn problem(given: &Given) -> Option<String> {
+    let Given { name, value, by } = given;
+    let problem = match key::find(name) {
+        Some(key) if !key.kind.admits(value) => {
+            format!("{name} = {}: must be {}", shown(name, value), key.kind)
+        }
+        Some(_) => format!("{name}: {}", wrong_product_name(name)?),
+        None if is_section(name) && *value == Value::Table(Table::new()) => return None,
+        None if is_section(name) => format!("{name} = {value}: must be a section, [{name}]"),
+        None => format!("{name}: unknown key; {}", instead_of(name)),
+    };
+    let by = by.as_ref().map(|by| format!(" ({by})")).unwrap_or_default();
+    Some(one_line(&format!("{problem}{by}")))
+}
+
+/// First parts of paths that are the server's own, and words that look like its commands.
+const RESERVED: [&str; 12] = [
+    "admin", "api", "assets", "checkin", "console", "docs", "livez", "metrics", "readyz",
+    "register", "revoke", "status",
+];
+
+fn wrong_product_name(name: &str) -> Option<&'static str> {
+    let product = name.strip_prefix(PRODUCTS)?;
+    let well_formed = (1..=32).contains(&product.len())
+        && product.starts_with(|c: char| c.is_ascii_lowercase())
+        && product.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if !well_formed {
+        Some("a product's name must be 1 to 32 of a-z, 0-9 and hyphens, the first a letter")
+    } else if RESERVED.contains(&product) {
+        Some("this name is a path of the server's own; a product needs another")
+    } else {
+        None
+    }
+}
+
+/// What values say against each other, each of them allowed by itself.
+fn contradictions(config: &Config) -> Vec<String> {
+    let mut problems = Vec::new();
+    let life = &config.lifetimes;
+    if life.code > life.max_lifetime {
+        problems.push(format!(
+            "codes.ttl_seconds = {}: must be at most codes.max_lifetime_seconds, which is {}",
+            life.code, life.max_lifetime
+        ));
+    }
+    if !config.storage.url.is_empty() {
+        problems.push(format!(
+            "storage.url = {}: must be empty where storage.backend is {:?}",
+            shown("storage.url", &config.storage.url.as_str().into()),
+            config.storage.backend.as_str()
+        ));
+    }
+    for (place, product) in config.products.iter().enumerate() {
+        let mut others = config.products.iter().take(place);
+        if let Some(other) = others.find(|other| other.letters == product.letters) {
+            problems.push(format!(
+                "products.{} = \"{}\": must be other letters than those of products.{}",
+                product.name, product.letters, other.name
+            ));
+        }
+    }
+    problems
+}

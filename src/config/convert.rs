@@ -1,0 +1,127 @@
+//! Between the file's spelling and the checked configuration: the same values, other types.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use iptunnel_domain::limit::{Limits, Policy};
+use iptunnel_domain::time::Lifetimes;
+
+use super::raw::{Letters, Network, Raw, RawCodes, RawServer, RawSession};
+use super::{Config, Product, Server};
+
+/// The key in `[limits]` that is no policy.
+const MAX_TRACKED: &str = "max_tracked";
+
+/// The most threads `workers` may ask for, and the most that many processors lead to.
+pub(super) const MAX_WORKERS: usize = 1024;
+
+impl From<&Lifetimes> for RawCodes {
+    fn from(life: &Lifetimes) -> Self {
+        Self {
+            ttl_seconds: life.code,
+            precheck_token_ttl_seconds: life.precheck_token,
+            install_token_ttl_seconds: life.install_token,
+            restored_ttl_seconds: life.restored,
+            max_lifetime_seconds: life.max_lifetime,
+            max_activations_per_code: life.max_activations,
+        }
+    }
+}
+
+impl From<RawCodes> for Lifetimes {
+    fn from(raw: RawCodes) -> Self {
+        Self {
+            code: raw.ttl_seconds,
+            precheck_token: raw.precheck_token_ttl_seconds,
+            install_token: raw.install_token_ttl_seconds,
+            restored: raw.restored_ttl_seconds,
+            max_lifetime: raw.max_lifetime_seconds,
+            max_activations: raw.max_activations_per_code,
+        }
+    }
+}
+
+pub(super) fn raw_limits(limits: &Limits) -> BTreeMap<String, u32> {
+    let named = Policy::ALL.map(|policy| (policy.name().to_owned(), limits.allowed(policy)));
+    named.into_iter().chain([(MAX_TRACKED.to_owned(), limits.max_tracked)]).collect()
+}
+
+fn limits(raw: &BTreeMap<String, u32>) -> Limits {
+    // The defaults lie beneath every file, so nothing is missing; were it, the route is closed.
+    let value = |name| raw.get(name).copied().unwrap_or(0);
+    Limits::new(|policy| value(policy.name()), value(MAX_TRACKED))
+}
+
+impl From<RawServer> for Server {
+    fn from(raw: RawServer) -> Self {
+        let processors = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let workers = if raw.workers == 0 { processors() } else { raw.workers };
+        Self {
+            bind: raw.bind,
+            public_url: raw.public_url,
+            trusted_proxies: raw.trusted_proxies.into_iter().map(|network| network.0).collect(),
+            allow_private_ips: raw.allow_private_ips,
+            workers: NonZeroUsize::new(workers.min(MAX_WORKERS)).unwrap_or(NonZeroUsize::MIN),
+            max_connections: raw.max_connections,
+            request_timeout: Duration::from_millis(raw.request_timeout_ms),
+            shutdown_grace: Duration::from_secs(raw.shutdown_grace_seconds),
+        }
+    }
+}
+
+impl From<&Server> for RawServer {
+    fn from(server: &Server) -> Self {
+        Self {
+            bind: server.bind,
+            public_url: server.public_url.clone(),
+            trusted_proxies: server.trusted_proxies.iter().copied().map(Network).collect(),
+            allow_private_ips: server.allow_private_ips,
+            workers: server.workers.get(),
+            max_connections: server.max_connections,
+            request_timeout_ms: u64::try_from(server.request_timeout.as_millis())
+                .unwrap_or(u64::MAX),
+            shutdown_grace_seconds: server.shutdown_grace.as_secs(),
+        }
+    }
+}
+
+impl From<Raw> for Config {
+    fn from(raw: Raw) -> Self {
+        let product = |(name, letters): (String, Letters)| Product { name, letters: letters.0 };
+        Self {
+            server: raw.server.into(),
+            admin: raw.admin,
+            storage: raw.storage,
+            auth: raw.auth,
+            products: raw.products.into_iter().map(product).collect(),
+            pages: raw.pages,
+            session_ttl_seconds: raw.session.ttl_seconds,
+            lifetimes: raw.codes.into(),
+            limits: limits(&raw.limits),
+            servers: raw.servers,
+            actors: raw.actors,
+            log: raw.log,
+        }
+    }
+}
+
+impl From<&Config> for Raw {
+    fn from(config: &Config) -> Self {
+        let product = |product: &Product| (product.name.clone(), Letters(product.letters));
+        Self {
+            server: (&config.server).into(),
+            admin: config.admin.clone(),
+            storage: config.storage.clone(),
+            auth: config.auth.clone(),
+            products: config.products.iter().map(product).collect(),
+            pages: config.pages.clone(),
+            session: RawSession { ttl_seconds: config.session_ttl_seconds },
+            codes: (&config.lifetimes).into(),
+            limits: raw_limits(&config.limits),
+            servers: config.servers.clone(),
+            actors: config.actors.clone(),
+            log: config.log.clone(),
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The one table of keys: what each may be, and whether it may change while the server runs.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use iptunnel_domain::code::ProductLetters;
+use toml::Value;
+
+use super::PublicUrl;
+use super::convert::MAX_WORKERS;
+use super::raw::Network;
+
+/// One key of the file.
+pub(super) struct Key {
+    /// Section and key, joined by a dot.
+    pub(super) name: &'static str,
+    /// What its value may be.
+    pub(super) kind: Kind,
+    /// Whether a changed value counts without a restart.
+    pub(super) at_run_time: bool,
+}
+
+/// What a value may be.
+pub(super) enum Kind {
+    /// A whole number, both ends included; the unit with an `of` before it, or nothing.
+    Whole { unit: &'static str, min: i64, max: i64 },
+    /// One of a few numbers.
+    Number(&'static [i64]),
+    /// One of a few words.
+    Word(&'static [&'static str]),
+    /// True or false.
+    Switch,
+    /// An IP address and a port.
+    Listener,
+    /// The address of a site.
+    Url,
+    /// Addresses and networks.
+    Networks,
+    /// The path of a file.
+    File,
+    /// Two letters.
+    Letters,
+    /// Any text.
+    Text,
+    /// Any text, which is never shown.
+    Secret,
+}
+
+/// Stands in the table for every key of `[products]`, whose names are the operator's to choose.
+pub(super) const ANY_PRODUCT: &str = "products.*";
+/// What the keys of `[products]` begin with.
+pub(super) const PRODUCTS: &str = "products.";
+
+/// A year: nothing that is handed out once should be good for longer.
+const LIFETIME: Kind = whole(" of seconds", 1, 31_536_000);
+/// A million an hour is no limit at all.
+const LIMIT: Kind = whole("", 0, 1_000_000);
+/// At least a batch of work, at most what a gigabyte of messages of 1 KiB holds.
+const QUEUE: Kind = whole("", 16, 1_048_576);
+/// What can be handled in one go without keeping others waiting.
+const BATCH: Kind = whole("", 1, 65_536);
+
+/// Every key, in the order of `config.toml`.
+pub(super) static KEYS: &[Key] = &[
+    fixed("server.bind", Kind::Listener),
+    fixed("server.public_url", Kind::Url),
+    fixed("server.trusted_proxies", Kind::Networks),
+    fixed("server.allow_private_ips", Kind::Switch),
+    fixed("server.workers", whole("", 0, MAX_WORKERS as i64)),
+    fixed("server.max_connections", whole("", 1, 1_000_000)),
+    fixed("server.request_timeout_ms", whole(" of milliseconds", 100, 600_000)),
+    fixed("server.shutdown_grace_seconds", whole(" of seconds", 1, 3600)),
+    fixed("admin.bind", Kind::Listener),
+    fixed("storage.backend", Kind::Word(&["redb"])),
+    fixed("storage.path", Kind::File),
+    fixed("storage.url", Kind::Secret),
+    live("storage.retention_days", whole(" of days", 1, 36_500)),
+    fixed("auth.signing_key_file", Kind::File),
+    fixed("auth.lookup_key_file", Kind::File),
+    fixed("auth.master_token_file", Kind::File),
+    fixed(ANY_PRODUCT, Kind::Letters),
+    live("pages.install_command", Kind::Text),
+    live("session.ttl_seconds", LIFETIME),
+    live("codes.ttl_seconds", LIFETIME),
+    live("codes.precheck_token_ttl_seconds", LIFETIME),
+    live("codes.install_token_ttl_seconds", LIFETIME),
+    live("codes.restored_ttl_seconds", LIFETIME),
+    live("codes.max_lifetime_seconds", LIFETIME),
+    live("codes.max_activations_per_code", whole("", 1, 255)),
+    live("limits.issue_per_ip_hour", LIMIT),
+    live("limits.issue_per_ip_day", LIMIT),
+    live("limits.issue_per_session_hour", LIMIT),
+    live("limits.issue_per_fingerprint_day", LIMIT),
+    live("limits.precheck_per_ip_day", LIMIT),
+    live("limits.precheck_per_machine_day", LIMIT),
+    live("limits.activate_per_ip_day", LIMIT),
+    live("limits.activate_per_machine_day", LIMIT),
+    live("limits.max_tracked", whole("", 1000, 4_000_000)),
+    live("servers.stale_after_hours", whole(" of hours", 1, 87_600)),
+    live("servers.checkin_flush_seconds", whole(" of seconds", 1, 3600)),
+    live("servers.revoked_checkin_status", Kind::Number(&[200, 403])),
+    live("servers.next_checkin_seconds", whole(" of seconds", 1, 2_592_000)),
+    fixed("actors.code_registry.queue", QUEUE),
+    live("actors.code_registry.batch", BATCH),
+    fixed("actors.activation.queue", QUEUE),
+    live("actors.activation.batch", BATCH),
+    fixed("actors.rate_limiter.queue", QUEUE),
+    live("actors.rate_limiter.batch", BATCH),
+    fixed("actors.server_registry.queue", QUEUE),
+    live("actors.server_registry.batch", BATCH),
+    fixed("actors.persistence.queue", QUEUE),
+    live("actors.persistence.batch", BATCH),
+    fixed("log.format", Kind::Word(&["auto", "text", "json"])),
+    live("log.level", Kind::Word(&["error", "warn", "info", "debug", "trace"])),
+];
+
+const fn whole(unit: &'static str, min: i64, max: i64) -> Kind {
+    Kind::Whole { unit, min, max }
+}
+
+const fn fixed(name: &'static str, kind: Kind) -> Key {
+    Key { name, kind, at_run_time: false }
+}
+
+const fn live(name: &'static str, kind: Kind) -> Key {
+    Key { name, kind, at_run_time: true }
+}
+
+/// Whether a changed value of `key` counts without a restart. False where there is no such key.
+pub fn at_run_time(key: &str) -> bool {
+    find(key).is_some_and(|key| key.at_run_time)
+}
+
+/// The row of the table that speaks of `name`.
+pub(super) fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.speaks_of(name))
+}
+
+/// Where `name` stands in the file; what is unknown comes last.
+pub(super) fn place(name: &str) -> usize {
+    KEYS.iter().position(|key| key.speaks_of(name)).unwrap_or(KEYS.len())
+}
+
+/// The sections, in the order of the file, `actors` itself left out.
+pub(super) fn sections() -> Vec<&'static str> {
+    let mut sections: Vec<_> = KEYS.iter().map(|key| split(key.name).0).collect();
+    sections.dedup();
+    sections
+}
+
+/// Section and last part of a name.
+pub(super) fn split(name: &str) -> (&str, &str) {
+    name.rsplit_once('.').unwrap_or(("", name))
+}
+
+impl Key {
+    fn speaks_of(&self, name: &str) -> bool {
+        self.name == name || (self.name == ANY_PRODUCT && name.starts_with(PRODUCTS))
+    }
+}
+
+impl Kind {
+    /// Whether a value from the file, or read by [`Kind::read`], will do.
+    pub(super) fn admits(&self, value: &Value) -> bool {
+        let number = value.as_integer();
+        let text = value.as_str();
+        match self {
+            Self::Whole { min, max, .. } => number.is_some_and(|n| (*min..=*max).contains(&n)),
+            Self::Number(some) => number.is_some_and(|n| some.contains(&n)),
+            Self::Word(words) => text.is_some_and(|word| words.contains(&word)),
+            Self::Switch => value.is_bool(),
+            Self::Listener => text.is_some_and(|text| text.parse::<SocketAddr>().is_ok()),
+            Self::Url => text.and_then(PublicUrl::parse).is_some(),
+            Self::Networks => value.as_array().is_some_and(|all| all.iter().all(is_network)),
+            Self::File => text.is_some_and(|path| !path.is_empty() && !path.contains('\0')),
+            Self::Letters => text.and_then(ProductLetters::parse).is_some(),
+            Self::Text | Self::Secret => text.is_some(),
+        }
+    }
+
+    /// The value that a variable or flag means. Text that is no value of this kind stays text, and
+    /// is then not admitted.
+    pub(super) fn read(&self, text: &str) -> Value {
+        let trimmed = text.trim();
+        let value = match self {
+            Self::Whole { .. } | Self::Number(_) => trimmed.parse().ok().map(Value::Integer),
+            Self::Switch => trimmed.to_ascii_lowercase().parse().ok().map(Value::Boolean),
+            Self::Networks => read_list(trimmed),
+            Self::File | Self::Text | Self::Secret => None,
+            Self::Word(_) | Self::Listener | Self::Url | Self::Letters => Some(trimmed.into()),
+        };
+        value.unwrap_or_else(|| text.into())
+    }
+}
+
+impl fmt::Display for Kind {
+    /// What is allowed, to follow "must be".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole { unit, min, max } => {
+                write!(f, "a whole number{unit} from {min} to {max}")
+            }
+            Self::Number(some) => f.write_str(&one_of(some)),
+            Self::Word(words) => f.write_str(&one_of(words)),
+            Self::Switch => f.write_str("true or false"),
+            Self::Listener => f.write_str("an IP address and a port, like 127.0.0.1:8080"),
+            Self::Url => f.write_str(
+                "http:// or https://, a host and perhaps a port, without a path, like https://get.example.com",
+            ),
+            Self::Networks => f.write_str(
+                "a list of IP addresses and networks, like [\"127.0.0.1\", \"10.0.0.0/8\"]",
+            ),
+            Self::File => f.write_str("the path of a file"),
+            Self::Letters => f.write_str("two letters from A to Z"),
+            Self::Text | Self::Secret => f.write_str("a string"),
+        }
+    }
+}
+
+fn is_network(value: &Value) -> bool {
+    value.as_str().and_then(Network::parse).is_some()
+}
+
+/// A list as TOML writes it, or its entries with commas between them.
+fn read_list(text: &str) -> Option<Value> {
+    if text.starts_with('[') {
+        return text.parse().ok().filter(Value::is_array);
+    }
+    let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    Some(Value::Array(entries.map(Value::from).collect()))
+}
+
+fn one_of<T: fmt::Debug>(some: &[T]) -> String {
+    let words: Vec<_> = some.iter().map(|word| format!("{word:?}")).collect();
+    match words.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => words.concat(),
+    }
+}

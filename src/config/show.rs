@@ -1,0 +1,156 @@
+//! The configuration as text, and what differs between two.
+
+use toml::{Table, Value};
+
+use super::key::{self, Kind};
+use super::raw::Raw;
+use super::{ActorSize, Actors, Config, Log, Storage};
+
+/// A key whose value differs between two configurations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// Section and key.
+    pub key: String,
+    /// The value before. Empty where a product is new.
+    pub old: String,
+    /// The value after. Empty where a product is gone.
+    pub new: String,
+    /// Whether the new value counts without a restart.
+    pub at_run_time: bool,
+}
+
+impl Config {
+    /// Every key as TOML, in the order of `config.toml`. Secrets are hidden.
+    pub fn to_toml(&self) -> String {
+        let mut text = String::new();
+        let mut last_section = String::new();
+        for (name, value) in entries(self) {
+            let (section, key) = key::split(&name);
+            if section != last_section {
+                let gap = if text.is_empty() { "" } else { "\n" };
+                text += &format!("{gap}[{section}]\n");
+                section.clone_into(&mut last_section);
+            }
+            text += &format!("{key} = {}\n", shown(&name, &value));
+        }
+        text
+    }
+
+    /// What differs in `new`, key by key, in the order of `config.toml`. Secrets are hidden.
+    pub fn changes(&self, new: &Self) -> Vec<Changed> {
+        let (old, new) = (entries(self), entries(new));
+        let mut names: Vec<&String> = old.iter().chain(&new).map(|(name, _)| name).collect();
+        names.sort_by_key(|name| (key::place(name), *name));
+        names.dedup();
+        let changed = |name: &String| {
+            let (old, new) = (value_of(name, &old), value_of(name, &new));
+            (old != new).then(|| Changed {
+                key: name.clone(),
+                old: old.map(|value| bare(name, value)).unwrap_or_default(),
+                new: new.map(|value| bare(name, value)).unwrap_or_default(),
+                at_run_time: key::at_run_time(name),
+            })
+        };
+        names.into_iter().filter_map(changed).collect()
+    }
+
+    /// This configuration with every value of `new` that may change at run time. No check ties
+    /// such a value to one that may not, so the result is as sound as its parts.
+    #[must_use]
+    pub fn with_run_time_values(&self, new: &Self) -> Self {
+        let storage =
+            Storage { retention_days: new.storage.retention_days, ..self.storage.clone() };
+        Self {
+            server: self.server.clone(),
+            admin: self.admin.clone(),
+            storage,
+            auth: self.auth.clone(),
+            products: self.products.clone(),
+            pages: new.pages.clone(),
+            session_ttl_seconds: new.session_ttl_seconds,
+            lifetimes: new.lifetimes,
+            limits: new.limits,
+            servers: new.servers.clone(),
+            actors: self.actors.with_batches_of(&new.actors),
+            log: Log { level: new.log.level, ..self.log.clone() },
+        }
+    }
+}
+
+impl Actors {
+    fn with_batches_of(&self, new: &Self) -> Self {
+        let size = |old: ActorSize, new: ActorSize| ActorSize { batch: new.batch, ..old };
+        Self {
+            code_registry: size(self.code_registry, new.code_registry),
+            activation: size(self.activation, new.activation),
+            rate_limiter: size(self.rate_limiter, new.rate_limiter),
+            server_registry: size(self.server_registry, new.server_registry),
+            persistence: size(self.persistence, new.persistence),
+        }
+    }
+}
+
+/// Every value under its full name, in the order of `config.toml`.
+pub(super) fn entries(config: &Config) -> Vec<(String, Value)> {
+    // All values came out of TOML or text, so TOML can hold them.
+    let table = Table::try_from(Raw::from(config)).unwrap_or_default();
+    let mut entries = Vec::new();
+    flatten("", table, &mut entries);
+    entries.sort_by_cached_key(|(name, _)| (key::place(name), name.clone()));
+    entries
+}
+
+/// Every value of `table` under its full name. An empty section is kept as a value.
+pub(super) fn flatten(above: &str, table: Table, entries: &mut Vec<(String, Value)>) {
+    for (key, value) in table {
+        let name = if above.is_empty() { key } else { format!("{above}.{key}") };
+        match value {
+            Value::Table(below) if !below.is_empty() => flatten(&name, below, entries),
+            value => entries.push((name, value)),
+        }
+    }
+}
+
+fn value_of<'a>(name: &str, entries: &'a [(String, Value)]) -> Option<&'a Value> {
+    entries.iter().find(|(other, _)| other == name).map(|(_, value)| value)
+}
+
+/// The value as TOML writes it, on one line; what is secret is hidden.
+pub(super) fn shown(name: &str, value: &Value) -> String {
+    match value {
+        value if is_secret(name) && value.as_str() != Some("") => quoted("(hidden)"),
+        Value::String(text) => quoted(text),
+        value => value.to_string(),
+    }
+}
+
+/// The value as people say it: text without quotes.
+fn bare(name: &str, value: &Value) -> String {
+    match value {
+        Value::String(text) if !is_secret(name) => one_line(text),
+        value => shown(name, value),
+    }
+}
+
+fn is_secret(name: &str) -> bool {
+    key::find(name).is_some_and(|key| matches!(key.kind, Kind::Secret))
+}
+
+/// A basic string of TOML: one line, whatever is in it.
+fn quoted(text: &str) -> String {
+    let escaped = text.replace('\\', "\\\\").replace('"', "\\\"");
+    format!("\"{}\"", one_line(&escaped))
+}
+
+/// `text` with what would break its line written as TOML's escape.
+pub(super) fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            line += &format!("\\u{:04X}", u32::from(c));
+        } else {
+            line.push(c);
+        }
+    }
+    line
+}
