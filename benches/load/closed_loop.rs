@@ -1,0 +1,163 @@
+//! The closed loop: every connection sends its next request when the answer to the last one is there, so the
+//! number of connections is the number of requests under way, until nothing is left to do.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use std::vec;
+
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::failure::{Context, Failure, Result};
+use crate::requests::{Caller, RequestWriter};
+use crate::statistics::Summary;
+
+/// A step that takes longer is taken for a server that no longer answers.
+const STEP_LIMIT: Duration = Duration::from_secs(300);
+
+/// One kind of request, and what to do with its answer.
+pub struct Step<In, Out> {
+    /// Its name in the report.
+    pub name: &'static str,
+    /// The one status that its answer may have.
+    pub status: u16,
+    /// Writes the request for an input; the second argument is the connection's cookie.
+    pub write: fn(&In, &str, &mut RequestWriter),
+    /// Takes from the body what the next step needs; nothing where it is not there, which ends everything.
+    pub read: fn(In, &[u8]) -> Option<Out>,
+}
+
+// Derived, it would ask the same of the inputs.
+impl<In, Out> Clone for Step<In, Out> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<In, Out> Copy for Step<In, Out> {}
+
+/// What is left to do, shared by all connections: a slow one takes fewer, and all are busy to the end.
+type Queue<In> = Arc<Mutex<vec::IntoIter<In>>>;
+
+/// What one connection brings back.
+struct Share<Out> {
+    caller: Caller,
+    outputs: Vec<Out>,
+    latencies_micros: Vec<u32>,
+}
+
+/// Sends one request for each input over all of the callers' connections.
+pub async fn run<In, Out>(
+    step: Step<In, Out>,
+    callers: &mut Vec<Caller>,
+    inputs: Vec<In>,
+) -> Result<(Vec<Out>, Summary)>
+where
+    In: Send + 'static,
+    Out: Send + 'static,
+{
+    let expected_share = inputs.len() / callers.len().max(1) * 2;
+    let queue: Queue<In> = Arc::new(Mutex::new(inputs.into_iter()));
+    let start = Instant::now();
+    let mut tasks = JoinSet::new();
+    for caller in callers.drain(..) {
+        tasks.spawn(work_off(step, caller, Arc::clone(&queue), expected_share));
+    }
+    gather(step.name, tasks, callers, start).await
+}
+
+/// Sends one request over and over until `duration` is over.
+pub async fn run_for(
+    name: &'static str,
+    path: &'static str,
+    callers: &mut Vec<Caller>,
+    duration: Duration,
+) -> Result<Summary> {
+    let start = Instant::now();
+    let mut tasks = JoinSet::new();
+    for caller in callers.drain(..) {
+        tasks.spawn(repeat_get(name, path, caller, start + duration));
+    }
+    let (_, summary) = gather(name, tasks, callers, start).await?;
+    Ok(summary)
+}
+
+async fn work_off<In, Out>(
+    step: Step<In, Out>,
+    mut caller: Caller,
+    queue: Queue<In>,
+    expected_share: usize,
+) -> Result<Share<Out>> {
+    let mut outputs = Vec::with_capacity(expected_share);
+    let mut latencies_micros = Vec::with_capacity(expected_share);
+    while let Some(input) = next(&queue) {
+        (step.write)(&input, &caller.cookie, &mut caller.writer);
+        let sent = Instant::now();
+        let answer = caller.connection.exchange(caller.writer.bytes()).await.context(step.name)?;
+        latencies_micros.push(micros_since(sent, Instant::now()));
+        if answer.status != step.status {
+            return Err(answer.unexpected(step.name, step.status));
+        }
+        let output = (step.read)(input, answer.body);
+        outputs.push(output.ok_or_else(|| without_field(step.name, answer.body))?);
+    }
+    Ok(Share { caller, outputs, latencies_micros })
+}
+
+async fn repeat_get(
+    name: &'static str,
+    path: &'static str,
+    mut caller: Caller,
+    until: Instant,
+) -> Result<Share<()>> {
+    caller.writer.get(path);
+    let mut latencies_micros = Vec::with_capacity(16 * 1024);
+    loop {
+        let sent = Instant::now();
+        let answer = caller.connection.exchange(caller.writer.bytes()).await.context(name)?;
+        let answered = Instant::now();
+        if answer.status != 200 {
+            return Err(answer.unexpected(name, 200));
+        }
+        latencies_micros.push(micros_since(sent, answered));
+        if answered >= until {
+            return Ok(Share { caller, outputs: Vec::new(), latencies_micros });
+        }
+    }
+}
+
+/// Waits for all connections and puts them back; the first that fails ends the others.
+async fn gather<Out: 'static>(
+    name: &'static str,
+    mut tasks: JoinSet<Result<Share<Out>>>,
+    callers: &mut Vec<Caller>,
+    start: Instant,
+) -> Result<(Vec<Out>, Summary)> {
+    let mut outputs = Vec::new();
+    let mut latencies_micros = Vec::new();
+    let all = async {
+        while let Some(joined) = tasks.join_next().await {
+            let share = joined.context(name)??;
+            callers.push(share.caller);
+            outputs.extend(share.outputs);
+            latencies_micros.extend(share.latencies_micros);
+        }
+        Ok::<Duration, Failure>(start.elapsed())
+    };
+    let elapsed = timeout(STEP_LIMIT, all)
+        .await
+        .context(format!("{name}: not done within {} s", STEP_LIMIT.as_secs()))??;
+    Ok((outputs, Summary::of(latencies_micros, elapsed)))
+}
+
+fn next<In>(queue: &Queue<In>) -> Option<In> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner).next()
+}
+
+fn micros_since(sent: Instant, answered: Instant) -> u32 {
+    u32::try_from(answered.duration_since(sent).as_micros()).unwrap_or(u32::MAX)
+}
+
+fn without_field(name: &str, body: &[u8]) -> Failure {
+    let body = String::from_utf8_lossy(body);
+    Failure::new(format!("{name}: the answer lacks what it should hold: {body}"))
+}

@@ -1,0 +1,52 @@
+//! Ctrl-C and SIGTERM end the measurement in order, so that no server and no folder is left behind.
+//!
+//! The signals are blocked in every thread and one thread waits for them: that needs no handler, hence no
+//! unsafe code. A child inherits the mask, so the server is started between [`let_through`] and its end.
+
+use std::thread;
+
+use nix::sys::signal::{SigSet, Signal};
+use tokio::sync::oneshot;
+
+use crate::failure::{Context, Failure, Result};
+
+fn signals() -> SigSet {
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect()
+}
+
+/// Resolves when one of the signals has come.
+pub struct Interrupted(oneshot::Receiver<Signal>);
+
+/// Blocks the signals and waits for them from now on. Called before any other thread exists.
+pub fn watch() -> Result<Interrupted> {
+    signals().thread_block().context("cannot block signals")?;
+    let (sender, receiver) = oneshot::channel();
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            if let Ok(signal) = signals().wait() {
+                // The receiver is gone where the measurement has just ended by itself.
+                let _ = sender.send(signal);
+            }
+        })
+        .context("cannot start the thread that waits for signals")?;
+    Ok(Interrupted(receiver))
+}
+
+impl Interrupted {
+    /// The failure that an interruption is; never resolves if none comes.
+    pub async fn failure(self) -> Failure {
+        match self.0.await {
+            Ok(signal) => Failure::new(format!("interrupted by {signal}")),
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Runs `start_child` with the signals unblocked, so that what it starts can be stopped by them.
+pub fn let_through<T>(start_child: impl FnOnce() -> T) -> Result<T> {
+    signals().thread_unblock().context("cannot unblock signals")?;
+    let child = start_child();
+    signals().thread_block().context("cannot block signals")?;
+    Ok(child)
+}

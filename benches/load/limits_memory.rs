@@ -1,0 +1,182 @@
+//! What callers cost the rate limiter in memory: millions of requests, each from an address that was never
+//! seen before. The memory must stop growing when the limiter tracks all that it may.
+//!
+//! The requests are pipelined, 32 to a write: here only their number counts, not their latency.
+
+use std::fmt::Write;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::client::Connection;
+use crate::failure::{Context, Result};
+use crate::report::{grouped, megabytes, verdict};
+use crate::server::Server;
+
+const CONNECTIONS: usize = 64;
+const REQUESTS_PER_WRITE: u64 = 32;
+const REPORT_EVERY: u64 = 1_000_000;
+/// What the counters themselves may take when as many are tracked as may be.
+const COUNTERS_MB: f64 = 200.0;
+/// For what else grows under this load: buffers of connections, the store's cache, the allocator's slack.
+const ALLOWANCE_MB: f64 = 64.0;
+/// A write whose answers take longer is taken for a server that no longer answers.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+
+/// 11.0.0.0, the first IPv4 address of a caller; every second caller has one.
+const FIRST_IPV4: u32 = 0x0b00_0000;
+/// More callers would reach 127.0.0.1, the trusted proxy, which is nobody's own address.
+pub const MAX_CALLERS: u64 = 2 * (0x7f00_0000 - FIRST_IPV4 as u64);
+
+/// Settings of this measurement: the caller's address is what the requests say; the limits stay as shipped.
+pub fn settings(wanted: &[String]) -> Vec<String> {
+    let mut settings = vec!["server.trusted_proxies=127.0.0.1".to_owned()];
+    settings.extend_from_slice(wanted);
+    settings
+}
+
+/// What all connections share.
+struct Progress {
+    count: u64,
+    /// The first request that nobody has taken yet.
+    next: AtomicU64,
+    /// Counted, and answered that the body is not valid.
+    unprocessable: AtomicU64,
+    /// Not counted, because no counter could be made room for.
+    overloaded: AtomicU64,
+}
+
+/// Plays `count` callers and prints how the server's memory grows.
+pub async fn run(server: &Server, count: u64) -> Result<()> {
+    sleep(Duration::from_secs(1)).await;
+    let idle = server.memory()?.resident_mb;
+    print_memory(0, idle);
+    let progress = Arc::new(Progress {
+        count,
+        next: AtomicU64::new(0),
+        unprocessable: AtomicU64::new(0),
+        overloaded: AtomicU64::new(0),
+    });
+    let (reached, mut milestones) = mpsc::unbounded_channel();
+    let start = Instant::now();
+    let mut tasks = JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        tasks.spawn(flood(server.public, Arc::clone(&progress), reached.clone()));
+    }
+    drop(reached);
+    loop {
+        tokio::select! {
+            Some(sent) = milestones.recv() => print_memory(sent, server.memory()?.resident_mb),
+            joined = tasks.join_next() => match joined {
+                Some(connection) => connection.context("a connection's task")??,
+                None => break,
+            },
+        }
+    }
+    summarize(server, &progress, idle, start.elapsed())
+}
+
+fn print_memory(callers: u64, resident_mb: f64) {
+    println!("{:>12} callers  RSS {:>9}", grouped(callers as f64), megabytes(resident_mb));
+}
+
+fn summarize(server: &Server, progress: &Progress, idle: f64, elapsed: Duration) -> Result<()> {
+    let memory = server.memory()?;
+    let growth = memory.peak_mb - idle;
+    let most = COUNTERS_MB + ALLOWANCE_MB;
+    let rate = progress.count as f64 / elapsed.as_secs_f64();
+    print_memory(progress.count, memory.resident_mb);
+    println!();
+    println!(
+        "{} requests a second; {} answered 422, {} answered 503",
+        grouped(rate),
+        grouped(progress.unprocessable.load(Ordering::Relaxed) as f64),
+        grouped(progress.overloaded.load(Ordering::Relaxed) as f64),
+    );
+    println!(
+        "peak RSS {}, idle {}: grown by {}",
+        megabytes(memory.peak_mb),
+        megabytes(idle),
+        megabytes(growth)
+    );
+    println!(
+        "target: under {} = {} for the counters + {} allowed for buffers, the store's cache and the allocator  {}",
+        megabytes(most),
+        megabytes(COUNTERS_MB),
+        megabytes(ALLOWANCE_MB),
+        verdict(growth < most),
+    );
+    Ok(())
+}
+
+/// Sends writes of requests until none is left to send; says so when a milestone lies in one of them.
+async fn flood(
+    address: SocketAddr,
+    progress: Arc<Progress>,
+    reached: mpsc::UnboundedSender<u64>,
+) -> Result<()> {
+    let mut connection = Connection::open(address).await?;
+    let mut requests = String::with_capacity(8 * 1024);
+    loop {
+        let first = progress.next.fetch_add(REQUESTS_PER_WRITE, Ordering::Relaxed);
+        if first >= progress.count {
+            return Ok(());
+        }
+        let end = (first + REQUESTS_PER_WRITE).min(progress.count);
+        requests.clear();
+        for caller in first..end {
+            write_request(&mut requests, address, caller).context("cannot write a request")?;
+        }
+        connection.send(requests.as_bytes()).await?;
+        let answers = receive(&mut connection, end - first, &progress);
+        timeout(ANSWER_LIMIT, answers).await.context("precheck: no answer")??;
+        if first / REPORT_EVERY != end / REPORT_EVERY && end != progress.count {
+            // The receiver is gone only where the measurement has failed elsewhere.
+            let _ = reached.send(end / REPORT_EVERY * REPORT_EVERY);
+        }
+    }
+}
+
+async fn receive(connection: &mut Connection, count: u64, progress: &Progress) -> Result<()> {
+    for _ in 0..count {
+        let answer = connection.receive().await?;
+        match answer.status {
+            422 => progress.unprocessable.fetch_add(1, Ordering::Relaxed),
+            503 => progress.overloaded.fetch_add(1, Ordering::Relaxed),
+            _ => return Err(answer.unexpected("precheck without fields", 422)),
+        };
+    }
+    Ok(())
+}
+
+/// An empty precheck: charged to its caller's address, then refused for what it lacks.
+fn write_request(
+    out: &mut String,
+    host: SocketAddr,
+    caller: u64,
+) -> std::result::Result<(), std::fmt::Error> {
+    write!(
+        out,
+        "POST /api/v2/slowdns/install/precheck HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-For: "
+    )?;
+    write_address(out, caller)?;
+    out.push_str("\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}");
+    Ok(())
+}
+
+/// The address of a caller: every second one IPv4, from 11.0.0.0 upwards, the others IPv6, each in a /64 of
+/// its own because that is what the limiter counts.
+fn write_address(out: &mut String, caller: u64) -> std::result::Result<(), std::fmt::Error> {
+    let number = caller / 2;
+    if caller.is_multiple_of(2) {
+        let offset = u32::try_from(number).unwrap_or(0);
+        return write!(out, "{}", Ipv4Addr::from_bits(FIRST_IPV4 + offset));
+    }
+    let network = (0x2a00_u128 << 112) | (u128::from(number) << 64);
+    write!(out, "{}", Ipv6Addr::from_bits(network | 1))
+}

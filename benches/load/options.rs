@@ -1,0 +1,92 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::failure::{Context, Failure, Result};
+use crate::limits_memory::MAX_CALLERS;
+
+/// Shown for `--help`, and where the target is run by something other than `cargo bench`.
+pub const USAGE: &str = "\
+Load on the activation server. Run it as: scripts/bench [OPTIONS], or cargo bench --bench load -- [OPTIONS]
+
+  --quick             a tenth of the requests, half the time: to see that it works, not to quote
+  --rounds N          repeat on a fresh server and report median and spread (1)
+  --server PATH       measure this program instead of the one just built
+  --dir PATH          where the server's temporary folder is made (cargo's, under target/)
+  --set KEY=VALUE     one more setting for the server; may be repeated
+  --limits-memory     measure the memory that callers cost the rate limiter, and nothing else
+  --count N           how many callers --limits-memory plays (10000000)
+  --help              this text";
+
+/// What the person asked for.
+pub enum Request {
+    /// Measure.
+    Run(Options),
+    /// Say how to use it, and do nothing: `--help`, or `cargo test --all-targets`, which runs benchmarks too
+    /// and would wait minutes for a measurement of a debug build.
+    Explain,
+}
+
+/// How to measure.
+pub struct Options {
+    /// Fewer requests, for a first look.
+    pub quick: bool,
+    /// How often everything is repeated, each time on a fresh server.
+    pub rounds: u32,
+    /// The program to measure.
+    pub server: PathBuf,
+    /// Where the temporary folder is made; the choice of the disk is part of the measurement.
+    pub directory: Option<PathBuf>,
+    /// Settings that win over those of the measurement.
+    pub settings: Vec<String>,
+    /// Measure the rate limiter's memory instead of speed.
+    pub limits_memory: bool,
+    /// Callers in that measurement.
+    pub count: u64,
+}
+
+/// Reads the arguments after the program's name.
+pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
+    let mut started_by_cargo_bench = false;
+    let mut options = Options {
+        quick: false,
+        rounds: 1,
+        server: PathBuf::from(env!("CARGO_BIN_EXE_iptunnel-server")),
+        directory: None,
+        settings: Vec::new(),
+        limits_memory: false,
+        count: 10_000_000,
+    };
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--bench" => started_by_cargo_bench = true,
+            "--quick" => options.quick = true,
+            "--limits-memory" => options.limits_memory = true,
+            "--rounds" => options.rounds = at_least_one(&argument, arguments.next())?,
+            "--count" => options.count = at_least_one(&argument, arguments.next())?,
+            "--server" => options.server = value(&argument, arguments.next())?.into(),
+            "--dir" => options.directory = Some(value(&argument, arguments.next())?.into()),
+            "--set" => options.settings.push(value(&argument, arguments.next())?),
+            "--help" | "-h" => return Ok(Request::Explain),
+            unknown => return Err(Failure::new(format!("unknown option {unknown}\n\n{USAGE}"))),
+        }
+    }
+    if options.count > MAX_CALLERS {
+        return Err(Failure::new(format!("--count takes at most {MAX_CALLERS}: no two are alike")));
+    }
+    Ok(if started_by_cargo_bench { Request::Run(options) } else { Request::Explain })
+}
+
+fn value(option: &str, argument: Option<String>) -> Result<String> {
+    argument.context(format!("{option} needs a value"))
+}
+
+fn at_least_one<N: FromStr + From<u8> + PartialOrd>(
+    option: &str,
+    argument: Option<String>,
+) -> Result<N> {
+    let text = value(option, argument)?;
+    let number = text.parse::<N>().ok().filter(|number| *number >= N::from(1));
+    number.context(format!("{option} takes a whole number from 1, not {text:?}"))
+}

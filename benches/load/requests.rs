@@ -1,0 +1,84 @@
+//! The bytes that are sent: each request as its real caller writes it, built in buffers that are used again.
+
+use crate::client::Connection;
+
+/// A browser session is bound to its `User-Agent`, so all requests name the same one.
+const USER_AGENT: &str = "iptunnel-load/1";
+
+/// Writes requests into one buffer.
+pub struct RequestWriter {
+    host: String,
+    body: Vec<u8>,
+    request: Vec<u8>,
+}
+
+impl RequestWriter {
+    /// A writer of requests to `host`, as the `Host` header spells it.
+    pub fn new(host: String) -> Self {
+        Self { host, body: Vec::with_capacity(2048), request: Vec::with_capacity(4096) }
+    }
+
+    /// The request written last, whole.
+    pub fn bytes(&self) -> &[u8] {
+        &self.request
+    }
+
+    /// Writes a GET.
+    pub fn get(&mut self, path: &str) {
+        self.begin("GET", path);
+        self.put("\r\n");
+    }
+
+    /// Writes a POST without a body, with the cookie of a browser session: how a page asks for a code.
+    pub fn post_empty(&mut self, path: &str, cookie: &str) {
+        self.begin("POST", path);
+        for part in ["Cookie: ", cookie, "\r\nContent-Length: 0\r\n\r\n"] {
+            self.put(part);
+        }
+    }
+
+    /// Writes a POST of a flat JSON object of strings. Nothing that is sent here needs escaping.
+    pub fn post_json(&mut self, path: &str, fields: &[(&str, &str)]) {
+        self.body.clear();
+        self.body.push(b'{');
+        for (position, (key, value)) in fields.iter().enumerate() {
+            let opening = if position == 0 { "\"" } else { ",\"" };
+            for part in [opening, key, "\":\"", value, "\""] {
+                self.body.extend_from_slice(part.as_bytes());
+            }
+        }
+        self.body.push(b'}');
+        self.begin("POST", path);
+        let length = self.body.len().to_string();
+        for part in ["Content-Type: application/json\r\nContent-Length: ", &length, "\r\n\r\n"] {
+            self.put(part);
+        }
+        self.request.extend_from_slice(&self.body);
+    }
+
+    fn begin(&mut self, method: &str, path: &str) {
+        self.request.clear();
+        for part in [method, " ", path, " HTTP/1.1\r\nHost: "] {
+            self.request.extend_from_slice(part.as_bytes());
+        }
+        self.request.extend_from_slice(self.host.as_bytes());
+        for part in ["\r\nUser-Agent: ", USER_AGENT, "\r\n"] {
+            self.request.extend_from_slice(part.as_bytes());
+        }
+    }
+
+    fn put(&mut self, text: &str) {
+        self.request.extend_from_slice(text.as_bytes());
+    }
+}
+
+/// One connection with what it needs to play a caller: it lives through all steps at its number of
+/// connections, so that no step pays for connecting.
+pub struct Caller {
+    /// The connection.
+    pub connection: Connection,
+    /// The buffers for what it sends.
+    pub writer: RequestWriter,
+    /// `name=value` of its browser session.
+    pub cookie: String,
+}

@@ -1,0 +1,226 @@
+//! The server as a process: on a folder of its own, with ports of its own, and never left behind.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
+
+use crate::client::Connection;
+use crate::failure::{Context, Failure, Result};
+use crate::interrupt;
+use crate::requests::RequestWriter;
+
+const READY_LIMIT: Duration = Duration::from_secs(30);
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+const ONE_EXCHANGE_LIMIT: Duration = Duration::from_secs(5);
+/// How much of the log is shown when something went wrong.
+const LOG_TAIL_BYTES: i64 = 8 * 1024;
+
+/// The temporary folder that holds the store, the keys and the log. Removed when it is dropped.
+pub struct Workspace(TempDir);
+
+impl Workspace {
+    /// Makes the folder inside `parent`.
+    pub fn create(parent: &Path) -> Result<Self> {
+        let doing = format!("cannot make a temporary folder in {}", parent.display());
+        fs::create_dir_all(parent).context(&doing)?;
+        let folder = tempfile::Builder::new().prefix("load-").tempdir_in(parent).context(&doing)?;
+        Ok(Self(folder))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// The master token that the server made on its first start.
+    pub fn master_token(&self) -> Result<String> {
+        let path = self.path().join("master.token");
+        let token = fs::read_to_string(&path).context(format!("cannot read {}", path.display()))?;
+        Ok(token.trim().to_owned())
+    }
+}
+
+/// The running server. Dropped, it is killed; [`Server::finish`] is the orderly end.
+pub struct Server {
+    child: Child,
+    log: PathBuf,
+    /// Where it serves the public.
+    pub public: SocketAddr,
+    /// Where it serves its operator.
+    pub admin: SocketAddr,
+}
+
+/// Resident memory as the kernel counts it, in megabytes (10^6 bytes).
+#[derive(Clone, Copy)]
+pub struct Memory {
+    /// Now.
+    pub resident_mb: f64,
+    /// At its highest since the start.
+    pub peak_mb: f64,
+}
+
+impl Server {
+    /// Starts `program` with its files in `workspace` and the given settings, and waits until it is ready.
+    pub async fn start(program: &Path, workspace: &Workspace, settings: &[String]) -> Result<Self> {
+        let (public, admin) = free_addresses()?;
+        let log = workspace.path().join("server.log");
+        let doing = format!("cannot start {}", program.display());
+        let output = File::create(&log).context(&doing)?;
+        let mut command = Command::new(program);
+        command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().context(&doing)?)
+            .stderr(output)
+            .args(
+                own_settings(workspace.path(), public, admin)
+                    .iter()
+                    .flat_map(|setting| ["--set", setting]),
+            )
+            .args(settings.iter().flat_map(|setting| ["--set", setting]));
+        let child = interrupt::let_through(|| command.spawn())?.context(&doing)?;
+        let mut server = Self { child, log, public, admin };
+        match server.wait_until_ready().await {
+            Ok(()) => Ok(server),
+            Err(failure) => Err(server.with_log(failure)),
+        }
+    }
+
+    /// Ends the server in order after a measurement that went well, else says what its log said.
+    pub async fn finish<T>(mut self, outcome: Result<T>) -> Result<T> {
+        let stopped = match outcome {
+            Ok(value) => self.stop().await.map(|()| value),
+            Err(failure) => Err(failure),
+        };
+        stopped.map_err(|failure| self.with_log(failure))
+    }
+
+    /// One GET on a connection of its own; the body where the answer is 200.
+    pub async fn get(&self, address: SocketAddr, path: &str) -> Result<String> {
+        let mut writer = RequestWriter::new(address.to_string());
+        writer.get(path);
+        let exchange = async {
+            let mut connection = Connection::open(address).await?;
+            let answer = connection.exchange(writer.bytes()).await?;
+            match answer.status {
+                200 => Ok(String::from_utf8_lossy(answer.body).into_owned()),
+                _ => Err(answer.unexpected(path, 200)),
+            }
+        };
+        timeout(ONE_EXCHANGE_LIMIT, exchange).await.context(format!("GET {path}"))?
+    }
+
+    /// Its memory, from `/proc`.
+    pub fn memory(&self) -> Result<Memory> {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = fs::read_to_string(&path).context(format!("cannot read {path}"))?;
+        let field = |name: &str| {
+            megabytes_in(&status, name)
+                .context(format!("{path} has no {name}: is the server gone?"))
+        };
+        Ok(Memory { resident_mb: field("VmRSS:")?, peak_mb: field("VmHWM:")? })
+    }
+
+    async fn wait_until_ready(&mut self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let Err(last) = self.get(self.public, "/readyz").await else { return Ok(()) };
+            if let Some(status) = self.exited()? {
+                return Err(Failure::new(format!(
+                    "the server ended before it was ready: {status}"
+                )));
+            }
+            if start.elapsed() > READY_LIMIT {
+                let limit = READY_LIMIT.as_secs();
+                return Err(Failure::new(format!(
+                    "the server was not ready within {limit} s; last: {last}"
+                )));
+            }
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    async fn stop(&mut self) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).context("the server's process id")?;
+        kill(Pid::from_raw(pid), Signal::SIGTERM).context("cannot send SIGTERM to the server")?;
+        let start = Instant::now();
+        loop {
+            match self.exited()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => {
+                    return Err(Failure::new(format!(
+                        "after SIGTERM the server ended with {status}"
+                    )));
+                }
+                None if start.elapsed() > STOP_LIMIT => {
+                    let limit = STOP_LIMIT.as_secs();
+                    return Err(Failure::new(format!(
+                        "the server was still there {limit} s after SIGTERM"
+                    )));
+                }
+                None => sleep(POLL_INTERVAL).await,
+            }
+        }
+    }
+
+    fn exited(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().context("cannot ask whether the server still runs")
+    }
+
+    fn with_log(&self, failure: Failure) -> Failure {
+        let tail = log_tail(&self.log).unwrap_or_else(|error| format!("(cannot be read: {error})"));
+        Failure::new(format!("{failure}\n--- end of the server's log ---\n{}", tail.trim_end()))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail only where the process has ended already, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What every measurement sets: addresses, and all files inside the folder.
+fn own_settings(folder: &Path, public: SocketAddr, admin: SocketAddr) -> [String; 6] {
+    let file = |name: &str| folder.join(name).display().to_string();
+    [
+        format!("server.bind={public}"),
+        format!("admin.bind={admin}"),
+        format!("storage.path={}", file("iptunnel.redb")),
+        format!("auth.signing_key_file={}", file("signing.keys")),
+        format!("auth.lookup_key_file={}", file("lookup.key")),
+        format!("auth.master_token_file={}", file("master.token")),
+    ]
+}
+
+/// Two free ports. Both are held until both are known, so that they differ.
+fn free_addresses() -> Result<(SocketAddr, SocketAddr)> {
+    let doing = "cannot find a free port";
+    let first = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context(doing)?;
+    let second = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context(doing)?;
+    Ok((first.local_addr().context(doing)?, second.local_addr().context(doing)?))
+}
+
+fn megabytes_in(status: &str, field: &str) -> Option<f64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    let kibibytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024.0 / 1e6)
+}
+
+fn log_tail(log: &Path) -> std::io::Result<String> {
+    let mut file = File::open(log)?;
+    // Fails where the file is shorter than the tail; then it is read from its beginning.
+    let _ = file.seek(SeekFrom::End(-LOG_TAIL_BYTES));
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}

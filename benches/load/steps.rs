@@ -1,0 +1,212 @@
+//! The requests of an install and of a server's life, one step each. What one step needs is what the step
+//! before it brings back, so a step out of order does not compile.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use crate::client::string_field;
+use crate::closed_loop::Step;
+
+const ISSUE_PATH: &str = "/api/v2/slowdns/code/issue";
+const PRECHECK_PATH: &str = "/api/v2/slowdns/install/precheck";
+const ACTIVATE_PATH: &str = "/api/v2/slowdns/install/activate";
+const CONFIRM_PATH: &str = "/api/v2/slowdns/install/confirm";
+const RELEASE_PATH: &str = "/api/v2/slowdns/install/release";
+const INSTALLER_VERSION: &str = "2026.03.31";
+
+/// A machine that asks to be installed; no two are alike.
+pub struct Machine {
+    id: String,
+    ssh_fingerprint: String,
+    hostname: String,
+    public_ip: String,
+}
+
+impl Machine {
+    /// All machines there are, in order.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0_u32..).map(|number| {
+            let (first, second) = (scatter(u64::from(number)), scatter(!u64::from(number)));
+            Self {
+                id: format!("{first:016x}{second:016x}"),
+                ssh_fingerprint: format!("SHA256:{second:016x}{first:016x}{number:011x}"),
+                hostname: format!("ns{number}.load.example.com"),
+                public_ip: Ipv4Addr::from_bits(0x2d00_0000 + number).to_string(),
+            }
+        })
+    }
+}
+
+/// Spreads consecutive numbers over all of 64 bits without letting two meet (the finalizer of SplitMix64), as
+/// the ids of real machines are spread.
+fn scatter(number: u64) -> u64 {
+    let mixed = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+/// A code for a machine.
+pub struct Issued {
+    machine: Machine,
+    code: String,
+}
+
+/// A code that passed, with the token that says so.
+pub struct Prechecked {
+    machine: Machine,
+    code: String,
+    precheck_token: String,
+}
+
+/// An open activation.
+pub struct Activated {
+    activation_id: String,
+    install_token: String,
+}
+
+/// A server that is not known yet.
+pub struct Registration {
+    token: Arc<str>,
+    ip: String,
+    hostname: String,
+}
+
+impl Registration {
+    /// The first `count` of all servers there are, registered with the operator's `token`.
+    pub fn all(token: String, count: usize) -> Vec<Self> {
+        let token: Arc<str> = token.into();
+        (0_u32..)
+            .take(count)
+            .map(|number| Self {
+                token: Arc::clone(&token),
+                ip: Ipv4Addr::from_bits(0x2e00_0000 + number).to_string(),
+                hostname: format!("server{number}.load.example.com"),
+            })
+            .collect()
+    }
+}
+
+/// The path that a server checks in at, ready to be sent.
+pub struct CheckInPath(String);
+
+/// A browser asks for a code.
+pub const ISSUE: Step<Machine, Issued> = Step {
+    name: "issue",
+    status: 201,
+    write: |_, cookie, request| request.post_empty(ISSUE_PATH, cookie),
+    read: |machine, body| {
+        Some(Issued { machine, code: string_field(body, "install_code")?.to_owned() })
+    },
+};
+
+/// The installer shows its code and its machine.
+pub const PRECHECK: Step<Issued, Prechecked> = Step {
+    name: "precheck",
+    status: 200,
+    write: |Issued { machine, code }, _, request| {
+        request.post_json(
+            PRECHECK_PATH,
+            &[
+                ("install_code", code),
+                ("license_key", code),
+                ("machine_id", &machine.id),
+                ("ssh_fingerprint", &machine.ssh_fingerprint),
+                ("product", "slowdns"),
+                ("installer_version", INSTALLER_VERSION),
+            ],
+        );
+    },
+    read: |Issued { machine, code }, body| {
+        let precheck_token = string_field(body, "precheck_token")?.to_owned();
+        Some(Prechecked { machine, code, precheck_token })
+    },
+};
+
+/// The installer binds the code to a host name and an address: the durable change that all is about.
+pub const ACTIVATE: Step<Prechecked, Activated> = Step {
+    name: "activate",
+    status: 200,
+    write: |Prechecked { machine, code, precheck_token }, _, request| {
+        request.post_json(
+            ACTIVATE_PATH,
+            &[
+                ("install_code", code),
+                ("license_key", code),
+                ("precheck_token", precheck_token),
+                ("hostname", &machine.hostname),
+                ("public_ip", &machine.public_ip),
+                ("machine_id", &machine.id),
+                ("ssh_fingerprint", &machine.ssh_fingerprint),
+                ("product", "slowdns"),
+                ("requested_ref", "main"),
+                ("installer_version", INSTALLER_VERSION),
+            ],
+        );
+    },
+    read: |_, body| {
+        Some(Activated {
+            activation_id: string_field(body, "activation_id")?.to_owned(),
+            install_token: string_field(body, "install_token")?.to_owned(),
+        })
+    },
+};
+
+/// The installer is done.
+pub const CONFIRM: Step<Activated, ()> = Step {
+    name: "confirm",
+    status: 200,
+    write: |activated, _, request| {
+        request.post_json(
+            CONFIRM_PATH,
+            &[
+                ("activation_id", &activated.activation_id),
+                ("install_token", &activated.install_token),
+            ],
+        );
+    },
+    read: |_, body| (string_field(body, "status")? == "confirmed").then_some(()),
+};
+
+/// The installer gives up, and gives the code back.
+pub const RELEASE: Step<Activated, ()> = Step {
+    name: "release",
+    status: 200,
+    write: |activated, _, request| {
+        request.post_json(
+            RELEASE_PATH,
+            &[
+                ("activation_id", &activated.activation_id),
+                ("install_token", &activated.install_token),
+            ],
+        );
+    },
+    read: |_, body| (string_field(body, "status")? == "released").then_some(()),
+};
+
+/// A server is made known, with the operator's token.
+pub const REGISTER: Step<Registration, CheckInPath> = Step {
+    name: "register",
+    status: 200,
+    write: |registration, _, request| {
+        request.post_json(
+            "/register",
+            &[
+                ("token", &registration.token),
+                ("ip", &registration.ip),
+                ("hostname", &registration.hostname),
+            ],
+        );
+    },
+    read: |_, body| {
+        let server_id = string_field(body, "server_id")?;
+        Some(CheckInPath(format!("/api/v2/servers/{server_id}/check-in")))
+    },
+};
+
+/// A known server says that it lives.
+pub const CHECK_IN: Step<CheckInPath, ()> = Step {
+    name: "check-in",
+    status: 200,
+    write: |CheckInPath(path), _, request| request.post_json(path, &[]),
+    read: |_, body| (string_field(body, "status")? == "ok").then_some(()),
+};
