@@ -1,1 +1,17 @@
-//! x
+//! IPTunnel's activation server: the HTTP edge and the command line around the actors.
+//!
+//! * [`app`]: what exists, in which order it begins and ends
+//! * [`http`]: requests in, answers out; decides nothing
+//! * [`tokens`] and [`secrets`]: what is signed, and with what
+//! * [`config`]: what an operator may choose
+//! * [`cli`] and [`logging`]: how the program is started and what it tells
+//! * [`ambient`]: the clock and the randomness of the operating system
+
+pub mod ambient;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod http;
+pub mod logging;
+pub mod secrets;
+pub mod tokens;

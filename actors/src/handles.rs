@@ -92,6 +92,9 @@ pub struct Handles {
     arbiter: actix::ArbiterHandle,
 }
 
+/// A command with its reply, and what its caller waits for.
+type Begun<C, R> = (Work<C, R>, Pending<<C as Command>::Answer>);
+
 /// Places in a mailbox beyond those for requests: for ticks, acknowledgements and charges given
 /// back, of which each request causes at most one and the actors themselves a few.
 const RESERVE: usize = 1024;
@@ -190,10 +193,7 @@ impl Handles {
         Ok(pending)
     }
 
-    fn begin<C: Command, R>(
-        &self,
-        command: C,
-    ) -> Result<(Work<C, R>, Pending<C::Answer>), Failure> {
+    fn begin<C: Command, R>(&self, command: C) -> Result<Begun<C, R>, Failure> {
         let (reply, pending) = self.permits.request().ok_or(Failure::Overloaded)?;
         Ok((Work::new(command, reply), pending))
     }

@@ -1,0 +1,267 @@
+//! The composition root: what exists, in which order it begins, and in which order it ends.
+
+use crate::ambient::{Clock, NoRandomness, random_bytes, seeded_generator};
+use crate::config::{Config, ConfigError};
+use crate::http::admin::{AdminState, refuse_unknown_hosts};
+use crate::http::caller::{Proxies, RequestIds};
+use crate::http::observed::HttpMetrics;
+use crate::http::state::{State, master_hash, tuning_of};
+use crate::http::{around, operators, public, unreadable_query};
+use crate::secrets::{SecretError, SigningFile, lookup_key};
+use crate::tokens::Tokens;
+use actix_web::dev::ServerHandle;
+use actix_web::error::InternalError;
+use actix_web::middleware::from_fn;
+use actix_web::web::{Data, QueryConfig};
+use actix_web::{App, HttpServer};
+use arc_swap::ArcSwap;
+use iptunnel_actors::{Handles, Health, Observed, Parts, StartError};
+use iptunnel_storage::{FileDisk, OpenDisk, OpenError, RedbStore, Store};
+use prometheus_client::registry::Registry;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// What the server is made of and cannot make itself: a test gives it other things than `main`.
+pub struct Surroundings {
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// The disk beneath the embedded store.
+    pub open_disk: OpenDisk,
+    /// Where the public listens in.
+    pub public: TcpListener,
+    /// Where operators do.
+    pub admin: TcpListener,
+}
+
+/// What the outside world asks of a running server.
+pub enum Signal {
+    /// Finish what was accepted, and end.
+    Stop,
+    /// Read the configuration again: whatever may change at run time changes.
+    Reload(Box<dyn FnOnce() -> Result<Config, ConfigError> + Send>),
+}
+
+/// Why the server could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A secret could not be read or made.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The store could not be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The actors could not be started.
+    #[error(transparent)]
+    Actors(#[from] StartError),
+    /// The operating system has no randomness.
+    #[error(transparent)]
+    Randomness(#[from] NoRandomness),
+    /// A listener could not be used.
+    #[error("the server cannot listen: {0}")]
+    Listen(#[from] std::io::Error),
+    /// Something happened after which only a new start is safe.
+    #[error("the server has to be started again: {0}")]
+    Fatal(String),
+}
+
+/// The real disk at a path.
+pub fn file_disk(path: std::path::PathBuf) -> OpenDisk {
+    Box::new(move || Ok(Box::new(FileDisk::open(&path)?)))
+}
+
+/// How often actors are told the time.
+const TICK: Duration = Duration::from_millis(200);
+/// A connection without a request is closed after this long.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// The head of a request must be there after this long.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs the server until it is told to stop, or cannot go on.
+///
+/// `started` is called once requests are answered.
+///
+/// # Errors
+/// Where it could not start, or must be started again.
+pub async fn run(
+    config: Config,
+    surroundings: Surroundings,
+    mut signals: mpsc::Receiver<Signal>,
+    on_change: impl Fn(&Config),
+    started: impl FnOnce(),
+) -> Result<(), RunError> {
+    let Surroundings { clock, open_disk, public: public_socket, admin: admin_socket } =
+        surroundings;
+    let mut registry = Registry::with_prefix("iptunnel");
+
+    // Secrets, then the store, then the actors on it.
+    let lookup = lookup_key(&config.auth.lookup_key_file)?;
+    let tokens = Tokens::new(&SigningFile::read_or_make(&config.auth.signing_key_file)?);
+    let master = master_hash(&config, &lookup)?;
+    let store: Arc<dyn Store> = Arc::new(RedbStore::open(open_disk)?);
+    let health = Arc::new(Health::default());
+    let tuning = Arc::new(ArcSwap::from_pointee(tuning_of(&config)));
+    let handles = iptunnel_actors::start(Parts {
+        store,
+        tuning: Arc::clone(&tuning),
+        permits: permits(&config),
+        health: Arc::clone(&health),
+        observed: Observed::new(&mut registry),
+        random: seeded_generator()?,
+        lookup_key: lookup.clone(),
+        now: clock.now(),
+    })?;
+
+    // The edge.
+    let (server, grace) = (config.server.clone(), config.server.shutdown_grace);
+    let state = Data::new(State {
+        handles: Arc::clone(&handles),
+        tuning,
+        tokens: ArcSwap::from_pointee(tokens),
+        master: ArcSwap::from_pointee(master),
+        lookup,
+        clock: Arc::clone(&clock),
+        health: Arc::clone(&health),
+        proxies: Proxies(server.trusted_proxies.clone()),
+        request_ids: RequestIds::starting_at(u64::from_be_bytes(random_bytes()?)),
+        metrics: HttpMetrics::new(&mut registry),
+        config: ArcSwap::from_pointee(config),
+    });
+    let bind = admin_socket.local_addr()?;
+    let admin = operators_server(admin_socket, bind, Arc::clone(&health), registry)?;
+    let admin_handle = admin.handle();
+    let public = public_server(public_socket, &server, state.clone())?;
+    let public_handle = public.handle();
+    let servers = [actix_web::rt::spawn(admin), actix_web::rt::spawn(public)];
+    let ticker = actix_web::rt::spawn(tick(Arc::clone(&handles), clock));
+    started();
+
+    let ended = serve(&state, &health, &mut signals, on_change).await;
+
+    // The way out: no new requests, then the actors in the order of their messages, then whoever
+    // only watched.
+    health.drain();
+    ticker.abort();
+    end(public_handle, ended.is_ok(), grace).await;
+    handles.stop().await;
+    end(admin_handle, false, grace).await;
+    for server in servers {
+        server.abort();
+    }
+    ended
+}
+
+/// Waits for the end, reloading on the way.
+async fn serve(
+    state: &State,
+    health: &Health,
+    signals: &mut mpsc::Receiver<Signal>,
+    on_change: impl Fn(&Config),
+) -> Result<(), RunError> {
+    loop {
+        tokio::select! {
+            reason = health.failed() => return Err(RunError::Fatal(reason)),
+            signal = signals.recv() => match signal {
+                Some(Signal::Reload(read)) => reload(state, read, &on_change),
+                Some(Signal::Stop) | None => return Ok(()),
+            },
+        }
+    }
+}
+
+fn reload(
+    state: &State,
+    read: impl FnOnce() -> Result<Config, ConfigError>,
+    on_change: &impl Fn(&Config),
+) {
+    let wanted = match read() {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            return tracing::error!(%error, "the configuration stays as it was");
+        }
+    };
+    let before = state.config.load_full();
+    let after = before.with_run_time_values(&wanted);
+    if let Err(error) = state.reload(after.clone()) {
+        return tracing::error!(%error, "the configuration stays as it was");
+    }
+    on_change(&after);
+    for change in before.changes(&wanted) {
+        let (key, old, new) = (change.key, change.old, change.new);
+        if change.at_run_time {
+            tracing::info!(key, old, new, "a setting has changed");
+        } else {
+            tracing::warn!(key, old, new, "this setting changes with a restart only");
+        }
+    }
+    tracing::info!("configuration and keys have been read again");
+}
+
+/// As many requests at once as the shortest queue holds.
+fn permits(config: &Config) -> usize {
+    let actors = &config.actors;
+    let queues = [
+        actors.code_registry.queue,
+        actors.activation.queue,
+        actors.rate_limiter.queue,
+        actors.server_registry.queue,
+        actors.persistence.queue,
+    ];
+    queues.into_iter().min().unwrap_or(1)
+}
+
+async fn tick(handles: Arc<Handles>, clock: Arc<dyn Clock>) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        handles.tick(clock.now());
+    }
+}
+
+/// Stops a listener. Requests under way are finished where `graceful`, within `grace`; whatever is
+/// left then is cut off.
+async fn end(server: ServerHandle, graceful: bool, grace: Duration) {
+    if graceful && tokio::time::timeout(grace, server.stop(true)).await.is_ok() {
+        return;
+    }
+    server.stop(false).await;
+}
+
+fn public_server(
+    socket: TcpListener,
+    config: &crate::config::Server,
+    state: Data<State>,
+) -> std::io::Result<actix_web::dev::Server> {
+    let workers = config.workers.get();
+    let server = HttpServer::new(move || {
+        let queries = QueryConfig::default().error_handler(|error, request| {
+            InternalError::from_response(error, unreadable_query(request)).into()
+        });
+        App::new().app_data(state.clone()).app_data(queries).wrap(from_fn(around)).configure(public)
+    });
+    Ok(server
+        .workers(workers)
+        .max_connections(config.max_connections.get().div_ceil(workers))
+        .backlog(4096)
+        .keep_alive(KEEP_ALIVE)
+        .client_request_timeout(HEAD_TIMEOUT)
+        .shutdown_timeout(config.shutdown_grace.as_secs())
+        .disable_signals()
+        .listen(socket)?
+        .run())
+}
+
+fn operators_server(
+    socket: TcpListener,
+    bind: SocketAddr,
+    health: Arc<Health>,
+    registry: Registry,
+) -> std::io::Result<actix_web::dev::Server> {
+    let state = Data::new(AdminState { health, registry: Arc::new(registry), bind });
+    let server = HttpServer::new(move || {
+        App::new().app_data(state.clone()).wrap(from_fn(refuse_unknown_hosts)).configure(operators)
+    });
+    Ok(server.workers(1).disable_signals().listen(socket)?.run())
+}

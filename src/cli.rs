@@ -1,0 +1,277 @@
+//! The command line.
+
+use crate::ambient::SystemClock;
+use crate::app::{self, RunError, Signal, Surroundings, file_disk};
+use crate::config::{Config, ConfigError, Sources};
+use crate::logging::Logging;
+use crate::secrets::{SecretError, SigningFile, make_folder_of, master_token};
+use clap::{Parser, Subcommand};
+use std::io::{IsTerminal, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+/// The file that is read where none is named and it is there.
+const DEFAULT_FILE: &str = "config.toml";
+
+/// IPTunnel's activation server.
+#[derive(Debug, Parser)]
+#[command(version, about, args_conflicts_with_subcommands = false)]
+pub struct Cli {
+    /// The configuration file [default: config.toml, where there is one]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set one value, such as server.bind=0.0.0.0:80; may be repeated
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server (the default)
+    Serve,
+    /// Check the configuration and end
+    CheckConfig,
+    /// Show the configuration in force, secrets hidden
+    PrintConfig,
+    /// Ask the running server whether it is ready
+    Healthcheck,
+    /// Manage the keys that sign tokens
+    Keys {
+        #[command(subcommand)]
+        action: Keys,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Keys {
+    /// Show the names of the keys, the signing one first
+    List,
+    /// Add a key that verifies, but does not sign yet
+    Add,
+    /// Make a key sign: the one named, else the one added last
+    Promote {
+        /// Its name
+        kid: Option<String>,
+    },
+    /// Drop the key named, or all but the signing one
+    ///
+    /// Tokens and cookies that a dropped key has signed are void. Wait for the longest of their
+    /// lifetimes after a promotion, or say --force.
+    Prune {
+        /// Its name
+        kid: Option<String>,
+        /// Do not look at how long ago the file was changed
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) => Ok((key.trim().to_owned(), value.trim().to_owned())),
+        None => Err("must have the form section.key=value".into()),
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error(transparent)]
+    Run(#[from] RunError),
+    #[error("{0}: {1}")]
+    Listen(SocketAddr, std::io::Error),
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Cli {
+    /// Does what the command line says.
+    pub fn run(self) -> ExitCode {
+        match self.execute() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("iptunnel-server: {error}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    fn sources(&self) -> Sources {
+        let default = PathBuf::from(DEFAULT_FILE);
+        let file = self.config.clone().or_else(|| default.exists().then_some(default));
+        Sources { file, env: std::env::vars().collect(), flags: self.set.clone() }
+    }
+
+    fn execute(self) -> Result<(), CliError> {
+        let sources = self.sources();
+        let config = Config::load(&sources)?;
+        match self.command {
+            None | Some(Command::Serve) => serve(config, sources),
+            Some(Command::CheckConfig) => {
+                println!("The configuration is good.");
+                Ok(())
+            }
+            Some(Command::PrintConfig) => {
+                print!("{}", config.to_toml());
+                Ok(())
+            }
+            Some(Command::Healthcheck) => healthcheck(&config),
+            Some(Command::Keys { action }) => keys(&config, action),
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, CliError> {
+    TcpListener::bind(address).map_err(|error| CliError::Listen(address, error))
+}
+
+fn serve(config: Config, sources: Sources) -> Result<(), CliError> {
+    let logging = Logging::start(config.log.format, config.log.level);
+    make_folder_of(&config.storage.path)?;
+    let (public, admin) = (listen(config.server.bind)?, listen(config.admin.bind)?);
+    announce_master_token(&config)?;
+    let welcome = welcome(&config, &public, &admin)?;
+    let surroundings = Surroundings {
+        clock: Arc::new(SystemClock::default()),
+        open_disk: file_disk(config.storage.path.clone()),
+        public,
+        admin,
+    };
+    let system = actix_web::rt::System::new();
+    let outcome = system.block_on(async {
+        let signals = operating_system_signals(sources).map_err(RunError::Listen)?;
+        let on_change = |config: &Config| logging.set_level(config.log.level);
+        app::run(config, surroundings, signals, on_change, || println!("{welcome}")).await
+    });
+    Ok(outcome?)
+}
+
+/// Shows a master token that has just been made, once, and only to a person at a terminal.
+fn announce_master_token(config: &Config) -> Result<(), CliError> {
+    let path = &config.auth.master_token_file;
+    let master = master_token(path)?;
+    if !master.is_new {
+        return Ok(());
+    }
+    let mut terminal = std::io::stdout();
+    if terminal.is_terminal() {
+        // A terminal that is gone cannot be told anything; the file has the token.
+        let _ = writeln!(terminal, "Master token (shown this once): {}", *master.token);
+    }
+    println!("The master token is in {}", path.display());
+    Ok(())
+}
+
+fn welcome(config: &Config, public: &TcpListener, admin: &TcpListener) -> Result<String, CliError> {
+    let address = |listener: &TcpListener| {
+        listener.local_addr().map_err(|error| CliError::Other(error.to_string()))
+    };
+    let (public, admin) = (address(public)?, address(admin)?);
+    let pages: Vec<String> =
+        config.products.iter().map(|product| format!("http://{public}/{}", product.name)).collect();
+    Ok(format!(
+        "Codes are issued at {}\nOperators look at http://{admin}/metrics",
+        pages.join(" and ")
+    ))
+}
+
+fn operating_system_signals(sources: Sources) -> std::io::Result<mpsc::Receiver<Signal>> {
+    let (send, receive) = mpsc::channel(1);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    actix_web::rt::spawn(async move {
+        loop {
+            let what = tokio::select! {
+                _ = terminate.recv() => Signal::Stop,
+                _ = interrupt.recv() => Signal::Stop,
+                _ = hang_up.recv() => {
+                    let sources = sources.clone();
+                    Signal::Reload(Box::new(move || Config::load(&sources)))
+                }
+            };
+            if send.send(what).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(receive)
+}
+
+/// Asks `/readyz` on the operators' listener.
+fn healthcheck(config: &Config) -> Result<(), CliError> {
+    const PATIENCE: Duration = Duration::from_secs(3);
+    let mut address = config.admin.bind;
+    if address.ip().is_unspecified() {
+        let loopback: std::net::IpAddr = if address.is_ipv4() {
+            [127, 0, 0, 1].into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        };
+        address.set_ip(loopback);
+    }
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(stream, "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = ask().map_err(|error| CliError::Listen(address, error))?;
+    if answer.starts_with("HTTP/1.1 200") {
+        println!("ready");
+        return Ok(());
+    }
+    Err(CliError::Other(format!("{address}: not ready")))
+}
+
+fn keys(config: &Config, action: Keys) -> Result<(), CliError> {
+    let path = &config.auth.signing_key_file;
+    let mut file = SigningFile::read_or_make(path)?;
+    match action {
+        Keys::List => {
+            for (place, key) in file.keys().iter().enumerate() {
+                println!("{}{}", key.kid, if place == 0 { "  signs" } else { "" });
+            }
+        }
+        Keys::Add => println!("{} added: it verifies; `keys promote` makes it sign", file.add()?),
+        Keys::Promote { kid } => println!("{} signs now", file.promote(kid.as_deref())?),
+        Keys::Prune { kid, force } => {
+            if !force {
+                refuse_early_prune(config, path)?;
+            }
+            println!("dropped: {}", file.prune(kid.as_deref())?.join(" "));
+        }
+    }
+    println!("A running server reads the file again on SIGHUP.");
+    Ok(())
+}
+
+/// What a key signed may be in use for the longest lifetime after it stopped signing.
+fn refuse_early_prune(config: &Config, path: &std::path::Path) -> Result<(), CliError> {
+    let life = &config.lifetimes;
+    let longest = life.precheck_token.max(life.install_token).max(config.session_ttl_seconds);
+    let age = std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let age = age.and_then(|modified| modified.elapsed().ok()).unwrap_or_default();
+    if age < Duration::from_secs(longest) {
+        return Err(CliError::Other(format!(
+            "{}: changed {} s ago, and what its keys have signed lives for up to {longest} s: \
+             wait, or say --force",
+            path.display(),
+            age.as_secs()
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,184 @@
+//! Request bodies: read within bounds, and taken apart field by field.
+
+use actix_web::web::Payload;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use iptunnel_domain::Refusal;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+
+/// The largest body that is read, in bytes.
+pub const MAX_BODY: usize = 64 * 1024;
+
+/// Reads a body of at most [`MAX_BODY`] bytes, chunked or not.
+pub async fn read(mut payload: Payload) -> Result<Bytes, Refusal> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = payload.next().await {
+        // A connection that breaks off has nobody left to hear the answer.
+        let chunk = chunk.map_err(|_| Refusal::BodyNotJson)?;
+        if body.len() + chunk.len() > MAX_BODY {
+            return Err(Refusal::BodyTooLarge);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+/// Reads a JSON object into its fields; fields nobody asked for are passed over.
+pub fn object<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, Refusal> {
+    let text = body.trim_ascii_start();
+    match text.first() {
+        None => Err(Refusal::BodyEmpty),
+        // The library would take an array for an object's fields in their order.
+        Some(b'{') => serde_json::from_slice(text).map_err(|_| Refusal::BodyNotJson),
+        Some(_) => Err(Refusal::BodyNotJson),
+    }
+}
+
+/// A field as it came.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Field<'a> {
+    /// Missing or `null`.
+    #[default]
+    Absent,
+    /// A string, trimmed, or an integer's digits.
+    Text(Cow<'a, str>),
+    /// Anything else.
+    WrongType,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Field<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = <&RawValue>::deserialize(deserializer)?.get();
+        Ok(match raw.as_bytes() {
+            b"null" => Self::Absent,
+            [b'"', inner @ .., b'"'] if !inner.contains(&b'\\') => {
+                Self::Text(Cow::Borrowed(raw.trim_matches('"').trim()))
+            }
+            [b'"', ..] => match serde_json::from_str::<String>(raw) {
+                Ok(text) => Self::Text(Cow::Owned(text.trim().to_owned())),
+                Err(_) => Self::WrongType,
+            },
+            [b'-', digits @ ..] | digits if digits.iter().all(u8::is_ascii_digit) => {
+                Self::Text(Cow::Borrowed(raw))
+            }
+            _ => Self::WrongType,
+        })
+    }
+}
+
+impl<'a> Field<'a> {
+    /// This field, or `other` where this one is absent.
+    pub fn or(self, other: Self) -> Self {
+        if self == Self::Absent { other } else { self }
+    }
+
+    /// The text of a field that must be there.
+    ///
+    /// # Errors
+    /// [`Refusal::InvalidField`] where it is missing, empty, of a wrong type, or longer than `max`
+    /// characters.
+    pub fn required(self, name: &str, max: usize) -> Result<Cow<'a, str>, Refusal> {
+        self.check(name, max).map_err(Refusal::InvalidField)
+    }
+
+    /// As [`Self::required`], with the problem as bare text.
+    pub fn check(self, name: &str, max: usize) -> Result<Cow<'a, str>, String> {
+        match self {
+            Self::WrongType => Err(format!("{name} must be a string.")),
+            Self::Text(text) if text.chars().count() > max => {
+                Err(format!("{name} must be at most {max} characters long."))
+            }
+            Self::Text(text) if !text.is_empty() => Ok(text),
+            Self::Absent | Self::Text(_) => Err(format!("{name} is required.")),
+        }
+    }
+
+    /// The text of a field that may be missing, cut after `max` characters.
+    ///
+    /// # Errors
+    /// [`Refusal::InvalidField`] where it is of a wrong type.
+    pub fn optional(self, name: &str, max: usize) -> Result<Cow<'a, str>, Refusal> {
+        match self {
+            Self::WrongType => Err(Refusal::InvalidField(format!("{name} must be a string."))),
+            Self::Absent => Ok(Cow::Borrowed("")),
+            Self::Text(text) if text.chars().count() > max => {
+                Ok(Cow::Owned(text.chars().take(max).collect()))
+            }
+            Self::Text(text) => Ok(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Deserialize)]
+    struct One<'a> {
+        #[serde(borrow, default)]
+        f: Field<'a>,
+    }
+
+    fn field(json: &str) -> Field<'static> {
+        let body = format!("{{\"f\":{json},\"unknown\":[1]}}");
+        match object::<One>(body.as_bytes()).unwrap().f {
+            Field::Text(text) => Field::Text(Cow::Owned(text.into_owned())),
+            Field::Absent => Field::Absent,
+            Field::WrongType => Field::WrongType,
+        }
+    }
+
+    fn text(text: &str) -> Field<'static> {
+        Field::Text(Cow::Owned(text.to_owned()))
+    }
+
+    #[test]
+    fn strings_are_trimmed_integers_taken_for_their_digits_and_null_is_absent() {
+        assert_eq!(field(r#"" a b ""#), text("a b"));
+        assert_eq!(field(r#"" \u0041\n""#), text("A"));
+        assert_eq!(field(r#""\"""#), text("\""));
+        assert_eq!(field(r#""""#), text(""));
+        assert_eq!(field("12345678901234567890123456789"), text("12345678901234567890123456789"));
+        assert_eq!(field("-7"), text("-7"));
+        assert_eq!(field("null"), Field::Absent);
+        for other in ["1.5", "1e3", "true", "[]", "{}", r#"["x"]"#] {
+            assert_eq!(field(other), Field::WrongType, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_body_is_a_json_object_or_nothing() {
+        let refusal = |body: &[u8]| object::<One>(body).map(|_| ()).unwrap_err();
+        assert_eq!(refusal(b""), Refusal::BodyEmpty);
+        assert_eq!(refusal(b" \n"), Refusal::BodyEmpty);
+        for wrong in ["[]", "[\"x\"]", "1", "\"x\"", "null", "{", "{}x", "{\"f\":}", "{'f':1}"] {
+            assert_eq!(refusal(wrong.as_bytes()), Refusal::BodyNotJson, "{wrong}");
+        }
+        assert_eq!(refusal(b"{\"f\":\"\xff\"}"), Refusal::BodyNotJson);
+    }
+
+    #[test]
+    fn a_deep_body_is_refused_and_not_recursed_into() {
+        let deep = format!("{{\"f\":{}1{}}}", "[".repeat(30_000), "]".repeat(30_000));
+        assert!(object::<One>(deep.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn optional_text_is_cut_and_required_text_is_not() {
+        assert_eq!(text("äöü").optional("f", 2).unwrap(), "äö");
+        assert_eq!(text("äö").optional("f", 2).unwrap(), "äö");
+        assert!(text("äöü").required("f", 2).is_err());
+        assert!(text("").required("f", 2).is_err());
+        assert!(Field::WrongType.optional("f", 2).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_panics_the_reader(body: Vec<u8>) {
+            let _ = object::<One>(&body);
+        }
+    }
+}

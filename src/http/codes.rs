@@ -1,0 +1,198 @@
+//! A product's page, and the codes asked for on it.
+
+use super::caller::network_of;
+use super::errors::ApiError;
+use super::page::code_page;
+use super::respond::{failure, failure_for, rfc3339, success, with_rates};
+use super::state::State;
+use crate::ambient::random_bytes;
+use crate::tokens::SessionPass;
+use actix_web::cookie::{Cookie, SameSite};
+use actix_web::http::StatusCode;
+use actix_web::http::header::HeaderMap;
+use actix_web::web::{Data, Path};
+use actix_web::{HttpRequest, HttpResponse};
+use iptunnel_actors::Limited;
+use iptunnel_actors::code_registry::Issue;
+use iptunnel_domain::limit::{Policy, Subject};
+use iptunnel_domain::lookup::{KeyedHash, Purpose};
+use iptunnel_domain::{Refusal, Timestamp};
+use serde::Serialize;
+use std::net::IpAddr;
+
+/// A genuine cookie that expired no longer ago than this keeps its session id when renewed.
+const RENEWABLE_SECONDS: u64 = 86_400;
+
+#[derive(Serialize)]
+struct IssuedData {
+    install_code: String,
+    expires_at: String,
+    ttl_seconds: u64,
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+fn user_agent_hash(state: &State, request: &HttpRequest) -> KeyedHash {
+    let agent = request.headers().get("user-agent").map_or(&[][..], |agent| agent.as_bytes());
+    state.lookup.hash(Purpose::Browser, agent)
+}
+
+fn cookie_name(product: &str) -> String {
+    format!("{product}_browser")
+}
+
+/// The session that the browser's cookie carries, genuine and of this browser; it may be over.
+fn session(state: &State, request: &HttpRequest, product: &str) -> Result<SessionPass, Refusal> {
+    let cookie = request.cookie(&cookie_name(product)).ok_or(Refusal::SessionRequired)?;
+    let pass = state.tokens.load().verify_session(cookie.value()).ok_or(Refusal::SessionInvalid)?;
+    let same_browser = pass.user_agent.ct_eq(&user_agent_hash(state, request));
+    if same_browser { Ok(pass) } else { Err(Refusal::SessionInvalid) }
+}
+
+/// `GET /{product}`: the page, and the cookie that may ask for codes.
+pub async fn page(state: Data<State>, request: HttpRequest, name: Path<String>) -> HttpResponse {
+    let Some(product) = state.product(&name) else {
+        return failure_for(&request, ApiError::not_found());
+    };
+    let now = state.clock.now();
+    let kept = session(&state, &request, &product.name)
+        .ok()
+        .filter(|pass| now < pass.expires_at.plus(RENEWABLE_SECONDS))
+        .map(|pass| pass.id);
+    let Some(id) = kept.or_else(new_session_id) else {
+        return failure_for(&request, ApiError::internal());
+    };
+    let config = state.config.load();
+    let ttl = config.session_ttl_seconds;
+    let user_agent = user_agent_hash(&state, &request);
+    let pass = SessionPass { id, user_agent, expires_at: now.plus(ttl) };
+    let Some(value) = state.tokens.load().sign_session(&pass, now) else {
+        return failure_for(&request, ApiError::internal());
+    };
+    let cookie = Cookie::build(cookie_name(&product.name), value)
+        .path("/")
+        .http_only(true)
+        .same_site(SameSite::Strict)
+        .secure(config.server.public_url.is_https())
+        .finish();
+    let mut response = code_page(&product);
+    match response.add_cookie(&cookie) {
+        Ok(()) => response,
+        Err(_) => failure_for(&request, ApiError::internal()),
+    }
+}
+
+fn new_session_id() -> Option<String> {
+    random_bytes::<16>().ok().map(|bytes| format!("{:032x}", u128::from_be_bytes(bytes)))
+}
+
+/// Whether another site's page makes the browser ask. Programs send neither header.
+fn is_cross_site(headers: &HeaderMap, public_origin: &str) -> bool {
+    if let Some(site) = header(headers, "sec-fetch-site") {
+        return !matches!(site, "same-origin" | "none");
+    }
+    let Some(origin) = headers.get("origin") else { return false };
+    let origin = origin.to_str().unwrap_or_default();
+    let host = origin.split_once("://").map(|(_, host)| host);
+    let own_host = host.is_some() && host == header(headers, "host");
+    !own_host && !origin.eq_ignore_ascii_case(public_origin)
+}
+
+/// The session that asks, if it may.
+fn may_issue(
+    state: &State,
+    request: &HttpRequest,
+    product: &str,
+    now: Timestamp,
+) -> Result<SessionPass, Refusal> {
+    if is_cross_site(request.headers(), state.config.load().server.public_url.origin()) {
+        return Err(Refusal::SessionInvalid);
+    }
+    let pass = session(state, request, product)?;
+    if now < pass.expires_at { Ok(pass) } else { Err(Refusal::SessionRequired) }
+}
+
+/// The bytes under which a network is hashed.
+pub fn network_hash(state: &State, network: IpAddr) -> KeyedHash {
+    match network {
+        IpAddr::V4(v4) => state.lookup.hash(Purpose::Network, &v4.octets()),
+        IpAddr::V6(v6) => state.lookup.hash(Purpose::Network, &v6.octets()),
+    }
+}
+
+/// `POST /api/v2/{product}/code/issue`. The body does not matter.
+pub async fn issue(state: Data<State>, request: HttpRequest, name: Path<String>) -> HttpResponse {
+    let Some(product) = state.product(&name) else {
+        return failure(ApiError::not_found());
+    };
+    let now = state.clock.now();
+    let pass = match may_issue(&state, &request, &product.name, now) {
+        Ok(pass) => pass,
+        Err(refusal) => return failure(refusal),
+    };
+    let network = network_hash(&state, network_of(&request, &state.proxies));
+    let session = state.lookup.hash(Purpose::Session, pass.id.as_bytes());
+    let browser = state.lookup.hash(Purpose::Browser, &[network.0, pass.user_agent.0].concat());
+    let subjects = vec![
+        Subject { policy: Policy::IssuePerIpHour, who: network },
+        Subject { policy: Policy::IssuePerIpDay, who: network },
+        Subject { policy: Policy::IssuePerSessionHour, who: session },
+        Subject { policy: Policy::IssuePerFingerprintDay, who: browser },
+    ];
+    let life = state.tuning.load().lifetimes;
+    let command = Ok(Issue { product: product.letters, session, life, now });
+    let pending = state.handles.limited(|reply| Limited { subjects, command, now, reply });
+    let answer = state.wait(pending).await;
+    let response = match answer.outcome {
+        Ok(Ok(issued)) => {
+            let data = IssuedData {
+                install_code: issued.code.reveal(),
+                expires_at: rfc3339(issued.expires_at),
+                ttl_seconds: life.code,
+            };
+            success(StatusCode::CREATED, data, &issued_message(&product.name))
+        }
+        Ok(Err(refusal)) => failure(refusal),
+        Err(error) => failure(error),
+    };
+    with_rates(response, answer.rates.as_ref(), now)
+}
+
+/// The reference spells its product with capitals; others go by their name.
+fn issued_message(product: &str) -> String {
+    let title = if product == "slowdns" { "SlowDNS" } else { product };
+    format!("{title} install code issued")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use actix_web::http::header::{HeaderName, HeaderValue};
+
+    fn cross_site(pairs: &[(&'static str, &str)]) -> bool {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+        }
+        is_cross_site(&headers, "https://codes.example.com")
+    }
+
+    #[test]
+    fn only_our_own_pages_and_programs_may_ask() {
+        assert!(!cross_site(&[]));
+        assert!(!cross_site(&[("sec-fetch-site", "same-origin")]));
+        assert!(!cross_site(&[("sec-fetch-site", "none")]));
+        assert!(cross_site(&[("sec-fetch-site", "same-site")]));
+        assert!(cross_site(&[("sec-fetch-site", "cross-site")]));
+        assert!(!cross_site(&[("origin", "https://codes.example.com")]));
+        assert!(!cross_site(&[("origin", "http://127.0.0.1:1"), ("host", "127.0.0.1:1")]));
+        assert!(cross_site(&[("origin", "https://evil.example.com"), ("host", "127.0.0.1:1")]));
+        assert!(cross_site(&[("origin", "null")]));
+        assert!(cross_site(&[
+            ("sec-fetch-site", "cross-site"),
+            ("origin", "https://codes.example.com"),
+        ]));
+    }
+}

@@ -1,0 +1,179 @@
+//! Every 'no' as HTTP: the one place where refusals and failures get their status, code and words.
+//!
+//! A **refusal** is the rules saying no; its status says who has to change what. A **failure** is
+//! the server saying that it could not; nothing of its inside is told. The words are safe to show
+//! to operators.
+
+use actix_web::http::StatusCode;
+use iptunnel_actors::Failure;
+use iptunnel_domain::Refusal;
+
+/// An error as the API tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiError {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// The machine-readable code.
+    pub code: &'static str,
+    /// The words.
+    pub message: String,
+    /// Seconds after which it is worth trying again.
+    pub retry_after: Option<u64>,
+}
+
+/// What the server suggests when it has its hands full or its store is away: long enough not to
+/// make things worse, short enough not to be noticed.
+const SOON: u64 = 2;
+
+impl ApiError {
+    /// An error with these words.
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), retry_after: None }
+    }
+
+    /// No such path.
+    pub fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", "There is nothing at this address.")
+    }
+
+    /// A path that has other methods.
+    pub fn method_not_allowed() -> Self {
+        let message = "This address does not take this method.";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+    }
+
+    /// Something that should not happen.
+    pub fn internal() -> Self {
+        let message = "Something went wrong on the server.";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message)
+    }
+}
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        let (code, message) = match failure {
+            Failure::Overloaded => ("overloaded", "The server is busy. Please try again shortly."),
+            Failure::StorageUnavailable => (
+                "storage_unavailable",
+                "The server cannot store anything right now. Nothing has changed; please try again shortly.",
+            ),
+            Failure::OutcomeUnknown => (
+                "outcome_unknown",
+                "The server cannot tell whether the request took effect. Please repeat it: that is safe.",
+            ),
+        };
+        let unavailable = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
+        Self { retry_after: Some(SOON), ..unavailable }
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        const FORBIDDEN: StatusCode = StatusCode::FORBIDDEN;
+        const NOT_FOUND: StatusCode = StatusCode::NOT_FOUND;
+        const UNPROCESSABLE: StatusCode = StatusCode::UNPROCESSABLE_ENTITY;
+        let (status, code, message) = match refusal {
+            Refusal::InvalidField(message) => {
+                return Self::new(UNPROCESSABLE, "validation_error", message);
+            }
+            Refusal::InvalidBinding(message) => {
+                return Self::new(UNPROCESSABLE, "invalid_binding", message);
+            }
+            Refusal::RateLimited { retry_after } => {
+                let message = "Too many requests. Please wait before trying again.";
+                let error =
+                    Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message);
+                return Self { retry_after: Some(retry_after), ..error };
+            }
+            Refusal::BodyEmpty => {
+                (StatusCode::BAD_REQUEST, "invalid_body", "The request body is empty.")
+            }
+            Refusal::BodyNotJson => {
+                (StatusCode::BAD_REQUEST, "invalid_json", "The request body is not a JSON object.")
+            }
+            Refusal::BodyTooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "request_too_large",
+                "The request body is larger than 64 KiB.",
+            ),
+            Refusal::SessionRequired => (
+                FORBIDDEN,
+                "browser_session_required",
+                "Open the SlowDNS page first before requesting an install code.",
+            ),
+            Refusal::SessionInvalid => (
+                FORBIDDEN,
+                "browser_session_invalid",
+                "This request does not come from the page that was opened. Please reload the page.",
+            ),
+            Refusal::Unauthorized => {
+                (StatusCode::UNAUTHORIZED, "unauthorized", "A valid token is required.")
+            }
+            Refusal::ProductMismatch => {
+                (FORBIDDEN, "product_mismatch", "This install code belongs to another product.")
+            }
+            Refusal::CodeNotFound => {
+                (NOT_FOUND, "install_code_not_found", "Install code was not found.")
+            }
+            Refusal::CodeUsed => {
+                (FORBIDDEN, "install_code_used", "Install code has already been used.")
+            }
+            Refusal::CodeExpired => {
+                (FORBIDDEN, "install_code_expired", "Install code has expired.")
+            }
+            Refusal::CodeMaxActivations => (
+                FORBIDDEN,
+                "install_code_max_activations",
+                "Install code has been activated too many times.",
+            ),
+            Refusal::PrecheckTokenInvalid => (
+                FORBIDDEN,
+                "precheck_token_invalid",
+                "Precheck token is missing, invalid or expired.",
+            ),
+            Refusal::TokenInvalid => {
+                (FORBIDDEN, "token_invalid", "Install token is invalid or expired.")
+            }
+            Refusal::TokenMismatch => {
+                (FORBIDDEN, "token_mismatch", "Install token belongs to another activation.")
+            }
+            Refusal::TokenUsed => {
+                (StatusCode::CONFLICT, "token_used", "Install token has already been used.")
+            }
+            Refusal::ActivationNotFound => {
+                (NOT_FOUND, "activation_not_found", "Activation was not found.")
+            }
+            Refusal::ServerNotFound => (NOT_FOUND, "server_not_found", "Server was not found."),
+            Refusal::ServerRevoked(_) => (FORBIDDEN, "revoked", "Server is revoked."),
+        };
+        Self::new(status, code, message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_references_examples_are_told_in_its_words() {
+        let told = |refusal| {
+            let error = ApiError::from(refusal);
+            (error.status.as_u16(), error.code, error.message)
+        };
+        let limited = Refusal::RateLimited { retry_after: 7 };
+        let words = "Too many requests. Please wait before trying again.".to_owned();
+        assert_eq!(told(limited), (429, "rate_limit_exceeded", words));
+        let words = "Open the SlowDNS page first before requesting an install code.".to_owned();
+        assert_eq!(told(Refusal::SessionRequired), (403, "browser_session_required", words));
+        let words = "Install code has expired.".to_owned();
+        assert_eq!(told(Refusal::CodeExpired), (403, "install_code_expired", words));
+    }
+
+    #[test]
+    fn every_failure_says_when_to_come_back() {
+        for failure in [Failure::Overloaded, Failure::StorageUnavailable, Failure::OutcomeUnknown] {
+            let error = ApiError::from(failure);
+            assert_eq!((error.status.as_u16(), error.retry_after), (503, Some(SOON)));
+        }
+    }
+}

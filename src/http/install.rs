@@ -1,0 +1,487 @@
+//! The installer's four steps: precheck, activate, confirm, release.
+
+use super::body::{Field, object, read};
+use super::caller::network_of;
+use super::codes::network_hash;
+use super::errors::ApiError;
+use super::respond::{failure, rfc3339, success, with_rates};
+use super::state::State;
+use crate::ambient::random_bytes;
+use crate::config::Product;
+use crate::tokens::{InstallPass, PrecheckPass};
+use actix_web::http::StatusCode;
+use actix_web::web::{Data, Path, Payload};
+use actix_web::{HttpRequest, HttpResponse};
+use bytes::Bytes;
+use iptunnel_actors::activation::{Confirm, Release, ReleaseOutcome};
+use iptunnel_actors::code_registry::{Activate, PrecheckCode};
+use iptunnel_actors::{Answer, Limited, LimitedCommand};
+use iptunnel_domain::activation::{ActivationId, Binding, Holder, Request};
+use iptunnel_domain::address::{HostName, parse_public_ip};
+use iptunnel_domain::code::{CodeHash, InstallCode};
+use iptunnel_domain::limit::{Policy, Subject};
+use iptunnel_domain::lookup::Purpose;
+use iptunnel_domain::{Refusal, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// The longest machine id, in characters.
+const MACHINE_ID: usize = 128;
+/// The longest SSH fingerprint.
+const FINGERPRINT: usize = 255;
+/// The longest token that is looked at.
+const TOKEN: usize = 4096;
+/// What is kept of an installer's version.
+const VERSION: usize = 64;
+/// What is kept of the version that is asked for.
+const REF: usize = 255;
+/// Longer than any code, so that a code of a wrong form is named as that.
+const CODE: usize = 1024;
+const HOSTNAME: usize = HostName::MAX_BYTES + 1;
+const ADDRESS: usize = 64;
+const ACTIVATION_ID: usize = 255;
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct InstallBody<'a> {
+    #[serde(borrow)]
+    install_code: Field<'a>,
+    #[serde(borrow)]
+    license_key: Field<'a>,
+    #[serde(borrow)]
+    machine_id: Field<'a>,
+    #[serde(borrow)]
+    ssh_fingerprint: Field<'a>,
+    #[serde(borrow)]
+    product: Field<'a>,
+    #[serde(borrow)]
+    installer_version: Field<'a>,
+    #[serde(borrow)]
+    precheck_token: Field<'a>,
+    #[serde(borrow)]
+    hostname: Field<'a>,
+    #[serde(borrow)]
+    public_ip: Field<'a>,
+    #[serde(borrow)]
+    requested_ref: Field<'a>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct FinishBody<'a> {
+    #[serde(borrow)]
+    activation_id: Field<'a>,
+    #[serde(borrow)]
+    install_token: Field<'a>,
+}
+
+#[derive(Clone, Serialize)]
+struct MachineBinding {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hostname: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    public_ip: Option<String>,
+    machine_id: String,
+    ssh_fingerprint: String,
+}
+
+#[derive(Serialize)]
+struct PrecheckData {
+    install_code: String,
+    install_code_hint: String,
+    precheck_token: String,
+    precheck_expires_at: String,
+    machine_binding: MachineBinding,
+}
+
+#[derive(Serialize)]
+struct ActivateData {
+    activation_id: String,
+    install_token: String,
+    install_token_expires_at: String,
+    install_code: String,
+    machine_binding: MachineBinding,
+}
+
+#[derive(Serialize)]
+struct ConfirmData {
+    activation_id: String,
+    status: &'static str,
+}
+
+#[derive(Serialize)]
+struct ReleaseData {
+    activation_id: String,
+    status: &'static str,
+    install_code_restored: bool,
+}
+
+/// The fields that precheck and activate share, read.
+struct Identity {
+    code: InstallCode,
+    hash: CodeHash,
+    holder: Holder,
+    machine_id: String,
+    ssh_fingerprint: String,
+    installer_version: String,
+}
+
+impl Identity {
+    fn read(state: &State, body: &mut InstallBody<'_>) -> Result<Self, Refusal> {
+        let code = std::mem::take(&mut body.install_code)
+            .or(std::mem::take(&mut body.license_key))
+            .required("install_code", CODE)?;
+        let machine_id = body.machine_id.clone().required("machine_id", MACHINE_ID)?;
+        let fingerprint = std::mem::take(&mut body.ssh_fingerprint);
+        let ssh_fingerprint = fingerprint.required("ssh_fingerprint", FINGERPRINT)?;
+        let version = std::mem::take(&mut body.installer_version);
+        let installer_version = version.optional("installer_version", VERSION)?;
+        if body.product == Field::WrongType {
+            return Err(Refusal::InvalidField("product must be a string.".into()));
+        }
+        let code = InstallCode::parse(&code)?;
+        Ok(Self {
+            hash: code.hash(&state.lookup),
+            code,
+            holder: Holder {
+                machine: state.lookup.hash(Purpose::Machine, machine_id.as_bytes()),
+                fingerprint: state.lookup.hash(Purpose::Fingerprint, ssh_fingerprint.as_bytes()),
+            },
+            machine_id: machine_id.into_owned(),
+            ssh_fingerprint: ssh_fingerprint.into_owned(),
+            installer_version: installer_version.into_owned(),
+        })
+    }
+
+    fn machine_binding(&self) -> MachineBinding {
+        MachineBinding {
+            hostname: None,
+            public_ip: None,
+            machine_id: self.machine_id.clone(),
+            ssh_fingerprint: self.ssh_fingerprint.clone(),
+        }
+    }
+}
+
+/// Whether code, `product` field and route agree on the product.
+fn check_product(product: &Product, code: &InstallCode, field: &Field<'_>) -> Result<(), Refusal> {
+    let named_otherwise = match field {
+        Field::Text(name) => !name.is_empty() && !name.eq_ignore_ascii_case(&product.name),
+        Field::Absent | Field::WrongType => false,
+    };
+    if named_otherwise || code.product() != product.letters {
+        return Err(Refusal::ProductMismatch);
+    }
+    Ok(())
+}
+
+fn read_binding(body: &InstallBody<'_>, allow_private: bool) -> Result<Binding, Refusal> {
+    let invalid = Refusal::InvalidBinding;
+    let hostname = body.hostname.clone().check("hostname", HOSTNAME).map_err(invalid)?;
+    let hostname = HostName::parse(&hostname).ok_or_else(|| {
+        invalid("hostname must be a full host name such as ns1.example.com.".into())
+    })?;
+    let address = body.public_ip.clone().check("public_ip", ADDRESS).map_err(invalid)?;
+    let public_ip = parse_public_ip(&address, allow_private).ok_or_else(|| {
+        invalid("public_ip must be an IPv4 or IPv6 address that the Internet can reach.".into())
+    })?;
+    Ok(Binding { hostname, public_ip })
+}
+
+/// Who is charged for a request: the caller, and the machine where the body names one.
+fn subjects(
+    state: &State,
+    network: IpAddr,
+    body: &Result<InstallBody<'_>, Refusal>,
+    [per_ip, per_machine]: [Policy; 2],
+) -> Vec<Subject> {
+    let mut subjects = vec![Subject { policy: per_ip, who: network_hash(state, network) }];
+    if let Ok(body) = body
+        && let Ok(id) = body.machine_id.clone().required("machine_id", MACHINE_ID)
+    {
+        let who = state.lookup.hash(Purpose::Machine, id.as_bytes());
+        subjects.push(Subject { policy: per_machine, who });
+    }
+    subjects
+}
+
+/// Sends what was made of a body through the limits; without a command, the refusal comes back
+/// through them as well.
+async fn through_limits<C: LimitedCommand, E>(
+    state: &State,
+    subjects: Vec<Subject>,
+    command: Result<(C, E), Refusal>,
+    now: Timestamp,
+) -> (Answer<C::Answer>, Option<E>) {
+    let (command, echo) = match command {
+        Ok((command, echo)) => (Ok(command), Some(echo)),
+        Err(refusal) => (Err(refusal), None),
+    };
+    let pending = state.handles.limited(|reply| Limited { subjects, command, now, reply });
+    (state.wait(pending).await, echo)
+}
+
+/// `POST /api/v2/{product}/install/precheck`
+pub async fn precheck(
+    state: Data<State>,
+    request: HttpRequest,
+    name: Path<String>,
+    payload: Payload,
+) -> HttpResponse {
+    let Some(product) = state.product(&name) else {
+        return failure(ApiError::not_found());
+    };
+    let now = state.clock.now();
+    let bytes = read(payload).await;
+    let mut body = parse(&bytes);
+    let policies = [Policy::PrecheckPerIpDay, Policy::PrecheckPerMachineDay];
+    let network = network_of(&request, &state.proxies);
+    let subjects = subjects(&state, network, &body, policies);
+    let life = state.tuning.load().lifetimes;
+    let command = take(&mut body).and_then(|mut body| {
+        let identity = Identity::read(&state, &mut body)?;
+        check_product(&product, &identity.code, &body.product)?;
+        let (code, holder) = (identity.hash, identity.holder);
+        Ok((PrecheckCode { code, holder, life, now }, identity))
+    });
+    let (answer, identity) = through_limits(&state, subjects, command, now).await;
+    let response = match (answer.outcome, identity) {
+        (Ok(Ok(())), Some(identity)) => {
+            let expires_at = now.plus(life.precheck_token);
+            prechecked(&state, &product, &identity, now, expires_at)
+        }
+        (Ok(Ok(())), None) => failure(ApiError::internal()),
+        (Ok(Err(refusal)), _) => failure(refusal),
+        (Err(error), _) => failure(error),
+    };
+    with_rates(response, answer.rates.as_ref(), now)
+}
+
+fn prechecked(
+    state: &State,
+    product: &Product,
+    identity: &Identity,
+    now: Timestamp,
+    expires_at: Timestamp,
+) -> HttpResponse {
+    let pass = PrecheckPass {
+        code: identity.hash,
+        holder: identity.holder,
+        product: product.name.clone(),
+        at: now,
+        expires_at,
+    };
+    let jti = random_bytes::<8>().ok().map(|bytes| format!("{:016x}", u64::from_be_bytes(bytes)));
+    let tokens = state.tokens.load();
+    let token = jti.and_then(|jti| tokens.sign_precheck(&pass, &identity.installer_version, &jti));
+    let Some(precheck_token) = token else { return failure(ApiError::internal()) };
+    let data = PrecheckData {
+        install_code: identity.code.reveal(),
+        install_code_hint: identity.code.hint(),
+        precheck_token,
+        precheck_expires_at: rfc3339(expires_at),
+        machine_binding: identity.machine_binding(),
+    };
+    success(StatusCode::OK, data, "Install code validated")
+}
+
+fn parse(bytes: &Result<Bytes, Refusal>) -> Result<InstallBody<'_>, Refusal> {
+    bytes.as_ref().map_err(Clone::clone).and_then(|bytes| object(bytes))
+}
+
+fn take<T: Default>(body: &mut Result<T, Refusal>) -> Result<T, Refusal> {
+    match body {
+        Ok(body) => Ok(std::mem::take(body)),
+        Err(refusal) => Err(refusal.clone()),
+    }
+}
+
+/// The precheck that an activate rests on.
+fn read_pass(
+    state: &State,
+    body: &InstallBody<'_>,
+    identity: &Identity,
+    product: &Product,
+    now: Timestamp,
+) -> Result<PrecheckPass, Refusal> {
+    let Field::Text(token) = &body.precheck_token else {
+        return Err(Refusal::PrecheckTokenInvalid);
+    };
+    let pass = state.tokens.load().verify_precheck(token).ok_or(Refusal::PrecheckTokenInvalid)?;
+    let genuine_for_this = now < pass.expires_at
+        && pass.code == identity.hash
+        && pass.holder == identity.holder
+        && pass.product == product.name;
+    if genuine_for_this { Ok(pass) } else { Err(Refusal::PrecheckTokenInvalid) }
+}
+
+/// A precheck token that is no token at all is a wrong field; a missing one is a wrong token.
+fn check_token_field(token: &Field<'_>) -> Result<(), Refusal> {
+    match token {
+        Field::Absent => Ok(()),
+        Field::Text(text) if text.is_empty() => Ok(()),
+        other => other.clone().required("precheck_token", TOKEN).map(|_| ()),
+    }
+}
+
+fn read_activate(
+    state: &State,
+    product: &Product,
+    mut body: InstallBody<'_>,
+    now: Timestamp,
+) -> Result<(Activate, Identity), Refusal> {
+    check_token_field(&body.precheck_token)?;
+    let requested_ref = std::mem::take(&mut body.requested_ref).optional("requested_ref", REF)?;
+    let identity = Identity::read(state, &mut body)?;
+    let pass = read_pass(state, &body, &identity, product, now)?;
+    let binding = read_binding(&body, state.config.load().server.allow_private_ips)?;
+    check_product(product, &identity.code, &body.product)?;
+    let requested_ref = if requested_ref.is_empty() { "main".into() } else { requested_ref };
+    let request = Request {
+        holder: identity.holder,
+        binding,
+        requested_ref: requested_ref.into_owned(),
+        installer_version: identity.installer_version.clone(),
+        signing_key: state.tokens.load().signing_key().to_string(),
+    };
+    let life = state.tuning.load().lifetimes;
+    Ok((Activate { code: identity.hash, prechecked_at: pass.at, request, life, now }, identity))
+}
+
+/// `POST /api/v2/{product}/install/activate`
+pub async fn activate(
+    state: Data<State>,
+    request: HttpRequest,
+    name: Path<String>,
+    payload: Payload,
+) -> HttpResponse {
+    let Some(product) = state.product(&name) else {
+        return failure(ApiError::not_found());
+    };
+    let now = state.clock.now();
+    let bytes = read(payload).await;
+    let mut body = parse(&bytes);
+    let policies = [Policy::ActivatePerIpDay, Policy::ActivatePerMachineDay];
+    let network = network_of(&request, &state.proxies);
+    let subjects = subjects(&state, network, &body, policies);
+    let command = take(&mut body).and_then(|body| read_activate(&state, &product, body, now));
+    let (answer, identity) = through_limits(&state, subjects, command, now).await;
+    let response = match (answer.outcome, identity) {
+        (Ok(Ok(activated)), Some(identity)) => {
+            let activation = activated.activation;
+            match state.tokens.load().sign_install(&activation) {
+                None => failure(ApiError::internal()),
+                Some(install_token) => {
+                    let binding = &activation.request.binding;
+                    let data = ActivateData {
+                        activation_id: activation.at.id.reveal(),
+                        install_token,
+                        install_token_expires_at: rfc3339(activation.expires_at),
+                        install_code: identity.code.reveal(),
+                        machine_binding: MachineBinding {
+                            hostname: Some(binding.hostname.as_str().to_owned()),
+                            public_ip: Some(binding.public_ip.to_string()),
+                            ..identity.machine_binding()
+                        },
+                    };
+                    success(StatusCode::OK, data, "Install token issued")
+                }
+            }
+        }
+        (Ok(Ok(_)), None) => failure(ApiError::internal()),
+        (Ok(Err(refusal)), _) => failure(refusal),
+        (Err(error), _) => failure(error),
+    };
+    with_rates(response, answer.rates.as_ref(), now)
+}
+
+/// Checks the token of a confirm or a release against the id it comes with.
+fn check_install_token(
+    state: &State,
+    token: &str,
+    id: Option<ActivationId>,
+    runs_out_at: impl Fn(&InstallPass) -> bool,
+) -> Result<(), Refusal> {
+    let pass = state.tokens.load().verify_install(token).filter(|pass| !runs_out_at(pass));
+    let pass = pass.ok_or(Refusal::TokenInvalid)?;
+    if Some(pass.activation) == id { Ok(()) } else { Err(Refusal::TokenMismatch) }
+}
+
+fn read_confirm(
+    state: &State,
+    bytes: &Result<Bytes, Refusal>,
+    now: Timestamp,
+) -> Result<ActivationId, Refusal> {
+    let body: FinishBody<'_> = object(bytes.as_ref().map_err(Clone::clone)?)?;
+    let id = body.activation_id.required("activation_id", ACTIVATION_ID)?;
+    let token = body.install_token.required("install_token", TOKEN)?;
+    let id = ActivationId::parse(&id);
+    check_install_token(state, &token, id, |pass| now >= pass.expires_at)?;
+    id.ok_or(Refusal::ActivationNotFound)
+}
+
+/// `POST /api/v2/{product}/install/confirm`
+pub async fn confirm(state: Data<State>, name: Path<String>, payload: Payload) -> HttpResponse {
+    if state.product(&name).is_none() {
+        return failure(ApiError::not_found());
+    }
+    let now = state.clock.now();
+    let bytes = read(payload).await;
+    let id = match read_confirm(&state, &bytes, now) {
+        Ok(id) => id,
+        Err(refusal) => return failure(refusal),
+    };
+    let answer = state.wait(state.handles.confirm(Confirm { id, now })).await;
+    match answer.outcome {
+        Ok(Ok(())) => {
+            let data = ConfirmData { activation_id: id.reveal(), status: "confirmed" };
+            success(StatusCode::OK, data, "Install confirmed")
+        }
+        Ok(Err(refusal)) => failure(refusal),
+        Err(error) => failure(error),
+    }
+}
+
+fn read_release(state: &State, bytes: &Result<Bytes, Refusal>) -> Result<ActivationId, Refusal> {
+    let body: FinishBody<'_> = object(bytes.as_ref().map_err(Clone::clone)?)?;
+    let id = body.activation_id.required("activation_id", ACTIVATION_ID)?;
+    let id = ActivationId::parse(&id);
+    match body.install_token {
+        Field::Absent => {}
+        Field::Text(token) if token.is_empty() => {}
+        token => {
+            let token = token.required("install_token", TOKEN)?;
+            // A token that has run out still names its activation.
+            check_install_token(state, &token, id, |_| false)?;
+        }
+    }
+    id.ok_or(Refusal::ActivationNotFound)
+}
+
+/// `POST /api/v2/{product}/install/release`
+pub async fn release(state: Data<State>, name: Path<String>, payload: Payload) -> HttpResponse {
+    if state.product(&name).is_none() {
+        return failure(ApiError::not_found());
+    }
+    let now = state.clock.now();
+    let bytes = read(payload).await;
+    let id = match read_release(&state, &bytes) {
+        Ok(id) => id,
+        Err(refusal) => return failure(refusal),
+    };
+    let life = state.tuning.load().lifetimes;
+    let answer = state.wait(state.handles.release(Release { id, life, now })).await;
+    let outcome = match answer.outcome {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(refusal)) => return failure(refusal),
+        Err(error) => return failure(error),
+    };
+    let (status, install_code_restored, message) = match outcome {
+        ReleaseOutcome::Released { code_restored } => {
+            ("released", code_restored, "Activation released")
+        }
+        ReleaseOutcome::Confirmed => ("confirmed", false, "Activation already confirmed"),
+    };
+    let data = ReleaseData { activation_id: id.reveal(), status, install_code_restored };
+    success(StatusCode::OK, data, message)
+}

@@ -1,0 +1,151 @@
+//! The HTTP edge: text to domain value, message, domain value to text. It decides nothing.
+//!
+//! * [`caller`]: who calls; [`body`]: what was sent; [`respond`] and [`errors`]: what is said back
+//! * [`codes`], [`install`], [`servers`]: the handlers, by whom they serve; [`page`]: the HTML
+//! * [`admin`]: the operators' listener
+//! * [`state`]: what they share; [`observed`]: what is counted
+
+pub mod admin;
+pub mod body;
+pub mod caller;
+pub mod codes;
+pub mod errors;
+pub mod install;
+pub mod observed;
+pub mod page;
+pub mod respond;
+pub mod servers;
+pub mod state;
+
+use actix_web::body::MessageBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::header::{CONNECTION, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use actix_web::http::{Method, StatusCode};
+use actix_web::middleware::Next;
+use actix_web::web::{Data, ServiceConfig, resource, route};
+use actix_web::{Error, Handler, HttpRequest, HttpResponse, Resource, Responder, guard};
+use errors::ApiError;
+use respond::{failure_for, method_not_allowed, success};
+use serde::Serialize;
+use state::State;
+use std::time::Instant;
+
+#[derive(Serialize)]
+struct Health {
+    status: &'static str,
+}
+
+async fn healthz() -> HttpResponse {
+    success(StatusCode::OK, Health { status: "ok" }, "OK")
+}
+
+async fn public_readyz(state: Data<State>) -> HttpResponse {
+    admin::readiness(&state.health)
+}
+
+async fn nothing_here(request: HttpRequest) -> HttpResponse {
+    failure_for(&request, ApiError::not_found())
+}
+
+/// A path with one method, under a name for the metrics; 405 for every other method.
+fn at<F, Args>(path: &str, name: &str, method: Method, handler: F) -> Resource
+where
+    F: Handler<Args>,
+    Args: actix_web::FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    let allowed: &'static [Method] =
+        if method == Method::GET { &[Method::GET, Method::HEAD] } else { &[Method::POST] };
+    let only = guard::fn_guard(move |context| allowed.contains(&context.head().method));
+    resource(path).name(name).route(route().guard(only).to(handler)).default_service(
+        route()
+            .to(move |request: HttpRequest| async move { method_not_allowed(&request, allowed) }),
+    )
+}
+
+/// The public routes.
+pub fn public(config: &mut ServiceConfig) {
+    use Method as M;
+    config
+        .service(at("/api/v2/healthz", "healthz", M::GET, healthz))
+        .service(at("/readyz", "readyz", M::GET, public_readyz))
+        .service(at("/register", "register", M::POST, servers::register))
+        .service(at("/checkin", "checkin", M::POST, servers::legacy_check_in))
+        .service(at("/revoke", "revoke", M::POST, servers::legacy_revoke))
+        .service(at("/status", "status", M::GET, servers::status))
+        .service(at("/assets/code.js", "script", M::GET, page::script))
+        .service(at("/assets/page.css", "style", M::GET, page::style))
+        // Here another method is another path: agents take 405 for a server of another kind.
+        .service(
+            resource("/api/v2/servers/{id}/check-in")
+                .name("check_in")
+                .route(actix_web::web::post().to(servers::v2_check_in))
+                .default_service(route().to(nothing_here)),
+        )
+        .service(
+            resource("/api/v2/servers/{id}/{verb}")
+                .name("server_action")
+                .route(actix_web::web::post().to(servers::v2_action))
+                .default_service(route().to(nothing_here)),
+        )
+        .service(at("/api/v2/{product}/code/issue", "issue", M::POST, codes::issue))
+        .service(at("/api/v2/{product}/install/precheck", "precheck", M::POST, install::precheck))
+        .service(at("/api/v2/{product}/install/activate", "activate", M::POST, install::activate))
+        .service(at("/api/v2/{product}/install/confirm", "confirm", M::POST, install::confirm))
+        .service(at("/api/v2/{product}/install/release", "release", M::POST, install::release))
+        .service(at("/{product}", "page", M::GET, codes::page))
+        .default_service(route().to(nothing_here));
+}
+
+/// The operators' routes.
+pub fn operators(config: &mut ServiceConfig) {
+    config
+        .service(at("/livez", "livez", Method::GET, admin::livez))
+        .service(at("/readyz", "readyz", Method::GET, admin::readyz))
+        .service(at("/metrics", "metrics", Method::GET, admin::metrics))
+        .default_service(route().to(nothing_here));
+}
+
+/// What goes around every public request: its id, its time, its place in the metrics and the log.
+pub async fn around(
+    request: ServiceRequest,
+    next: Next<impl MessageBody>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    let started = Instant::now();
+    let Some(state) = request.app_data::<Data<State>>().cloned() else {
+        return next.call(request).await;
+    };
+    let peer = request.peer_addr().map(|peer| peer.ip());
+    let id = state.request_ids.of(peer, request.headers(), &state.proxies);
+    let mut response = next.call(request).await?;
+
+    let (took, status) = (started.elapsed(), response.status());
+    let route = response.request().match_name().unwrap_or("none").to_owned();
+    state.metrics.count(&route, status, took);
+    log(&id, &route, response.request().method(), status, took.as_micros());
+    let headers = response.headers_mut();
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        headers.insert(HeaderName::from_static("x-request-id"), id);
+    }
+    if state.health.is_draining() {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
+}
+
+fn log(request_id: &str, route: &str, method: &Method, status: StatusCode, took_us: u128) {
+    let status = status.as_u16();
+    // The route's name, never the path: a path can hold whatever a caller writes.
+    if status >= 500 {
+        tracing::warn!(request_id, %method, route, status, took_us, "request failed");
+    } else {
+        tracing::debug!(request_id, %method, route, status, took_us, "request answered");
+    }
+}
+
+/// The answer to a request that cannot even be read as one.
+pub fn unreadable_query(request: &HttpRequest) -> HttpResponse {
+    let error = ApiError::new(StatusCode::BAD_REQUEST, "invalid_query", "The query is malformed.");
+    failure_for(request, error)
+}

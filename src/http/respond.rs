@@ -1,0 +1,176 @@
+//! Answers: the two envelopes, times as text, and the headers of limited routes.
+
+use super::errors::ApiError;
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use actix_web::http::{Method, StatusCode};
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
+use iptunnel_actors::Rates;
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::limit::tightest;
+use serde::Serialize;
+use std::fmt::Write;
+
+#[derive(Serialize)]
+struct Success<'a, T> {
+    data: T,
+    meta: Meta<'a>,
+}
+
+#[derive(Serialize)]
+struct Meta<'a> {
+    message: &'a str,
+}
+
+#[derive(Serialize)]
+struct V2Failure<'a> {
+    error: V2Error<'a>,
+}
+
+#[derive(Serialize)]
+struct V2Error<'a> {
+    code: &'a str,
+    message: &'a str,
+}
+
+#[derive(Serialize)]
+struct LegacyFailure<'a> {
+    error: &'a str,
+}
+
+fn builder(status: StatusCode) -> HttpResponseBuilder {
+    let mut builder = HttpResponse::build(status);
+    // Answers hold codes and tokens, or the state of a moment: nobody may keep them.
+    builder.insert_header((CACHE_CONTROL, HeaderValue::from_static("no-store")));
+    builder
+}
+
+/// A JSON answer.
+pub fn json(status: StatusCode, body: &impl Serialize) -> HttpResponse {
+    match serde_json::to_vec(body) {
+        Ok(body) => builder(status)
+            .insert_header((CONTENT_TYPE, HeaderValue::from_static("application/json")))
+            .body(body),
+        Err(_) => builder(StatusCode::INTERNAL_SERVER_ERROR).finish(),
+    }
+}
+
+/// A v2 success.
+pub fn success(status: StatusCode, data: impl Serialize, message: &str) -> HttpResponse {
+    json(status, &Success { data, meta: Meta { message } })
+}
+
+fn with_retry_after(mut response: HttpResponse, error: &ApiError) -> HttpResponse {
+    if let Some(seconds) = error.retry_after {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// A v2 failure.
+pub fn failure(error: impl Into<ApiError>) -> HttpResponse {
+    let error = error.into();
+    let body = V2Failure { error: V2Error { code: error.code, message: &error.message } };
+    with_retry_after(json(error.status, &body), &error)
+}
+
+/// A failure of the legacy routes.
+pub fn legacy_failure(error: impl Into<ApiError>) -> HttpResponse {
+    let error = error.into();
+    with_retry_after(json(error.status, &LegacyFailure { error: &error.message }), &error)
+}
+
+/// A failure in the envelope of the path's family; a page for a browser that asks for one.
+pub fn failure_for(request: &HttpRequest, error: ApiError) -> HttpResponse {
+    if request.path().starts_with("/api/v2") {
+        return failure(error);
+    }
+    let wants_page = request
+        .headers()
+        .get("accept")
+        .and_then(|accept| accept.to_str().ok())
+        .is_some_and(|accept| accept.contains("text/html"));
+    if wants_page {
+        return super::page::error_page(&error);
+    }
+    legacy_failure(error)
+}
+
+/// 405, with the methods the path has.
+pub fn method_not_allowed(request: &HttpRequest, allowed: &[Method]) -> HttpResponse {
+    let mut response = failure_for(request, ApiError::method_not_allowed());
+    let list: Vec<&str> = allowed.iter().map(Method::as_str).collect();
+    if let Ok(value) = HeaderValue::from_str(&list.join(", ")) {
+        response.headers_mut().insert(HeaderName::from_static("allow"), value);
+    }
+    response
+}
+
+/// Enters how a limited request stands, by draft-ietf-httpapi-ratelimit-headers-10: every policy
+/// with its quota `q` and window `w`, and of the tightest what remains `r` and when it ends `t`.
+pub fn with_rates(
+    mut response: HttpResponse,
+    rates: Option<&Rates>,
+    now: Timestamp,
+) -> HttpResponse {
+    let Some(rates) = rates.filter(|rates| !rates.is_empty()) else { return response };
+    let mut policies = String::new();
+    for standing in rates {
+        let comma = if policies.is_empty() { "" } else { ", " };
+        let (name, window) = (standing.policy.name(), standing.policy.window_seconds());
+        // Writing to a string does not fail.
+        let _ = write!(policies, "{comma}\"{name}\";q={};w={window}", standing.allowed);
+    }
+    let tight = tightest(rates).map(|s| {
+        format!("\"{}\";r={};t={}", s.policy.name(), s.remaining(), s.window_end.since(now))
+    });
+    let headers = response.headers_mut();
+    if let Ok(value) = HeaderValue::from_str(&policies) {
+        headers.insert(HeaderName::from_static("ratelimit-policy"), value);
+    }
+    if let Some(Ok(value)) = tight.map(|tight| HeaderValue::from_str(&tight)) {
+        headers.insert(HeaderName::from_static("ratelimit"), value);
+    }
+    response
+}
+
+/// RFC 3339 in UTC with `+00:00` and whole seconds.
+pub fn rfc3339(time: Timestamp) -> String {
+    let (days, seconds) = (time.0 / 86_400, time.0 % 86_400);
+    let (year, month, day) = civil(days);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}+00:00")
+}
+
+/// The Gregorian date of a day since the Unix epoch.
+fn civil(days: u64) -> (u64, u64, u64) {
+    // Counted in eras of 400 years (146,097 days) that begin on 1 March, so that the day a leap
+    // year adds is the last of its year; 719,468 days lie between 0000-03-01 and 1970-01-01.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rfc_3339_with_a_numeric_offset() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00+00:00"),
+            (951_782_399, "2000-02-28T23:59:59+00:00"),
+            (951_782_400, "2000-02-29T00:00:00+00:00"),
+            (951_868_800, "2000-03-01T00:00:00+00:00"),
+            (1_774_958_700, "2026-03-31T12:05:00+00:00"),
+            (4_107_542_400, "2100-03-01T00:00:00+00:00"),
+        ] {
+            assert_eq!(rfc3339(Timestamp(seconds)), text);
+        }
+    }
+}

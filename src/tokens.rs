@@ -1,0 +1,440 @@
+//! Signed tokens: precheck, install, and the browser's session.
+//!
+//! JWTs whose header is exactly `{"alg":"HS256"}`. Each kind has an audience and a key of its own,
+//! so that none passes for another. The library judges signatures; whether a token has run out is
+//! judged here, by the time that is handed in.
+
+use crate::secrets::SigningFile;
+use hmac::{Hmac, KeyInit, Mac};
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::activation::{Activation, ActivationId, Holder};
+use iptunnel_domain::code::CodeHash;
+use iptunnel_domain::lookup::KeyedHash;
+use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
+use jsonwebtoken::signature::{Error as SignatureError, Signer, Verifier};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+use std::sync::Arc;
+
+const ISSUER: &str = "iptunnel";
+
+/// What a token is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Precheck,
+    Install,
+    Session,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Precheck, Self::Install, Self::Session];
+
+    const fn audience(self) -> &'static str {
+        match self {
+            Self::Precheck => "iptunnel:precheck",
+            Self::Install => "iptunnel:install",
+            Self::Session => "iptunnel:session",
+        }
+    }
+}
+
+/// HS256 on the HMAC and SHA-2 crates: all that these tokens need of cryptography.
+struct Hs256(Hmac<Sha256>);
+
+impl Hs256 {
+    fn new(key: &[u8]) -> jsonwebtoken::errors::Result<Self> {
+        Hmac::new_from_slice(key)
+            .map(Self)
+            .map_err(|_| jsonwebtoken::errors::ErrorKind::InvalidKeyFormat.into())
+    }
+}
+
+impl Signer<Vec<u8>> for Hs256 {
+    fn try_sign(&self, message: &[u8]) -> Result<Vec<u8>, SignatureError> {
+        let mut mac = self.0.clone();
+        mac.update(message);
+        Ok(mac.finalize().into_bytes().to_vec())
+    }
+}
+
+impl Verifier<Vec<u8>> for Hs256 {
+    fn verify(&self, message: &[u8], signature: &Vec<u8>) -> Result<(), SignatureError> {
+        let mut mac = self.0.clone();
+        mac.update(message);
+        // In constant time, by the library.
+        mac.verify_slice(signature).map_err(|_| SignatureError::new())
+    }
+}
+
+impl JwtSigner for Hs256 {
+    fn algorithm(&self) -> Algorithm {
+        Algorithm::HS256
+    }
+}
+
+impl JwtVerifier for Hs256 {
+    fn algorithm(&self) -> Algorithm {
+        Algorithm::HS256
+    }
+}
+
+static PROVIDER: CryptoProvider = CryptoProvider {
+    signer_factory: |_, key| Ok(Box::new(Hs256::new(key.as_bytes())?)),
+    verifier_factory: |_, key| Ok(Box::new(Hs256::new(key.try_get_as_bytes()?)?)),
+    key_utils: KeyUtils::new_unimplemented(),
+};
+
+/// One signing key, as each kind of token sees it.
+struct Key {
+    kid: Arc<str>,
+    kinds: [(EncodingKey, DecodingKey); 3],
+}
+
+impl Key {
+    fn of(&self, kind: Kind) -> &(EncodingKey, DecodingKey) {
+        let [precheck, install, session] = &self.kinds;
+        match kind {
+            Kind::Precheck => precheck,
+            Kind::Install => install,
+            Kind::Session => session,
+        }
+    }
+}
+
+/// The keys that sign and verify, the signing one first.
+pub struct Tokens {
+    keys: Vec<Key>,
+    validations: [Validation; 3],
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.keys.iter().map(|key| &key.kid)).finish()
+    }
+}
+
+/// The claims that every token has.
+#[derive(Serialize, Deserialize)]
+struct Claims<Text, Own> {
+    iss: Text,
+    aud: Text,
+    sub: Text,
+    iat: u64,
+    exp: u64,
+    jti: Text,
+    #[serde(flatten)]
+    own: Own,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PrecheckOwn<Text> {
+    code_hash: Text,
+    machine_id_hash: Text,
+    ssh_fingerprint_hash: Text,
+    product: Text,
+    installer_version: Text,
+}
+
+#[derive(Serialize)]
+struct InstallOwn<'a> {
+    machine_id_hash: String,
+    ssh_fingerprint_hash: String,
+    public_ip: String,
+    hostname: &'a str,
+    requested_ref: &'a str,
+    installer_version: &'a str,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SessionOwn<Text> {
+    user_agent_hash: Text,
+}
+
+/// Other claims, whatever they are.
+#[derive(Deserialize)]
+struct Any {}
+
+/// What a precheck token says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrecheckPass {
+    /// The code that was prechecked.
+    pub code: CodeHash,
+    /// The machine that did so.
+    pub holder: Holder,
+    /// The product's name.
+    pub product: String,
+    /// When.
+    pub at: Timestamp,
+    /// When the token runs out.
+    pub expires_at: Timestamp,
+}
+
+/// What a session cookie says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionPass {
+    /// The session's id.
+    pub id: String,
+    /// The keyed hash of the browser's `User-Agent`.
+    pub user_agent: KeyedHash,
+    /// When it runs out.
+    pub expires_at: Timestamp,
+}
+
+/// What an install token says that the server relies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InstallPass {
+    /// The activation it was made for.
+    pub activation: ActivationId,
+    /// When it runs out.
+    pub expires_at: Timestamp,
+}
+
+fn from_hex(text: &str) -> Option<KeyedHash> {
+    let well_formed = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    let number = well_formed.then(|| u128::from_str_radix(text, 16).ok())??;
+    Some(KeyedHash(number.to_be_bytes()))
+}
+
+impl Tokens {
+    /// The tokens of the keys in a file.
+    pub fn new(file: &SigningFile) -> Self {
+        // Once in a process; every later call finds the same provider in place.
+        let _ = PROVIDER.install_default();
+        let keys = file
+            .keys()
+            .iter()
+            .map(|secret| Key {
+                kid: secret.kid.as_str().into(),
+                kinds: Kind::ALL.map(|kind| derive(&*secret.bytes, kind)),
+            })
+            .collect();
+        Self { keys, validations: Kind::ALL.map(validation) }
+    }
+
+    /// The name of the key that signs.
+    pub fn signing_key(&self) -> Arc<str> {
+        self.keys.first().map_or_else(|| "".into(), |key| Arc::clone(&key.kid))
+    }
+
+    fn sign(&self, kind: Kind, kid: Option<&str>, claims: &impl Serialize) -> Option<String> {
+        let key = match kid {
+            None => self.keys.first(),
+            Some(kid) => self.keys.iter().find(|key| *key.kid == *kid),
+        }?;
+        let mut header = Header::new(Algorithm::HS256);
+        header.typ = None;
+        jsonwebtoken::encode(&header, claims, &key.of(kind).0).ok()
+    }
+
+    fn verify<Own: DeserializeOwned>(
+        &self,
+        kind: Kind,
+        token: &str,
+    ) -> Option<Claims<String, Own>> {
+        let [precheck, install, session] = &self.validations;
+        let validation = match kind {
+            Kind::Precheck => precheck,
+            Kind::Install => install,
+            Kind::Session => session,
+        };
+        let mut tries = self.keys.iter().map(|key| {
+            jsonwebtoken::decode::<Claims<String, Own>>(token, &key.of(kind).1, validation)
+        });
+        tries.find_map(Result::ok).map(|data| data.claims)
+    }
+
+    /// A precheck token. `None` only where there is no key to sign with.
+    pub fn sign_precheck(
+        &self,
+        pass: &PrecheckPass,
+        installer_version: &str,
+        jti: &str,
+    ) -> Option<String> {
+        let code_hash = pass.code.0.to_hex();
+        let (machine, fingerprint) =
+            (pass.holder.machine.to_hex(), pass.holder.fingerprint.to_hex());
+        let claims = Claims {
+            iss: ISSUER,
+            aud: Kind::Precheck.audience(),
+            sub: &code_hash,
+            iat: pass.at.0,
+            exp: pass.expires_at.0,
+            jti,
+            own: PrecheckOwn {
+                code_hash: code_hash.as_str(),
+                machine_id_hash: &machine,
+                ssh_fingerprint_hash: &fingerprint,
+                product: &pass.product,
+                installer_version,
+            },
+        };
+        self.sign(Kind::Precheck, None, &claims)
+    }
+
+    /// What a precheck token says, where it is genuine; it may have run out.
+    pub fn verify_precheck(&self, token: &str) -> Option<PrecheckPass> {
+        let claims = self.verify::<PrecheckOwn<String>>(Kind::Precheck, token)?;
+        Some(PrecheckPass {
+            code: CodeHash(from_hex(&claims.own.code_hash)?),
+            holder: Holder {
+                machine: from_hex(&claims.own.machine_id_hash)?,
+                fingerprint: from_hex(&claims.own.ssh_fingerprint_hash)?,
+            },
+            product: claims.own.product,
+            at: Timestamp(claims.iat),
+            expires_at: Timestamp(claims.exp),
+        })
+    }
+
+    /// The install token of an activation: always the same, byte for byte, as long as the key is
+    /// there that signed it first. `None` where it has been pruned.
+    pub fn sign_install(&self, activation: &Activation) -> Option<String> {
+        let request = &activation.request;
+        let id = activation.at.id.reveal();
+        let claims = Claims {
+            iss: ISSUER,
+            aud: Kind::Install.audience(),
+            sub: id.as_str(),
+            iat: activation.opened_at.0,
+            exp: activation.expires_at.0,
+            // An activation has one token, so its id without the prefix names that, too.
+            jti: id.trim_start_matches("act_"),
+            own: InstallOwn {
+                machine_id_hash: request.holder.machine.to_hex(),
+                ssh_fingerprint_hash: request.holder.fingerprint.to_hex(),
+                public_ip: request.binding.public_ip.to_string(),
+                hostname: request.binding.hostname.as_str(),
+                requested_ref: &request.requested_ref,
+                installer_version: &request.installer_version,
+            },
+        };
+        self.sign(Kind::Install, Some(&request.signing_key), &claims)
+    }
+
+    /// What an install token says, where it is genuine; it may have run out.
+    pub fn verify_install(&self, token: &str) -> Option<InstallPass> {
+        let claims = self.verify::<Any>(Kind::Install, token)?;
+        Some(InstallPass {
+            activation: ActivationId::parse(&claims.sub)?,
+            expires_at: Timestamp(claims.exp),
+        })
+    }
+
+    /// A session cookie. `None` only where there is no key to sign with.
+    pub fn sign_session(&self, pass: &SessionPass, now: Timestamp) -> Option<String> {
+        let user_agent_hash = pass.user_agent.to_hex();
+        let claims = Claims {
+            iss: ISSUER,
+            aud: Kind::Session.audience(),
+            sub: pass.id.as_str(),
+            iat: now.0,
+            exp: pass.expires_at.0,
+            jti: &pass.id,
+            own: SessionOwn { user_agent_hash: user_agent_hash.as_str() },
+        };
+        self.sign(Kind::Session, None, &claims)
+    }
+
+    /// What a session cookie says, where it is genuine; it may have run out.
+    pub fn verify_session(&self, token: &str) -> Option<SessionPass> {
+        let claims = self.verify::<SessionOwn<String>>(Kind::Session, token)?;
+        Some(SessionPass {
+            user_agent: from_hex(&claims.own.user_agent_hash)?,
+            id: claims.sub,
+            expires_at: Timestamp(claims.exp),
+        })
+    }
+}
+
+/// A key of its own for each kind of token.
+fn derive(secret: &[u8], kind: Kind) -> (EncodingKey, DecodingKey) {
+    let derived = match Hs256::new(secret) {
+        Ok(Hs256(mut mac)) => {
+            mac.update(kind.audience().as_bytes());
+            mac.finalize().into_bytes()
+        }
+        // HMAC takes keys of every length.
+        Err(_) => Default::default(),
+    };
+    (EncodingKey::from_secret(&derived), DecodingKey::from_secret(&derived))
+}
+
+/// The library's defaults are lax: name every claim that must be there, and leave time to us.
+fn validation(kind: Kind) -> Validation {
+    let mut validation = Validation::new(Algorithm::HS256);
+    validation.set_audience(&[kind.audience()]);
+    validation.set_issuer(&[ISSUER]);
+    validation.set_required_spec_claims(&["iss", "aud", "sub", "exp"]);
+    validation.validate_exp = false;
+    validation.leeway = 0;
+    validation
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base64::Engine;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+    fn file() -> (tempfile::TempDir, SigningFile) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = SigningFile::read_or_make(&folder.path().join("keys")).unwrap();
+        (folder, file)
+    }
+
+    fn pass() -> PrecheckPass {
+        PrecheckPass {
+            code: CodeHash(KeyedHash([1; 16])),
+            holder: Holder { machine: KeyedHash([2; 16]), fingerprint: KeyedHash([3; 16]) },
+            product: "slowdns".into(),
+            at: Timestamp(100),
+            expires_at: Timestamp(1000),
+        }
+    }
+
+    #[test]
+    fn the_header_is_exactly_the_references() {
+        let (_folder, file) = file();
+        let token = Tokens::new(&file).sign_precheck(&pass(), "1", "j").unwrap();
+        let header = URL_SAFE_NO_PAD.decode(token.split('.').next().unwrap()).unwrap();
+        assert_eq!(header, br#"{"alg":"HS256"}"#);
+        assert!(token.starts_with("eyJhbGciOiJIUzI1NiJ9."));
+    }
+
+    #[test]
+    fn a_token_reads_back_also_with_an_older_key_and_passes_for_no_other_kind() {
+        let (_folder, mut file) = file();
+        let token = Tokens::new(&file).sign_precheck(&pass(), "1", "j").unwrap();
+        file.add().unwrap();
+        file.promote(None).unwrap();
+        let tokens = Tokens::new(&file);
+        assert_eq!(tokens.verify_precheck(&token), Some(pass()));
+        assert_eq!(tokens.verify_install(&token), None);
+        assert_eq!(tokens.verify_session(&token), None);
+        file.prune(None).unwrap();
+        assert_eq!(Tokens::new(&file).verify_precheck(&token), None);
+    }
+
+    #[test]
+    fn what_is_no_token_of_ours_is_none() {
+        let (_folder, file) = file();
+        let tokens = Tokens::new(&file);
+        let token = tokens.sign_precheck(&pass(), "1", "j").unwrap();
+        let (head, signature) = token.rsplit_once('.').unwrap();
+        let (_, claims) = head.split_once('.').unwrap();
+        let unsigned = URL_SAFE_NO_PAD.encode(br#"{"alg":"none"}"#);
+        for wrong in [
+            "".to_owned(),
+            "a.b.c".to_owned(),
+            head.to_owned(),
+            format!("{unsigned}.{claims}."),
+            format!("{unsigned}.{claims}.{signature}"),
+            format!("{head}.{}", URL_SAFE_NO_PAD.encode([0; 32])),
+            format!("{token}x"),
+        ] {
+            assert_eq!(tokens.verify_precheck(&wrong), None, "{wrong}");
+        }
+    }
+}
