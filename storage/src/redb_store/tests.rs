@@ -331,3 +331,52 @@ fn after_a_failed_sync_the_fate_of_the_commit_is_called_unknown() {
     let outcome = store.commit(&[one(Write::Code(samples::code(1, 1, 0)))]);
     assert!(matches!(outcome, Err(CommitError::Unknown(_))), "{outcome:?}");
 }
+
+/// One of everything, as format 1 keeps it.
+fn everything() -> Vec<Change> {
+    let counter = Counter {
+        key: 7,
+        policy: Policy::ActivatePerMachineDay,
+        used: 3,
+        window_end: Timestamp(86_400),
+    };
+    let seen = CheckIn { server: ServerNumber(1), at: Timestamp(5000) };
+    let mut changes: Vec<Change> = Vec::new();
+    for (number, state) in [(1, 0), (2, 1), (3, 2)] {
+        changes.push(one(Write::Code(samples::code(number, 1, state))));
+        changes.push(one(Write::Activation(samples::activation(number, 1, state))));
+    }
+    changes.extend([0, 1].map(|number| one(Write::Server(samples::server(number, 1)))));
+    changes.push(one(Write::CheckIns(vec![seen])));
+    changes.push(one(Write::Counters(vec![CounterRow { slot: 9, counter: Some(counter) }])));
+    changes
+}
+
+/// All that a store holds of [`everything`].
+fn contents(store: &RedbStore) -> String {
+    let mut counters = Vec::new();
+    store.each_counter(&mut |slot, counter| counters.push((slot, counter))).unwrap();
+    let codes: Vec<_> =
+        (1..=3).map(|n| store.code(samples::code(n, 1, 0).hash).unwrap().unwrap()).collect();
+    let activations: Vec<_> =
+        (1..=3).map(|n| store.activation(samples::at(n).id).unwrap().unwrap()).collect();
+    let servers = store.servers_before(None, 10).unwrap();
+    format!("{codes:#?}{activations:#?}{servers:#?}{counters:#?}{:#?}", store.frontier().unwrap())
+}
+
+#[test]
+fn a_file_of_format_1_is_read_whole() {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/format-1.redb");
+    if std::env::var_os("WRITE_FIXTURE").is_some() {
+        on_file(&fixture).commit(&everything()).unwrap();
+    }
+    let folder = folder();
+    // Opening a store writes to it: the fixture stays as it was shipped.
+    let (old, new) = (folder.path().join("old.redb"), folder.path().join("new.redb"));
+    std::fs::copy(&fixture, &old).unwrap();
+    let fresh = on_file(&new);
+    fresh.commit(&everything()).unwrap();
+    let read = contents(&on_file(&old));
+    assert_eq!(read, contents(&fresh));
+    assert!(read.contains("s1.example.com") && read.contains("5000"));
+}

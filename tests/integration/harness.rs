@@ -1,0 +1,384 @@
+//! A server in this process, on its own folder, with a clock that the test moves.
+
+use iptunnel_domain::Timestamp;
+use iptunnel_server::ambient::Clock;
+use iptunnel_server::app::{self, Signal, Surroundings, file_disk};
+use iptunnel_server::config::{Config, Sources};
+use iptunnel_storage::OpenDisk;
+use reqwest::blocking::{Client, RequestBuilder};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+/// 2030-03-17 17:46:40 UTC: in the middle of an hour and of a day.
+pub const START: u64 = 1_900_000_000;
+
+/// A clock that stands until it is moved.
+pub struct ManualClock(AtomicU64);
+
+impl ManualClock {
+    pub fn advance(&self, seconds: u64) {
+        self.0.fetch_add(seconds, Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.0.load(Ordering::SeqCst))
+    }
+}
+
+/// Makes the disk for a server on `folder`.
+pub type MakeDisk = Arc<dyn Fn(&TempDir) -> OpenDisk + Send + Sync>;
+
+/// A running server.
+pub struct TestApp {
+    pub url: String,
+    pub admin: String,
+    pub clock: Arc<ManualClock>,
+    pub config: Config,
+    pub folder: Arc<TempDir>,
+    pub client: Client,
+    make_disk: MakeDisk,
+    signals: mpsc::Sender<Signal>,
+    server: Option<JoinHandle<Result<(), String>>>,
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HashMap<String, String>,
+    pub text: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("no JSON: {}", self.text))
+    }
+    /// `error.code` of a v2 failure, or "" for a success.
+    pub fn code(&self) -> String {
+        self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
+    }
+    /// Status and `error.code` together: what most tests compare.
+    pub fn told(&self) -> (u16, String) {
+        (self.status, self.code())
+    }
+    pub fn data(&self, key: &str) -> String {
+        let value = &self.json()["data"][key];
+        value.as_str().unwrap_or_else(|| panic!("no data.{key} in {}", self.text)).to_owned()
+    }
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+}
+
+/// Sends a request and reads the answer.
+pub fn send(request: RequestBuilder) -> Answer {
+    let response = request.send().expect("an answer");
+    let status = response.status().as_u16();
+    let headers = response
+        .headers()
+        .iter()
+        .map(|(name, value)| (name.as_str().to_owned(), value.to_str().unwrap_or("").to_owned()))
+        .collect();
+    Answer { status, headers, text: response.text().expect("a body") }
+}
+
+/// Waits, at most ten seconds, until `condition` holds.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+impl TestApp {
+    /// A server with limits far away; tests of limits set their own.
+    pub fn start() -> Self {
+        Self::start_with(|_| {})
+    }
+
+    /// A server whose configuration `change` has set: pairs of key and value.
+    pub fn start_with(change: impl FnOnce(&mut Vec<(&'static str, String)>)) -> Self {
+        Self::start_on(change, Arc::new(|folder| file_disk(folder.path().join("iptunnel.redb"))))
+    }
+
+    /// A server on a disk of the test's making.
+    pub fn start_on(
+        change: impl FnOnce(&mut Vec<(&'static str, String)>),
+        make_disk: MakeDisk,
+    ) -> Self {
+        let folder = Arc::new(TempDir::new().unwrap());
+        let file = |name: &str| folder.path().join(name).display().to_string();
+        let mut flags = vec![
+            ("server.bind", "127.0.0.1:0".to_owned()),
+            ("admin.bind", "127.0.0.1:0".to_owned()),
+            ("server.workers", "2".to_owned()),
+            ("storage.path", file("iptunnel.redb")),
+            ("auth.signing_key_file", file("signing.keys")),
+            ("auth.lookup_key_file", file("lookup.key")),
+            ("auth.master_token_file", file("master.token")),
+        ];
+        flags.extend(iptunnel_domain::limit::Policy::ALL.map(|policy| {
+            let key: &'static str = format!("limits.{}", policy.name()).leak();
+            (key, "1000000".to_owned())
+        }));
+        change(&mut flags);
+        let flags = flags.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let config = Config::load(&Sources { file: None, env: vec![], flags }).unwrap();
+        let clock = Arc::new(ManualClock(AtomicU64::new(START)));
+        Self::run(config, folder, clock, make_disk).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Starts a server; an error is why it would not.
+    pub fn run(
+        config: Config,
+        folder: Arc<TempDir>,
+        clock: Arc<ManualClock>,
+        make_disk: MakeDisk,
+    ) -> Result<Self, String> {
+        let (public, admin) = (listener(), listener());
+        let url = format!("http://{}", public.local_addr().unwrap());
+        let admin_url = format!("http://{}", admin.local_addr().unwrap());
+        let (signals, receive) = mpsc::channel(1);
+        let surroundings =
+            Surroundings { clock: clock.clone(), open_disk: make_disk(&folder), public, admin };
+        let of_server = config.clone();
+        let (started, wait) = std::sync::mpsc::channel();
+        let server = std::thread::spawn(move || {
+            actix_web::rt::System::new()
+                .block_on(app::run(
+                    of_server,
+                    surroundings,
+                    receive,
+                    |_| {},
+                    move || {
+                        started.send(()).unwrap();
+                    },
+                ))
+                .map_err(|error| error.to_string())
+        });
+        if wait.recv().is_err() {
+            return Err(server.join().unwrap().unwrap_err());
+        }
+        let client = Client::builder().no_proxy().build().unwrap();
+        let server = Some(server);
+        Ok(Self {
+            url,
+            admin: admin_url,
+            clock,
+            config,
+            folder,
+            client,
+            make_disk,
+            signals,
+            server,
+        })
+    }
+
+    /// Stops the server in order and says how it ended.
+    pub fn stop(&mut self) -> Result<(), String> {
+        // A server that has ended by itself is not listening any more.
+        let _ = self.signals.blocking_send(Signal::Stop);
+        self.ended()
+    }
+
+    /// Waits for the end of a server that ends by itself and says how.
+    pub fn ended(&mut self) -> Result<(), String> {
+        self.server.take().map_or(Ok(()), |server| server.join().unwrap())
+    }
+
+    /// Stops the server and starts it again on the same folder, at other ports.
+    pub fn restart(mut self) -> Self {
+        self.stop().unwrap();
+        self.start_again().unwrap()
+    }
+
+    /// Starts a stopped server's successor on the same folder.
+    pub fn start_again(&self) -> Result<Self, String> {
+        let (config, folder) = (self.config.clone(), self.folder.clone());
+        Self::run(config, folder, self.clock.clone(), self.make_disk.clone())
+    }
+
+    /// Makes the server read this configuration, as SIGHUP does.
+    pub fn reload(&self, change: impl FnOnce(&mut Config)) {
+        let mut config = self.config.clone();
+        change(&mut config);
+        let (done, wait) = std::sync::mpsc::channel();
+        let read = move || {
+            done.send(()).unwrap();
+            Ok(config)
+        };
+        assert!(self.signals.blocking_send(Signal::Reload(Box::new(read))).is_ok());
+        wait.recv().unwrap();
+    }
+
+    pub fn master(&self) -> String {
+        let path = &self.config.auth.master_token_file;
+        std::fs::read_to_string(path).unwrap().trim().to_owned()
+    }
+
+    pub fn get(&self, path: &str) -> Answer {
+        send(self.client.get(format!("{}{path}", self.url)))
+    }
+    pub fn get_admin(&self, path: &str) -> Answer {
+        send(self.client.get(format!("{}{path}", self.admin)))
+    }
+    /// A POST with a JSON body and no headers of its own, as the installer sends it.
+    pub fn post(&self, path: &str, body: &Value) -> Answer {
+        self.post_text(path, &body.to_string())
+    }
+    pub fn post_text(&self, path: &str, body: &str) -> Answer {
+        send(self.client.post(format!("{}{path}", self.url)).body(body.to_owned()))
+    }
+    /// A POST with `Authorization: Bearer {token}`.
+    pub fn post_as(&self, token: &str, path: &str, body: &Value) -> Answer {
+        let request = self.client.post(format!("{}{path}", self.url)).bearer_auth(token);
+        send(request.body(body.to_string()))
+    }
+    pub fn get_as(&self, token: &str, path: &str) -> Answer {
+        send(self.client.get(format!("{}{path}", self.url)).bearer_auth(token))
+    }
+
+    /// A browser that has opened the page of `product`.
+    pub fn browser(&self, product: &str) -> Browser<'_> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::SeqCst);
+        let mut browser = Browser {
+            app: self,
+            product: product.to_owned(),
+            user_agent: format!("Browser/{number}"),
+            cookie: String::new(),
+        };
+        browser.open();
+        browser
+    }
+
+    /// A fresh code, as a person gets it.
+    pub fn issue(&self) -> String {
+        let answer = self.browser("slowdns").issue();
+        assert_eq!(answer.status, 201, "{}", answer.text);
+        answer.data("install_code")
+    }
+}
+
+impl Drop for TestApp {
+    fn drop(&mut self) {
+        if self.server.is_some() {
+            let _ = self.stop();
+        }
+    }
+}
+
+fn listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").unwrap()
+}
+
+/// A browser with its cookie.
+pub struct Browser<'a> {
+    app: &'a TestApp,
+    pub product: String,
+    pub user_agent: String,
+    pub cookie: String,
+}
+
+impl Browser<'_> {
+    /// Opens the page, keeping the cookie it sets.
+    pub fn open(&mut self) -> Answer {
+        let request = self.app.client.get(format!("{}/{}", self.app.url, self.product));
+        let request = request.header("user-agent", &self.user_agent).header("cookie", &self.cookie);
+        let answer = send(request);
+        let set = answer.header("set-cookie").split(';').next().unwrap_or_default();
+        if !set.is_empty() {
+            self.cookie = set.to_owned();
+        }
+        answer
+    }
+    /// The request for a code, for tests to change.
+    pub fn issue_request(&self) -> RequestBuilder {
+        let path = format!("{}/api/v2/{}/code/issue", self.app.url, self.product);
+        let request = self.app.client.post(path).header("user-agent", &self.user_agent);
+        request.header("cookie", &self.cookie)
+    }
+    pub fn issue(&self) -> Answer {
+        send(self.issue_request())
+    }
+}
+
+/// A machine on which somebody installs.
+#[derive(Clone)]
+pub struct Machine {
+    pub machine_id: String,
+    pub fingerprint: String,
+    pub hostname: String,
+    pub public_ip: String,
+}
+
+impl Machine {
+    /// The `number`th machine.
+    pub fn new(number: u32) -> Self {
+        Self {
+            machine_id: format!("machine-{number}"),
+            fingerprint: format!("SHA256:{number}"),
+            hostname: format!("ns{number}.example.com"),
+            public_ip: std::net::Ipv4Addr::from(0x0102_0000 + number).to_string(),
+        }
+    }
+    /// The body of a precheck as the installer sends it.
+    pub fn precheck_body(&self, code: &str) -> Value {
+        json!({
+            "install_code": code, "license_key": code, "machine_id": self.machine_id,
+            "ssh_fingerprint": self.fingerprint, "product": "slowdns",
+            "installer_version": "2026.03.31",
+        })
+    }
+    /// The body of an activate as the installer sends it.
+    pub fn activate_body(&self, code: &str, precheck_token: &str) -> Value {
+        json!({
+            "install_code": code, "license_key": code, "precheck_token": precheck_token,
+            "hostname": self.hostname, "public_ip": self.public_ip,
+            "machine_id": self.machine_id, "ssh_fingerprint": self.fingerprint,
+            "requested_ref": "main", "product": "slowdns", "installer_version": "2026.03.31",
+        })
+    }
+    pub fn precheck(&self, app: &TestApp, code: &str) -> Answer {
+        app.post("/api/v2/slowdns/install/precheck", &self.precheck_body(code))
+    }
+    pub fn activate(&self, app: &TestApp, code: &str, precheck_token: &str) -> Answer {
+        app.post("/api/v2/slowdns/install/activate", &self.activate_body(code, precheck_token))
+    }
+    /// Precheck and activate, both of which must succeed.
+    pub fn install(&self, app: &TestApp, code: &str) -> Activation {
+        let prechecked = self.precheck(app, code);
+        assert_eq!(prechecked.status, 200, "{}", prechecked.text);
+        let activated = self.activate(app, code, &prechecked.data("precheck_token"));
+        assert_eq!(activated.status, 200, "{}", activated.text);
+        Activation { id: activated.data("activation_id"), token: activated.data("install_token") }
+    }
+}
+
+/// An activation as its installer knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Activation {
+    pub id: String,
+    pub token: String,
+}
+
+impl Activation {
+    pub fn confirm(&self, app: &TestApp) -> Answer {
+        let body = json!({"activation_id": self.id, "install_token": self.token});
+        app.post("/api/v2/slowdns/install/confirm", &body)
+    }
+    pub fn release(&self, app: &TestApp) -> Answer {
+        let body = json!({"activation_id": self.id, "install_token": self.token});
+        app.post("/api/v2/slowdns/install/release", &body)
+    }
+}
