@@ -131,20 +131,24 @@ pub async fn run(
     let bind = admin_socket.local_addr()?;
     let admin = operators_server(admin_socket, bind, Arc::clone(&health), registry)?;
     let admin_handle = admin.handle();
+    let address = public_socket.local_addr()?;
     let public = public_server(public_socket, &server, state.clone())?;
     let public_handle = public.handle();
     let servers = [actix_web::rt::spawn(admin), actix_web::rt::spawn(public)];
     let ticker = actix_web::rt::spawn(tick(Arc::clone(&handles), clock));
     started();
 
+    tracing::info!(public = %address, admin = %bind, "the server is up");
     let ended = serve(&state, &health, &mut signals, on_change).await;
 
     // The way out: no new requests, then the actors in the order of their messages, then whoever
     // only watched.
     health.drain();
     ticker.abort();
+    tracing::info!("the server is finishing what it accepted");
     end(public_handle, ended.is_ok(), grace).await;
     handles.stop().await;
+    tracing::info!("everything is on disk");
     end(admin_handle, false, grace).await;
     for server in servers {
         server.abort();

@@ -3,7 +3,7 @@
 use crate::config::{LogFormat, LogLevel};
 use std::io::IsTerminal;
 use tracing_appender::non_blocking::WorkerGuard;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -11,18 +11,20 @@ use tracing_subscriber::{Layer, Registry, fmt};
 
 /// Keeps the log going; what is buffered is written when it is dropped.
 pub struct Logging {
-    level: reload::Handle<LevelFilter, Registry>,
+    level: reload::Handle<Targets, Registry>,
     _writer: WorkerGuard,
 }
 
-fn filter(level: LogLevel) -> LevelFilter {
-    match level {
+fn filter(level: LogLevel) -> Targets {
+    let level = match level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
-    }
+    };
+    // What its workers do at start and stop is their business, unless something is wrong.
+    Targets::new().with_default(level).with_target("actix_server", level.min(LevelFilter::WARN))
 }
 
 impl Logging {

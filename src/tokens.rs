@@ -219,10 +219,8 @@ impl Tokens {
     }
 
     fn sign(&self, kind: Kind, kid: Option<&str>, claims: &impl Serialize) -> Option<String> {
-        let key = match kid {
-            None => self.keys.first(),
-            Some(kid) => self.keys.iter().find(|key| *key.kid == *kid),
-        }?;
+        let named = self.keys.iter().find(|key| kid.is_some_and(|kid| *key.kid == *kid));
+        let key = named.or(self.keys.first())?;
         let mut header = Header::new(Algorithm::HS256);
         header.typ = None;
         jsonwebtoken::encode(&header, claims, &key.of(kind).0).ok()
@@ -289,7 +287,8 @@ impl Tokens {
     }
 
     /// The install token of an activation: always the same, byte for byte, as long as the key is
-    /// there that signed it first. `None` where it has been pruned.
+    /// there that signed it first. Where that has been pruned the old token is void, and the key
+    /// that signs today makes a new one. `None` only where there is no key at all.
     pub fn sign_install(&self, activation: &Activation) -> Option<String> {
         let request = &activation.request;
         let id = activation.at.id.reveal();

@@ -1,6 +1,6 @@
 //! The installer's four steps: precheck, activate, confirm, release.
 
-use super::body::{Field, object, read};
+use super::body::{Body, Field, object};
 use super::caller::network_of;
 use super::codes::network_hash;
 use super::errors::ApiError;
@@ -12,7 +12,6 @@ use crate::tokens::{InstallPass, PrecheckPass};
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
-use bytes::Bytes;
 use iptunnel_actors::activation::{Confirm, Release, ReleaseOutcome};
 use iptunnel_actors::code_registry::{Activate, PrecheckCode};
 use iptunnel_actors::{Answer, Limited, LimitedCommand};
@@ -232,7 +231,10 @@ pub async fn precheck(
         return failure(ApiError::not_found());
     };
     let now = state.clock.now();
-    let bytes = read(payload).await;
+    let bytes = match state.read(payload).await {
+        Ok(bytes) => bytes,
+        Err(error) => return failure(error),
+    };
     let mut body = parse(&bytes);
     let policies = [Policy::PrecheckPerIpDay, Policy::PrecheckPerMachineDay];
     let network = network_of(&request, &state.proxies);
@@ -285,7 +287,7 @@ fn prechecked(
     success(StatusCode::OK, data, "Install code validated")
 }
 
-fn parse(bytes: &Result<Bytes, Refusal>) -> Result<InstallBody<'_>, Refusal> {
+fn parse(bytes: &Body) -> Result<InstallBody<'_>, Refusal> {
     bytes.as_ref().map_err(Clone::clone).and_then(|bytes| object(bytes))
 }
 
@@ -359,7 +361,10 @@ pub async fn activate(
         return failure(ApiError::not_found());
     };
     let now = state.clock.now();
-    let bytes = read(payload).await;
+    let bytes = match state.read(payload).await {
+        Ok(bytes) => bytes,
+        Err(error) => return failure(error),
+    };
     let mut body = parse(&bytes);
     let policies = [Policy::ActivatePerIpDay, Policy::ActivatePerMachineDay];
     let network = network_of(&request, &state.proxies);
@@ -407,11 +412,7 @@ fn check_install_token(
     if Some(pass.activation) == id { Ok(()) } else { Err(Refusal::TokenMismatch) }
 }
 
-fn read_confirm(
-    state: &State,
-    bytes: &Result<Bytes, Refusal>,
-    now: Timestamp,
-) -> Result<ActivationId, Refusal> {
+fn read_confirm(state: &State, bytes: &Body, now: Timestamp) -> Result<ActivationId, Refusal> {
     let body: FinishBody<'_> = object(bytes.as_ref().map_err(Clone::clone)?)?;
     let id = body.activation_id.required("activation_id", ACTIVATION_ID)?;
     let token = body.install_token.required("install_token", TOKEN)?;
@@ -426,7 +427,10 @@ pub async fn confirm(state: Data<State>, name: Path<String>, payload: Payload) -
         return failure(ApiError::not_found());
     }
     let now = state.clock.now();
-    let bytes = read(payload).await;
+    let bytes = match state.read(payload).await {
+        Ok(bytes) => bytes,
+        Err(error) => return failure(error),
+    };
     let id = match read_confirm(&state, &bytes, now) {
         Ok(id) => id,
         Err(refusal) => return failure(refusal),
@@ -442,7 +446,7 @@ pub async fn confirm(state: Data<State>, name: Path<String>, payload: Payload) -
     }
 }
 
-fn read_release(state: &State, bytes: &Result<Bytes, Refusal>) -> Result<ActivationId, Refusal> {
+fn read_release(state: &State, bytes: &Body) -> Result<ActivationId, Refusal> {
     let body: FinishBody<'_> = object(bytes.as_ref().map_err(Clone::clone)?)?;
     let id = body.activation_id.required("activation_id", ACTIVATION_ID)?;
     let id = ActivationId::parse(&id);
@@ -464,7 +468,10 @@ pub async fn release(state: Data<State>, name: Path<String>, payload: Payload) -
         return failure(ApiError::not_found());
     }
     let now = state.clock.now();
-    let bytes = read(payload).await;
+    let bytes = match state.read(payload).await {
+        Ok(bytes) => bytes,
+        Err(error) => return failure(error),
+    };
     let id = match read_release(&state, &bytes) {
         Ok(id) => id,
         Err(refusal) => return failure(refusal),

@@ -19,7 +19,8 @@ pub mod state;
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::header::{CONNECTION, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use actix_web::http::ConnectionType;
+use actix_web::http::header::{HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::web::{Data, ServiceConfig, resource, route};
@@ -123,13 +124,13 @@ pub async fn around(
     let route = response.request().match_name().unwrap_or("none").to_owned();
     state.metrics.count(&route, status, took);
     log(&id, &route, response.request().method(), status, took.as_micros());
+    if state.health.is_draining() {
+        response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+    }
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(HeaderName::from_static("x-request-id"), id);
-    }
-    if state.health.is_draining() {
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
 }

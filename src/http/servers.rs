@@ -1,6 +1,6 @@
 //! Registered servers: the legacy routes and their v2 counterparts.
 
-use super::body::{Field, object, read};
+use super::body::{Body, Field, object};
 use super::errors::ApiError;
 use super::respond::{failure, failure_for, json, legacy_failure, rfc3339, success};
 use super::state::State;
@@ -110,14 +110,17 @@ fn bearer(state: &State, request: &HttpRequest) -> Bearer {
 }
 
 /// The body of a legacy request, or the 400 (or 413) it deserves.
-fn legacy_body(bytes: &Result<Bytes, Refusal>) -> Result<ServerBody<'_>, HttpResponse> {
+fn legacy_body(bytes: &Body) -> Result<ServerBody<'_>, HttpResponse> {
     bytes.as_ref().map_err(Clone::clone).and_then(|bytes| object(bytes)).map_err(legacy_failure)
 }
 
 /// `POST /register`
 pub async fn register(state: Data<State>, payload: Payload) -> HttpResponse {
     let now = state.clock.now();
-    let bytes = read(payload).await;
+    let bytes = match state.read(payload).await {
+        Ok(bytes) => bytes,
+        Err(error) => return legacy_failure(error),
+    };
     let command = match read_registration(&state, &bytes, now) {
         Ok(command) => command,
         Err(response) => return response,
@@ -139,7 +142,7 @@ pub async fn register(state: Data<State>, payload: Payload) -> HttpResponse {
 
 fn read_registration(
     state: &State,
-    bytes: &Result<Bytes, Refusal>,
+    bytes: &Body,
     now: Timestamp,
 ) -> Result<Register, HttpResponse> {
     let body = legacy_body(bytes)?;
@@ -167,7 +170,10 @@ pub async fn legacy_check_in(
     request: HttpRequest,
     payload: Payload,
 ) -> HttpResponse {
-    let bytes = read(payload).await;
+    let bytes = match state.read(payload).await {
+        Ok(bytes) => bytes,
+        Err(error) => return legacy_failure(error),
+    };
     let id = match legacy_body(&bytes)
         .and_then(|body| body.server_id.check("server_id", FIELD).map_err(bad_request))
     {
@@ -211,14 +217,15 @@ pub async fn v2_check_in(
     id: Path<String>,
     payload: Payload,
 ) -> HttpResponse {
-    match read(payload).await {
-        Ok(bytes) if bytes.trim_ascii().is_empty() => {}
-        Ok(bytes) => {
+    match state.read(payload).await {
+        Ok(Ok(bytes)) if bytes.trim_ascii().is_empty() => {}
+        Ok(Ok(bytes)) => {
             if let Err(refusal) = object::<ServerBody<'_>>(&bytes) {
                 return failure(refusal);
             }
         }
-        Err(refusal) => return failure(refusal),
+        Ok(Err(refusal)) => return failure(refusal),
+        Err(error) => return failure(error),
     }
     let outcome = match check_in(&state, &request, &id).await {
         Ok(outcome) => outcome,
@@ -253,7 +260,10 @@ pub async fn legacy_revoke(
     if bearer(&state, &request) != Bearer::Master {
         return forbidden("The master token is required.");
     }
-    let bytes = read(payload).await;
+    let bytes = match state.read(payload).await {
+        Ok(bytes) => bytes,
+        Err(error) => return legacy_failure(error),
+    };
     let id = match legacy_body(&bytes)
         .and_then(|body| body.server_id.check("server_id", FIELD).map_err(bad_request))
     {

@@ -1,11 +1,13 @@
 //! What the handlers share.
 
+use super::body::{self, Body};
 use super::caller::{Proxies, RequestIds};
 use super::observed::HttpMetrics;
 use crate::ambient::Clock;
 use crate::config::{Config, Product};
 use crate::secrets::{SecretError, SigningFile, master_token};
 use crate::tokens::Tokens;
+use actix_web::web::Payload;
 use arc_swap::ArcSwap;
 use iptunnel_actors::{Answer, Batches, Failure, Handles, Health, Pending, Tuning};
 use iptunnel_domain::lookup::{KeyedHash, LookupKey, Purpose};
@@ -76,6 +78,14 @@ impl State {
         self.tuning.store(Arc::new(tuning_of(&config)));
         self.config.store(Arc::new(config));
         Ok(())
+    }
+
+    /// Reads a request's body as long as a request may take.
+    ///
+    /// # Errors
+    /// Where it has not arrived by then.
+    pub async fn read(&self, payload: Payload) -> Result<Body, Failure> {
+        body::read(payload, self.config.load().server.request_timeout).await
     }
 
     /// Waits for an answer as long as a request may take.
