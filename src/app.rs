@@ -6,7 +6,7 @@ use crate::http::admin::{AdminState, refuse_unknown_hosts};
 use crate::http::caller::{Proxies, RequestIds};
 use crate::http::observed::HttpMetrics;
 use crate::http::state::{State, master_hash, tuning_of};
-use crate::http::{around, operators, public, unreadable_query};
+use crate::http::{ROUTES, around, operators, public, unreadable_query};
 use crate::secrets::{SecretError, SigningFile, lookup_key};
 use crate::tokens::Tokens;
 use actix_web::dev::ServerHandle;
@@ -125,7 +125,7 @@ pub async fn run(
         health: Arc::clone(&health),
         proxies: Proxies(server.trusted_proxies.clone()),
         request_ids: RequestIds::starting_at(u64::from_be_bytes(random_bytes()?)),
-        metrics: HttpMetrics::new(&mut registry),
+        metrics: HttpMetrics::new(&mut registry, &ROUTES),
         config: ArcSwap::from_pointee(config),
     });
     let bind = admin_socket.local_addr()?;

@@ -1,15 +1,16 @@
 //! The activation actor: the only writer of activations.
 
 use crate::Failure;
-use crate::code_registry::{Activate, RETENTION_EVERY, Replace, Restore};
-use crate::eviction::{Eviction, Examined};
+use crate::code_registry::{Activate, Replace, Restore};
 use crate::handles::Handles;
+use crate::keeper::{Keeper, Kept, Memory, Upkeep};
+use crate::mailbox::Mailbox;
 use crate::observed::{ActorMetrics, Observed, Transitions};
 use crate::persistence::Committed;
 use crate::reply::Reply;
 use crate::tuning::Tuning;
-use crate::work::{Command, Reload, Shutdown, Tick, Work};
-use actix::{Actor, ActorContext, Context, Handler, Message};
+use crate::work::{Command, Shutdown, Work};
+use actix::{Actor, ActorContext, Context, Handler};
 use arc_swap::ArcSwap;
 use iptunnel_domain::activation::{
     Activation as Record, ActivationId, ActivationRef, Holder, Release as Verdict,
@@ -18,8 +19,7 @@ use iptunnel_domain::activation::{
 use iptunnel_domain::code::Code;
 use iptunnel_domain::time::Lifetimes;
 use iptunnel_domain::{Refusal, Timestamp, Version};
-use iptunnel_storage::{Change, Write};
-use std::collections::HashMap;
+use iptunnel_storage::{Change, ReadError, Store, Write};
 use std::sync::Arc;
 
 /// What an activate comes to.
@@ -104,46 +104,37 @@ pub enum ReleaseOutcome {
     Confirmed,
 }
 
-/// A commit showed that what memory holds of this activation is not what the store holds.
-pub(crate) struct Disown(pub(crate) ActivationId);
+impl Kept for Record {
+    type Key = ActivationId;
 
-impl Message for Disown {
-    type Result = ();
-}
-
-/// These activations are on disk and closed: they may leave memory where they have not changed
-/// since.
-struct Evict(Vec<(ActivationId, Version)>);
-
-impl Message for Evict {
-    type Result = ();
-}
-
-/// The oldest activations in the store.
-struct Oldest(Vec<Record>, Timestamp);
-
-impl Message for Oldest {
-    type Result = ();
-}
-
-/// Enough was forgotten that there may be more.
-struct LookAgain(Timestamp);
-
-impl Message for LookAgain {
-    type Result = ();
+    fn key(&self) -> ActivationId {
+        self.at.id
+    }
+    fn version(&self) -> Version {
+        self.version
+    }
+    fn is_at_work(&self, now: Timestamp, _: &Tuning) -> bool {
+        self.is_open(now)
+    }
+    fn is_forgettable(&self, now: Timestamp, tuning: &Tuning) -> bool {
+        Self::is_forgettable(self, now, tuning.retention_seconds)
+    }
+    fn forget(&self) -> Write {
+        Write::ForgetActivation(self.at.number, self.version)
+    }
+    fn oldest(store: &dyn Store, count: usize) -> Result<Vec<Self>, ReadError> {
+        store.oldest_activations(count)
+    }
 }
 
 /// The only writer of activations.
 pub(crate) struct Activation {
-    activations: HashMap<ActivationId, Record>,
-    eviction: Eviction<ActivationId>,
-    generation: u32,
+    activations: Memory<Record>,
     tuning: Arc<ArcSwap<Tuning>>,
     handles: Arc<Handles>,
     metrics: ActorMetrics,
     observed: Observed,
     transitions: Transitions,
-    next_retention: Timestamp,
 }
 
 impl Activation {
@@ -153,32 +144,12 @@ impl Activation {
         observed: &Observed,
     ) -> Self {
         Self {
-            activations: HashMap::new(),
-            eviction: Eviction::new(),
-            generation: 0,
+            activations: Memory::new(),
             tuning,
             handles,
             metrics: observed.actor("activation"),
             observed: observed.clone(),
             transitions: observed.transitions(),
-            next_retention: Timestamp(0),
-        }
-    }
-
-    /// As in the code registry: whether the request was decided on the state of the store that
-    /// memory rests on.
-    fn current<A>(&mut self, reply: &mut Reply<A>) -> bool {
-        self.metrics.taken();
-        let theirs = reply.generation(self.generation);
-        self.reload(theirs);
-        theirs == self.generation
-    }
-
-    fn reload(&mut self, generation: u32) {
-        if generation > self.generation {
-            self.generation = generation;
-            self.activations.clear();
-            self.eviction.clear();
         }
     }
 
@@ -194,12 +165,12 @@ impl Activation {
         C: Command,
         Self: Handler<Work<C, Record>>,
     {
-        if !self.current(&mut work.reply) {
+        self.metrics.taken();
+        if !self.activations.is_current(&mut work.reply) {
             work.reply.fail(Failure::StorageUnavailable);
             return None;
         }
-        if let Some(activation) = self.activations.get(&id) {
-            let activation = activation.clone();
+        if let Some(activation) = self.activations.get(id) {
             return Some((work, activation));
         }
         match work.found.take() {
@@ -222,42 +193,8 @@ impl Activation {
         }
     }
 
-    fn remember(&mut self, activation: Record) {
-        let id = activation.at.id;
-        if self.activations.insert(id, activation).is_none() {
-            self.eviction.watch(id);
-        }
-    }
-
     fn answer<A: Send + 'static>(&self, reply: Reply<A>, decision: Result<A, Refusal>) {
-        self.handles.answer_behind_the_disk(reply, self.generation, decision);
-    }
-
-    fn evict(&mut self, now: Timestamp) {
-        let activations = &self.activations;
-        let step = self.tuning.load().batches.activation;
-        let done = self.eviction.done(step, |id| match activations.get(&id) {
-            None => Examined::Gone,
-            Some(activation) if activation.is_open(now) => Examined::AtWork,
-            Some(activation) => Examined::Done((id, activation.version)),
-        });
-        if !done.is_empty() {
-            self.metrics.batch.observe(done.len() as f64);
-            let handles = Arc::clone(&self.handles);
-            self.handles.persistence.commit(Change::default(), None, move |_| {
-                handles.activation.send(Evict(done));
-            });
-        }
-    }
-
-    fn look_for_forgettable(&self, now: Timestamp) {
-        let handles = Arc::clone(&self.handles);
-        let count = self.tuning.load().batches.activation;
-        self.handles.reader.run(move |store| {
-            if let Ok(activations) = store.oldest_activations(count) {
-                handles.activation.send(Oldest(activations, now));
-            }
-        });
+        self.handles.answer_behind_the_disk(reply, self.activations.generation(), decision);
     }
 }
 
@@ -269,7 +206,8 @@ impl Handler<Work<Open, Record>> for Activation {
     type Result = ();
 
     fn handle(&mut self, mut work: Work<Open, Record>, _: &mut Context<Self>) {
-        if !self.current(&mut work.reply) {
+        self.metrics.taken();
+        if !self.activations.is_current(&mut work.reply) {
             return work.reply.fail(Failure::StorageUnavailable);
         }
         let Work { command: Open { at, code, replaces, activate }, reply, attempts, .. } = work;
@@ -284,8 +222,10 @@ impl Handler<Work<Open, Record>> for Activation {
         change.0.extend([Write::Code(code), Write::Activation(opened.clone())]);
         let handles = Arc::clone(&self.handles);
         let activation = opened.clone();
-        self.handles.persistence.commit(change, Some(self.generation), move |committed| {
-            match committed {
+        self.handles.persistence.commit(
+            change,
+            Some(self.activations.generation()),
+            move |committed| match committed {
                 Committed::Written => {
                     transition.inc();
                     reply.grant(Activated { activation });
@@ -300,9 +240,9 @@ impl Handler<Work<Open, Record>> for Activation {
                 }
                 Committed::Unavailable => reply.fail(Failure::StorageUnavailable),
                 Committed::Unknown => reply.fail(Failure::OutcomeUnknown),
-            }
-        });
-        self.remember(opened);
+            },
+        );
+        self.activations.remember(opened);
     }
 }
 
@@ -341,7 +281,7 @@ impl Handler<Work<Resume, Record>> for Activation {
                     activate,
                 };
                 if self.handles.code_registry.send(work.then(replace)) {
-                    self.remember(released);
+                    self.activations.remember(released);
                 }
             }
             Ok(Resumption::Stale) => {
@@ -371,23 +311,25 @@ impl Handler<Work<Confirm, Record>> for Activation {
         let transition = self.transitions.confirmed.clone();
         let handles = Arc::clone(&self.handles);
         let change = Change(vec![Write::Activation(confirmed.clone())]);
-        self.handles.persistence.commit(change, Some(self.generation), move |committed| {
-            match committed {
+        self.handles.persistence.commit(
+            change,
+            Some(self.activations.generation()),
+            move |committed| match committed {
                 Committed::Written => {
                     transition.inc();
                     work.reply.grant(());
                 }
                 Committed::Conflict => {
-                    handles.activation.send(Disown(id));
+                    handles.activation.send(Upkeep::Disown(id));
                     if let Some(work) = work.again() {
                         handles.activation.send(work);
                     }
                 }
                 Committed::Unavailable => work.reply.fail(Failure::StorageUnavailable),
                 Committed::Unknown => work.reply.fail(Failure::OutcomeUnknown),
-            }
-        });
-        self.remember(confirmed);
+            },
+        );
+        self.activations.remember(confirmed);
     }
 }
 
@@ -410,92 +352,43 @@ impl Handler<Work<Release, Record>> for Activation {
                 }
                 let restore = |release| Restore { released: released.clone(), release };
                 if self.handles.code_registry.send(work.then(restore)) {
-                    self.remember(released);
+                    self.activations.remember(released);
                 }
             }
         }
     }
 }
 
-impl Handler<Disown> for Activation {
-    type Result = ();
+impl Keeper for Activation {
+    type Record = Record;
 
-    fn handle(&mut self, Disown(id): Disown, _: &mut Context<Self>) {
-        self.metrics.taken();
-        self.activations.remove(&id);
+    fn memory(&mut self) -> &mut Memory<Record> {
+        &mut self.activations
+    }
+    fn metrics(&self) -> &ActorMetrics {
+        &self.metrics
+    }
+    fn handles(&self) -> &Arc<Handles> {
+        &self.handles
+    }
+    fn tuning(&self) -> Arc<Tuning> {
+        self.tuning.load_full()
+    }
+    fn step(tuning: &Tuning) -> usize {
+        tuning.batches.activation
+    }
+    fn mailbox(handles: &Handles) -> &Mailbox<Self> {
+        &handles.activation
     }
 }
 
-impl Handler<Evict> for Activation {
+impl Handler<Upkeep<Record>> for Activation {
     type Result = ();
 
-    fn handle(&mut self, Evict(activations): Evict, _: &mut Context<Self>) {
+    fn handle(&mut self, upkeep: Upkeep<Record>, _: &mut Context<Self>) {
         self.metrics.taken();
-        for (id, version) in activations {
-            match self.activations.get(&id) {
-                Some(activation) if activation.version == version => {
-                    self.activations.remove(&id);
-                }
-                Some(_) => self.eviction.watch(id),
-                None => {}
-            }
-        }
-    }
-}
-
-impl Handler<Oldest> for Activation {
-    type Result = ();
-
-    fn handle(&mut self, Oldest(activations, now): Oldest, _: &mut Context<Self>) {
-        self.metrics.taken();
-        let retention = self.tuning.load().retention_seconds;
-        let forgotten: Vec<&Record> =
-            activations.iter().take_while(|a| a.is_forgettable(now, retention)).collect();
-        for activation in &forgotten {
-            self.activations.remove(&activation.at.id);
-            let write = Write::ForgetActivation(activation.at.number, activation.version);
-            self.handles.persistence.commit(Change(vec![write]), None, |_| {});
-        }
-        if !forgotten.is_empty() && forgotten.len() == activations.len() {
-            let handles = Arc::clone(&self.handles);
-            self.handles.persistence.commit(Change::default(), None, move |committed| {
-                if committed == Committed::Written {
-                    handles.activation.send(LookAgain(now));
-                }
-            });
-        }
-    }
-}
-
-impl Handler<LookAgain> for Activation {
-    type Result = ();
-
-    fn handle(&mut self, LookAgain(now): LookAgain, _: &mut Context<Self>) {
-        self.metrics.taken();
-        self.look_for_forgettable(now);
-    }
-}
-
-impl Handler<Tick> for Activation {
-    type Result = ();
-
-    fn handle(&mut self, Tick(now): Tick, _: &mut Context<Self>) {
-        self.metrics.taken();
-        self.evict(now);
+        self.keep(upkeep);
         self.observed.activations_in_memory.set(self.activations.len() as i64);
-        if now >= self.next_retention {
-            self.next_retention = now.plus(RETENTION_EVERY);
-            self.look_for_forgettable(now);
-        }
-    }
-}
-
-impl Handler<Reload> for Activation {
-    type Result = ();
-
-    fn handle(&mut self, Reload(generation): Reload, _: &mut Context<Self>) {
-        self.metrics.taken();
-        self.reload(generation);
     }
 }
 

@@ -5,16 +5,17 @@
 //! on memory goes back through the persistence actor's queue.
 
 use crate::activation::{Activated, Open, PrecheckHeld, ReleaseOutcome, Resume};
-use crate::eviction::{Eviction, Examined};
 use crate::handles::Handles;
+use crate::keeper::{Keeper, Kept, Memory, Upkeep};
+use crate::mailbox::Mailbox;
 use crate::observed::{ActorMetrics, Observed, Transitions};
 use crate::persistence::Committed;
 use crate::rate_limiter::LimitedCommand;
 use crate::reply::Reply;
 use crate::tuning::Tuning;
-use crate::work::{Command, Reload, Shutdown, Tick, Work};
+use crate::work::{Command, Shutdown, Work};
 use crate::{Failure, activation};
-use actix::{Actor, ActorContext, Context, Handler, Message};
+use actix::{Actor, ActorContext, Context, Handler};
 use arc_swap::ArcSwap;
 use iptunnel_domain::activation::{
     Activation, ActivationId, ActivationNumber, ActivationRef, Holder, Request,
@@ -25,10 +26,9 @@ use iptunnel_domain::code::{
 use iptunnel_domain::lookup::{KeyedHash, LookupKey};
 use iptunnel_domain::time::Lifetimes;
 use iptunnel_domain::{Refusal, Timestamp, Version};
-use iptunnel_storage::{Change, Frontier, Write};
+use iptunnel_storage::{Change, Frontier, ReadError, Store, Write};
 use rand_chacha::ChaCha20Rng;
 use rand_core::Rng;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Issues a code. Sent by the rate limiter; answered when the code is on disk.
@@ -132,46 +132,41 @@ impl Command for Restore {
     type Answer = ReleaseOutcome;
 }
 
-/// A commit showed that what memory holds of this code is not what the store holds.
-pub(crate) struct Disown(pub(crate) CodeHash);
+impl Kept for Code {
+    type Key = CodeHash;
 
-impl Message for Disown {
-    type Result = ();
+    fn key(&self) -> CodeHash {
+        self.hash
+    }
+    fn version(&self) -> Version {
+        self.version
+    }
+    fn is_at_work(&self, now: Timestamp, tuning: &Tuning) -> bool {
+        self.is_live(now, &tuning.lifetimes)
+    }
+    fn is_forgettable(&self, now: Timestamp, tuning: &Tuning) -> bool {
+        Self::is_forgettable(self, now, tuning.retention_seconds, &tuning.lifetimes)
+    }
+    fn forget(&self) -> Write {
+        Write::ForgetCode(self.number, self.version)
+    }
+    fn oldest(store: &dyn Store, count: usize) -> Result<Vec<Self>, ReadError> {
+        store.oldest_codes(count)
+    }
 }
-
-/// These codes are on disk and no longer at work: they may leave memory where they have not
-/// changed since.
-struct Evict(Vec<(CodeHash, Version)>);
-
-impl Message for Evict {
-    type Result = ();
-}
-
-/// The oldest codes in the store.
-struct Oldest(Vec<Code>, Timestamp);
-
-impl Message for Oldest {
-    type Result = ();
-}
-
-/// Seconds between two looks at the oldest codes.
-pub(crate) const RETENTION_EVERY: u64 = 60;
 
 /// The only writer of codes.
 pub(crate) struct CodeRegistry {
-    codes: HashMap<CodeHash, Code>,
-    eviction: Eviction<CodeHash>,
+    codes: Memory<Code>,
     last_code: CodeNumber,
     last_activation: ActivationNumber,
     random: ChaCha20Rng,
     key: LookupKey,
-    generation: u32,
     tuning: Arc<ArcSwap<Tuning>>,
     handles: Arc<Handles>,
     metrics: ActorMetrics,
     observed: Observed,
     transitions: Transitions,
-    next_retention: Timestamp,
 }
 
 impl CodeRegistry {
@@ -184,36 +179,16 @@ impl CodeRegistry {
         observed: &Observed,
     ) -> Self {
         Self {
-            codes: HashMap::new(),
-            eviction: Eviction::new(),
+            codes: Memory::new(),
             last_code: frontier.code,
             last_activation: frontier.activation,
             random,
             key,
-            generation: 0,
             tuning,
             handles,
             metrics: observed.actor("code_registry"),
             observed: observed.clone(),
             transitions: observed.transitions(),
-            next_retention: Timestamp(0),
-        }
-    }
-
-    /// Counts a message and checks on which state of the store its request was decided so far.
-    /// A later one than ours: ours is void. An earlier one: the request rests on what never was.
-    fn current<A>(&mut self, reply: &mut Reply<A>) -> bool {
-        self.metrics.taken();
-        let theirs = reply.generation(self.generation);
-        self.reload(theirs);
-        theirs == self.generation
-    }
-
-    fn reload(&mut self, generation: u32) {
-        if generation > self.generation {
-            self.generation = generation;
-            self.codes.clear();
-            self.eviction.clear();
         }
     }
 
@@ -224,12 +199,12 @@ impl CodeRegistry {
         C: Command,
         Self: Handler<Work<C, Code>>,
     {
-        if !self.current(&mut work.reply) {
+        self.metrics.taken();
+        if !self.codes.is_current(&mut work.reply) {
             work.reply.fail(Failure::StorageUnavailable);
             return None;
         }
-        if let Some(code) = self.codes.get(&hash) {
-            let code = code.clone();
+        if let Some(code) = self.codes.get(hash) {
             return Some((work, code));
         }
         match work.found.take() {
@@ -252,13 +227,6 @@ impl CodeRegistry {
         }
     }
 
-    fn remember(&mut self, code: Code) {
-        let hash = code.hash;
-        if self.codes.insert(hash, code).is_none() {
-            self.eviction.watch(hash);
-        }
-    }
-
     fn next_activation(&mut self) -> ActivationRef {
         self.last_activation.0 += 1;
         ActivationRef { number: self.last_activation, id: ActivationId(self.random.next_u64()) }
@@ -271,37 +239,7 @@ impl CodeRegistry {
 
     /// Sends a decision that changes nothing back through the queue of what may change it.
     fn answer<A: Send + 'static>(&self, reply: Reply<A>, decision: Result<A, Refusal>) {
-        self.handles.answer_behind_the_disk(reply, self.generation, decision);
-    }
-
-    fn evict(&mut self, now: Timestamp) {
-        let tuning = self.tuning.load_full();
-        let codes = &self.codes;
-        let done =
-            self.eviction.done(tuning.batches.code_registry, |hash| match codes.get(&hash) {
-                None => Examined::Gone,
-                Some(code) if code.is_live(now, &tuning.lifetimes) => Examined::AtWork,
-                Some(code) => Examined::Done((hash, code.version)),
-            });
-        if !done.is_empty() {
-            self.metrics.batch.observe(done.len() as f64);
-            let handles = Arc::clone(&self.handles);
-            // Behind the queue, so that whatever was last written of them is on disk.
-            self.handles.persistence.commit(Change::default(), None, move |_| {
-                handles.code_registry.send(Evict(done));
-            });
-        }
-    }
-
-    /// Reads the oldest codes; [`Oldest`] brings them back.
-    fn look_for_forgettable(&self, now: Timestamp) {
-        let handles = Arc::clone(&self.handles);
-        let count = self.tuning.load().batches.code_registry;
-        self.handles.reader.run(move |store| {
-            if let Ok(codes) = store.oldest_codes(count) {
-                handles.code_registry.send(Oldest(codes, now));
-            }
-        });
+        self.handles.answer_behind_the_disk(reply, self.codes.generation(), decision);
     }
 }
 
@@ -313,7 +251,8 @@ impl Handler<Work<Issue, Code>> for CodeRegistry {
     type Result = ();
 
     fn handle(&mut self, mut work: Work<Issue, Code>, _: &mut Context<Self>) {
-        if !self.current(&mut work.reply) {
+        self.metrics.taken();
+        if !self.codes.is_current(&mut work.reply) {
             return work.reply.fail(Failure::StorageUnavailable);
         }
         if !work.reply.claim() {
@@ -327,7 +266,7 @@ impl Handler<Work<Issue, Code>> for CodeRegistry {
         let issued = Issued { code, expires_at: record.expires_at };
         let transitions = self.transitions.issued.clone();
         let change = Change(vec![Write::Code(record.clone())]);
-        self.handles.persistence.commit(change, Some(self.generation), move |committed| {
+        self.handles.persistence.commit(change, Some(self.codes.generation()), move |committed| {
             match committed {
                 Committed::Written => {
                     transitions.inc();
@@ -339,7 +278,7 @@ impl Handler<Work<Issue, Code>> for CodeRegistry {
                 Committed::Unknown => reply.fail(Failure::OutcomeUnknown),
             }
         });
-        self.remember(record);
+        self.codes.remember(record);
     }
 }
 
@@ -392,7 +331,7 @@ impl CodeRegistry {
     fn open(&mut self, work: Work<Open, Activation>) {
         let code = work.command.code.clone();
         if self.handles.activation.send(work) {
-            self.remember(code);
+            self.codes.remember(code);
         }
     }
 }
@@ -401,7 +340,8 @@ impl Handler<Work<Replace, Code>> for CodeRegistry {
     type Result = ();
 
     fn handle(&mut self, mut work: Work<Replace, Code>, _: &mut Context<Self>) {
-        if !self.current(&mut work.reply) {
+        self.metrics.taken();
+        if !self.codes.is_current(&mut work.reply) {
             return work.reply.fail(Failure::StorageUnavailable);
         }
         let at = self.next_activation();
@@ -427,7 +367,7 @@ impl Handler<Work<Restore, Code>> for CodeRegistry {
         change.0.extend(restored.clone().map(Write::Code));
         let handles = Arc::clone(&self.handles);
         let transitions = self.transitions.released.clone();
-        self.handles.persistence.commit(change, Some(self.generation), move |committed| {
+        self.handles.persistence.commit(change, Some(self.codes.generation()), move |committed| {
             match committed {
                 Committed::Written => {
                     transitions.inc();
@@ -445,102 +385,41 @@ impl Handler<Work<Restore, Code>> for CodeRegistry {
             }
         });
         if let Some(code) = restored {
-            self.remember(code);
+            self.codes.remember(code);
         }
     }
 }
 
-impl Handler<Disown> for CodeRegistry {
-    type Result = ();
+impl Keeper for CodeRegistry {
+    type Record = Code;
 
-    fn handle(&mut self, Disown(hash): Disown, _: &mut Context<Self>) {
-        self.metrics.taken();
-        self.codes.remove(&hash);
+    fn memory(&mut self) -> &mut Memory<Code> {
+        &mut self.codes
+    }
+    fn metrics(&self) -> &ActorMetrics {
+        &self.metrics
+    }
+    fn handles(&self) -> &Arc<Handles> {
+        &self.handles
+    }
+    fn tuning(&self) -> Arc<Tuning> {
+        self.tuning.load_full()
+    }
+    fn step(tuning: &Tuning) -> usize {
+        tuning.batches.code_registry
+    }
+    fn mailbox(handles: &Handles) -> &Mailbox<Self> {
+        &handles.code_registry
     }
 }
 
-impl Handler<Evict> for CodeRegistry {
+impl Handler<Upkeep<Code>> for CodeRegistry {
     type Result = ();
 
-    fn handle(&mut self, Evict(codes): Evict, _: &mut Context<Self>) {
+    fn handle(&mut self, upkeep: Upkeep<Code>, _: &mut Context<Self>) {
         self.metrics.taken();
-        for (hash, version) in codes {
-            match self.codes.get(&hash) {
-                Some(code) if code.version == version => {
-                    self.codes.remove(&hash);
-                }
-                Some(_) => self.eviction.watch(hash),
-                None => {}
-            }
-        }
-    }
-}
-
-impl Handler<Oldest> for CodeRegistry {
-    type Result = ();
-
-    fn handle(&mut self, Oldest(codes, now): Oldest, _: &mut Context<Self>) {
-        self.metrics.taken();
-        let tuning = self.tuning.load_full();
-        let forgettable =
-            |code: &&Code| code.is_forgettable(now, tuning.retention_seconds, &tuning.lifetimes);
-        let forgotten: Vec<&Code> = codes.iter().take_while(forgettable).collect();
-        if forgotten.is_empty() {
-            return;
-        }
-        for code in &forgotten {
-            self.codes.remove(&code.hash);
-            let change = Change(vec![Write::ForgetCode(code.number, code.version)]);
-            self.handles.persistence.commit(change, None, |_| {});
-        }
-        if forgotten.len() == codes.len() {
-            // There may be more; next time they are the oldest.
-            let handles = Arc::clone(&self.handles);
-            self.handles.persistence.commit(Change::default(), None, move |committed| {
-                if committed == Committed::Written {
-                    handles.code_registry.send(LookAgain(now));
-                }
-            });
-        }
-    }
-}
-
-/// Enough was forgotten that there may be more.
-struct LookAgain(Timestamp);
-
-impl Message for LookAgain {
-    type Result = ();
-}
-
-impl Handler<LookAgain> for CodeRegistry {
-    type Result = ();
-
-    fn handle(&mut self, LookAgain(now): LookAgain, _: &mut Context<Self>) {
-        self.metrics.taken();
-        self.look_for_forgettable(now);
-    }
-}
-
-impl Handler<Tick> for CodeRegistry {
-    type Result = ();
-
-    fn handle(&mut self, Tick(now): Tick, _: &mut Context<Self>) {
-        self.metrics.taken();
-        self.evict(now);
+        self.keep(upkeep);
         self.observed.codes_in_memory.set(self.codes.len() as i64);
-        if now >= self.next_retention {
-            self.next_retention = now.plus(RETENTION_EVERY);
-            self.look_for_forgettable(now);
-        }
-    }
-}
-
-impl Handler<Reload> for CodeRegistry {
-    type Result = ();
-
-    fn handle(&mut self, Reload(generation): Reload, _: &mut Context<Self>) {
-        self.metrics.taken();
-        self.reload(generation);
     }
 }
 

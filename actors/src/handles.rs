@@ -2,8 +2,9 @@
 
 use crate::Failure;
 use crate::activation::{self, Activation, Confirm, Release};
-use crate::code_registry::{self, CodeRegistry};
+use crate::code_registry::CodeRegistry;
 use crate::health::Health;
+use crate::keeper::Upkeep;
 use crate::mailbox::Mailbox;
 use crate::observed::Observed;
 use crate::persistence::{Committed, Persistence};
@@ -12,7 +13,7 @@ use crate::reader::Reader;
 use crate::reply::{Pending, Permits, Reply};
 use crate::server_registry::{CheckIn, Register, Registered, ServerRegistry, Servers, SetRevoked};
 use crate::tuning::Tuning;
-use crate::work::{Command, Reload, Shutdown, Tick, Work};
+use crate::work::{Command, Shutdown, Tick, Work};
 use actix::{Actor, Arbiter, AsyncContext, Context};
 use arc_swap::ArcSwap;
 use iptunnel_domain::activation::ActivationId;
@@ -159,8 +160,8 @@ pub fn start(parts: Parts) -> Result<Arc<Handles>, StartError> {
     let reloaded = Arc::downgrade(&handles);
     threads.push(persistence.spawn(store, tuning, health, &observed, move |generation| {
         if let Some(handles) = reloaded.upgrade() {
-            handles.activation.send(Reload(generation));
-            handles.code_registry.send(Reload(generation));
+            handles.activation.send(Upkeep::Reload(generation));
+            handles.code_registry.send(Upkeep::Reload(generation));
         }
     })?);
     *handles.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
@@ -255,8 +256,8 @@ impl Handles {
     /// Tells every actor what time it is.
     pub fn tick(&self, now: Timestamp) {
         self.rate_limiter.send(Tick(now));
-        self.code_registry.send(Tick(now));
-        self.activation.send(Tick(now));
+        self.code_registry.send(Upkeep::Tick(now));
+        self.activation.send(Upkeep::Tick(now));
         self.server_registry.send(Tick(now));
     }
 
@@ -295,7 +296,7 @@ impl Handles {
 
     /// Makes memory forget a code and an activation that a commit showed to be out of date.
     pub(crate) fn disown(&self, code: CodeHash, activation: ActivationId) {
-        self.activation.send(activation::Disown(activation));
-        self.code_registry.send(code_registry::Disown(code));
+        self.activation.send(Upkeep::Disown(activation));
+        self.code_registry.send(Upkeep::Disown(code));
     }
 }

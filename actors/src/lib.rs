@@ -17,9 +17,9 @@
 pub mod activation;
 pub mod code_registry;
 mod counters;
-mod eviction;
 mod handles;
 mod health;
+mod keeper;
 mod mailbox;
 mod observed;
 mod persistence;

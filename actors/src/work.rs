@@ -64,14 +64,6 @@ impl actix::Message for Tick {
     type Result = ();
 }
 
-/// The records below are read from the store of another generation: whatever memory holds is void.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Reload(pub(crate) u32);
-
-impl actix::Message for Reload {
-    type Result = ();
-}
-
 /// The end: flush what is dirty and pass it on.
 pub(crate) struct Shutdown(pub(crate) tokio::sync::oneshot::Sender<()>);
 

@@ -64,6 +64,26 @@ where
     )
 }
 
+/// The names of the public routes.
+pub const ROUTES: [&str; 16] = [
+    "activate",
+    "check_in",
+    "checkin",
+    "confirm",
+    "healthz",
+    "issue",
+    "page",
+    "precheck",
+    "readyz",
+    "register",
+    "release",
+    "revoke",
+    "script",
+    "server_action",
+    "status",
+    "style",
+];
+
 /// The public routes.
 pub fn public(config: &mut ServiceConfig) {
     use Method as M;
@@ -121,9 +141,8 @@ pub async fn around(
     let mut response = next.call(request).await?;
 
     let (took, status) = (started.elapsed(), response.status());
-    let route = response.request().match_name().unwrap_or("none").to_owned();
-    state.metrics.count(&route, status, took);
-    log(&id, &route, response.request().method(), status, took.as_micros());
+    let route = state.metrics.count(response.request().match_name(), status, took);
+    log(&id, route, response.request().method(), status, took.as_micros());
     if state.health.is_draining() {
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
     }

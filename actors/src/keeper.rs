@@ -1,0 +1,218 @@
+//! What the code registry and the activation actor have in common: records at work are kept in
+//! memory, leave it when they can play no part any more, and leave the store after their retention.
+
+use crate::handles::Handles;
+use crate::mailbox::Mailbox;
+use crate::observed::ActorMetrics;
+use crate::persistence::Committed;
+use crate::reply::Reply;
+use crate::tuning::Tuning;
+use actix::{Actor, Context, Handler, Message};
+use iptunnel_domain::{Timestamp, Version};
+use iptunnel_storage::{Change, ReadError, Store, Write};
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::sync::Arc;
+
+/// A record that is kept.
+pub(crate) trait Kept: Clone + Send + 'static {
+    /// What it is found by.
+    type Key: Copy + Eq + Hash + Send;
+
+    fn key(&self) -> Self::Key;
+    fn version(&self) -> Version;
+    /// Whether it can still play a part on the way of a request.
+    fn is_at_work(&self, now: Timestamp, tuning: &Tuning) -> bool;
+    /// Whether it has been closed for as long as it is kept.
+    fn is_forgettable(&self, now: Timestamp, tuning: &Tuning) -> bool;
+    /// Removes it from the store.
+    fn forget(&self) -> Write;
+    /// The oldest in the store.
+    fn oldest(store: &dyn Store, count: usize) -> Result<Vec<Self>, ReadError>;
+}
+
+/// The records at work. Runs ahead of the disk; void where another generation has begun.
+pub(crate) struct Memory<R: Kept> {
+    records: HashMap<R::Key, R>,
+    /// Keys in the order in which they came, to be looked at in turn.
+    watched: VecDeque<R::Key>,
+    generation: u32,
+    next_retention: Timestamp,
+}
+
+impl<R: Kept> Memory<R> {
+    pub(crate) fn new() -> Self {
+        Self {
+            records: HashMap::new(),
+            watched: VecDeque::new(),
+            generation: 0,
+            next_retention: Timestamp(0),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    pub(crate) fn get(&self, key: R::Key) -> Option<R> {
+        self.records.get(&key).cloned()
+    }
+
+    pub(crate) fn remember(&mut self, record: R) {
+        let key = record.key();
+        if self.records.insert(key, record).is_none() {
+            self.watched.push_back(key);
+        }
+    }
+
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Checks on which state of the store a request was decided so far. A later one than ours:
+    /// ours is void. An earlier one: the request rests on what never was, and this is `false`.
+    pub(crate) fn is_current<A>(&mut self, reply: &mut Reply<A>) -> bool {
+        let theirs = reply.generation(self.generation);
+        self.reload(theirs);
+        theirs == self.generation
+    }
+
+    fn reload(&mut self, generation: u32) {
+        if generation > self.generation {
+            self.generation = generation;
+            self.records.clear();
+            self.watched.clear();
+        }
+    }
+
+    /// Looks at the oldest keys, `step` of them or one in a hundred where that is more, and returns
+    /// those that are done; the others are looked at again later.
+    fn done(&mut self, now: Timestamp, step: usize, tuning: &Tuning) -> Vec<(R::Key, Version)> {
+        let step = step.max(self.watched.len() / 100).min(self.watched.len());
+        let mut done = Vec::new();
+        for _ in 0..step {
+            let Some(key) = self.watched.pop_front() else { break };
+            match self.records.get(&key) {
+                None => {}
+                Some(record) if record.is_at_work(now, tuning) => self.watched.push_back(key),
+                Some(record) => done.push((key, record.version())),
+            }
+        }
+        done
+    }
+
+    /// Drops what has not changed since it was found to be done.
+    fn evict(&mut self, done: Vec<(R::Key, Version)>) {
+        for (key, version) in done {
+            match self.records.get(&key) {
+                Some(record) if record.version() == version => {
+                    self.records.remove(&key);
+                }
+                Some(_) => self.watched.push_back(key),
+                None => {}
+            }
+        }
+    }
+}
+
+/// What keeps the memory of an actor in order. Sent by the actors to themselves, by the clock, and
+/// by persistence.
+pub(crate) enum Upkeep<R: Kept> {
+    /// The time.
+    Tick(Timestamp),
+    /// These are on disk and were done when they were last looked at.
+    Evict(Vec<(R::Key, Version)>),
+    /// The oldest in the store, as read for the retention at this time.
+    Oldest(Vec<R>, Timestamp),
+    /// So many were forgotten that there may be more.
+    LookAgain(Timestamp),
+    /// A commit showed that what memory holds of this record is not what the store holds.
+    Disown(R::Key),
+    /// The store works again after it had refused: whatever memory holds is void.
+    Reload(u32),
+}
+
+impl<R: Kept> Message for Upkeep<R> {
+    type Result = ();
+}
+
+/// An actor that keeps records.
+pub(crate) trait Keeper:
+    Actor<Context = Context<Self>> + Handler<Upkeep<Self::Record>>
+{
+    type Record: Kept;
+
+    fn memory(&mut self) -> &mut Memory<Self::Record>;
+    fn metrics(&self) -> &ActorMetrics;
+    fn handles(&self) -> &Arc<Handles>;
+    fn tuning(&self) -> Arc<Tuning>;
+    /// How many records are looked at in one step.
+    fn step(tuning: &Tuning) -> usize;
+    fn mailbox(handles: &Handles) -> &Mailbox<Self>;
+
+    /// Does one piece of upkeep.
+    fn keep(&mut self, upkeep: Upkeep<Self::Record>) {
+        match upkeep {
+            Upkeep::Tick(now) => tick(self, now),
+            Upkeep::Evict(done) => self.memory().evict(done),
+            Upkeep::Oldest(records, now) => forget(self, &records, now),
+            Upkeep::LookAgain(now) => look_for_forgettable(self, now),
+            Upkeep::Disown(key) => {
+                self.memory().records.remove(&key);
+            }
+            Upkeep::Reload(generation) => self.memory().reload(generation),
+        }
+    }
+}
+
+/// Seconds between two looks at the oldest records.
+const RETENTION_EVERY: u64 = 60;
+
+fn tick<K: Keeper>(keeper: &mut K, now: Timestamp) {
+    let tuning = keeper.tuning();
+    let done = keeper.memory().done(now, K::step(&tuning), &tuning);
+    if !done.is_empty() {
+        keeper.metrics().batch.observe(done.len() as f64);
+        let handles = Arc::clone(keeper.handles());
+        // Behind the queue, so that whatever was last written of them is on disk.
+        keeper.handles().persistence.commit(Change::default(), None, move |_| {
+            K::mailbox(&handles).send(Upkeep::Evict(done));
+        });
+    }
+    if now >= keeper.memory().next_retention {
+        keeper.memory().next_retention = now.plus(RETENTION_EVERY);
+        look_for_forgettable(keeper, now);
+    }
+}
+
+/// Reads the oldest records; [`Upkeep::Oldest`] brings them back.
+fn look_for_forgettable<K: Keeper>(keeper: &K, now: Timestamp) {
+    let handles = Arc::clone(keeper.handles());
+    let count = K::step(&keeper.tuning());
+    keeper.handles().reader.run(move |store| match K::Record::oldest(store, count) {
+        Ok(records) => {
+            K::mailbox(&handles).send(Upkeep::Oldest(records, now));
+        }
+        Err(error) => tracing::warn!(%error, "the oldest records could not be read"),
+    });
+}
+
+fn forget<K: Keeper>(keeper: &mut K, records: &[K::Record], now: Timestamp) {
+    let tuning = keeper.tuning();
+    let forgettable = |record: &&K::Record| record.is_forgettable(now, &tuning);
+    let forgotten: Vec<_> = records.iter().take_while(forgettable).collect();
+    for record in &forgotten {
+        keeper.memory().records.remove(&record.key());
+        let change = Change(vec![record.forget()]);
+        // Where it has changed since it was read, the guard keeps it.
+        keeper.handles().persistence.commit(change, None, |_| {});
+    }
+    if !forgotten.is_empty() && forgotten.len() == records.len() {
+        let handles = Arc::clone(keeper.handles());
+        keeper.handles().persistence.commit(Change::default(), None, move |committed| {
+            if committed == Committed::Written {
+                K::mailbox(&handles).send(Upkeep::LookAgain(now));
+            }
+        });
+    }
+}
