@@ -11,7 +11,8 @@ use crate::secrets::{SecretError, SigningFile, lookup_key};
 use crate::tokens::Tokens;
 use actix_web::dev::ServerHandle;
 use actix_web::error::InternalError;
-use actix_web::middleware::from_fn;
+use actix_web::http::header::X_CONTENT_TYPE_OPTIONS;
+use actix_web::middleware::{DefaultHeaders, from_fn};
 use actix_web::web::{Data, QueryConfig};
 use actix_web::{App, HttpServer};
 use arc_swap::ArcSwap;
@@ -265,7 +266,11 @@ fn operators_server(
 ) -> std::io::Result<actix_web::dev::Server> {
     let state = Data::new(AdminState { health, registry: Arc::new(registry), bind });
     let server = HttpServer::new(move || {
-        App::new().app_data(state.clone()).wrap(from_fn(refuse_unknown_hosts)).configure(operators)
+        App::new()
+            .app_data(state.clone())
+            .wrap(from_fn(refuse_unknown_hosts))
+            .wrap(DefaultHeaders::new().add((X_CONTENT_TYPE_OPTIONS, "nosniff")))
+            .configure(operators)
     });
     Ok(server.workers(1).disable_signals().listen(socket)?.run())
 }

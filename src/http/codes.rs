@@ -30,8 +30,9 @@ struct IssuedData {
     ttl_seconds: u64,
 }
 
+/// A header's text; one that is no text is there all the same, and like nothing that is expected.
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name).and_then(|value| value.to_str().ok())
+    headers.get(name).map(|value| value.to_str().unwrap_or("?"))
 }
 
 fn user_agent_hash(state: &State, request: &HttpRequest) -> KeyedHash {
@@ -93,8 +94,7 @@ fn is_cross_site(headers: &HeaderMap, public_origin: &str) -> bool {
     if let Some(site) = header(headers, "sec-fetch-site") {
         return !matches!(site, "same-origin" | "none");
     }
-    let Some(origin) = headers.get("origin") else { return false };
-    let origin = origin.to_str().unwrap_or_default();
+    let Some(origin) = header(headers, "origin") else { return false };
     let host = origin.split_once("://").map(|(_, host)| host);
     let own_host = host.is_some() && host == header(headers, "host");
     !own_host && !origin.eq_ignore_ascii_case(public_origin)

@@ -86,6 +86,7 @@ impl RedbStore {
 
     fn open_database(&self) -> Result<Database, String> {
         let disk = (self.open_disk)().map_err(|e| e.to_string())?;
+        discard_unfinished(disk.as_ref()).map_err(|e| e.to_string())?;
         Database::builder()
             .set_cache_size(CACHE_BYTES)
             .create_with_backend(Watched::new(disk, Arc::clone(&self.sync_failed)))
@@ -146,6 +147,29 @@ impl RedbStore {
             ))),
         }
     }
+}
+
+/// What every redb file begins with, once it has been made.
+const MAGIC_BYTES: usize = 9;
+/// A file that was never finished is no larger than a fresh one, of 72 KiB.
+const UNFINISHED_AT_MOST: u64 = 128 * 1024;
+
+/// Empties a disk on which the making of a store was cut short: redb writes its magic number last,
+/// so where that is still missing nothing was ever committed. Anything else is left alone.
+fn discard_unfinished(disk: &dyn Disk) -> io::Result<()> {
+    let len = disk.len()?;
+    if len == 0 || len > UNFINISHED_AT_MOST {
+        return Ok(());
+    }
+    let mut start = [0; MAGIC_BYTES];
+    let there = start.len().min(usize::try_from(len).unwrap_or(usize::MAX));
+    let (start, _) = start.split_at_mut(there);
+    disk.read(0, start)?;
+    if start.iter().all(|byte| *byte == 0) {
+        tracing::warn!("the store's file was never finished; it is made anew");
+        disk.set_len(0)?;
+    }
+    Ok(())
 }
 
 enum Fate {
