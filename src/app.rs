@@ -6,14 +6,13 @@ use crate::http::admin::{AdminState, refuse_unknown_hosts};
 use crate::http::caller::{Proxies, RequestIds};
 use crate::http::observed::HttpMetrics;
 use crate::http::state::{State, master_hash, tuning_of};
-use crate::http::{ROUTES, around, operators, public, unreadable_query};
+use crate::http::{ROUTES, around, operators, public};
 use crate::secrets::{SecretError, SigningFile, lookup_key};
 use crate::tokens::Tokens;
 use actix_web::dev::ServerHandle;
-use actix_web::error::InternalError;
 use actix_web::http::header::X_CONTENT_TYPE_OPTIONS;
 use actix_web::middleware::{DefaultHeaders, from_fn};
-use actix_web::web::{Data, QueryConfig};
+use actix_web::web::Data;
 use actix_web::{App, HttpServer};
 use arc_swap::ArcSwap;
 use iptunnel_actors::{Handles, Health, Observed, Parts, StartError};
@@ -147,13 +146,18 @@ pub async fn run(
     health.drain();
     ticker.abort();
     tracing::info!("the server is finishing what it accepted");
-    end(public_handle, ended.is_ok(), grace).await;
-    handles.stop().await;
-    tracing::info!("everything is on disk");
+    // After a failure whoever waits has been answered: that has to reach them.
+    let patience = if ended.is_ok() { grace } else { LAST_ANSWERS.min(grace) };
+    end(public_handle, true, patience).await;
+    let synced = tokio::time::timeout(grace, handles.stop()).await.is_ok();
     end(admin_handle, false, grace).await;
     for server in servers {
         server.abort();
     }
+    if !synced {
+        return Err(RunError::Fatal("the store did not sync in time".into()));
+    }
+    tracing::info!("everything is on disk");
     ended
 }
 
@@ -225,6 +229,9 @@ async fn tick(handles: Arc<Handles>, clock: Arc<dyn Clock>) {
     }
 }
 
+/// How long a server that cannot go on is given to hand out its last answers.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
 /// Stops a listener. Requests under way are finished where `graceful`, within `grace`; whatever is
 /// left then is cut off.
 async fn end(server: ServerHandle, graceful: bool, grace: Duration) {
@@ -240,11 +247,12 @@ fn public_server(
     state: Data<State>,
 ) -> std::io::Result<actix_web::dev::Server> {
     let workers = config.workers.get();
+    let products = state.config.load().products.clone();
     let server = HttpServer::new(move || {
-        let queries = QueryConfig::default().error_handler(|error, request| {
-            InternalError::from_response(error, unreadable_query(request)).into()
-        });
-        App::new().app_data(state.clone()).app_data(queries).wrap(from_fn(around)).configure(public)
+        App::new()
+            .app_data(state.clone())
+            .wrap(from_fn(around))
+            .configure(|routes| public(routes, &products))
     });
     Ok(server
         .workers(workers)

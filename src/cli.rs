@@ -152,9 +152,14 @@ fn serve(config: Config, sources: Sources) -> Result<(), CliError> {
     let outcome = system.block_on(async {
         let signals = operating_system_signals(sources).map_err(RunError::Listen)?;
         let on_change = |config: &Config| logging.set_level(config.log.level);
-        app::run(config, surroundings, signals, on_change, || println!("{welcome}")).await
+        app::run(config, surroundings, signals, on_change, || tell(&welcome)).await
     });
     Ok(outcome?)
+}
+
+/// Says something on standard output. Where nobody reads that the server runs all the same.
+fn tell(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// Shows a master token that has just been made, once, and only to a person at a terminal.
@@ -169,7 +174,7 @@ fn announce_master_token(config: &Config) -> Result<(), CliError> {
         // A terminal that is gone cannot be told anything; the file has the token.
         let _ = writeln!(terminal, "Master token (shown this once): {}", *master.token);
     }
-    println!("The master token is in {}", path.display());
+    tell(&format!("The master token is in {}", path.display()));
     Ok(())
 }
 

@@ -23,8 +23,13 @@ fn filter(level: LogLevel) -> Targets {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    // What its workers do at start and stop is their business, unless something is wrong.
-    Targets::new().with_default(level).with_target("actix_server", level.min(LevelFilter::WARN))
+    // What actix's workers do at start and stop is their business, unless something is wrong. Its
+    // HTTP parser calls every malformed request an error: any caller could fill the log with them.
+    let of_parser = if level >= LevelFilter::DEBUG { level } else { LevelFilter::OFF };
+    Targets::new()
+        .with_default(level)
+        .with_target("actix_server", level.min(LevelFilter::WARN))
+        .with_target("actix_http", of_parser)
 }
 
 impl Logging {

@@ -187,6 +187,7 @@ impl Activation {
                     move |work| {
                         handles.activation.send(work);
                     },
+                    || {},
                 );
                 None
             }

@@ -194,7 +194,13 @@ impl CodeRegistry {
 
     /// The command with its code, or nothing where the command was answered or went to look the
     /// code up first.
-    fn find<C>(&mut self, mut work: Work<C, Code>, hash: CodeHash) -> Option<(Work<C, Code>, Code)>
+    /// `undo` is called where the code cannot be had.
+    fn find<C>(
+        &mut self,
+        mut work: Work<C, Code>,
+        hash: CodeHash,
+        undo: impl FnOnce(&Handles) + Send + 'static,
+    ) -> Option<(Work<C, Code>, Code)>
     where
         C: Command,
         Self: Handler<Work<C, Code>>,
@@ -210,17 +216,19 @@ impl CodeRegistry {
         match work.found.take() {
             Some(Some(code)) => Some((work, code)),
             Some(None) => {
+                undo(&self.handles);
                 work.reply.refuse(Refusal::CodeNotFound);
                 None
             }
             None => {
-                let handles = Arc::clone(&self.handles);
+                let (handles, on_error) = (Arc::clone(&self.handles), Arc::clone(&self.handles));
                 self.handles.reader.look_up(
                     work,
                     move |store, _| store.code(hash),
                     move |work| {
                         handles.code_registry.send(work);
                     },
+                    move || undo(&on_error),
                 );
                 None
             }
@@ -287,7 +295,7 @@ impl Handler<Work<PrecheckCode, Code>> for CodeRegistry {
 
     fn handle(&mut self, work: Work<PrecheckCode, Code>, _: &mut Context<Self>) {
         let hash = work.command.code;
-        let Some((work, code)) = self.find(work, hash) else { return };
+        let Some((work, code)) = self.find(work, hash, |_| {}) else { return };
         match code.precheck(work.command.now, &work.command.life) {
             Err(refusal) => self.answer(work.reply, Err(refusal)),
             Ok(Precheck::Ready) => self.answer(work.reply, Ok(())),
@@ -304,7 +312,7 @@ impl Handler<Work<Activate, Code>> for CodeRegistry {
 
     fn handle(&mut self, work: Work<Activate, Code>, _: &mut Context<Self>) {
         let hash = work.command.code;
-        let Some((work, code)) = self.find(work, hash) else { return };
+        let Some((work, code)) = self.find(work, hash, |_| {}) else { return };
         let Activate { prechecked_at, life, .. } = work.command;
         let by = self.next_activation();
         match code.activate(by, prechecked_at, &life) {
@@ -358,8 +366,12 @@ impl Handler<Work<Restore, Code>> for CodeRegistry {
     type Result = ();
 
     fn handle(&mut self, work: Work<Restore, Code>, _: &mut Context<Self>) {
-        let hash = work.command.released.code;
-        let Some((work, code)) = self.find(work, hash) else { return };
+        let (hash, id) = (work.command.released.code, work.command.released.at.id);
+        // The activation is released in memory already, which must not stay so.
+        let undo = move |handles: &Handles| {
+            handles.activation.send(Upkeep::Disown(id));
+        };
+        let Some((work, code)) = self.find(work, hash, undo) else { return };
         let Work { command: Restore { released, release }, reply, attempts, .. } = work;
         let restored = code.restore(released.at, release.now, &release.life);
         let good = restored.as_ref().is_some_and(|code| !code.is_expired(release.now));

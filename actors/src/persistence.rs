@@ -225,12 +225,15 @@ impl Writer {
             }
             Err(CommitError::Unknown(reason)) => {
                 self.refuse(&reason);
-                self.health.fail("the fate of a commit is unknown");
                 Committed::Unknown
             }
         };
         for (_, done) in waiting {
             done(failed);
+        }
+        if failed == Committed::Unknown {
+            // After the answers: from here on the server is on its way out.
+            self.health.fail("the fate of a commit is unknown");
         }
     }
 

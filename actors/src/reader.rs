@@ -42,12 +42,14 @@ impl Reader {
         }
     }
 
-    /// Reads a record with `read` and hands the command on with what was found.
+    /// Reads a record with `read` and hands the command on with what was found. Where that fails
+    /// the caller is told, after `on_error` has been called.
     pub(crate) fn look_up<C: Command, R: Send + 'static>(
         &self,
         mut work: Work<C, R>,
         read: impl FnOnce(&dyn Store, &C) -> Result<Option<R>, ReadError> + Send + 'static,
         forward: impl FnOnce(Work<C, R>) + Send + 'static,
+        on_error: impl FnOnce() + Send + 'static,
     ) {
         self.run(move |store| match read(store, &work.command) {
             Ok(found) => {
@@ -56,6 +58,7 @@ impl Reader {
             }
             Err(error) => {
                 tracing::error!(%error, "a record could not be read");
+                on_error();
                 work.reply.fail(Failure::StorageUnavailable);
             }
         });

@@ -86,6 +86,8 @@ struct Live {
     last_checkin: u32,
     /// Which of the tokens that ever registered a server; there are few.
     token: u32,
+    /// The lower half of the record's version: tells a record that was read too early.
+    version: u16,
     revoked: bool,
 }
 
@@ -139,10 +141,10 @@ impl Message for Written {
     type Result = ();
 }
 
-/// A new server's record could not be written.
-struct NotRegistered(ServerId);
+/// A server's record could not be written.
+struct NotWritten(ServerId);
 
-impl Message for NotRegistered {
+impl Message for NotWritten {
     type Result = ();
 }
 
@@ -197,6 +199,7 @@ impl Tokens {
             number: server.number,
             last_checkin: u32::try_from(server.last_checkin.0).unwrap_or(u32::MAX),
             token: self.place(server.token),
+            version: server.version as u16,
             revoked: server.revoked,
         }
     }
@@ -207,8 +210,8 @@ pub(crate) struct ServerRegistry {
     servers: Arc<Servers>,
     tokens: Tokens,
     next_number: u32,
-    /// New servers on their way to the disk.
-    registering: HashSet<ServerId>,
+    /// Servers of which a change is on its way to the disk: the next one waits for it.
+    changing: HashSet<ServerId>,
     /// Check-ins since they were last written down, each server at most once.
     unwritten: Vec<Seen>,
     noted: HashSet<ServerNumber>,
@@ -231,7 +234,7 @@ impl ServerRegistry {
             servers,
             tokens,
             next_number: last_number.map_or(0, |last| last.0 + 1),
-            registering: HashSet::new(),
+            changing: HashSet::new(),
             unwritten: Vec::new(),
             noted: HashSet::new(),
             next_flush: Timestamp(0),
@@ -240,6 +243,25 @@ impl ServerRegistry {
             metrics: observed.actor("server_registry"),
             observed: observed.clone(),
         }
+    }
+
+    /// Sends the command around once everything sent before is on disk.
+    fn wait<C>(&self, mut work: Work<C, Server>)
+    where
+        C: Command,
+        Self: Handler<Work<C, Server>>,
+    {
+        let handles = Arc::clone(&self.handles);
+        work.found = None;
+        self.handles.persistence.commit(Change::default(), None, move |_| {
+            handles.server_registry.send(work);
+        });
+    }
+
+    /// Whether a record that was read is the one that memory knows of.
+    fn is_fresh(&self, server: &Server) -> bool {
+        let live = self.servers.0.get(&server.id);
+        live.is_some_and(|live| live.version == server.version as u16)
     }
 
     /// Reads a server's record once everything sent before is on disk, and hands the command on
@@ -261,13 +283,14 @@ impl ServerRegistry {
                 move |work| {
                     back.server_registry.send(work);
                 },
+                || {},
             );
         });
     }
 
     /// Writes a server's record and answers with what `grant` makes of it.
     fn write<C>(
-        &self,
+        &mut self,
         server: Server,
         work: Work<C, Server>,
         grant: impl FnOnce(Reply<C::Answer>, Server) + Send + 'static,
@@ -275,6 +298,7 @@ impl ServerRegistry {
         C: Command,
         Self: Handler<Work<C, Server>>,
     {
+        self.changing.insert(server.id);
         let handles = Arc::clone(&self.handles);
         let change = Change(vec![Write::Server(server.clone())]);
         self.handles.persistence.commit(change, None, move |committed| {
@@ -282,9 +306,7 @@ impl ServerRegistry {
                 handles.server_registry.send::<Written>(Written(server.clone()));
                 return grant(work.reply, server);
             }
-            if server.version == 1 {
-                handles.server_registry.send::<NotRegistered>(NotRegistered(server.id));
-            }
+            handles.server_registry.send::<NotWritten>(NotWritten(server.id));
             match failure(committed) {
                 Some(failure) => work.reply.fail(failure),
                 None => {
@@ -363,23 +385,14 @@ impl Handler<Work<Register, Server>> for ServerRegistry {
     fn handle(&mut self, mut work: Work<Register, Server>, _: &mut Context<Self>) {
         self.metrics.taken();
         let id = work.command.id;
+        if self.changing.contains(&id) {
+            return self.wait(work);
+        }
         let known = self.servers.0.get(&id).map(|live| live.number);
         match (work.found.take(), known) {
-            // Another request is registering the same address: see what became of it.
-            (_, None) if self.registering.contains(&id) => {
-                let handles = Arc::clone(&self.handles);
-                self.handles.persistence.commit(Change::default(), None, move |_| {
-                    if let Some(work) = work.again() {
-                        handles.server_registry.send(work);
-                    }
-                });
-            }
-            (None | Some(None), Some(number)) => {
-                if let Some(work) = work.again() {
-                    self.look_up(work, number);
-                }
-            }
-            (Some(Some(server)), _) => {
+            (_, None) if work.reply.claim() => self.register_new(work),
+            (_, None) => {}
+            (Some(Some(server)), Some(_)) if self.is_fresh(&server) => {
                 let Register { hostname, token, now, .. } = &work.command;
                 match server.register_again(hostname.clone(), *token, *now) {
                     Err(refusal) => work.reply.refuse(refusal),
@@ -387,11 +400,7 @@ impl Handler<Work<Register, Server>> for ServerRegistry {
                     Ok(_) => {}
                 }
             }
-            (_, None) => {
-                if work.reply.claim() {
-                    self.register_new(work);
-                }
-            }
+            (_, Some(number)) => self.look_up(work, number),
         }
     }
 }
@@ -412,7 +421,6 @@ impl ServerRegistry {
             version: 1,
         };
         self.next_number += 1;
-        self.registering.insert(server.id);
         self.write(server, work, Reply::grant);
     }
 }
@@ -423,14 +431,15 @@ impl Handler<Work<SetRevoked, Server>> for ServerRegistry {
     fn handle(&mut self, mut work: Work<SetRevoked, Server>, _: &mut Context<Self>) {
         self.metrics.taken();
         let SetRevoked { id, revoked } = work.command;
+        if self.changing.contains(&id) {
+            return self.wait(work);
+        }
         let Some(number) = self.servers.0.get(&id).map(|live| live.number) else {
             return work.reply.refuse(Refusal::ServerNotFound);
         };
-        let Some(Some(server)) = work.found.take() else {
-            if let Some(work) = work.again() {
-                self.look_up(work, number);
-            }
-            return;
+        let found = work.found.take().flatten().filter(|server| self.is_fresh(server));
+        let Some(server) = found else {
+            return self.look_up(work, number);
         };
         match server.set_revoked(revoked) {
             None => work.reply.grant(()),
@@ -447,7 +456,7 @@ impl Handler<Written> for ServerRegistry {
 
     fn handle(&mut self, Written(server): Written, _: &mut Context<Self>) {
         self.metrics.taken();
-        self.registering.remove(&server.id);
+        self.changing.remove(&server.id);
         let mut live = self.tokens.live(&server);
         if let Some(before) = self.servers.last_checkin(server.id) {
             live.last_checkin = live.last_checkin.max(u32::try_from(before.0).unwrap_or(u32::MAX));
@@ -457,12 +466,12 @@ impl Handler<Written> for ServerRegistry {
     }
 }
 
-impl Handler<NotRegistered> for ServerRegistry {
+impl Handler<NotWritten> for ServerRegistry {
     type Result = ();
 
-    fn handle(&mut self, NotRegistered(id): NotRegistered, _: &mut Context<Self>) {
+    fn handle(&mut self, NotWritten(id): NotWritten, _: &mut Context<Self>) {
         self.metrics.taken();
-        self.registering.remove(&id);
+        self.changing.remove(&id);
     }
 }
 

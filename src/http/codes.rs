@@ -6,11 +6,12 @@ use super::page::code_page;
 use super::respond::{failure, failure_for, rfc3339, success, with_rates};
 use super::state::State;
 use crate::ambient::random_bytes;
+use crate::config::Product;
 use crate::tokens::SessionPass;
 use actix_web::cookie::{Cookie, SameSite};
 use actix_web::http::StatusCode;
 use actix_web::http::header::HeaderMap;
-use actix_web::web::{Data, Path};
+use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use iptunnel_actors::Limited;
 use iptunnel_actors::code_registry::Issue;
@@ -53,10 +54,11 @@ fn session(state: &State, request: &HttpRequest, product: &str) -> Result<Sessio
 }
 
 /// `GET /{product}`: the page, and the cookie that may ask for codes.
-pub async fn page(state: Data<State>, request: HttpRequest, name: Path<String>) -> HttpResponse {
-    let Some(product) = state.product(&name) else {
-        return failure_for(&request, ApiError::not_found());
-    };
+pub async fn page(
+    state: Data<State>,
+    request: HttpRequest,
+    product: Data<Product>,
+) -> HttpResponse {
     let now = state.clock.now();
     let kept = session(&state, &request, &product.name)
         .ok()
@@ -123,10 +125,11 @@ pub fn network_hash(state: &State, network: IpAddr) -> KeyedHash {
 }
 
 /// `POST /api/v2/{product}/code/issue`. The body does not matter.
-pub async fn issue(state: Data<State>, request: HttpRequest, name: Path<String>) -> HttpResponse {
-    let Some(product) = state.product(&name) else {
-        return failure(ApiError::not_found());
-    };
+pub async fn issue(
+    state: Data<State>,
+    request: HttpRequest,
+    product: Data<Product>,
+) -> HttpResponse {
     let now = state.clock.now();
     let pass = match may_issue(&state, &request, &product.name, now) {
         Ok(pass) => pass,

@@ -10,7 +10,7 @@ use crate::ambient::random_bytes;
 use crate::config::Product;
 use crate::tokens::{InstallPass, PrecheckPass};
 use actix_web::http::StatusCode;
-use actix_web::web::{Data, Path, Payload};
+use actix_web::web::{Data, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use iptunnel_actors::activation::{Confirm, Release, ReleaseOutcome};
 use iptunnel_actors::code_registry::{Activate, PrecheckCode};
@@ -224,12 +224,9 @@ async fn through_limits<C: LimitedCommand, E>(
 pub async fn precheck(
     state: Data<State>,
     request: HttpRequest,
-    name: Path<String>,
+    product: Data<Product>,
     payload: Payload,
 ) -> HttpResponse {
-    let Some(product) = state.product(&name) else {
-        return failure(ApiError::not_found());
-    };
     let now = state.clock.now();
     let bytes = match state.read(payload).await {
         Ok(bytes) => bytes,
@@ -354,12 +351,9 @@ fn read_activate(
 pub async fn activate(
     state: Data<State>,
     request: HttpRequest,
-    name: Path<String>,
+    product: Data<Product>,
     payload: Payload,
 ) -> HttpResponse {
-    let Some(product) = state.product(&name) else {
-        return failure(ApiError::not_found());
-    };
     let now = state.clock.now();
     let bytes = match state.read(payload).await {
         Ok(bytes) => bytes,
@@ -422,10 +416,7 @@ fn read_confirm(state: &State, bytes: &Body, now: Timestamp) -> Result<Activatio
 }
 
 /// `POST /api/v2/{product}/install/confirm`
-pub async fn confirm(state: Data<State>, name: Path<String>, payload: Payload) -> HttpResponse {
-    if state.product(&name).is_none() {
-        return failure(ApiError::not_found());
-    }
+pub async fn confirm(state: Data<State>, payload: Payload) -> HttpResponse {
     let now = state.clock.now();
     let bytes = match state.read(payload).await {
         Ok(bytes) => bytes,
@@ -463,10 +454,7 @@ fn read_release(state: &State, bytes: &Body) -> Result<ActivationId, Refusal> {
 }
 
 /// `POST /api/v2/{product}/install/release`
-pub async fn release(state: Data<State>, name: Path<String>, payload: Payload) -> HttpResponse {
-    if state.product(&name).is_none() {
-        return failure(ApiError::not_found());
-    }
+pub async fn release(state: Data<State>, payload: Payload) -> HttpResponse {
     let now = state.clock.now();
     let bytes = match state.read(payload).await {
         Ok(bytes) => bytes,

@@ -17,13 +17,15 @@ pub mod respond;
 pub mod servers;
 pub mod state;
 
+use crate::config::Product;
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::guard::GuardContext;
 use actix_web::http::ConnectionType;
 use actix_web::http::header::{HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
-use actix_web::web::{Data, ServiceConfig, resource, route};
+use actix_web::web::{Data, ServiceConfig, resource, route, scope};
 use actix_web::{Error, Handler, HttpRequest, HttpResponse, Resource, Responder, guard};
 use errors::ApiError;
 use respond::{failure_for, method_not_allowed, success};
@@ -48,8 +50,12 @@ async fn nothing_here(request: HttpRequest) -> HttpResponse {
     failure_for(&request, ApiError::not_found())
 }
 
-/// A path with one method, under a name for the metrics; 405 for every other method.
-fn at<F, Args>(path: &str, name: &str, method: Method, handler: F) -> Resource
+/// What a route is called in metrics and log.
+#[derive(Clone, Copy)]
+struct RouteName(&'static str);
+
+/// A path with one method; 405 for every other method.
+fn at<F, Args>(path: &str, name: &'static str, method: Method, handler: F) -> Resource
 where
     F: Handler<Args>,
     Args: actix_web::FromRequest + 'static,
@@ -58,7 +64,7 @@ where
     let allowed: &'static [Method] =
         if method == Method::GET { &[Method::GET, Method::HEAD] } else { &[Method::POST] };
     let only = guard::fn_guard(move |context| allowed.contains(&context.head().method));
-    resource(path).name(name).route(route().guard(only).to(handler)).default_service(
+    resource(path).app_data(RouteName(name)).route(route().guard(only).to(handler)).default_service(
         route()
             .to(move |request: HttpRequest| async move { method_not_allowed(&request, allowed) }),
     )
@@ -84,10 +90,29 @@ pub const ROUTES: [&str; 16] = [
     "style",
 ];
 
-/// The public routes.
-pub fn public(config: &mut ServiceConfig) {
+/// The public routes. All paths are fixed: the router would look for others by regular expression.
+pub fn public(config: &mut ServiceConfig, products: &[Product]) {
     use Method as M;
+    for product in products {
+        product_routes(config, product);
+    }
+    let is_check_in =
+        |context: &GuardContext<'_>| context.head().uri.path().ends_with(servers::CHECK_IN);
+    // Here another method is nothing at all: agents take 405 for a server of another kind.
     config
+        .service(
+            scope(servers::SERVERS)
+                .guard(guard::Post())
+                .guard(guard::fn_guard(is_check_in))
+                .app_data(RouteName("check_in"))
+                .default_service(route().to(servers::v2_check_in)),
+        )
+        .service(
+            scope(servers::SERVERS)
+                .guard(guard::Post())
+                .app_data(RouteName("server_action"))
+                .default_service(route().to(servers::v2_action)),
+        )
         .service(at("/api/v2/healthz", "healthz", M::GET, healthz))
         .service(at("/readyz", "readyz", M::GET, public_readyz))
         .service(at("/register", "register", M::POST, servers::register))
@@ -96,26 +121,25 @@ pub fn public(config: &mut ServiceConfig) {
         .service(at("/status", "status", M::GET, servers::status))
         .service(at("/assets/code.js", "script", M::GET, page::script))
         .service(at("/assets/page.css", "style", M::GET, page::style))
-        // Here another method is another path: agents take 405 for a server of another kind.
-        .service(
-            resource("/api/v2/servers/{id}/check-in")
-                .name("check_in")
-                .route(actix_web::web::post().to(servers::v2_check_in))
-                .default_service(route().to(nothing_here)),
-        )
-        .service(
-            resource("/api/v2/servers/{id}/{verb}")
-                .name("server_action")
-                .route(actix_web::web::post().to(servers::v2_action))
-                .default_service(route().to(nothing_here)),
-        )
-        .service(at("/api/v2/{product}/code/issue", "issue", M::POST, codes::issue))
-        .service(at("/api/v2/{product}/install/precheck", "precheck", M::POST, install::precheck))
-        .service(at("/api/v2/{product}/install/activate", "activate", M::POST, install::activate))
-        .service(at("/api/v2/{product}/install/confirm", "confirm", M::POST, install::confirm))
-        .service(at("/api/v2/{product}/install/release", "release", M::POST, install::release))
-        .service(at("/{product}", "page", M::GET, codes::page))
         .default_service(route().to(nothing_here));
+}
+
+/// The page and the four steps of one product.
+fn product_routes(config: &mut ServiceConfig, product: &Product) {
+    use Method as M;
+    let (name, product) = (&product.name, Data::new(product.clone()));
+    let path = |rest: &str| format!("/api/v2/{name}/{rest}");
+    let routes = [
+        at(&path("code/issue"), "issue", M::POST, codes::issue),
+        at(&path("install/precheck"), "precheck", M::POST, install::precheck),
+        at(&path("install/activate"), "activate", M::POST, install::activate),
+        at(&path("install/confirm"), "confirm", M::POST, install::confirm),
+        at(&path("install/release"), "release", M::POST, install::release),
+        at(&format!("/{name}"), "page", M::GET, codes::page),
+    ];
+    for route in routes {
+        config.service(route.app_data(product.clone()));
+    }
 }
 
 /// The operators' routes.
@@ -141,7 +165,8 @@ pub async fn around(
     let mut response = next.call(request).await?;
 
     let (took, status) = (started.elapsed(), response.status());
-    let route = state.metrics.count(response.request().match_name(), status, took);
+    let name = response.request().app_data::<RouteName>().map(|name| name.0);
+    let route = state.metrics.count(name, status, took);
     log(&id, route, response.request().method(), status, took.as_micros());
     if state.health.is_draining() {
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
@@ -162,10 +187,4 @@ fn log(request_id: &str, route: &str, method: &Method, status: StatusCode, took_
     } else {
         tracing::debug!(request_id, %method, route, status, took_us, "request answered");
     }
-}
-
-/// The answer to a request that cannot even be read as one.
-pub fn unreadable_query(request: &HttpRequest) -> HttpResponse {
-    let error = ApiError::new(StatusCode::BAD_REQUEST, "invalid_query", "The query is malformed.");
-    failure_for(request, error)
 }

@@ -81,14 +81,15 @@ pub fn legacy_failure(error: impl Into<ApiError>) -> HttpResponse {
 
 /// A failure in the envelope of the path's family; a page for a browser that asks for one.
 pub fn failure_for(request: &HttpRequest, error: ApiError) -> HttpResponse {
-    if request.path().starts_with("/api/v2") {
+    let path = request.path();
+    if path == "/api/v2" || path.starts_with("/api/v2/") {
         return failure(error);
     }
     let wants_page = request
         .headers()
         .get("accept")
         .and_then(|accept| accept.to_str().ok())
-        .is_some_and(|accept| accept.contains("text/html"));
+        .is_some_and(|accept| accept.to_ascii_lowercase().contains("text/html"));
     if wants_page {
         return super::page::error_page(&error);
     }

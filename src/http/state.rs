@@ -4,7 +4,7 @@ use super::body::{self, Body};
 use super::caller::{Proxies, RequestIds};
 use super::observed::HttpMetrics;
 use crate::ambient::Clock;
-use crate::config::{Config, Product};
+use crate::config::Config;
 use crate::secrets::{SecretError, SigningFile, master_token};
 use crate::tokens::Tokens;
 use actix_web::web::Payload;
@@ -112,10 +112,5 @@ impl State {
         }
         let hash = self.lookup.hash(Purpose::Token, token.as_bytes());
         if hash.ct_eq(&self.master.load()) { Bearer::Master } else { Bearer::Token(hash) }
-    }
-
-    /// The product with this name.
-    pub fn product(&self, name: &str) -> Option<Product> {
-        self.config.load().products.iter().find(|product| product.name == name).cloned()
     }
 }

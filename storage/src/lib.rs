@@ -161,8 +161,7 @@ pub trait Store: Send + Sync + 'static {
     fn each_server(&self, each: &mut dyn FnMut(Server)) -> Result<(), ReadError>;
     /// Hands every counter to `each`, in the order of their slots.
     fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Result<(), ReadError>;
-    /// The codes issued first, at most `limit`, and never the newest of all: it says which numbers
-    /// have been given out.
+    /// The codes issued first, at most `limit`.
     fn oldest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError>;
     /// The activations opened first, ditto.
     fn oldest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError>;

@@ -382,3 +382,71 @@ impl Activation {
         app.post("/api/v2/slowdns/install/release", &body)
     }
 }
+
+/// `body` with one field set.
+pub fn with(mut body: Value, field: &str, value: impl Into<Value>) -> Value {
+    body[field] = value.into();
+    body
+}
+
+/// `body` without one of its fields.
+pub fn without(mut body: Value, field: &str) -> Value {
+    body.as_object_mut().unwrap().remove(field);
+    body
+}
+
+/// `count` threads that do `work` at the same moment; their results in their order.
+pub fn at_once<T: Send>(count: u32, work: impl Fn(u32) -> T + Sync) -> Vec<T> {
+    let barrier = std::sync::Barrier::new(count as usize);
+    let run = |number| {
+        barrier.wait();
+        work(number)
+    };
+    std::thread::scope(|scope| {
+        let run = &run;
+        let threads: Vec<_> = (0..count).map(|n| scope.spawn(move || run(n))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+impl TestApp {
+    /// A POST to one of the installer's four steps.
+    pub fn step(&self, step: &str, body: &Value) -> Answer {
+        self.post(&format!("/api/v2/slowdns/install/{step}"), body)
+    }
+    /// Reloads, and waits until what `change` has changed is in force.
+    pub fn reload_now(&self, change: impl FnOnce(&mut Config)) {
+        use iptunnel_domain::limit::{Limits, Policy};
+        // The limit that nobody reaches is the flag: answers tell it.
+        static NEXT: AtomicU32 = AtomicU32::new(900_000);
+        let flag = NEXT.fetch_add(1, Ordering::SeqCst);
+        self.reload(|config| {
+            change(config);
+            let others = config.limits;
+            let allowed = |policy| match policy {
+                Policy::PrecheckPerIpDay => flag,
+                other => others.allowed(other),
+            };
+            config.limits = Limits::new(allowed, others.max_tracked);
+        });
+        wait_until("the configuration is in force", || {
+            let answer = self.post_text("/api/v2/slowdns/install/precheck", "");
+            answer.header("ratelimit-policy").contains(&format!("q={flag};"))
+        });
+    }
+}
+
+impl Machine {
+    /// A precheck that must succeed: its token.
+    pub fn prechecked(&self, app: &TestApp, code: &str) -> String {
+        let answer = self.precheck(app, code);
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        answer.data("precheck_token")
+    }
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.machine_id)
+    }
+}

@@ -2,5 +2,25 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod cli;
+mod codes;
+mod crash;
+mod disk;
+mod envelopes;
+mod forwarded;
 mod harness;
+mod install;
+mod install_binding;
+mod install_life;
+mod install_race;
+mod install_tokens;
+mod limits;
+mod observed;
+mod process;
+mod readme;
+mod retention;
+mod secrecy;
+mod servers;
+mod servers_status;
+mod shutdown;
 mod smoke;

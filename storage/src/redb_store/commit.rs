@@ -5,7 +5,7 @@ use super::{
     ACTIVATIONS, CHECK_INS, CODES, COMMITS_KEY, COUNTERS, META, SERVERS, pages, unreadable,
 };
 use crate::{Change, ReadError, Verdict, Write, record};
-use redb::{Database, Key, ReadableTable, Table, WriteTransaction};
+use redb::{Database, Key, ReadableTable, Table, TableHandle, WriteTransaction};
 
 /// What a commit wrote, and what the indexes have to learn once it is on disk.
 pub(super) struct Written {
@@ -49,6 +49,7 @@ fn apply(
     indexes: [&Index; 2],
 ) -> Result<(u64, Written), ReadError> {
     let attempted = count_commit(write)?;
+    keep_last_numbers(write, changes)?;
     let mut tables = Tables::open(write)?;
     let mut verdicts = Vec::with_capacity(changes.len());
     for change in changes {
@@ -68,6 +69,23 @@ fn count_commit(write: &WriteTransaction) -> Result<u64, ReadError> {
     let attempted = before.saturating_add(1);
     meta.insert(COMMITS_KEY, attempted).map_err(unreadable)?;
     Ok(attempted)
+}
+
+/// Before rows are forgotten, notes the last numbers given out: they may be among those rows.
+fn keep_last_numbers(write: &WriteTransaction, changes: &[Change]) -> Result<(), ReadError> {
+    let forgets = |w: &Write| matches!(w, Write::ForgetCode(..) | Write::ForgetActivation(..));
+    if !changes.iter().any(|Change(writes)| writes.iter().any(forgets)) {
+        return Ok(());
+    }
+    let mut meta = write.open_table(META).map_err(unreadable)?;
+    for rows in [CODES, ACTIVATIONS] {
+        let name = rows.name();
+        let rows = write.open_table(rows).map_err(unreadable)?;
+        let last = rows.last().map_err(unreadable)?.map_or(0, |(number, _)| number.value());
+        let noted = meta.get(name).map_err(unreadable)?.map_or(0, |number| number.value());
+        meta.insert(name, last.max(noted)).map_err(unreadable)?;
+    }
+    Ok(())
 }
 
 /// The tables of one write transaction.

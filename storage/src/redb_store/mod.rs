@@ -22,6 +22,7 @@ use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
 use iptunnel_domain::server::{Server, ServerNumber};
 use redb::{
     Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError,
+    TableHandle,
 };
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -248,9 +249,14 @@ impl Store for RedbStore {
 
     fn frontier(&self) -> Result<Frontier, ReadError> {
         let read = self.begin_read()?;
-        let last = |table| -> Result<u64, ReadError> {
-            let table = read.open_table(table).map_err(unreadable)?;
-            Ok(table.last().map_err(unreadable)?.map_or(0, |(number, _)| number.value()))
+        let meta = read.open_table(META).map_err(unreadable)?;
+        let last = |rows: TableDefinition<'static, u64, &[u8]>| -> Result<u64, ReadError> {
+            let forgotten = meta.get(rows.name()).map_err(unreadable)?.map_or(0, |n| n.value());
+            let rows = read.open_table(rows).map_err(unreadable)?;
+            Ok(rows
+                .last()
+                .map_err(unreadable)?
+                .map_or(forgotten, |(n, _)| forgotten.max(n.value())))
         };
         let servers = read.open_table(SERVERS).map_err(unreadable)?;
         let server = servers.last().map_err(unreadable)?;
@@ -349,8 +355,7 @@ impl RedbStore {
     ) -> Result<Vec<T>, ReadError> {
         let read = self.begin_read()?;
         let table = read.open_table(table).map_err(unreadable)?;
-        let newest = table.last().map_err(unreadable)?.map_or(0, |(number, _)| number.value());
-        let rows = table.range(..newest).map_err(unreadable)?.take(limit);
+        let rows = table.iter().map_err(unreadable)?.take(limit);
         rows.map(|row| {
             let (number, row) = row.map_err(unreadable)?;
             decode(number.value(), row.value())

@@ -1,0 +1,468 @@
+//! What the server promises on disks that forget, refuse or lie.
+
+use crate::crash::{Load, check_all, rounds, seed};
+use crate::harness::{Activation, Machine, MakeDisk, TestApp, wait_until};
+use crate::process::{Api, Chance};
+use iptunnel_storage::Disk;
+use serde_json::json;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// What the disk does wrong, from now on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fault {
+    None,
+    /// No room: it does not grow, and only its head can be overwritten.
+    Full,
+    /// Data cannot be written; the head can.
+    FailsData,
+    /// Nothing can be written.
+    FailsWrites,
+    FailsSyncs,
+}
+
+#[derive(Debug)]
+struct Platter {
+    /// What the operating system shows, and what would survive a loss of power.
+    seen: Vec<u8>,
+    synced: Vec<u8>,
+    fault: Fault,
+    /// Syncs wait while this is set.
+    blocked: bool,
+    waiting: usize,
+    syncs: u64,
+    /// Changes after which the process is taken to be dead.
+    changes_left: Option<u64>,
+    /// Whose disk it is: servers started before are dead to it.
+    owner: u64,
+}
+
+/// A disk in memory that forgets what was not synced, and fails as it is told.
+#[derive(Clone, Debug)]
+pub struct BadDisk(Arc<(Mutex<Platter>, Condvar)>);
+
+impl BadDisk {
+    pub fn new() -> Self {
+        let platter = Platter {
+            seen: vec![],
+            synced: vec![],
+            fault: Fault::None,
+            blocked: false,
+            waiting: 0,
+            syncs: 0,
+            changes_left: None,
+            owner: 0,
+        };
+        Self(Arc::new((Mutex::new(platter), Condvar::new())))
+    }
+    fn lock(&self) -> MutexGuard<'_, Platter> {
+        self.0.0.lock().unwrap()
+    }
+    pub fn fault(&self, fault: Fault) {
+        self.lock().fault = fault;
+    }
+    /// Lets the process that uses the disk die after `changes` more changes.
+    pub fn dies_after(&self, changes: u64) {
+        self.lock().changes_left = Some(changes);
+    }
+    /// From now on a server that uses the disk is dead, and the disk is sound again.
+    pub fn kill(&self) {
+        let mut platter = self.lock();
+        platter.owner += 1;
+        platter.fault = Fault::None;
+        platter.changes_left = None;
+    }
+    /// As `kill`, and what was not synced is gone.
+    pub fn lose_power(&self) {
+        self.kill();
+        let mut platter = self.lock();
+        platter.seen = platter.synced.clone();
+    }
+    /// Holds every sync up until `release`.
+    pub fn block(&self) {
+        self.lock().blocked = true;
+    }
+    pub fn release(&self) {
+        self.lock().blocked = false;
+        self.0.1.notify_all();
+    }
+    pub fn is_held_up(&self) -> bool {
+        self.lock().waiting > 0
+    }
+    /// Waits until what the server writes by itself (counters, twice a second) is written.
+    pub fn settle(&self) {
+        let mut last = u64::MAX;
+        wait_until("the disk is idle", || {
+            let before = std::mem::replace(&mut last, self.lock().syncs);
+            std::thread::sleep(Duration::from_millis(700));
+            before == last
+        });
+    }
+    pub fn make(&self) -> MakeDisk {
+        let disk = self.clone();
+        Arc::new(move |_| {
+            let (disk, owner) = (disk.clone(), disk.lock().owner);
+            Box::new(move || Ok(Box::new(Opened { disk: disk.clone(), owner })))
+        })
+    }
+}
+
+/// The disk in the hands of one server.
+#[derive(Debug)]
+struct Opened {
+    disk: BadDisk,
+    owner: u64,
+}
+
+impl Opened {
+    fn lock(&self) -> io::Result<MutexGuard<'_, Platter>> {
+        let platter = self.disk.lock();
+        if platter.owner == self.owner {
+            Ok(platter)
+        } else {
+            Err(io::Error::other("this process is dead"))
+        }
+    }
+    fn change(&self) -> io::Result<MutexGuard<'_, Platter>> {
+        let mut platter = self.lock()?;
+        match &mut platter.changes_left {
+            Some(0) => return Err(io::Error::other("this process has died")),
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        Ok(platter)
+    }
+}
+
+impl Disk for Opened {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.lock()?.seen.len() as u64)
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let platter = self.lock()?;
+        let from = offset as usize;
+        let bytes = platter.seen.get(from..from + out.len());
+        out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut platter = self.change()?;
+        if platter.fault == Fault::Full && len > platter.seen.len() as u64 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        platter.seen.resize(len as usize, 0);
+        Ok(())
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut platter = self.change()?;
+        match platter.fault {
+            Fault::Full if offset > 0 => return Err(io::ErrorKind::StorageFull.into()),
+            Fault::FailsData if offset > 0 => return Err(io::Error::other("fails data")),
+            Fault::FailsWrites => return Err(io::Error::other("fails writes")),
+            _ => {}
+        }
+        let from = offset as usize;
+        platter.seen[from..from + data.len()].copy_from_slice(data);
+        Ok(())
+    }
+    fn sync(&self) -> io::Result<()> {
+        let mut platter = self.change()?;
+        platter.waiting += 1;
+        platter =
+            self.disk.0.1.wait_while(platter, |p| p.blocked && p.owner == self.owner).unwrap();
+        platter.waiting -= 1;
+        if platter.owner != self.owner {
+            return Err(io::Error::other("this process is dead"));
+        }
+        if platter.fault == Fault::FailsSyncs {
+            return Err(io::Error::other("the disk fails syncs"));
+        }
+        platter.synced = platter.seen.clone();
+        platter.syncs += 1;
+        Ok(())
+    }
+}
+
+/// A server on `disk`.
+pub fn on(disk: &BadDisk, settings: &[(&'static str, &str)]) -> TestApp {
+    let change = |flags: &mut Vec<(&'static str, String)>| {
+        flags.extend(settings.iter().map(|(key, value)| (*key, (*value).to_owned())));
+    };
+    TestApp::start_on(change, disk.make())
+}
+
+pub fn api(app: &TestApp) -> Api {
+    Api {
+        url: app.url.clone(),
+        admin: app.admin.clone(),
+        master: app.master(),
+        client: app.client.clone(),
+    }
+}
+
+fn readiness(app: &TestApp) -> [u16; 2] {
+    [app.get("/readyz").status, app.get_admin("/readyz").status]
+}
+
+fn register(app: &TestApp, ip: &str) -> crate::harness::Answer {
+    app.post("/register", &json!({"token": app.master(), "ip": ip, "hostname": "a.example.com"}))
+}
+
+/// An installation at every stage, before a disk goes bad.
+struct Stages {
+    browser_cookie: String,
+    issued: String,
+    prechecked: (String, String),
+    to_confirm: Activation,
+    to_release: (String, Activation),
+    confirmed: Activation,
+    server: String,
+}
+
+impl Stages {
+    fn reach(app: &TestApp) -> Self {
+        let machine = Machine::new;
+        let prechecked = app.issue();
+        let token = machine(2).precheck(app, &prechecked).data("precheck_token");
+        let to_release = app.issue();
+        let confirmed = machine(5).install(app, &app.issue());
+        assert_eq!(confirmed.confirm(app).status, 200);
+        let server = register(app, "1.2.3.4").json()["server_id"].as_str().unwrap().to_owned();
+        Self {
+            browser_cookie: api(app).cookie().unwrap(),
+            issued: app.issue(),
+            prechecked: (prechecked, token),
+            to_confirm: machine(3).install(app, &app.issue()),
+            to_release: (to_release.clone(), machine(4).install(app, &to_release)),
+            confirmed,
+            server,
+        }
+    }
+
+    /// Every request that needs the store, with its name and what it answers.
+    fn attempt(&self, app: &TestApp) -> Vec<(&'static str, crate::harness::Answer)> {
+        let api = api(app);
+        let revoke = format!("/api/v2/servers/{}/revoke", self.server);
+        let (code, token) = &self.prechecked;
+        vec![
+            ("issue", api.issue_with(&self.browser_cookie).unwrap()),
+            ("precheck", Machine::new(1).precheck(app, &self.issued)),
+            ("activate", Machine::new(2).activate(app, code, token)),
+            ("confirm", self.to_confirm.confirm(app)),
+            ("release", self.to_release.1.release(app)),
+            ("v2 revoke", app.post_as(&app.master(), &revoke, &json!({}))),
+        ]
+    }
+
+    /// That every request works now, and that nothing of what was refused has happened.
+    fn check_untouched(&self, app: &TestApp) {
+        for (what, answer) in self.attempt(app) {
+            assert!([200, 201].contains(&answer.status), "{what}: {}", answer.text);
+        }
+        let holder = Machine::new(9);
+        assert_eq!(holder.precheck(app, &self.to_release.0).status, 200, "the code released");
+        assert_eq!(self.confirmed.release(app).data("status"), "confirmed");
+    }
+}
+
+fn a_refusing_disk_changes_nothing(fault: Fault) {
+    let disk = BadDisk::new();
+    let app = on(&disk, &[]);
+    let stages = Stages::reach(&app);
+    disk.fault(fault);
+    for (what, answer) in stages.attempt(&app) {
+        assert_eq!(answer.told(), (503, "storage_unavailable".into()), "{what}");
+        let seconds: u64 = answer.header("retry-after").parse().expect(what);
+        assert!(seconds > 0);
+    }
+    let refused = register(&app, "1.2.3.5");
+    assert!(refused.status == 503 && refused.json()["error"].is_string(), "{refused:?}");
+    assert_eq!(readiness(&app), [503, 503]);
+    let alive = app.post("/checkin", &json!({"server_id": stages.server}));
+    assert_eq!(alive.status, 200, "check-ins need no disk: {}", alive.text);
+    disk.fault(Fault::None);
+    wait_until("the store works again", || readiness(&app) == [200, 200]);
+    stages.check_untouched(&app);
+    assert_eq!(register(&app, "1.2.3.5").status, 200);
+    stages_survive(app, &stages);
+}
+
+/// What was answered after the fault is on disk as well.
+fn stages_survive(app: TestApp, stages: &Stages) {
+    let app = app.restart();
+    assert_eq!(stages.to_confirm.release(&app).data("status"), "confirmed");
+    let revoked = app.post("/checkin", &json!({"server_id": stages.server}));
+    assert_eq!(revoked.json()["status"], "revoked");
+}
+
+#[test]
+fn a_full_disk_refuses_with_503_changes_nothing_and_all_goes_on_once_there_is_room() {
+    a_refusing_disk_changes_nothing(Fault::Full);
+}
+
+#[test]
+fn a_disk_that_fails_data_refuses_with_503_changes_nothing_and_all_goes_on_afterwards() {
+    a_refusing_disk_changes_nothing(Fault::FailsData);
+}
+
+#[test]
+fn a_disk_full_for_seconds_is_tried_again_and_again_until_it_works() {
+    let disk = BadDisk::new();
+    let app = on(&disk, &[]);
+    let code = app.issue();
+    disk.fault(Fault::Full);
+    let refused = api(&app).issue_with(&api(&app).cookie().unwrap()).unwrap();
+    assert_eq!(refused.code(), "storage_unavailable");
+    // Longer than two probes of the server.
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(readiness(&app), [503, 503]);
+    disk.fault(Fault::None);
+    wait_until("the store works again", || readiness(&app) == [200, 200]);
+    assert_eq!(Machine::new(1).install(&app, &code).confirm(&app).status, 200);
+}
+
+#[test]
+fn requests_that_the_store_refused_are_not_charged_to_limits() {
+    let disk = BadDisk::new();
+    let app = on(&disk, &[("limits.activate_per_machine_day", "1")]);
+    let machine = Machine::new(1);
+    let code = app.issue();
+    let token = machine.precheck(&app, &code).data("precheck_token");
+    disk.fault(Fault::Full);
+    for _ in 0..3 {
+        let told = machine.activate(&app, &code, &token).told();
+        assert_eq!(told, (503, "storage_unavailable".into()));
+    }
+    disk.fault(Fault::None);
+    wait_until("the store works again", || readiness(&app) == [200, 200]);
+    assert_eq!(machine.activate(&app, &code, &token).status, 200);
+    let other = app.issue();
+    let token = machine.precheck(&app, &other).data("precheck_token");
+    assert_eq!(machine.activate(&app, &other, &token).code(), "rate_limit_exceeded");
+}
+
+#[test]
+fn a_disk_that_takes_no_write_at_all_loses_nothing_that_was_answered() {
+    let disk = BadDisk::new();
+    let mut app = on(&disk, &[]);
+    let activation = Machine::new(1).install(&app, &app.issue());
+    disk.settle();
+    disk.fault(Fault::FailsWrites);
+    let body = json!({"activation_id": activation.id, "install_token": activation.token});
+    let told = api(&app).install("confirm", &body).map(|answer| answer.told());
+    disk.fault(Fault::None);
+    match told {
+        Some((503, code)) if code == "storage_unavailable" => {
+            wait_until("the store works again", || readiness(&app) == [200, 200]);
+        }
+        // Whether the answer always comes is another test's matter.
+        told => {
+            assert!(told.is_none_or(|told| told == (503, "outcome_unknown".into())));
+            app.ended().expect_err("a server that does not know must not go on");
+            app = app.start_again().unwrap();
+        }
+    }
+    assert_eq!(activation.confirm(&app).status, 200);
+}
+
+#[test]
+fn after_a_failed_sync_every_waiting_request_is_told_and_the_server_ends_with_an_error() {
+    let disk = BadDisk::new();
+    let mut app = on(&disk, &[]);
+    let activations: Vec<Activation> =
+        (0..8).map(|n| Machine::new(n).install(&app, &app.issue())).collect();
+    disk.settle();
+    disk.block();
+    let depth = "iptunnel_actor_queue_depth{actor=\"persistence\"} ";
+    let api = api(&app);
+    let confirm = |a: &Activation| {
+        api.install("confirm", &json!({"activation_id": a.id, "install_token": a.token}))
+    };
+    let told = std::thread::scope(|scope| {
+        let mut threads = vec![scope.spawn(|| confirm(&activations[0]))];
+        wait_until("a commit waits for the disk", || disk.is_held_up());
+        let confirm = &confirm;
+        threads.extend(activations[1..].iter().map(|a| scope.spawn(move || confirm(a))));
+        wait_until("the others wait behind it", || {
+            let metrics = app.get_admin("/metrics").text;
+            let line = metrics.lines().find_map(|line| line.strip_prefix(depth));
+            line.unwrap().parse::<u32>().unwrap() >= 7
+        });
+        disk.fault(Fault::FailsSyncs);
+        disk.release();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    app.ended().expect_err("the fate of a commit is unknown: only a new start can tell");
+    let told: Vec<_> = told.into_iter().map(|answer| answer.map(|answer| answer.told())).collect();
+    let unknown = Some((503, "outcome_unknown".to_owned()));
+    assert_eq!(told[0], unknown, "the one whose commit failed; all: {told:?}");
+    let refused = Some((503, "storage_unavailable".to_owned()));
+    let answered = told[1..].iter().all(|t| *t == unknown || *t == refused);
+    assert!(answered, "those behind it: {told:?}");
+    disk.lose_power();
+    let app = app.start_again().unwrap();
+    for activation in &activations {
+        let told = activation.confirm(&app).told();
+        assert!([(200, String::new()), (409, "token_used".into())].contains(&told), "{told:?}");
+    }
+}
+
+#[test]
+fn a_loss_of_power_at_any_moment_keeps_all_that_was_answered() {
+    let seed = seed();
+    let mut chance = Chance::seeded(seed);
+    let disk = BadDisk::new();
+    let mut app = on(&disk, &[]);
+    for round in 0..rounds() {
+        let load = Load::start(api(&app), round, seed);
+        std::thread::sleep(Duration::from_millis(20 + chance.below(150)));
+        disk.lose_power();
+        let stories = load.end();
+        // The old server is dead to the disk; what it still says does not matter.
+        app = app.start_again().unwrap();
+        check_all(&api(&app), &stories, &format!("seed {seed}, round {round}"));
+    }
+}
+
+#[test]
+fn a_disk_that_refuses_under_load_takes_nothing_back_and_slips_nothing_in() {
+    let seed = seed();
+    let mut chance = Chance::seeded(seed);
+    let disk = BadDisk::new();
+    let app = on(&disk, &[]);
+    for round in 0..rounds().div_ceil(2) {
+        let load = Load::start(api(&app), round, seed);
+        std::thread::sleep(Duration::from_millis(20 + chance.below(100)));
+        disk.fault(if round % 2 == 0 { Fault::Full } else { Fault::FailsData });
+        let stories = load.end();
+        disk.fault(Fault::None);
+        wait_until("the store works again", || readiness(&app) == [200, 200]);
+        check_all(&api(&app), &stories, &format!("(seed {seed}, round {round})"));
+    }
+}
+
+#[test]
+fn a_request_whose_commit_has_an_unknown_fate_is_told_so_before_the_server_ends() {
+    let disk = BadDisk::new();
+    let mut app = on(&disk, &[]);
+    let activations: Vec<Activation> =
+        (0..12).map(|n| Machine::new(n).install(&app, &app.issue())).collect();
+    let mut unanswered = 0;
+    for activation in &activations {
+        // A fresh start has nothing of its own to write.
+        app.stop().unwrap();
+        app = app.start_again().unwrap();
+        let api = api(&app);
+        disk.fault(Fault::FailsSyncs);
+        let body = json!({"activation_id": activation.id, "install_token": activation.token});
+        match api.install("confirm", &body) {
+            Some(answer) => assert_eq!(answer.told(), (503, "outcome_unknown".into())),
+            None => unanswered += 1,
+        }
+        app.ended().expect_err("only a new start can tell");
+        disk.kill();
+        app = app.start_again().unwrap();
+    }
+    assert_eq!(unanswered, 0, "of {} requests", activations.len());
+}

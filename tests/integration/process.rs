@@ -1,0 +1,234 @@
+//! The real binary, started in a folder of its own, killed, asked to stop, and started again.
+
+use crate::harness::{Answer, Machine, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use reqwest::blocking::{Client, RequestBuilder};
+use serde_json::Value;
+use std::fs::{self, File};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// The program with nothing of our environment that it could take for configuration.
+pub fn program(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_iptunnel-server"));
+    command.env_clear().current_dir(folder).stdin(Stdio::null());
+    command
+}
+
+/// Runs the program to its end.
+pub fn run(folder: &Path, arguments: &[&str]) -> Output {
+    program(folder).args(arguments).output().unwrap()
+}
+
+/// What a finished program said, both streams.
+pub fn said(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// Flags that keep all files in the working folder, listen on any port, and set limits far away.
+pub fn usual_flags() -> Vec<String> {
+    let mut set = vec![
+        "server.bind=127.0.0.1:0".to_owned(),
+        "admin.bind=127.0.0.1:0".into(),
+        "server.workers=2".into(),
+    ];
+    let policies = iptunnel_domain::limit::Policy::ALL;
+    set.extend(policies.map(|policy| format!("limits.{}=1000000", policy.name())));
+    set.into_iter().flat_map(|pair| ["--set".into(), pair]).collect()
+}
+
+/// A request that may stay without an answer.
+pub fn try_send(request: RequestBuilder) -> Option<Answer> {
+    let response = request.send().ok()?;
+    let status = response.status().as_u16();
+    let headers = response
+        .headers()
+        .iter()
+        .map(|(name, value)| (name.as_str().to_owned(), value.to_str().unwrap_or("").to_owned()))
+        .collect();
+    Some(Answer { status, headers, text: response.text().ok()? })
+}
+
+/// A running server, as callers see it. Every answer may be missing.
+#[derive(Clone)]
+pub struct Api {
+    pub url: String,
+    pub admin: String,
+    pub master: String,
+    pub client: Client,
+}
+
+impl Api {
+    pub fn get(&self, url: &str) -> Option<Answer> {
+        try_send(self.client.get(url))
+    }
+    pub fn post(&self, path: &str, body: &Value) -> Option<Answer> {
+        try_send(self.client.post(format!("{}{path}", self.url)).body(body.to_string()))
+    }
+    pub fn post_as_master(&self, path: &str, body: &Value) -> Option<Answer> {
+        let request = self.client.post(format!("{}{path}", self.url)).bearer_auth(&self.master);
+        try_send(request.body(body.to_string()))
+    }
+    /// One of the installer's four steps.
+    pub fn install(&self, step: &str, body: &Value) -> Option<Answer> {
+        self.post(&format!("/api/v2/slowdns/install/{step}"), body)
+    }
+    /// The cookie of a browser that has opened the page.
+    pub fn cookie(&self) -> Option<String> {
+        let answer = try_send(self.client.get(format!("{}/slowdns", self.url)))?;
+        answer.header("set-cookie").split(';').next().map(str::to_owned)
+    }
+    pub fn issue_with(&self, cookie: &str) -> Option<Answer> {
+        let request = self.client.post(format!("{}/api/v2/slowdns/code/issue", self.url));
+        try_send(request.header("cookie", cookie))
+    }
+    /// A fresh code.
+    pub fn issue(&self) -> String {
+        let answer = self.issue_with(&self.cookie().unwrap()).unwrap();
+        assert_eq!(answer.status, 201, "{}", answer.text);
+        answer.data("install_code")
+    }
+    /// Precheck and activate of a machine for which both must succeed.
+    pub fn activate(&self, machine: &Machine, code: &str) -> Answer {
+        let prechecked = self.install("precheck", &machine.precheck_body(code)).unwrap();
+        assert_eq!(prechecked.status, 200, "{}", prechecked.text);
+        let body = machine.activate_body(code, &prechecked.data("precheck_token"));
+        let activated = self.install("activate", &body).unwrap();
+        assert_eq!(activated.status, 200, "{}", activated.text);
+        activated
+    }
+    pub fn ready(&self) -> Option<u16> {
+        self.get(&format!("{}/readyz", self.admin)).map(|answer| answer.status)
+    }
+}
+
+/// The program at work, with its output in files.
+pub struct Process {
+    pub api: Api,
+    pub folder: Arc<TempDir>,
+    child: Child,
+    arguments: Vec<String>,
+    files: [PathBuf; 2],
+}
+
+impl Process {
+    /// A server in a folder of its own.
+    pub fn start(set: &[&str]) -> Self {
+        let mut arguments = usual_flags();
+        arguments.extend(set.iter().flat_map(|pair| ["--set".to_owned(), (*pair).to_owned()]));
+        Self::start_in(Arc::new(TempDir::new().unwrap()), arguments)
+    }
+
+    /// A server in this folder, ready for requests.
+    pub fn start_in(folder: Arc<TempDir>, arguments: Vec<String>) -> Self {
+        let (mut child, files) = spawn(folder.path(), &arguments);
+        let welcome = || fs::read_to_string(&files[0]).unwrap();
+        wait_until("the server listens", || {
+            if let Some(status) = child.try_wait().unwrap() {
+                let log = fs::read_to_string(&files[1]).unwrap();
+                panic!("the server ended with {status}: {}{log}", welcome());
+            }
+            welcome().contains("/metrics\n")
+        });
+        let address = |before: &str, after: &str| {
+            let text = welcome();
+            let from = text.find(before).unwrap() + before.len();
+            let length = text[from..].find(after).unwrap();
+            text[from..from + length].to_owned()
+        };
+        let master = fs::read_to_string(folder.path().join("data/master.token")).unwrap();
+        let client = Client::builder().no_proxy().timeout(Duration::from_secs(15));
+        let api = Api {
+            url: address("Codes are issued at ", "/slowdns"),
+            admin: address("Operators look at ", "/metrics"),
+            master: master.trim().to_owned(),
+            client: client.build().unwrap(),
+        };
+        Self { api, folder, child, arguments, files }
+    }
+
+    /// The same server once more, in the same folder.
+    pub fn again(&self) -> Self {
+        Self::start_in(self.folder.clone(), self.arguments.clone())
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.child.wait().unwrap();
+    }
+
+    /// Waits for the end, at most `patience`.
+    pub fn ends_within(&mut self, patience: Duration) -> Option<ExitStatus> {
+        let begun = Instant::now();
+        while begun.elapsed() < patience {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return Some(status);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        None
+    }
+
+    /// Everything the server has written so far.
+    pub fn output(&self) -> String {
+        self.files.iter().map(|file| fs::read_to_string(file).unwrap()).collect()
+    }
+
+    pub fn file(&self, name: &str) -> String {
+        fs::read_to_string(self.folder.path().join(name)).unwrap()
+    }
+
+    /// A connection on which the test writes bytes itself.
+    pub fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.api.url.trim_start_matches("http://")).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts the program without waiting for it to be ready.
+pub fn spawn(folder: &Path, arguments: &[String]) -> (Child, [PathBuf; 2]) {
+    let files = ["stdout", "stderr"].map(|name| folder.join(name));
+    let [stdout, stderr] = files.each_ref().map(|path| File::create(path).unwrap());
+    let child = program(folder).args(arguments).stdout(stdout).stderr(stderr).spawn().unwrap();
+    (child, files)
+}
+
+/// A tiny generator (xorshift64*), so that a failed run can be repeated from its seed.
+pub struct Chance(u64);
+
+impl Chance {
+    pub fn seeded(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+    /// A number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
+    }
+}
