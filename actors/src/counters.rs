@@ -77,9 +77,43 @@ impl Slot {
     }
 }
 
+/// Slots by their number. In pieces, so that growing copies nothing: one vector of 100 MB would
+/// stand in memory twice while it grows.
+#[derive(Default)]
+struct Slots(Vec<Vec<Slot>>);
+
+/// Slots to a piece, a power of two: 400 KB.
+const PIECE: usize = 1 << 14;
+
+impl Slots {
+    fn get(&self, number: u32) -> Option<&Slot> {
+        self.0.get(number as usize / PIECE)?.get(number as usize % PIECE)
+    }
+
+    fn get_mut(&mut self, number: u32) -> Option<&mut Slot> {
+        self.0.get_mut(number as usize / PIECE)?.get_mut(number as usize % PIECE)
+    }
+
+    fn len(&self) -> usize {
+        let full = self.0.len().saturating_sub(1) * PIECE;
+        full + self.0.last().map_or(0, Vec::len)
+    }
+
+    fn push(&mut self, slot: Slot) {
+        match self.0.last_mut() {
+            Some(piece) if piece.len() < PIECE => piece.push(slot),
+            _ => {
+                let mut piece = Vec::with_capacity(PIECE);
+                piece.push(slot);
+                self.0.push(piece);
+            }
+        }
+    }
+}
+
 /// All counters.
 pub(crate) struct Counters {
-    slots: Vec<Slot>,
+    slots: Slots,
     /// Slots by key. Keys are keyed hashes, so a key is its own hash.
     index: HashTable<u32>,
     free: Vec<u32>,
@@ -94,7 +128,7 @@ pub(crate) struct Full;
 impl Counters {
     pub(crate) fn new() -> Self {
         Self {
-            slots: Vec::new(),
+            slots: Slots::default(),
             index: HashTable::new(),
             free: Vec::new(),
             lists: BTreeMap::new(),
@@ -108,14 +142,14 @@ impl Counters {
     }
 
     fn find(&self, key: u64) -> Option<u32> {
-        let same = |slot: &u32| self.slots.get(*slot as usize).is_some_and(|s| s.key == key);
+        let same = |slot: &u32| self.slots.get(*slot).is_some_and(|s| s.key == key);
         self.index.find(key, same).copied()
     }
 
     /// How `subject` stands at `now`.
     pub(crate) fn standing(&self, subject: &Subject, limits: &Limits, now: Timestamp) -> Standing {
         let window_end = subject.policy.window_end(now);
-        let slot = self.find(subject.key()).and_then(|slot| self.slots.get(slot as usize));
+        let slot = self.find(subject.key()).and_then(|slot| self.slots.get(slot));
         let class = slot.map(Slot::class);
         let used = class.filter(|c| c.window_end() == window_end).map_or(0, |c| c.used);
         let allowed = limits.allowed(subject.policy);
@@ -160,7 +194,7 @@ impl Counters {
     /// The first slot of a list that holds none of `keys`; there are at most a few of those.
     fn first_other_than(&self, keys: &[u64], head: u32) -> Option<u32> {
         let mut at = head;
-        while let Some(slot) = self.slots.get(at as usize) {
+        while let Some(slot) = self.slots.get(at) {
             if !keys.contains(&slot.key) {
                 return Some(at);
             }
@@ -180,7 +214,7 @@ impl Counters {
                 self.mark_dirty(slot);
             }
             Some(slot) => {
-                let Some(class) = self.slots.get(slot as usize).map(Slot::class) else { return };
+                let Some(class) = self.slots.get(slot).map(Slot::class) else { return };
                 let same = class.window_end() == window_end;
                 let used = if same { class.used.saturating_add(1) } else { 1 };
                 self.move_to(slot, Class::of(&Counter { used, ..fresh }));
@@ -191,7 +225,7 @@ impl Counters {
     /// Takes back one charge that was made in the window that ends at `window_end`.
     pub(crate) fn give_back(&mut self, key: u64, window_end: Timestamp) {
         let Some(slot) = self.find(key) else { return };
-        let Some(class) = self.slots.get(slot as usize).map(Slot::class) else { return };
+        let Some(class) = self.slots.get(slot).map(Slot::class) else { return };
         match class.used {
             _ if class.window_end() != window_end => {}
             0 | 1 => self.remove(slot),
@@ -217,7 +251,7 @@ impl Counters {
             while self.slots.len() <= slot as usize {
                 self.add_free_slot();
             }
-            if let Some(slot) = self.slots.get_mut(slot as usize) {
+            if let Some(slot) = self.slots.get_mut(slot) {
                 slot.packed |= DIRTY;
             }
             return;
@@ -230,7 +264,7 @@ impl Counters {
         let at = self.dirty.len().saturating_sub(count);
         let mut rows = Vec::with_capacity(self.dirty.len() - at);
         for number in self.dirty.drain(at..) {
-            if let Some(slot) = self.slots.get_mut(number as usize) {
+            if let Some(slot) = self.slots.get_mut(number) {
                 slot.packed &= !DIRTY;
                 rows.push(CounterRow { slot: number, counter: slot.counter() });
             }
@@ -240,7 +274,7 @@ impl Counters {
 
     /// The store is behind in this slot.
     pub(crate) fn mark_dirty(&mut self, number: u32) {
-        if let Some(slot) = self.slots.get_mut(number as usize)
+        if let Some(slot) = self.slots.get_mut(number)
             && slot.packed & DIRTY == 0
         {
             slot.packed |= DIRTY;
@@ -249,10 +283,6 @@ impl Counters {
     }
 
     fn add_free_slot(&mut self) {
-        if self.slots.len() == self.slots.capacity() {
-            // By a quarter, not by doubling: near the bound that would cost 100 MB at a stroke.
-            self.slots.reserve_exact((self.slots.len() / 4).max(1024));
-        }
         self.free.push(self.slots.len() as u32);
         self.slots.push(Slot { key: 0, end_hour: 0, packed: 0, previous: NONE, next: NONE });
     }
@@ -267,19 +297,19 @@ impl Counters {
         } else {
             self.free.retain(|free| *free != number);
         }
-        if let Some(slot) = self.slots.get_mut(number as usize) {
+        if let Some(slot) = self.slots.get_mut(number) {
             slot.key = counter.key;
             slot.set_class(Class::of(&counter));
         }
         self.link(number);
         let slots = &self.slots;
-        let key_of = |number: &u32| slots.get(*number as usize).map_or(0, |slot| slot.key);
+        let key_of = |number: &u32| slots.get(*number).map_or(0, |slot| slot.key);
         self.index.insert_unique(counter.key, number, key_of);
     }
 
     fn remove(&mut self, number: u32) {
         self.unlink(number);
-        let Some(slot) = self.slots.get_mut(number as usize) else { return };
+        let Some(slot) = self.slots.get_mut(number) else { return };
         slot.packed &= DIRTY;
         let key = slot.key;
         if let Ok(entry) = self.index.find_entry(key, |other| *other == number) {
@@ -291,7 +321,7 @@ impl Counters {
 
     fn move_to(&mut self, number: u32, class: Class) {
         self.unlink(number);
-        if let Some(slot) = self.slots.get_mut(number as usize) {
+        if let Some(slot) = self.slots.get_mut(number) {
             slot.set_class(class);
         }
         self.link(number);
@@ -299,22 +329,22 @@ impl Counters {
     }
 
     fn link(&mut self, number: u32) {
-        let Some(class) = self.slots.get(number as usize).map(Slot::class) else { return };
+        let Some(class) = self.slots.get(number).map(Slot::class) else { return };
         let head = self.lists.insert(class, number).unwrap_or(NONE);
-        if let Some(slot) = self.slots.get_mut(number as usize) {
+        if let Some(slot) = self.slots.get_mut(number) {
             (slot.previous, slot.next) = (NONE, head);
         }
-        if let Some(old_head) = self.slots.get_mut(head as usize) {
+        if let Some(old_head) = self.slots.get_mut(head) {
             old_head.previous = number;
         }
     }
 
     fn unlink(&mut self, number: u32) {
-        let Some(slot) = self.slots.get(number as usize).copied() else { return };
-        if let Some(next) = self.slots.get_mut(slot.next as usize) {
+        let Some(slot) = self.slots.get(number).copied() else { return };
+        if let Some(next) = self.slots.get_mut(slot.next) {
             next.previous = slot.previous;
         }
-        if let Some(previous) = self.slots.get_mut(slot.previous as usize) {
+        if let Some(previous) = self.slots.get_mut(slot.previous) {
             previous.next = slot.next;
         } else if slot.next == NONE {
             self.lists.remove(&slot.class());

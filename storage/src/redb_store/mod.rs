@@ -36,7 +36,7 @@ pub type OpenDisk = Box<dyn Fn() -> io::Result<Box<dyn Disk>> + Send + Sync>;
 
 /// Enough for the branches of every tree and the leaves at work; redb's own default of 1 GiB would
 /// let memory grow without need.
-const CACHE_BYTES: usize = 64 << 20;
+const CACHE_BYTES: usize = 32 << 20;
 
 const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 const CODES: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("codes");
