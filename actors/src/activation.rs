@@ -1,20 +1,18 @@
 //! The activation actor: the only writer of activations.
 
 use crate::Failure;
-use crate::code_registry::{Activate, Replace, Restore};
+use crate::code_registry::{Activate, PrecheckCode, Replace, Restore, begin};
 use crate::handles::Handles;
 use crate::keeper::{Keeper, Kept, Memory, Upkeep};
 use crate::mailbox::Mailbox;
 use crate::observed::{ActorMetrics, Observed, Transitions};
-use crate::persistence::Committed;
-use crate::reply::Reply;
+use crate::persistence::{Committed, Fate};
 use crate::tuning::Tuning;
 use crate::work::{Command, Shutdown, Work};
 use actix::{Actor, ActorContext, Context, Handler};
 use arc_swap::ArcSwap;
 use iptunnel_domain::activation::{
-    Activation as Record, ActivationId, ActivationRef, Holder, Release as Verdict,
-    Resume as Resumption,
+    Activation as Record, ActivationId, ActivationRef, Release as Verdict, Resume as Resumption,
 };
 use iptunnel_domain::code::Code;
 use iptunnel_domain::time::Lifetimes;
@@ -37,6 +35,8 @@ pub(crate) struct Open {
     /// The activation of the same machine that makes room.
     pub(crate) replaces: Option<Record>,
     pub(crate) activate: Activate,
+    /// What becomes of all this.
+    pub(crate) fate: Fate,
 }
 
 impl Command for Open {
@@ -46,8 +46,7 @@ impl Command for Open {
 /// Asks whether the machine may go on with a consumed code. Sent by the code registry.
 pub(crate) struct PrecheckHeld {
     pub(crate) by: ActivationRef,
-    pub(crate) holder: Holder,
-    pub(crate) now: Timestamp,
+    pub(crate) precheck: PrecheckCode,
 }
 
 impl Command for PrecheckHeld {
@@ -160,7 +159,7 @@ impl Activation {
         mut work: Work<C, Record>,
         id: ActivationId,
         missing: Refusal,
-    ) -> Option<(Work<C, Record>, Record)>
+    ) -> Option<(Work<C, Record>, Record, Fate)>
     where
         C: Command,
         Self: Handler<Work<C, Record>>,
@@ -170,11 +169,11 @@ impl Activation {
             work.reply.fail(Failure::StorageUnavailable);
             return None;
         }
-        if let Some(activation) = self.activations.get(id) {
-            return Some((work, activation));
+        if let Some((activation, fate)) = self.activations.get(id) {
+            return Some((work, activation, fate));
         }
         match work.found.take() {
-            Some(Some(activation)) => Some((work, activation)),
+            Some(Some(activation)) => Some((work, activation, Fate::default())),
             Some(None) => {
                 work.reply.refuse(missing);
                 None
@@ -194,9 +193,29 @@ impl Activation {
         }
     }
 
-    fn answer<A: Send + 'static>(&self, reply: Reply<A>, decision: Result<A, Refusal>) {
-        self.handles.answer_behind_the_disk(reply, self.activations.generation(), decision);
+    fn answer<C: Command>(
+        &self,
+        work: Work<C, Record>,
+        decision: Result<C::Answer, Refusal>,
+        rests_on: Fate,
+        begin_again: fn(&Handles, Work<C, Record>),
+    ) {
+        let generation = self.activations.generation();
+        self.handles.answer_behind_the_disk(work, generation, decision, rests_on, begin_again);
     }
+}
+
+/// Sends a command to its first owner, here.
+fn begin_here<C: Command>(handles: &Handles, work: Work<C, Record>)
+where
+    Activation: Handler<Work<C, Record>>,
+{
+    handles.activation.send(work);
+}
+
+/// Sends an activate back to its first owner, the code registry.
+fn activate_again(handles: &Handles, work: Work<Resume, Record>) {
+    begin(handles, work.then(|resume| resume.activate));
 }
 
 impl Actor for Activation {
@@ -211,7 +230,9 @@ impl Handler<Work<Open, Record>> for Activation {
         if !self.activations.is_current(&mut work.reply) {
             return work.reply.fail(Failure::StorageUnavailable);
         }
-        let Work { command: Open { at, code, replaces, activate }, reply, attempts, .. } = work;
+        let Work { command, reply, attempts, .. } = work;
+        let Open { at, code, replaces, activate, fate } = command;
+        let (replaced, fate_of_memory) = (replaces.as_ref().map(|old| old.at.id), fate.clone());
         let Activate { request, life, now, prechecked_at, .. } = activate;
         let opened = Record::open(at, code.hash, request, now, &life);
         let transition = match replaces {
@@ -232,7 +253,11 @@ impl Handler<Work<Open, Record>> for Activation {
                     reply.grant(Activated { activation });
                 }
                 Committed::Conflict => {
+                    fate.fail();
                     handles.disown(activation.code, activation.at.id);
+                    if let Some(replaced) = replaced {
+                        handles.activation.send(Upkeep::Disown(replaced));
+                    }
                     let Record { code, request, .. } = activation;
                     let command = Activate { code, prechecked_at, request, life, now };
                     if let Some(work) = (Work { command, reply, found: None, attempts }).again() {
@@ -243,7 +268,7 @@ impl Handler<Work<Open, Record>> for Activation {
                 Committed::Unknown => reply.fail(Failure::OutcomeUnknown),
             },
         );
-        self.activations.remember(opened);
+        self.activations.remember(opened, fate_of_memory);
     }
 }
 
@@ -252,9 +277,14 @@ impl Handler<Work<PrecheckHeld, Record>> for Activation {
 
     fn handle(&mut self, work: Work<PrecheckHeld, Record>, _: &mut Context<Self>) {
         let id = work.command.by.id;
-        let Some((work, activation)) = self.find(work, id, Refusal::CodeUsed) else { return };
-        let decision = activation.precheck(&work.command.holder, work.command.now);
-        self.answer(work.reply, decision);
+        let Some((work, activation, fate)) = self.find(work, id, Refusal::CodeUsed) else {
+            return;
+        };
+        let PrecheckCode { holder, now, .. } = &work.command.precheck;
+        let decision = activation.precheck(holder, *now);
+        self.answer(work, decision, fate, |handles, work| {
+            begin(handles, work.then(|held| held.precheck));
+        });
     }
 }
 
@@ -263,32 +293,37 @@ impl Handler<Work<Resume, Record>> for Activation {
 
     fn handle(&mut self, work: Work<Resume, Record>, _: &mut Context<Self>) {
         let id = work.command.by.id;
-        let Some((mut work, activation)) = self.find(work, id, Refusal::CodeUsed) else { return };
+        let Some((mut work, activation, fate)) = self.find(work, id, Refusal::CodeUsed) else {
+            return;
+        };
         let Resume { code, activate, .. } = &work.command;
         match activation.resume(&activate.request, code, activate.now, &activate.life) {
-            Err(refusal) => self.answer(work.reply, Err(refusal)),
+            Err(refusal) => self.answer(work, Err(refusal), fate, activate_again),
             Ok(Resumption::Repeat) => {
                 self.transitions.repeated.inc();
                 work.reply.give_back_charge();
-                self.answer(work.reply, Ok(Activated { activation }));
+                self.answer(work, Ok(Activated { activation }), fate, activate_again);
             }
             Ok(Resumption::Replace(released)) => {
                 if !work.reply.claim() {
                     return;
                 }
+                let (fate, memory) = (Fate::default(), released.clone());
+                let theirs = fate.clone();
                 let replace = |Resume { code, activate, .. }| Replace {
                     code,
-                    released: released.clone(),
+                    released,
                     activate,
+                    fate: theirs,
                 };
                 if self.handles.code_registry.send(work.then(replace)) {
-                    self.activations.remember(released);
+                    self.activations.remember(memory, fate);
                 }
             }
             Ok(Resumption::Stale) => {
                 // The code is on its way back to the registry, ahead of this message.
                 if let Some(work) = work.again() {
-                    self.handles.code_registry.send(work.then(|Resume { activate, .. }| activate));
+                    activate_again(&self.handles, work);
                 }
             }
         }
@@ -301,15 +336,17 @@ impl Handler<Work<Confirm, Record>> for Activation {
     fn handle(&mut self, work: Work<Confirm, Record>, _: &mut Context<Self>) {
         let id = work.command.id;
         let missing = Refusal::ActivationNotFound;
-        let Some((work, activation)) = self.find(work, id, missing) else { return };
+        let Some((work, activation, fate)) = self.find(work, id, missing) else { return };
         let confirmed = match activation.confirm(work.command.now) {
             Ok(confirmed) => confirmed,
-            Err(refusal) => return self.answer(work.reply, Err(refusal)),
+            Err(refusal) => return self.answer(work, Err(refusal), fate, begin_here),
         };
         if !work.reply.claim() {
             return;
         }
         let transition = self.transitions.confirmed.clone();
+        let fate = Fate::default();
+        let fate_of_memory = fate.clone();
         let handles = Arc::clone(&self.handles);
         let change = Change(vec![Write::Activation(confirmed.clone())]);
         self.handles.persistence.commit(
@@ -321,6 +358,7 @@ impl Handler<Work<Confirm, Record>> for Activation {
                     work.reply.grant(());
                 }
                 Committed::Conflict => {
+                    fate.fail();
                     handles.activation.send(Upkeep::Disown(id));
                     if let Some(work) = work.again() {
                         handles.activation.send(work);
@@ -330,7 +368,7 @@ impl Handler<Work<Confirm, Record>> for Activation {
                 Committed::Unknown => work.reply.fail(Failure::OutcomeUnknown),
             },
         );
-        self.activations.remember(confirmed);
+        self.activations.remember(confirmed, fate_of_memory);
     }
 }
 
@@ -340,20 +378,25 @@ impl Handler<Work<Release, Record>> for Activation {
     fn handle(&mut self, work: Work<Release, Record>, _: &mut Context<Self>) {
         let id = work.command.id;
         let missing = Refusal::ActivationNotFound;
-        let Some((work, activation)) = self.find(work, id, missing) else { return };
+        let Some((work, activation, fate)) = self.find(work, id, missing) else { return };
         match activation.release(work.command.now) {
-            Err(refusal) => self.answer(work.reply, Err(refusal)),
-            Ok(Verdict::Confirmed) => self.answer(work.reply, Ok(ReleaseOutcome::Confirmed)),
+            Err(refusal) => self.answer(work, Err(refusal), fate, begin_here),
+            Ok(Verdict::Confirmed) => {
+                self.answer(work, Ok(ReleaseOutcome::Confirmed), fate, begin_here);
+            }
             Ok(Verdict::Lapsed) => {
-                self.answer(work.reply, Ok(ReleaseOutcome::Released { code_restored: false }));
+                let lapsed = ReleaseOutcome::Released { code_restored: false };
+                self.answer(work, Ok(lapsed), fate, begin_here);
             }
             Ok(Verdict::GiveBack(released)) => {
                 if !work.reply.claim() {
                     return;
                 }
-                let restore = |release| Restore { released: released.clone(), release };
+                let fate = Fate::default();
+                let (memory, theirs) = (released.clone(), fate.clone());
+                let restore = |release| Restore { released, release, fate: theirs };
                 if self.handles.code_registry.send(work.then(restore)) {
-                    self.activations.remember(released);
+                    self.activations.remember(memory, fate);
                 }
             }
         }

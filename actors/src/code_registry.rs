@@ -9,7 +9,7 @@ use crate::handles::Handles;
 use crate::keeper::{Keeper, Kept, Memory, Upkeep};
 use crate::mailbox::Mailbox;
 use crate::observed::{ActorMetrics, Observed, Transitions};
-use crate::persistence::Committed;
+use crate::persistence::{Committed, Fate};
 use crate::rate_limiter::LimitedCommand;
 use crate::reply::Reply;
 use crate::tuning::Tuning;
@@ -115,6 +115,7 @@ pub(crate) struct Replace {
     pub(crate) code: Code,
     pub(crate) released: Activation,
     pub(crate) activate: Activate,
+    pub(crate) fate: Fate,
 }
 
 impl Command for Replace {
@@ -126,6 +127,7 @@ impl Command for Replace {
 pub(crate) struct Restore {
     pub(crate) released: Activation,
     pub(crate) release: activation::Release,
+    pub(crate) fate: Fate,
 }
 
 impl Command for Restore {
@@ -200,7 +202,7 @@ impl CodeRegistry {
         mut work: Work<C, Code>,
         hash: CodeHash,
         undo: impl FnOnce(&Handles) + Send + 'static,
-    ) -> Option<(Work<C, Code>, Code)>
+    ) -> Option<(Work<C, Code>, Code, Fate)>
     where
         C: Command,
         Self: Handler<Work<C, Code>>,
@@ -210,11 +212,11 @@ impl CodeRegistry {
             work.reply.fail(Failure::StorageUnavailable);
             return None;
         }
-        if let Some(code) = self.codes.get(hash) {
-            return Some((work, code));
+        if let Some((code, fate)) = self.codes.get(hash) {
+            return Some((work, code, fate));
         }
         match work.found.take() {
-            Some(Some(code)) => Some((work, code)),
+            Some(Some(code)) => Some((work, code, Fate::default())),
             Some(None) => {
                 undo(&self.handles);
                 work.reply.refuse(Refusal::CodeNotFound);
@@ -246,9 +248,24 @@ impl CodeRegistry {
     }
 
     /// Sends a decision that changes nothing back through the queue of what may change it.
-    fn answer<A: Send + 'static>(&self, reply: Reply<A>, decision: Result<A, Refusal>) {
-        self.handles.answer_behind_the_disk(reply, self.codes.generation(), decision);
+    fn answer<C: Command>(
+        &self,
+        work: Work<C, Code>,
+        decision: Result<C::Answer, Refusal>,
+        rests_on: Fate,
+        begin_again: fn(&Handles, Work<C, Code>),
+    ) {
+        let generation = self.codes.generation();
+        self.handles.answer_behind_the_disk(work, generation, decision, rests_on, begin_again);
     }
+}
+
+/// Sends a command to its first owner, here.
+pub(crate) fn begin<C: Command>(handles: &Handles, work: Work<C, Code>)
+where
+    CodeRegistry: Handler<Work<C, Code>>,
+{
+    handles.code_registry.send(work);
 }
 
 impl Actor for CodeRegistry {
@@ -273,6 +290,7 @@ impl Handler<Work<Issue, Code>> for CodeRegistry {
             Code::issue(self.last_code, code.hash(&self.key), product, session, now, &life);
         let issued = Issued { code, expires_at: record.expires_at };
         let transitions = self.transitions.issued.clone();
+        let (handles, hash) = (Arc::clone(&self.handles), record.hash);
         let change = Change(vec![Write::Code(record.clone())]);
         self.handles.persistence.commit(change, Some(self.codes.generation()), move |committed| {
             match committed {
@@ -281,12 +299,16 @@ impl Handler<Work<Issue, Code>> for CodeRegistry {
                     reply.grant(issued);
                 }
                 // A new number that is taken: another server was faster. The caller asks again.
-                Committed::Conflict => reply.fail(Failure::Overloaded),
+                Committed::Conflict => {
+                    handles.code_registry.send(Upkeep::Disown(hash));
+                    reply.fail(Failure::Overloaded);
+                }
                 Committed::Unavailable => reply.fail(Failure::StorageUnavailable),
                 Committed::Unknown => reply.fail(Failure::OutcomeUnknown),
             }
         });
-        self.codes.remember(record);
+        // Nobody knows the code before it is on disk: nothing can rest on it.
+        self.codes.remember(record, Fate::default());
     }
 }
 
@@ -295,13 +317,12 @@ impl Handler<Work<PrecheckCode, Code>> for CodeRegistry {
 
     fn handle(&mut self, work: Work<PrecheckCode, Code>, _: &mut Context<Self>) {
         let hash = work.command.code;
-        let Some((work, code)) = self.find(work, hash, |_| {}) else { return };
+        let Some((work, code, fate)) = self.find(work, hash, |_| {}) else { return };
         match code.precheck(work.command.now, &work.command.life) {
-            Err(refusal) => self.answer(work.reply, Err(refusal)),
-            Ok(Precheck::Ready) => self.answer(work.reply, Ok(())),
+            Err(refusal) => self.answer(work, Err(refusal), fate, begin),
+            Ok(Precheck::Ready) => self.answer(work, Ok(()), fate, begin),
             Ok(Precheck::Held(by)) => {
-                let held = |PrecheckCode { holder, now, .. }| PrecheckHeld { by, holder, now };
-                self.handles.activation.send(work.then(held));
+                self.handles.activation.send(work.then(|precheck| PrecheckHeld { by, precheck }));
             }
         }
     }
@@ -312,11 +333,11 @@ impl Handler<Work<Activate, Code>> for CodeRegistry {
 
     fn handle(&mut self, work: Work<Activate, Code>, _: &mut Context<Self>) {
         let hash = work.command.code;
-        let Some((work, code)) = self.find(work, hash, |_| {}) else { return };
+        let Some((work, code, fate)) = self.find(work, hash, |_| {}) else { return };
         let Activate { prechecked_at, life, .. } = work.command;
         let by = self.next_activation();
         match code.activate(by, prechecked_at, &life) {
-            Err(refusal) => self.answer(work.reply, Err(refusal)),
+            Err(refusal) => self.answer(work, Err(refusal), fate, begin),
             Ok(Consumption::Held(by)) => {
                 self.handles.activation.send(work.then(|activate| Resume { by, code, activate }));
             }
@@ -327,6 +348,7 @@ impl Handler<Work<Activate, Code>> for CodeRegistry {
                         code,
                         replaces: None,
                         activate,
+                        fate: Fate::default(),
                     }));
                 }
             }
@@ -338,8 +360,9 @@ impl CodeRegistry {
     /// Forwards the opening of an activation and, that done, takes the code for consumed.
     fn open(&mut self, work: Work<Open, Activation>) {
         let code = work.command.code.clone();
+        let fate = work.command.fate.clone();
         if self.handles.activation.send(work) {
-            self.codes.remember(code);
+            self.codes.remember(code, fate);
         }
     }
 }
@@ -353,11 +376,12 @@ impl Handler<Work<Replace, Code>> for CodeRegistry {
             return work.reply.fail(Failure::StorageUnavailable);
         }
         let at = self.next_activation();
-        self.open(work.then(|Replace { code, released, activate }| Open {
+        self.open(work.then(|Replace { code, released, activate, fate }| Open {
             at,
             code: code.consumed_by(at),
             replaces: Some(released),
             activate,
+            fate,
         }));
     }
 }
@@ -368,11 +392,14 @@ impl Handler<Work<Restore, Code>> for CodeRegistry {
     fn handle(&mut self, work: Work<Restore, Code>, _: &mut Context<Self>) {
         let (hash, id) = (work.command.released.code, work.command.released.at.id);
         // The activation is released in memory already, which must not stay so.
+        let fate = work.command.fate.clone();
         let undo = move |handles: &Handles| {
+            fate.fail();
             handles.activation.send(Upkeep::Disown(id));
         };
-        let Some((work, code)) = self.find(work, hash, undo) else { return };
-        let Work { command: Restore { released, release }, reply, attempts, .. } = work;
+        let Some((work, code, _)) = self.find(work, hash, undo) else { return };
+        let Work { command: Restore { released, release, fate }, reply, attempts, .. } = work;
+        let fate_of_code = fate.clone();
         let restored = code.restore(released.at, release.now, &release.life);
         let good = restored.as_ref().is_some_and(|code| !code.is_expired(release.now));
         let mut change = Change(vec![Write::Activation(released.clone())]);
@@ -386,6 +413,7 @@ impl Handler<Work<Restore, Code>> for CodeRegistry {
                     reply.grant(ReleaseOutcome::Released { code_restored: good });
                 }
                 Committed::Conflict => {
+                    fate.fail();
                     handles.disown(hash, released.at.id);
                     let work = Work { command: release, reply, found: None, attempts };
                     if let Some(work) = work.again() {
@@ -397,7 +425,7 @@ impl Handler<Work<Restore, Code>> for CodeRegistry {
             }
         });
         if let Some(code) = restored {
-            self.codes.remember(code);
+            self.codes.remember(code, fate_of_code);
         }
     }
 }

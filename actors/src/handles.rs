@@ -7,7 +7,7 @@ use crate::health::Health;
 use crate::keeper::Upkeep;
 use crate::mailbox::Mailbox;
 use crate::observed::Observed;
-use crate::persistence::{Committed, Persistence};
+use crate::persistence::{Committed, Fate, Persistence};
 use crate::rate_limiter::{Limited, LimitedCommand, RateLimiter, restore_counters};
 use crate::reader::Reader;
 use crate::reply::{Pending, Permits, Reply};
@@ -280,17 +280,25 @@ impl Handles {
     }
 
     /// Answers once everything sent before is on disk, so that nobody hears of what may not last.
-    pub(crate) fn answer_behind_the_disk<A: Send + 'static>(
-        &self,
-        reply: Reply<A>,
+    /// Where the change that the decision rests on did not come to be, the command is begun again.
+    pub(crate) fn answer_behind_the_disk<C: Command, R: Send + 'static>(
+        self: &Arc<Self>,
+        work: Work<C, R>,
         generation: u32,
-        decision: Result<A, Refusal>,
+        decision: Result<C::Answer, Refusal>,
+        rests_on: Fate,
+        begin_again: fn(&Self, Work<C, R>),
     ) {
-        let change = Change::default();
+        let (change, handles) = (Change::default(), Arc::clone(self));
         self.persistence.commit(change, Some(generation), move |committed| match committed {
-            Committed::Written | Committed::Conflict => reply.decide(decision),
-            Committed::Unavailable => reply.fail(Failure::StorageUnavailable),
-            Committed::Unknown => reply.fail(Failure::OutcomeUnknown),
+            Committed::Written | Committed::Conflict if rests_on.has_failed() => {
+                if let Some(work) = work.again() {
+                    begin_again(&handles, work);
+                }
+            }
+            Committed::Written | Committed::Conflict => work.reply.decide(decision),
+            Committed::Unavailable => work.reply.fail(Failure::StorageUnavailable),
+            Committed::Unknown => work.reply.fail(Failure::OutcomeUnknown),
         });
     }
 

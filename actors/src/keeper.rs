@@ -4,7 +4,7 @@
 use crate::handles::Handles;
 use crate::mailbox::Mailbox;
 use crate::observed::ActorMetrics;
-use crate::persistence::Committed;
+use crate::persistence::{Committed, Fate};
 use crate::reply::Reply;
 use crate::tuning::Tuning;
 use actix::{Actor, Context, Handler, Message};
@@ -33,7 +33,8 @@ pub(crate) trait Kept: Clone + Send + 'static {
 
 /// The records at work. Runs ahead of the disk; void where another generation has begun.
 pub(crate) struct Memory<R: Kept> {
-    records: HashMap<R::Key, R>,
+    /// Each with the fate of its last change.
+    records: HashMap<R::Key, (R, Fate)>,
     /// Keys in the order in which they came, to be looked at in turn.
     watched: VecDeque<R::Key>,
     generation: u32,
@@ -54,13 +55,14 @@ impl<R: Kept> Memory<R> {
         self.records.len()
     }
 
-    pub(crate) fn get(&self, key: R::Key) -> Option<R> {
+    pub(crate) fn get(&self, key: R::Key) -> Option<(R, Fate)> {
         self.records.get(&key).cloned()
     }
 
-    pub(crate) fn remember(&mut self, record: R) {
+    /// Takes a record for what it will be once its change, whose fate this is, is on disk.
+    pub(crate) fn remember(&mut self, record: R, fate: Fate) {
         let key = record.key();
-        if self.records.insert(key, record).is_none() {
+        if self.records.insert(key, (record, fate)).is_none() {
             self.watched.push_back(key);
         }
     }
@@ -94,8 +96,8 @@ impl<R: Kept> Memory<R> {
             let Some(key) = self.watched.pop_front() else { break };
             match self.records.get(&key) {
                 None => {}
-                Some(record) if record.is_at_work(now, tuning) => self.watched.push_back(key),
-                Some(record) => done.push((key, record.version())),
+                Some((record, _)) if record.is_at_work(now, tuning) => self.watched.push_back(key),
+                Some((record, _)) => done.push((key, record.version())),
             }
         }
         done
@@ -105,7 +107,7 @@ impl<R: Kept> Memory<R> {
     fn evict(&mut self, done: Vec<(R::Key, Version)>) {
         for (key, version) in done {
             match self.records.get(&key) {
-                Some(record) if record.version() == version => {
+                Some((record, _)) if record.version() == version => {
                     self.records.remove(&key);
                 }
                 Some(_) => self.watched.push_back(key),

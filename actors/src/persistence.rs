@@ -10,7 +10,7 @@ use crate::observed::{ActorMetrics, Observed};
 use crate::tuning::Tuning;
 use arc_swap::ArcSwap;
 use iptunnel_storage::{Change, CommitError, Store, Verdict};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,6 +26,22 @@ pub(crate) enum Committed {
     Unavailable,
     /// It may or may not be on disk.
     Unknown,
+}
+
+/// What becomes of a change, shared with whatever is decided on memory that runs ahead of it: an
+/// answer that rests on a change which conflicts must not be given.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Fate(Arc<AtomicBool>);
+
+impl Fate {
+    /// The change did not come to be. Called before anything sent later is answered.
+    pub(crate) fn fail(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 type Done = Box<dyn FnOnce(Committed) + Send>;

@@ -258,10 +258,27 @@ impl ServerRegistry {
         });
     }
 
-    /// Whether a record that was read is the one that memory knows of.
-    fn is_fresh(&self, server: &Server) -> bool {
-        let live = self.servers.0.get(&server.id);
-        live.is_some_and(|live| live.version == server.version as u16)
+    /// Whether a record that was read is no older than what memory knows. A newer one (another
+    /// server has written it) is taken over.
+    fn is_fresh(&mut self, server: &Server) -> bool {
+        let Some(known) = self.servers.0.get(&server.id).map(|live| live.version) else {
+            return false;
+        };
+        // Half a version's numbers: a distance of more than half their range is a step back.
+        let ahead = (server.version as u16).wrapping_sub(known);
+        if (1..=u16::MAX / 2).contains(&ahead) {
+            self.publish(server);
+        }
+        ahead <= u16::MAX / 2
+    }
+
+    /// Shows readers and check-ins what is on disk.
+    fn publish(&mut self, server: &Server) {
+        let mut live = self.tokens.live(server);
+        if let Some(before) = self.servers.0.get(&server.id) {
+            live.last_checkin = live.last_checkin.max(before.last_checkin);
+        }
+        self.servers.0.insert(server.id, live);
     }
 
     /// Reads a server's record once everything sent before is on disk, and hands the command on
@@ -457,11 +474,7 @@ impl Handler<Written> for ServerRegistry {
     fn handle(&mut self, Written(server): Written, _: &mut Context<Self>) {
         self.metrics.taken();
         self.changing.remove(&server.id);
-        let mut live = self.tokens.live(&server);
-        if let Some(before) = self.servers.last_checkin(server.id) {
-            live.last_checkin = live.last_checkin.max(u32::try_from(before.0).unwrap_or(u32::MAX));
-        }
-        self.servers.0.insert(server.id, live);
+        self.publish(&server);
         self.observed.servers.set(self.servers.0.len() as i64);
     }
 }

@@ -1,0 +1,560 @@
+//! One engine, several servers: guards that fail, commits that are refused, records that cannot be
+//! read. What a caller then hears, and what memory makes of it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use arc_swap::ArcSwap;
+use iptunnel_actors::activation::{Activated, Confirm, Release, ReleaseOutcome};
+use iptunnel_actors::code_registry::{Activate, Issue, Issued, PrecheckCode};
+use iptunnel_actors::server_registry::{CheckIn, CheckedIn, Register, SetRevoked};
+use iptunnel_actors::{
+    Batches, Failure, Handles, Health, Limited, LimitedCommand, Observed, Outcome, Parts, Pending,
+    Tuning,
+};
+use iptunnel_domain::activation::{
+    Activation, ActivationId, ActivationNumber, ActivationRef, Binding, Holder, Request,
+};
+use iptunnel_domain::address::HostName;
+use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
+use iptunnel_domain::limit::{Limits, Policy, Subject};
+use iptunnel_domain::lookup::{KeyedHash, LookupKey};
+use iptunnel_domain::server::{Bearer, Server, ServerId, ServerNumber};
+use iptunnel_domain::time::Lifetimes;
+use iptunnel_domain::{Refusal, Timestamp};
+use iptunnel_storage::{
+    Change, CommitError, Counter, FileDisk, Frontier, ReadError, RedbStore, Store, Verdict, Write,
+};
+use rand_core::SeedableRng;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+type Read<T> = Result<T, ReadError>;
+
+const NOW: Timestamp = Timestamp(1_000_000);
+const DEADLINE: Duration = Duration::from_secs(5);
+const GRANTED: Outcome<()> = Ok(Ok(()));
+const OVERLOADED: Outcome<()> = Err(Failure::Overloaded);
+const UNAVAILABLE: Outcome<()> = Err(Failure::StorageUnavailable);
+
+/// A real store of which a test decides what else happens to it.
+struct Shared {
+    engine: RedbStore,
+    plan: Mutex<Plan>,
+    /// Held by a test for as long as commits are to wait.
+    busy: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Plan {
+    /// How many changes of records are still to be answered with a conflict, and not written.
+    conflicts: u8,
+    /// What another server writes just before the next change of a record.
+    elsewhere: Option<Change>,
+    /// Whether commits are refused, and what was in them.
+    refusing: bool,
+    refused: Vec<Change>,
+    /// The kind of records of which the next look-up fails.
+    unreadable: Option<&'static str>,
+    /// How many changes of records were written.
+    written: u32,
+}
+
+impl Shared {
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap()
+    }
+
+    fn write(&self, change: &Change) -> Result<Verdict, CommitError> {
+        Ok(self.engine.commit(std::slice::from_ref(change))?[0])
+    }
+
+    fn commit_one(&self, plan: &mut Plan, change: &Change) -> Result<Verdict, CommitError> {
+        let is_upkeep = |w: &Write| matches!(w, Write::CheckIns(_) | Write::Counters(_));
+        if change.0.iter().all(is_upkeep) {
+            return self.write(change);
+        }
+        if plan.conflicts > 0 {
+            plan.conflicts -= 1;
+            return Ok(Verdict::Conflict);
+        }
+        if let Some(elsewhere) = plan.elsewhere.take() {
+            assert_eq!(self.write(&elsewhere)?, Verdict::Written);
+            assert_eq!(self.write(change)?, Verdict::Conflict, "{elsewhere:?}, then {change:?}");
+            return Ok(Verdict::Conflict);
+        }
+        let verdict = self.write(change)?;
+        plan.written += u32::from(verdict == Verdict::Written);
+        Ok(verdict)
+    }
+
+    fn read<T>(&self, kind: &str, read: impl FnOnce(&RedbStore) -> Read<T>) -> Read<T> {
+        let fails = self.plan().unreadable.take_if(|unreadable| *unreadable == kind).is_some();
+        if fails { Err(ReadError("the test wants it so".into())) } else { read(&self.engine) }
+    }
+}
+
+impl Store for Shared {
+    fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
+        let _busy = self.busy.lock().unwrap();
+        let plan = &mut *self.plan();
+        if plan.refusing {
+            plan.refused.extend_from_slice(changes);
+            return Err(CommitError::Refused("the test wants it so".into()));
+        }
+        if changes.is_empty() {
+            return self.engine.commit(changes);
+        }
+        changes.iter().map(|change| self.commit_one(plan, change)).collect()
+    }
+    fn frontier(&self) -> Read<Frontier> {
+        self.engine.frontier()
+    }
+    fn code(&self, hash: CodeHash) -> Read<Option<Code>> {
+        self.read("code", |engine| engine.code(hash))
+    }
+    fn activation(&self, id: ActivationId) -> Read<Option<Activation>> {
+        self.read("activation", |engine| engine.activation(id))
+    }
+    fn server(&self, number: ServerNumber) -> Read<Option<Server>> {
+        self.read("server", |engine| engine.server(number))
+    }
+    fn servers_before(&self, before: Option<ServerNumber>, limit: usize) -> Read<Vec<Server>> {
+        self.engine.servers_before(before, limit)
+    }
+    fn each_server(&self, each: &mut dyn FnMut(Server)) -> Read<()> {
+        self.engine.each_server(each)
+    }
+    fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Read<()> {
+        self.engine.each_counter(each)
+    }
+    fn oldest_codes(&self, limit: usize) -> Read<Vec<Code>> {
+        self.engine.oldest_codes(limit)
+    }
+    fn oldest_activations(&self, limit: usize) -> Read<Vec<Activation>> {
+        self.engine.oldest_activations(limit)
+    }
+}
+
+/// The actors of one server, over a store that it shares.
+struct House {
+    store: Arc<Shared>,
+    handles: Arc<Handles>,
+    health: Arc<Health>,
+    key: LookupKey,
+}
+
+fn in_a_house(test: impl AsyncFnOnce(&House)) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.redb");
+    let open = move || -> std::io::Result<Box<dyn iptunnel_storage::Disk>> {
+        Ok(Box::new(FileDisk::open(&path)?))
+    };
+    let engine = RedbStore::open(Box::new(open)).unwrap();
+    let store = Arc::new(Shared { engine, plan: Mutex::default(), busy: Mutex::default() });
+    actix::System::new().block_on(async {
+        let house = House::start(store);
+        test(&house).await;
+        house.health.drain();
+        house.handles.stop().await;
+        assert!(!house.health.has_failed());
+    });
+}
+
+fn tuning() -> Tuning {
+    Tuning {
+        lifetimes: Lifetimes::default(),
+        limits: Limits::new(|_| 100, 1000),
+        retention_seconds: 86_400,
+        checkin_flush_seconds: 1,
+        batches: Batches {
+            code_registry: 100,
+            activation: 100,
+            rate_limiter: 100,
+            server_registry: 100,
+            persistence: 100,
+        },
+    }
+}
+
+fn holder(machine: u8) -> Holder {
+    let hash = KeyedHash([machine; 16]);
+    Holder { machine: hash, fingerprint: hash }
+}
+
+fn request(machine: u8, host: &str) -> Request {
+    let hostname = HostName::parse(host).unwrap();
+    let binding = Binding { hostname, public_ip: IpAddr::from([1, 2, 3, 4]) };
+    Request {
+        holder: holder(machine),
+        binding,
+        requested_ref: "main".into(),
+        installer_version: "1".into(),
+        signing_key: "k".into(),
+    }
+}
+
+/// What a caller hears, without the details.
+async fn told<T>(pending: Pending<T>) -> Outcome<()> {
+    pending.within(DEADLINE).await.outcome.map(|decision| decision.map(|_| ()))
+}
+
+async fn granted<T>(pending: Pending<T>) -> T {
+    match pending.within(DEADLINE).await.outcome {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(refusal)) => panic!("refused: {refusal:?}"),
+        Err(failure) => panic!("failed: {failure:?}"),
+    }
+}
+
+/// What the caller has used of its limit when the answer comes.
+async fn used<T>(pending: Pending<T>) -> u32 {
+    pending.within(DEADLINE).await.rates.unwrap()[0].used
+}
+
+impl House {
+    fn start(store: Arc<Shared>) -> Self {
+        let (health, key) = (Arc::new(Health::default()), LookupKey::new(&[7; LookupKey::BYTES]));
+        let parts = Parts {
+            store: Arc::clone(&store) as Arc<dyn Store>,
+            tuning: Arc::new(ArcSwap::from_pointee(tuning())),
+            permits: 64,
+            health: Arc::clone(&health),
+            observed: Observed::new(&mut prometheus_client::registry::Registry::default()),
+            random: rand_chacha::ChaCha20Rng::seed_from_u64(1),
+            lookup_key: key.clone(),
+            now: NOW,
+        };
+        let handles = iptunnel_actors::start(parts).unwrap();
+        handles.tick(NOW);
+        Self { store, handles, health, key }
+    }
+
+    fn limited<C: LimitedCommand>(&self, command: C) -> Pending<C::Answer> {
+        let who = KeyedHash([9; 16]);
+        let subjects = vec![Subject { policy: Policy::ActivatePerIpDay, who }];
+        let limited = |reply| Limited { subjects, command: Ok(command), now: NOW, reply };
+        self.handles.limited(limited).unwrap()
+    }
+
+    fn issue(&self) -> Pending<Issued> {
+        let product = ProductLetters::parse("SD").unwrap();
+        let session = KeyedHash([8; 16]);
+        self.limited(Issue { product, session, life: Lifetimes::default(), now: NOW })
+    }
+
+    fn activate(&self, code: CodeHash, machine: u8) -> Pending<Activated> {
+        self.activate_for(code, machine, "a.example.com")
+    }
+    fn activate_for(&self, code: CodeHash, machine: u8, host: &str) -> Pending<Activated> {
+        let (request, life) = (request(machine, host), Lifetimes::default());
+        self.limited(Activate { code, prechecked_at: NOW, request, life, now: NOW })
+    }
+    fn confirm(&self, id: ActivationId) -> Pending<()> {
+        self.handles.confirm(Confirm { id, now: NOW }).unwrap()
+    }
+    fn release(&self, id: ActivationId) -> Pending<ReleaseOutcome> {
+        self.handles.release(Release { id, life: Lifetimes::default(), now: NOW }).unwrap()
+    }
+    fn register(&self, number: u8, hostname: &str) -> Pending<Server> {
+        let (id, ip) = (server_id(number), IpAddr::from([1, 2, 3, number]));
+        let (hostname, token) = (hostname.to_owned(), KeyedHash([6; 16]));
+        self.handles.register(Register { id, ip, hostname, token, now: NOW }).unwrap()
+    }
+    fn revoke(&self, number: u8) -> Pending<()> {
+        self.handles.set_revoked(SetRevoked { id: server_id(number), revoked: true }).unwrap()
+    }
+    async fn issued(&self) -> CodeHash {
+        granted(self.issue()).await.code.hash(&self.key)
+    }
+    async fn opened(&self, machine: u8) -> Activation {
+        let code = self.issued().await;
+        granted(self.activate(code, machine)).await.activation
+    }
+
+    /// A code consumed through another server: ours has it in the store, but not in memory.
+    fn opened_elsewhere(&self, machine: u8) -> Activation {
+        let (life, hash) = (Lifetimes::default(), CodeHash(KeyedHash([5; 16])));
+        let product = ProductLetters::parse("SD").unwrap();
+        let code = Code::issue(CodeNumber(1000), hash, product, hash.0, NOW, &life);
+        self.store.write(&Change(vec![Write::Code(code.clone())])).unwrap();
+        let (change, activation) = consumed_elsewhere(&code, machine);
+        self.store.write(&change).unwrap();
+        activation
+    }
+
+    fn code(&self, hash: CodeHash) -> Code {
+        self.store.engine.code(hash).unwrap().unwrap()
+    }
+    fn server(&self, number: u8) -> Option<Server> {
+        let servers = self.store.engine.servers_before(None, 100).unwrap();
+        servers.into_iter().find(|server| server.id == server_id(number))
+    }
+    async fn revoked_elsewhere(&self) {
+        let server = granted(self.register(1, "a")).await;
+        self.meanwhile(Change(vec![Write::Server(server.set_revoked(true).unwrap())]));
+    }
+
+    /// Lets another server write `change` just before our next change of a record.
+    fn meanwhile(&self, change: Change) {
+        self.store.plan().elsewhere = Some(change);
+    }
+
+    /// Sends requests while the engine is busy: each is decided on what the one before has made of
+    /// memory, before anything is on disk.
+    fn while_busy<T>(&self, send: impl FnOnce() -> T) -> T {
+        let _busy = self.store.busy.lock().unwrap();
+        let sent = send();
+        // They are decided in microseconds.
+        std::thread::sleep(Duration::from_millis(100));
+        sent
+    }
+
+    /// Ends the refusals and waits until the server has found that out by itself.
+    async fn mend_store(&self) {
+        assert!(!self.health.is_ready(), "ready while the store refuses");
+        self.store.plan().refusing = false;
+        let ready = async {
+            while !self.health.is_ready() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, ready).await.expect("ready again by itself");
+    }
+
+    /// Puts one kind of request to the test: up to three conflicts it does not notice, a fourth is
+    /// `overloaded` with nothing written, and the next try works.
+    async fn bears_three_conflicts<X, T>(
+        &self,
+        prepare: impl AsyncFn(u8) -> X,
+        ask: impl Fn(&X) -> Pending<T>,
+    ) {
+        for (conflicts, expected) in [(1, GRANTED), (2, GRANTED), (3, GRANTED), (4, OVERLOADED)] {
+            let it = prepare(conflicts).await;
+            self.store.plan().conflicts = conflicts;
+            self.store.plan().written = 0;
+            assert_eq!(told(ask(&it)).await, expected, "after {conflicts} conflicts");
+            assert_eq!(self.store.plan().written, u32::from(expected == GRANTED));
+            assert_eq!(self.store.plan().conflicts, 0, "left of {conflicts}");
+            if expected == OVERLOADED {
+                assert_eq!(told(ask(&it)).await, GRANTED, "the next try");
+            }
+        }
+    }
+
+    /// One look-up of `kind` fails: the caller is told so, and the next try is granted.
+    async fn may_be_repeated<T>(&self, kind: &'static str, ask: impl Fn() -> Pending<T>) {
+        self.store.plan().unreadable = Some(kind);
+        assert_eq!(told(ask()).await, UNAVAILABLE, "{kind} unreadable");
+        assert!(self.store.plan().unreadable.is_none() && self.health.is_ready());
+        assert_eq!(told(ask()).await, GRANTED, "{kind} readable again");
+    }
+}
+
+fn server_id(number: u8) -> ServerId {
+    ServerId(u64::from(number))
+}
+
+fn consumed_elsewhere(code: &Code, machine: u8) -> (Change, Activation) {
+    let number = 1000 + u64::from(machine);
+    let at = ActivationRef { number: ActivationNumber(number), id: ActivationId(number) };
+    let (request, life) = (request(machine, "a.example.com"), Lifetimes::default());
+    let opened = Activation::open(at, code.hash, request, NOW, &life);
+    let writes = vec![Write::Code(code.consumed_by(at)), Write::Activation(opened.clone())];
+    (Change(writes), opened)
+}
+
+#[test]
+fn an_activate_a_confirm_and_a_release_bear_three_conflicts() {
+    in_a_house(async |house| {
+        let issued = async |_| house.issued().await;
+        house.bears_three_conflicts(issued, |code| house.activate(*code, 1)).await;
+        let opened = async |machine| house.opened(machine).await.at.id;
+        house.bears_three_conflicts(opened, |id| house.confirm(*id)).await;
+        house.bears_three_conflicts(opened, |id| house.release(*id)).await;
+    });
+}
+
+#[test]
+fn an_activate_for_another_binding_bears_three_conflicts() {
+    in_a_house(async |house| {
+        let ask = |old: &Activation| house.activate_for(old.code, 1, "b.example.com");
+        house.bears_three_conflicts(async |_| house.opened(1).await, ask).await;
+    });
+}
+
+#[test]
+fn a_registration_first_or_again_and_a_revocation_bear_three_conflicts() {
+    in_a_house(async |house| {
+        let numbered = async |number| number;
+        house.bears_three_conflicts(numbered, |n| house.register(*n, "a")).await;
+        house.bears_three_conflicts(numbered, |n| house.register(*n, "b")).await;
+        house.bears_three_conflicts(numbered, |n| house.revoke(*n)).await;
+        assert!((1..=4).all(|n| house.server(n).is_some_and(|s| s.revoked && s.hostname == "b")));
+    });
+}
+
+#[test]
+fn what_is_decided_again_is_charged_once_and_what_failed_is_not() {
+    in_a_house(async |house| {
+        let code = house.issued().await;
+        house.store.plan().conflicts = 4;
+        assert_eq!(used(house.activate(code, 1)).await, 1, "the issue, and no more");
+        house.store.plan().conflicts = 3;
+        assert_eq!(used(house.activate(code, 1)).await, 2);
+        // A new number that is taken: the caller has to ask again.
+        house.store.plan().conflicts = 1;
+        assert_eq!(told(house.issue()).await, OVERLOADED);
+        assert_eq!(used(house.issue()).await, 3);
+    });
+}
+
+#[test]
+fn a_code_that_another_server_has_given_away_is_used_for_all_but_its_holder() {
+    in_a_house(async |house| {
+        for (asker, winner) in [(1, 2), (3, 3)] {
+            let code = house.issued().await;
+            let (consumed, open) = consumed_elsewhere(&house.code(code), winner);
+            house.meanwhile(consumed);
+            let first = told(house.activate(code, asker)).await;
+            assert_eq!(first, if asker == winner { GRANTED } else { Ok(Err(Refusal::CodeUsed)) });
+            assert_eq!(granted(house.activate(code, winner)).await.activation, open);
+        }
+    });
+}
+
+#[test]
+fn a_repeat_is_never_granted_an_activation_whose_opening_conflicted() {
+    in_a_house(async |house| {
+        let code = house.issued().await;
+        house.store.plan().conflicts = 1;
+        for pending in house.while_busy(|| [house.activate(code, 1), house.activate(code, 1)]) {
+            let granted = granted(pending).await.activation;
+            let stored = house.store.engine.activation(granted.at.id).unwrap();
+            assert_eq!(stored, Some(granted), "granted is what is stored");
+        }
+    });
+}
+
+#[test]
+fn who_confirms_or_releases_what_another_server_has_confirmed_hears_so() {
+    in_a_house(async |house| {
+        let (one, two) = (house.opened(1).await, house.opened(2).await);
+        let confirmed = |a: &Activation| Change(vec![Write::Activation(a.confirm(NOW).unwrap())]);
+        house.meanwhile(confirmed(&one));
+        assert_eq!(told(house.confirm(one.at.id)).await, Ok(Err(Refusal::TokenUsed)));
+        house.meanwhile(confirmed(&two));
+        assert_eq!(granted(house.release(two.at.id)).await, ReleaseOutcome::Confirmed);
+    });
+}
+
+#[test]
+fn who_registers_what_another_server_has_revoked_hears_revoked() {
+    in_a_house(async |house| {
+        house.revoked_elsewhere().await;
+        let refusal = Refusal::ServerRevoked(server_id(1));
+        assert_eq!(told(house.register(1, "b")).await, Ok(Err(refusal)));
+    });
+}
+
+#[test]
+fn who_revokes_what_another_server_has_revoked_has_what_was_wanted() {
+    in_a_house(async |house| {
+        house.revoked_elsewhere().await;
+        assert_eq!(told(house.revoke(1)).await, GRANTED);
+    });
+}
+
+#[test]
+fn a_refused_activate_has_not_happened_and_its_code_is_anyones_once_the_store_works_again() {
+    in_a_house(async |house| {
+        let code = house.issued().await;
+        house.store.plan().refusing = true;
+        for pending in house.while_busy(|| [1, 1, 2].map(|machine| house.activate(code, machine))) {
+            assert_eq!(told(pending).await, UNAVAILABLE);
+        }
+        assert_eq!(house.code(code).state, CodeState::Issued);
+        let refused = std::mem::take(&mut house.store.plan().refused);
+        let Some(Write::Activation(never)) = refused[0].0.last() else { panic!("{refused:?}") };
+        house.mend_store().await;
+        assert_eq!(told(house.confirm(never.at.id)).await, Ok(Err(Refusal::ActivationNotFound)));
+        assert_eq!(granted(house.activate(code, 2)).await.activation.request.holder, holder(2));
+        assert_eq!(used(house.issue()).await, 3, "the failures are not charged");
+    });
+}
+
+#[test]
+fn a_refused_confirm_or_release_works_once_the_store_works_again() {
+    in_a_house(async |house| {
+        let (one, two) = (house.opened(1).await.at.id, house.opened(2).await.at.id);
+        house.store.plan().refusing = true;
+        let (confirm, release) = house.while_busy(|| (house.confirm(one), house.release(two)));
+        assert_eq!([told(confirm).await, told(release).await], [UNAVAILABLE; 2]);
+        house.mend_store().await;
+        assert_eq!([told(house.confirm(one)).await, told(house.release(two)).await], [GRANTED; 2]);
+    });
+}
+
+#[test]
+fn a_refused_registration_revocation_or_check_in_is_made_good_once_the_store_works_again() {
+    in_a_house(async |house| {
+        granted(house.register(1, "a")).await;
+        let (seen, later) = (NOW.plus(5), NOW.plus(10));
+        let check_in = CheckIn { id: server_id(1), bearer: Bearer::Nobody, now: seen };
+        house.store.plan().refusing = true;
+        assert_eq!(granted(house.handles.check_in(check_in).unwrap()).await, CheckedIn::Active);
+        house.handles.tick(seen);
+        let both = async || [told(house.register(2, "b")).await, told(house.revoke(1)).await];
+        assert_eq!(both().await, [UNAVAILABLE; 2]);
+        assert!(house.server(2).is_none() && !house.server(1).unwrap().revoked);
+        house.mend_store().await;
+        house.handles.tick(later);
+        assert_eq!(both().await, [GRANTED; 2]);
+        let server = house.server(1).unwrap();
+        assert_eq!((server.revoked, server.last_checkin), (true, seen));
+    });
+}
+
+#[test]
+fn a_precheck_or_an_activate_that_could_not_read_its_records_may_be_repeated_and_cost_nothing() {
+    in_a_house(async |house| {
+        let code = house.opened_elsewhere(1).code;
+        let (holder, life) = (holder(1), Lifetimes::default());
+        for kind in ["code", "activation"] {
+            let precheck = || house.limited(PrecheckCode { code, holder, life, now: NOW });
+            house.may_be_repeated(kind, precheck).await;
+            house.may_be_repeated(kind, || house.activate(code, 1)).await;
+        }
+        // Neither the failures count nor the repeats of what was activated: two prechecks do.
+        assert_eq!(used(house.issue()).await, 3);
+    });
+}
+
+#[test]
+fn a_confirm_a_registration_or_a_revocation_that_could_not_read_its_record_may_be_repeated() {
+    in_a_house(async |house| {
+        let id = house.opened_elsewhere(1).at.id;
+        house.may_be_repeated("activation", || house.confirm(id)).await;
+        granted(house.register(1, "a")).await;
+        house.may_be_repeated("server", || house.register(1, "b")).await;
+        house.may_be_repeated("server", || house.revoke(1)).await;
+    });
+}
+
+#[test]
+fn a_release_that_could_not_read_its_code_may_be_repeated() {
+    in_a_house(async |house| {
+        let open = house.opened_elsewhere(1);
+        house.may_be_repeated("code", || house.release(open.at.id)).await;
+        assert_eq!(house.code(open.code).state, CodeState::Issued);
+    });
+}
+
+#[test]
+fn after_a_release_that_could_not_read_its_code_the_activation_is_still_open() {
+    in_a_house(async |house| {
+        let id = house.opened_elsewhere(1).at.id;
+        house.store.plan().unreadable = Some("code");
+        assert_eq!(told(house.release(id)).await, UNAVAILABLE);
+        assert_eq!(told(house.confirm(id)).await, GRANTED);
+    });
+}
