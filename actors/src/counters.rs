@@ -9,7 +9,7 @@ use hashbrown::HashTable;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::limit::{Limits, Policy, Standing, Subject};
 use iptunnel_storage::{Counter, CounterRow};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// No slot: the end of a list.
 const NONE: u32 = u32::MAX;
@@ -118,7 +118,8 @@ pub(crate) struct Counters {
     index: HashTable<u32>,
     free: Vec<u32>,
     lists: BTreeMap<Class, u32>,
-    dirty: Vec<u32>,
+    /// Slots in which the store is behind, the longest first.
+    dirty: VecDeque<u32>,
 }
 
 /// There is no room for another counter: all that there are have reached their limits.
@@ -132,7 +133,7 @@ impl Counters {
             index: HashTable::new(),
             free: Vec::new(),
             lists: BTreeMap::new(),
-            dirty: Vec::new(),
+            dirty: VecDeque::new(),
         }
     }
 
@@ -247,7 +248,7 @@ impl Counters {
     pub(crate) fn restore(&mut self, slot: u32, counter: Counter, now: Timestamp) {
         if counter.window_end <= now || self.find(counter.key).is_some() {
             // The store forgets it, too.
-            self.dirty.push(slot);
+            self.dirty.push_back(slot);
             while self.slots.len() <= slot as usize {
                 self.add_free_slot();
             }
@@ -261,9 +262,9 @@ impl Counters {
 
     /// At most `count` rows in which the store is behind.
     pub(crate) fn take_dirty(&mut self, count: usize) -> Vec<CounterRow> {
-        let at = self.dirty.len().saturating_sub(count);
-        let mut rows = Vec::with_capacity(self.dirty.len() - at);
-        for number in self.dirty.drain(at..) {
+        let count = count.min(self.dirty.len());
+        let mut rows = Vec::with_capacity(count);
+        for number in self.dirty.drain(..count) {
             if let Some(slot) = self.slots.get_mut(number) {
                 slot.packed &= !DIRTY;
                 rows.push(CounterRow { slot: number, counter: slot.counter() });
@@ -272,13 +273,18 @@ impl Counters {
         rows
     }
 
+    /// In how many slots the store is behind.
+    pub(crate) fn dirty(&self) -> usize {
+        self.dirty.len()
+    }
+
     /// The store is behind in this slot.
     pub(crate) fn mark_dirty(&mut self, number: u32) {
         if let Some(slot) = self.slots.get_mut(number)
             && slot.packed & DIRTY == 0
         {
             slot.packed |= DIRTY;
-            self.dirty.push(number);
+            self.dirty.push_back(number);
         }
     }
 

@@ -56,10 +56,12 @@ impl Message for GiveBack {
     type Result = ();
 }
 
-/// Counters whose commit failed: the store is still behind.
-struct StillDirty(Vec<u32>);
+/// What became of the commit of some counters: the slots in which the store is still behind.
+struct Flushed {
+    still_dirty: Vec<u32>,
+}
 
-impl Message for StillDirty {
+impl Message for Flushed {
     type Result = ();
 }
 
@@ -78,6 +80,8 @@ pub(crate) struct RateLimiter {
     decisions: [LimitMetrics; Policy::ALL.len()],
     observed: Observed,
     ticks: u8,
+    /// How many counters the flush under way has yet to send.
+    to_flush: usize,
 }
 
 impl RateLimiter {
@@ -95,6 +99,7 @@ impl RateLimiter {
             decisions: observed.limits(),
             observed: observed.clone(),
             ticks: 0,
+            to_flush: 0,
         }
     }
 
@@ -127,19 +132,22 @@ impl RateLimiter {
         }
     }
 
-    fn flush(&mut self, count: usize) {
-        let rows = self.counters.take_dirty(count);
+    /// Sends the next counters of a flush. A few at a time: a commit that carries many would hold
+    /// up everyone who waits for it.
+    fn flush(&mut self, step: usize) {
+        let rows = self.counters.take_dirty(step.min(self.to_flush));
         if rows.is_empty() {
+            self.to_flush = 0;
             return;
         }
+        self.to_flush -= rows.len().min(self.to_flush);
         self.metrics.batch.observe(rows.len() as f64);
         let slots: Vec<u32> = rows.iter().map(|row: &CounterRow| row.slot).collect();
         let handles = Arc::clone(&self.handles);
         let change = Change(vec![Write::Counters(rows)]);
         self.handles.persistence.commit(change, None, move |committed| {
-            if committed != Committed::Written {
-                handles.rate_limiter.send(StillDirty(slots));
-            }
+            let still_dirty = if committed == Committed::Written { Vec::new() } else { slots };
+            handles.rate_limiter.send(Flushed { still_dirty });
         });
     }
 }
@@ -191,12 +199,18 @@ impl Handler<GiveBack> for RateLimiter {
     }
 }
 
-impl Handler<StillDirty> for RateLimiter {
+impl Handler<Flushed> for RateLimiter {
     type Result = ();
 
-    fn handle(&mut self, StillDirty(slots): StillDirty, _: &mut Context<Self>) {
+    fn handle(&mut self, Flushed { still_dirty }: Flushed, _: &mut Context<Self>) {
         self.metrics.taken();
-        for slot in slots {
+        if still_dirty.is_empty() {
+            let step = self.tuning.load().batches.rate_limiter;
+            return self.flush(step);
+        }
+        // The store refuses: the next flush tries again.
+        self.to_flush = 0;
+        for slot in still_dirty {
             self.counters.mark_dirty(slot);
         }
     }
@@ -210,9 +224,10 @@ impl Handler<Tick> for RateLimiter {
         self.counters.expire(EXPIRE_BUDGET, now);
         self.observed.counters_in_memory.set(self.counters.len() as i64);
         self.ticks = (self.ticks + 1) % FLUSH_TICKS;
-        if self.ticks == 0 {
-            let batch = self.tuning.load().batches.rate_limiter;
-            self.flush(batch);
+        if self.ticks == 0 && self.to_flush == 0 {
+            let step = self.tuning.load().batches.rate_limiter;
+            self.to_flush = self.counters.dirty();
+            self.flush(step);
         }
     }
 }
@@ -222,6 +237,7 @@ impl Handler<Shutdown> for RateLimiter {
 
     fn handle(&mut self, shutdown: Shutdown, context: &mut Context<Self>) {
         self.metrics.taken();
+        self.to_flush = self.counters.dirty();
         self.flush(usize::MAX);
         self.handles.code_registry.send(shutdown);
         context.stop();

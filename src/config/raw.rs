@@ -191,7 +191,7 @@ const fn default_actors() -> Actors {
     Actors {
         code_registry: size(512),
         activation: size(512),
-        rate_limiter: size(65_536),
+        rate_limiter: size(1024),
         server_registry: size(65_536),
         persistence: size(1024),
     }
