@@ -18,7 +18,7 @@ use arc_swap::ArcSwap;
 use iptunnel_actors::{Handles, Health, Observed, Parts, StartError};
 use iptunnel_storage::{FileDisk, OpenDisk, OpenError, RedbStore, Store};
 use prometheus_client::registry::Registry;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -129,7 +129,7 @@ pub async fn run(
         config: ArcSwap::from_pointee(config),
     });
     let bind = admin_socket.local_addr()?;
-    let admin = operators_server(admin_socket, bind, Arc::clone(&health), registry)?;
+    let admin = operators_server(admin_socket, Arc::clone(&health), registry)?;
     let admin_handle = admin.handle();
     let address = public_socket.local_addr()?;
     let public = public_server(public_socket, &server, state.clone())?;
@@ -268,11 +268,10 @@ fn public_server(
 
 fn operators_server(
     socket: TcpListener,
-    bind: SocketAddr,
     health: Arc<Health>,
     registry: Registry,
 ) -> std::io::Result<actix_web::dev::Server> {
-    let state = Data::new(AdminState { health, registry: Arc::new(registry), bind });
+    let state = Data::new(AdminState { health, registry: Arc::new(registry) });
     let server = HttpServer::new(move || {
         App::new()
             .app_data(state.clone())

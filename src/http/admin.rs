@@ -10,7 +10,7 @@ use actix_web::web::Data;
 use actix_web::{Error, HttpResponse};
 use iptunnel_actors::Health;
 use prometheus_client::registry::Registry;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// What the operators' handlers share.
@@ -19,8 +19,6 @@ pub struct AdminState {
     pub health: Arc<Health>,
     /// Everything that is counted.
     pub registry: Arc<Registry>,
-    /// Where this listener listens.
-    pub bind: SocketAddr,
 }
 
 fn text(status: StatusCode, text: &'static str) -> HttpResponse {

@@ -37,6 +37,11 @@ async fn collect(mut payload: Payload) -> Body {
     Ok(body.freeze())
 }
 
+/// The fields of a body, or why it is of no use.
+pub fn fields<'de, T: Deserialize<'de>>(body: &'de Body) -> Result<T, Refusal> {
+    body.as_ref().map_err(Clone::clone).and_then(|bytes| object(bytes))
+}
+
 /// Reads a JSON object into its fields; fields nobody asked for are passed over.
 pub fn object<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, Refusal> {
     let text = body.trim_ascii_start();

@@ -1,6 +1,6 @@
 //! The installer's four steps: precheck, activate, confirm, release.
 
-use super::body::{Body, Field, object};
+use super::body::{Body, Field, fields};
 use super::caller::network_of;
 use super::codes::network_hash;
 use super::errors::ApiError;
@@ -12,10 +12,10 @@ use crate::tokens::{InstallPass, PrecheckPass};
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Payload};
 use actix_web::{HttpRequest, HttpResponse};
-use iptunnel_actors::activation::{Confirm, Release, ReleaseOutcome};
+use iptunnel_actors::activation::{Activated, Confirm, Release, ReleaseOutcome};
 use iptunnel_actors::code_registry::{Activate, PrecheckCode};
-use iptunnel_actors::{Answer, Limited, LimitedCommand};
-use iptunnel_domain::activation::{ActivationId, Binding, Holder, Request};
+use iptunnel_actors::{Limited, LimitedCommand};
+use iptunnel_domain::activation::{Activation, ActivationId, Binding, Holder, Request};
 use iptunnel_domain::address::{HostName, parse_public_ip};
 use iptunnel_domain::code::{CodeHash, InstallCode};
 use iptunnel_domain::limit::{Policy, Subject};
@@ -204,20 +204,39 @@ fn subjects(
     subjects
 }
 
-/// Sends what was made of a body through the limits; without a command, the refusal comes back
-/// through them as well.
-async fn through_limits<C: LimitedCommand, E>(
+/// One of the two limited steps: reads the body, makes of it a command with `read`, sends that
+/// through the limits (a refusal as well: a bad request is charged like a good one), and answers
+/// with what `grant` makes of the outcome.
+async fn limited_step<C: LimitedCommand>(
     state: &State,
-    subjects: Vec<Subject>,
-    command: Result<(C, E), Refusal>,
-    now: Timestamp,
-) -> (Answer<C::Answer>, Option<E>) {
-    let (command, echo) = match command {
-        Ok((command, echo)) => (Ok(command), Some(echo)),
+    request: &HttpRequest,
+    payload: Payload,
+    policies: [Policy; 2],
+    read: impl FnOnce(InstallBody<'_>, Timestamp) -> Result<(C, Identity), Refusal>,
+    grant: impl FnOnce(C::Answer, Identity, Timestamp) -> HttpResponse,
+) -> HttpResponse {
+    let now = state.clock.now();
+    let bytes = match state.read(payload).await {
+        Ok(bytes) => bytes,
+        Err(error) => return failure(error),
+    };
+    let body: Result<InstallBody<'_>, Refusal> = fields(&bytes);
+    let network = network_of(request, &state.proxies);
+    let subjects = subjects(state, network, &body, policies);
+    let (command, identity) = match body.and_then(|body| read(body, now)) {
+        Ok((command, identity)) => (Ok(command), Some(identity)),
         Err(refusal) => (Err(refusal), None),
     };
     let pending = state.handles.limited(|reply| Limited { subjects, command, now, reply });
-    (state.wait(pending).await, echo)
+    let answer = state.wait(pending).await;
+    let response = match (answer.outcome, identity) {
+        (Ok(Ok(granted)), Some(identity)) => grant(granted, identity, now),
+        // Nothing is granted that was not asked for.
+        (Ok(Ok(_)), None) => failure(ApiError::internal()),
+        (Ok(Err(refusal)), _) => failure(refusal),
+        (Err(error), _) => failure(error),
+    };
+    with_rates(response, answer.rates.as_ref(), now)
 }
 
 /// `POST /api/v2/{product}/install/precheck`
@@ -227,33 +246,18 @@ pub async fn precheck(
     product: Data<Product>,
     payload: Payload,
 ) -> HttpResponse {
-    let now = state.clock.now();
-    let bytes = match state.read(payload).await {
-        Ok(bytes) => bytes,
-        Err(error) => return failure(error),
-    };
-    let mut body = parse(&bytes);
     let policies = [Policy::PrecheckPerIpDay, Policy::PrecheckPerMachineDay];
-    let network = network_of(&request, &state.proxies);
-    let subjects = subjects(&state, network, &body, policies);
     let life = state.tuning.load().lifetimes;
-    let command = take(&mut body).and_then(|mut body| {
+    let read = |mut body: InstallBody<'_>, now| {
         let identity = Identity::read(&state, &mut body)?;
         check_product(&product, &identity.code, &body.product)?;
         let (code, holder) = (identity.hash, identity.holder);
         Ok((PrecheckCode { code, holder, life, now }, identity))
-    });
-    let (answer, identity) = through_limits(&state, subjects, command, now).await;
-    let response = match (answer.outcome, identity) {
-        (Ok(Ok(())), Some(identity)) => {
-            let expires_at = now.plus(life.precheck_token);
-            prechecked(&state, &product, &identity, now, expires_at)
-        }
-        (Ok(Ok(())), None) => failure(ApiError::internal()),
-        (Ok(Err(refusal)), _) => failure(refusal),
-        (Err(error), _) => failure(error),
     };
-    with_rates(response, answer.rates.as_ref(), now)
+    let grant = |(), identity: Identity, now: Timestamp| {
+        prechecked(&state, &product, &identity, now, now.plus(life.precheck_token))
+    };
+    limited_step(&state, &request, payload, policies, read, grant).await
 }
 
 fn prechecked(
@@ -282,17 +286,6 @@ fn prechecked(
         machine_binding: identity.machine_binding(),
     };
     success(StatusCode::OK, data, "Install code validated")
-}
-
-fn parse(bytes: &Body) -> Result<InstallBody<'_>, Refusal> {
-    bytes.as_ref().map_err(Clone::clone).and_then(|bytes| object(bytes))
-}
-
-fn take<T: Default>(body: &mut Result<T, Refusal>) -> Result<T, Refusal> {
-    match body {
-        Ok(body) => Ok(std::mem::take(body)),
-        Err(refusal) => Err(refusal.clone()),
-    }
 }
 
 /// The precheck that an activate rests on.
@@ -354,44 +347,29 @@ pub async fn activate(
     product: Data<Product>,
     payload: Payload,
 ) -> HttpResponse {
-    let now = state.clock.now();
-    let bytes = match state.read(payload).await {
-        Ok(bytes) => bytes,
-        Err(error) => return failure(error),
-    };
-    let mut body = parse(&bytes);
     let policies = [Policy::ActivatePerIpDay, Policy::ActivatePerMachineDay];
-    let network = network_of(&request, &state.proxies);
-    let subjects = subjects(&state, network, &body, policies);
-    let command = take(&mut body).and_then(|body| read_activate(&state, &product, body, now));
-    let (answer, identity) = through_limits(&state, subjects, command, now).await;
-    let response = match (answer.outcome, identity) {
-        (Ok(Ok(activated)), Some(identity)) => {
-            let activation = activated.activation;
-            match state.tokens.load().sign_install(&activation) {
-                None => failure(ApiError::internal()),
-                Some(install_token) => {
-                    let binding = &activation.request.binding;
-                    let data = ActivateData {
-                        activation_id: activation.at.id.reveal(),
-                        install_token,
-                        install_token_expires_at: rfc3339(activation.expires_at),
-                        install_code: identity.code.reveal(),
-                        machine_binding: MachineBinding {
-                            hostname: Some(binding.hostname.as_str().to_owned()),
-                            public_ip: Some(binding.public_ip.to_string()),
-                            ..identity.machine_binding()
-                        },
-                    };
-                    success(StatusCode::OK, data, "Install token issued")
-                }
-            }
-        }
-        (Ok(Ok(_)), None) => failure(ApiError::internal()),
-        (Ok(Err(refusal)), _) => failure(refusal),
-        (Err(error), _) => failure(error),
+    let read = |body: InstallBody<'_>, now| read_activate(&state, &product, body, now);
+    let grant = |granted: Activated, identity, _| activated(&state, &granted.activation, &identity);
+    limited_step(&state, &request, payload, policies, read, grant).await
+}
+
+fn activated(state: &State, activation: &Activation, identity: &Identity) -> HttpResponse {
+    let Some(install_token) = state.tokens.load().sign_install(activation) else {
+        return failure(ApiError::internal());
     };
-    with_rates(response, answer.rates.as_ref(), now)
+    let binding = &activation.request.binding;
+    let data = ActivateData {
+        activation_id: activation.at.id.reveal(),
+        install_token,
+        install_token_expires_at: rfc3339(activation.expires_at),
+        install_code: identity.code.reveal(),
+        machine_binding: MachineBinding {
+            hostname: Some(binding.hostname.as_str().to_owned()),
+            public_ip: Some(binding.public_ip.to_string()),
+            ..identity.machine_binding()
+        },
+    };
+    success(StatusCode::OK, data, "Install token issued")
 }
 
 /// Checks the token of a confirm or a release against the id it comes with.
@@ -407,7 +385,7 @@ fn check_install_token(
 }
 
 fn read_confirm(state: &State, bytes: &Body, now: Timestamp) -> Result<ActivationId, Refusal> {
-    let body: FinishBody<'_> = object(bytes.as_ref().map_err(Clone::clone)?)?;
+    let body: FinishBody<'_> = fields(bytes)?;
     let id = body.activation_id.required("activation_id", ACTIVATION_ID)?;
     let token = body.install_token.required("install_token", TOKEN)?;
     let id = ActivationId::parse(&id);
@@ -438,7 +416,7 @@ pub async fn confirm(state: Data<State>, payload: Payload) -> HttpResponse {
 }
 
 fn read_release(state: &State, bytes: &Body) -> Result<ActivationId, Refusal> {
-    let body: FinishBody<'_> = object(bytes.as_ref().map_err(Clone::clone)?)?;
+    let body: FinishBody<'_> = fields(bytes)?;
     let id = body.activation_id.required("activation_id", ACTIVATION_ID)?;
     let id = ActivationId::parse(&id);
     match body.install_token {

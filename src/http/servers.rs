@@ -1,6 +1,6 @@
 //! Registered servers: the legacy routes and their v2 counterparts.
 
-use super::body::{Body, Field, object};
+use super::body::{Body, Field, fields, object};
 use super::errors::ApiError;
 use super::respond::{failure, failure_for, json, legacy_failure, rfc3339, success};
 use super::state::State;
@@ -15,6 +15,7 @@ use iptunnel_domain::server::{Bearer, Server, ServerId, ServerNumber};
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{ReadError, Store};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Longer than any token or id that is good.
@@ -111,7 +112,13 @@ fn bearer(state: &State, request: &HttpRequest) -> Bearer {
 
 /// The body of a legacy request, or the 400 (or 413) it deserves.
 fn legacy_body(bytes: &Body) -> Result<ServerBody<'_>, HttpResponse> {
-    bytes.as_ref().map_err(Clone::clone).and_then(|bytes| object(bytes)).map_err(legacy_failure)
+    fields(bytes).map_err(legacy_failure)
+}
+
+/// The server that a legacy request names.
+fn server_id(bytes: &Body) -> Result<String, HttpResponse> {
+    let id = legacy_body(bytes)?.server_id.check("server_id", FIELD);
+    id.map(Cow::into_owned).map_err(bad_request)
 }
 
 /// `POST /register`
@@ -174,10 +181,8 @@ pub async fn legacy_check_in(
         Ok(bytes) => bytes,
         Err(error) => return legacy_failure(error),
     };
-    let id = match legacy_body(&bytes)
-        .and_then(|body| body.server_id.check("server_id", FIELD).map_err(bad_request))
-    {
-        Ok(id) => id.into_owned(),
+    let id = match server_id(&bytes) {
+        Ok(id) => id,
         Err(response) => return response,
     };
     let outcome = match check_in(&state, &request, &id).await {
@@ -280,10 +285,8 @@ pub async fn legacy_revoke(
         Ok(bytes) => bytes,
         Err(error) => return legacy_failure(error),
     };
-    let id = match legacy_body(&bytes)
-        .and_then(|body| body.server_id.check("server_id", FIELD).map_err(bad_request))
-    {
-        Ok(id) => id.into_owned(),
+    let id = match server_id(&bytes) {
+        Ok(id) => id,
         Err(response) => return response,
     };
     match set_revoked(&state, &id, true).await {
