@@ -150,23 +150,29 @@ impl RedbStore {
     }
 }
 
-/// What every redb file begins with, once it has been made.
-const MAGIC_BYTES: usize = 9;
+/// Bytes of the magic number that every redb file begins with once it has been made.
+const MAGIC: usize = 9;
+/// Bytes of the head in which it stands.
+const HEAD: usize = 4096;
 /// A file that was never finished is no larger than a fresh one, of 72 KiB.
 const UNFINISHED_AT_MOST: u64 = 128 * 1024;
 
-/// Empties a disk on which the making of a store was cut short: redb writes its magic number last,
-/// so where that is still missing nothing was ever committed. Anything else is left alone.
+/// Empties a disk on which the making of a store was cut short.
+///
+/// redb writes its magic number last: where that is missing from a head that is otherwise there,
+/// or where nothing at all has been written, nothing was ever committed. A store whose head was
+/// lost looks otherwise, and like everything else it is left alone.
 fn discard_unfinished(disk: &dyn Disk) -> io::Result<()> {
     let len = disk.len()?;
     if len == 0 || len > UNFINISHED_AT_MOST {
         return Ok(());
     }
-    let mut start = [0; MAGIC_BYTES];
-    let there = start.len().min(usize::try_from(len).unwrap_or(usize::MAX));
-    let (start, _) = start.split_at_mut(there);
-    disk.read(0, start)?;
-    if start.iter().all(|byte| *byte == 0) {
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+    disk.read(0, &mut bytes)?;
+    let is_blank = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    let (magic, _) = bytes.split_at(MAGIC.min(bytes.len()));
+    let (head, body) = bytes.split_at(HEAD.min(bytes.len()));
+    if is_blank(magic) && (is_blank(body) || !is_blank(head)) {
         tracing::warn!("the store's file was never finished; it is made anew");
         disk.set_len(0)?;
     }

@@ -197,6 +197,20 @@ fn one_process_at_a_time_holds_a_store() {
     assert!(second.err().unwrap().to_string().contains("another process"));
 }
 
+#[test]
+fn a_store_whose_head_was_lost_is_left_alone() {
+    let folder = folder();
+    let path = folder.path().join("s.redb");
+    on_file(&path).commit(&everything()).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[..4096].fill(0);
+    std::fs::write(&path, &bytes).unwrap();
+    let of_store = path.clone();
+    let opened = RedbStore::open(Box::new(move || Ok(Box::new(FileDisk::open(&of_store)?))));
+    assert!(matches!(opened.err().unwrap(), OpenError::Engine(_)));
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+}
+
 /// What a [`BadDisk`] does wrong, from now on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
