@@ -277,6 +277,9 @@ impl Handles {
             let _ = thread.join();
         }
         self.arbiter.stop();
+        // Here and not when the last of many owners is gone: whoever waits for the end may open
+        // the store again at once.
+        self.store.close();
     }
 
     /// Answers once everything sent before is on disk, so that nobody hears of what may not last.

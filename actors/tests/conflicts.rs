@@ -106,6 +106,9 @@ impl Store for Shared {
         }
         changes.iter().map(|change| self.commit_one(plan, change)).collect()
     }
+    fn close(&self) {
+        self.engine.close();
+    }
     fn frontier(&self) -> Read<Frontier> {
         self.engine.frontier()
     }

@@ -143,6 +143,10 @@ pub trait Store: Send + Sync + 'static {
     /// as a later commit succeeds. [`CommitError::Unknown`] where only a new start can tell.
     fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError>;
 
+    /// Lets go of the engine, in order: whoever opens the store next finds nothing to repair.
+    /// Nothing may be asked of it afterwards.
+    fn close(&self);
+
     /// The last numbers given out.
     fn frontier(&self) -> Result<Frontier, ReadError>;
     /// The code with this hash.

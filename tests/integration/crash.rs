@@ -331,7 +331,7 @@ pub fn seed() -> u64 {
 fn killed_at_any_moment_it_comes_back_with_all_that_it_answered_and_nothing_half_done() {
     let seed = seed();
     let mut chance = Chance::seeded(seed);
-    let mut server = Process::start(&[]);
+    let mut server = Process::start(&["codes.max_activations_per_code=255"]);
     let (mut codes, mut confirmed) = (0, Vec::new());
     for round in 0..rounds() {
         let load = Load::start(server.api.clone(), round, seed);

@@ -413,7 +413,7 @@ fn a_loss_of_power_at_any_moment_keeps_all_that_was_answered() {
     let seed = seed();
     let mut chance = Chance::seeded(seed);
     let disk = BadDisk::new();
-    let mut app = on(&disk, &[]);
+    let mut app = on(&disk, &[("codes.max_activations_per_code", "255")]);
     for round in 0..rounds() {
         let load = Load::start(api(&app), round, seed);
         std::thread::sleep(Duration::from_millis(20 + chance.below(150)));

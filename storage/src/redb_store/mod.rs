@@ -253,6 +253,10 @@ impl Store for RedbStore {
         }
     }
 
+    fn close(&self) {
+        *self.write_lock() = None;
+    }
+
     fn frontier(&self) -> Result<Frontier, ReadError> {
         let read = self.begin_read()?;
         let meta = read.open_table(META).map_err(unreadable)?;
