@@ -264,8 +264,7 @@ impl Handler<Work<Open, Record>> for Activation {
                         handles.code_registry.send(work);
                     }
                 }
-                Committed::Unavailable => reply.fail(Failure::StorageUnavailable),
-                Committed::Unknown => reply.fail(Failure::OutcomeUnknown),
+                Committed::Failed(failure) => reply.fail(failure),
             },
         );
         self.activations.remember(opened, fate_of_memory);
@@ -364,8 +363,7 @@ impl Handler<Work<Confirm, Record>> for Activation {
                         handles.activation.send(work);
                     }
                 }
-                Committed::Unavailable => work.reply.fail(Failure::StorageUnavailable),
-                Committed::Unknown => work.reply.fail(Failure::OutcomeUnknown),
+                Committed::Failed(failure) => work.reply.fail(failure),
             },
         );
         self.activations.remember(confirmed, fate_of_memory);

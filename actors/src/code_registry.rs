@@ -303,8 +303,7 @@ impl Handler<Work<Issue, Code>> for CodeRegistry {
                     handles.code_registry.send(Upkeep::Disown(hash));
                     reply.fail(Failure::Overloaded);
                 }
-                Committed::Unavailable => reply.fail(Failure::StorageUnavailable),
-                Committed::Unknown => reply.fail(Failure::OutcomeUnknown),
+                Committed::Failed(failure) => reply.fail(failure),
             }
         });
         // Nobody knows the code before it is on disk: nothing can rest on it.
@@ -420,8 +419,7 @@ impl Handler<Work<Restore, Code>> for CodeRegistry {
                         handles.activation.send(work);
                     }
                 }
-                Committed::Unavailable => reply.fail(Failure::StorageUnavailable),
-                Committed::Unknown => reply.fail(Failure::OutcomeUnknown),
+                Committed::Failed(failure) => reply.fail(failure),
             }
         });
         if let Some(code) = restored {

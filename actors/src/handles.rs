@@ -300,8 +300,7 @@ impl Handles {
                 }
             }
             Committed::Written | Committed::Conflict => work.reply.decide(decision),
-            Committed::Unavailable => work.reply.fail(Failure::StorageUnavailable),
-            Committed::Unknown => work.reply.fail(Failure::OutcomeUnknown),
+            Committed::Failed(failure) => work.reply.fail(failure),
         });
     }
 

@@ -5,6 +5,7 @@
 //! share one. It is a plain loop over a queue and not an actix actor, because an actix actor is
 //! handed one message at a time and never learns that its queue has run dry.
 
+use crate::Failure;
 use crate::health::Health;
 use crate::observed::{ActorMetrics, Observed};
 use crate::tuning::Tuning;
@@ -22,10 +23,8 @@ pub(crate) enum Committed {
     Written,
     /// It was decided on a record that has changed since; nothing was written.
     Conflict,
-    /// The store refused; nothing was written.
-    Unavailable,
-    /// It may or may not be on disk.
-    Unknown,
+    /// The store refused, and nothing was written; or it may or may not be on disk.
+    Failed(Failure),
 }
 
 /// What becomes of a change, shared with whatever is decided on memory that runs ahead of it: an
@@ -200,7 +199,7 @@ impl Writer {
         let mut waiting = Vec::with_capacity(jobs.len());
         for Job { change, generation: decided_on, done } in jobs {
             if self.refusing || decided_on.is_some_and(|decided_on| decided_on != generation) {
-                done(Committed::Unavailable);
+                done(Committed::Failed(Failure::StorageUnavailable));
                 continue;
             }
             let writes = !change.0.is_empty();
@@ -230,24 +229,24 @@ impl Writer {
                     done(match if writes { verdicts.next() } else { Some(Verdict::Written) } {
                         Some(Verdict::Written) => Committed::Written,
                         Some(Verdict::Conflict) => Committed::Conflict,
-                        None => Committed::Unknown,
+                        None => Committed::Failed(Failure::OutcomeUnknown),
                     });
                 }
                 return;
             }
             Err(CommitError::Refused(reason)) => {
                 self.refuse(&reason);
-                Committed::Unavailable
+                Failure::StorageUnavailable
             }
             Err(CommitError::Unknown(reason)) => {
                 self.refuse(&reason);
-                Committed::Unknown
+                Failure::OutcomeUnknown
             }
         };
         for (_, done) in waiting {
-            done(failed);
+            done(Committed::Failed(failed));
         }
-        if failed == Committed::Unknown {
+        if failed == Failure::OutcomeUnknown {
             // After the answers: from here on the server is on its way out.
             self.health.fail("the fate of a commit is unknown");
         }

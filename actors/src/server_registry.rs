@@ -5,7 +5,6 @@
 //! here: a server appears, is revoked or restored in memory once that is on disk. Check-ins go the
 //! other way: they are answered at once and written down together, a little later.
 
-use crate::Failure;
 use crate::handles::Handles;
 use crate::observed::{ActorMetrics, Observed};
 use crate::persistence::Committed;
@@ -290,7 +289,7 @@ impl ServerRegistry {
     {
         let handles = Arc::clone(&self.handles);
         self.handles.persistence.commit(Change::default(), None, move |committed| {
-            if let Some(failure) = failure(committed) {
+            if let Committed::Failed(failure) = committed {
                 return work.reply.fail(failure);
             }
             let back = Arc::clone(&handles);
@@ -324,13 +323,10 @@ impl ServerRegistry {
                 return grant(work.reply, server);
             }
             handles.server_registry.send::<NotWritten>(NotWritten(server.id));
-            match failure(committed) {
-                Some(failure) => work.reply.fail(failure),
-                None => {
-                    if let Some(work) = work.again() {
-                        handles.server_registry.send(work);
-                    }
-                }
+            if let Committed::Failed(failure) = committed {
+                work.reply.fail(failure);
+            } else if let Some(work) = work.again() {
+                handles.server_registry.send(work);
             }
         });
     }
@@ -352,15 +348,6 @@ impl ServerRegistry {
                 handles.server_registry.send(StillUnwritten(check_ins));
             }
         });
-    }
-}
-
-/// What to tell the caller, where a commit ended in neither success nor conflict.
-fn failure(committed: Committed) -> Option<Failure> {
-    match committed {
-        Committed::Written | Committed::Conflict => None,
-        Committed::Unavailable => Some(Failure::StorageUnavailable),
-        Committed::Unknown => Some(Failure::OutcomeUnknown),
     }
 }
 

@@ -1,9 +1,9 @@
 //! The real binary, started in a folder of its own, killed, asked to stop, and started again.
 
-use crate::harness::{Answer, Machine, wait_until};
+use crate::harness::{Answer, Machine, try_send, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use reqwest::blocking::{Client, RequestBuilder};
+use reqwest::blocking::Client;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::net::TcpStream;
@@ -44,18 +44,6 @@ pub fn usual_flags() -> Vec<String> {
     let policies = iptunnel_domain::limit::Policy::ALL;
     set.extend(policies.map(|policy| format!("limits.{}=1000000", policy.name())));
     set.into_iter().flat_map(|pair| ["--set".into(), pair]).collect()
-}
-
-/// A request that may stay without an answer.
-pub fn try_send(request: RequestBuilder) -> Option<Answer> {
-    let response = request.send().ok()?;
-    let status = response.status().as_u16();
-    let headers = response
-        .headers()
-        .iter()
-        .map(|(name, value)| (name.as_str().to_owned(), value.to_str().unwrap_or("").to_owned()))
-        .collect();
-    Some(Answer { status, headers, text: response.text().ok()? })
 }
 
 /// A running server, as callers see it. Every answer may be missing.

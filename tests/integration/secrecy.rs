@@ -1,7 +1,7 @@
 //! Nothing secret is in the log, on standard output or in the metrics, however much is logged.
 
-use crate::harness::Machine;
-use crate::process::{Process, try_send};
+use crate::harness::{Machine, try_send};
+use crate::process::Process;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use nix::sys::signal::Signal;
