@@ -22,6 +22,7 @@ mod health;
 mod keeper;
 mod mailbox;
 mod observed;
+mod outbox;
 mod persistence;
 mod rate_limiter;
 mod reader;

@@ -1,5 +1,6 @@
 //! The way back: a reply travels inside its message, with the permit and the charge of its request.
 
+use crate::outbox::{Deliver, Outbox};
 use crate::rate_limiter::Charge;
 use iptunnel_domain::Refusal;
 use iptunnel_domain::limit::Standing;
@@ -72,7 +73,9 @@ impl Permits {
         let (sender, receiver) = oneshot::channel();
         let progress = Arc::new(AtomicU8::new(0));
         let inner = Inner {
-            sender,
+            outbox: Outbox::of_this_thread(),
+            sender: Some(sender),
+            answer: None,
             progress: Arc::clone(&progress),
             generation: None,
             charge: None,
@@ -96,7 +99,10 @@ const ANSWERED: u8 = 4;
 pub struct Reply<T>(Option<Box<Inner<T>>>);
 
 struct Inner<T> {
-    sender: oneshot::Sender<Answer<T>>,
+    /// Of the thread on which the caller waits.
+    outbox: Outbox,
+    sender: Option<oneshot::Sender<Answer<T>>>,
+    answer: Option<Answer<T>>,
     progress: Arc<AtomicU8>,
     /// The store's generation on which the first decision was made.
     generation: Option<u32>,
@@ -105,7 +111,16 @@ struct Inner<T> {
     _permit: Permit,
 }
 
-impl<T> Reply<T> {
+impl<T: Send> Deliver for Inner<T> {
+    fn deliver(&mut self) {
+        if let (Some(sender), Some(answer)) = (self.sender.take(), self.answer.take()) {
+            // A caller who hung up is answered by nobody; there is nothing to undo.
+            let _ = sender.send(answer);
+        }
+    }
+}
+
+impl<T: Send + 'static> Reply<T> {
     /// Grants the request.
     pub(crate) fn grant(self, answer: T) {
         self.send(Ok(Ok(answer)));
@@ -137,10 +152,12 @@ impl<T> Reply<T> {
             return;
         }
         let rates = inner.rates.take();
-        // A caller who hung up is answered by nobody; there is nothing to undo.
-        let _ = inner.sender.send(Answer { outcome, rates });
+        inner.answer = Some(Answer { outcome, rates });
+        inner.outbox.clone().send(inner);
     }
+}
 
+impl<T> Reply<T> {
     /// Marks the point of no return, just before state changes for this request. `false` where
     /// the caller has given up: then nothing may change.
     pub(crate) fn claim(&self) -> bool {
@@ -219,40 +236,55 @@ mod tests {
 
     const SOON: Duration = Duration::from_millis(1);
 
-    fn wait<T>(pending: Pending<T>) -> Answer<T> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        runtime.block_on(pending.within(SOON))
+    /// Plays one request on a thread that can wait, and returns what its caller hears.
+    fn play(worker: impl FnOnce(Reply<()>)) -> Answer<()> {
+        actix::System::new().block_on(async {
+            let (reply, pending) = Permits::new(1).request().unwrap();
+            worker(reply);
+            pending.within(SOON).await
+        })
     }
 
     #[test]
     fn there_are_as_many_requests_at_once_as_there_are_permits() {
-        let permits = Permits::new(1);
-        let (reply, pending) = permits.request::<()>().unwrap();
-        assert!(permits.request::<()>().is_none());
-        reply.grant(());
-        assert!(permits.request::<()>().is_some());
-        assert!(matches!(wait(pending).outcome, Ok(Ok(()))));
+        actix::System::new().block_on(async {
+            let permits = Permits::new(1);
+            let (reply, pending) = permits.request::<()>().unwrap();
+            assert!(permits.request::<()>().is_none());
+            reply.grant(());
+            assert!(matches!(pending.within(SOON).await.outcome, Ok(Ok(()))));
+            assert!(permits.request::<()>().is_some());
+        });
+    }
+
+    #[test]
+    fn answers_of_other_threads_reach_their_callers() {
+        let answer = play(|reply| {
+            std::thread::spawn(move || reply.grant(())).join().unwrap();
+        });
+        assert_eq!(answer.outcome, Ok(Ok(())));
     }
 
     #[test]
     fn at_the_deadline_what_nobody_claimed_is_dropped_and_may_not_be_claimed_any_more() {
-        let (reply, pending) = Permits::new(1).request::<()>().unwrap();
-        assert_eq!(wait(pending).outcome, Err(Failure::Overloaded));
-        assert!(!reply.claim());
+        let mut kept = None;
+        assert_eq!(play(|reply| kept = Some(reply)).outcome, Err(Failure::Overloaded));
+        assert!(!kept.unwrap().claim());
     }
 
     #[test]
     fn at_the_deadline_what_was_claimed_is_of_unknown_outcome() {
-        let (reply, pending) = Permits::new(1).request::<()>().unwrap();
-        assert!(reply.claim());
-        assert_eq!(wait(pending).outcome, Err(Failure::OutcomeUnknown));
-        assert!(reply.claim(), "who has claimed it may go on");
+        let mut kept = None;
+        let answer = play(|reply| {
+            assert!(reply.claim());
+            kept = Some(reply);
+        });
+        assert_eq!(answer.outcome, Err(Failure::OutcomeUnknown));
+        assert!(kept.unwrap().claim(), "who has claimed it may go on");
     }
 
     #[test]
     fn a_reply_that_is_lost_tells_its_caller() {
-        let (reply, pending) = Permits::new(1).request::<()>().unwrap();
-        drop(reply);
-        assert_eq!(wait(pending).outcome, Err(Failure::Overloaded));
+        assert_eq!(play(drop).outcome, Err(Failure::Overloaded));
     }
 }
