@@ -13,9 +13,10 @@ use iptunnel_domain::lookup::KeyedHash;
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
 use jsonwebtoken::signature::{Error as SignatureError, Signer, Verifier};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer, Serialize};
 use sha2::Sha256;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 const ISSUER: &str = "iptunnel";
@@ -115,26 +116,26 @@ impl std::fmt::Debug for Tokens {
     }
 }
 
-/// The claims that every token has.
-#[derive(Serialize, Deserialize)]
-struct Claims<Text, Own> {
-    iss: Text,
-    aud: Text,
-    sub: Text,
+/// The claims as written; every token has these and its own.
+#[derive(Serialize)]
+struct Claims<'a, Own> {
+    iss: &'static str,
+    aud: &'static str,
+    sub: &'a str,
     iat: u64,
     exp: u64,
-    jti: Text,
+    jti: &'a str,
     #[serde(flatten)]
     own: Own,
 }
 
-#[derive(Serialize, Deserialize)]
-struct PrecheckOwn<Text> {
-    code_hash: Text,
-    machine_id_hash: Text,
-    ssh_fingerprint_hash: Text,
-    product: Text,
-    installer_version: Text,
+#[derive(Serialize)]
+struct PrecheckOwn<'a> {
+    code_hash: &'a str,
+    machine_id_hash: &'a str,
+    ssh_fingerprint_hash: &'a str,
+    product: &'a str,
+    installer_version: &'a str,
 }
 
 #[derive(Serialize)]
@@ -147,14 +148,46 @@ struct InstallOwn<'a> {
     installer_version: &'a str,
 }
 
-#[derive(Serialize, Deserialize)]
-struct SessionOwn<Text> {
-    user_agent_hash: Text,
+#[derive(Serialize)]
+struct SessionOwn<'a> {
+    user_agent_hash: &'a str,
 }
 
-/// Other claims, whatever they are.
+/// The claims of a precheck token that are read.
 #[derive(Deserialize)]
-struct Any {}
+struct PrecheckClaims {
+    iat: u64,
+    exp: u64,
+    code_hash: Hex,
+    machine_id_hash: Hex,
+    ssh_fingerprint_hash: Hex,
+    product: String,
+}
+
+/// The claims of an install token that are read.
+#[derive(Deserialize)]
+struct InstallClaims {
+    sub: String,
+    exp: u64,
+}
+
+/// The claims of a session cookie that are read.
+#[derive(Deserialize)]
+struct SessionClaims {
+    sub: String,
+    exp: u64,
+    user_agent_hash: Hex,
+}
+
+/// A keyed hash in hexadecimal digits.
+struct Hex(KeyedHash);
+
+impl<'de> Deserialize<'de> for Hex {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <Cow<'de, str>>::deserialize(deserializer)?;
+        KeyedHash::from_hex(&text).map(Self).ok_or_else(|| D::Error::custom("not a hash"))
+    }
+}
 
 /// What a precheck token says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -191,12 +224,6 @@ pub struct InstallPass {
     pub expires_at: Timestamp,
 }
 
-fn from_hex(text: &str) -> Option<KeyedHash> {
-    let well_formed = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
-    let number = well_formed.then(|| u128::from_str_radix(text, 16).ok())??;
-    Some(KeyedHash(number.to_be_bytes()))
-}
-
 impl Tokens {
     /// The tokens of the keys in a file.
     pub fn new(file: &SigningFile) -> Self {
@@ -226,20 +253,17 @@ impl Tokens {
         jsonwebtoken::encode(&header, claims, &key.of(kind).0).ok()
     }
 
-    fn verify<Own: DeserializeOwned>(
-        &self,
-        kind: Kind,
-        token: &str,
-    ) -> Option<Claims<String, Own>> {
+    fn verify<Claims: DeserializeOwned>(&self, kind: Kind, token: &str) -> Option<Claims> {
         let [precheck, install, session] = &self.validations;
         let validation = match kind {
             Kind::Precheck => precheck,
             Kind::Install => install,
             Kind::Session => session,
         };
-        let mut tries = self.keys.iter().map(|key| {
-            jsonwebtoken::decode::<Claims<String, Own>>(token, &key.of(kind).1, validation)
-        });
+        let mut tries = self
+            .keys
+            .iter()
+            .map(|key| jsonwebtoken::decode::<Claims>(token, &key.of(kind).1, validation));
         tries.find_map(Result::ok).map(|data| data.claims)
     }
 
@@ -261,7 +285,7 @@ impl Tokens {
             exp: pass.expires_at.0,
             jti,
             own: PrecheckOwn {
-                code_hash: code_hash.as_str(),
+                code_hash: &code_hash,
                 machine_id_hash: &machine,
                 ssh_fingerprint_hash: &fingerprint,
                 product: &pass.product,
@@ -273,14 +297,14 @@ impl Tokens {
 
     /// What a precheck token says, where it is genuine; it may have run out.
     pub fn verify_precheck(&self, token: &str) -> Option<PrecheckPass> {
-        let claims = self.verify::<PrecheckOwn<String>>(Kind::Precheck, token)?;
+        let claims: PrecheckClaims = self.verify(Kind::Precheck, token)?;
         Some(PrecheckPass {
-            code: CodeHash(from_hex(&claims.own.code_hash)?),
+            code: CodeHash(claims.code_hash.0),
             holder: Holder {
-                machine: from_hex(&claims.own.machine_id_hash)?,
-                fingerprint: from_hex(&claims.own.ssh_fingerprint_hash)?,
+                machine: claims.machine_id_hash.0,
+                fingerprint: claims.ssh_fingerprint_hash.0,
             },
-            product: claims.own.product,
+            product: claims.product,
             at: Timestamp(claims.iat),
             expires_at: Timestamp(claims.exp),
         })
@@ -295,7 +319,7 @@ impl Tokens {
         let claims = Claims {
             iss: ISSUER,
             aud: Kind::Install.audience(),
-            sub: id.as_str(),
+            sub: &id,
             iat: activation.opened_at.0,
             exp: activation.expires_at.0,
             // An activation has one token, so its id without the prefix names that, too.
@@ -314,7 +338,7 @@ impl Tokens {
 
     /// What an install token says, where it is genuine; it may have run out.
     pub fn verify_install(&self, token: &str) -> Option<InstallPass> {
-        let claims = self.verify::<Any>(Kind::Install, token)?;
+        let claims: InstallClaims = self.verify(Kind::Install, token)?;
         Some(InstallPass {
             activation: ActivationId::parse(&claims.sub)?,
             expires_at: Timestamp(claims.exp),
@@ -327,20 +351,20 @@ impl Tokens {
         let claims = Claims {
             iss: ISSUER,
             aud: Kind::Session.audience(),
-            sub: pass.id.as_str(),
+            sub: &pass.id,
             iat: now.0,
             exp: pass.expires_at.0,
             jti: &pass.id,
-            own: SessionOwn { user_agent_hash: user_agent_hash.as_str() },
+            own: SessionOwn { user_agent_hash: &user_agent_hash },
         };
         self.sign(Kind::Session, None, &claims)
     }
 
     /// What a session cookie says, where it is genuine; it may have run out.
     pub fn verify_session(&self, token: &str) -> Option<SessionPass> {
-        let claims = self.verify::<SessionOwn<String>>(Kind::Session, token)?;
+        let claims: SessionClaims = self.verify(Kind::Session, token)?;
         Some(SessionPass {
-            user_agent: from_hex(&claims.own.user_agent_hash)?,
+            user_agent: claims.user_agent_hash.0,
             id: claims.sub,
             expires_at: Timestamp(claims.exp),
         })

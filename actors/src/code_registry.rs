@@ -92,7 +92,7 @@ pub struct Activate {
     /// When the precheck was that the request rests on.
     pub prechecked_at: Timestamp,
     /// Who asks, and for what.
-    pub request: Request,
+    pub request: Arc<Request>,
     /// The lifetimes in force.
     pub life: Lifetimes,
     /// When the request came.

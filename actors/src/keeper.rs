@@ -8,9 +8,10 @@ use crate::persistence::{Committed, Fate};
 use crate::reply::Reply;
 use crate::tuning::Tuning;
 use actix::{Actor, Context, Handler, Message};
+use hashbrown::HashMap;
 use iptunnel_domain::{Timestamp, Version};
 use iptunnel_storage::{Change, ReadError, Store, Write};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::hash::Hash;
 use std::sync::Arc;
 

@@ -184,16 +184,16 @@ fn holder(machine: u8) -> Holder {
     Holder { machine: hash, fingerprint: hash }
 }
 
-fn request(machine: u8, host: &str) -> Request {
+fn request(machine: u8, host: &str) -> Arc<Request> {
     let hostname = HostName::parse(host).unwrap();
     let binding = Binding { hostname, public_ip: IpAddr::from([1, 2, 3, 4]) };
-    Request {
+    Arc::new(Request {
         holder: holder(machine),
         binding,
         requested_ref: "main".into(),
         installer_version: "1".into(),
         signing_key: "k".into(),
-    }
+    })
 }
 
 /// What a caller hears, without the details.

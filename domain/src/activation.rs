@@ -7,6 +7,7 @@ use crate::time::{Lifetimes, Timestamp};
 use crate::{Refusal, Version};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// The name of an activation in the API: 64 random bits, a capability while it is open.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,8 +89,9 @@ pub struct Activation {
     pub at: ActivationRef,
     /// The code it consumed.
     pub code: CodeHash,
-    /// Who holds it, and what was asked for.
-    pub request: Request,
+    /// Who holds it, and what was asked for. Shared: an activation is in memory, on its way to the
+    /// disk and in an answer at once.
+    pub request: Arc<Request>,
     /// When it was opened; the token's `iat`.
     pub opened_at: Timestamp,
     /// When its token runs out; the token's `exp`.
@@ -138,7 +140,7 @@ impl Activation {
     pub fn open(
         at: ActivationRef,
         code: CodeHash,
-        request: Request,
+        request: Arc<Request>,
         now: Timestamp,
         life: &Lifetimes,
     ) -> Self {
@@ -249,8 +251,8 @@ mod tests {
         ActivationRef { number: ActivationNumber(number), id: ActivationId(number) }
     }
 
-    fn request(machine: u8, host: &str) -> Request {
-        Request {
+    fn request(machine: u8, host: &str) -> Arc<Request> {
+        Arc::new(Request {
             holder: Holder {
                 machine: KeyedHash([machine; 16]),
                 fingerprint: KeyedHash([machine; 16]),
@@ -262,7 +264,7 @@ mod tests {
             requested_ref: "main".into(),
             installer_version: "1".into(),
             signing_key: "k".into(),
-        }
+        })
     }
 
     fn opened() -> (Code, Activation) {

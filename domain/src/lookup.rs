@@ -27,9 +27,30 @@ impl KeyedHash {
         format!("{:032x}", self.as_u128())
     }
 
+    /// The hash that [`Self::to_hex`] wrote; `None` where that is not its form.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        let mut bytes = [0; 16];
+        if pairs.len() != bytes.len() || !rest.is_empty() {
+            return None;
+        }
+        for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+            *byte = hex_digit(*high)? << 4 | hex_digit(*low)?;
+        }
+        Some(Self(bytes))
+    }
+
     /// Compares without telling by its duration where the two differ.
     pub fn ct_eq(&self, other: &Self) -> bool {
         subtle::ConstantTimeEq::ct_eq(&self.0[..], &other.0[..]).into()
+    }
+}
+
+fn hex_digit(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
     }
 }
 
@@ -122,6 +143,19 @@ mod tests {
         assert_eq!(hash, a.hash(Purpose::Code, b"x"));
         assert_ne!(hash, a.hash(Purpose::Machine, b"x"));
         assert_ne!(hash, b.hash(Purpose::Code, b"x"));
+    }
+
+    #[test]
+    fn hexadecimal_digits_read_back_and_nothing_else_does() {
+        let hash = KeyedHash(*b"\x00\x01\x0f\x10\xab\xcd\xef\xff89ABCDEF");
+        let text = hash.to_hex();
+        assert_eq!(text, "00010f10abcdefff3839414243444546");
+        assert_eq!(KeyedHash::from_hex(&text), Some(hash));
+        for wrong in
+            ["", &text[1..], &format!("{text}0"), &text.to_uppercase(), &text.replace('a', "g")]
+        {
+            assert_eq!(KeyedHash::from_hex(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

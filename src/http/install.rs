@@ -23,6 +23,7 @@ use iptunnel_domain::lookup::Purpose;
 use iptunnel_domain::{Refusal, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// The longest machine id, in characters.
 const MACHINE_ID: usize = 128;
@@ -329,13 +330,13 @@ fn read_activate(
     let binding = read_binding(&body, state.config.load().server.allow_private_ips)?;
     check_product(product, &identity.code, &body.product)?;
     let requested_ref = if requested_ref.is_empty() { "main".into() } else { requested_ref };
-    let request = Request {
+    let request = Arc::new(Request {
         holder: identity.holder,
         binding,
         requested_ref: requested_ref.into_owned(),
         installer_version: identity.installer_version.clone(),
         signing_key: state.tokens.load().signing_key().to_string(),
-    };
+    });
     let life = state.tuning.load().lifetimes;
     Ok((Activate { code: identity.hash, prechecked_at: pass.at, request, life, now }, identity))
 }

@@ -17,6 +17,7 @@ use iptunnel_domain::{Timestamp, Version};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// The format that is written.
 const FORMAT: u8 = 1;
@@ -143,7 +144,7 @@ pub(crate) fn decode_code(number: u64, bytes: &[u8]) -> Result<Code, ReadError> 
 
 pub(crate) fn encode_activation(activation: &Activation) -> Result<Vec<u8>, ReadError> {
     let Request { holder, binding, requested_ref, installer_version, signing_key } =
-        &activation.request;
+        activation.request.as_ref();
     let record = ActivationV1 {
         id: activation.at.id.0,
         code: activation.code.0.0,
@@ -172,7 +173,7 @@ pub(crate) fn decode_activation(number: u64, bytes: &[u8]) -> Result<Activation,
     Ok(Activation {
         at: ActivationRef { number: ActivationNumber(number), id: ActivationId(record.id) },
         code: CodeHash(KeyedHash(record.code)),
-        request: Request {
+        request: Arc::new(Request {
             holder: Holder {
                 machine: KeyedHash(record.machine),
                 fingerprint: KeyedHash(record.fingerprint),
@@ -181,7 +182,7 @@ pub(crate) fn decode_activation(number: u64, bytes: &[u8]) -> Result<Activation,
             requested_ref: record.requested_ref,
             installer_version: record.installer_version,
             signing_key: record.signing_key,
-        },
+        }),
         opened_at: Timestamp(record.opened_at),
         expires_at: Timestamp(record.expires_at),
         state: match record.state {

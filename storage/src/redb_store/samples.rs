@@ -10,6 +10,7 @@ use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetter
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 fn spread(seed: u64) -> u64 {
     seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15)
@@ -41,7 +42,7 @@ pub(crate) fn activation(number: u64, version: u32, state: u8) -> Activation {
     Activation {
         at: at(number),
         code: CodeHash(hash(number)),
-        request: Request {
+        request: Arc::new(Request {
             holder: Holder { machine: hash(number), fingerprint: hash(!number) },
             binding: Binding {
                 hostname: HostName::parse(&format!("h{number}.example.com")).unwrap(),
@@ -50,7 +51,7 @@ pub(crate) fn activation(number: u64, version: u32, state: u8) -> Activation {
             requested_ref: "main".into(),
             installer_version: "2026.03.30".into(),
             signing_key: "k1".into(),
-        },
+        }),
         opened_at: Timestamp(number),
         expires_at: Timestamp(number.wrapping_add(600)),
         state: match state {
