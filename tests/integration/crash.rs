@@ -361,7 +361,7 @@ fn killed_while_it_starts_it_loses_nothing() {
     std::thread::sleep(Duration::from_millis(200));
     server.kill();
     let stories = load.end();
-    for _ in 0..12 {
+    for _ in 0..rounds() {
         let (mut child, _) = spawn(server.folder.path(), &usual_flags());
         std::thread::sleep(Duration::from_millis(chance.below(30)));
         child.kill().unwrap();

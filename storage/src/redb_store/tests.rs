@@ -225,7 +225,32 @@ struct Platter {
     /// What the operating system shows, and what would survive a loss of power.
     seen: Vec<u8>,
     synced: Vec<u8>,
+    /// What was written since, in its order.
+    unsynced: Vec<(usize, Vec<u8>)>,
     fault: Fault,
+    /// How many changes it takes before it is gone; `None` where it stays.
+    lives_for: Option<u64>,
+}
+
+impl Platter {
+    fn change(&mut self) -> io::Result<()> {
+        match &mut self.lives_for {
+            None => Ok(()),
+            Some(0) => Err(io::Error::other("the disk is gone")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// How a process ends that has no time to put things in order.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Killed,
+    PowerLost,
+    PowerLostWhileWriting,
 }
 
 /// A disk in memory that forgets what was not synced, and fails as it is told.
@@ -234,7 +259,44 @@ struct BadDisk(Arc<Mutex<Platter>>);
 
 impl BadDisk {
     fn new() -> Self {
-        Self(Arc::new(Mutex::new(Platter { seen: vec![], synced: vec![], fault: Fault::None })))
+        Self::with(Vec::new(), Vec::new())
+    }
+    fn with(seen: Vec<u8>, synced: Vec<u8>) -> Self {
+        Self(Arc::new(Mutex::new(Platter {
+            seen,
+            synced,
+            unsynced: Vec::new(),
+            fault: Fault::None,
+            lives_for: None,
+        })))
+    }
+    /// Another disk with the same bytes on it.
+    fn copy(&self) -> Self {
+        let platter = self.0.lock().unwrap();
+        Self::with(platter.seen.clone(), platter.synced.clone())
+    }
+    /// Is gone after so many changes, as for a process that is killed.
+    fn dies_after(&self, changes: u64) {
+        self.0.lock().unwrap().lives_for = Some(changes);
+    }
+    /// Whether it died; it lives again.
+    fn revive(&self, end: End) -> bool {
+        match end {
+            End::Killed => {}
+            End::PowerLost => self.lose_power(),
+            End::PowerLostWhileWriting => self.lose_power_while_writing(),
+        }
+        self.0.lock().unwrap().lives_for.take() == Some(0)
+    }
+    /// Of what was not synced every second write has arrived: a disk writes in what order it likes.
+    fn lose_power_while_writing(&self) {
+        let mut platter = self.0.lock().unwrap();
+        let mut survived = platter.synced.clone();
+        survived.resize(platter.seen.len().max(survived.len()), 0);
+        for (at, data) in std::mem::take(&mut platter.unsynced).iter().step_by(2) {
+            survived[*at..*at + data.len()].copy_from_slice(data);
+        }
+        (platter.seen, platter.synced) = (survived.clone(), survived);
     }
     fn fault(&self, fault: Fault) {
         self.0.lock().unwrap().fault = fault;
@@ -242,11 +304,15 @@ impl BadDisk {
     fn lose_power(&self) {
         let mut platter = self.0.lock().unwrap();
         platter.seen = platter.synced.clone();
+        platter.unsynced.clear();
         platter.fault = Fault::None;
     }
     fn store(&self) -> RedbStore {
+        self.try_store().unwrap()
+    }
+    fn try_store(&self) -> Result<RedbStore, OpenError> {
         let disk = self.clone();
-        RedbStore::open(Box::new(move || Ok(Box::new(disk.clone())))).unwrap()
+        RedbStore::open(Box::new(move || Ok(Box::new(disk.clone()))))
     }
 }
 
@@ -262,6 +328,7 @@ impl Disk for BadDisk {
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut platter = self.0.lock().unwrap();
+        platter.change()?;
         if platter.fault == Fault::Full && len > platter.seen.len() as u64 {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -270,6 +337,7 @@ impl Disk for BadDisk {
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut platter = self.0.lock().unwrap();
+        platter.change()?;
         match platter.fault {
             Fault::FailsWrites => return Err(io::Error::other("the disk fails writes")),
             // Old blocks can be overwritten, the header among them; new ones cannot be had.
@@ -278,14 +346,17 @@ impl Disk for BadDisk {
         }
         let from = offset as usize;
         platter.seen[from..from + data.len()].copy_from_slice(data);
+        platter.unsynced.push((from, data.to_vec()));
         Ok(())
     }
     fn sync(&self) -> io::Result<()> {
         let mut platter = self.0.lock().unwrap();
+        platter.change()?;
         if platter.fault == Fault::FailsSyncs {
             return Err(io::Error::other("the disk fails syncs"));
         }
         platter.synced = platter.seen.clone();
+        platter.unsynced.clear();
         Ok(())
     }
 }
@@ -309,6 +380,83 @@ fn a_loss_of_power_keeps_every_commit_that_returned() {
             assert!(reopened.code(hash).unwrap().is_some(), "round {round}, code {number}");
         }
     }
+}
+
+/// A second version of every second code and an activation for it, as one commit.
+fn consumption(codes: u64) -> Vec<Change> {
+    let consume = |n| {
+        Change(vec![
+            Write::Activation(samples::activation(n, 1, 0)),
+            Write::Code(samples::code(n, 2, 1)),
+        ])
+    };
+    (1..=codes).step_by(2).map(consume).collect()
+}
+
+/// How many of the `codes` are consumed; each is there, and is with its activation or without.
+fn consumed(store: &RedbStore, codes: u64, at: &str) -> usize {
+    let is_consumed = |n: &u64| {
+        let code = store.code(samples::code(*n, 1, 0).hash).unwrap();
+        let code = code.unwrap_or_else(|| panic!("code {n} is lost, {at}"));
+        let activation = store.activation(samples::at(*n).id).unwrap();
+        assert_eq!(code.version == 2, activation.is_some(), "code {n} is half consumed, {at}");
+        activation.is_some()
+    };
+    (1..=codes).filter(is_consumed).count()
+}
+
+/// Ends the process after each change to the disk that a commit makes and then, for each, after
+/// each change that the recovery makes.
+fn ended_in_a_commit_and_again_in_the_recovery(end: End) {
+    const CODES: u64 = 200;
+    let (mut tried, mut cut_short) = (0, 0);
+    let issued = BadDisk::new();
+    let codes: Vec<Change> =
+        (1..=CODES).map(|n| one(Write::Code(samples::code(n, 1, 0)))).collect();
+    std::mem::forget({
+        let store = issued.store();
+        store.commit(&codes).unwrap();
+        store
+    });
+    for in_commit in 0.. {
+        let disk = issued.copy();
+        let store = disk.store();
+        disk.dies_after(in_commit);
+        let outcome = store.commit(&consumption(CODES));
+        std::mem::forget(store);
+        let commit_was_cut_short = disk.revive(end);
+        for in_recovery in 0.. {
+            let disk = disk.copy();
+            disk.dies_after(in_recovery);
+            let opened = disk.try_store();
+            let finished = opened.is_ok();
+            std::mem::forget(opened);
+            cut_short += u64::from(disk.revive(end));
+            let at = format!("{end:?} after {in_commit} changes, then after {in_recovery}");
+            let there = consumed(&disk.store(), CODES, &at);
+            assert!(there == 0 || there == CODES as usize / 2, "{there} are there, {at}");
+            assert!(outcome.is_err() || there > 0, "the commit had returned, {at}");
+            tried += 1;
+            if finished {
+                break;
+            }
+        }
+        if !commit_was_cut_short {
+            break;
+        }
+    }
+    assert!(tried > 20 && cut_short > 20, "{tried} {cut_short}");
+}
+
+#[test]
+fn a_process_killed_in_a_commit_and_again_in_the_recovery_loses_nothing_and_halves_nothing() {
+    ended_in_a_commit_and_again_in_the_recovery(End::Killed);
+}
+
+#[test]
+fn a_loss_of_power_in_a_commit_and_again_in_the_recovery_loses_nothing_and_halves_nothing() {
+    ended_in_a_commit_and_again_in_the_recovery(End::PowerLost);
+    ended_in_a_commit_and_again_in_the_recovery(End::PowerLostWhileWriting);
 }
 
 #[test]
