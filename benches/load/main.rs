@@ -11,12 +11,15 @@
 //! - `closed_loop` drives a number of connections through one step and takes the times
 //! - `scenario` is what is measured, in which order; `steps` the single requests of which it is made
 //! - `limits_memory` is the other measurement: what millions of callers cost the rate limiter in memory
-//! - `disk`, `statistics` and `report` are what their names say; `interrupt` keeps Ctrl-C from leaving a server behind
+//! - `report` says what the normal run found out, `targets` what each measurement is to reach and reached
+//! - `disk`, `statistics`, `figures` and `table` are what their names say; `interrupt` keeps Ctrl-C from leaving a
+//!   server behind
 
 mod client;
 mod closed_loop;
 mod disk;
 mod failure;
+mod figures;
 mod interrupt;
 mod limits_memory;
 mod options;
@@ -26,6 +29,8 @@ mod scenario;
 mod server;
 mod statistics;
 mod steps;
+mod table;
+mod targets;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -6,12 +6,15 @@ use std::str::FromStr;
 use crate::failure::{Context, Failure, Result};
 use crate::limits_memory::MAX_CALLERS;
 
+/// How often everything is measured where nobody says otherwise: the fewest of which the middle one means something.
+const ROUNDS: u32 = 3;
+
 /// Shown for `--help`, and where the target is run by something other than `cargo bench`.
 pub const USAGE: &str = "\
 Load on the activation server. Run it as: scripts/bench [OPTIONS], or cargo bench --bench load -- [OPTIONS]
 
   --quick             a tenth of the requests, half the time: to see that it works, not to quote
-  --rounds N          repeat on a fresh server and report median and spread (1)
+  --rounds N          how often, each time on a fresh server; median and spread are reported (3; quick: 1)
   --server PATH       measure this program instead of the one just built
   --dir PATH          where the server's temporary folder is made (cargo's, under target/)
   --set KEY=VALUE     one more setting for the server; may be repeated
@@ -49,9 +52,10 @@ pub struct Options {
 /// Reads the arguments after the program's name.
 pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
     let mut started_by_cargo_bench = false;
+    let mut rounds = None;
     let mut options = Options {
         quick: false,
-        rounds: 1,
+        rounds: 0,
         server: PathBuf::from(env!("CARGO_BIN_EXE_iptunnel-server")),
         directory: None,
         settings: Vec::new(),
@@ -63,7 +67,7 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
             "--bench" => started_by_cargo_bench = true,
             "--quick" => options.quick = true,
             "--limits-memory" => options.limits_memory = true,
-            "--rounds" => options.rounds = at_least_one(&argument, arguments.next())?,
+            "--rounds" => rounds = Some(at_least_one(&argument, arguments.next())?),
             "--count" => options.count = at_least_one(&argument, arguments.next())?,
             "--server" => options.server = value(&argument, arguments.next())?.into(),
             "--dir" => options.directory = Some(value(&argument, arguments.next())?.into()),
@@ -72,6 +76,7 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
             unknown => return Err(Failure::new(format!("unknown option {unknown}\n\n{USAGE}"))),
         }
     }
+    options.rounds = rounds.unwrap_or(if options.quick { 1 } else { ROUNDS });
     if options.count > MAX_CALLERS {
         return Err(Failure::new(format!("--count takes at most {MAX_CALLERS}: no two are alike")));
     }
