@@ -11,6 +11,7 @@
 //! - `closed_loop` drives a number of connections through one step and takes the times
 //! - `scenario` is what is measured, in which order; `steps` the single requests of which it is made
 //! - `limits_memory` is the other measurement: what millions of callers cost the rate limiter in memory
+//! - `peers` is another: PostgreSQL making the same durable change on the same disk
 //! - `report` says what the normal run found out, `targets` what each measurement is to reach and reached
 //! - `disk`, `statistics`, `figures` and `table` are what their names say; `interrupt` keeps Ctrl-C from leaving a
 //!   server behind
@@ -23,6 +24,7 @@ mod figures;
 mod interrupt;
 mod limits_memory;
 mod options;
+mod peers;
 mod report;
 mod requests;
 mod scenario;
@@ -77,6 +79,9 @@ fn measure(options: &Options) -> Result<()> {
 async fn run(options: &Options) -> Result<()> {
     if options.limits_memory {
         return measure_limits_memory(options).await;
+    }
+    if options.peers {
+        return peers::run(options).await;
     }
     let mut rounds = Vec::new();
     for number in 1..=options.rounds {

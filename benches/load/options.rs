@@ -14,12 +14,14 @@ pub const USAGE: &str = "\
 Load on the activation server. Run it as: scripts/bench [OPTIONS], or cargo bench --bench load -- [OPTIONS]
 
   --quick             a tenth of the requests, half the time: to see that it works, not to quote
-  --rounds N          how often, each time on a fresh server; median and spread are reported (3; quick: 1)
+  --rounds N          how often, each time on a fresh server; median and spread are reported (3; quick, peers: 1)
   --server PATH       measure this program instead of the one just built
   --dir PATH          where the server's temporary folder is made (cargo's, under target/)
   --set KEY=VALUE     one more setting for the server; may be repeated
   --limits-memory     measure the memory that callers cost the rate limiter, and nothing else
   --count N           how many callers --limits-memory plays (10000000)
+  --peers             compare activations with PostgreSQL's on the same disk, and measure nothing else
+  --postgres PATH     the folder of PostgreSQL's programs for --peers; scripts/bench finds it
   --help              this text";
 
 /// What the person asked for.
@@ -47,6 +49,10 @@ pub struct Options {
     pub limits_memory: bool,
     /// Callers in that measurement.
     pub count: u64,
+    /// Compare with PostgreSQL instead.
+    pub peers: bool,
+    /// Where its programs are.
+    pub postgres: Option<PathBuf>,
 }
 
 /// Reads the arguments after the program's name.
@@ -61,22 +67,26 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
         settings: Vec::new(),
         limits_memory: false,
         count: 10_000_000,
+        peers: false,
+        postgres: None,
     };
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--bench" => started_by_cargo_bench = true,
             "--quick" => options.quick = true,
             "--limits-memory" => options.limits_memory = true,
+            "--peers" => options.peers = true,
             "--rounds" => rounds = Some(at_least_one(&argument, arguments.next())?),
             "--count" => options.count = at_least_one(&argument, arguments.next())?,
             "--server" => options.server = value(&argument, arguments.next())?.into(),
             "--dir" => options.directory = Some(value(&argument, arguments.next())?.into()),
+            "--postgres" => options.postgres = Some(value(&argument, arguments.next())?.into()),
             "--set" => options.settings.push(value(&argument, arguments.next())?),
             "--help" | "-h" => return Ok(Request::Explain),
             unknown => return Err(Failure::new(format!("unknown option {unknown}\n\n{USAGE}"))),
         }
     }
-    options.rounds = rounds.unwrap_or(if options.quick { 1 } else { ROUNDS });
+    options.rounds = rounds.unwrap_or(if options.quick || options.peers { 1 } else { ROUNDS });
     if options.count > MAX_CALLERS {
         return Err(Failure::new(format!("--count takes at most {MAX_CALLERS}: no two are alike")));
     }

@@ -25,8 +25,10 @@ const SERVERS: usize = 100_000;
 /// How far check-ins may lag on disk.
 pub const CHECK_IN_FLUSH: Duration = Duration::from_secs(5);
 
-const HEALTHZ_STEP: &str = "healthz";
-const HEALTHZ_PATH: &str = "/api/v2/healthz";
+/// The cheapest answer there is: what everything else is a part of.
+pub const HEALTHZ_STEP: &str = "healthz";
+/// Where it is.
+pub const HEALTHZ_PATH: &str = "/api/v2/healthz";
 
 /// All that one round found out.
 pub struct Round {
