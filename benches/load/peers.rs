@@ -21,7 +21,7 @@ use crate::scenario::{self, HEALTHZ_PATH, HEALTHZ_STEP};
 use crate::server::{Server, Workspace};
 use crate::statistics::Summary;
 use crate::steps::{self, Machine};
-use postgres::{Cluster, Programs};
+use postgres::{Cluster, Programs, Site};
 use workload::{FORMS, Form};
 
 /// Numbers of connections to our server; the better one counts.
@@ -79,14 +79,16 @@ pub async fn run(options: &Options) -> Result<()> {
 /// Never both at once: each has the machine to itself, but for its clients.
 async fn measure_round(options: &Options, programs: &Programs) -> Result<Round> {
     let [before, after] = WHENS;
-    let mut ours = measure_ours(options, before).await?;
     let workspace = workspace(options)?;
     let fdatasync = disk::measure(workspace.path())?;
-    let cluster = Cluster::start(programs, workspace).await?;
+    // Set up first: where that cannot be done, it shows before minutes are spent.
+    let site = Site::set_up(programs, workspace).await?;
+    let mut ours = measure_ours(options, before).await?;
+    let cluster = Cluster::start(site).await?;
     let theirs = measure_theirs(&cluster, options.quick).await?;
     let version = cluster.sql("SHOW server_version").await?;
     let sync_method = cluster.sql("SHOW wal_sync_method").await?;
-    cluster.stop();
+    drop(cluster);
     ours.extend(measure_ours(options, after).await?);
     Ok(Round { version, sync_method, fdatasync, ours, theirs })
 }

@@ -7,5 +7,6 @@ WITH consumed AS (
     RETURNING id
 )
 INSERT INTO activations (code_id, machine, ssh_fingerprint, hostname, public_ip, opened_at)
-    SELECT id, hash_of(:number, 1), hash_of(:number, 2), 'ns' || :number || '.load.example.com', '45.0.0.0'::inet + :number, now()
+    SELECT id, hash_of(:number, 1), hash_of(:number, 2),
+           'ns' || :number || '.load.example.com', '45.0.0.0'::inet + :number, now()
     FROM consumed;

@@ -33,7 +33,7 @@ pub const FAVOURS: [(&str, &str); 14] = [
     // No checkpoint but the one before each step: a step writes some hundred megabytes of log.
     ("max_wal_size", "16GB"),
     ("checkpoint_timeout", "1d"),
-    // Files of the log are kept and written again: syncing one that grows takes half as long again.
+    // Files of the log are kept and written again: the first writing of one has to sync its growth, too.
     ("min_wal_size", "4GB"),
     // As little in the log as there can be: nobody replicates.
     ("wal_level", "minimal"),
@@ -49,6 +49,8 @@ pub const FAVOURS: [(&str, &str); 14] = [
     ("max_connections", "140"),
 ];
 
+/// The cluster's place in the folder, which is where all programs run.
+const DATA: &str = "data";
 /// The one name in the cluster. No password: the folder is open to its owner alone.
 const SUPERUSER: &str = "postgres";
 /// Whom the programs run as where root runs this, the first of them that there is: they refuse root.
@@ -79,13 +81,9 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Sets a server up in `workspace`, starts it and waits until it answers.
-    pub async fn start(programs: &Programs, workspace: Workspace) -> Result<Self> {
-        let site = Site::prepare(programs, workspace)?;
-        let data = site.file("data").display().to_string();
-        let initdb = ["-D", &data, "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--no-locale"];
-        site.run(site.command("initdb", &initdb), "").await?;
-        let postmaster = site.start_postmaster(&data)?;
+    /// Starts the server that was set up on `site` and waits until it answers.
+    pub async fn start(site: Site) -> Result<Self> {
+        let postmaster = site.start_postmaster()?;
         let mut cluster = Self { postmaster, site };
         cluster.wait_until_ready().await?;
         Ok(cluster)
@@ -108,9 +106,6 @@ impl Cluster {
         command.args(arguments).args(["-f", "-", SUPERUSER]);
         self.site.run(command, script).await
     }
-
-    /// Stops it and deletes its folder, which is all that dropping does; this says that it is meant.
-    pub fn stop(self) {}
 
     async fn wait_until_ready(&mut self) -> Result<()> {
         let start = Instant::now();
@@ -157,8 +152,8 @@ impl Drop for Running {
     }
 }
 
-/// Where programs run, and as whom.
-struct Site {
+/// A folder on which a server is set up, and as whom programs run in it.
+pub struct Site {
     programs: PathBuf,
     user: Option<User>,
     workspace: Workspace,
@@ -171,17 +166,13 @@ struct User {
 }
 
 impl Site {
-    /// Gives the folder to whom the programs will run as.
-    fn prepare(programs: &Programs, workspace: Workspace) -> Result<Self> {
-        let folder = workspace.path();
-        let doing = format!("cannot prepare {}", folder.display());
-        // We have just made it, so its owner is who we are.
-        let root = fs::metadata(folder).context(&doing)?.uid() == 0;
-        let user = if root { Some(unprivileged()?) } else { None };
-        if let Some(user) = &user {
-            chown(folder, Some(user.uid), Some(user.gid)).context(&doing)?;
-        }
-        Ok(Self { programs: programs.0.clone(), user, workspace })
+    /// Sets a server up in `workspace`, without starting it.
+    pub async fn set_up(programs: &Programs, workspace: Workspace) -> Result<Self> {
+        let user = owner(workspace.path())?;
+        let site = Self { programs: programs.0.clone(), user, workspace };
+        let arguments = ["-D", DATA, "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--no-locale"];
+        site.run(site.command("initdb", &arguments), "").await?;
+        Ok(site)
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -213,11 +204,11 @@ impl Site {
         command
     }
 
-    fn start_postmaster(&self, data: &str) -> Result<Postmaster> {
+    fn start_postmaster(&self) -> Result<Postmaster> {
         let log = File::create(self.file("log")).context("cannot make PostgreSQL's log")?;
         let sockets = self.workspace.path().display().to_string();
         let place = [("listen_addresses", ""), ("unix_socket_directories", &sockets)];
-        let mut command = self.command("postgres", &["-D", data]);
+        let mut command = self.command("postgres", &["-D", DATA]);
         for (name, value) in place.iter().chain(&DURABLE).chain(&FAVOURS) {
             command.args(["-c", &format!("{name}={value}")]);
         }
@@ -278,6 +269,18 @@ fn exited(child: &mut Child) -> Result<Option<ExitStatus>> {
 
 fn pid(child: &Child) -> Option<Pid> {
     i32::try_from(child.id()).ok().map(Pid::from_raw)
+}
+
+/// Whom programs run as, where it is not us: the folder is then theirs.
+fn owner(folder: &Path) -> Result<Option<User>> {
+    let doing = format!("cannot prepare {}", folder.display());
+    // We have just made it, so its owner is who we are.
+    if fs::metadata(folder).context(&doing)?.uid() != 0 {
+        return Ok(None);
+    }
+    let user = unprivileged()?;
+    chown(folder, Some(user.uid), Some(user.gid)).context(&doing)?;
+    Ok(Some(user))
 }
 
 fn unprivileged() -> Result<User> {

@@ -24,7 +24,8 @@ CREATE TABLE activations (
 );
 
 -- 128 bits that nobody could order, as an application would bring along: a keyed hash of a code (salt 0), a
--- machine (1), a fingerprint (2). Written so that the planner puts it in place of its calls; two of
--- PostgreSQL's own hashes, far cheaper than what it stands for.
+-- machine (1), a fingerprint (2). Written so that the planner puts it in place of its calls, and made of two of
+-- PostgreSQL's own hashes: a tenth of a microsecond, far less than what it stands for.
 CREATE FUNCTION hash_of(number bigint, salt bigint) RETURNS bytea IMMUTABLE LANGUAGE sql AS
-    $$SELECT int8send(hashint8extended(number, 2 * salt)) || int8send(hashint8extended(number, 2 * salt + 1))$$;
+    $$SELECT int8send(hashint8extended(number, 2 * salt))
+          || int8send(hashint8extended(number, 2 * salt + 1))$$;

@@ -3,6 +3,10 @@
 //!
 //! What PostgreSQL is spared: sessions, tokens, limits, bad input, and every index but those without which the
 //! promise cannot be kept.
+//!
+//! That every transaction finds a fresh code costs the server nothing: pgbench counts, for each client by
+//! itself, and no two clients meet. Codes are consumed about in the order in which they were issued, as ours
+//! are, so neighbours in time are neighbours on a page.
 
 use super::postgres::Cluster;
 use crate::failure::{Context, Failure, Result};
@@ -12,8 +16,9 @@ const FILL: &str = include_str!("fill.sql");
 /// Codes for every second of a step: several times what this kind of program was seen to reach. Where they
 /// run out all the same, the step fails and says so.
 const CODES_A_SECOND: u32 = 100_000;
-/// Before the first step, to make files of the log that are written again from then on.
-const FILLS_BEFORE: usize = 3;
+/// How many times the codes of a step are filled in before the first one: that makes more files of the log than
+/// a step needs, which are written again from then on.
+const FIRST_FILL: u32 = 2;
 /// Threads of pgbench that share the clients.
 const THREADS: &str = "2";
 
@@ -39,13 +44,10 @@ pub struct Figures {
     pub mean_micros: f64,
 }
 
-/// Makes the tables.
+/// Makes the tables, and the files of the log.
 pub async fn prepare(cluster: &Cluster, seconds: u32) -> Result<()> {
     cluster.sql(SCHEMA).await?;
-    for _ in 0..FILLS_BEFORE {
-        fill(cluster, seconds).await?;
-    }
-    Ok(())
+    fill(cluster, FIRST_FILL * seconds * CODES_A_SECOND).await
 }
 
 /// Lets clients change as much as they can for some seconds, on tables made anew.
@@ -55,7 +57,7 @@ pub async fn measure(
     clients: usize,
     seconds: u32,
 ) -> Result<Figures> {
-    fill(cluster, seconds).await?;
+    fill(cluster, seconds * CODES_A_SECOND).await?;
     let (count, time) = (clients.to_string(), seconds.to_string());
     let variable = format!("clients={clients}");
     let arguments = [
@@ -74,9 +76,8 @@ pub async fn measure(
     Ok(Figures { rate: figure(&output, "tps = ")?, mean_micros: mean_millis * 1000.0 })
 }
 
-async fn fill(cluster: &Cluster, seconds: u32) -> Result<()> {
-    let codes = format!("codes={}", seconds * CODES_A_SECOND);
-    cluster.sql_with(&codes, FILL).await.map(|_| ())
+async fn fill(cluster: &Cluster, codes: u32) -> Result<()> {
+    cluster.sql_with(&format!("codes={codes}"), FILL).await.map(|_| ())
 }
 
 /// Every transaction that was counted must have consumed a code of its own and opened an activation for it.
