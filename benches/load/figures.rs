@@ -15,9 +15,9 @@ pub fn megabytes(value: f64) -> String {
     format!("{value:.1} MB")
 }
 
-/// A part of a whole, with two decimals.
+/// A part of a whole, with three decimals.
 pub fn ratio(value: f64) -> String {
-    format!("{value:.2}")
+    format!("{value:.3}")
 }
 
 /// How many times as much, with one decimal.

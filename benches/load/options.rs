@@ -18,6 +18,7 @@ Load on the activation server. Run it as: scripts/bench [OPTIONS], or cargo benc
   --server PATH       measure this program instead of the one just built
   --dir PATH          where the server's temporary folder is made (cargo's, under target/)
   --set KEY=VALUE     one more setting for the server; may be repeated
+  --large             measure a million servers and ten million past activations, once; quick: a tenth of both
   --limits-memory     measure the memory that callers cost the rate limiter, and nothing else
   --count N           how many callers --limits-memory plays (10000000)
   --peers             compare activations with PostgreSQL's on the same disk, and measure nothing else
@@ -45,6 +46,8 @@ pub struct Options {
     pub directory: Option<PathBuf>,
     /// Settings that win over those of the measurement.
     pub settings: Vec<String>,
+    /// Measure what many servers and past activations cost instead of speed.
+    pub large: bool,
     /// Measure the rate limiter's memory instead of speed.
     pub limits_memory: bool,
     /// Callers in that measurement.
@@ -65,6 +68,7 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
         server: PathBuf::from(env!("CARGO_BIN_EXE_iptunnel-server")),
         directory: None,
         settings: Vec::new(),
+        large: false,
         limits_memory: false,
         count: 10_000_000,
         peers: false,
@@ -74,6 +78,7 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
         match argument.as_str() {
             "--bench" => started_by_cargo_bench = true,
             "--quick" => options.quick = true,
+            "--large" => options.large = true,
             "--limits-memory" => options.limits_memory = true,
             "--peers" => options.peers = true,
             "--rounds" => rounds = Some(at_least_one(&argument, arguments.next())?),

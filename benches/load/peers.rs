@@ -10,7 +10,6 @@ mod postgres;
 mod report;
 mod workload;
 
-use std::path::Path;
 use std::time::Duration;
 
 use crate::closed_loop;
@@ -18,7 +17,7 @@ use crate::disk;
 use crate::failure::{Context, Result};
 use crate::options::Options;
 use crate::scenario::{self, HEALTHZ_PATH, HEALTHZ_STEP};
-use crate::server::{Server, Workspace};
+use crate::server::Server;
 use crate::statistics::Summary;
 use crate::steps::{self, Machine};
 use postgres::{Cluster, Programs, Site};
@@ -79,8 +78,8 @@ pub async fn run(options: &Options) -> Result<()> {
 /// Never both at once: each has the machine to itself, but for its clients.
 async fn measure_round(options: &Options, programs: &Programs) -> Result<Round> {
     let [before, after] = WHENS;
-    let workspace = workspace(options)?;
-    let fdatasync = disk::measure(workspace.path())?;
+    let workspace = crate::workspace(options)?;
+    let fdatasync = Summary::of_sequence(disk::measure(workspace.path())?);
     // Set up first: where that cannot be done, it shows before minutes are spent.
     let site = Site::set_up(programs, workspace).await?;
     let mut ours = measure_ours(options, before).await?;
@@ -108,7 +107,7 @@ async fn measure_theirs(cluster: &Cluster, quick: bool) -> Result<Vec<Theirs>> {
 }
 
 async fn measure_ours(options: &Options, when: &'static str) -> Result<Vec<Ours>> {
-    let workspace = workspace(options)?;
+    let workspace = crate::workspace(options)?;
     let settings = scenario::settings(&options.settings);
     let server = Server::start(&options.server, &workspace, &settings).await?;
     let outcome = activate_all(&server, when, options.quick).await;
@@ -131,9 +130,4 @@ async fn activate_all(server: &Server, when: &'static str, quick: bool) -> Resul
         ours.push(Ours { when, connections, healthz, activate });
     }
     Ok(ours)
-}
-
-fn workspace(options: &Options) -> Result<Workspace> {
-    let parent: &Path = options.directory.as_deref().unwrap_or(crate::default_directory());
-    Workspace::create(parent)
 }

@@ -36,7 +36,7 @@ pub struct Round {
     pub idle: Memory,
     /// Memory at the end.
     pub loaded: Memory,
-    /// Times of `fdatasync` in the server's folder.
+    /// Times of `fdatasync` in the server's folder, taken before each number of connections.
     pub fdatasync: Summary,
     /// The steps, in the same order in every round.
     pub rows: Vec<Row>,
@@ -91,10 +91,11 @@ pub async fn run(server: &Server, workspace: &Workspace, quick: bool) -> Result<
     let healthz_for = Duration::from_secs(if quick { 1 } else { 2 });
     sleep(Duration::from_secs(1)).await;
     let idle = server.memory()?;
-    let fdatasync = disk::measure(workspace.path())?;
+    let mut syncs_micros = Vec::new();
     let mut rows = Vec::new();
     let mut machines = Machine::all();
     for (connections, codes) in LIFECYCLES {
+        syncs_micros.extend(disk::measure(workspace.path())?);
         let mut section = Section::begin(server, connections, healthz_for).await?;
         lifecycle(&mut section, machines.by_ref().take(codes / scale).collect()).await?;
         let released = codes / scale / RELEASED_PART;
@@ -108,6 +109,7 @@ pub async fn run(server: &Server, workspace: &Workspace, quick: bool) -> Result<
     let mut section = Section::begin(server, CHECK_IN_CONNECTIONS, healthz_for).await?;
     let check_in_commits = check_ins(server, &mut section, registered).await?;
     rows.extend(section.rows());
+    let fdatasync = Summary::of_sequence(syncs_micros);
     Ok(Round { idle, loaded: server.memory()?, fdatasync, rows, check_in_commits })
 }
 
