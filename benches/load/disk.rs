@@ -7,24 +7,22 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::failure::{Context, Result};
-use crate::statistics::Summary;
 
 const SYNCS: usize = 1000;
 const APPENDED_BYTES: usize = 4096;
 
 /// Times `fdatasync` after 4 KiB appended to a growing file in `directory`. The write itself only reaches the
-/// page cache and is left out.
-pub fn measure(directory: &Path) -> Result<Summary> {
+/// page cache and is left out. Returns the times in microseconds.
+pub fn measure(directory: &Path) -> Result<Vec<u32>> {
     let doing = "cannot measure the disk's fdatasync";
     let mut file = File::create(directory.join("fdatasync")).context(doing)?;
     let block = [0x5a; APPENDED_BYTES];
     let mut latencies_micros = Vec::with_capacity(SYNCS);
-    let start = Instant::now();
     for _ in 0..SYNCS {
         file.write_all(&block).context(doing)?;
         let begun = Instant::now();
         file.sync_data().context(doing)?;
         latencies_micros.push(u32::try_from(begun.elapsed().as_micros()).unwrap_or(u32::MAX));
     }
-    Ok(Summary::of(latencies_micros, start.elapsed()))
+    Ok(latencies_micros)
 }

@@ -15,16 +15,17 @@ use tokio::time::{sleep, timeout};
 
 use crate::client::Connection;
 use crate::failure::{Context, Result};
-use crate::report::{grouped, megabytes, verdict};
+use crate::figures::{grouped, megabytes};
 use crate::server::Server;
+use crate::statistics::Spread;
+use crate::targets::{self, Target};
 
 const CONNECTIONS: usize = 64;
 const REQUESTS_PER_WRITE: u64 = 32;
 const REPORT_EVERY: u64 = 1_000_000;
-/// What the counters themselves may take when as many are tracked as may be.
-const COUNTERS_MB: f64 = 200.0;
-/// For what else grows under this load: buffers of connections, the store's cache, the allocator's slack.
-const ALLOWANCE_MB: f64 = 64.0;
+/// 200 MB for the counters themselves, when as many are tracked as may be, and 64 MB for what else grows under
+/// this load: buffers of connections, the store's cache, the allocator's slack.
+const GROWTH: Target = Target::lower("peak RSS above idle", 264.0, 264.0, megabytes);
 /// A write whose answers take longer is taken for a server that no longer answers.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
@@ -88,7 +89,6 @@ fn print_memory(callers: u64, resident_mb: f64) {
 fn summarize(server: &Server, progress: &Progress, idle: f64, elapsed: Duration) -> Result<()> {
     let memory = server.memory()?;
     let growth = memory.peak_mb - idle;
-    let most = COUNTERS_MB + ALLOWANCE_MB;
     let rate = progress.count as f64 / elapsed.as_secs_f64();
     print_memory(progress.count, memory.resident_mb);
     println!();
@@ -104,13 +104,8 @@ fn summarize(server: &Server, progress: &Progress, idle: f64, elapsed: Duration)
         megabytes(idle),
         megabytes(growth)
     );
-    println!(
-        "target: under {} = {} for the counters + {} allowed for buffers, the store's cache and the allocator  {}",
-        megabytes(most),
-        megabytes(COUNTERS_MB),
-        megabytes(ALLOWANCE_MB),
-        verdict(growth < most),
-    );
+    println!();
+    targets::print(&[(GROWTH, Spread::of([growth]))]);
     Ok(())
 }
 

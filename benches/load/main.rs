@@ -10,22 +10,31 @@
 //! - `client` is the HTTP/1.1 client, `requests` the bytes that it sends
 //! - `closed_loop` drives a number of connections through one step and takes the times
 //! - `scenario` is what is measured, in which order; `steps` the single requests of which it is made
-//! - `limits_memory` is the other measurement: what millions of callers cost the rate limiter in memory
-//! - `disk`, `statistics` and `report` are what their names say; `interrupt` keeps Ctrl-C from leaving a server behind
+//! - `large` is another measurement: what a million servers and ten million past activations cost
+//! - `limits_memory` is yet another: what millions of callers cost the rate limiter in memory
+//! - `peers` compares with PostgreSQL, which makes the same durable change on the same disk
+//! - `report` says what the normal run found out, `targets` what each measurement is to reach and reached
+//! - `disk`, `statistics`, `figures` and `table` are what their names say; `interrupt` keeps Ctrl-C from leaving a
+//!   server behind
 
 mod client;
 mod closed_loop;
 mod disk;
 mod failure;
+mod figures;
 mod interrupt;
+mod large;
 mod limits_memory;
 mod options;
+mod peers;
 mod report;
 mod requests;
 mod scenario;
 mod server;
 mod statistics;
 mod steps;
+mod table;
+mod targets;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -70,8 +79,14 @@ fn measure(options: &Options) -> Result<()> {
 }
 
 async fn run(options: &Options) -> Result<()> {
+    if options.large {
+        return measure_large(options).await;
+    }
     if options.limits_memory {
         return measure_limits_memory(options).await;
+    }
+    if options.peers {
+        return peers::run(options).await;
     }
     let mut rounds = Vec::new();
     for number in 1..=options.rounds {
@@ -84,19 +99,29 @@ async fn run(options: &Options) -> Result<()> {
 
 /// One round on a server of its own, so that no round starts on the data of the one before.
 async fn measure_round(options: &Options) -> Result<Round> {
-    let workspace = Workspace::create(options.directory.as_deref().unwrap_or(default_directory()))?;
+    let workspace = workspace(options)?;
     let settings = scenario::settings(&options.settings);
     let server = Server::start(&options.server, &workspace, &settings).await?;
     let outcome = scenario::run(&server, &workspace, options.quick).await;
     server.finish(outcome).await
 }
 
+async fn measure_large(options: &Options) -> Result<()> {
+    let findings = large::run(options, &workspace(options)?).await?;
+    large::print(options, &findings);
+    Ok(())
+}
+
 async fn measure_limits_memory(options: &Options) -> Result<()> {
-    let workspace = Workspace::create(options.directory.as_deref().unwrap_or(default_directory()))?;
+    let workspace = workspace(options)?;
     let settings = limits_memory::settings(&options.settings);
     let server = Server::start(&options.server, &workspace, &settings).await?;
     let outcome = limits_memory::run(&server, options.count).await;
     server.finish(outcome).await
+}
+
+fn workspace(options: &Options) -> Result<Workspace> {
+    Workspace::create(options.directory.as_deref().unwrap_or(default_directory()))
 }
 
 /// Cargo's folder for a target's temporary files: it lies on the disk that holds the build, where `/tmp` is

@@ -6,17 +6,23 @@ use std::str::FromStr;
 use crate::failure::{Context, Failure, Result};
 use crate::limits_memory::MAX_CALLERS;
 
+/// How often everything is measured where nobody says otherwise: the fewest of which the middle one means something.
+const ROUNDS: u32 = 3;
+
 /// Shown for `--help`, and where the target is run by something other than `cargo bench`.
 pub const USAGE: &str = "\
 Load on the activation server. Run it as: scripts/bench [OPTIONS], or cargo bench --bench load -- [OPTIONS]
 
   --quick             a tenth of the requests, half the time: to see that it works, not to quote
-  --rounds N          repeat on a fresh server and report median and spread (1)
+  --rounds N          how often, each time on a fresh server; median and spread are reported (3; quick, peers: 1)
   --server PATH       measure this program instead of the one just built
   --dir PATH          where the server's temporary folder is made (cargo's, under target/)
   --set KEY=VALUE     one more setting for the server; may be repeated
+  --large             measure a million servers and ten million past activations, once; quick: a tenth of both
   --limits-memory     measure the memory that callers cost the rate limiter, and nothing else
   --count N           how many callers --limits-memory plays (10000000)
+  --peers             compare activations with PostgreSQL's on the same disk, and measure nothing else
+  --postgres PATH     the folder of PostgreSQL's programs for --peers; scripts/bench finds it
   --help              this text";
 
 /// What the person asked for.
@@ -40,38 +46,52 @@ pub struct Options {
     pub directory: Option<PathBuf>,
     /// Settings that win over those of the measurement.
     pub settings: Vec<String>,
+    /// Measure what many servers and past activations cost instead of speed.
+    pub large: bool,
     /// Measure the rate limiter's memory instead of speed.
     pub limits_memory: bool,
     /// Callers in that measurement.
     pub count: u64,
+    /// Compare with PostgreSQL instead.
+    pub peers: bool,
+    /// Where its programs are.
+    pub postgres: Option<PathBuf>,
 }
 
 /// Reads the arguments after the program's name.
 pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
     let mut started_by_cargo_bench = false;
+    let mut rounds = None;
     let mut options = Options {
         quick: false,
-        rounds: 1,
+        rounds: 0,
         server: PathBuf::from(env!("CARGO_BIN_EXE_iptunnel-server")),
         directory: None,
         settings: Vec::new(),
+        large: false,
         limits_memory: false,
         count: 10_000_000,
+        peers: false,
+        postgres: None,
     };
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--bench" => started_by_cargo_bench = true,
             "--quick" => options.quick = true,
+            "--large" => options.large = true,
             "--limits-memory" => options.limits_memory = true,
-            "--rounds" => options.rounds = at_least_one(&argument, arguments.next())?,
+            "--peers" => options.peers = true,
+            "--rounds" => rounds = Some(at_least_one(&argument, arguments.next())?),
             "--count" => options.count = at_least_one(&argument, arguments.next())?,
             "--server" => options.server = value(&argument, arguments.next())?.into(),
             "--dir" => options.directory = Some(value(&argument, arguments.next())?.into()),
+            "--postgres" => options.postgres = Some(value(&argument, arguments.next())?.into()),
             "--set" => options.settings.push(value(&argument, arguments.next())?),
             "--help" | "-h" => return Ok(Request::Explain),
             unknown => return Err(Failure::new(format!("unknown option {unknown}\n\n{USAGE}"))),
         }
     }
+    options.rounds = rounds.unwrap_or(if options.quick || options.peers { 1 } else { ROUNDS });
     if options.count > MAX_CALLERS {
         return Err(Failure::new(format!("--count takes at most {MAX_CALLERS}: no two are alike")));
     }

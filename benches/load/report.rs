@@ -2,47 +2,80 @@
 
 use std::thread;
 
+use crate::figures::{duration, grouped, megabytes, ranged, ratio, times};
 use crate::options::Options;
 use crate::scenario::{Round, Row};
 use crate::statistics::Spread;
+use crate::steps::{ACTIVATE, CHECK_IN, CONFIRM, ISSUE, PRECHECK, RELEASE};
+use crate::table;
+use crate::targets::{self, Target};
 
-/// A code is activated durably at least this part of `healthz` at 256 connections.
-const ACTIVATIONS_OF_HEALTHZ: f64 = 0.15;
-/// Servers check in at least this part of `healthz` at 64 connections.
-const CHECK_INS_OF_HEALTHZ: f64 = 0.60;
-/// The server that nobody uses stays under this.
-const IDLE_RSS_MB: f64 = 30.0;
+/// Targets that are parts of `healthz` at the same number of connections: step, connections, target.
+const OF_HEALTHZ: [(&str, usize, Target); 7] = [
+    (ACTIVATE.name, 256, of_healthz("activate (durable), 256 connections", 0.26, 0.40)),
+    (ACTIVATE.name, 64, of_healthz("activate (durable), 64 connections", 0.23, 0.36)),
+    (ISSUE.name, 256, of_healthz("issue, 256 connections", 0.24, 0.38)),
+    (PRECHECK.name, 256, of_healthz("precheck, 256 connections", 0.24, 0.38)),
+    (CONFIRM.name, 256, of_healthz("confirm, 256 connections", 0.24, 0.38)),
+    (RELEASE.name, 256, of_healthz("release, 256 connections", 0.24, 0.38)),
+    (CHECK_IN.name, 64, of_healthz("check-in, 64 connections", 0.70, 0.84)),
+];
+/// How long one activate in a hundred may take.
+const ACTIVATE_P99: Target =
+    Target::lower("p99 of activate, 64 connections", 3_000.0, 1_500.0, duration);
+/// How long an activate takes that shares its sync with nobody.
+const LONE_ACTIVATE: Target =
+    Target::lower("p50 of a lone activate, in fdatasyncs", 4.0, 2.0, times);
+/// What 100,000 check-ins may cost the disk.
+const CHECK_IN_COMMITS: Target = Target::lower("commits during the check-ins", 49.0, 9.0, grouped);
+/// What the server takes that nobody uses.
+const IDLE_RSS: Target = Target::lower("idle RSS", 30.0, 30.0, megabytes);
+
+const fn of_healthz(name: &'static str, at_least: f64, aim: f64) -> Target {
+    Target::higher(name, at_least, aim, ratio)
+}
 
 /// Prints all that the rounds found out: medians, and the range where there is more than one round.
 pub fn print(options: &Options, rounds: &[Round]) {
     let Some(first) = rounds.first() else { return };
-    let processors = thread::available_parallelism().map_or(1, usize::from);
-    println!("server          {}", options.server.display());
-    println!("processors      {processors}, shared by the server and the load generator");
-    println!(
-        "rounds          {}{}",
-        rounds.len(),
-        if options.quick { ", quick: not for comparison" } else { "" }
-    );
+    print_head(options);
+    print_value("rounds", &rounds.len().to_string());
     print_figure("idle RSS", rounds, |round| round.idle.resident_mb, megabytes);
     print_figure("RSS at the end", rounds, |round| round.loaded.resident_mb, megabytes);
     print_figure("peak RSS", rounds, |round| round.loaded.peak_mb, megabytes);
     print_figure("fdatasync p50", rounds, |round| round.fdatasync.p50_micros, duration);
     print_figure("fdatasync p99", rounds, |round| round.fdatasync.p99_micros, duration);
     println!();
-    print_table(&table(rounds, first));
+    table::print(&steps(rounds, first), 1);
     println!();
-    print_check_in_commits(rounds, first);
-    print_targets(rounds);
+    targets::print(&targets_of(rounds));
+}
+
+/// Prints under which circumstances figures were taken.
+pub fn print_head(options: &Options) {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    print_value("server", &options.server.display().to_string());
+    print_value(
+        "processors",
+        &format!("{processors}, shared by the server and the load generator"),
+    );
+    if options.quick {
+        print_value("quick", "fewer requests and records: not for comparison");
+    }
+}
+
+/// Prints one figure that has no target.
+pub fn print_value(name: &str, value: &str) {
+    println!("{name:<15} {value}");
 }
 
 fn print_figure(name: &str, rounds: &[Round], figure: fn(&Round) -> f64, show: fn(f64) -> String) {
     if let Some(spread) = Spread::of(rounds.iter().map(figure)) {
-        println!("{name:<15} {}", ranged(spread, rounds.len(), show));
+        print_value(name, &ranged(spread, show));
     }
 }
 
-fn table(rounds: &[Round], first: &Round) -> Vec<[String; 7]> {
+fn steps(rounds: &[Round], first: &Round) -> Vec<[String; 7]> {
     let mut lines = vec![
         ["connections", "step", "requests", "per second", "p50", "p99", "of healthz"]
             .map(String::from),
@@ -50,7 +83,7 @@ fn table(rounds: &[Round], first: &Round) -> Vec<[String; 7]> {
     for (position, row) in first.rows.iter().enumerate() {
         let figure = |figure: fn(&Row) -> f64, show: fn(f64) -> String| {
             let values = rounds.iter().filter_map(|round| round.rows.get(position)).map(figure);
-            Spread::of(values).map_or_else(String::new, |spread| ranged(spread, rounds.len(), show))
+            Spread::of(values).map_or_else(String::new, |spread| ranged(spread, show))
         };
         lines.push([
             row.connections.to_string(),
@@ -65,116 +98,23 @@ fn table(rounds: &[Round], first: &Round) -> Vec<[String; 7]> {
     lines
 }
 
-fn print_table(lines: &[[String; 7]]) {
-    let mut widths = [0; 7];
-    for line in lines {
-        for (width, cell) in widths.iter_mut().zip(line) {
-            *width = cell.chars().count().max(*width);
-        }
-    }
-    for line in lines {
-        let cells: Vec<String> =
-            line.iter()
-                .zip(widths)
-                .enumerate()
-                // Names to the left, figures to the right.
-                .map(|(column, (cell, width))| {
-                    if column == 1 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-                })
-                .collect();
-        println!("{}", cells.join("  "));
-    }
-}
-
-/// The commits of other work under way at the time, such as saved counters, are among them.
-fn print_check_in_commits(rounds: &[Round], first: &Round) {
-    let check_ins = first.rows.last().map_or(0.0, |row| row.summary.count as f64);
-    match Spread::of(rounds.iter().filter_map(|round| round.check_in_commits)) {
-        Some(spread) => {
-            let commits = ranged(spread, rounds.len(), grouped);
-            println!("commits during {} check-ins and one flush: {commits}", grouped(check_ins));
-        }
-        None => println!("commits during check-ins: unknown, the metrics have no counter of them"),
-    }
-    println!();
-}
-
-fn print_targets(rounds: &[Round]) {
-    let reached = |step: &str, connections: usize| {
-        Spread::of(rounds.iter().filter_map(|round| {
-            round
-                .rows
-                .iter()
-                .find(|row| row.step == step && row.connections == connections)
-                .map(|row| row.of_healthz)
-        }))
+fn targets_of(rounds: &[Round]) -> Vec<(Target, Option<Spread>)> {
+    let row = |step, connections, figure: fn(&Row) -> f64| {
+        let rows = rounds.iter().filter_map(|round| round.row(step, connections));
+        Spread::of(rows.map(figure))
     };
-    let idle = Spread::of(rounds.iter().map(|round| round.idle.resident_mb));
-    let targets = [
-        (
-            "durable activations at 256 connections",
-            ACTIVATIONS_OF_HEALTHZ,
-            reached("activate", 256),
-        ),
-        ("check-ins at 64 connections", CHECK_INS_OF_HEALTHZ, reached("check-in", 64)),
-    ];
-    for (name, target, reached) in targets {
-        let met = reached.is_some_and(|reached| reached.median >= target);
-        print_target(name, &format!("at least {} of healthz", ratio(target)), reached, ratio, met);
-    }
-    let met = idle.is_some_and(|idle| idle.median < IDLE_RSS_MB);
-    print_target("idle RSS", &format!("under {}", megabytes(IDLE_RSS_MB)), idle, megabytes, met);
-}
-
-fn print_target(
-    name: &str,
-    target: &str,
-    reached: Option<Spread>,
-    show: fn(f64) -> String,
-    met: bool,
-) {
-    let reached = reached.map_or_else(|| "nothing".to_owned(), |spread| show(spread.median));
-    println!("{name:<39} {target:<24} {reached:>9}  {}", verdict(met));
-}
-
-/// The word for a target that was met or not.
-pub fn verdict(met: bool) -> &'static str {
-    if met { "ok" } else { "MISSED" }
-}
-
-fn ranged(spread: Spread, rounds: usize, show: fn(f64) -> String) -> String {
-    if rounds == 1 || spread.min == spread.max {
-        return show(spread.median);
-    }
-    format!("{} ({}\u{2013}{})", show(spread.median), show(spread.min), show(spread.max))
-}
-
-/// Megabytes with one decimal.
-pub fn megabytes(value: f64) -> String {
-    format!("{value:.1} MB")
-}
-
-fn ratio(value: f64) -> String {
-    format!("{value:.2}")
-}
-
-fn duration(micros: f64) -> String {
-    if micros < 1000.0 {
-        format!("{micros:.0} \u{b5}s")
-    } else {
-        format!("{:.2} ms", micros / 1000.0)
-    }
-}
-
-/// A whole number with commas between the thousands.
-pub fn grouped(value: f64) -> String {
-    let digits = format!("{value:.0}");
-    let mut grouped = String::new();
-    for (position, digit) in digits.chars().enumerate() {
-        if position > 0 && (digits.len() - position) % 3 == 0 {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
+    let mut reached: Vec<_> = OF_HEALTHZ
+        .map(|(step, connections, target)| (target, row(step, connections, |row| row.of_healthz)))
+        .into();
+    let lone = rounds.iter().filter_map(|round| {
+        let activate = round.row(ACTIVATE.name, 1)?;
+        Some(activate.summary.p50_micros / round.fdatasync.p50_micros)
+    });
+    reached.extend([
+        (ACTIVATE_P99, row(ACTIVATE.name, 64, |row| row.summary.p99_micros)),
+        (LONE_ACTIVATE, Spread::of(lone)),
+        (CHECK_IN_COMMITS, Spread::of(rounds.iter().filter_map(|round| round.check_in_commits))),
+        (IDLE_RSS, Spread::of(rounds.iter().map(|round| round.idle.resident_mb))),
+    ]);
+    reached
 }

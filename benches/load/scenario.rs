@@ -7,24 +7,28 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use crate::client::Connection;
-use crate::closed_loop;
+use crate::closed_loop::{self, Step};
 use crate::disk;
 use crate::failure::{Context, Result};
 use crate::requests::{Caller, RequestWriter};
 use crate::server::{Memory, Server, Workspace};
 use crate::statistics::Summary;
-use crate::steps::{self, Machine, Registration};
+use crate::steps::{self, CheckInPath, Machine, Prechecked, Registration};
 
-/// Numbers of connections, and how many codes live their life at each: 54,000 in all, fewer where only a few
+/// Numbers of connections, and how many codes live their life at each: 110,000 in all, fewer where only a few
 /// are under way at a time and every one waits for a sync of its own.
-const LIFECYCLES: [(usize, usize); 4] = [(1, 2_000), (16, 8_000), (64, 20_000), (256, 24_000)];
+const LIFECYCLES: [(usize, usize); 4] = [(1, 2_000), (16, 8_000), (64, 40_000), (256, 60_000)];
 /// One in so many of the codes is used to measure release.
 const RELEASED_PART: usize = 4;
 const CHECK_IN_CONNECTIONS: usize = 64;
 const SERVERS: usize = 100_000;
-const CHECK_IN_FLUSH: Duration = Duration::from_secs(5);
+/// How far check-ins may lag on disk.
+pub const CHECK_IN_FLUSH: Duration = Duration::from_secs(5);
 
-const HEALTHZ: &str = "/api/v2/healthz";
+/// The cheapest answer there is: what everything else is a part of.
+pub const HEALTHZ_STEP: &str = "healthz";
+/// Where it is.
+pub const HEALTHZ_PATH: &str = "/api/v2/healthz";
 
 /// All that one round found out.
 pub struct Round {
@@ -32,11 +36,12 @@ pub struct Round {
     pub idle: Memory,
     /// Memory at the end.
     pub loaded: Memory,
-    /// Times of `fdatasync` in the server's folder.
+    /// Times of `fdatasync` in the server's folder, taken before each number of connections.
     pub fdatasync: Summary,
     /// The steps, in the same order in every round.
     pub rows: Vec<Row>,
-    /// Commits that the store made during the check-ins and one flush after, where the metrics tell.
+    /// Commits that the store made during the check-ins and one flush after, where the metrics tell. Those of
+    /// other work under way, such as saved counters, are among them.
     pub check_in_commits: Option<f64>,
 }
 
@@ -48,7 +53,7 @@ pub struct Row {
     pub step: &'static str,
     /// Its figures.
     pub summary: Summary,
-    /// Its rate as a part of `healthz` at the same number of connections.
+    /// Its rate as a part of `healthz` over the same connections.
     pub of_healthz: f64,
 }
 
@@ -73,48 +78,101 @@ pub fn settings(wanted: &[String]) -> Vec<String> {
     settings
 }
 
+impl Round {
+    /// The first row of a step at a number of connections.
+    pub fn row(&self, step: &str, connections: usize) -> Option<&Row> {
+        self.rows.iter().find(|row| row.step == step && row.connections == connections)
+    }
+}
+
 /// One round on a server that nobody has used yet.
 pub async fn run(server: &Server, workspace: &Workspace, quick: bool) -> Result<Round> {
     let scale = if quick { 10 } else { 1 };
     let healthz_for = Duration::from_secs(if quick { 1 } else { 2 });
     sleep(Duration::from_secs(1)).await;
     let idle = server.memory()?;
-    let fdatasync = disk::measure(workspace.path())?;
+    let mut syncs_micros = Vec::new();
     let mut rows = Vec::new();
     let mut machines = Machine::all();
     for (connections, codes) in LIFECYCLES {
-        let mut callers = open_callers(server.public, connections).await?;
-        let healthz = closed_loop::run_for("healthz", HEALTHZ, &mut callers, healthz_for).await?;
-        let mut record = Recorder { rows: &mut rows, connections, healthz_rate: healthz.rate };
-        record.add("healthz", healthz);
-        lifecycle(&mut record, &mut callers, machines.by_ref().take(codes / scale).collect())
-            .await?;
+        syncs_micros.extend(disk::measure(workspace.path())?);
+        let mut section = Section::begin(server, connections, healthz_for).await?;
+        lifecycle(&mut section, machines.by_ref().take(codes / scale).collect()).await?;
         let released = codes / scale / RELEASED_PART;
-        release(&mut record, &mut callers, machines.by_ref().take(released).collect()).await?;
+        release(&mut section, machines.by_ref().take(released).collect()).await?;
+        rows.extend(section.rows());
     }
-    let token = workspace.master_token()?;
-    let check_in_commits =
-        check_ins(server, &mut rows, token, SERVERS / scale, healthz_for).await?;
+    let mut section = Section::begin(server, CHECK_IN_CONNECTIONS, healthz_for).await?;
+    let registrations = Registration::all(workspace.master_token()?, SERVERS / scale);
+    let registered = section.measure(steps::REGISTER, registrations).await?;
+    rows.extend(section.rows());
+    let mut section = Section::begin(server, CHECK_IN_CONNECTIONS, healthz_for).await?;
+    let check_in_commits = check_ins(server, &mut section, registered).await?;
+    rows.extend(section.rows());
+    let fdatasync = Summary::of_sequence(syncs_micros);
     Ok(Round { idle, loaded: server.memory()?, fdatasync, rows, check_in_commits })
 }
 
-/// Adds rows at one number of connections, and says them at once: a round takes minutes.
-struct Recorder<'a> {
-    rows: &'a mut Vec<Row>,
+/// Steps over the same connections, beside `healthz` over these. Whatever else goes on in the machine changes
+/// within seconds, so `healthz` is measured before the steps and again among them, and the mean of both is
+/// what they are parts of.
+struct Section {
     connections: usize,
-    healthz_rate: f64,
+    callers: Vec<Caller>,
+    healthz_for: Duration,
+    steps: Vec<(&'static str, Summary)>,
 }
 
-impl Recorder<'_> {
+impl Section {
+    /// Opens the connections and measures `healthz`.
+    async fn begin(server: &Server, connections: usize, healthz_for: Duration) -> Result<Self> {
+        let callers = open_callers(server.public, connections).await?;
+        let mut section = Self { connections, callers, healthz_for, steps: Vec::new() };
+        section.healthz().await?;
+        Ok(section)
+    }
+
+    async fn healthz(&mut self) -> Result<()> {
+        let time = self.healthz_for;
+        let summary =
+            closed_loop::run_for(HEALTHZ_STEP, HEALTHZ_PATH, &mut self.callers, time).await?;
+        self.add(HEALTHZ_STEP, summary);
+        Ok(())
+    }
+
+    /// A step that is reported.
+    async fn measure<In, Out>(&mut self, step: Step<In, Out>, inputs: Vec<In>) -> Result<Vec<Out>>
+    where
+        In: Send + 'static,
+        Out: Send + 'static,
+    {
+        let (outputs, summary) = closed_loop::run(step, &mut self.callers, inputs).await?;
+        self.add(step.name, summary);
+        Ok(outputs)
+    }
+
+    /// Says a figure at once, too: a round takes minutes.
     fn add(&mut self, step: &'static str, summary: Summary) {
         eprintln!("  {:>3} connections  {step:<9} {:>9.0}/s", self.connections, summary.rate);
-        let of_healthz = summary.rate / self.healthz_rate;
-        self.rows.push(Row { connections: self.connections, step, summary, of_healthz });
+        self.steps.push((step, summary));
+    }
+
+    fn rows(self) -> impl Iterator<Item = Row> {
+        let healthz = self.steps.iter().filter(|(step, _)| *step == HEALTHZ_STEP);
+        let rates: Vec<f64> = healthz.map(|(_, summary)| summary.rate).collect();
+        let healthz_rate = rates.iter().sum::<f64>() / rates.len() as f64;
+        let connections = self.connections;
+        self.steps.into_iter().map(move |(step, summary)| Row {
+            connections,
+            step,
+            summary,
+            of_healthz: summary.rate / healthz_rate,
+        })
     }
 }
 
 /// Connections, each with a browser session of its own.
-async fn open_callers(address: SocketAddr, count: usize) -> Result<Vec<Caller>> {
+pub async fn open_callers(address: SocketAddr, count: usize) -> Result<Vec<Caller>> {
     let mut callers = Vec::with_capacity(count);
     for _ in 0..count {
         let mut connection = Connection::open(address).await?;
@@ -133,62 +191,46 @@ async fn open_callers(address: SocketAddr, count: usize) -> Result<Vec<Caller>> 
 }
 
 /// Takes every machine through a whole install, one step after the other for all of them.
-async fn lifecycle(
-    record: &mut Recorder<'_>,
-    callers: &mut Vec<Caller>,
-    machines: Vec<Machine>,
-) -> Result<()> {
-    let (issued, summary) = closed_loop::run(steps::ISSUE, callers, machines).await?;
-    record.add(steps::ISSUE.name, summary);
-    let (prechecked, summary) = closed_loop::run(steps::PRECHECK, callers, issued).await?;
-    record.add(steps::PRECHECK.name, summary);
-    let (activated, summary) = closed_loop::run(steps::ACTIVATE, callers, prechecked).await?;
-    record.add(steps::ACTIVATE.name, summary);
-    let (_, summary) = closed_loop::run(steps::CONFIRM, callers, activated).await?;
-    record.add(steps::CONFIRM.name, summary);
+async fn lifecycle(section: &mut Section, machines: Vec<Machine>) -> Result<()> {
+    let issued = section.measure(steps::ISSUE, machines).await?;
+    let prechecked = section.measure(steps::PRECHECK, issued).await?;
+    let activated = section.measure(steps::ACTIVATE, prechecked).await?;
+    section.healthz().await?;
+    section.measure(steps::CONFIRM, activated).await?;
     Ok(())
 }
 
 /// Opens activations, unmeasured, and measures their release.
-async fn release(
-    record: &mut Recorder<'_>,
-    callers: &mut Vec<Caller>,
-    machines: Vec<Machine>,
-) -> Result<()> {
-    let (issued, _) = closed_loop::run(steps::ISSUE, callers, machines).await?;
-    let (prechecked, _) = closed_loop::run(steps::PRECHECK, callers, issued).await?;
-    let (activated, _) = closed_loop::run(steps::ACTIVATE, callers, prechecked).await?;
-    let (_, summary) = closed_loop::run(steps::RELEASE, callers, activated).await?;
-    record.add(steps::RELEASE.name, summary);
+async fn release(section: &mut Section, machines: Vec<Machine>) -> Result<()> {
+    let prechecked = prechecked(&mut section.callers, machines).await?;
+    let (activated, _) =
+        closed_loop::run(steps::ACTIVATE, &mut section.callers, prechecked).await?;
+    section.measure(steps::RELEASE, activated).await?;
     Ok(())
 }
 
-/// Registers servers, then lets each check in once.
+/// Takes machines, unmeasured, up to where they may activate.
+pub async fn prechecked(
+    callers: &mut Vec<Caller>,
+    machines: Vec<Machine>,
+) -> Result<Vec<Prechecked>> {
+    let (issued, _) = closed_loop::run(steps::ISSUE, callers, machines).await?;
+    let (prechecked, _) = closed_loop::run(steps::PRECHECK, callers, issued).await?;
+    Ok(prechecked)
+}
+
+/// Lets each server check in once.
 async fn check_ins(
     server: &Server,
-    rows: &mut Vec<Row>,
-    token: String,
-    count: usize,
-    healthz_for: Duration,
+    section: &mut Section,
+    registered: Vec<CheckInPath>,
 ) -> Result<Option<f64>> {
-    let mut callers = open_callers(server.public, CHECK_IN_CONNECTIONS).await?;
-    let healthz = closed_loop::run_for("healthz", HEALTHZ, &mut callers, healthz_for).await?;
-    let mut record =
-        Recorder { rows, connections: CHECK_IN_CONNECTIONS, healthz_rate: healthz.rate };
-    let (registered, summary) =
-        closed_loop::run(steps::REGISTER, &mut callers, Registration::all(token, count)).await?;
-    record.add(steps::REGISTER.name, summary);
-
-    // Once more, because the check-ins are judged against it: nothing that drifts lies between the two.
-    let healthz = closed_loop::run_for("healthz", HEALTHZ, &mut callers, healthz_for).await?;
-    record.healthz_rate = healthz.rate;
-    record.add("healthz", healthz);
     let before = commits(server).await;
-    let (_, summary) = closed_loop::run(steps::CHECK_IN, &mut callers, registered).await?;
-    record.add(steps::CHECK_IN.name, summary);
-    let Some(before) = before else { return Ok(None) };
+    section.measure(steps::CHECK_IN, registered).await?;
     sleep(CHECK_IN_FLUSH + Duration::from_secs(1)).await;
-    Ok(commits(server).await.map(|after| after - before))
+    let after = commits(server).await;
+    section.healthz().await?;
+    Ok(before.zip(after).map(|(before, after)| after - before))
 }
 
 /// The store's commits so far, as the operator's metrics count them; nothing where they do not.

@@ -19,7 +19,9 @@ use crate::requests::RequestWriter;
 
 const READY_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// How closely a start is timed; a refused connection costs next to nothing.
+const READY_POLL_INTERVAL: Duration = Duration::from_millis(5);
+const STOP_POLL_INTERVAL: Duration = Duration::from_millis(20);
 const ONE_EXCHANGE_LIMIT: Duration = Duration::from_secs(5);
 /// How much of the log is shown when something went wrong.
 const LOG_TAIL_BYTES: i64 = 8 * 1024;
@@ -41,6 +43,16 @@ impl Workspace {
         self.0.path()
     }
 
+    /// The file that is the server's store.
+    pub fn store(&self) -> PathBuf {
+        self.path().join("iptunnel.redb")
+    }
+
+    /// The file that holds the key under which the store's secrets are looked up.
+    pub fn lookup_key(&self) -> PathBuf {
+        self.path().join("lookup.key")
+    }
+
     /// The master token that the server made on its first start.
     pub fn master_token(&self) -> Result<String> {
         let path = self.path().join("master.token");
@@ -57,6 +69,8 @@ pub struct Server {
     pub public: SocketAddr,
     /// Where it serves its operator.
     pub admin: SocketAddr,
+    /// From just before its process was made to its first 200 for `/readyz`, to 5 ms.
+    pub ready_after: Duration,
 }
 
 /// Resident memory as the kernel counts it, in megabytes (10^6 bytes).
@@ -81,15 +95,19 @@ impl Server {
             .stdout(output.try_clone().context(&doing)?)
             .stderr(output)
             .args(
-                own_settings(workspace.path(), public, admin)
+                own_settings(workspace, public, admin)
                     .iter()
                     .flat_map(|setting| ["--set", setting]),
             )
             .args(settings.iter().flat_map(|setting| ["--set", setting]));
+        let start = Instant::now();
         let child = interrupt::let_through(|| command.spawn())?.context(&doing)?;
-        let mut server = Self { child, log, public, admin };
-        match server.wait_until_ready().await {
-            Ok(()) => Ok(server),
+        let mut server = Self { child, log, public, admin, ready_after: Duration::ZERO };
+        match server.wait_until_ready(start).await {
+            Ok(()) => {
+                server.ready_after = start.elapsed();
+                Ok(server)
+            }
             Err(failure) => Err(server.with_log(failure)),
         }
     }
@@ -101,6 +119,13 @@ impl Server {
             Err(failure) => Err(failure),
         };
         stopped.map_err(|failure| self.with_log(failure))
+    }
+
+    /// Ends it in the middle of whatever it does, with SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill().context("cannot kill the server")?;
+        self.child.wait().context("cannot wait for the end of the killed server")?;
+        Ok(())
     }
 
     /// One GET on a connection of its own; the body where the answer is 200.
@@ -129,8 +154,7 @@ impl Server {
         Ok(Memory { resident_mb: field("VmRSS:")?, peak_mb: field("VmHWM:")? })
     }
 
-    async fn wait_until_ready(&mut self) -> Result<()> {
-        let start = Instant::now();
+    async fn wait_until_ready(&mut self, start: Instant) -> Result<()> {
         loop {
             let Err(last) = self.get(self.public, "/readyz").await else { return Ok(()) };
             if let Some(status) = self.exited()? {
@@ -144,7 +168,7 @@ impl Server {
                     "the server was not ready within {limit} s; last: {last}"
                 )));
             }
-            sleep(POLL_INTERVAL).await;
+            sleep(READY_POLL_INTERVAL).await;
         }
     }
 
@@ -166,7 +190,7 @@ impl Server {
                         "the server was still there {limit} s after SIGTERM"
                     )));
                 }
-                None => sleep(POLL_INTERVAL).await,
+                None => sleep(STOP_POLL_INTERVAL).await,
             }
         }
     }
@@ -190,14 +214,14 @@ impl Drop for Server {
 }
 
 /// What every measurement sets: addresses, and all files inside the folder.
-fn own_settings(folder: &Path, public: SocketAddr, admin: SocketAddr) -> [String; 6] {
-    let file = |name: &str| folder.join(name).display().to_string();
+fn own_settings(workspace: &Workspace, public: SocketAddr, admin: SocketAddr) -> [String; 6] {
+    let file = |name: &str| workspace.path().join(name).display().to_string();
     [
         format!("server.bind={public}"),
         format!("admin.bind={admin}"),
-        format!("storage.path={}", file("iptunnel.redb")),
+        format!("storage.path={}", workspace.store().display()),
         format!("auth.signing_key_file={}", file("signing.keys")),
-        format!("auth.lookup_key_file={}", file("lookup.key")),
+        format!("auth.lookup_key_file={}", workspace.lookup_key().display()),
         format!("auth.master_token_file={}", file("master.token")),
     ]
 }

@@ -27,6 +27,12 @@ impl Summary {
             p99_micros: f64::from(percentile(&latencies_micros, 99)),
         }
     }
+
+    /// Reduces the times of what was done one after the other: together they are the whole.
+    pub fn of_sequence(latencies_micros: Vec<u32>) -> Self {
+        let elapsed = latencies_micros.iter().map(|micros| u64::from(*micros)).sum();
+        Self::of(latencies_micros, Duration::from_micros(elapsed))
+    }
 }
 
 /// The nearest-rank percentile of sorted values; 0 of none.
@@ -48,8 +54,8 @@ pub struct Spread {
 
 impl Spread {
     /// Median and range; nothing of no values.
-    pub fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
-        let mut values: Vec<f64> = values.collect();
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_unstable_by(f64::total_cmp);
         let upper = *values.get(values.len() / 2)?;
         let lower = *values.get((values.len() - 1) / 2)?;

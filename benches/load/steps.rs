@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::client::string_field;
 use crate::closed_loop::Step;
+use crate::requests::RequestWriter;
 
 const ISSUE_PATH: &str = "/api/v2/slowdns/code/issue";
 const PRECHECK_PATH: &str = "/api/v2/slowdns/install/precheck";
@@ -39,7 +40,7 @@ impl Machine {
 
 /// Spreads consecutive numbers over all of 64 bits without letting two meet (the finalizer of SplitMix64), as
 /// the ids of real machines are spread.
-fn scatter(number: u64) -> u64 {
+pub fn scatter(number: u64) -> u64 {
     let mixed = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)
@@ -49,6 +50,13 @@ fn scatter(number: u64) -> u64 {
 pub struct Issued {
     machine: Machine,
     code: String,
+}
+
+impl Issued {
+    /// A code that came some other way than by [`ISSUE`].
+    pub fn new(machine: Machine, code: String) -> Self {
+        Self { machine, code }
+    }
 }
 
 /// A code that passed, with the token that says so.
@@ -103,24 +111,42 @@ pub const ISSUE: Step<Machine, Issued> = Step {
 pub const PRECHECK: Step<Issued, Prechecked> = Step {
     name: "precheck",
     status: 200,
-    write: |Issued { machine, code }, _, request| {
-        request.post_json(
-            PRECHECK_PATH,
-            &[
-                ("install_code", code),
-                ("license_key", code),
-                ("machine_id", &machine.id),
-                ("ssh_fingerprint", &machine.ssh_fingerprint),
-                ("product", "slowdns"),
-                ("installer_version", INSTALLER_VERSION),
-            ],
-        );
-    },
+    write: write_precheck,
     read: |Issued { machine, code }, body| {
         let precheck_token = string_field(body, "precheck_token")?.to_owned();
         Some(Prechecked { machine, code, precheck_token })
     },
 };
+
+/// An installer shows a code that an installation has used up.
+pub const PRECHECK_OF_USED: Step<Issued, ()> = Step {
+    name: "precheck of a used code",
+    status: 403,
+    write: write_precheck,
+    read: |_, body| (string_field(body, "code")? == "install_code_used").then_some(()),
+};
+
+/// An installer shows a code that was never issued.
+pub const PRECHECK_OF_UNKNOWN: Step<Issued, ()> = Step {
+    name: "precheck of an unknown code",
+    status: 404,
+    write: write_precheck,
+    read: |_, body| (string_field(body, "code")? == "install_code_not_found").then_some(()),
+};
+
+fn write_precheck(Issued { machine, code }: &Issued, _: &str, request: &mut RequestWriter) {
+    request.post_json(
+        PRECHECK_PATH,
+        &[
+            ("install_code", code),
+            ("license_key", code),
+            ("machine_id", &machine.id),
+            ("ssh_fingerprint", &machine.ssh_fingerprint),
+            ("product", "slowdns"),
+            ("installer_version", INSTALLER_VERSION),
+        ],
+    );
+}
 
 /// The installer binds the code to a host name and an address: the durable change that all is about.
 pub const ACTIVATE: Step<Prechecked, Activated> = Step {
