@@ -1,6 +1,7 @@
 //! The closed loop: every connection sends its next request when the answer to the last one is there, so the
 //! number of connections is the number of requests under way, until nothing is left to do.
 
+use std::iter::Enumerate;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::vec;
@@ -35,17 +36,20 @@ impl<In, Out> Clone for Step<In, Out> {
 }
 impl<In, Out> Copy for Step<In, Out> {}
 
-/// What is left to do, shared by all connections: a slow one takes fewer, and all are busy to the end.
-type Queue<In> = Arc<Mutex<vec::IntoIter<In>>>;
+/// What is left to do, numbered, shared by all connections: a slow one takes fewer, and all are busy to the
+/// end.
+type Queue<In> = Arc<Mutex<Enumerate<vec::IntoIter<In>>>>;
 
 /// What one connection brings back.
 struct Share<Out> {
     caller: Caller,
-    outputs: Vec<Out>,
+    /// Each with the number of its input.
+    outputs: Vec<(usize, Out)>,
     latencies_micros: Vec<u32>,
 }
 
-/// Sends one request for each input over all of the callers' connections.
+/// Sends one request for each input over all of the callers' connections. The outputs come back in the order
+/// of their inputs.
 pub async fn run<In, Out>(
     step: Step<In, Out>,
     callers: &mut Vec<Caller>,
@@ -56,7 +60,7 @@ where
     Out: Send + 'static,
 {
     let expected_share = inputs.len() / callers.len().max(1) * 2;
-    let queue: Queue<In> = Arc::new(Mutex::new(inputs.into_iter()));
+    let queue: Queue<In> = Arc::new(Mutex::new(inputs.into_iter().enumerate()));
     let start = Instant::now();
     let mut tasks = JoinSet::new();
     for caller in callers.drain(..) {
@@ -89,7 +93,7 @@ async fn work_off<In, Out>(
 ) -> Result<Share<Out>> {
     let mut outputs = Vec::with_capacity(expected_share);
     let mut latencies_micros = Vec::with_capacity(expected_share);
-    while let Some(input) = next(&queue) {
+    while let Some((number, input)) = next(&queue) {
         (step.write)(&input, &caller.cookie, &mut caller.writer);
         let sent = Instant::now();
         let answer = caller.connection.exchange(caller.writer.bytes()).await.context(step.name)?;
@@ -98,7 +102,8 @@ async fn work_off<In, Out>(
             return Err(answer.unexpected(step.name, step.status));
         }
         let output = (step.read)(input, answer.body);
-        outputs.push(output.ok_or_else(|| without_field(step.name, answer.body))?);
+        let output = output.ok_or_else(|| without_field(step.name, answer.body))?;
+        outputs.push((number, output));
     }
     Ok(Share { caller, outputs, latencies_micros })
 }
@@ -146,10 +151,12 @@ async fn gather<Out: 'static>(
     let elapsed = timeout(STEP_LIMIT, all)
         .await
         .context(format!("{name}: not done within {} s", STEP_LIMIT.as_secs()))??;
+    outputs.sort_unstable_by_key(|(number, _)| *number);
+    let outputs = outputs.into_iter().map(|(_, output)| output).collect();
     Ok((outputs, Summary::of(latencies_micros, elapsed)))
 }
 
-fn next<In>(queue: &Queue<In>) -> Option<In> {
+fn next<In>(queue: &Queue<In>) -> Option<(usize, In)> {
     queue.lock().unwrap_or_else(PoisonError::into_inner).next()
 }
 

@@ -75,10 +75,19 @@ fn print_figure(name: &str, rounds: &[Round], figure: fn(&Round) -> f64, show: f
     }
 }
 
-fn steps(rounds: &[Round], first: &Round) -> Vec<[String; 7]> {
+fn steps(rounds: &[Round], first: &Round) -> Vec<[String; 8]> {
     let mut lines = vec![
-        ["connections", "step", "requests", "per second", "p50", "p99", "of healthz"]
-            .map(String::from),
+        [
+            "connections",
+            "step",
+            "requests",
+            "per second",
+            "p50",
+            "p99",
+            "of healthz",
+            "server's time",
+        ]
+        .map(String::from),
     ];
     for (position, row) in first.rows.iter().enumerate() {
         let figure = |figure: fn(&Row) -> f64, show: fn(f64) -> String| {
@@ -93,6 +102,7 @@ fn steps(rounds: &[Round], first: &Round) -> Vec<[String; 7]> {
             figure(|row| row.summary.p50_micros, duration),
             figure(|row| row.summary.p99_micros, duration),
             figure(|row| row.of_healthz, ratio),
+            figure(|row| row.processor_micros, duration),
         ]);
     }
     lines

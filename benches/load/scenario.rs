@@ -56,6 +56,8 @@ pub struct Row {
     pub summary: Summary,
     /// Its rate as a part of `healthz` over the same connections.
     pub of_healthz: f64,
+    /// Processor time of the server for one request, in microseconds.
+    pub processor_micros: f64,
     /// Its median time in that of `fdatasync`, where the disk was measured among the same steps.
     pub of_fdatasync: Option<f64>,
 }
@@ -120,30 +122,33 @@ pub async fn run(server: &Server, workspace: &Workspace, quick: bool) -> Result<
 /// Steps over the same connections, beside `healthz` over these. Whatever else goes on in the machine changes
 /// within seconds, so `healthz` is measured before the steps and again among them, and the mean of both is
 /// what they are parts of; and the disk right before an activate and right after it.
-struct Section {
+struct Section<'a> {
+    server: &'a Server,
     connections: usize,
     callers: Vec<Caller>,
     healthz_for: Duration,
-    steps: Vec<(&'static str, Summary)>,
+    steps: Vec<Measured>,
     syncs_micros: Vec<u32>,
 }
 
-impl Section {
+/// A step's name and figures, and the server's processor time for one request, in microseconds.
+type Measured = (&'static str, Summary, f64);
+
+impl<'a> Section<'a> {
     /// Opens the connections and measures `healthz`.
-    async fn begin(server: &Server, connections: usize, healthz_for: Duration) -> Result<Self> {
+    async fn begin(server: &'a Server, connections: usize, healthz_for: Duration) -> Result<Self> {
         let callers = open_callers(server.public, connections).await?;
         let (steps, syncs_micros) = (Vec::new(), Vec::new());
-        let mut section = Self { connections, callers, healthz_for, steps, syncs_micros };
+        let mut section = Self { server, connections, callers, healthz_for, steps, syncs_micros };
         section.healthz().await?;
         Ok(section)
     }
 
     async fn healthz(&mut self) -> Result<()> {
-        let time = self.healthz_for;
+        let (time, before) = (self.healthz_for, self.server.processor_time()?);
         let summary =
             closed_loop::run_for(HEALTHZ_STEP, HEALTHZ_PATH, &mut self.callers, time).await?;
-        self.add(HEALTHZ_STEP, summary);
-        Ok(())
+        self.add(HEALTHZ_STEP, summary, before)
     }
 
     fn disk(&mut self, folder: &Path) -> Result<()> {
@@ -157,29 +162,35 @@ impl Section {
         In: Send + 'static,
         Out: Send + 'static,
     {
+        let before = self.server.processor_time()?;
         let (outputs, summary) = closed_loop::run(step, &mut self.callers, inputs).await?;
-        self.add(step.name, summary);
+        self.add(step.name, summary, before)?;
         Ok(outputs)
     }
 
     /// Says a figure at once, too: a round takes minutes.
-    fn add(&mut self, step: &'static str, summary: Summary) {
-        eprintln!("  {:>3} connections  {step:<9} {:>9.0}/s", self.connections, summary.rate);
-        self.steps.push((step, summary));
+    fn add(&mut self, step: &'static str, summary: Summary, before: Duration) -> Result<()> {
+        let used = self.server.processor_time()?.saturating_sub(before);
+        let micros = used.as_secs_f64() * 1e6 / summary.count as f64;
+        let (connections, rate) = (self.connections, summary.rate);
+        eprintln!("  {connections:>3} connections  {step:<17} {rate:>9.0}/s {micros:>6.1} \u{b5}s");
+        self.steps.push((step, summary, micros));
+        Ok(())
     }
 
     fn rows(self) -> impl Iterator<Item = Row> {
-        let healthz = self.steps.iter().filter(|(step, _)| *step == HEALTHZ_STEP);
-        let rates: Vec<f64> = healthz.map(|(_, summary)| summary.rate).collect();
+        let healthz = self.steps.iter().filter(|(step, ..)| *step == HEALTHZ_STEP);
+        let rates: Vec<f64> = healthz.map(|(_, summary, _)| summary.rate).collect();
         let healthz_rate = rates.iter().sum::<f64>() / rates.len() as f64;
         let measured = !self.syncs_micros.is_empty();
         let fdatasync_micros = measured.then(|| Summary::of_sequence(self.syncs_micros).p50_micros);
         let connections = self.connections;
-        self.steps.into_iter().map(move |(step, summary)| Row {
+        self.steps.into_iter().map(move |(step, summary, processor_micros)| Row {
             connections,
             step,
             summary,
             of_healthz: summary.rate / healthz_rate,
+            processor_micros,
             of_fdatasync: fdatasync_micros.map(|micros| summary.p50_micros / micros),
         })
     }
@@ -205,7 +216,7 @@ pub async fn open_callers(address: SocketAddr, count: usize) -> Result<Vec<Calle
 }
 
 /// Takes every machine through a whole install, one step after the other for all of them.
-async fn lifecycle(section: &mut Section, folder: &Path, machines: Vec<Machine>) -> Result<()> {
+async fn lifecycle(section: &mut Section<'_>, folder: &Path, machines: Vec<Machine>) -> Result<()> {
     let issued = section.measure(steps::ISSUE, machines).await?;
     let prechecked = section.measure(steps::PRECHECK, issued).await?;
     section.disk(folder)?;
@@ -216,11 +227,12 @@ async fn lifecycle(section: &mut Section, folder: &Path, machines: Vec<Machine>)
     Ok(())
 }
 
-/// Opens activations, unmeasured, and measures their release.
-async fn release(section: &mut Section, machines: Vec<Machine>) -> Result<()> {
-    let prechecked = prechecked(&mut section.callers, machines).await?;
-    let (activated, _) =
-        closed_loop::run(steps::ACTIVATE, &mut section.callers, prechecked).await?;
+/// Opens activations, for codes in an order that has nothing to do with that of their issue, and measures
+/// their release.
+async fn release(section: &mut Section<'_>, machines: Vec<Machine>) -> Result<()> {
+    let mut prechecked = prechecked(&mut section.callers, machines).await?;
+    steps::scatter_order(&mut prechecked);
+    let activated = section.measure(steps::ACTIVATE_SCATTERED, prechecked).await?;
     section.measure(steps::RELEASE, activated).await?;
     Ok(())
 }
@@ -238,7 +250,7 @@ pub async fn prechecked(
 /// Lets each server check in once.
 async fn check_ins(
     server: &Server,
-    section: &mut Section,
+    section: &mut Section<'_>,
     registered: Vec<CheckInPath>,
 ) -> Result<Option<f64>> {
     let before = commits(server).await;

@@ -23,6 +23,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 const READY_POLL_INTERVAL: Duration = Duration::from_millis(5);
 const STOP_POLL_INTERVAL: Duration = Duration::from_millis(20);
 const ONE_EXCHANGE_LIMIT: Duration = Duration::from_secs(5);
+/// The unit of processor times in `/proc`: USER_HZ, 100 on every Linux that Rust runs on.
+const TICK: Duration = Duration::from_millis(10);
 /// How much of the log is shown when something went wrong.
 const LOG_TAIL_BYTES: i64 = 8 * 1024;
 
@@ -154,6 +156,14 @@ impl Server {
         Ok(Memory { resident_mb: field("VmRSS:")?, peak_mb: field("VmHWM:")? })
     }
 
+    /// Processor time that it has used so far, by all its threads, in user space and in the kernel.
+    pub fn processor_time(&self) -> Result<Duration> {
+        let path = format!("/proc/{}/stat", self.child.id());
+        let stat = fs::read_to_string(&path).context(format!("cannot read {path}"))?;
+        let ticks = ticks_in(&stat).context(format!("{path} has no times: is the server gone?"))?;
+        Ok(TICK * ticks)
+    }
+
     async fn wait_until_ready(&mut self, start: Instant) -> Result<()> {
         loop {
             let Err(last) = self.get(self.public, "/readyz").await else { return Ok(()) };
@@ -232,6 +242,13 @@ fn free_addresses() -> Result<(SocketAddr, SocketAddr)> {
     let first = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context(doing)?;
     let second = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context(doing)?;
     Ok((first.local_addr().context(doing)?, second.local_addr().context(doing)?))
+}
+
+/// The 14th and 15th field of proc(5)'s `stat`; the 2nd, a name in parentheses, may hold anything.
+fn ticks_in(stat: &str) -> Option<u32> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    let mut fields = after_name.split_whitespace().skip(11);
+    Some(fields.next()?.parse::<u32>().ok()? + fields.next()?.parse::<u32>().ok()?)
 }
 
 fn megabytes_in(status: &str, field: &str) -> Option<f64> {

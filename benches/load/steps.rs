@@ -46,6 +46,13 @@ pub fn scatter(number: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
+/// Puts `items` into an order that has nothing to do with the one they are in, the same each time.
+pub fn scatter_order<T>(items: &mut Vec<T>) {
+    let mut numbered: Vec<(u64, T)> = (0..).map(scatter).zip(items.drain(..)).collect();
+    numbered.sort_unstable_by_key(|(place, _)| *place);
+    items.extend(numbered.into_iter().map(|(_, item)| item));
+}
+
 /// A code for a machine.
 pub struct Issued {
     machine: Machine,
@@ -176,6 +183,10 @@ pub const ACTIVATE: Step<Prechecked, Activated> = Step {
         })
     },
 };
+
+/// The same where the codes come in no order: each then lies in another part of the store.
+pub const ACTIVATE_SCATTERED: Step<Prechecked, Activated> =
+    Step { name: "activate scattered", ..ACTIVATE };
 
 /// The installer is done.
 pub const CONFIRM: Step<Activated, ()> = Step {

@@ -107,7 +107,7 @@ impl History {
         let session = keyed_hash(past, Use::Session);
         let number = CodeNumber(self.offset.code.0 + place);
         let issued = Code::issue(number, hash, code.product(), session, issued_at, &life);
-        let opened = Activation::open(at, hash, request(past)?, opened_at, &life);
+        let opened = Activation::open(at, hash, request(past)?.into(), opened_at, &life);
         let confirmed = opened
             .confirm(confirmed_at)
             .map_err(|_| Failure::new("a past activation cannot be confirmed"))?;
