@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use crate::failure::{Context, Result};
 
-const SYNCS: usize = 1000;
+/// Two such measurements, before and after what is read beside them, take a third of a second.
+const SYNCS: usize = 500;
 const APPENDED_BYTES: usize = 4096;
 
 /// Times `fdatasync` after 4 KiB appended to a growing file in `directory`. The write itself only reaches the

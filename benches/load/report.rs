@@ -106,10 +106,7 @@ fn targets_of(rounds: &[Round]) -> Vec<(Target, Option<Spread>)> {
     let mut reached: Vec<_> = OF_HEALTHZ
         .map(|(step, connections, target)| (target, row(step, connections, |row| row.of_healthz)))
         .into();
-    let lone = rounds.iter().filter_map(|round| {
-        let activate = round.row(ACTIVATE.name, 1)?;
-        Some(activate.summary.p50_micros / round.fdatasync.p50_micros)
-    });
+    let lone = rounds.iter().filter_map(|round| round.row(ACTIVATE.name, 1)?.of_fdatasync);
     reached.extend([
         (ACTIVATE_P99, row(ACTIVATE.name, 64, |row| row.summary.p99_micros)),
         (LONE_ACTIVATE, Spread::of(lone)),

@@ -2,6 +2,7 @@
 //! then check-ins.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -36,7 +37,7 @@ pub struct Round {
     pub idle: Memory,
     /// Memory at the end.
     pub loaded: Memory,
-    /// Times of `fdatasync` in the server's folder, taken before each number of connections.
+    /// Times of `fdatasync` in the server's folder, taken before and after all activates.
     pub fdatasync: Summary,
     /// The steps, in the same order in every round.
     pub rows: Vec<Row>,
@@ -55,6 +56,8 @@ pub struct Row {
     pub summary: Summary,
     /// Its rate as a part of `healthz` over the same connections.
     pub of_healthz: f64,
+    /// Its median time in that of `fdatasync`, where the disk was measured among the same steps.
+    pub of_fdatasync: Option<f64>,
 }
 
 /// Settings of this measurement: limits out of the way, lifetimes longer than a round, and what the caller wants.
@@ -95,11 +98,12 @@ pub async fn run(server: &Server, workspace: &Workspace, quick: bool) -> Result<
     let mut rows = Vec::new();
     let mut machines = Machine::all();
     for (connections, codes) in LIFECYCLES {
-        syncs_micros.extend(disk::measure(workspace.path())?);
         let mut section = Section::begin(server, connections, healthz_for).await?;
-        lifecycle(&mut section, machines.by_ref().take(codes / scale).collect()).await?;
+        lifecycle(&mut section, workspace.path(), machines.by_ref().take(codes / scale).collect())
+            .await?;
         let released = codes / scale / RELEASED_PART;
         release(&mut section, machines.by_ref().take(released).collect()).await?;
+        syncs_micros.extend(&section.syncs_micros);
         rows.extend(section.rows());
     }
     let mut section = Section::begin(server, CHECK_IN_CONNECTIONS, healthz_for).await?;
@@ -115,19 +119,21 @@ pub async fn run(server: &Server, workspace: &Workspace, quick: bool) -> Result<
 
 /// Steps over the same connections, beside `healthz` over these. Whatever else goes on in the machine changes
 /// within seconds, so `healthz` is measured before the steps and again among them, and the mean of both is
-/// what they are parts of.
+/// what they are parts of; and the disk right before an activate and right after it.
 struct Section {
     connections: usize,
     callers: Vec<Caller>,
     healthz_for: Duration,
     steps: Vec<(&'static str, Summary)>,
+    syncs_micros: Vec<u32>,
 }
 
 impl Section {
     /// Opens the connections and measures `healthz`.
     async fn begin(server: &Server, connections: usize, healthz_for: Duration) -> Result<Self> {
         let callers = open_callers(server.public, connections).await?;
-        let mut section = Self { connections, callers, healthz_for, steps: Vec::new() };
+        let (steps, syncs_micros) = (Vec::new(), Vec::new());
+        let mut section = Self { connections, callers, healthz_for, steps, syncs_micros };
         section.healthz().await?;
         Ok(section)
     }
@@ -137,6 +143,11 @@ impl Section {
         let summary =
             closed_loop::run_for(HEALTHZ_STEP, HEALTHZ_PATH, &mut self.callers, time).await?;
         self.add(HEALTHZ_STEP, summary);
+        Ok(())
+    }
+
+    fn disk(&mut self, folder: &Path) -> Result<()> {
+        self.syncs_micros.extend(disk::measure(folder)?);
         Ok(())
     }
 
@@ -161,12 +172,15 @@ impl Section {
         let healthz = self.steps.iter().filter(|(step, _)| *step == HEALTHZ_STEP);
         let rates: Vec<f64> = healthz.map(|(_, summary)| summary.rate).collect();
         let healthz_rate = rates.iter().sum::<f64>() / rates.len() as f64;
+        let measured = !self.syncs_micros.is_empty();
+        let fdatasync_micros = measured.then(|| Summary::of_sequence(self.syncs_micros).p50_micros);
         let connections = self.connections;
         self.steps.into_iter().map(move |(step, summary)| Row {
             connections,
             step,
             summary,
             of_healthz: summary.rate / healthz_rate,
+            of_fdatasync: fdatasync_micros.map(|micros| summary.p50_micros / micros),
         })
     }
 }
@@ -191,10 +205,12 @@ pub async fn open_callers(address: SocketAddr, count: usize) -> Result<Vec<Calle
 }
 
 /// Takes every machine through a whole install, one step after the other for all of them.
-async fn lifecycle(section: &mut Section, machines: Vec<Machine>) -> Result<()> {
+async fn lifecycle(section: &mut Section, folder: &Path, machines: Vec<Machine>) -> Result<()> {
     let issued = section.measure(steps::ISSUE, machines).await?;
     let prechecked = section.measure(steps::PRECHECK, issued).await?;
+    section.disk(folder)?;
     let activated = section.measure(steps::ACTIVATE, prechecked).await?;
+    section.disk(folder)?;
     section.healthz().await?;
     section.measure(steps::CONFIRM, activated).await?;
     Ok(())
