@@ -13,6 +13,7 @@
 //! - `large` is another measurement: what a million servers and ten million past activations cost
 //! - `limits_memory` is yet another: what millions of callers cost the rate limiter in memory
 //! - `peers` compares with PostgreSQL, which makes the same durable change on the same disk
+//! - `versus` compares two programs, such as one before a change and one after
 //! - `report` says what the normal run found out, `targets` what each measurement is to reach and reached
 //! - `disk`, `statistics`, `figures` and `table` are what their names say; `interrupt` keeps Ctrl-C from leaving a
 //!   server behind
@@ -35,6 +36,7 @@ mod statistics;
 mod steps;
 mod table;
 mod targets;
+mod versus;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -87,6 +89,9 @@ async fn run(options: &Options) -> Result<()> {
     }
     if options.peers {
         return peers::run(options).await;
+    }
+    if let Some(other) = &options.against {
+        return versus::run(options, other).await;
     }
     let mut rounds = Vec::new();
     for number in 1..=options.rounds {

@@ -23,6 +23,7 @@ Load on the activation server. Run it as: scripts/bench [OPTIONS], or cargo benc
   --count N           how many callers --limits-memory plays (10000000)
   --peers             compare activations with PostgreSQL's on the same disk, and measure nothing else
   --postgres PATH     the folder of PostgreSQL's programs for --peers; scripts/bench finds it
+  --against PATH      compare activates with those of another program, turn about, and measure nothing else
   --help              this text";
 
 /// What the person asked for.
@@ -52,6 +53,8 @@ pub struct Options {
     pub limits_memory: bool,
     /// Callers in that measurement.
     pub count: u64,
+    /// Compare with this program instead.
+    pub against: Option<PathBuf>,
     /// Compare with PostgreSQL instead.
     pub peers: bool,
     /// Where its programs are.
@@ -71,6 +74,7 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
         large: false,
         limits_memory: false,
         count: 10_000_000,
+        against: None,
         peers: false,
         postgres: None,
     };
@@ -85,6 +89,7 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
             "--count" => options.count = at_least_one(&argument, arguments.next())?,
             "--server" => options.server = value(&argument, arguments.next())?.into(),
             "--dir" => options.directory = Some(value(&argument, arguments.next())?.into()),
+            "--against" => options.against = Some(value(&argument, arguments.next())?.into()),
             "--postgres" => options.postgres = Some(value(&argument, arguments.next())?.into()),
             "--set" => options.settings.push(value(&argument, arguments.next())?),
             "--help" | "-h" => return Ok(Request::Explain),
