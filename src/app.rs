@@ -16,9 +16,10 @@ use actix_web::web::Data;
 use actix_web::{App, HttpServer};
 use arc_swap::ArcSwap;
 use iptunnel_actors::{Handles, Health, Observed, Parts, StartError};
-use iptunnel_storage::{FileDisk, OpenDisk, OpenError, RedbStore, Store};
+use iptunnel_storage::{Disks, FileDisk, JournaledStore, OpenDisk, OpenError, Store};
 use prometheus_client::registry::Registry;
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -28,7 +29,7 @@ pub struct Surroundings {
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// The disk beneath the embedded store.
-    pub open_disk: OpenDisk,
+    pub disks: Disks,
     /// Where the public listens in.
     pub public: TcpListener,
     /// Where operators do.
@@ -66,8 +67,14 @@ pub enum RunError {
     Fatal(String),
 }
 
-/// The real disk at a path.
-pub fn file_disk(path: std::path::PathBuf) -> OpenDisk {
+/// The store's files: the one at `path`, and its journal beside it.
+pub fn files(path: &Path) -> Disks {
+    let mut journal = path.as_os_str().to_owned();
+    journal.push(".journal");
+    Disks { rows: file_disk(path.to_owned()), journal: file_disk(journal.into()) }
+}
+
+fn file_disk(path: PathBuf) -> OpenDisk {
     Box::new(move || Ok(Box::new(FileDisk::open(&path)?)))
 }
 
@@ -91,15 +98,14 @@ pub async fn run(
     on_change: impl Fn(&Config),
     started: impl FnOnce(),
 ) -> Result<(), RunError> {
-    let Surroundings { clock, open_disk, public: public_socket, admin: admin_socket } =
-        surroundings;
+    let Surroundings { clock, disks, public: public_socket, admin: admin_socket } = surroundings;
     let mut registry = Registry::with_prefix("iptunnel");
 
     // Secrets, then the store, then the actors on it.
     let lookup = lookup_key(&config.auth.lookup_key_file)?;
     let tokens = Tokens::new(&SigningFile::read_or_make(&config.auth.signing_key_file)?);
     let master = master_hash(&config, &lookup)?;
-    let store: Arc<dyn Store> = Arc::new(RedbStore::open(open_disk)?);
+    let store: Arc<dyn Store> = Arc::new(JournaledStore::open(disks)?);
     let health = Arc::new(Health::default());
     let tuning = Arc::new(ArcSwap::from_pointee(tuning_of(&config)));
     let handles = iptunnel_actors::start(Parts {

@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::ambient::SystemClock;
-use crate::app::{self, RunError, Signal, Surroundings, file_disk};
+use crate::app::{self, RunError, Signal, Surroundings, files};
 use crate::config::{Config, ConfigError, Sources};
 use crate::logging::Logging;
 use crate::secrets::{SecretError, SigningFile, make_folder_of, master_token};
@@ -144,7 +144,7 @@ fn serve(config: Config, sources: Sources) -> Result<(), CliError> {
     let welcome = welcome(&config, &public, &admin)?;
     let surroundings = Surroundings {
         clock: Arc::new(SystemClock::default()),
-        open_disk: file_disk(config.storage.path.clone()),
+        disks: files(&config.storage.path),
         public,
         admin,
     };

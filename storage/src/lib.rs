@@ -9,10 +9,13 @@
 //! has synced.
 
 mod disk;
+mod journal;
+mod journaled;
 mod record;
 mod redb_store;
 
 pub use disk::{Disk, FileDisk};
+pub use journaled::{Disks, JournaledStore};
 pub use redb_store::{FORMAT_VERSION, OpenDisk, RedbStore};
 
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};

@@ -4,13 +4,14 @@
 //! has shipped. A new need makes a `V2` beside it and a new format number; the old one is read for
 //! ever.
 
-use crate::ReadError;
+use crate::{Change, CheckIn, Counter, CounterRow, ReadError, Write};
 use iptunnel_domain::activation::{
     Activation, ActivationId, ActivationNumber, ActivationRef, ActivationState, Binding, Holder,
     Request,
 };
 use iptunnel_domain::address::HostName;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
+use iptunnel_domain::limit::Policy;
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use iptunnel_domain::{Timestamp, Version};
@@ -224,6 +225,96 @@ pub(crate) fn decode_server(number: u32, bytes: &[u8]) -> Result<Server, ReadErr
     })
 }
 
+/// A write as it stands in the journal. Rows are encoded as in their tables.
+#[derive(Serialize, Deserialize)]
+enum WriteV1 {
+    Code(u64, Vec<u8>),
+    Activation(u64, Vec<u8>),
+    Server(u32, Vec<u8>),
+    ForgetCode(u64, u32),
+    ForgetActivation(u64, u32),
+    CheckIns(Vec<(u32, u64)>),
+    /// Slot; key, policy, used, end of the window.
+    Counters(Vec<(u32, Option<(u64, u8, u32, u64)>)>),
+}
+
+fn encode_write(write: &Write) -> Result<WriteV1, ReadError> {
+    Ok(match write {
+        Write::Code(code) => WriteV1::Code(code.number.0, encode_code(code)?),
+        Write::Activation(activation) => {
+            WriteV1::Activation(activation.at.number.0, encode_activation(activation)?)
+        }
+        Write::Server(server) => WriteV1::Server(server.number.0, encode_server(server)?),
+        Write::ForgetCode(number, version) => WriteV1::ForgetCode(number.0, *version),
+        Write::ForgetActivation(number, version) => WriteV1::ForgetActivation(number.0, *version),
+        Write::CheckIns(check_ins) => {
+            WriteV1::CheckIns(check_ins.iter().map(|c| (c.server.0, c.at.0)).collect())
+        }
+        Write::Counters(rows) => {
+            let counter = |c: &Counter| (c.key, c.policy as u8, c.used, c.window_end.0);
+            WriteV1::Counters(
+                rows.iter().map(|row| (row.slot, row.counter.as_ref().map(counter))).collect(),
+            )
+        }
+    })
+}
+
+fn decode_write(write: WriteV1) -> Result<Write, ReadError> {
+    Ok(match write {
+        WriteV1::Code(number, bytes) => Write::Code(decode_code(number, &bytes)?),
+        WriteV1::Activation(number, bytes) => Write::Activation(decode_activation(number, &bytes)?),
+        WriteV1::Server(number, bytes) => Write::Server(decode_server(number, &bytes)?),
+        WriteV1::ForgetCode(number, version) => Write::ForgetCode(CodeNumber(number), version),
+        WriteV1::ForgetActivation(number, version) => {
+            Write::ForgetActivation(ActivationNumber(number), version)
+        }
+        WriteV1::CheckIns(check_ins) => Write::CheckIns(
+            check_ins
+                .into_iter()
+                .map(|(server, at)| CheckIn { server: ServerNumber(server), at: Timestamp(at) })
+                .collect(),
+        ),
+        WriteV1::Counters(rows) => Write::Counters(
+            rows.into_iter()
+                .map(|(slot, counter)| {
+                    let counter = counter.map(decode_counter).transpose()?;
+                    Ok(CounterRow { slot, counter })
+                })
+                .collect::<Result<_, ReadError>>()?,
+        ),
+    })
+}
+
+fn decode_counter(
+    (key, policy, used, window_end): (u64, u8, u32, u64),
+) -> Result<Counter, ReadError> {
+    let policy = Policy::from_number(policy)
+        .ok_or_else(|| ReadError(format!("a counter has unknown policy {policy}")))?;
+    Ok(Counter { key, policy, used, window_end: Timestamp(window_end) })
+}
+
+/// Changes as one record of the journal.
+pub(crate) fn encode_changes(changes: &[Change]) -> Result<Vec<u8>, ReadError> {
+    let mut encoded: Vec<Vec<WriteV1>> = Vec::with_capacity(changes.len());
+    for Change(writes) in changes {
+        encoded.push(writes.iter().map(encode_write).collect::<Result<_, _>>()?);
+    }
+    let bytes = vec![FORMAT];
+    postcard::to_extend(&encoded, bytes).map_err(|e| ReadError(format!("changes to write: {e}")))
+}
+
+pub(crate) fn decode_changes(bytes: &[u8]) -> Result<Vec<Change>, ReadError> {
+    let Some((&FORMAT, fields)) = bytes.split_first() else {
+        return Err(ReadError("a record of the journal has an unknown format".into()));
+    };
+    let changes: Vec<Vec<WriteV1>> = postcard::from_bytes(fields)
+        .map_err(|e| ReadError(format!("a record of the journal: {e}")))?;
+    let decode = |writes: Vec<WriteV1>| {
+        Ok(Change(writes.into_iter().map(decode_write).collect::<Result<_, ReadError>>()?))
+    };
+    changes.into_iter().map(decode).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,7 +336,37 @@ mod tests {
         }
 
         #[test]
+        fn every_change_reads_back_from_the_journal(seed: u64, n in 1u32..9, state in 0u8..3) {
+            let server = ServerNumber(n);
+            let counter = Counter {
+                key: seed,
+                policy: Policy::IssuePerIpDay,
+                used: n,
+                window_end: Timestamp(seed),
+            };
+            let changes = vec![
+                Change(vec![
+                    Write::Code(samples::code(seed, n, state)),
+                    Write::Activation(samples::activation(seed, n, state)),
+                ]),
+                Change(vec![Write::Server(samples::server(n, n))]),
+                Change(vec![
+                    Write::ForgetCode(CodeNumber(seed), n),
+                    Write::ForgetActivation(ActivationNumber(seed), n),
+                    Write::CheckIns(vec![CheckIn { server, at: Timestamp(seed) }]),
+                    Write::Counters(vec![
+                        CounterRow { slot: n, counter: Some(counter) },
+                        CounterRow { slot: 0, counter: None },
+                    ]),
+                ]),
+            ];
+            let bytes = encode_changes(&changes).unwrap();
+            prop_assert_eq!(decode_changes(&bytes).unwrap(), changes);
+        }
+
+        #[test]
         fn reading_any_bytes_never_panics(bytes: Vec<u8>) {
+            let _ = decode_changes(&bytes);
             let _ = decode_code(1, &bytes);
             let _ = decode_activation(1, &bytes);
             let _ = decode_server(1, &bytes);

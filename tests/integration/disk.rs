@@ -3,7 +3,7 @@
 use crate::crash::{Load, check_all, rounds, seed};
 use crate::harness::{Activation, Machine, MakeDisk, TestApp, wait_until};
 use crate::process::{Api, Chance};
-use iptunnel_storage::Disk;
+use iptunnel_storage::{Disk, Disks, OpenDisk};
 use serde_json::json;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -22,11 +22,19 @@ pub enum Fault {
     FailsSyncs,
 }
 
-#[derive(Debug)]
-struct Platter {
-    /// What the operating system shows, and what would survive a loss of power.
+/// What the operating system shows of a file, and what would survive a loss of power.
+#[derive(Debug, Default)]
+struct File {
     seen: Vec<u8>,
     synced: Vec<u8>,
+    /// Where they differ.
+    unsynced: Vec<std::ops::Range<usize>>,
+}
+
+#[derive(Debug)]
+struct Platter {
+    /// The store's rows and its journal.
+    files: [File; 2],
     fault: Fault,
     /// Syncs wait while this is set.
     blocked: bool,
@@ -45,8 +53,7 @@ pub struct BadDisk(Arc<(Mutex<Platter>, Condvar)>);
 impl BadDisk {
     pub fn new() -> Self {
         let platter = Platter {
-            seen: vec![],
-            synced: vec![],
+            files: Default::default(),
             fault: Fault::None,
             blocked: false,
             waiting: 0,
@@ -77,7 +84,10 @@ impl BadDisk {
     pub fn lose_power(&self) {
         self.kill();
         let mut platter = self.lock();
-        platter.seen = platter.synced.clone();
+        for file in &mut platter.files {
+            file.seen = file.synced.clone();
+            file.unsynced.clear();
+        }
     }
     /// Holds every sync up until `release`.
     pub fn block(&self) {
@@ -102,8 +112,12 @@ impl BadDisk {
     pub fn make(&self) -> MakeDisk {
         let disk = self.clone();
         Arc::new(move |_| {
-            let (disk, owner) = (disk.clone(), disk.lock().owner);
-            Box::new(move || Ok(Box::new(Opened { disk: disk.clone(), owner })))
+            let owner = disk.lock().owner;
+            let open = |file| -> OpenDisk {
+                let disk = disk.clone();
+                Box::new(move || Ok(Box::new(Opened { disk: disk.clone(), owner, file })))
+            };
+            Disks { rows: open(0), journal: open(1) }
         })
     }
 }
@@ -113,6 +127,7 @@ impl BadDisk {
 struct Opened {
     disk: BadDisk,
     owner: u64,
+    file: usize,
 }
 
 impl Opened {
@@ -137,21 +152,21 @@ impl Opened {
 
 impl Disk for Opened {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.lock()?.seen.len() as u64)
+        Ok(self.lock()?.files[self.file].seen.len() as u64)
     }
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let platter = self.lock()?;
         let from = offset as usize;
-        let bytes = platter.seen.get(from..from + out.len());
+        let bytes = platter.files[self.file].seen.get(from..from + out.len());
         out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut platter = self.change()?;
-        if platter.fault == Fault::Full && len > platter.seen.len() as u64 {
+        if platter.fault == Fault::Full && len > platter.files[self.file].seen.len() as u64 {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        platter.seen.resize(len as usize, 0);
+        platter.files[self.file].seen.resize(len as usize, 0);
         Ok(())
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -163,7 +178,9 @@ impl Disk for Opened {
             _ => {}
         }
         let from = offset as usize;
-        platter.seen[from..from + data.len()].copy_from_slice(data);
+        let file = &mut platter.files[self.file];
+        file.seen[from..from + data.len()].copy_from_slice(data);
+        file.unsynced.push(from..from + data.len());
         Ok(())
     }
     fn sync(&self) -> io::Result<()> {
@@ -178,7 +195,11 @@ impl Disk for Opened {
         if platter.fault == Fault::FailsSyncs {
             return Err(io::Error::other("the disk fails syncs"));
         }
-        platter.synced = platter.seen.clone();
+        let File { seen, synced, unsynced } = &mut platter.files[self.file];
+        synced.resize(seen.len(), 0);
+        for range in unsynced.drain(..).filter(|range| range.end <= seen.len()) {
+            synced[range.clone()].copy_from_slice(&seen[range]);
+        }
         platter.syncs += 1;
         Ok(())
     }

@@ -2,9 +2,9 @@
 
 use iptunnel_domain::Timestamp;
 use iptunnel_server::ambient::Clock;
-use iptunnel_server::app::{self, Signal, Surroundings, file_disk};
+use iptunnel_server::app::{self, Signal, Surroundings, files};
 use iptunnel_server::config::{Config, Sources};
-use iptunnel_storage::OpenDisk;
+use iptunnel_storage::Disks;
 use reqwest::blocking::{Client, RequestBuilder};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -35,7 +35,7 @@ impl Clock for ManualClock {
 }
 
 /// Makes the disk for a server on `folder`.
-pub type MakeDisk = Arc<dyn Fn(&TempDir) -> OpenDisk + Send + Sync>;
+pub type MakeDisk = Arc<dyn Fn(&TempDir) -> Disks + Send + Sync>;
 
 /// A running server.
 pub struct TestApp {
@@ -113,7 +113,7 @@ impl TestApp {
 
     /// A server whose configuration `change` has set: pairs of key and value.
     pub fn start_with(change: impl FnOnce(&mut Vec<(&'static str, String)>)) -> Self {
-        Self::start_on(change, Arc::new(|folder| file_disk(folder.path().join("iptunnel.redb"))))
+        Self::start_on(change, Arc::new(|folder| files(&folder.path().join("iptunnel.redb"))))
     }
 
     /// A server on a disk of the test's making.
@@ -155,7 +155,7 @@ impl TestApp {
         let admin_url = format!("http://{}", admin.local_addr().unwrap());
         let (signals, receive) = mpsc::channel(1);
         let surroundings =
-            Surroundings { clock: clock.clone(), open_disk: make_disk(&folder), public, admin };
+            Surroundings { clock: clock.clone(), disks: make_disk(&folder), public, admin };
         let of_server = config.clone();
         let (started, wait) = std::sync::mpsc::channel();
         let server = std::thread::spawn(move || {

@@ -16,9 +16,9 @@ use iptunnel_domain::code::{Code, CodeNumber, InstallCode, ProductLetters};
 use iptunnel_domain::lookup::{KeyedHash, LookupKey};
 use iptunnel_domain::time::Lifetimes;
 use iptunnel_server::ambient::{Clock, SystemClock};
-use iptunnel_server::app::file_disk;
+use iptunnel_server::app::files;
 use iptunnel_server::secrets;
-use iptunnel_storage::{Change, Frontier, RedbStore, Store, Verdict, Write};
+use iptunnel_storage::{Change, Frontier, JournaledStore, Store, Verdict, Write};
 
 use super::PAST;
 use crate::failure::{Context, Failure, Result};
@@ -53,7 +53,7 @@ pub async fn write(workspace: &Workspace, numbers: Range<u64>) -> Result<()> {
         return Ok(());
     }
     eprintln!("writing {} past activations", numbers.end - numbers.start);
-    let store = RedbStore::open(file_disk(workspace.store())).context(doing)?;
+    let store = JournaledStore::open(files(&workspace.store())).context(doing)?;
     let history = History {
         key: secrets::lookup_key(&workspace.lookup_key()).context(doing)?,
         offset: store.frontier().context(doing)?,

@@ -2,7 +2,8 @@
 
 use super::index::{Index, Indexed};
 use super::{
-    ACTIVATIONS, CHECK_INS, CODES, COMMITS_KEY, COUNTERS, META, SERVERS, pages, unreadable,
+    ACTIVATIONS, CHECK_INS, CODES, COMMITS_KEY, COUNTERS, META, SERVERS, TAKEN_OVER_KEY, pages,
+    unreadable,
 };
 use crate::{Change, ReadError, Verdict, Write, record};
 use redb::{Database, Key, ReadableTable, Table, TableHandle, WriteTransaction};
@@ -23,18 +24,19 @@ impl Written {
     }
 }
 
-/// Commits `changes`. Returns which commit this was and, after an error, what was about to be
+/// Commits `changes`, and with them that the journal is taken over up to a record. Returns which commit this was and, after an error, what was about to be
 /// written where the error came from the commit itself.
 pub(super) fn commit(
     database: &Database,
     changes: &[Change],
+    taken_over: Option<u64>,
     indexes: [&Index; 2],
 ) -> (u64, Result<Written, (String, Option<Written>)>) {
     let write = match database.begin_write() {
         Ok(write) => write,
         Err(error) => return (u64::MAX, Err((error.to_string(), None))),
     };
-    match apply(&write, changes, indexes) {
+    match apply(&write, changes, taken_over, indexes) {
         Err(error) => (u64::MAX, Err((error.to_string(), None))),
         Ok((attempted, written)) => match write.commit() {
             Ok(()) => (attempted, Ok(written)),
@@ -46,9 +48,10 @@ pub(super) fn commit(
 fn apply(
     write: &WriteTransaction,
     changes: &[Change],
+    taken_over: Option<u64>,
     indexes: [&Index; 2],
 ) -> Result<(u64, Written), ReadError> {
-    let attempted = count_commit(write)?;
+    let attempted = count_commit(write, taken_over)?;
     keep_last_numbers(write, changes)?;
     let mut tables = Tables::open(write)?;
     let mut verdicts = Vec::with_capacity(changes.len());
@@ -63,11 +66,14 @@ fn apply(
     Ok((attempted, Written { verdicts, indexed }))
 }
 
-fn count_commit(write: &WriteTransaction) -> Result<u64, ReadError> {
+fn count_commit(write: &WriteTransaction, taken_over: Option<u64>) -> Result<u64, ReadError> {
     let mut meta = write.open_table(META).map_err(unreadable)?;
     let before = meta.get(COMMITS_KEY).map_err(unreadable)?.map_or(0, |commits| commits.value());
     let attempted = before.saturating_add(1);
     meta.insert(COMMITS_KEY, attempted).map_err(unreadable)?;
+    if let Some(record) = taken_over {
+        meta.insert(TAKEN_OVER_KEY, record).map_err(unreadable)?;
+    }
     Ok(attempted)
 }
 

@@ -21,15 +21,16 @@ use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
 use iptunnel_domain::server::{Server, ServerNumber};
 use redb::{
-    Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError,
-    TableHandle,
+    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
+    TableError, TableHandle,
 };
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// The data format this program writes, and the newest it reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// The data format this program writes, and the newest it reads. 2: there may be a journal beside
+/// the file; otherwise as 1.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Opens the disk; called again after a failure, when the disk opened before has been dropped.
 pub type OpenDisk = Box<dyn Fn() -> io::Result<Box<dyn Disk>> + Send + Sync>;
@@ -48,6 +49,8 @@ const COUNTERS: TableDefinition<'static, u32, &[u8]> = TableDefinition::new("cou
 const FORMAT_KEY: &str = "format";
 /// How many commits there have been: tells after a failure whether the last one is on disk.
 const COMMITS_KEY: &str = "commits";
+/// The last record of the journal whose changes are in the tables.
+const TAKEN_OVER_KEY: &str = "taken_over";
 
 /// A [`Store`] in one file.
 pub struct RedbStore {
@@ -193,9 +196,18 @@ fn prepare(database: &Database) -> Result<(), OpenError> {
             found: u32::try_from(found).unwrap_or(u32::MAX),
             known: FORMAT_VERSION,
         }),
+        Some(found) if found < u64::from(FORMAT_VERSION) => upgrade(database).map_err(engine),
         Some(_) => Ok(()),
         None => create(database).map_err(engine),
     }
+}
+
+/// Marks an older file so that no older program opens it, which would miss the journal.
+fn upgrade(database: &Database) -> Result<(), redb::Error> {
+    let write = database.begin_write()?;
+    write.open_table(META)?.insert(FORMAT_KEY, u64::from(FORMAT_VERSION))?;
+    write.commit()?;
+    Ok(())
 }
 
 fn format_of(database: &Database) -> Result<Option<u64>, ReadError> {
@@ -229,28 +241,35 @@ fn commit_count(database: &Database) -> Result<u64, ReadError> {
     Ok(commits.map_or(0, |commits| commits.value()))
 }
 
+/// A row, whatever it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Row {
+    Code(u64),
+    Activation(u64),
+    Server(u32),
+}
+
+/// The versions of all rows at one moment.
+pub(crate) struct Versions {
+    codes: ReadOnlyTable<u64, &'static [u8]>,
+    activations: ReadOnlyTable<u64, &'static [u8]>,
+    servers: ReadOnlyTable<u32, &'static [u8]>,
+}
+
+impl Versions {
+    pub(crate) fn of(&self, row: Row) -> Result<Option<u32>, ReadError> {
+        let found = match row {
+            Row::Code(number) => self.codes.get(number),
+            Row::Activation(number) => self.activations.get(number),
+            Row::Server(number) => self.servers.get(number),
+        };
+        found.map_err(unreadable)?.map(|row| record::version(row.value())).transpose()
+    }
+}
+
 impl Store for RedbStore {
     fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
-        let (attempted, outcome) = {
-            let guard = self.read_lock();
-            let Some(database) = guard.as_ref() else {
-                drop(guard);
-                return self.reopen_then_refuse();
-            };
-            commit::commit(database, changes, [&self.codes, &self.activations])
-        };
-        match outcome {
-            Ok(written) => Ok(written.publish([&self.codes, &self.activations])),
-            Err((reason, written)) => match (self.judge(attempted, reason), written) {
-                (Fate::Committed, Some(written)) => {
-                    Ok(written.publish([&self.codes, &self.activations]))
-                }
-                (Fate::Committed, None) => {
-                    Err(CommitError::Unknown("a commit came true that was not asked for".into()))
-                }
-                (Fate::Failed(error), _) => Err(error),
-            },
-        }
+        self.write_all(changes, None)
     }
 
     fn close(&self) {
@@ -357,6 +376,61 @@ impl Store for RedbStore {
 }
 
 impl RedbStore {
+    /// Commits, and notes in the same commit that the journal is taken over up to `taken_over`.
+    fn write_all(
+        &self,
+        changes: &[Change],
+        taken_over: Option<u64>,
+    ) -> Result<Vec<Verdict>, CommitError> {
+        let (attempted, outcome) = {
+            let guard = self.read_lock();
+            let Some(database) = guard.as_ref() else {
+                drop(guard);
+                return self.reopen_then_refuse();
+            };
+            commit::commit(database, changes, taken_over, [&self.codes, &self.activations])
+        };
+        match outcome {
+            Ok(written) => Ok(written.publish([&self.codes, &self.activations])),
+            Err((reason, written)) => match (self.judge(attempted, reason), written) {
+                (Fate::Committed, Some(written)) => {
+                    Ok(written.publish([&self.codes, &self.activations]))
+                }
+                (Fate::Committed, None) => {
+                    Err(CommitError::Unknown("a commit came true that was not asked for".into()))
+                }
+                (Fate::Failed(error), _) => Err(error),
+            },
+        }
+    }
+
+    /// Commits changes that the journal holds up to record `last`.
+    pub(crate) fn take_over(
+        &self,
+        changes: &[Change],
+        last: u64,
+    ) -> Result<Vec<Verdict>, CommitError> {
+        self.write_all(changes, Some(last))
+    }
+
+    /// The last record of the journal whose changes are in the tables.
+    pub(crate) fn taken_over(&self) -> Result<u64, ReadError> {
+        let read = self.begin_read()?;
+        let meta = read.open_table(META).map_err(unreadable)?;
+        let record = meta.get(TAKEN_OVER_KEY).map_err(unreadable)?;
+        Ok(record.map_or(0, |record| record.value()))
+    }
+
+    /// The versions of rows, as they are now.
+    pub(crate) fn versions(&self) -> Result<Versions, ReadError> {
+        let read = self.begin_read()?;
+        Ok(Versions {
+            codes: read.open_table(CODES).map_err(unreadable)?,
+            activations: read.open_table(ACTIVATIONS).map_err(unreadable)?,
+            servers: read.open_table(SERVERS).map_err(unreadable)?,
+        })
+    }
+
     fn oldest<T>(
         &self,
         table: TableDefinition<'static, u64, &[u8]>,

@@ -179,13 +179,13 @@ fn a_store_of_a_newer_format_is_refused_by_name() {
     {
         let database = Database::create(&path).unwrap();
         let write = database.begin_write().unwrap();
-        write.open_table(META).unwrap().insert(FORMAT_KEY, 2).unwrap();
+        write.open_table(META).unwrap().insert(FORMAT_KEY, 3).unwrap();
         write.commit().unwrap();
     }
     let opened = RedbStore::open(Box::new(move || Ok(Box::new(FileDisk::open(&path)?))));
     let error = opened.err().unwrap();
-    assert!(matches!(error, OpenError::NewerFormat { found: 2, known: 1 }));
-    assert!(error.to_string().contains("format 2"));
+    assert!(matches!(error, OpenError::NewerFormat { found: 3, known: 2 }));
+    assert!(error.to_string().contains("format 3"));
 }
 
 #[test]

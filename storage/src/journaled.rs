@@ -1,0 +1,405 @@
+//! The embedded store: a [`Journal`] before a [`RedbStore`].
+//!
+//! A commit is answered when it is in the journal. A thread takes what has gathered over into the
+//! engine, many commits at a time; until then it is *pending*, and whoever asks is told of it from
+//! memory. After a crash the engine first takes over what it lacks.
+//!
+//! Nothing is pending that is not in the journal, and nothing leaves the journal that the engine
+//! has not synced.
+
+mod pending;
+
+use crate::journal::{AppendError, Journal};
+use crate::redb_store::Row;
+use crate::{
+    Change, CommitError, Counter, Frontier, OpenDisk, OpenError, ReadError, RedbStore, Store,
+    Verdict, record,
+};
+use iptunnel_domain::activation::{Activation, ActivationId};
+use iptunnel_domain::code::{Code, CodeHash};
+use iptunnel_domain::server::{Server, ServerNumber};
+use pending::{Pending, guards};
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// The two files of a store.
+pub struct Disks {
+    /// The engine's.
+    pub rows: OpenDisk,
+    /// The journal's.
+    pub journal: OpenDisk,
+}
+
+/// Changes that are taken over without waiting for more: enough to share the cost of a commit of
+/// the engine, few enough that it lasts some milliseconds.
+const ENOUGH: usize = 1000;
+/// How long fewer than [`ENOUGH`] wait for more. Bounds what a start after a crash has to take over.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// How often an engine that refuses is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A [`Store`] in two files.
+pub struct JournaledStore {
+    engine: Arc<RedbStore>,
+    journal: Mutex<Journal>,
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Something happened that the thread, or whoever waits for it, may wait for.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    pending: Pending,
+    /// The last record that the engine has taken over.
+    taken_over: u64,
+    trouble: Trouble,
+    /// Somebody waits for what is pending.
+    urgent: bool,
+    stopping: bool,
+}
+
+/// What is wrong with the engine.
+#[derive(Clone, Default)]
+enum Trouble {
+    #[default]
+    None,
+    /// It refuses, and is tried again.
+    Refuses(String),
+    /// Only a new start can help.
+    Fatal(String),
+}
+
+impl Trouble {
+    fn check(&self) -> Result<(), CommitError> {
+        match self {
+            Self::None => Ok(()),
+            Self::Refuses(reason) => Err(CommitError::Refused(reason.clone())),
+            Self::Fatal(reason) => Err(CommitError::Unknown(reason.clone())),
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the engine has taken over record `last`.
+    fn wait_for(&self, last: u64) -> Result<(), CommitError> {
+        let mut state = self.lock();
+        while state.taken_over < last {
+            state.trouble.check()?;
+            state.urgent = true;
+            self.changed.notify_all();
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+}
+
+impl JournaledStore {
+    /// Opens the store, or makes one where the disks are empty, and lets the engine take over what
+    /// a crash has left in the journal.
+    ///
+    /// # Errors
+    /// As [`RedbStore::open`]; also where the journal lacks what the engine has not taken over.
+    pub fn open(disks: Disks) -> Result<Self, OpenError> {
+        let unreadable = |e: std::io::Error| OpenError::Engine(format!("the journal: {e}"));
+        let disk = (disks.journal)().map_err(unreadable)?;
+        let engine = Arc::new(RedbStore::open(disks.rows)?);
+        let (mut journal, records) = Journal::open(disk).map_err(unreadable)?;
+        let last = recover(&engine, records).map_err(OpenError::Engine)?;
+        journal.begin_after(last);
+        let shared = Arc::new(Shared::default());
+        shared.lock().taken_over = last;
+        let thread = Taker { engine: Arc::clone(&engine), shared: Arc::clone(&shared) };
+        let thread = std::thread::Builder::new()
+            .name("rows".into())
+            .spawn(move || thread.run())
+            .map_err(|e| OpenError::Engine(format!("a thread could not be started: {e}")))?;
+        Ok(Self { engine, journal: Mutex::new(journal), shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Which changes hold their guards, one after the other, over what is pending and what the
+    /// engine has.
+    fn judge(&self, changes: &[Change]) -> Result<Vec<Verdict>, ReadError> {
+        // Held while the engine's versions are read: what is no longer pending is in them.
+        let state = self.shared.lock();
+        let stored = self.engine.versions()?;
+        let mut since: HashMap<Row, Option<u32>> = HashMap::new();
+        let mut verdicts = Vec::with_capacity(changes.len());
+        for Change(writes) in changes {
+            let mut holds = true;
+            for guard in writes.iter().filter_map(guards) {
+                let version =
+                    match since.get(&guard.row).copied().or(state.pending.version(guard.row)) {
+                        Some(version) => version,
+                        None => stored.of(guard.row)?,
+                    };
+                holds &= version == guard.expects;
+            }
+            if holds {
+                since.extend(
+                    writes.iter().filter_map(guards).map(|guard| (guard.row, guard.becomes)),
+                );
+            }
+            verdicts.push(if holds { Verdict::Written } else { Verdict::Conflict });
+        }
+        Ok(verdicts)
+    }
+
+    /// Lets the engine write by itself what is too large for the journal.
+    fn write_through(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
+        let last = self.shared.lock().pending.last();
+        self.shared.wait_for(last)?;
+        self.engine.commit(changes)
+    }
+
+    /// Lets the engine try again where it refuses.
+    fn probe(&self) -> Result<(), CommitError> {
+        if !matches!(self.shared.lock().trouble, Trouble::Refuses(_)) {
+            return Ok(());
+        }
+        self.engine.commit(&[])?;
+        let mut state = self.shared.lock();
+        if matches!(state.trouble, Trouble::Refuses(_)) {
+            state.trouble = Trouble::None;
+        }
+        let last = state.pending.last();
+        self.shared.changed.notify_all();
+        drop(state);
+        self.shared.wait_for(last)
+    }
+
+    /// Waits until the engine knows all servers, for reading them from it.
+    fn know_servers(&self) -> Result<(), ReadError> {
+        let last = self.shared.lock().pending.last_of_servers();
+        self.shared.wait_for(last).map_err(|e| ReadError(e.to_string()))
+    }
+}
+
+/// Lets the engine take over what it lacks; the last record it has then.
+fn recover(engine: &RedbStore, records: Vec<crate::journal::Record>) -> Result<u64, String> {
+    let mut last = engine.taken_over().map_err(|e| e.to_string())?;
+    let had = last;
+    let mut changes = Vec::new();
+    for (number, payload) in records.into_iter().filter(|(number, _)| *number > had) {
+        if number != last + 1 {
+            return Err(format!(
+                "the journal has record {number} and lacks {}: it belongs to another state of the store",
+                last + 1
+            ));
+        }
+        changes.extend(record::decode_changes(&payload).map_err(|e| e.to_string())?);
+        last = number;
+    }
+    if last > had {
+        let verdicts = engine.take_over(&changes, last).map_err(|e| e.to_string())?;
+        if verdicts.contains(&Verdict::Conflict) {
+            return Err("the journal does not follow on the store".into());
+        }
+        tracing::info!(commits = last - had, "taken over from the journal");
+    }
+    Ok(last)
+}
+
+/// The thread that lets the engine take over what is pending.
+struct Taker {
+    engine: Arc<RedbStore>,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Taker {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        if !state.stopping {
+            state.trouble = Trouble::Fatal("the thread that writes rows has ended".into());
+        }
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Taker {
+    fn run(self) {
+        while let Some((changes, last)) = self.next() {
+            let mut outcome = self.engine.take_over(&changes, last);
+            while let Err(CommitError::Refused(reason)) = outcome {
+                if !self.pause_after(reason) {
+                    return;
+                }
+                outcome = self.engine.take_over(&changes, last);
+            }
+            let mut state = self.shared.lock();
+            match outcome {
+                Ok(verdicts) if verdicts.contains(&Verdict::Conflict) => {
+                    state.trouble =
+                        Trouble::Fatal("the engine is not what the journal follows".into());
+                    return;
+                }
+                Ok(_) => {
+                    state.trouble = Trouble::None;
+                    state.taken_over = last;
+                    state.pending.forget(last);
+                    self.shared.changed.notify_all();
+                }
+                Err(error) => {
+                    state.trouble = Trouble::Fatal(error.to_string());
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The changes to take over next, and the last record that they come from; `None` at the end.
+    fn next(&self) -> Option<(Vec<Change>, u64)> {
+        let mut state = self.shared.lock();
+        loop {
+            let waited = state.pending.waited();
+            let enough = state.pending.waiting() >= ENOUGH || state.urgent || state.stopping;
+            match waited {
+                Some(waited) if enough || waited >= PATIENCE => {
+                    state.urgent = false;
+                    return Some(state.pending.take());
+                }
+                None if state.stopping => return None,
+                _ => {}
+            }
+            let patience = waited.map_or(PATIENCE * 600, |waited| PATIENCE - waited);
+            (state, _) = self
+                .shared
+                .changed
+                .wait_timeout(state, patience)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Says that the engine refuses, and waits until it is time to try again. `false` at the end:
+    /// what is pending is in the journal, and the next start takes it over.
+    fn pause_after(&self, reason: String) -> bool {
+        tracing::error!(reason, "the store does not take over its journal");
+        let mut state = self.shared.lock();
+        state.trouble = Trouble::Refuses(reason);
+        self.shared.changed.notify_all();
+        let (state, _) = self
+            .shared
+            .changed
+            .wait_timeout_while(state, RETRY, |state| {
+                matches!(state.trouble, Trouble::Refuses(_)) && !state.stopping
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        !state.stopping
+    }
+}
+
+impl Store for JournaledStore {
+    fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        if changes.is_empty() {
+            self.probe()?;
+        }
+        self.shared.lock().trouble.check()?;
+        let verdicts = self.judge(changes).map_err(|e| CommitError::Refused(e.to_string()))?;
+        let held: Vec<Change> = changes
+            .iter()
+            .zip(&verdicts)
+            .filter(|(_, verdict)| **verdict == Verdict::Written)
+            .map(|(change, _)| change.clone())
+            .collect();
+        if held.is_empty() && !changes.is_empty() {
+            return Ok(verdicts);
+        }
+        let payload =
+            record::encode_changes(&held).map_err(|e| CommitError::Refused(e.to_string()))?;
+        if !Journal::can_hold(payload.len()) {
+            return self.write_through(changes);
+        }
+        self.shared.wait_for(journal.waits_for(payload.len()))?;
+        let number = journal.append(&payload).map_err(|error| match error {
+            AppendError::Refused(reason) => CommitError::Refused(reason),
+            AppendError::Unknown(reason) => CommitError::Unknown(reason),
+        })?;
+        let mut state = self.shared.lock();
+        let is_first = state.pending.waited().is_none();
+        state.pending.add(number, held);
+        if is_first || state.pending.waiting() >= ENOUGH {
+            self.shared.changed.notify_all();
+        }
+        Ok(verdicts)
+    }
+
+    fn close(&self) {
+        self.shared.lock().stopping = true;
+        self.shared.changed.notify_all();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A thread that panicked has left its trouble behind.
+            let _ = thread.join();
+        }
+        self.engine.close();
+    }
+
+    fn frontier(&self) -> Result<Frontier, ReadError> {
+        let last = self.shared.lock().pending.last();
+        self.shared.wait_for(last).map_err(|e| ReadError(e.to_string()))?;
+        self.engine.frontier()
+    }
+
+    fn code(&self, hash: CodeHash) -> Result<Option<Code>, ReadError> {
+        let pending = self.shared.lock().pending.code(hash);
+        pending.map_or_else(|| self.engine.code(hash), |code| Ok(Some(code)))
+    }
+
+    fn activation(&self, id: ActivationId) -> Result<Option<Activation>, ReadError> {
+        let pending = self.shared.lock().pending.activation(id);
+        pending.map_or_else(|| self.engine.activation(id), |activation| Ok(Some(activation)))
+    }
+
+    fn server(&self, number: ServerNumber) -> Result<Option<Server>, ReadError> {
+        self.know_servers()?;
+        self.engine.server(number)
+    }
+
+    fn servers_before(
+        &self,
+        before: Option<ServerNumber>,
+        limit: usize,
+    ) -> Result<Vec<Server>, ReadError> {
+        self.know_servers()?;
+        self.engine.servers_before(before, limit)
+    }
+
+    fn each_server(&self, each: &mut dyn FnMut(Server)) -> Result<(), ReadError> {
+        self.know_servers()?;
+        self.engine.each_server(each)
+    }
+
+    fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Result<(), ReadError> {
+        let last = self.shared.lock().pending.last();
+        self.shared.wait_for(last).map_err(|e| ReadError(e.to_string()))?;
+        self.engine.each_counter(each)
+    }
+
+    /// What is pending is not among them: what changed lately is not to be forgotten yet.
+    fn oldest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError> {
+        self.engine.oldest_codes(limit)
+    }
+
+    /// Ditto.
+    fn oldest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError> {
+        self.engine.oldest_activations(limit)
+    }
+}
+
+impl Drop for JournaledStore {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
