@@ -33,8 +33,9 @@ pub struct Disks {
 }
 
 /// Changes that are taken over without waiting for more: enough to share the cost of a commit of
-/// the engine, few enough that it lasts some milliseconds.
-const ENOUGH: usize = 1000;
+/// the engine, few enough that it is over soon. With a thousand, one activate in a hundred waits a
+/// third longer for the processor and the disk.
+const ENOUGH: usize = 200;
 /// How long fewer than [`ENOUGH`] wait for more. Bounds what a start after a crash has to take over.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// How often an engine that refuses is tried again.
