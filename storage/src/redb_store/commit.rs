@@ -32,10 +32,12 @@ pub(super) fn commit(
     taken_over: Option<u64>,
     indexes: [&Index; 2],
 ) -> (u64, Result<Written, (String, Option<Written>)>) {
-    let write = match database.begin_write() {
+    let mut write = match database.begin_write() {
         Ok(write) => write,
         Err(error) => return (u64::MAX, Err((error.to_string(), None))),
     };
+    // So that a start after a crash need not look at every page of the file.
+    write.set_quick_repair(true);
     match apply(&write, changes, taken_over, indexes) {
         Err(error) => (u64::MAX, Err((error.to_string(), None))),
         Ok((attempted, written)) => match write.commit() {
