@@ -17,7 +17,7 @@ const SEGMENT: u64 = 2 << 20;
 const BLOCK: u64 = 4096;
 /// Bytes before the payload: its length 4, the record's number 8, a checksum 16.
 const HEAD: usize = 28;
-const EMPTY: [u8; 64 << 10] = [0; 64 << 10];
+static EMPTY: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Why a record is not in the journal.
 pub(crate) enum AppendError {
@@ -56,9 +56,16 @@ impl Journal {
             }
             disk.sync()?;
         }
-        let mut records = read_segment(disk.as_ref(), 0)?;
-        records.extend(read_segment(disk.as_ref(), SEGMENT)?);
+        let (mut records, behind_first) = read_segment(disk.as_ref(), 0)?;
+        let (second, behind_second) = read_segment(disk.as_ref(), SEGMENT)?;
+        records.extend(second);
         records.sort_unstable_by_key(|(number, _)| *number);
+        let last = records.last().map_or(0, |(number, _)| *number);
+        let behind = behind_first.max(behind_second);
+        if behind > last {
+            let text = format!("record {} is damaged, and {behind} lies behind it", last + 1);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
         Ok((Self { disk, segment: 0, offset: 0, last: [0; 2], next: 1 }, records))
     }
 
@@ -121,8 +128,9 @@ fn checksum(number: u64, payload: &[u8]) -> [u8; 16] {
 }
 
 /// The records of the segment at `start`, up to where they end: at one that was not finished, or
-/// at one of an earlier round.
-fn read_segment(disk: &dyn Disk, start: u64) -> io::Result<Vec<Record>> {
+/// at one of an earlier round. And the highest number behind that: of an earlier round, unless a
+/// record between is damaged.
+fn read_segment(disk: &dyn Disk, start: u64) -> io::Result<(Vec<Record>, u64)> {
     let mut bytes = vec![0; SEGMENT as usize];
     disk.read(start, &mut bytes)?;
     let mut records: Vec<Record> = Vec::new();
@@ -134,7 +142,9 @@ fn read_segment(disk: &dyn Disk, start: u64) -> io::Result<Vec<Record>> {
         records.push((number, payload.to_vec()));
         rest = rest.get(blocks(payload.len()) as usize..).unwrap_or_default();
     }
-    Ok(records)
+    let starts = (0..rest.len()).step_by(BLOCK as usize);
+    let behind = starts.filter_map(|at| read_record(rest.get(at..)?)).map(|(number, _)| number);
+    Ok((records, behind.max().unwrap_or(0)))
 }
 
 fn read_record(bytes: &[u8]) -> Option<(u64, &[u8])> {
@@ -143,5 +153,176 @@ fn read_record(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let (sum, rest) = rest.split_first_chunk::<16>()?;
     let payload = rest.get(..u32::from_le_bytes(*len) as usize)?;
     let number = u64::from_le_bytes(*number);
+    // A block that was never written is all zero.
     (number > 0 && checksum(number, payload) == *sum).then_some((number, payload))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bad_disk::{BadDisk, End, Fault};
+
+    fn payload(number: u64, len: usize) -> Vec<u8> {
+        (0..len as u64).map(|at| (at.wrapping_mul(31) ^ number) as u8).collect()
+    }
+
+    fn append(journal: &mut Journal, number: u64, len: usize) {
+        let appended = journal.append(&payload(number, len));
+        assert!(matches!(appended, Ok(given) if given == number));
+    }
+
+    fn read(disk: &BadDisk) -> Vec<Record> {
+        Journal::open(disk.opened()).unwrap().1
+    }
+
+    fn numbers(disk: &BadDisk) -> Vec<u64> {
+        read(disk).into_iter().map(|(number, _)| number).collect()
+    }
+
+    /// A journal with three records, the last over three blocks.
+    fn three() -> BadDisk {
+        let disk = BadDisk::new();
+        let (mut journal, found) = Journal::open(disk.opened()).unwrap();
+        assert!(found.is_empty());
+        for (number, len) in [(1, 0), (2, 5000), (3, 10_000)] {
+            append(&mut journal, number, len);
+        }
+        disk
+    }
+    /// Where the last of them stands.
+    const THIRD: u64 = 3 * BLOCK;
+
+    #[test]
+    fn what_was_appended_survives_a_loss_of_power_and_is_read_in_its_order() {
+        let disk = three();
+        disk.end(End::PowerLost);
+        assert_eq!(
+            read(&disk),
+            [(1, payload(1, 0)), (2, payload(2, 5000)), (3, payload(3, 10_000))]
+        );
+    }
+
+    #[test]
+    fn a_record_cut_short_is_as_if_it_had_never_been() {
+        let whole = HEAD + 10_000;
+        for cut in (1..whole).step_by(512).chain([HEAD - 1, HEAD, HEAD + 1, whole - 1]) {
+            let disk = three();
+            // What stood there before it was begun: nothing, or an earlier round.
+            disk.opened().write(THIRD + cut as u64, &vec![0xAA; whole - cut]).unwrap();
+            assert_eq!(numbers(&disk), [1, 2], "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_record_with_one_bit_changed_is_as_if_it_had_never_been() {
+        let disk = three();
+        for at in (0..HEAD).chain((HEAD..HEAD + 10_000).step_by(997)).chain([HEAD + 9999]) {
+            let at = THIRD + at as u64;
+            let mut byte = [0];
+            disk.opened().read(at, &mut byte).unwrap();
+            disk.opened().write(at, &[byte[0] ^ 1]).unwrap();
+            assert_eq!(numbers(&disk), [1, 2], "byte {at}");
+            disk.opened().write(at, &byte).unwrap();
+        }
+        assert_eq!(numbers(&disk), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_damaged_record_with_others_behind_it_is_an_error_that_names_it() {
+        for (at, damaged) in [(0, "record 1 "), (BLOCK + 2000, "record 2 ")] {
+            let disk = three();
+            disk.opened().write(at, &[0xAA; 64]).unwrap();
+            let error = Journal::open(disk.opened()).err().unwrap().to_string();
+            assert!(error.contains(damaged) && error.contains("3 lies behind"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_record_half_written_when_power_is_lost_does_not_take_the_one_before_it_along() {
+        let disk = three();
+        let (mut journal, _) = Journal::open(disk.opened()).unwrap();
+        journal.begin_after(3);
+        append(&mut journal, 4, 100);
+        disk.fault(Fault::FailsSyncs);
+        assert!(matches!(journal.append(&payload(5, 9000)), Err(AppendError::Unknown(_))));
+        disk.end(End::PowerLostWhileWriting);
+        assert_eq!(read(&disk), [(4, payload(4, 100))]);
+    }
+
+    #[test]
+    fn records_of_an_earlier_round_behind_newer_ones_are_not_read() {
+        let disk = BadDisk::new();
+        let (mut journal, _) = Journal::open(disk.opened()).unwrap();
+        (1..=8).for_each(|number| append(&mut journal, number, 100));
+        let (mut journal, found) = Journal::open(disk.opened()).unwrap();
+        assert_eq!(found.len(), 8);
+        journal.begin_after(8);
+        append(&mut journal, 9, 100);
+        assert_eq!(numbers(&disk), [9]);
+        // Over the places of two, and of the beginning of a third.
+        append(&mut journal, 10, 5000);
+        assert_eq!(numbers(&disk), [9, 10]);
+    }
+
+    #[test]
+    fn a_segment_is_begun_again_while_the_other_is_still_read_whole() {
+        const LEN: usize = 500_000;
+        let disk = BadDisk::new();
+        let (mut journal, _) = Journal::open(disk.opened()).unwrap();
+        for number in 1..=8 {
+            // Four to a segment.
+            assert_eq!(journal.waits_for(LEN), 0, "{number}");
+            append(&mut journal, number, LEN);
+        }
+        assert_eq!(journal.waits_for(LEN), 4);
+        assert_eq!(numbers(&disk), (1..=8).collect::<Vec<_>>());
+        append(&mut journal, 9, LEN);
+        assert_eq!(numbers(&disk), (5..=9).collect::<Vec<_>>());
+        assert_eq!(journal.waits_for(LEN), 0);
+        (10..=12).for_each(|number| append(&mut journal, number, LEN));
+        assert_eq!(journal.waits_for(LEN), 8);
+    }
+
+    #[test]
+    fn a_record_that_could_not_be_written_leaves_its_place_and_its_number_to_the_next() {
+        let disk = three();
+        let (mut journal, _) = Journal::open(disk.opened()).unwrap();
+        journal.begin_after(3);
+        append(&mut journal, 4, 100);
+        disk.fault(Fault::FailsWrites);
+        assert!(matches!(journal.append(&payload(5, 100)), Err(AppendError::Refused(_))));
+        disk.fault(Fault::None);
+        append(&mut journal, 5, 200);
+        disk.end(End::PowerLost);
+        assert_eq!(read(&disk), [(4, payload(4, 100)), (5, payload(5, 200))]);
+    }
+
+    #[test]
+    fn a_record_may_fill_a_segment_and_no_more() {
+        let largest = SEGMENT as usize - HEAD;
+        assert!(Journal::can_hold(largest) && !Journal::can_hold(largest + 1));
+        let disk = BadDisk::new();
+        let (mut journal, _) = Journal::open(disk.opened()).unwrap();
+        append(&mut journal, 1, largest);
+        append(&mut journal, 2, largest);
+        assert_eq!(numbers(&disk), [1, 2]);
+        assert_eq!(journal.waits_for(0), 1);
+    }
+
+    #[test]
+    fn a_journal_whose_making_was_cut_short_is_an_empty_one() {
+        for end in [End::Killed, End::PowerLost, End::PowerLostWhileWriting] {
+            for changes in (0..64).step_by(9).chain([64, 65, 66]) {
+                let disk = BadDisk::new();
+                disk.dies_after(changes);
+                drop(Journal::open(disk.opened()));
+                disk.revive(end);
+                let (mut journal, found) = Journal::open(disk.opened()).unwrap();
+                assert!(found.is_empty());
+                append(&mut journal, 1, 100);
+                disk.end(End::PowerLost);
+                assert_eq!(numbers(&disk), [1], "{end:?} after {changes} changes");
+            }
+        }
+    }
 }

@@ -8,6 +8,8 @@
 //! has not synced.
 
 mod pending;
+#[cfg(test)]
+mod tests;
 
 use crate::journal::{AppendError, Journal};
 use crate::redb_store::Row;
@@ -98,8 +100,9 @@ impl Shared {
         let mut state = self.lock();
         while state.taken_over < last {
             state.trouble.check()?;
-            state.urgent = true;
-            self.changed.notify_all();
+            if !std::mem::replace(&mut state.urgent, true) {
+                self.changed.notify_all();
+            }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         Ok(())
@@ -195,7 +198,8 @@ fn recover(engine: &RedbStore, records: Vec<crate::journal::Record>) -> Result<u
     for (number, payload) in records.into_iter().filter(|(number, _)| *number > had) {
         if number != last + 1 {
             return Err(format!(
-                "the journal has record {number} and lacks {}: it belongs to another state of the store",
+                "the journal goes on at record {number} and lacks {}: the two files are not from \
+                 the same moment. Restore both; without the journal the last commits are lost",
                 last + 1
             ));
         }
@@ -221,7 +225,7 @@ struct Taker {
 impl Drop for Taker {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        if !state.stopping {
+        if !state.stopping && !matches!(state.trouble, Trouble::Fatal(_)) {
             state.trouble = Trouble::Fatal("the thread that writes rows has ended".into());
         }
         self.shared.changed.notify_all();
@@ -231,30 +235,44 @@ impl Drop for Taker {
 impl Taker {
     fn run(self) {
         while let Some((changes, last)) = self.next() {
-            let mut outcome = self.engine.take_over(&changes, last);
-            while let Err(CommitError::Refused(reason)) = outcome {
-                if !self.pause_after(reason) {
-                    return;
-                }
-                outcome = self.engine.take_over(&changes, last);
-            }
+            let outcome = self.take_over(&changes, last);
             let mut state = self.shared.lock();
             match outcome {
-                Ok(verdicts) if verdicts.contains(&Verdict::Conflict) => {
-                    state.trouble =
-                        Trouble::Fatal("the engine is not what the journal follows".into());
-                    return;
-                }
-                Ok(_) => {
+                Some(Ok(())) => {
                     state.trouble = Trouble::None;
                     state.taken_over = last;
                     state.pending.forget(last);
                     self.shared.changed.notify_all();
                 }
-                Err(error) => {
-                    state.trouble = Trouble::Fatal(error.to_string());
+                Some(Err(reason)) => {
+                    state.trouble = Trouble::Fatal(reason);
                     return;
                 }
+                None => return,
+            }
+        }
+    }
+
+    /// Lets the engine take `changes` over, as often as it refuses. The error is for good; `None`
+    /// where the end came first: the journal has them, and the next start takes them over.
+    fn take_over(&self, changes: &[Change], last: u64) -> Option<Result<(), String>> {
+        loop {
+            let reason = match self.engine.take_over(changes, last) {
+                Ok(verdicts) if verdicts.contains(&Verdict::Conflict) => {
+                    return Some(Err("the journal does not follow on the store".into()));
+                }
+                Ok(_) => return Some(Ok(())),
+                Err(CommitError::Unknown(reason)) if self.engine.has_failed_a_sync() => {
+                    return Some(Err(reason));
+                }
+                Err(CommitError::Refused(reason) | CommitError::Unknown(reason)) => reason,
+            };
+            if !self.pause_after(reason) {
+                return None;
+            }
+            // Where nobody could say whether they were taken over, the engine can now.
+            if self.engine.taken_over().is_ok_and(|taken_over| taken_over >= last) {
+                return Some(Ok(()));
             }
         }
     }
@@ -282,8 +300,7 @@ impl Taker {
         }
     }
 
-    /// Says that the engine refuses, and waits until it is time to try again. `false` at the end:
-    /// what is pending is in the journal, and the next start takes it over.
+    /// Says that the engine refuses, and waits until it is time to try again. `false` at the end.
     fn pause_after(&self, reason: String) -> bool {
         tracing::error!(reason, "the store does not take over its journal");
         let mut state = self.shared.lock();

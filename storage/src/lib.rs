@@ -8,6 +8,8 @@
 //! and survives the loss of the process and of power, as far as the disk keeps what it says it
 //! has synced.
 
+#[cfg(test)]
+pub(crate) mod bad_disk;
 mod disk;
 mod journal;
 mod journaled;

@@ -234,9 +234,12 @@ enum WriteV1 {
     ForgetCode(u64, u32),
     ForgetActivation(u64, u32),
     CheckIns(Vec<(u32, u64)>),
-    /// Slot; key, policy, used, end of the window.
-    Counters(Vec<(u32, Option<(u64, u8, u32, u64)>)>),
+    /// Slots.
+    Counters(Vec<(u32, Option<CounterV1>)>),
 }
+
+/// Key, policy, used, end of the window.
+type CounterV1 = (u64, u8, u32, u64);
 
 fn encode_write(write: &Write) -> Result<WriteV1, ReadError> {
     Ok(match write {
@@ -285,9 +288,7 @@ fn decode_write(write: WriteV1) -> Result<Write, ReadError> {
     })
 }
 
-fn decode_counter(
-    (key, policy, used, window_end): (u64, u8, u32, u64),
-) -> Result<Counter, ReadError> {
+fn decode_counter((key, policy, used, window_end): CounterV1) -> Result<Counter, ReadError> {
     let policy = Policy::from_number(policy)
         .ok_or_else(|| ReadError(format!("a counter has unknown policy {policy}")))?;
     Ok(Counter { key, policy, used, window_end: Timestamp(window_end) })

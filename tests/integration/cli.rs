@@ -133,7 +133,8 @@ fn healthcheck_succeeds_exactly_while_the_server_is_ready() {
 #[test]
 fn secret_files_are_for_their_owner_alone_and_so_is_the_store() {
     let server = Process::start(&[]);
-    for name in ["signing.keys", "lookup.key", "master.token", "iptunnel.redb"] {
+    let store = ["iptunnel.redb", "iptunnel.redb.journal"];
+    for name in ["signing.keys", "lookup.key", "master.token"].into_iter().chain(store) {
         let path = server.folder.path().join("data").join(name);
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");

@@ -171,11 +171,13 @@ fn nothing_secret_stands_in_clear_in_the_store() {
     use_everything(&server, &mut secrets);
     server.signal(Signal::SIGTERM);
     server.ends_within(Duration::from_secs(10)).expect("an end");
-    let store = std::fs::read(server.folder.path().join("data/iptunnel.redb")).unwrap();
-    let hostname = b"ns1.example.com";
-    assert!(store.windows(hostname.len()).any(|w| w == hostname), "what is no secret is found");
-    for secret in secrets.0.iter().filter(|secret| !secret.starts_with("act_")) {
-        let found = store.windows(secret.len()).any(|window| window == secret.as_bytes());
-        assert!(!found, "the store shows {secret:?}");
+    for file in ["iptunnel.redb", "iptunnel.redb.journal"] {
+        let store = std::fs::read(server.folder.path().join("data").join(file)).unwrap();
+        let hostname = b"ns1.example.com";
+        assert!(store.windows(hostname.len()).any(|w| w == hostname), "what is no secret is found");
+        for secret in secrets.0.iter().filter(|secret| !secret.starts_with("act_")) {
+            let found = store.windows(secret.len()).any(|window| window == secret.as_bytes());
+            assert!(!found, "{file} shows {secret:?}");
+        }
     }
 }

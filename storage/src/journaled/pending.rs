@@ -19,9 +19,10 @@ pub(super) struct Guard {
 
 /// The guard of a write that has one.
 pub(super) fn guards(write: &Write) -> Option<Guard> {
+    // Nothing is ever stored as version 0, so a version 0 follows on nothing.
     let change = |row, version: u32| Guard {
         row,
-        expects: version.checked_sub(1).filter(|before| *before > 0),
+        expects: (version != 1).then(|| version.saturating_sub(1)),
         becomes: Some(version),
     };
     let forget = |row, version| Guard { row, expects: Some(version), becomes: None };

@@ -40,6 +40,13 @@ pub(super) fn commit(
     write.set_quick_repair(true);
     match apply(&write, changes, taken_over, indexes) {
         Err(error) => (u64::MAX, Err((error.to_string(), None))),
+        // What the journal holds was judged before: either all of it follows, or nothing of it may
+        // be written. The transaction is dropped.
+        Ok((attempted, Written { verdicts, .. }))
+            if taken_over.is_some() && verdicts.contains(&Verdict::Conflict) =>
+        {
+            (attempted, Ok(Written { verdicts, indexed: Default::default() }))
+        }
         Ok((attempted, written)) => match write.commit() {
             Ok(()) => (attempted, Ok(written)),
             Err(error) => (attempted, Err((error.to_string(), Some(written)))),
@@ -86,14 +93,29 @@ fn keep_last_numbers(write: &WriteTransaction, changes: &[Change]) -> Result<(),
         return Ok(());
     }
     let mut meta = write.open_table(META).map_err(unreadable)?;
-    for rows in [CODES, ACTIVATIONS] {
+    for (rows, given_out) in [CODES, ACTIVATIONS].into_iter().zip(last_numbers(changes)) {
         let name = rows.name();
         let rows = write.open_table(rows).map_err(unreadable)?;
         let last = rows.last().map_err(unreadable)?.map_or(0, |(number, _)| number.value());
+        let last = last.max(given_out);
         let noted = meta.get(name).map_err(unreadable)?.map_or(0, |number| number.value());
         meta.insert(name, last.max(noted)).map_err(unreadable)?;
     }
     Ok(())
+}
+
+/// The last numbers that `changes` give to a code and to an activation.
+fn last_numbers(changes: &[Change]) -> [u64; 2] {
+    let mut last = [0, 0];
+    let [code, activation] = &mut last;
+    for write in changes.iter().flat_map(|Change(writes)| writes) {
+        match write {
+            Write::Code(written) => *code = written.number.0.max(*code),
+            Write::Activation(written) => *activation = written.at.number.0.max(*activation),
+            _ => {}
+        }
+    }
+    last
 }
 
 /// The tables of one write transaction.

@@ -404,13 +404,19 @@ impl RedbStore {
         }
     }
 
-    /// Commits changes that the journal holds up to record `last`.
+    /// Commits changes that the journal holds up to record `last`: all of them, or nothing where one
+    /// conflicts.
     pub(crate) fn take_over(
         &self,
         changes: &[Change],
         last: u64,
     ) -> Result<Vec<Verdict>, CommitError> {
         self.write_all(changes, Some(last))
+    }
+
+    /// Whether a sync has failed: then nobody can say what the file holds.
+    pub(crate) fn has_failed_a_sync(&self) -> bool {
+        self.sync_failed.load(Ordering::SeqCst)
     }
 
     /// The last record of the journal whose changes are in the tables.

@@ -2,11 +2,11 @@
 
 use super::samples;
 use super::*;
+use crate::bad_disk::{BadDisk, End, Fault, consumed, consumption, contents, everything, one};
 use crate::{CheckIn, CounterRow, FileDisk, Write};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::limit::Policy;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
 fn on_file(path: &Path) -> RedbStore {
@@ -16,10 +16,6 @@ fn on_file(path: &Path) -> RedbStore {
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
-}
-
-fn one(write: Write) -> Change {
-    Change(vec![write])
 }
 
 #[test]
@@ -211,153 +207,12 @@ fn a_store_whose_head_was_lost_is_left_alone() {
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
 }
 
-/// What a [`BadDisk`] does wrong, from now on.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Fault {
-    None,
-    Full,
-    FailsWrites,
-    FailsSyncs,
-}
-
-#[derive(Debug)]
-struct Platter {
-    /// What the operating system shows, and what would survive a loss of power.
-    seen: Vec<u8>,
-    synced: Vec<u8>,
-    /// What was written since, in its order.
-    unsynced: Vec<(usize, Vec<u8>)>,
-    fault: Fault,
-    /// How many changes it takes before it is gone; `None` where it stays.
-    lives_for: Option<u64>,
-}
-
-impl Platter {
-    fn change(&mut self) -> io::Result<()> {
-        match &mut self.lives_for {
-            None => Ok(()),
-            Some(0) => Err(io::Error::other("the disk is gone")),
-            Some(left) => {
-                *left -= 1;
-                Ok(())
-            }
-        }
-    }
-}
-
-/// How a process ends that has no time to put things in order.
-#[derive(Clone, Copy, Debug)]
-enum End {
-    Killed,
-    PowerLost,
-    PowerLostWhileWriting,
-}
-
-/// A disk in memory that forgets what was not synced, and fails as it is told.
-#[derive(Clone, Debug)]
-struct BadDisk(Arc<Mutex<Platter>>);
-
 impl BadDisk {
-    fn new() -> Self {
-        Self::with(Vec::new(), Vec::new())
-    }
-    fn with(seen: Vec<u8>, synced: Vec<u8>) -> Self {
-        Self(Arc::new(Mutex::new(Platter {
-            seen,
-            synced,
-            unsynced: Vec::new(),
-            fault: Fault::None,
-            lives_for: None,
-        })))
-    }
-    /// Another disk with the same bytes on it.
-    fn copy(&self) -> Self {
-        let platter = self.0.lock().unwrap();
-        Self::with(platter.seen.clone(), platter.synced.clone())
-    }
-    /// Is gone after so many changes, as for a process that is killed.
-    fn dies_after(&self, changes: u64) {
-        self.0.lock().unwrap().lives_for = Some(changes);
-    }
-    /// Whether it died; it lives again.
-    fn revive(&self, end: End) -> bool {
-        match end {
-            End::Killed => {}
-            End::PowerLost => self.lose_power(),
-            End::PowerLostWhileWriting => self.lose_power_while_writing(),
-        }
-        self.0.lock().unwrap().lives_for.take() == Some(0)
-    }
-    /// Of what was not synced every second write has arrived: a disk writes in what order it likes.
-    fn lose_power_while_writing(&self) {
-        let mut platter = self.0.lock().unwrap();
-        let mut survived = platter.synced.clone();
-        survived.resize(platter.seen.len().max(survived.len()), 0);
-        for (at, data) in std::mem::take(&mut platter.unsynced).iter().step_by(2) {
-            survived[*at..*at + data.len()].copy_from_slice(data);
-        }
-        (platter.seen, platter.synced) = (survived.clone(), survived);
-    }
-    fn fault(&self, fault: Fault) {
-        self.0.lock().unwrap().fault = fault;
-    }
-    fn lose_power(&self) {
-        let mut platter = self.0.lock().unwrap();
-        platter.seen = platter.synced.clone();
-        platter.unsynced.clear();
-        platter.fault = Fault::None;
-    }
     fn store(&self) -> RedbStore {
         self.try_store().unwrap()
     }
     fn try_store(&self) -> Result<RedbStore, OpenError> {
-        let disk = self.clone();
-        RedbStore::open(Box::new(move || Ok(Box::new(disk.clone()))))
-    }
-}
-
-impl Disk for BadDisk {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.0.lock().unwrap().seen.len() as u64)
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let platter = self.0.lock().unwrap();
-        let from = offset as usize;
-        out.copy_from_slice(&platter.seen[from..from + out.len()]);
-        Ok(())
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut platter = self.0.lock().unwrap();
-        platter.change()?;
-        if platter.fault == Fault::Full && len > platter.seen.len() as u64 {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        platter.seen.resize(len as usize, 0);
-        Ok(())
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut platter = self.0.lock().unwrap();
-        platter.change()?;
-        match platter.fault {
-            Fault::FailsWrites => return Err(io::Error::other("the disk fails writes")),
-            // Old blocks can be overwritten, the header among them; new ones cannot be had.
-            Fault::Full if offset > 0 => return Err(io::ErrorKind::StorageFull.into()),
-            _ => {}
-        }
-        let from = offset as usize;
-        platter.seen[from..from + data.len()].copy_from_slice(data);
-        platter.unsynced.push((from, data.to_vec()));
-        Ok(())
-    }
-    fn sync(&self) -> io::Result<()> {
-        let mut platter = self.0.lock().unwrap();
-        platter.change()?;
-        if platter.fault == Fault::FailsSyncs {
-            return Err(io::Error::other("the disk fails syncs"));
-        }
-        platter.synced = platter.seen.clone();
-        platter.unsynced.clear();
-        Ok(())
+        RedbStore::open(self.opener())
     }
 }
 
@@ -380,29 +235,6 @@ fn a_loss_of_power_keeps_every_commit_that_returned() {
             assert!(reopened.code(hash).unwrap().is_some(), "round {round}, code {number}");
         }
     }
-}
-
-/// A second version of every second code and an activation for it, as one commit.
-fn consumption(codes: u64) -> Vec<Change> {
-    let consume = |n| {
-        Change(vec![
-            Write::Activation(samples::activation(n, 1, 0)),
-            Write::Code(samples::code(n, 2, 1)),
-        ])
-    };
-    (1..=codes).step_by(2).map(consume).collect()
-}
-
-/// How many of the `codes` are consumed; each is there, and is with its activation or without.
-fn consumed(store: &RedbStore, codes: u64, at: &str) -> usize {
-    let is_consumed = |n: &u64| {
-        let code = store.code(samples::code(*n, 1, 0).hash).unwrap();
-        let code = code.unwrap_or_else(|| panic!("code {n} is lost, {at}"));
-        let activation = store.activation(samples::at(*n).id).unwrap();
-        assert_eq!(code.version == 2, activation.is_some(), "code {n} is half consumed, {at}");
-        activation.is_some()
-    };
-    (1..=codes).filter(is_consumed).count()
 }
 
 /// Ends the process after each change to the disk that a commit makes and then, for each, after
@@ -494,51 +326,36 @@ fn after_a_failed_sync_the_fate_of_the_commit_is_called_unknown() {
     assert!(matches!(outcome, Err(CommitError::Unknown(_))), "{outcome:?}");
 }
 
-/// One of everything, as format 1 keeps it.
-fn everything() -> Vec<Change> {
-    let counter = Counter {
-        key: 7,
-        policy: Policy::ActivatePerMachineDay,
-        used: 3,
-        window_end: Timestamp(86_400),
-    };
-    let seen = CheckIn { server: ServerNumber(1), at: Timestamp(5000) };
-    let mut changes: Vec<Change> = Vec::new();
-    for (number, state) in [(1, 0), (2, 1), (3, 2)] {
-        changes.push(one(Write::Code(samples::code(number, 1, state))));
-        changes.push(one(Write::Activation(samples::activation(number, 1, state))));
+#[test]
+fn a_file_of_each_format_is_read_whole() {
+    for format in 1..=FORMAT_VERSION {
+        let fixture = fixture(&format!("format-{format}.redb"));
+        if format == FORMAT_VERSION && std::env::var_os("WRITE_FIXTURE").is_some() {
+            on_file(&fixture).commit(&everything()).unwrap();
+        }
+        let folder = folder();
+        // Opening a store writes to it: the fixture stays as it was shipped.
+        let (old, new) = (folder.path().join("old.redb"), folder.path().join("new.redb"));
+        std::fs::copy(&fixture, &old).unwrap();
+        let fresh = on_file(&new);
+        fresh.commit(&everything()).unwrap();
+        let read = contents(&on_file(&old));
+        assert_eq!(read, contents(&fresh), "format {format}");
+        assert!(read.contains("s1.example.com") && read.contains("5000"));
     }
-    changes.extend([0, 1].map(|number| one(Write::Server(samples::server(number, 1)))));
-    changes.push(one(Write::CheckIns(vec![seen])));
-    changes.push(one(Write::Counters(vec![CounterRow { slot: 9, counter: Some(counter) }])));
-    changes
-}
-
-/// All that a store holds of [`everything`].
-fn contents(store: &RedbStore) -> String {
-    let mut counters = Vec::new();
-    store.each_counter(&mut |slot, counter| counters.push((slot, counter))).unwrap();
-    let codes: Vec<_> =
-        (1..=3).map(|n| store.code(samples::code(n, 1, 0).hash).unwrap().unwrap()).collect();
-    let activations: Vec<_> =
-        (1..=3).map(|n| store.activation(samples::at(n).id).unwrap().unwrap()).collect();
-    let servers = store.servers_before(None, 10).unwrap();
-    format!("{codes:#?}{activations:#?}{servers:#?}{counters:#?}{:#?}", store.frontier().unwrap())
 }
 
 #[test]
-fn a_file_of_format_1_is_read_whole() {
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/format-1.redb");
+fn a_record_of_the_journal_is_read_as_it_was_shipped() {
+    let fixture = fixture("journal-record-1.bin");
     if std::env::var_os("WRITE_FIXTURE").is_some() {
-        on_file(&fixture).commit(&everything()).unwrap();
+        std::fs::write(&fixture, record::encode_changes(&everything()).unwrap()).unwrap();
     }
-    let folder = folder();
-    // Opening a store writes to it: the fixture stays as it was shipped.
-    let (old, new) = (folder.path().join("old.redb"), folder.path().join("new.redb"));
-    std::fs::copy(&fixture, &old).unwrap();
-    let fresh = on_file(&new);
-    fresh.commit(&everything()).unwrap();
-    let read = contents(&on_file(&old));
-    assert_eq!(read, contents(&fresh));
-    assert!(read.contains("s1.example.com") && read.contains("5000"));
+    let bytes = std::fs::read(&fixture).unwrap();
+    assert_eq!(record::decode_changes(&bytes).unwrap(), everything());
+    assert_eq!(record::encode_changes(&everything()).unwrap(), bytes);
+}
+
+fn fixture(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
 }

@@ -1,0 +1,706 @@
+//! What a store with a journal promises, whenever its process ends and whatever its disks do.
+
+use super::*;
+use crate::bad_disk::{BadDisk, End, Fault, consumed, consumption, contents, everything, one};
+use crate::redb_store::samples;
+use crate::{CheckIn, FileDisk, Write};
+use iptunnel_domain::Timestamp;
+use proptest::prelude::*;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::time::Instant;
+
+const ENDS: [End; 3] = [End::Killed, End::PowerLost, End::PowerLostWhileWriting];
+
+/// The two disks of a process.
+struct Pair {
+    rows: BadDisk,
+    journal: BadDisk,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let rows = BadDisk::new();
+        Self { journal: rows.sibling(), rows }
+    }
+    fn copy(&self) -> Self {
+        let rows = self.rows.copy();
+        Self { journal: self.journal.copy_beside(&rows), rows }
+    }
+    fn try_store(&self) -> Result<JournaledStore, OpenError> {
+        JournaledStore::open(Disks { rows: self.rows.opener(), journal: self.journal.opener() })
+    }
+    fn store(&self) -> JournaledStore {
+        self.try_store().unwrap()
+    }
+    /// Lets the process end after so many changes to either disk.
+    fn dies_after(&self, changes: u64) {
+        self.rows.dies_after(changes);
+    }
+    /// Whether the process had ended; another one lives.
+    fn revive(&self, end: End) -> bool {
+        self.journal.end(end);
+        self.rows.revive(end)
+    }
+    /// Ends the process in the middle of whatever it does, and starts another.
+    fn restart(&self, store: JournaledStore, end: End) -> JournaledStore {
+        self.revive(end);
+        // Whatever it does on its way out, its disks are gone.
+        drop(store);
+        self.store()
+    }
+}
+
+fn issue(numbers: RangeInclusive<u64>) -> Vec<Change> {
+    numbers.map(|n| one(Write::Code(samples::code(n, 1, 0)))).collect()
+}
+
+fn has_code(store: &JournaledStore, number: u64) -> bool {
+    store.code(samples::code(number, 1, 0).hash).unwrap().is_some()
+}
+
+/// Asks until the answer is yes.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "never: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Commits that issue codes, consume them, change them again and forget them, and what is there
+/// after them.
+#[derive(Default)]
+struct History {
+    commits: usize,
+    issued: u64,
+    steps: usize,
+    fresh: VecDeque<u64>,
+    consumed: VecDeque<u64>,
+    changed: VecDeque<u64>,
+    codes: BTreeMap<u64, Option<Code>>,
+    activations: BTreeMap<u64, Option<Activation>>,
+}
+
+impl History {
+    /// The next commit, of 1 to 50 changes.
+    fn next(&mut self) -> Vec<Change> {
+        self.commits += 1;
+        (0..1 + self.commits * 13 % 50).map(|_| self.change()).collect()
+    }
+
+    fn change(&mut self) -> Change {
+        self.steps += 1;
+        let queue = match self.steps % 7 {
+            2 | 4 => &mut self.fresh,
+            5 => &mut self.consumed,
+            6 => &mut self.changed,
+            _ => return self.issue(),
+        };
+        let Some(number) = queue.pop_front() else { return self.issue() };
+        match self.steps % 7 {
+            2 | 4 => {
+                self.consumed.push_back(number);
+                self.write(number, samples::code(number, 2, 1), samples::activation(number, 1, 0))
+            }
+            5 => {
+                self.changed.push_back(number);
+                self.write(number, samples::code(number, 3, 2), samples::activation(number, 2, 1))
+            }
+            _ => {
+                self.codes.insert(number, None);
+                self.activations.insert(number, None);
+                Change(vec![
+                    Write::ForgetCode(samples::code(number, 3, 0).number, 3),
+                    Write::ForgetActivation(samples::at(number).number, 2),
+                ])
+            }
+        }
+    }
+
+    fn issue(&mut self) -> Change {
+        self.issued += 1;
+        let code = samples::code(self.issued, 1, 0);
+        self.fresh.push_back(self.issued);
+        self.codes.insert(self.issued, Some(code.clone()));
+        one(Write::Code(code))
+    }
+
+    fn write(&mut self, number: u64, code: Code, activation: Activation) -> Change {
+        self.codes.insert(number, Some(code.clone()));
+        self.activations.insert(number, Some(activation.clone()));
+        Change(vec![Write::Activation(activation), Write::Code(code)])
+    }
+
+    fn commit_to(&mut self, store: &JournaledStore) {
+        let changes = self.next();
+        let verdicts = store.commit(&changes).unwrap();
+        assert_eq!(verdicts, vec![Verdict::Written; changes.len()]);
+    }
+
+    /// Forgotten rows may be found until the engine has taken over that they are forgotten.
+    fn check(&self, store: &JournaledStore, at: &str) {
+        for (number, expected) in &self.codes {
+            let found = store.code(samples::code(*number, 1, 0).hash).unwrap();
+            assert!(expected.is_none() || found == *expected, "code {number}, {at}: {found:?}");
+        }
+        for (number, expected) in &self.activations {
+            let found = store.activation(samples::at(*number).id).unwrap();
+            assert!(expected.is_none() || found == *expected, "activation {number}, {at}");
+        }
+    }
+
+    /// As [`Self::check`], of a store that has just been opened.
+    fn check_all(&self, store: &JournaledStore, at: &str) {
+        self.check(store, at);
+        assert_eq!(store.frontier().unwrap().code.0, self.issued, "{at}");
+        let rows: Vec<Code> = store.oldest_codes(usize::MAX).unwrap();
+        let expected: Vec<Code> = self.codes.values().flatten().cloned().collect();
+        assert!(rows == expected, "not each code exactly once, {at}");
+        let rows: Vec<Activation> = store.oldest_activations(usize::MAX).unwrap();
+        let expected: Vec<Activation> = self.activations.values().flatten().cloned().collect();
+        assert!(rows == expected, "not each activation exactly once, {at}");
+    }
+}
+
+#[test]
+fn what_was_committed_is_read_back_at_once_and_after_closing_and_opening() {
+    let pair = Pair::new();
+    let (code, activation) = (samples::code(1, 1, 0), samples::activation(1, 1, 0));
+    let servers = [samples::server(0, 1), samples::server(1, 1)];
+    let seen = CheckIn { server: servers[1].number, at: Timestamp(99) };
+    let check = |store: &JournaledStore| {
+        assert_eq!(store.code(code.hash).unwrap().unwrap(), code);
+        assert_eq!(store.activation(activation.at.id).unwrap().unwrap(), activation);
+        let newest = Server { last_checkin: Timestamp(99), ..servers[1].clone() };
+        assert_eq!(store.server(servers[1].number).unwrap().unwrap(), newest);
+        assert_eq!(store.servers_before(None, 9).unwrap(), [newest, servers[0].clone()]);
+        let frontier = store.frontier().unwrap();
+        assert_eq!((frontier.code.0, frontier.activation.0), (1, 1));
+        assert_eq!(frontier.server, Some(servers[1].number));
+    };
+    {
+        let store = pair.store();
+        let changes = [
+            one(Write::Code(code.clone())),
+            one(Write::Activation(activation.clone())),
+            Change(servers.iter().cloned().map(Write::Server).collect()),
+            one(Write::CheckIns(vec![seen])),
+        ];
+        assert_eq!(store.commit(&changes).unwrap(), [Verdict::Written; 4]);
+        check(&store);
+    }
+    let store = pair.store();
+    check(&store);
+    drop(store);
+    for end in ENDS {
+        check(&pair.restart(pair.store(), end));
+    }
+}
+
+#[test]
+fn one_of_everything_is_read_the_same_before_and_after_the_process_ends() {
+    for end in ENDS {
+        let pair = Pair::new();
+        let store = pair.store();
+        store.commit(&everything()).unwrap();
+        let at_once = pair.copy();
+        let read = contents(&store);
+        assert!(read.contains("s1.example.com") && read.contains("5000"));
+        at_once.revive(end);
+        assert_eq!(contents(&at_once.store()), read, "{end:?}");
+        assert_eq!(contents(&pair.restart(store, end)), read, "{end:?}");
+    }
+}
+
+#[test]
+fn a_change_is_written_whole_where_all_its_guards_hold_over_what_is_pending() {
+    let pair = Pair::new();
+    let store = pair.store();
+    store.commit(&issue(1..=2)).unwrap();
+    let changes = [
+        Change(vec![
+            Write::Activation(samples::activation(1, 1, 0)),
+            Write::Code(samples::code(1, 1, 1)),
+        ]),
+        one(Write::Code(samples::code(1, 2, 1))),
+        one(Write::Code(samples::code(1, 3, 2))),
+        one(Write::Code(samples::code(1, 3, 0))),
+        one(Write::Code(samples::code(9, 2, 0))),
+        one(Write::ForgetCode(samples::code(2, 1, 0).number, 2)),
+        one(Write::ForgetCode(samples::code(2, 1, 0).number, 1)),
+        one(Write::ForgetCode(samples::code(2, 1, 0).number, 1)),
+    ];
+    use Verdict::{Conflict, Written};
+    let expected = [Conflict, Written, Written, Conflict, Conflict, Conflict, Written, Conflict];
+    assert_eq!(store.commit(&changes).unwrap(), expected);
+    let check = |store: &JournaledStore| {
+        assert_eq!(store.activation(samples::at(1).id).unwrap(), None);
+        let code = store.code(samples::code(1, 1, 0).hash).unwrap().unwrap();
+        assert_eq!((code.version, code.activations), (3, 2));
+        let again = store.commit(&changes[6..]).unwrap();
+        assert_eq!(again, [Conflict, Conflict]);
+    };
+    check(&store);
+    let store = pair.restart(store, End::PowerLost);
+    check(&store);
+    assert!(!has_code(&store, 2));
+}
+
+#[test]
+fn what_returned_is_there_whenever_the_process_ends() {
+    for end in ENDS {
+        let pair = Pair::new();
+        let mut store = pair.store();
+        let mut history = History::default();
+        for round in 0..18 {
+            // From a commit that is alone to more than the engine takes over at once.
+            for _ in 0..=round % 12 {
+                history.commit_to(&store);
+            }
+            let at = format!("{end:?} in round {round}");
+            history.check(&store, &at);
+            store = pair.restart(store, end);
+            history.check_all(&store, &at);
+        }
+        store.close();
+        drop(store);
+        history.check_all(&pair.store(), "closed");
+    }
+}
+
+#[test]
+fn what_gathers_is_taken_over_without_being_asked_for() {
+    let pair = Pair::new();
+    let store = pair.store();
+    store.commit(&issue(1..=1)).unwrap();
+    until("a single change is taken over", || store.oldest_codes(9).unwrap().len() == 1);
+    until("it is pending no more", || store.shared.lock().pending.version(Row::Code(1)).is_none());
+    assert!(has_code(&store, 1));
+}
+
+fn ended_in_taking_over_and_again_in_the_recovery(end: End) {
+    const CODES: u64 = 60;
+    let (mut tried, mut cut_short) = (0, 0);
+    let issued = Pair::new();
+    {
+        let store = issued.store();
+        store.commit(&issue(1..=CODES)).unwrap();
+    }
+    for in_close in 0.. {
+        let pair = issued.copy();
+        let store = pair.store();
+        for change in consumption(CODES).chunks(7) {
+            store.commit(change).unwrap();
+        }
+        pair.dies_after(in_close);
+        store.close();
+        let close_was_cut_short = pair.revive(end);
+        drop(store);
+        // Every change of the recovery is reached, from another one on each time.
+        for in_recovery in (in_close % 5..).step_by(5) {
+            let pair = pair.copy();
+            pair.dies_after(in_recovery);
+            let opened = pair.try_store();
+            let finished = opened.is_ok();
+            cut_short += u64::from(pair.revive(end));
+            drop(opened);
+            let at = format!("{end:?} after {in_close} changes, then after {in_recovery}");
+            let store = pair.store();
+            assert_eq!(consumed(&store, CODES, &at), CODES as usize / 2, "{at}");
+            assert_eq!(store.oldest_codes(usize::MAX).unwrap().len(), CODES as usize, "{at}");
+            let activations = store.oldest_activations(usize::MAX).unwrap();
+            assert_eq!(activations.len(), CODES as usize / 2, "{at}");
+            tried += 1;
+            if finished {
+                break;
+            }
+        }
+        if !close_was_cut_short {
+            break;
+        }
+    }
+    assert!(tried > 20 && cut_short > 20, "{tried} {cut_short}");
+}
+
+#[test]
+fn a_process_killed_while_the_engine_takes_over_and_again_in_the_recovery_loses_nothing() {
+    ended_in_taking_over_and_again_in_the_recovery(End::Killed);
+}
+
+#[test]
+fn power_lost_while_the_engine_takes_over_and_again_in_the_recovery_loses_nothing() {
+    ended_in_taking_over_and_again_in_the_recovery(End::PowerLost);
+}
+
+#[test]
+fn power_lost_while_the_disks_write_and_again_in_the_recovery_loses_nothing() {
+    ended_in_taking_over_and_again_in_the_recovery(End::PowerLostWhileWriting);
+}
+
+#[test]
+fn a_process_that_ends_between_and_within_commits_loses_none_that_returned() {
+    let made = Pair::new();
+    drop(made.store());
+    for end in ENDS {
+        let mut whole = 0;
+        for changes in 0..60 {
+            let pair = made.copy();
+            let store = pair.store();
+            pair.dies_after(changes);
+            let mut returned = 0;
+            // Sizes that reach over blocks; the engine takes over in between.
+            for commit in 0..20 {
+                let numbers = commit * 30 + 1..=commit * 30 + 30;
+                if store.commit(&issue(numbers)).is_err() {
+                    break;
+                }
+                returned = (commit + 1) * 30;
+            }
+            whole += u64::from(returned == 600);
+            let store = pair.restart(store, end);
+            let found = store.oldest_codes(usize::MAX).unwrap();
+            let numbers: Vec<u64> = found.iter().map(|code| code.number.0).collect();
+            let expected = (1..=numbers.len() as u64).collect::<Vec<_>>();
+            assert_eq!(numbers, expected, "{end:?} after {changes} changes");
+            assert!(found.len() as u64 >= returned, "{end:?} after {changes}: {returned}");
+            assert_eq!(found.len() % 30, 0, "half a commit, {end:?} after {changes}");
+        }
+        assert!(whole < 30, "{whole}");
+    }
+}
+
+#[test]
+fn the_segments_of_the_journal_are_used_again_and_nothing_is_lost() {
+    let pair = Pair::new();
+    let mut store = pair.store();
+    let mut issued = 0;
+    for (round, end) in ENDS.into_iter().enumerate() {
+        // 2 MiB and a half of small commits, then as much of large ones.
+        for (commits, size) in [(640, 1), (90, 150)] {
+            for _ in 0..commits {
+                store.commit(&issue(issued + 1..=issued + size)).unwrap();
+                issued += size;
+            }
+            store = pair.restart(store, end);
+            let found = store.oldest_codes(usize::MAX).unwrap();
+            let numbers: Vec<u64> = found.iter().map(|code| code.number.0).collect();
+            assert!(numbers == (1..=issued).collect::<Vec<_>>(), "round {round}, {end:?}");
+        }
+    }
+    // All around the journal without a new start.
+    for _ in 0..1300 {
+        issued += 1;
+        store.commit(&issue(issued..=issued)).unwrap();
+    }
+    let store = pair.restart(store, End::PowerLost);
+    assert_eq!(store.oldest_codes(usize::MAX).unwrap().len() as u64, issued);
+    assert!(issued > 40_000 && has_code(&store, 1) && has_code(&store, issued));
+}
+
+#[test]
+fn a_commit_larger_than_a_segment_goes_past_the_journal_in_its_turn() {
+    for end in ENDS {
+        let pair = Pair::new();
+        let store = pair.store();
+        let note = "n".repeat(3 << 20);
+        let large = Server { note, ..samples::server(1, 2) };
+        store.commit(&[one(Write::Server(samples::server(1, 1)))]).unwrap();
+        store.commit(&issue(1..=1)).unwrap();
+        // Over a version that is pending, and with a change that comes too late.
+        let late = one(Write::Server(samples::server(1, 1)));
+        let verdicts = store.commit(&[one(Write::Server(large.clone())), late]).unwrap();
+        assert_eq!(verdicts, [Verdict::Written, Verdict::Conflict]);
+        assert_eq!(store.server(large.number).unwrap().unwrap(), large);
+        let store = pair.restart(store, end);
+        assert_eq!(store.server(large.number).unwrap().unwrap(), large, "{end:?}");
+        let third = samples::server(1, 3);
+        store.commit(&[one(Write::Server(third.clone()))]).unwrap();
+        store.commit(&issue(2..=2)).unwrap();
+        let store = pair.restart(store, end);
+        assert_eq!(store.server(third.number).unwrap().unwrap(), third, "{end:?}");
+        assert!(has_code(&store, 1) && has_code(&store, 2));
+    }
+}
+
+fn refusal(opened: Result<JournaledStore, OpenError>) -> String {
+    opened.err().expect("the store is opened").to_string()
+}
+
+#[test]
+fn a_journal_that_lacks_a_record_the_store_needs_is_refused() {
+    let pair = Pair::new();
+    pair.store().commit(&issue(1..=1)).unwrap();
+    let restored = pair.rows.copy();
+    // Each start begins the journal anew: only the last record is left.
+    for number in 2..=4 {
+        pair.store().commit(&issue(number..=number)).unwrap();
+    }
+    let mixed = Pair { journal: pair.journal.copy_beside(&restored), rows: restored };
+    for _ in 0..2 {
+        assert!(refusal(mixed.try_store()).contains("lacks 2"));
+    }
+    assert_eq!(mixed.rows_alone(), 1);
+    let store = pair.store();
+    assert!((1..=4).all(|number| has_code(&store, number)));
+}
+
+#[test]
+fn a_journal_that_does_not_follow_on_the_store_changes_nothing_however_often_it_is_tried() {
+    let pair = Pair::new();
+    let store = pair.store();
+    store.commit(&issue(1..=2)).unwrap();
+    pair.revive(End::Killed);
+    drop(store);
+    // Rows of another store, which has codes of these numbers but no journal.
+    let other = BadDisk::new();
+    RedbStore::open(other.opener()).unwrap().commit(&issue(1..=1)).unwrap();
+    let mixed = Pair { journal: pair.journal.copy_beside(&other), rows: other };
+    for attempt in 0..3 {
+        assert!(mixed.try_store().is_err(), "opened at attempt {attempt}");
+        assert_eq!(mixed.rows_alone(), 1, "attempt {attempt}");
+    }
+}
+
+impl Pair {
+    /// How many codes the engine has without the journal.
+    fn rows_alone(&self) -> usize {
+        RedbStore::open(self.rows.opener()).unwrap().oldest_codes(usize::MAX).unwrap().len()
+    }
+}
+
+fn rows_refuse_and_come_back(fault: Fault) {
+    let pair = Pair::new();
+    let store = pair.store();
+    store.commit(&issue(1..=1)).unwrap();
+    until("the engine has the first code", || pair_has(&store, 1));
+    pair.rows.fault(fault);
+    let mut returned = 1;
+    until("commits are refused", || match store.commit(&issue(returned + 1..=returned + 1)) {
+        Ok(_) => {
+            returned += 1;
+            false
+        }
+        Err(CommitError::Refused(_)) => true,
+        Err(error) => panic!("{fault:?}: {error}"),
+    });
+    assert!(returned > 1, "the journal answers until the engine is known to refuse");
+    // What is pending can be read meanwhile.
+    assert!((2..=returned).all(|number| has_code(&store, number)));
+    assert!(!has_code_pending(&store, returned + 1));
+    pair.rows.fault(Fault::None);
+    let tries = (1..=5).find(|_| store.commit(&[]).is_ok());
+    assert!(tries.is_some(), "{fault:?}: the store does not come back");
+    assert!((1..=returned).all(|number| has_code(&store, number)));
+    assert!(!has_code(&store, returned + 1));
+    store.commit(&issue(returned + 1..=returned + 1)).unwrap();
+    let store = pair.restart(store, End::PowerLost);
+    assert!((1..=returned + 1).all(|number| has_code(&store, number)));
+    assert_eq!(store.oldest_codes(usize::MAX).unwrap().len() as u64, returned + 1);
+}
+
+fn pair_has(store: &JournaledStore, count: usize) -> bool {
+    store.oldest_codes(usize::MAX).is_ok_and(|codes| codes.len() == count)
+}
+
+fn has_code_pending(store: &JournaledStore, number: u64) -> bool {
+    store.shared.lock().pending.code(samples::code(number, 1, 0).hash).is_some()
+}
+
+#[test]
+fn full_rows_refuse_commits_lose_none_and_come_back() {
+    rows_refuse_and_come_back(Fault::Full);
+}
+
+#[test]
+fn rows_that_fail_writes_refuse_commits_lose_none_and_come_back() {
+    rows_refuse_and_come_back(Fault::FailsWrites);
+}
+
+#[test]
+fn what_the_rows_refused_until_the_end_is_there_after_a_new_start() {
+    for fault in [Fault::Full, Fault::FailsWrites, Fault::FailsSyncs] {
+        let pair = Pair::new();
+        let store = pair.store();
+        pair.rows.fault(fault);
+        let mut returned = 0;
+        until("the fate of a commit is unknown", || {
+            let is_written = store.commit(&issue(returned + 1..=returned + 1)).is_ok();
+            returned += u64::from(is_written);
+            !is_written
+        });
+        store.close();
+        let store = pair.restart(store, End::PowerLost);
+        let found = store.oldest_codes(usize::MAX).unwrap();
+        assert_eq!(found.len() as u64, returned, "{fault:?}");
+    }
+}
+
+#[test]
+fn after_a_failed_sync_of_the_journal_the_fate_of_the_commit_is_called_unknown() {
+    for end in ENDS {
+        let pair = Pair::new();
+        let store = pair.store();
+        store.commit(&issue(1..=1)).unwrap();
+        pair.journal.fault(Fault::FailsSyncs);
+        let outcome = store.commit(&issue(2..=2));
+        assert!(matches!(outcome, Err(CommitError::Unknown(_))), "{outcome:?}");
+        let store = pair.restart(store, end);
+        assert!(has_code(&store, 1));
+        let is_there = has_code(&store, 2);
+        let verdicts = store.commit(&issue(2..=2)).unwrap();
+        assert_eq!(verdicts == [Verdict::Conflict], is_there, "{end:?}");
+    }
+}
+
+#[test]
+fn a_journal_that_fails_a_write_refuses_the_commit_and_works_again_afterwards() {
+    for fault in [Fault::FailsWrites, Fault::Full] {
+        let pair = Pair::new();
+        let store = pair.store();
+        store.commit(&issue(1..=1)).unwrap();
+        pair.journal.fault(fault);
+        let refused = store.commit(&issue(2..=3));
+        assert!(matches!(refused, Err(CommitError::Refused(_))), "{refused:?}");
+        assert!(!has_code(&store, 2) && has_code(&store, 1));
+        pair.journal.fault(Fault::None);
+        assert_eq!(store.commit(&[]).unwrap(), []);
+        assert_eq!(store.commit(&issue(2..=2)).unwrap(), [Verdict::Written]);
+        let store = pair.restart(store, End::PowerLost);
+        assert!(has_code(&store, 1) && has_code(&store, 2) && !has_code(&store, 3));
+    }
+}
+
+/// Changes to a few rows, most of them with guards that do not hold.
+fn changes() -> impl Strategy<Value = Vec<Change>> {
+    let write = (0..4u8, 1..4u64, 1..4u32).prop_map(|(kind, number, version)| match kind {
+        0 | 1 => Write::Code(samples::code(number, version, kind)),
+        2 => Write::Server(samples::server(number as u32, version)),
+        _ => Write::ForgetCode(samples::code(number, 1, 0).number, version),
+    });
+    proptest::collection::vec(proptest::collection::vec(write, 1..3).prop_map(Change), 1..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn a_journal_changes_no_verdict(commits in proptest::collection::vec(changes(), 1..8)) {
+        let (pair, alone) = (Pair::new(), BadDisk::new());
+        let (store, alone) = (pair.store(), RedbStore::open(alone.opener()).unwrap());
+        for (n, commit) in commits.iter().enumerate() {
+            prop_assert_eq!(store.commit(commit).unwrap(), alone.commit(commit).unwrap());
+            if n % 3 == 2 {
+                store.frontier().unwrap();
+            }
+        }
+        let store = pair.restart(store, End::Killed);
+        prop_assert_eq!(store.oldest_codes(9).unwrap(), alone.oldest_codes(9).unwrap());
+        let servers = alone.servers_before(None, 9).unwrap();
+        prop_assert_eq!(store.servers_before(None, 9).unwrap(), servers);
+    }
+}
+
+#[test]
+fn a_write_of_a_version_that_cannot_be_is_a_conflict() {
+    let pair = Pair::new();
+    let verdicts = pair.store().commit(&[one(Write::Code(samples::code(1, 0, 0)))]).unwrap();
+    assert_eq!(verdicts, [Verdict::Conflict]);
+}
+
+#[test]
+fn a_pending_row_that_was_forgotten_is_not_found_once_the_engine_knows() {
+    let pair = Pair::new();
+    let store = pair.store();
+    store.commit(&issue(1..=1)).unwrap();
+    store.commit(&[one(Write::ForgetCode(samples::code(1, 1, 0).number, 1))]).unwrap();
+    until("the code is forgotten", || !has_code(&store, 1));
+    assert!(!has_code(&pair.restart(store, End::Killed), 1));
+}
+
+#[test]
+fn a_number_given_out_and_forgotten_before_the_engine_takes_over_is_not_given_out_again() {
+    let pair = Pair::new();
+    let store = pair.store();
+    store.commit(&issue(1..=1)).unwrap();
+    store.commit(&[one(Write::ForgetCode(samples::code(1, 1, 0).number, 1))]).unwrap();
+    assert_eq!(store.frontier().unwrap().code.0, 1);
+}
+
+#[test]
+fn why_only_a_new_start_can_help_is_told() {
+    let pair = Pair::new();
+    let store = pair.store();
+    store.commit(&issue(1..=1)).unwrap();
+    until("the engine has the first code", || pair_has(&store, 1));
+    pair.rows.fault(Fault::FailsSyncs);
+    let mut next = 2;
+    let mut error = None;
+    until("the fate of a commit is unknown", || {
+        error = store.commit(&issue(next..=next)).err();
+        next += 1;
+        // Refused while the engine is being looked at: nothing was written then.
+        matches!(error, Some(CommitError::Unknown(_)))
+    });
+    until("the thread has ended", || {
+        store.thread.lock().unwrap().as_ref().is_some_and(|thread| thread.is_finished())
+    });
+    let error = store.commit(&issue(next..=next)).unwrap_err().to_string();
+    assert!(error.contains("the disk fails syncs"), "{error}");
+}
+
+fn on_files(folder: &Path) -> JournaledStore {
+    let open = |name: &str| -> OpenDisk {
+        let path = folder.join(name);
+        Box::new(move || Ok(Box::new(FileDisk::open(&path)?)))
+    };
+    JournaledStore::open(Disks { rows: open("s.redb"), journal: open("s.journal") }).unwrap()
+}
+
+fn format_of(rows: &Path) -> u64 {
+    let database = redb::Database::create(rows).unwrap();
+    let read = redb::ReadableDatabase::begin_read(&database).unwrap();
+    let meta = redb::TableDefinition::<&str, u64>::new("meta");
+    read.open_table(meta).unwrap().get("format").unwrap().unwrap().value()
+}
+
+#[test]
+fn a_file_of_format_1_is_read_whole_and_is_then_of_format_2() {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/format-1.redb");
+    let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let rows = old.path().join("s.redb");
+    std::fs::copy(&fixture, &rows).unwrap();
+    assert_eq!(format_of(&rows), 1);
+    let fresh = on_files(new.path());
+    fresh.commit(&everything()).unwrap();
+    assert_eq!(contents(&on_files(old.path())), contents(&fresh));
+    assert_eq!(format_of(&rows), 2);
+    let store = on_files(old.path());
+    assert_eq!(store.commit(&issue(4..=4)).unwrap(), [Verdict::Written]);
+    assert!(has_code(&store, 4));
+}
+
+#[test]
+fn a_segment_is_not_begun_again_before_the_engine_has_taken_it_over() {
+    let pair = Pair::new();
+    let store = pair.store();
+    // The engine takes over nothing more.
+    store.shared.lock().stopping = true;
+    store.shared.changed.notify_all();
+    store.thread.lock().unwrap().take().unwrap().join().unwrap();
+    let large = |number| {
+        let note = "n".repeat(1_200_000);
+        [one(Write::Server(Server { note, ..samples::server(number, 1) }))]
+    };
+    (0..2).for_each(|number| assert!(store.commit(&large(number)).is_ok()));
+    std::thread::scope(|scope| {
+        let third = scope.spawn(|| store.commit(&large(2)));
+        until("the third waits or returns", || store.shared.lock().urgent || third.is_finished());
+        assert!(!third.is_finished(), "it has overwritten the first");
+        store.shared.lock().trouble = Trouble::Fatal("it is over".into());
+        store.shared.changed.notify_all();
+        assert!(third.join().unwrap().is_err());
+    });
+    let store = pair.restart(store, End::Killed);
+    assert_eq!(store.servers_before(None, 9).unwrap().len(), 2);
+}
