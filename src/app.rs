@@ -28,7 +28,7 @@ use tokio::sync::mpsc;
 pub struct Surroundings {
     /// The time.
     pub clock: Arc<dyn Clock>,
-    /// The disk beneath the embedded store.
+    /// The disks beneath the embedded store.
     pub disks: Disks,
     /// Where the public listens in.
     pub public: TcpListener,

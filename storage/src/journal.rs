@@ -32,10 +32,11 @@ pub(crate) type Record = (u64, Vec<u8>);
 
 pub(crate) struct Journal {
     disk: Box<dyn Disk>,
+    /// Where the segment begins that is written.
     segment: u64,
     offset: u64,
-    /// The last record in each segment.
-    last: [u64; 2],
+    /// The last record in the other segment.
+    last_in_other: u64,
     next: u64,
 }
 
@@ -66,12 +67,12 @@ impl Journal {
             let text = format!("record {} is damaged, and {behind} lies behind it", last + 1);
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
-        Ok((Self { disk, segment: 0, offset: 0, last: [0; 2], next: 1 }, records))
+        Ok((Self { disk, segment: 0, offset: 0, last_in_other: 0, next: 1 }, records))
     }
 
     /// Begins anew behind record `last`: all there is has been taken over.
     pub(crate) fn begin_after(&mut self, last: u64) {
-        (self.segment, self.offset, self.last, self.next) = (0, 0, [0; 2], last + 1);
+        (self.segment, self.offset, self.last_in_other, self.next) = (0, 0, 0, last + 1);
     }
 
     /// Whether a record of `len` bytes fits into a segment at all.
@@ -81,19 +82,15 @@ impl Journal {
 
     /// The record that must have been taken over before one of `len` bytes can be appended.
     pub(crate) fn waits_for(&self, len: usize) -> u64 {
-        if self.offset + blocks(len) <= SEGMENT { 0 } else { self.last_in(1 - self.segment) }
-    }
-
-    fn last_in(&self, segment: u64) -> u64 {
-        let [first, second] = self.last;
-        if segment == 0 { first } else { second }
+        if self.offset + blocks(len) <= SEGMENT { 0 } else { self.last_in_other }
     }
 
     /// Appends a record and returns its number once it is synced. What [`Self::waits_for`] says
     /// must have been taken over.
     pub(crate) fn append(&mut self, payload: &[u8]) -> Result<u64, AppendError> {
         if self.offset + blocks(payload.len()) > SEGMENT {
-            (self.segment, self.offset) = (1 - self.segment, 0);
+            (self.segment, self.offset) = (SEGMENT - self.segment, 0);
+            self.last_in_other = self.next - 1;
         }
         let number = self.next;
         let mut record = Vec::with_capacity(HEAD + payload.len());
@@ -101,13 +98,11 @@ impl Journal {
         record.extend_from_slice(&number.to_le_bytes());
         record.extend_from_slice(&checksum(number, payload));
         record.extend_from_slice(payload);
-        let at = self.segment * SEGMENT + self.offset;
+        let at = self.segment + self.offset;
         self.disk.write(at, &record).map_err(|e| AppendError::Refused(e.to_string()))?;
         self.disk.sync().map_err(|e| AppendError::Unknown(e.to_string()))?;
         self.offset += blocks(payload.len());
         self.next += 1;
-        let [first, second] = &mut self.last;
-        *(if self.segment == 0 { first } else { second }) = number;
         Ok(number)
     }
 }

@@ -134,7 +134,7 @@ impl JournaledStore {
 
     /// Which changes hold their guards, one after the other, over what is pending and what the
     /// engine has.
-    fn judge(&self, changes: &[Change]) -> Result<Vec<Verdict>, ReadError> {
+    fn verdicts(&self, changes: &[Change]) -> Result<Vec<Verdict>, ReadError> {
         // Held while the engine's versions are read: what is no longer pending is in them.
         let state = self.shared.lock();
         let stored = self.engine.versions()?;
@@ -183,10 +183,11 @@ impl JournaledStore {
         self.shared.wait_for(last)
     }
 
-    /// Waits until the engine knows all servers, for reading them from it.
-    fn know_servers(&self) -> Result<(), ReadError> {
-        let last = self.shared.lock().pending.last_of_servers();
-        self.shared.wait_for(last).map_err(|e| ReadError(e.to_string()))
+    /// The engine, once it has taken over the record that `last` names.
+    fn engine_knowing(&self, last: fn(&Pending) -> u64) -> Result<&RedbStore, ReadError> {
+        let last = last(&self.shared.lock().pending);
+        self.shared.wait_for(last).map_err(|e| ReadError(e.to_string()))?;
+        Ok(&self.engine)
     }
 }
 
@@ -324,7 +325,7 @@ impl Store for JournaledStore {
             self.probe()?;
         }
         self.shared.lock().trouble.check()?;
-        let verdicts = self.judge(changes).map_err(|e| CommitError::Refused(e.to_string()))?;
+        let verdicts = self.verdicts(changes).map_err(|e| CommitError::Refused(e.to_string()))?;
         let held: Vec<Change> = changes
             .iter()
             .zip(&verdicts)
@@ -365,9 +366,7 @@ impl Store for JournaledStore {
     }
 
     fn frontier(&self) -> Result<Frontier, ReadError> {
-        let last = self.shared.lock().pending.last();
-        self.shared.wait_for(last).map_err(|e| ReadError(e.to_string()))?;
-        self.engine.frontier()
+        self.engine_knowing(Pending::last)?.frontier()
     }
 
     fn code(&self, hash: CodeHash) -> Result<Option<Code>, ReadError> {
@@ -381,8 +380,7 @@ impl Store for JournaledStore {
     }
 
     fn server(&self, number: ServerNumber) -> Result<Option<Server>, ReadError> {
-        self.know_servers()?;
-        self.engine.server(number)
+        self.engine_knowing(Pending::last_of_servers)?.server(number)
     }
 
     fn servers_before(
@@ -390,19 +388,15 @@ impl Store for JournaledStore {
         before: Option<ServerNumber>,
         limit: usize,
     ) -> Result<Vec<Server>, ReadError> {
-        self.know_servers()?;
-        self.engine.servers_before(before, limit)
+        self.engine_knowing(Pending::last_of_servers)?.servers_before(before, limit)
     }
 
     fn each_server(&self, each: &mut dyn FnMut(Server)) -> Result<(), ReadError> {
-        self.know_servers()?;
-        self.engine.each_server(each)
+        self.engine_knowing(Pending::last_of_servers)?.each_server(each)
     }
 
     fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Result<(), ReadError> {
-        let last = self.shared.lock().pending.last();
-        self.shared.wait_for(last).map_err(|e| ReadError(e.to_string()))?;
-        self.engine.each_counter(each)
+        self.engine_knowing(Pending::last)?.each_counter(each)
     }
 
     /// What is pending is not among them: what changed lately is not to be forgotten yet.

@@ -1,7 +1,8 @@
 //! Guarded commits, reads and scans: everything the rooms above know of a database.
 //!
 //! A [`Store`] keeps records and judges guards; it knows no rule about codes, activations or
-//! servers. [`RedbStore`] keeps them in one file; whatever engine follows offers the same trait,
+//! servers. [`JournaledStore`] keeps them in two files, a journal before a [`RedbStore`]; whatever
+//! engine follows offers the same trait,
 //! and nothing above this crate learns which one it is.
 //!
 //! **Durability**: when [`Store::commit`] returns, every change it reports as written is on disk

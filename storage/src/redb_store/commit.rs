@@ -24,8 +24,9 @@ impl Written {
     }
 }
 
-/// Commits `changes`, and with them that the journal is taken over up to a record. Returns which commit this was and, after an error, what was about to be
-/// written where the error came from the commit itself.
+/// Commits `changes`, and with them that the journal is taken over up to a record. Returns which
+/// commit this was and, after an error, what was about to be written where the error came from the
+/// commit itself.
 pub(super) fn commit(
     database: &Database,
     changes: &[Change],
