@@ -1,7 +1,10 @@
 //! The activation actor: the only writer of activations.
 
 use crate::Failure;
-use crate::code_registry::{Activate, PrecheckCode, Replace, Restore, begin};
+use crate::attempts::{attempt, reason};
+use crate::code_registry::{
+    Activate, PrecheckCode, Replace, Restore, begin, not_activated, prechecked,
+};
 use crate::handles::Handles;
 use crate::keeper::{Keeper, Kept, Memory, Upkeep};
 use crate::mailbox::Mailbox;
@@ -12,12 +15,15 @@ use crate::work::{Command, Shutdown, Work};
 use actix::{Actor, ActorContext, Context, Handler};
 use arc_swap::ArcSwap;
 use iptunnel_domain::activation::{
-    Activation as Record, ActivationId, ActivationRef, Release as Verdict, Resume as Resumption,
+    Activation as Record, ActivationId, ActivationRef, Release as Verdict, Request,
+    Resume as Resumption,
 };
+use iptunnel_domain::audit::{Action, Actor as Who, Event};
 use iptunnel_domain::code::Code;
 use iptunnel_domain::time::Lifetimes;
 use iptunnel_domain::{Refusal, Timestamp, Version};
 use iptunnel_storage::{Change, ReadError, Store, Write};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// What an activate comes to.
@@ -68,6 +74,8 @@ impl Command for Resume {
 pub struct Confirm {
     /// The activation.
     pub id: ActivationId,
+    /// The network it is asked from.
+    pub from: IpAddr,
     /// When the request came.
     pub now: Timestamp,
 }
@@ -81,6 +89,8 @@ impl Command for Confirm {
 pub struct Release {
     /// The activation.
     pub id: ActivationId,
+    /// The network it is asked from.
+    pub from: IpAddr,
     /// The lifetimes in force.
     pub life: Lifetimes,
     /// When the request came.
@@ -218,6 +228,29 @@ fn activate_again(handles: &Handles, work: Work<Resume, Record>) {
     begin(handles, work.then(|resume| resume.activate));
 }
 
+/// What happened to an activation, as the log says it.
+pub(crate) fn happened(action: Action, to: &Record, at: Timestamp, from: IpAddr) -> Event {
+    let Request { holder, binding, .. } = to.request.as_ref();
+    Event {
+        identity: Some(holder.machine),
+        code: Some(to.code),
+        activation: Some(to.at.into()),
+        address: Some(binding.public_ip),
+        subject: binding.hostname.as_str().into(),
+        ..Event::new(action, Who::Installer, at, Some(from))
+    }
+}
+
+/// What could not be done to an activation, as it is kept with its code.
+fn refused(action: Action, to: &Record, refusal: &Refusal, at: Timestamp, from: IpAddr) -> Event {
+    Event {
+        activation: Some(to.at.into()),
+        subject: to.request.binding.hostname.as_str().into(),
+        detail: reason(refusal).into(),
+        ..attempt(action, to.code, at, from)
+    }
+}
+
 impl Actor for Activation {
     type Context = Context<Self>;
 }
@@ -233,15 +266,20 @@ impl Handler<Work<Open, Record>> for Activation {
         let Work { command, reply, attempts, .. } = work;
         let Open { at, code, replaces, activate, fate } = command;
         let (replaced, fate_of_memory) = (replaces.as_ref().map(|old| old.at.id), fate.clone());
-        let Activate { request, life, now, prechecked_at, .. } = activate;
+        let Activate { request, from, life, now, prechecked_at, .. } = activate;
         let opened = Record::open(at, code.hash, request, now, &life);
-        let transition = match replaces {
-            Some(_) => self.transitions.replaced.clone(),
-            None => self.transitions.activated.clone(),
+        let (transition, action) = match replaces {
+            Some(_) => (self.transitions.replaced.clone(), Action::Replaced),
+            None => (self.transitions.activated.clone(), Action::Activated),
         };
-        let mut change = Change(Vec::with_capacity(3));
+        let mut change = Change(Vec::with_capacity(4));
         change.0.extend(replaces.map(Write::Activation));
-        change.0.extend([Write::Code(code), Write::Activation(opened.clone())]);
+        let event = happened(action, &opened, now, from);
+        change.0.extend([
+            Write::Code(code),
+            Write::Activation(opened.clone()),
+            Write::Audit(event),
+        ]);
         let handles = Arc::clone(&self.handles);
         let activation = opened.clone();
         self.handles.persistence.commit(
@@ -259,7 +297,7 @@ impl Handler<Work<Open, Record>> for Activation {
                         handles.activation.send(Upkeep::Disown(replaced));
                     }
                     let Record { code, request, .. } = activation;
-                    let command = Activate { code, prechecked_at, request, life, now };
+                    let command = Activate { code, prechecked_at, request, from, life, now };
                     if let Some(work) = (Work { command, reply, found: None, attempts }).again() {
                         handles.code_registry.send(work);
                     }
@@ -279,8 +317,9 @@ impl Handler<Work<PrecheckHeld, Record>> for Activation {
         let Some((work, activation, fate)) = self.find(work, id, Refusal::CodeUsed) else {
             return;
         };
-        let PrecheckCode { holder, now, .. } = &work.command.precheck;
-        let decision = activation.precheck(holder, *now);
+        let asked = &work.command.precheck;
+        let decision = activation.precheck(&asked.holder, asked.now);
+        self.handles.attempts.add(prechecked(asked, decision.as_ref().map(|&()| ())));
         self.answer(work, decision, fate, |handles, work| {
             begin(handles, work.then(|held| held.precheck));
         });
@@ -297,7 +336,10 @@ impl Handler<Work<Resume, Record>> for Activation {
         };
         let Resume { code, activate, .. } = &work.command;
         match activation.resume(&activate.request, code, activate.now, &activate.life) {
-            Err(refusal) => self.answer(work, Err(refusal), fate, activate_again),
+            Err(refusal) => {
+                self.handles.attempts.add(not_activated(activate, &refusal));
+                self.answer(work, Err(refusal), fate, activate_again);
+            }
             Ok(Resumption::Repeat) => {
                 self.transitions.repeated.inc();
                 work.reply.give_back_charge();
@@ -338,7 +380,12 @@ impl Handler<Work<Confirm, Record>> for Activation {
         let Some((work, activation, fate)) = self.find(work, id, missing) else { return };
         let confirmed = match activation.confirm(work.command.now) {
             Ok(confirmed) => confirmed,
-            Err(refusal) => return self.answer(work, Err(refusal), fate, begin_here),
+            Err(refusal) => {
+                let Confirm { now, from, .. } = work.command;
+                let attempt = refused(Action::ConfirmRefused, &activation, &refusal, now, from);
+                self.handles.attempts.add(attempt);
+                return self.answer(work, Err(refusal), fate, begin_here);
+            }
         };
         if !work.reply.claim() {
             return;
@@ -347,7 +394,9 @@ impl Handler<Work<Confirm, Record>> for Activation {
         let fate = Fate::default();
         let fate_of_memory = fate.clone();
         let handles = Arc::clone(&self.handles);
-        let change = Change(vec![Write::Activation(confirmed.clone())]);
+        let Confirm { now, from, .. } = work.command;
+        let event = happened(Action::Confirmed, &confirmed, now, from);
+        let change = Change(vec![Write::Activation(confirmed.clone()), Write::Audit(event)]);
         self.handles.persistence.commit(
             change,
             Some(self.activations.generation()),
@@ -378,7 +427,12 @@ impl Handler<Work<Release, Record>> for Activation {
         let missing = Refusal::ActivationNotFound;
         let Some((work, activation, fate)) = self.find(work, id, missing) else { return };
         match activation.release(work.command.now) {
-            Err(refusal) => self.answer(work, Err(refusal), fate, begin_here),
+            Err(refusal) => {
+                let Release { now, from, .. } = work.command;
+                let attempt = refused(Action::ReleaseRefused, &activation, &refusal, now, from);
+                self.handles.attempts.add(attempt);
+                self.answer(work, Err(refusal), fate, begin_here);
+            }
             Ok(Verdict::Confirmed) => {
                 self.answer(work, Ok(ReleaseOutcome::Confirmed), fate, begin_here);
             }

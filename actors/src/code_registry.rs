@@ -4,7 +4,8 @@
 //! Memory holds the codes at work. It runs ahead of the disk, but no answer does: whatever rests
 //! on memory goes back through the persistence actor's queue.
 
-use crate::activation::{Activated, Open, PrecheckHeld, ReleaseOutcome, Resume};
+use crate::activation::{Activated, Open, PrecheckHeld, ReleaseOutcome, Resume, happened};
+use crate::attempts::{attempt, reason};
 use crate::handles::Handles;
 use crate::keeper::{Keeper, Kept, Memory, Upkeep};
 use crate::mailbox::Mailbox;
@@ -20,6 +21,7 @@ use arc_swap::ArcSwap;
 use iptunnel_domain::activation::{
     Activation, ActivationId, ActivationNumber, ActivationRef, Holder, Request,
 };
+use iptunnel_domain::audit::{Action, Actor as Who, Event};
 use iptunnel_domain::code::{
     Activate as Consumption, Code, CodeHash, CodeNumber, InstallCode, Precheck, ProductLetters,
 };
@@ -29,6 +31,7 @@ use iptunnel_domain::{Refusal, Timestamp, Version};
 use iptunnel_storage::{Change, Frontier, ReadError, Store, Write};
 use rand_chacha::ChaCha20Rng;
 use rand_core::Rng;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Issues a code. Sent by the rate limiter; answered when the code is on disk.
@@ -37,6 +40,8 @@ pub struct Issue {
     pub product: ProductLetters,
     /// The browser session that asks.
     pub session: KeyedHash,
+    /// The network it asks from.
+    pub from: IpAddr,
     /// The lifetimes in force.
     pub life: Lifetimes,
     /// When the request came.
@@ -67,6 +72,8 @@ pub struct PrecheckCode {
     pub code: CodeHash,
     /// The machine.
     pub holder: Holder,
+    /// The network it asks from.
+    pub from: IpAddr,
     /// The lifetimes in force.
     pub life: Lifetimes,
     /// When the request came.
@@ -93,6 +100,8 @@ pub struct Activate {
     pub prechecked_at: Timestamp,
     /// Who asks, and for what.
     pub request: Arc<Request>,
+    /// The network it asks from.
+    pub from: IpAddr,
     /// The lifetimes in force.
     pub life: Lifetimes,
     /// When the request came.
@@ -268,6 +277,31 @@ where
     handles.code_registry.send(work);
 }
 
+/// What a precheck came to, as it is kept with its code.
+pub(crate) fn prechecked(asked: &PrecheckCode, outcome: Result<(), &Refusal>) -> Event {
+    let (action, detail) = match outcome {
+        Ok(()) => (Action::PrecheckPassed, ""),
+        Err(refusal) => (Action::PrecheckRefused, reason(refusal)),
+    };
+    Event {
+        identity: Some(asked.holder.machine),
+        detail: detail.into(),
+        ..attempt(action, asked.code, asked.now, asked.from)
+    }
+}
+
+/// An activate that was refused, ditto.
+pub(crate) fn not_activated(asked: &Activate, refusal: &Refusal) -> Event {
+    let Request { holder, binding, .. } = asked.request.as_ref();
+    Event {
+        identity: Some(holder.machine),
+        address: Some(binding.public_ip),
+        subject: binding.hostname.as_str().into(),
+        detail: reason(refusal).into(),
+        ..attempt(Action::ActivateRefused, asked.code, asked.now, asked.from)
+    }
+}
+
 impl Actor for CodeRegistry {
     type Context = Context<Self>;
 }
@@ -283,15 +317,21 @@ impl Handler<Work<Issue, Code>> for CodeRegistry {
         if !work.reply.claim() {
             return;
         }
-        let Work { command: Issue { product, session, life, now }, reply, .. } = work;
+        let Work { command: Issue { product, session, from, life, now }, reply, .. } = work;
         let code = self.draw_code(product);
         self.last_code.0 += 1;
         let record =
             Code::issue(self.last_code, code.hash(&self.key), product, session, now, &life);
+        let event = Event {
+            identity: Some(session),
+            code: Some(record.hash),
+            subject: code.hint(),
+            ..Event::new(Action::CodeIssued, Who::Browser, now, Some(from))
+        };
         let issued = Issued { code, expires_at: record.expires_at };
         let transitions = self.transitions.issued.clone();
         let (handles, hash) = (Arc::clone(&self.handles), record.hash);
-        let change = Change(vec![Write::Code(record.clone())]);
+        let change = Change(vec![Write::Code(record.clone()), Write::Audit(event)]);
         self.handles.persistence.commit(change, Some(self.codes.generation()), move |committed| {
             match committed {
                 Committed::Written => {
@@ -318,8 +358,14 @@ impl Handler<Work<PrecheckCode, Code>> for CodeRegistry {
         let hash = work.command.code;
         let Some((work, code, fate)) = self.find(work, hash, |_| {}) else { return };
         match code.precheck(work.command.now, &work.command.life) {
-            Err(refusal) => self.answer(work, Err(refusal), fate, begin),
-            Ok(Precheck::Ready) => self.answer(work, Ok(()), fate, begin),
+            Err(refusal) => {
+                self.handles.attempts.add(prechecked(&work.command, Err(&refusal)));
+                self.answer(work, Err(refusal), fate, begin);
+            }
+            Ok(Precheck::Ready) => {
+                self.handles.attempts.add(prechecked(&work.command, Ok(())));
+                self.answer(work, Ok(()), fate, begin);
+            }
             Ok(Precheck::Held(by)) => {
                 self.handles.activation.send(work.then(|precheck| PrecheckHeld { by, precheck }));
             }
@@ -336,7 +382,10 @@ impl Handler<Work<Activate, Code>> for CodeRegistry {
         let Activate { prechecked_at, life, .. } = work.command;
         let by = self.next_activation();
         match code.activate(by, prechecked_at, &life) {
-            Err(refusal) => self.answer(work, Err(refusal), fate, begin),
+            Err(refusal) => {
+                self.handles.attempts.add(not_activated(&work.command, &refusal));
+                self.answer(work, Err(refusal), fate, begin);
+            }
             Ok(Consumption::Held(by)) => {
                 self.handles.activation.send(work.then(|activate| Resume { by, code, activate }));
             }
@@ -401,8 +450,15 @@ impl Handler<Work<Restore, Code>> for CodeRegistry {
         let fate_of_code = fate.clone();
         let restored = code.restore(released.at, release.now, &release.life);
         let good = restored.as_ref().is_some_and(|code| !code.is_expired(release.now));
-        let mut change = Change(vec![Write::Activation(released.clone())]);
+        let mut change = Change(Vec::with_capacity(3));
+        change.0.push(Write::Activation(released.clone()));
         change.0.extend(restored.clone().map(Write::Code));
+        change.0.push(Write::Audit(happened(
+            Action::Released,
+            &released,
+            release.now,
+            release.from,
+        )));
         let handles = Arc::clone(&self.handles);
         let transitions = self.transitions.released.clone();
         self.handles.persistence.commit(change, Some(self.codes.generation()), move |committed| {

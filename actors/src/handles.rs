@@ -2,6 +2,7 @@
 
 use crate::Failure;
 use crate::activation::{self, Activation, Confirm, Release};
+use crate::attempts::Gathered;
 use crate::code_registry::CodeRegistry;
 use crate::health::Health;
 use crate::keeper::Upkeep;
@@ -11,16 +12,19 @@ use crate::persistence::{Committed, Fate, Persistence};
 use crate::rate_limiter::{Limited, LimitedCommand, RateLimiter, restore_counters};
 use crate::reader::Reader;
 use crate::reply::{Pending, Permits, Reply};
-use crate::server_registry::{CheckIn, Register, Registered, ServerRegistry, Servers, SetRevoked};
+use crate::server_registry::{
+    CheckIn, Register, Registered, ServerRegistry, Servers, SetNote, SetRevoked,
+};
 use crate::tuning::Tuning;
 use crate::work::{Command, Shutdown, Tick, Work};
 use actix::{Actor, Arbiter, AsyncContext, Context};
 use arc_swap::ArcSwap;
 use iptunnel_domain::activation::ActivationId;
+use iptunnel_domain::audit::Event;
 use iptunnel_domain::code::CodeHash;
 use iptunnel_domain::lookup::LookupKey;
 use iptunnel_domain::{Refusal, Timestamp};
-use iptunnel_storage::{Change, ReadError, Store};
+use iptunnel_storage::{Change, ReadError, Setting, Store, Write};
 use rand_chacha::ChaCha20Rng;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -86,6 +90,7 @@ pub struct Handles {
     pub(crate) server_registry: Mailbox<ServerRegistry>,
     pub(crate) persistence: Arc<Persistence>,
     pub(crate) reader: Reader,
+    pub(crate) attempts: Gathered,
     permits: Permits,
     servers: Arc<Servers>,
     store: Arc<dyn Store>,
@@ -134,6 +139,7 @@ pub fn start(parts: Parts) -> Result<Arc<Handles>, StartError> {
             server_registry: mailbox(&mut registry, "server_registry", &observed, &health),
             persistence: persistence_of_handles,
             reader,
+            attempts: Gathered::new(observed.attempts_not_kept.clone()),
             permits: Permits::new(permits),
             servers,
             store: store_of_handles,
@@ -243,6 +249,43 @@ impl Handles {
         Ok(pending)
     }
 
+    /// Sends a note on a server on its way.
+    pub fn set_note(&self, command: SetNote) -> Result<Pending<()>, Failure> {
+        let (work, pending) = self.begin(command)?;
+        self.server_registry.send(work);
+        Ok(pending)
+    }
+
+    /// Keeps settings, with what the log shall say of it. Whoever calls this is their only writer.
+    pub fn keep_settings(
+        &self,
+        settings: Vec<Setting>,
+        events: Vec<Event>,
+    ) -> Result<Pending<()>, Failure> {
+        let (reply, pending) = self.permits.request().ok_or(Failure::Overloaded)?;
+        if !reply.claim() {
+            return Ok(pending);
+        }
+        let settings = settings.into_iter().map(Write::Setting);
+        let change = Change(settings.chain(events.into_iter().map(Write::Audit)).collect());
+        self.persistence.commit(change, None, move |committed| match committed {
+            Committed::Written => reply.grant(()),
+            Committed::Conflict => reply.fail(Failure::Overloaded),
+            Committed::Failed(failure) => reply.fail(failure),
+        });
+        Ok(pending)
+    }
+
+    /// Writes down what was tried on codes.
+    fn flush_attempts(&self) {
+        let attempts = self.attempts.take();
+        if !attempts.is_empty() {
+            let change = Change(attempts.into_iter().map(Write::Attempt).collect());
+            // Where the store refuses they are lost: nothing rests on them.
+            self.persistence.commit(change, None, |_| {});
+        }
+    }
+
     /// All servers, to look at.
     pub fn servers(&self) -> &Arc<Servers> {
         &self.servers
@@ -255,6 +298,7 @@ impl Handles {
 
     /// Tells every actor what time it is.
     pub fn tick(&self, now: Timestamp) {
+        self.flush_attempts();
         self.rate_limiter.send(Tick(now));
         self.code_registry.send(Upkeep::Tick(now));
         self.activation.send(Upkeep::Tick(now));
@@ -264,6 +308,7 @@ impl Handles {
     /// Ends the actors in the order of their messages, persistence last, once everything is on
     /// disk. Requests must have stopped before.
     pub async fn stop(&self) {
+        self.flush_attempts();
         let (done, ended) = oneshot::channel();
         self.rate_limiter.send(Shutdown(done));
         // An error means that an actor was gone already: then there is nothing to wait for.

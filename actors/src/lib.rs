@@ -15,6 +15,7 @@
 //! [`Handles`] is the whole of it as seen from outside.
 
 pub mod activation;
+mod attempts;
 pub mod code_registry;
 mod counters;
 mod handles;

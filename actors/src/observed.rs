@@ -49,6 +49,7 @@ pub struct Observed {
     batch: Family<ActorLabel, Histogram>,
     transitions: Family<TransitionLabel, Counter>,
     limits: Family<LimitLabel, Counter>,
+    pub(crate) attempts_not_kept: Counter,
     pub(crate) commits: Counter,
     pub(crate) commit_seconds: Histogram,
     pub(crate) codes_in_memory: Gauge,
@@ -94,6 +95,7 @@ impl Observed {
             batch: Family::new_with_constructor(sizes),
             transitions: Family::default(),
             limits: Family::default(),
+            attempts_not_kept: Counter::default(),
             commits: Counter::default(),
             commit_seconds: seconds(),
             codes_in_memory: Gauge::default(),
@@ -110,6 +112,11 @@ impl Observed {
         );
         registry.register("code_transitions", "What happened to codes", it.transitions.clone());
         registry.register("limit_decisions", "What the limits decided", it.limits.clone());
+        registry.register(
+            "attempts_not_kept",
+            "Attempts on codes that came too fast to be written down",
+            it.attempts_not_kept.clone(),
+        );
         registry.register("persistence_commits", "Synced commits", it.commits.clone());
         registry.register_with_unit(
             "persistence_commit",

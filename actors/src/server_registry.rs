@@ -14,6 +14,7 @@ use crate::work::{Command, Shutdown, Tick, Work};
 use actix::{Actor, ActorContext, Context, Handler, Message};
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
+use iptunnel_domain::audit::{Action, Actor as Who, Event};
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Bearer, Server, ServerId, ServerNumber};
 use iptunnel_domain::{Refusal, Timestamp};
@@ -33,6 +34,8 @@ pub struct Register {
     pub hostname: String,
     /// The keyed hash of the token.
     pub token: KeyedHash,
+    /// The network the request came from.
+    pub from: IpAddr,
     /// When the request came.
     pub now: Timestamp,
 }
@@ -71,9 +74,30 @@ pub struct SetRevoked {
     pub id: ServerId,
     /// Revoked or restored.
     pub revoked: bool,
+    /// The network the operator asks from.
+    pub from: IpAddr,
+    /// When the request came.
+    pub now: Timestamp,
 }
 
 impl Command for SetRevoked {
+    type Answer = ();
+}
+
+/// Writes a note on a server. Sent by the HTTP edge; answered when it is on disk.
+#[derive(Clone)]
+pub struct SetNote {
+    /// The server.
+    pub id: ServerId,
+    /// What to write; empty for no note.
+    pub note: String,
+    /// The network the operator asks from.
+    pub from: IpAddr,
+    /// When the request came.
+    pub now: Timestamp,
+}
+
+impl Command for SetNote {
     type Answer = ();
 }
 
@@ -308,6 +332,7 @@ impl ServerRegistry {
     fn write<C>(
         &mut self,
         server: Server,
+        event: Event,
         work: Work<C, Server>,
         grant: impl FnOnce(Reply<C::Answer>, Server) + Send + 'static,
     ) where
@@ -316,7 +341,7 @@ impl ServerRegistry {
     {
         self.changing.insert(server.id);
         let handles = Arc::clone(&self.handles);
-        let change = Change(vec![Write::Server(server.clone())]);
+        let change = Change(vec![Write::Server(server.clone()), Write::Audit(event)]);
         self.handles.persistence.commit(change, None, move |committed| {
             if committed == Committed::Written {
                 handles.server_registry.send::<Written>(Written(server.clone()));
@@ -349,6 +374,20 @@ impl ServerRegistry {
             }
         });
     }
+}
+
+/// What happened to a server, as the log says it.
+fn happened(action: Action, who: Who, to: &Server, at: Timestamp, from: IpAddr) -> Event {
+    Event {
+        server: Some(to.id),
+        address: Some(to.ip),
+        subject: to.hostname.clone(),
+        ..Event::new(action, who, at, Some(from))
+    }
+}
+
+fn registered(server: &Server, asked: &Register) -> Event {
+    happened(Action::ServerRegistered, Who::Agent, server, asked.now, asked.from)
 }
 
 impl Actor for ServerRegistry {
@@ -400,7 +439,10 @@ impl Handler<Work<Register, Server>> for ServerRegistry {
                 let Register { hostname, token, now, .. } = &work.command;
                 match server.register_again(hostname.clone(), *token, *now) {
                     Err(refusal) => work.reply.refuse(refusal),
-                    Ok(server) if work.reply.claim() => self.write(server, work, Reply::grant),
+                    Ok(server) if work.reply.claim() => {
+                        let event = registered(&server, &work.command);
+                        self.write(server, event, work, Reply::grant);
+                    }
                     Ok(_) => {}
                 }
             }
@@ -411,7 +453,7 @@ impl Handler<Work<Register, Server>> for ServerRegistry {
 
 impl ServerRegistry {
     fn register_new(&mut self, work: Work<Register, Server>) {
-        let Register { id, ip, hostname, token, now } = &work.command;
+        let Register { id, ip, hostname, token, now, .. } = &work.command;
         let server = Server {
             number: ServerNumber(self.next_number),
             id: *id,
@@ -425,16 +467,54 @@ impl ServerRegistry {
             version: 1,
         };
         self.next_number += 1;
-        self.write(server, work, Reply::grant);
+        let event = registered(&server, &work.command);
+        self.write(server, event, work, Reply::grant);
     }
 }
 
 impl Handler<Work<SetRevoked, Server>> for ServerRegistry {
     type Result = ();
 
-    fn handle(&mut self, mut work: Work<SetRevoked, Server>, _: &mut Context<Self>) {
+    fn handle(&mut self, work: Work<SetRevoked, Server>, _: &mut Context<Self>) {
         self.metrics.taken();
-        let SetRevoked { id, revoked } = work.command;
+        let SetRevoked { id, revoked, from, now } = work.command;
+        let action = if revoked { Action::ServerRevoked } else { Action::ServerRestored };
+        self.change(work, id, |server| {
+            let server = server.set_revoked(revoked)?;
+            let event = happened(action, Who::Operator, &server, now, from);
+            Some((server, event))
+        });
+    }
+}
+
+impl Handler<Work<SetNote, Server>> for ServerRegistry {
+    type Result = ();
+
+    fn handle(&mut self, work: Work<SetNote, Server>, _: &mut Context<Self>) {
+        self.metrics.taken();
+        let SetNote { id, note, from, now } = work.command.clone();
+        self.change(work, id, |server| {
+            let server = server.set_note(note)?;
+            let event = Event {
+                detail: server.note.clone(),
+                ..happened(Action::ServerNoted, Who::Operator, &server, now, from)
+            };
+            Some((server, event))
+        });
+    }
+}
+
+impl ServerRegistry {
+    /// Changes a server's record as an operator wants it, with what the log says of it; `None`
+    /// where there is nothing to change.
+    fn change<C: Command<Answer = ()>>(
+        &mut self,
+        mut work: Work<C, Server>,
+        id: ServerId,
+        change: impl FnOnce(&Server) -> Option<(Server, Event)>,
+    ) where
+        Self: Handler<Work<C, Server>>,
+    {
         if self.changing.contains(&id) {
             return self.wait(work);
         }
@@ -445,10 +525,10 @@ impl Handler<Work<SetRevoked, Server>> for ServerRegistry {
         let Some(server) = found else {
             return self.look_up(work, number);
         };
-        match server.set_revoked(revoked) {
+        match change(&server) {
             None => work.reply.grant(()),
-            Some(server) if work.reply.claim() => {
-                self.write(server, work, |reply, _| reply.grant(()));
+            Some((server, event)) if work.reply.claim() => {
+                self.write(server, event, work, |reply, _| reply.grant(()));
             }
             Some(_) => {}
         }

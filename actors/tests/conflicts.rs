@@ -14,6 +14,7 @@ use iptunnel_domain::activation::{
     Activation, ActivationId, ActivationNumber, ActivationRef, Binding, Holder, Request,
 };
 use iptunnel_domain::address::HostName;
+use iptunnel_domain::audit::Head;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
 use iptunnel_domain::limit::{Limits, Policy, Subject};
 use iptunnel_domain::lookup::{KeyedHash, LookupKey};
@@ -21,7 +22,8 @@ use iptunnel_domain::server::{Bearer, Server, ServerId, ServerNumber};
 use iptunnel_domain::time::Lifetimes;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{
-    Change, CommitError, Counter, FileDisk, Frontier, ReadError, RedbStore, Store, Verdict, Write,
+    Attempts, Change, CommitError, Counter, Entry, FileDisk, Frontier, Listener, ReadError,
+    RedbStore, Store, Verdict, Write,
 };
 use rand_core::SeedableRng;
 use std::net::IpAddr;
@@ -31,6 +33,7 @@ use std::time::Duration;
 type Read<T> = Result<T, ReadError>;
 
 const NOW: Timestamp = Timestamp(1_000_000);
+const FROM: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 const DEADLINE: Duration = Duration::from_secs(5);
 const GRANTED: Outcome<()> = Ok(Ok(()));
 const OVERLOADED: Outcome<()> = Err(Failure::Overloaded);
@@ -69,7 +72,8 @@ impl Shared {
     }
 
     fn commit_one(&self, plan: &mut Plan, change: &Change) -> Result<Verdict, CommitError> {
-        let is_upkeep = |w: &Write| matches!(w, Write::CheckIns(_) | Write::Counters(_));
+        let is_upkeep =
+            |w: &Write| matches!(w, Write::CheckIns(_) | Write::Counters(_) | Write::Attempt(_));
         if change.0.iter().all(is_upkeep) {
             return self.write(change);
         }
@@ -129,6 +133,33 @@ impl Store for Shared {
     }
     fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Read<()> {
         self.engine.each_counter(each)
+    }
+    fn follow(&self, listener: Listener) {
+        self.engine.follow(listener);
+    }
+    fn audit_head(&self) -> Read<Head> {
+        self.engine.audit_head()
+    }
+    fn audit_from(&self, first: u64, each: &mut dyn FnMut(Entry) -> bool) -> Read<()> {
+        self.engine.audit_from(first, each)
+    }
+    fn audit_before(&self, before: u64, each: &mut dyn FnMut(Entry) -> bool) -> Read<()> {
+        self.engine.audit_before(before, each)
+    }
+    fn audit_number_at(&self, at: Timestamp) -> Read<u64> {
+        self.engine.audit_number_at(at)
+    }
+    fn attempts(&self, code: CodeHash) -> Read<Attempts> {
+        self.engine.attempts(code)
+    }
+    fn settings(&self) -> Read<Vec<(String, String)>> {
+        self.engine.settings()
+    }
+    fn newest_codes(&self, limit: usize) -> Read<Vec<Code>> {
+        self.engine.newest_codes(limit)
+    }
+    fn newest_activations(&self, limit: usize) -> Read<Vec<Activation>> {
+        self.engine.newest_activations(limit)
     }
     fn oldest_codes(&self, limit: usize) -> Read<Vec<Code>> {
         self.engine.oldest_codes(limit)
@@ -242,7 +273,7 @@ impl House {
     fn issue(&self) -> Pending<Issued> {
         let product = ProductLetters::parse("SD").unwrap();
         let session = KeyedHash([8; 16]);
-        self.limited(Issue { product, session, life: Lifetimes::default(), now: NOW })
+        self.limited(Issue { product, session, from: FROM, life: Lifetimes::default(), now: NOW })
     }
 
     fn activate(&self, code: CodeHash, machine: u8) -> Pending<Activated> {
@@ -250,21 +281,25 @@ impl House {
     }
     fn activate_for(&self, code: CodeHash, machine: u8, host: &str) -> Pending<Activated> {
         let (request, life) = (request(machine, host), Lifetimes::default());
-        self.limited(Activate { code, prechecked_at: NOW, request, life, now: NOW })
+        self.limited(Activate { code, prechecked_at: NOW, request, from: FROM, life, now: NOW })
     }
     fn confirm(&self, id: ActivationId) -> Pending<()> {
-        self.handles.confirm(Confirm { id, now: NOW }).unwrap()
+        self.handles.confirm(Confirm { id, from: FROM, now: NOW }).unwrap()
     }
     fn release(&self, id: ActivationId) -> Pending<ReleaseOutcome> {
-        self.handles.release(Release { id, life: Lifetimes::default(), now: NOW }).unwrap()
+        self.handles
+            .release(Release { id, from: FROM, life: Lifetimes::default(), now: NOW })
+            .unwrap()
     }
     fn register(&self, number: u8, hostname: &str) -> Pending<Server> {
         let (id, ip) = (server_id(number), IpAddr::from([1, 2, 3, number]));
         let (hostname, token) = (hostname.to_owned(), KeyedHash([6; 16]));
-        self.handles.register(Register { id, ip, hostname, token, now: NOW }).unwrap()
+        self.handles.register(Register { id, ip, hostname, token, from: FROM, now: NOW }).unwrap()
     }
     fn revoke(&self, number: u8) -> Pending<()> {
-        self.handles.set_revoked(SetRevoked { id: server_id(number), revoked: true }).unwrap()
+        self.handles
+            .set_revoked(SetRevoked { id: server_id(number), revoked: true, from: FROM, now: NOW })
+            .unwrap()
     }
     async fn issued(&self) -> CodeHash {
         granted(self.issue()).await.code.hash(&self.key)
@@ -477,7 +512,11 @@ fn a_refused_activate_has_not_happened_and_its_code_is_anyones_once_the_store_wo
         }
         assert_eq!(house.code(code).state, CodeState::Issued);
         let refused = std::mem::take(&mut house.store.plan().refused);
-        let Some(Write::Activation(never)) = refused[0].0.last() else { panic!("{refused:?}") };
+        let opened = refused[0].0.iter().find_map(|write| match write {
+            Write::Activation(opened) => Some(opened),
+            _ => None,
+        });
+        let never = opened.unwrap();
         house.mend_store().await;
         assert_eq!(told(house.confirm(never.at.id)).await, Ok(Err(Refusal::ActivationNotFound)));
         assert_eq!(granted(house.activate(code, 2)).await.activation.request.holder, holder(2));
@@ -523,7 +562,8 @@ fn a_precheck_or_an_activate_that_could_not_read_its_records_may_be_repeated_and
         let code = house.opened_elsewhere(1).code;
         let (holder, life) = (holder(1), Lifetimes::default());
         for kind in ["code", "activation"] {
-            let precheck = || house.limited(PrecheckCode { code, holder, life, now: NOW });
+            let precheck =
+                || house.limited(PrecheckCode { code, holder, from: FROM, life, now: NOW });
             house.may_be_repeated(kind, precheck).await;
             house.may_be_repeated(kind, || house.activate(code, 1)).await;
         }

@@ -9,12 +9,14 @@
 //! * [`server`]: a registered server, its check-ins and its revocation
 //! * [`limit`]: fixed-window limits as arithmetic
 //! * [`address`]: host names, public addresses, a caller's network
+//! * [`audit`]: what happened and who did it, as a chain that shows tampering
 //! * [`lookup`]: the keyed hashes under which secrets are found again
 //! * [`time`]: whole seconds since the Unix epoch
 //! * [`refusal`]: every way in which the rules say no
 
 pub mod activation;
 pub mod address;
+pub mod audit;
 pub mod code;
 pub mod limit;
 pub mod lookup;

@@ -94,6 +94,19 @@ impl Server {
         })
     }
 
+    /// The longest note kept, in characters.
+    pub const NOTE: usize = 500;
+
+    /// The server with this note, cut where it is too long; `None` where it has it already.
+    pub fn set_note(&self, note: String) -> Option<Self> {
+        let note: String = note.chars().take(Self::NOTE).collect();
+        (self.note != note).then(|| Self {
+            note,
+            version: self.version.saturating_add(1),
+            ..self.clone()
+        })
+    }
+
     /// The server as revoked or restored; `None` where it is so already.
     pub fn set_revoked(&self, revoked: bool) -> Option<Self> {
         (self.revoked != revoked).then(|| Self {

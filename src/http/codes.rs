@@ -135,7 +135,8 @@ pub async fn issue(
         Ok(pass) => pass,
         Err(refusal) => return failure(refusal),
     };
-    let network = network_hash(&state, network_of(&request, &state.proxies));
+    let from = network_of(&request, &state.proxies);
+    let network = network_hash(&state, from);
     let session = state.lookup.hash(Purpose::Session, pass.id.as_bytes());
     let browser = state.lookup.hash(Purpose::Browser, &[network.0, pass.user_agent.0].concat());
     let subjects = vec![
@@ -145,7 +146,7 @@ pub async fn issue(
         Subject { policy: Policy::IssuePerFingerprintDay, who: browser },
     ];
     let life = state.tuning.load().lifetimes;
-    let command = Ok(Issue { product: product.letters, session, life, now });
+    let command = Ok(Issue { product: product.letters, session, from, life, now });
     let pending = state.handles.limited(|reply| Limited { subjects, command, now, reply });
     let answer = state.wait(pending).await;
     let response = match answer.outcome {

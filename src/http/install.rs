@@ -249,11 +249,12 @@ pub async fn precheck(
 ) -> HttpResponse {
     let policies = [Policy::PrecheckPerIpDay, Policy::PrecheckPerMachineDay];
     let life = state.tuning.load().lifetimes;
+    let from = network_of(&request, &state.proxies);
     let read = |mut body: InstallBody<'_>, now| {
         let identity = Identity::read(&state, &mut body)?;
         check_product(&product, &identity.code, &body.product)?;
         let (code, holder) = (identity.hash, identity.holder);
-        Ok((PrecheckCode { code, holder, life, now }, identity))
+        Ok((PrecheckCode { code, holder, from, life, now }, identity))
     };
     let grant = |(), identity: Identity, now: Timestamp| {
         prechecked(&state, &product, &identity, now, now.plus(life.precheck_token))
@@ -321,6 +322,7 @@ fn read_activate(
     state: &State,
     product: &Product,
     mut body: InstallBody<'_>,
+    from: IpAddr,
     now: Timestamp,
 ) -> Result<(Activate, Identity), Refusal> {
     check_token_field(&body.precheck_token)?;
@@ -338,7 +340,8 @@ fn read_activate(
         signing_key: state.tokens.load().signing_key().to_string(),
     });
     let life = state.tuning.load().lifetimes;
-    Ok((Activate { code: identity.hash, prechecked_at: pass.at, request, life, now }, identity))
+    let (code, prechecked_at) = (identity.hash, pass.at);
+    Ok((Activate { code, prechecked_at, request, from, life, now }, identity))
 }
 
 /// `POST /api/v2/{product}/install/activate`
@@ -349,7 +352,8 @@ pub async fn activate(
     payload: Payload,
 ) -> HttpResponse {
     let policies = [Policy::ActivatePerIpDay, Policy::ActivatePerMachineDay];
-    let read = |body: InstallBody<'_>, now| read_activate(&state, &product, body, now);
+    let from = network_of(&request, &state.proxies);
+    let read = |body: InstallBody<'_>, now| read_activate(&state, &product, body, from, now);
     let grant = |granted: Activated, identity, _| activated(&state, &granted.activation, &identity);
     limited_step(&state, &request, payload, policies, read, grant).await
 }
@@ -395,7 +399,7 @@ fn read_confirm(state: &State, bytes: &Body, now: Timestamp) -> Result<Activatio
 }
 
 /// `POST /api/v2/{product}/install/confirm`
-pub async fn confirm(state: Data<State>, payload: Payload) -> HttpResponse {
+pub async fn confirm(state: Data<State>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let now = state.clock.now();
     let bytes = match state.read(payload).await {
         Ok(bytes) => bytes,
@@ -405,7 +409,8 @@ pub async fn confirm(state: Data<State>, payload: Payload) -> HttpResponse {
         Ok(id) => id,
         Err(refusal) => return failure(refusal),
     };
-    let answer = state.wait(state.handles.confirm(Confirm { id, now })).await;
+    let from = network_of(&request, &state.proxies);
+    let answer = state.wait(state.handles.confirm(Confirm { id, from, now })).await;
     match answer.outcome {
         Ok(Ok(())) => {
             let data = ConfirmData { activation_id: id.reveal(), status: "confirmed" };
@@ -433,7 +438,7 @@ fn read_release(state: &State, bytes: &Body) -> Result<ActivationId, Refusal> {
 }
 
 /// `POST /api/v2/{product}/install/release`
-pub async fn release(state: Data<State>, payload: Payload) -> HttpResponse {
+pub async fn release(state: Data<State>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let now = state.clock.now();
     let bytes = match state.read(payload).await {
         Ok(bytes) => bytes,
@@ -444,7 +449,8 @@ pub async fn release(state: Data<State>, payload: Payload) -> HttpResponse {
         Err(refusal) => return failure(refusal),
     };
     let life = state.tuning.load().lifetimes;
-    let answer = state.wait(state.handles.release(Release { id, life, now })).await;
+    let from = network_of(&request, &state.proxies);
+    let answer = state.wait(state.handles.release(Release { id, from, life, now })).await;
     let outcome = match answer.outcome {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(refusal)) => return failure(refusal),

@@ -1,6 +1,7 @@
 //! Registered servers: the legacy routes and their v2 counterparts.
 
 use super::body::{Body, Field, fields, object};
+use super::caller::network_of;
 use super::errors::ApiError;
 use super::respond::{failure, failure_for, json, legacy_failure, rfc3339, success};
 use super::state::State;
@@ -16,6 +17,7 @@ use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{ReadError, Store};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Longer than any token or id that is good.
@@ -122,13 +124,14 @@ fn server_id(bytes: &Body) -> Result<String, HttpResponse> {
 }
 
 /// `POST /register`
-pub async fn register(state: Data<State>, payload: Payload) -> HttpResponse {
+pub async fn register(state: Data<State>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let now = state.clock.now();
+    let from = network_of(&request, &state.proxies);
     let bytes = match state.read(payload).await {
         Ok(bytes) => bytes,
         Err(error) => return legacy_failure(error),
     };
-    let command = match read_registration(&state, &bytes, now) {
+    let command = match read_registration(&state, &bytes, from, now) {
         Ok(command) => command,
         Err(response) => return response,
     };
@@ -150,6 +153,7 @@ pub async fn register(state: Data<State>, payload: Payload) -> HttpResponse {
 fn read_registration(
     state: &State,
     bytes: &Body,
+    from: IpAddr,
     now: Timestamp,
 ) -> Result<Register, HttpResponse> {
     let body = legacy_body(bytes)?;
@@ -168,7 +172,7 @@ fn read_registration(
         bad_request("ip must be an IPv4 or IPv6 address that the Internet can reach.")
     })?;
     let id = ServerId::of(ip, &state.lookup);
-    Ok(Register { id, ip, hostname: hostname.into_owned(), token: hash, now })
+    Ok(Register { id, ip, hostname: hostname.into_owned(), token: hash, from, now })
 }
 
 /// `POST /checkin`
@@ -289,7 +293,7 @@ pub async fn legacy_revoke(
         Ok(id) => id,
         Err(response) => return response,
     };
-    match set_revoked(&state, &id, true).await {
+    match set_revoked(&state, &request, &id, true).await {
         Ok(id) => {
             json(StatusCode::OK, &ServerStatus { status: "revoked", server_id: id.to_string() })
         }
@@ -297,9 +301,16 @@ pub async fn legacy_revoke(
     }
 }
 
-async fn set_revoked(state: &State, id: &str, revoked: bool) -> Result<ServerId, ApiError> {
+async fn set_revoked(
+    state: &State,
+    request: &HttpRequest,
+    id: &str,
+    revoked: bool,
+) -> Result<ServerId, ApiError> {
     let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
-    let answer = state.wait(state.handles.set_revoked(SetRevoked { id, revoked })).await;
+    let (from, now) = (network_of(request, &state.proxies), state.clock.now());
+    let command = SetRevoked { id, revoked, from, now };
+    let answer = state.wait(state.handles.set_revoked(command)).await;
     answer.outcome??;
     Ok(id)
 }
@@ -314,7 +325,7 @@ pub async fn v2_action(state: Data<State>, request: HttpRequest) -> HttpResponse
     if bearer(&state, &request) != Bearer::Master {
         return failure(Refusal::Unauthorized);
     }
-    match set_revoked(&state, id, revoked).await {
+    match set_revoked(&state, &request, id, revoked).await {
         Ok(id) => {
             success(StatusCode::OK, ServerAction { server_id: id.to_string(), status }, message)
         }

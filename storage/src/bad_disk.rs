@@ -2,7 +2,7 @@
 //! both stores put on it and look for afterwards.
 
 use crate::redb_store::samples;
-use crate::{Change, CheckIn, Counter, CounterRow, Disk, OpenDisk, Store, Write};
+use crate::{Change, CheckIn, Counter, CounterRow, Disk, OpenDisk, Setting, Store, Write};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::limit::Policy;
 use iptunnel_domain::server::ServerNumber;
@@ -277,6 +277,16 @@ pub(crate) fn consumed(store: &dyn Store, codes: u64, at: &str) -> usize {
 
 /// One of everything, as format 1 keeps it.
 pub(crate) fn everything() -> Vec<Change> {
+    let mut changes = everything_before_format_3();
+    let setting = Setting { key: "limits.issue_per_ip_hour".into(), value: Some("7".into()) };
+    changes.push(one(Write::Audit(samples::event(1))));
+    changes.push(Change(vec![Write::Audit(samples::event(2)), Write::Setting(setting)]));
+    changes.push(one(Write::Attempt(samples::event(1))));
+    changes
+}
+
+/// Ditto, before there were an audit log, attempts and settings.
+pub(crate) fn everything_before_format_3() -> Vec<Change> {
     let counter = Counter {
         key: 7,
         policy: Policy::ActivatePerMachineDay,
@@ -304,5 +314,16 @@ pub(crate) fn contents(store: &dyn Store) -> String {
     let activations: Vec<_> =
         (1..=3).map(|n| store.activation(samples::at(n).id).unwrap().unwrap()).collect();
     let servers = store.servers_before(None, 10).unwrap();
-    format!("{codes:#?}{activations:#?}{servers:#?}{counters:#?}{:#?}", store.frontier().unwrap())
+    let mut log = Vec::new();
+    let each = &mut |entry| {
+        log.push(entry);
+        true
+    };
+    store.audit_from(1, each).unwrap();
+    let attempts = store.attempts(samples::code(1, 1, 0).hash).unwrap();
+    let settings = store.settings().unwrap();
+    format!(
+        "{codes:#?}{activations:#?}{servers:#?}{counters:#?}{:#?}{log:#?}{attempts:#?}{settings:#?}",
+        store.frontier().unwrap()
+    )
 }

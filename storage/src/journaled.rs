@@ -11,13 +11,16 @@ mod pending;
 #[cfg(test)]
 mod tests;
 
+use crate::feed::{Feed, Listener};
 use crate::journal::{AppendError, Journal};
 use crate::redb_store::Row;
 use crate::{
-    Change, CommitError, Counter, Frontier, OpenDisk, OpenError, ReadError, RedbStore, Store,
-    Verdict, record,
+    Attempts, Change, CommitError, Counter, Entry, Frontier, OpenDisk, OpenError, ReadError,
+    RedbStore, Store, Verdict, record,
 };
+use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, ActivationId};
+use iptunnel_domain::audit::Head;
 use iptunnel_domain::code::{Code, CodeHash};
 use iptunnel_domain::server::{Server, ServerNumber};
 use pending::{Pending, guards};
@@ -48,6 +51,7 @@ pub struct JournaledStore {
     engine: Arc<RedbStore>,
     journal: Mutex<Journal>,
     shared: Arc<Shared>,
+    feed: Feed,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -129,7 +133,13 @@ impl JournaledStore {
             .name("rows".into())
             .spawn(move || thread.run())
             .map_err(|e| OpenError::Engine(format!("a thread could not be started: {e}")))?;
-        Ok(Self { engine, journal: Mutex::new(journal), shared, thread: Mutex::new(Some(thread)) })
+        Ok(Self {
+            engine,
+            journal: Mutex::new(journal),
+            shared,
+            feed: Feed::default(),
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// Which changes hold their guards, one after the other, over what is pending and what the
@@ -164,7 +174,9 @@ impl JournaledStore {
     fn write_through(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
         let last = self.shared.lock().pending.last();
         self.shared.wait_for(last)?;
-        self.engine.commit(changes)
+        let verdicts = self.engine.commit(changes)?;
+        self.feed.publish(changes, &verdicts);
+        Ok(verdicts)
     }
 
     /// Lets the engine try again where it refuses.
@@ -351,6 +363,8 @@ impl Store for JournaledStore {
         if is_first || state.pending.waiting() >= ENOUGH {
             self.shared.changed.notify_all();
         }
+        drop(state);
+        self.feed.publish(changes, &verdicts);
         Ok(verdicts)
     }
 
@@ -397,6 +411,46 @@ impl Store for JournaledStore {
 
     fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Result<(), ReadError> {
         self.engine_knowing(Pending::last)?.each_counter(each)
+    }
+
+    fn follow(&self, listener: Listener) {
+        self.feed.follow(listener);
+    }
+
+    fn audit_head(&self) -> Result<Head, ReadError> {
+        self.engine_knowing(Pending::last)?.audit_head()
+    }
+
+    fn audit_from(&self, first: u64, each: &mut dyn FnMut(Entry) -> bool) -> Result<(), ReadError> {
+        self.engine_knowing(Pending::last)?.audit_from(first, each)
+    }
+
+    fn audit_before(
+        &self,
+        before: u64,
+        each: &mut dyn FnMut(Entry) -> bool,
+    ) -> Result<(), ReadError> {
+        self.engine_knowing(Pending::last)?.audit_before(before, each)
+    }
+
+    fn audit_number_at(&self, at: Timestamp) -> Result<u64, ReadError> {
+        self.engine_knowing(Pending::last)?.audit_number_at(at)
+    }
+
+    fn attempts(&self, code: CodeHash) -> Result<Attempts, ReadError> {
+        self.engine_knowing(Pending::last)?.attempts(code)
+    }
+
+    fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {
+        self.engine_knowing(Pending::last)?.settings()
+    }
+
+    fn newest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError> {
+        self.engine_knowing(Pending::last)?.newest_codes(limit)
+    }
+
+    fn newest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError> {
+        self.engine_knowing(Pending::last)?.newest_activations(limit)
     }
 
     /// What is pending is not among them: what changed lately is not to be forgotten yet.

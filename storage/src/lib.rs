@@ -12,16 +12,19 @@
 #[cfg(test)]
 pub(crate) mod bad_disk;
 mod disk;
+mod feed;
 mod journal;
 mod journaled;
 mod record;
 mod redb_store;
 
 pub use disk::{Disk, FileDisk};
+pub use feed::Listener;
 pub use journaled::{Disks, JournaledStore};
 pub use redb_store::{FORMAT_VERSION, OpenDisk, RedbStore};
 
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
+use iptunnel_domain::audit::{Event, Head};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
 use iptunnel_domain::limit::Policy;
 use iptunnel_domain::server::{Server, ServerNumber};
@@ -47,6 +50,44 @@ pub enum Write {
     CheckIns(Vec<CheckIn>),
     /// The state of counters. Not guarded: they have one writer.
     Counters(Vec<CounterRow>),
+    /// Enters an event into the audit log, in the commit that it describes.
+    Audit(Event),
+    /// Notes an attempt on a code that exists: the first [`ATTEMPTS`] whole, then their number.
+    /// Not guarded. An event that names no code is not noted.
+    Attempt(Event),
+    /// Keeps a setting that an operator has changed, or forgets that it was. Not guarded: settings
+    /// have one writer.
+    Setting(Setting),
+}
+
+/// How many attempts on one code are kept whole.
+pub const ATTEMPTS: usize = 100;
+
+/// A setting that an operator has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Section and key.
+    pub key: String,
+    /// The value as text; `None` where the change is undone.
+    pub value: Option<String>,
+}
+
+/// An entry of the audit log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// What happened.
+    pub event: Event,
+    /// The entry's number and hash.
+    pub head: Head,
+}
+
+/// What was tried on a code and changed nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attempts {
+    /// The first ones.
+    pub kept: Vec<Event>,
+    /// How many more there were.
+    pub more: u64,
 }
 
 /// When a server was last seen.
@@ -171,6 +212,32 @@ pub trait Store: Send + Sync + 'static {
     fn each_server(&self, each: &mut dyn FnMut(Server)) -> Result<(), ReadError>;
     /// Hands every counter to `each`, in the order of their slots.
     fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Result<(), ReadError>;
+    /// From now on tells `listener` of every event that was written, in the order of the commits,
+    /// each after it is on disk. Set once; it must be quick.
+    fn follow(&self, listener: Listener);
+    /// How far the audit log goes.
+    fn audit_head(&self) -> Result<Head, ReadError>;
+    /// Hands the entries from number `first` on to `each`, the oldest first, until it returns
+    /// `false`.
+    fn audit_from(&self, first: u64, each: &mut dyn FnMut(Entry) -> bool) -> Result<(), ReadError>;
+    /// Hands the entries before number `before` to `each`, the newest first, until it returns
+    /// `false`.
+    fn audit_before(
+        &self,
+        before: u64,
+        each: &mut dyn FnMut(Entry) -> bool,
+    ) -> Result<(), ReadError>;
+    /// A number before which no entry is as late as `at`. Entries stand in the order of their
+    /// commits, in which times may be some seconds out of order.
+    fn audit_number_at(&self, at: Timestamp) -> Result<u64, ReadError>;
+    /// What was tried on a code and changed nothing.
+    fn attempts(&self, code: CodeHash) -> Result<Attempts, ReadError>;
+    /// The settings that operators have changed, by key.
+    fn settings(&self) -> Result<Vec<(String, String)>, ReadError>;
+    /// The codes issued last, at most `limit`, the newest first.
+    fn newest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError>;
+    /// The activations opened last, ditto.
+    fn newest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError>;
     /// The codes issued first, at most `limit`.
     fn oldest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError>;
     /// The activations opened first, ditto.

@@ -4,12 +4,13 @@
 //! has shipped. A new need makes a `V2` beside it and a new format number; the old one is read for
 //! ever.
 
-use crate::{Change, CheckIn, Counter, CounterRow, ReadError, Write};
+use crate::{Change, CheckIn, Counter, CounterRow, ReadError, Setting, Write};
 use iptunnel_domain::activation::{
     Activation, ActivationId, ActivationNumber, ActivationRef, ActivationState, Binding, Holder,
     Request,
 };
 use iptunnel_domain::address::HostName;
+use iptunnel_domain::audit::Event;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
 use iptunnel_domain::limit::Policy;
 use iptunnel_domain::lookup::KeyedHash;
@@ -236,6 +237,25 @@ enum WriteV1 {
     CheckIns(Vec<(u32, u64)>),
     /// Slots.
     Counters(Vec<(u32, Option<CounterV1>)>),
+    // Since data format 3:
+    /// An event's canonical bytes.
+    Audit(Vec<u8>),
+    Attempt(Vec<u8>),
+    Setting(String, Option<String>),
+}
+
+fn encode_event(event: &Event) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(160);
+    event.encode(&mut bytes);
+    bytes
+}
+
+/// The one event in `bytes`.
+pub(crate) fn decode_event(bytes: &[u8]) -> Result<Event, ReadError> {
+    match Event::decode(bytes) {
+        Some((event, [])) => Ok(event),
+        _ => Err(ReadError("an event cannot be read".into())),
+    }
 }
 
 /// Key, policy, used, end of the window.
@@ -259,6 +279,9 @@ fn encode_write(write: &Write) -> Result<WriteV1, ReadError> {
                 rows.iter().map(|row| (row.slot, row.counter.as_ref().map(counter))).collect(),
             )
         }
+        Write::Audit(event) => WriteV1::Audit(encode_event(event)),
+        Write::Attempt(event) => WriteV1::Attempt(encode_event(event)),
+        Write::Setting(Setting { key, value }) => WriteV1::Setting(key.clone(), value.clone()),
     })
 }
 
@@ -285,6 +308,9 @@ fn decode_write(write: WriteV1) -> Result<Write, ReadError> {
                 })
                 .collect::<Result<_, ReadError>>()?,
         ),
+        WriteV1::Audit(bytes) => Write::Audit(decode_event(&bytes)?),
+        WriteV1::Attempt(bytes) => Write::Attempt(decode_event(&bytes)?),
+        WriteV1::Setting(key, value) => Write::Setting(Setting { key, value }),
     })
 }
 
@@ -351,6 +377,12 @@ mod tests {
                     Write::Activation(samples::activation(seed, n, state)),
                 ]),
                 Change(vec![Write::Server(samples::server(n, n))]),
+                Change(vec![
+                    Write::Audit(samples::event(seed)),
+                    Write::Attempt(samples::event(!seed)),
+                    Write::Setting(Setting { key: "a.b".into(), value: Some("1".into()) }),
+                    Write::Setting(Setting { key: "a.b".into(), value: None }),
+                ]),
                 Change(vec![
                     Write::ForgetCode(CodeNumber(seed), n),
                     Write::ForgetActivation(ActivationNumber(seed), n),

@@ -34,7 +34,11 @@ pub(super) fn guards(write: &Write) -> Option<Guard> {
         Write::Server(server) => change(Row::Server(server.number.0), server.version),
         Write::ForgetCode(number, version) => forget(Row::Code(number.0), *version),
         Write::ForgetActivation(number, version) => forget(Row::Activation(number.0), *version),
-        Write::CheckIns(_) | Write::Counters(_) => return None,
+        Write::CheckIns(_)
+        | Write::Counters(_)
+        | Write::Audit(_)
+        | Write::Attempt(_)
+        | Write::Setting(_) => return None,
     })
 }
 
@@ -67,7 +71,12 @@ impl Pending {
                     self.activations.insert(activation.at.id, (record, activation.clone()));
                 }
                 Write::Server(_) | Write::CheckIns(_) => self.last_of_servers = record,
-                Write::ForgetCode(..) | Write::ForgetActivation(..) | Write::Counters(_) => {}
+                Write::ForgetCode(..)
+                | Write::ForgetActivation(..)
+                | Write::Counters(_)
+                | Write::Audit(_)
+                | Write::Attempt(_)
+                | Write::Setting(_) => {}
             }
         }
         self.since.get_or_insert_with(Instant::now);

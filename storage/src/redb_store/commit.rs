@@ -1,11 +1,12 @@
 //! One commit: guards judged and rows written in one redb transaction.
 
+use super::audit::Log;
 use super::index::{Index, Indexed};
 use super::{
-    ACTIVATIONS, CHECK_INS, CODES, COMMITS_KEY, COUNTERS, META, SERVERS, TAKEN_OVER_KEY, pages,
-    unreadable,
+    ACTIVATIONS, CHECK_INS, CODES, COMMITS_KEY, COUNTERS, META, SERVERS, SETTINGS, TAKEN_OVER_KEY,
+    pages, unreadable,
 };
-use crate::{Change, ReadError, Verdict, Write, record};
+use crate::{Change, ReadError, Setting, Verdict, Write, record};
 use redb::{Database, Key, ReadableTable, Table, TableHandle, WriteTransaction};
 
 /// What a commit wrote, and what the indexes have to learn once it is on disk.
@@ -68,7 +69,7 @@ fn apply(
     for change in changes {
         verdicts.push(tables.apply(change)?);
     }
-    let mut indexed = tables.close();
+    let mut indexed = tables.close()?;
     for (index, indexed) in indexes.into_iter().zip(&mut indexed) {
         index.write_run(write, indexed)?;
         index.forget_runs(write, indexed)?;
@@ -126,6 +127,8 @@ struct Tables<'txn> {
     servers: Table<'txn, u32, &'static [u8]>,
     check_ins: Table<'txn, u32, &'static [u8]>,
     counters: Table<'txn, u32, &'static [u8]>,
+    settings: Table<'txn, &'static str, &'static str>,
+    log: Log<'txn>,
     /// What the indexes of codes and of activations have to learn.
     indexed: [Indexed; 2],
 }
@@ -138,13 +141,16 @@ impl<'txn> Tables<'txn> {
             servers: write.open_table(SERVERS).map_err(unreadable)?,
             check_ins: write.open_table(CHECK_INS).map_err(unreadable)?,
             counters: write.open_table(COUNTERS).map_err(unreadable)?,
+            settings: write.open_table(SETTINGS).map_err(unreadable)?,
+            log: Log::open(write)?,
             indexed: Default::default(),
         })
     }
 
     /// Lets go of the tables, which can be open once at a time.
-    fn close(self) -> [Indexed; 2] {
-        self.indexed
+    fn close(self) -> Result<[Indexed; 2], ReadError> {
+        self.log.close()?;
+        Ok(self.indexed)
     }
 
     fn apply(&mut self, Change(writes): &Change) -> Result<Verdict, ReadError> {
@@ -170,7 +176,11 @@ impl<'txn> Tables<'txn> {
             Write::ForgetActivation(number, version) => {
                 is_at(&self.activations, number.0, *version)
             }
-            Write::CheckIns(_) | Write::Counters(_) => Ok(true),
+            Write::CheckIns(_)
+            | Write::Counters(_)
+            | Write::Audit(_)
+            | Write::Attempt(_)
+            | Write::Setting(_) => Ok(true),
         }
     }
 
@@ -197,6 +207,7 @@ impl<'txn> Tables<'txn> {
             }
             Write::ForgetCode(number, _) => {
                 codes.forgot = true;
+                self.log.forget_attempts_on(&self.codes, number.0)?;
                 remove(&mut self.codes, number.0)
             }
             Write::ForgetActivation(number, _) => {
@@ -205,6 +216,19 @@ impl<'txn> Tables<'txn> {
             }
             Write::CheckIns(check_ins) => pages::write_check_ins(&mut self.check_ins, check_ins),
             Write::Counters(rows) => pages::write_counters(&mut self.counters, rows),
+            Write::Audit(event) => {
+                self.log.add(event);
+                Ok(())
+            }
+            Write::Attempt(event) => self.log.note_attempt(event),
+            Write::Setting(Setting { key, value: Some(value) }) => {
+                self.settings.insert(key.as_str(), value.as_str()).map_err(unreadable)?;
+                Ok(())
+            }
+            Write::Setting(Setting { key, value: None }) => {
+                self.settings.remove(key.as_str()).map_err(unreadable)?;
+                Ok(())
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 //! a hash would touch a page of its own and cost ten times as much. What is looked up by hash or id
 //! is found through an [`index`]. Check-ins and counters stand many to a value ([`pages`]).
 
+mod audit;
 mod commit;
 mod index;
 mod pages;
@@ -13,11 +14,15 @@ pub(crate) mod samples;
 mod tests;
 
 use crate::disk::Watched;
+use crate::feed::{Feed, Listener};
 use crate::{
-    Change, CommitError, Counter, Disk, Frontier, OpenError, ReadError, Store, Verdict, record,
+    Attempts, Change, CommitError, Counter, Disk, Entry, Frontier, OpenError, ReadError, Store,
+    Verdict, record,
 };
 use index::Index;
+use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
+use iptunnel_domain::audit::Head;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
 use iptunnel_domain::server::{Server, ServerNumber};
 use redb::{
@@ -29,8 +34,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// The data format this program writes, and the newest it reads. 2: there may be a journal beside
-/// the file; otherwise as 1.
-pub const FORMAT_VERSION: u32 = 2;
+/// the file; otherwise as 1. 3: an audit log, attempts and settings.
+pub const FORMAT_VERSION: u32 = 3;
 
 /// Opens the disk; called again after a failure, when the disk opened before has been dropped.
 pub type OpenDisk = Box<dyn Fn() -> io::Result<Box<dyn Disk>> + Send + Sync>;
@@ -45,6 +50,8 @@ const ACTIVATIONS: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("
 const SERVERS: TableDefinition<'static, u32, &[u8]> = TableDefinition::new("servers");
 const CHECK_INS: TableDefinition<'static, u32, &[u8]> = TableDefinition::new("check_ins");
 const COUNTERS: TableDefinition<'static, u32, &[u8]> = TableDefinition::new("counters");
+/// Settings that operators have changed, by key.
+const SETTINGS: TableDefinition<'static, &str, &str> = TableDefinition::new("settings");
 /// The data format of the whole file.
 const FORMAT_KEY: &str = "format";
 /// How many commits there have been: tells after a failure whether the last one is on disk.
@@ -60,6 +67,7 @@ pub struct RedbStore {
     database: RwLock<Option<Database>>,
     codes: Index,
     activations: Index,
+    feed: Feed,
 }
 
 /// Turns any of redb's errors into ours at the boundary of a read.
@@ -80,6 +88,7 @@ impl RedbStore {
             database: RwLock::new(None),
             codes: Index::new("code_runs", CODES),
             activations: Index::new("activation_runs", ACTIVATIONS),
+            feed: Feed::default(),
         };
         let database = store.open_database().map_err(OpenError::Engine)?;
         prepare(&database)?;
@@ -202,9 +211,12 @@ fn prepare(database: &Database) -> Result<(), OpenError> {
     }
 }
 
-/// Marks an older file so that no older program opens it, which would miss the journal.
+/// Makes what an older file lacks, and marks it so that no older program opens it, which would miss
+/// the journal and the log.
 fn upgrade(database: &Database) -> Result<(), redb::Error> {
     let write = database.begin_write()?;
+    audit::create(&write)?;
+    write.open_table(SETTINGS)?;
     write.open_table(META)?.insert(FORMAT_KEY, u64::from(FORMAT_VERSION))?;
     write.commit()?;
     Ok(())
@@ -230,6 +242,8 @@ fn create(database: &Database) -> Result<(), redb::Error> {
         write.open_table(table)?;
     }
     index::create(&write)?;
+    audit::create(&write)?;
+    write.open_table(SETTINGS)?;
     write.commit()?;
     Ok(())
 }
@@ -269,7 +283,9 @@ impl Versions {
 
 impl Store for RedbStore {
     fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
-        self.write_all(changes, None)
+        let verdicts = self.write_all(changes, None)?;
+        self.feed.publish(changes, &verdicts);
+        Ok(verdicts)
     }
 
     fn close(&self) {
@@ -366,12 +382,59 @@ impl Store for RedbStore {
         Ok(())
     }
 
+    fn follow(&self, listener: Listener) {
+        self.feed.follow(listener);
+    }
+
+    fn audit_head(&self) -> Result<Head, ReadError> {
+        audit::head(&self.begin_read()?.open_table(audit::AUDIT).map_err(unreadable)?)
+    }
+
+    fn audit_from(&self, first: u64, each: &mut dyn FnMut(Entry) -> bool) -> Result<(), ReadError> {
+        audit::from(&self.begin_read()?, first, each)
+    }
+
+    fn audit_before(
+        &self,
+        before: u64,
+        each: &mut dyn FnMut(Entry) -> bool,
+    ) -> Result<(), ReadError> {
+        audit::before(&self.begin_read()?, before, each)
+    }
+
+    fn audit_number_at(&self, at: Timestamp) -> Result<u64, ReadError> {
+        audit::number_at(&self.begin_read()?, at)
+    }
+
+    fn attempts(&self, code: CodeHash) -> Result<Attempts, ReadError> {
+        audit::attempts(&self.begin_read()?, code)
+    }
+
+    fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {
+        let read = self.begin_read()?;
+        let table = read.open_table(SETTINGS).map_err(unreadable)?;
+        let rows = table.iter().map_err(unreadable)?;
+        rows.map(|row| {
+            let (key, value) = row.map_err(unreadable)?;
+            Ok((key.value().to_owned(), value.value().to_owned()))
+        })
+        .collect()
+    }
+
+    fn newest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError> {
+        self.rows(CODES, true, limit, record::decode_code)
+    }
+
+    fn newest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError> {
+        self.rows(ACTIVATIONS, true, limit, record::decode_activation)
+    }
+
     fn oldest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError> {
-        self.oldest(CODES, limit, record::decode_code)
+        self.rows(CODES, false, limit, record::decode_code)
     }
 
     fn oldest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError> {
-        self.oldest(ACTIVATIONS, limit, record::decode_activation)
+        self.rows(ACTIVATIONS, false, limit, record::decode_activation)
     }
 }
 
@@ -437,20 +500,25 @@ impl RedbStore {
         })
     }
 
-    fn oldest<T>(
+    /// The first rows of a table, or the last ones, the last first.
+    fn rows<T>(
         &self,
         table: TableDefinition<'static, u64, &[u8]>,
+        newest_first: bool,
         limit: usize,
         decode: fn(u64, &[u8]) -> Result<T, ReadError>,
     ) -> Result<Vec<T>, ReadError> {
         let read = self.begin_read()?;
         let table = read.open_table(table).map_err(unreadable)?;
-        let rows = table.iter().map_err(unreadable)?.take(limit);
-        rows.map(|row| {
-            let (number, row) = row.map_err(unreadable)?;
-            decode(number.value(), row.value())
-        })
-        .collect()
+        let mut rows = table.iter().map_err(unreadable)?;
+        let next = || if newest_first { rows.next_back() } else { rows.next() };
+        std::iter::from_fn(next)
+            .take(limit)
+            .map(|row| {
+                let (number, row) = row.map_err(unreadable)?;
+                decode(number.value(), row.value())
+            })
+            .collect()
     }
 
     /// A commit on a closed store opens it again, but never succeeds itself: whoever built on what

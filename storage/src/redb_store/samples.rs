@@ -6,6 +6,7 @@ use iptunnel_domain::activation::{
     Request,
 };
 use iptunnel_domain::address::HostName;
+use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerId, ServerNumber};
@@ -60,6 +61,18 @@ pub(crate) fn activation(number: u64, version: u32, state: u8) -> Activation {
             _ => ActivationState::Released(Timestamp(number)),
         },
         version,
+    }
+}
+
+/// An event about the code of this number.
+pub(crate) fn event(number: u64) -> Event {
+    Event {
+        identity: Some(hash(number)),
+        code: Some(CodeHash(hash(number))),
+        activation: Some(at(number).into()),
+        address: Some(IpAddr::from(u128::from(number).to_be_bytes())),
+        subject: format!("h{number}.example.com"),
+        ..Event::new(Action::Activated, Actor::Installer, Timestamp(number), None)
     }
 }
 

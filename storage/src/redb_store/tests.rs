@@ -2,9 +2,12 @@
 
 use super::samples;
 use super::*;
-use crate::bad_disk::{BadDisk, End, Fault, consumed, consumption, contents, everything, one};
-use crate::{CheckIn, CounterRow, FileDisk, Write};
-use iptunnel_domain::Timestamp;
+use crate::bad_disk::{
+    BadDisk, End, Fault, consumed, consumption, contents, everything, everything_before_format_3,
+    one,
+};
+use crate::{ATTEMPTS, CheckIn, CounterRow, FileDisk, Setting, Write};
+use iptunnel_domain::audit::Event;
 use iptunnel_domain::limit::Policy;
 use std::path::Path;
 use std::sync::atomic::AtomicUsize;
@@ -175,13 +178,13 @@ fn a_store_of_a_newer_format_is_refused_by_name() {
     {
         let database = Database::create(&path).unwrap();
         let write = database.begin_write().unwrap();
-        write.open_table(META).unwrap().insert(FORMAT_KEY, 3).unwrap();
+        write.open_table(META).unwrap().insert(FORMAT_KEY, 4).unwrap();
         write.commit().unwrap();
     }
     let opened = RedbStore::open(Box::new(move || Ok(Box::new(FileDisk::open(&path)?))));
     let error = opened.err().unwrap();
-    assert!(matches!(error, OpenError::NewerFormat { found: 3, known: 2 }));
-    assert!(error.to_string().contains("format 3"));
+    assert!(matches!(error, OpenError::NewerFormat { found: 4, known: 3 }));
+    assert!(error.to_string().contains("format 4"));
 }
 
 #[test]
@@ -338,7 +341,8 @@ fn a_file_of_each_format_is_read_whole() {
         let (old, new) = (folder.path().join("old.redb"), folder.path().join("new.redb"));
         std::fs::copy(&fixture, &old).unwrap();
         let fresh = on_file(&new);
-        fresh.commit(&everything()).unwrap();
+        let since = if format < 3 { everything_before_format_3() } else { everything() };
+        fresh.commit(&since).unwrap();
         let read = contents(&on_file(&old));
         assert_eq!(read, contents(&fresh), "format {format}");
         assert!(read.contains("s1.example.com") && read.contains("5000"));
@@ -347,13 +351,124 @@ fn a_file_of_each_format_is_read_whole() {
 
 #[test]
 fn a_record_of_the_journal_is_read_as_it_was_shipped() {
-    let fixture = fixture("journal-record-1.bin");
     if std::env::var_os("WRITE_FIXTURE").is_some() {
-        std::fs::write(&fixture, record::encode_changes(&everything()).unwrap()).unwrap();
+        let bytes = record::encode_changes(&everything()).unwrap();
+        std::fs::write(fixture("journal-record-2.bin"), bytes).unwrap();
     }
-    let bytes = std::fs::read(&fixture).unwrap();
-    assert_eq!(record::decode_changes(&bytes).unwrap(), everything());
-    assert_eq!(record::encode_changes(&everything()).unwrap(), bytes);
+    for (number, changes) in [(1, everything_before_format_3()), (2, everything())] {
+        let bytes = std::fs::read(fixture(&format!("journal-record-{number}.bin"))).unwrap();
+        assert_eq!(record::decode_changes(&bytes).unwrap(), changes);
+        assert_eq!(record::encode_changes(&changes).unwrap(), bytes);
+    }
+}
+
+/// The entries of the log from one on, and before one.
+fn log_of(store: &dyn Store, first: u64, before: u64) -> (Vec<u64>, Vec<u64>) {
+    let (mut forth, mut back) = (Vec::new(), Vec::new());
+    let each = &mut |entry: Entry| {
+        assert_eq!(entry.event, samples::event(entry.head.entries));
+        forth.push(entry.head.entries);
+        true
+    };
+    store.audit_from(first, each).unwrap();
+    let each = &mut |entry: Entry| {
+        back.push(entry.head.entries);
+        true
+    };
+    store.audit_before(before, each).unwrap();
+    (forth, back)
+}
+
+#[test]
+fn the_log_is_read_from_anywhere_in_both_directions_and_its_chain_is_whole() {
+    let folder = folder();
+    let store = on_file(&folder.path().join("s.redb"));
+    assert_eq!(store.audit_head().unwrap(), Head::default());
+    // Commits of different sizes: pages of different sizes.
+    let mut next = 1;
+    for size in [1, 3, 1, 7, 2, 40] {
+        let numbers = next..next + size;
+        let changes: Vec<Change> = numbers.map(|n| one(Write::Audit(samples::event(n)))).collect();
+        store.commit(&changes).unwrap();
+        next += size;
+    }
+    for first in 1..next {
+        let (forth, back) = log_of(&store, first, first);
+        assert_eq!(forth, (first..next).collect::<Vec<_>>());
+        assert_eq!(back, (1..first).rev().collect::<Vec<_>>());
+    }
+    let mut chain = Head::default();
+    let each = &mut |entry: Entry| {
+        let mut bytes = Vec::new();
+        entry.event.encode(&mut bytes);
+        chain = chain.after(&bytes);
+        assert_eq!(chain, entry.head);
+        true
+    };
+    store.audit_from(1, each).unwrap();
+    assert_eq!(store.audit_head().unwrap(), chain);
+    assert_eq!(chain.entries, next - 1);
+}
+
+#[test]
+fn the_log_is_entered_by_time_without_missing_an_entry() {
+    let folder = folder();
+    let store = on_file(&folder.path().join("s.redb"));
+    assert_eq!(store.audit_number_at(Timestamp(5)).unwrap(), 1);
+    let at = |number: u64| Timestamp(number * 100);
+    for page in 0..60 {
+        let numbers = page * 5 + 1..page * 5 + 6;
+        let change = |n| one(Write::Audit(Event { at: at(n), ..samples::event(n) }));
+        store.commit(&numbers.map(change).collect::<Vec<_>>()).unwrap();
+    }
+    for number in 1..=300 {
+        let entered = store.audit_number_at(at(number)).unwrap();
+        assert!(entered <= number && number < entered + 16, "{entered} for {number}");
+    }
+    assert!(store.audit_number_at(Timestamp(u64::MAX)).unwrap() > 290);
+}
+
+#[test]
+fn an_event_of_a_change_that_conflicts_is_not_in_the_log() {
+    let folder = folder();
+    let store = on_file(&folder.path().join("s.redb"));
+    let change =
+        |n| Change(vec![Write::Code(samples::code(1, 1, 0)), Write::Audit(samples::event(n))]);
+    use Verdict::{Conflict, Written};
+    assert_eq!(store.commit(&[change(1), change(9)]).unwrap(), [Written, Conflict]);
+    assert_eq!(log_of(&store, 1, 1), (vec![1], vec![]));
+}
+
+#[test]
+fn attempts_on_a_code_are_kept_then_counted_and_go_with_the_code() {
+    let folder = folder();
+    let store = on_file(&folder.path().join("s.redb"));
+    let code = samples::code(1, 1, 0);
+    store.commit(&[one(Write::Code(code.clone()))]).unwrap();
+    let attempt = || one(Write::Attempt(samples::event(1)));
+    for _ in 0..7 {
+        store.commit(&(0..30).map(|_| attempt()).collect::<Vec<_>>()).unwrap();
+    }
+    let attempts = store.attempts(code.hash).unwrap();
+    assert_eq!((attempts.kept.len(), attempts.more), (ATTEMPTS, 110));
+    assert!(attempts.kept.iter().all(|event| *event == samples::event(1)));
+    store.commit(&[one(Write::ForgetCode(code.number, 1))]).unwrap();
+    assert_eq!(store.attempts(code.hash).unwrap(), Attempts::default());
+}
+
+#[test]
+fn settings_are_kept_replaced_and_forgotten() {
+    let folder = folder();
+    let path = folder.path().join("s.redb");
+    let set = |key: &str, value: Option<&str>| {
+        one(Write::Setting(Setting { key: key.into(), value: value.map(Into::into) }))
+    };
+    {
+        let store = on_file(&path);
+        store.commit(&[set("a.b", Some("1")), set("c.d", Some("2"))]).unwrap();
+        store.commit(&[set("a.b", Some("3")), set("c.d", None), set("e.f", None)]).unwrap();
+    }
+    assert_eq!(on_file(&path).settings().unwrap(), [("a.b".to_owned(), "3".to_owned())]);
 }
 
 fn fixture(name: &str) -> std::path::PathBuf {

@@ -1,0 +1,58 @@
+//! What is tried on codes and changes nothing, on its way to the store.
+//!
+//! Nobody waits for it: it is gathered here and written down a few times a second, many at a time.
+//! What is gathered beyond [`ROOM`] is not kept; a flood costs no more than that.
+
+use iptunnel_domain::audit::{Action, Actor, Event};
+use iptunnel_domain::code::CodeHash;
+use iptunnel_domain::{Refusal, Timestamp};
+use prometheus_client::metrics::counter::Counter;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+
+/// Attempts kept between two ticks: 2,500 a second, each some microseconds of the store's thread.
+const ROOM: usize = 500;
+
+/// Attempts that are not written down yet.
+#[derive(Default)]
+pub(crate) struct Gathered {
+    attempts: Mutex<Vec<Event>>,
+    not_kept: Counter,
+}
+
+impl Gathered {
+    pub(crate) fn new(not_kept: Counter) -> Self {
+        Self { attempts: Mutex::default(), not_kept }
+    }
+
+    pub(crate) fn add(&self, attempt: Event) {
+        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        if attempts.len() < ROOM {
+            attempts.push(attempt);
+        } else {
+            self.not_kept.inc();
+        }
+    }
+
+    pub(crate) fn take(&self) -> Vec<Event> {
+        std::mem::take(&mut *self.attempts.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// An installer's attempt on a code.
+pub(crate) fn attempt(action: Action, code: CodeHash, at: Timestamp, from: IpAddr) -> Event {
+    Event { code: Some(code), ..Event::new(action, Actor::Installer, at, Some(from)) }
+}
+
+/// Why an attempt was refused, in a word or two.
+pub(crate) const fn reason(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::CodeUsed => "code used",
+        Refusal::CodeExpired => "code expired",
+        Refusal::CodeMaxActivations => "code activated too often",
+        Refusal::TokenUsed => "confirmed before",
+        Refusal::ActivationNotFound => "released before",
+        Refusal::TokenInvalid => "token expired",
+        _ => "refused",
+    }
+}

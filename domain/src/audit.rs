@@ -1,0 +1,464 @@
+//! The audit log: what happened, who did it and from where, as a chain that shows tampering.
+//!
+//! An [`Event`] is written in the commit that it describes. Entries are numbered from 1 and each
+//! one's hash covers the one before it, so that an entry that is changed, removed or added in the
+//! middle breaks every hash behind it. A log that is cut off is whole in itself: that shows only
+//! against a head that was noted elsewhere.
+
+use crate::Timestamp;
+use crate::activation::{ActivationId, ActivationNumber, ActivationRef};
+use crate::code::CodeHash;
+use crate::lookup::KeyedHash;
+use crate::server::ServerId;
+use sha2::{Digest, Sha256};
+use std::fmt;
+use std::net::IpAddr;
+
+/// What happened. The numbers are part of the format on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Action {
+    /// A browser was given a code.
+    CodeIssued = 1,
+    /// An installer consumed a code.
+    Activated = 2,
+    /// The machine that holds a code took it anew, with another host name or address.
+    Replaced = 3,
+    /// An installer finished.
+    Confirmed = 4,
+    /// An installer gave its code back.
+    Released = 5,
+    /// A server registered, for the first time or again.
+    ServerRegistered = 6,
+    /// An operator revoked a server.
+    ServerRevoked = 7,
+    /// An operator restored a server.
+    ServerRestored = 8,
+    /// An operator changed the note on a server.
+    ServerNoted = 9,
+    /// An operator changed a setting, or undid a change.
+    SettingChanged = 10,
+    /// An installer was told that a code is good. Kept with the code, not in the log.
+    PrecheckPassed = 20,
+    /// An installer was told that a code is not good. Ditto.
+    PrecheckRefused = 21,
+    /// An installer was refused a code. Ditto.
+    ActivateRefused = 22,
+    /// An installer could not confirm. Ditto.
+    ConfirmRefused = 23,
+    /// An installer could not release. Ditto.
+    ReleaseRefused = 24,
+}
+
+impl Action {
+    /// All of them.
+    pub const ALL: [Self; 15] = [
+        Self::CodeIssued,
+        Self::Activated,
+        Self::Replaced,
+        Self::Confirmed,
+        Self::Released,
+        Self::ServerRegistered,
+        Self::ServerRevoked,
+        Self::ServerRestored,
+        Self::ServerNoted,
+        Self::SettingChanged,
+        Self::PrecheckPassed,
+        Self::PrecheckRefused,
+        Self::ActivateRefused,
+        Self::ConfirmRefused,
+        Self::ReleaseRefused,
+    ];
+
+    /// Its name in exports and filters.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CodeIssued => "code_issued",
+            Self::Activated => "activated",
+            Self::Replaced => "replaced",
+            Self::Confirmed => "confirmed",
+            Self::Released => "released",
+            Self::ServerRegistered => "server_registered",
+            Self::ServerRevoked => "server_revoked",
+            Self::ServerRestored => "server_restored",
+            Self::ServerNoted => "server_noted",
+            Self::SettingChanged => "setting_changed",
+            Self::PrecheckPassed => "precheck_passed",
+            Self::PrecheckRefused => "precheck_refused",
+            Self::ActivateRefused => "activate_refused",
+            Self::ConfirmRefused => "confirm_refused",
+            Self::ReleaseRefused => "release_refused",
+        }
+    }
+
+    /// The action with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|action| action.name() == name)
+    }
+
+    /// Whether this is an attempt that changed nothing: such are kept with their code, the first
+    /// ones whole and the others as a count.
+    pub const fn is_attempt(self) -> bool {
+        self as u8 >= Self::PrecheckPassed as u8
+    }
+}
+
+/// Who did it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Actor {
+    /// Somebody in front of a code page.
+    Browser = 1,
+    /// An installer on some machine.
+    Installer = 2,
+    /// An installed server.
+    Agent = 3,
+    /// Whoever holds the master token.
+    Operator = 4,
+    /// Whoever may change the server's files and signal its process.
+    Administrator = 5,
+}
+
+impl Actor {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Browser, Self::Installer, Self::Agent, Self::Operator, Self::Administrator];
+
+    /// Its name in exports and filters.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Browser => "browser",
+            Self::Installer => "installer",
+            Self::Agent => "agent",
+            Self::Operator => "operator",
+            Self::Administrator => "administrator",
+        }
+    }
+
+    /// The actor with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|actor| actor.name() == name)
+    }
+}
+
+/// How the log names an activation: by its place, and by as much of its id as may be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActivationName {
+    /// Its place in the order of opening.
+    pub number: ActivationNumber,
+    /// The first four of its sixteen digits.
+    pub digits: u16,
+}
+
+impl From<ActivationRef> for ActivationName {
+    fn from(at: ActivationRef) -> Self {
+        Self { number: at.number, digits: (at.id.0 >> 48) as u16 }
+    }
+}
+
+impl ActivationName {
+    /// Whether `id` may be the activation's.
+    pub const fn may_be(&self, id: ActivationId) -> bool {
+        self.digits == (id.0 >> 48) as u16
+    }
+}
+
+impl fmt::Display for ActivationName {
+    /// The first eight characters of its id.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "act_{:04x}", self.digits)
+    }
+}
+
+/// Something that happened. It names no secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub action: Action,
+    /// Who.
+    pub actor: Actor,
+    /// From which network, as far as one is known.
+    pub from: Option<IpAddr>,
+    /// The keyed hash of who it was: a browser's session, an installer's machine.
+    pub identity: Option<KeyedHash>,
+    /// The code it happened to.
+    pub code: Option<CodeHash>,
+    /// The activation it happened to.
+    pub activation: Option<ActivationName>,
+    /// The server it happened to.
+    pub server: Option<ServerId>,
+    /// The public address that was bound or registered.
+    pub address: Option<IpAddr>,
+    /// What it happened to as people call it: a code's hint, a host name, a setting.
+    pub subject: String,
+    /// What else there is to say: the reason of a refusal, a value before and after, a note.
+    pub detail: String,
+}
+
+impl Event {
+    /// The longest subject or detail that is kept, in bytes.
+    pub const TEXT: usize = 1024;
+
+    /// An event about nothing yet.
+    pub const fn new(action: Action, actor: Actor, at: Timestamp, from: Option<IpAddr>) -> Self {
+        Self {
+            at,
+            action,
+            actor,
+            from,
+            identity: None,
+            code: None,
+            activation: None,
+            server: None,
+            address: None,
+            subject: String::new(),
+            detail: String::new(),
+        }
+    }
+
+    /// Appends the event's canonical bytes: the ones that are hashed and stored.
+    pub fn encode(&self, bytes: &mut Vec<u8>) {
+        bytes.extend([FORMAT, self.action as u8, self.actor as u8]);
+        bytes.extend(self.at.0.to_le_bytes());
+        put_address(bytes, self.from);
+        put(bytes, self.identity.map(|hash| hash.0));
+        put(bytes, self.code.map(|hash| hash.0.0));
+        put(bytes, self.activation.map(|at| at.number.0.to_le_bytes()));
+        put(bytes, self.activation.map(|at| at.digits.to_le_bytes()));
+        put(bytes, self.server.map(|id| id.0.to_le_bytes()));
+        put_address(bytes, self.address);
+        put_text(bytes, &self.subject);
+        put_text(bytes, &self.detail);
+    }
+
+    /// Reads what [`Self::encode`] wrote from the front of `bytes`, and returns what follows it.
+    /// `None` where that is not such an event.
+    pub fn decode(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let mut bytes = bytes;
+        let [format, action, actor] = take(&mut bytes)?;
+        if format != FORMAT {
+            return None;
+        }
+        let event = Self {
+            action: Action::ALL.into_iter().find(|known| *known as u8 == action)?,
+            actor: Actor::ALL.into_iter().find(|known| *known as u8 == actor)?,
+            at: Timestamp(u64::from_le_bytes(take(&mut bytes)?)),
+            from: take_address(&mut bytes)?,
+            identity: take_option(&mut bytes)?.map(KeyedHash),
+            code: take_option(&mut bytes)?.map(|hash| CodeHash(KeyedHash(hash))),
+            activation: {
+                let number = take_option(&mut bytes)?.map(u64::from_le_bytes);
+                let digits = take_option(&mut bytes)?.map(u16::from_le_bytes);
+                let name =
+                    |(number, digits)| ActivationName { number: ActivationNumber(number), digits };
+                number.zip(digits).map(name)
+            },
+            server: take_option(&mut bytes)?.map(|id| ServerId(u64::from_le_bytes(id))),
+            address: take_address(&mut bytes)?,
+            subject: take_text(&mut bytes)?,
+            detail: take_text(&mut bytes)?,
+        };
+        Some((event, bytes))
+    }
+}
+
+/// The first byte of an event: another form gets another number.
+const FORMAT: u8 = 1;
+
+fn put<const N: usize>(bytes: &mut Vec<u8>, value: Option<[u8; N]>) {
+    bytes.push(u8::from(value.is_some()));
+    bytes.extend(value.into_iter().flatten());
+}
+
+fn put_address(bytes: &mut Vec<u8>, address: Option<IpAddr>) {
+    match address {
+        None => bytes.push(0),
+        Some(IpAddr::V4(v4)) => {
+            bytes.push(4);
+            bytes.extend(v4.octets());
+        }
+        Some(IpAddr::V6(v6)) => {
+            bytes.push(6);
+            bytes.extend(v6.octets());
+        }
+    }
+}
+
+fn put_text(bytes: &mut Vec<u8>, text: &str) {
+    let text = cut(text);
+    bytes.extend((text.len() as u16).to_le_bytes());
+    bytes.extend(text.as_bytes());
+}
+
+/// The front of `text`, as far as it is kept.
+fn cut(text: &str) -> &str {
+    text.get(..text.floor_char_boundary(Event::TEXT)).unwrap_or(text)
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(*taken)
+}
+
+/// The outer `None`: no such thing is there.
+fn take_option<const N: usize>(bytes: &mut &[u8]) -> Option<Option<[u8; N]>> {
+    match take(bytes)? {
+        [0] => Some(None),
+        [1] => Some(Some(take(bytes)?)),
+        _ => None,
+    }
+}
+
+fn take_address(bytes: &mut &[u8]) -> Option<Option<IpAddr>> {
+    match take(bytes)? {
+        [0] => Some(None),
+        [4] => Some(Some(IpAddr::from(take::<4>(bytes)?))),
+        [6] => Some(Some(IpAddr::from(take::<16>(bytes)?))),
+        _ => None,
+    }
+}
+
+fn take_text(bytes: &mut &[u8]) -> Option<String> {
+    let length = usize::from(u16::from_le_bytes(take(bytes)?));
+    let (text, rest) = bytes.split_at_checked(length)?;
+    *bytes = rest;
+    String::from_utf8(text.to_vec()).ok().filter(|text| text.len() <= Event::TEXT)
+}
+
+/// How far the log goes: the number of its last entry, and that entry's hash.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Head {
+    /// The number of the last entry; 0 where there is none.
+    pub entries: u64,
+    /// The hash of the last entry; zeros where there is none.
+    pub hash: ChainHash,
+}
+
+/// The hash of an entry and of everything before it: SHA-256.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChainHash(pub [u8; 32]);
+
+impl ChainHash {
+    /// 64 lower-case hexadecimal digits.
+    pub fn to_hex(self) -> String {
+        use fmt::Write;
+        let mut hex = String::with_capacity(64);
+        for byte in self.0 {
+            // Writing to a string cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+        }
+        hex
+    }
+
+    /// The hash that [`Self::to_hex`] wrote.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let (front, back) = text.split_at_checked(32)?;
+        let mut hash = [0; 32];
+        let (first, second) = hash.split_at_mut(16);
+        first.copy_from_slice(&KeyedHash::from_hex(front)?.0);
+        second.copy_from_slice(&KeyedHash::from_hex(back)?.0);
+        Some(Self(hash))
+    }
+}
+
+impl Head {
+    /// The head after one more entry, whose canonical bytes these are.
+    #[must_use]
+    pub fn after(&self, event: &[u8]) -> Self {
+        let entries = self.entries.saturating_add(1);
+        let mut hash = Sha256::new();
+        hash.update(self.hash.0);
+        hash.update(entries.to_le_bytes());
+        hash.update(event);
+        Self { entries, hash: ChainHash(hash.finalize().into()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn event(seed: u64, text: String, some: bool) -> Event {
+        let action = Action::ALL[(seed % Action::ALL.len() as u64) as usize];
+        let v6 = IpAddr::from(u128::from(seed).to_be_bytes());
+        let mut event = Event::new(action, Actor::ALL[(seed % 5) as usize], Timestamp(seed), None);
+        event.subject = text;
+        if some {
+            event.from = Some(IpAddr::from((seed as u32).to_be_bytes()));
+            event.address = Some(v6);
+            event.identity = Some(KeyedHash([seed as u8; 16]));
+            event.code = Some(CodeHash(KeyedHash([7; 16])));
+            event.server = Some(ServerId(seed));
+            event.activation =
+                Some(ActivationName { number: ActivationNumber(seed), digits: seed as u16 });
+        }
+        event
+    }
+
+    proptest! {
+        #[test]
+        fn every_event_reads_back_as_it_was_written(seed: u64, text in ".{0,200}", some: bool) {
+            let event = event(seed, text, some);
+            let mut bytes = Vec::new();
+            event.encode(&mut bytes);
+            bytes.extend(b"rest");
+            prop_assert_eq!(Event::decode(&bytes), Some((event, &b"rest"[..])));
+        }
+
+        #[test]
+        fn reading_any_bytes_never_panics(bytes: Vec<u8>) {
+            let _ = Event::decode(&bytes);
+        }
+
+        #[test]
+        fn a_changed_bit_anywhere_changes_the_hash(seed: u64, place: usize, bit in 0u8..8) {
+            let mut bytes = Vec::new();
+            event(seed, "ns1.example.com".into(), true).encode(&mut bytes);
+            let before = Head::default().after(&bytes);
+            let place = place % bytes.len();
+            bytes[place] ^= 1 << bit;
+            prop_assert_ne!(Head::default().after(&bytes), before);
+        }
+    }
+
+    #[test]
+    fn an_entry_removed_or_moved_changes_every_hash_behind_it() {
+        let bytes = |seed| {
+            let mut bytes = Vec::new();
+            event(seed, String::new(), false).encode(&mut bytes);
+            bytes
+        };
+        let chain = |seeds: &[u64]| {
+            seeds.iter().fold(Head::default(), |head, seed| head.after(&bytes(*seed)))
+        };
+        let whole = chain(&[1, 2, 3, 4]);
+        for other in [&[1, 3, 4][..], &[2, 1, 3, 4], &[1, 2, 4, 3], &[1, 2, 3], &[1, 1, 2, 3, 4]] {
+            assert_ne!(chain(other), whole);
+        }
+        assert_eq!(whole.entries, 4);
+        assert_eq!(ChainHash::from_hex(&whole.hash.to_hex()), Some(whole.hash));
+        assert_eq!(ChainHash::from_hex("zz"), None);
+    }
+
+    #[test]
+    fn a_text_that_is_too_long_is_cut_between_characters() {
+        let mut bytes = Vec::new();
+        event(1, "ä".repeat(Event::TEXT), false).encode(&mut bytes);
+        let (read, _) = Event::decode(&bytes).unwrap();
+        assert_eq!(read.subject, "ä".repeat(Event::TEXT / 2));
+    }
+
+    #[test]
+    fn names_are_read_back_and_unique() {
+        for action in Action::ALL {
+            assert_eq!(Action::from_name(action.name()), Some(action));
+        }
+        for actor in Actor::ALL {
+            assert_eq!(Actor::from_name(actor.name()), Some(actor));
+        }
+    }
+}

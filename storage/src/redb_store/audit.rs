@@ -1,0 +1,204 @@
+//! The audit log, and what was tried on codes.
+//!
+//! Entries stand many to a value, as many as a commit brings, under the number of the first: one
+//! row per commit and not per entry. Each value begins with the hash before its first entry, so
+//! that reading may begin anywhere.
+//!
+//! Deliberately absent: an index. Entries stand in the order of time, and what is looked for
+//! happened at a known time or is looked for from the newest backwards.
+
+use super::unreadable;
+use crate::{ATTEMPTS, Attempts, Entry, ReadError, record};
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::audit::{ChainHash, Event, Head};
+use iptunnel_domain::code::CodeHash;
+use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransaction};
+
+type Pages = TableDefinition<'static, u64, &'static [u8]>;
+type OfCodes = TableDefinition<'static, u128, &'static [u8]>;
+
+/// Pages of the log, under the number of their first entry.
+pub(super) const AUDIT: Pages = TableDefinition::new("audit");
+/// What was tried on a code: how many attempts are not kept, and then those that are.
+const OF_CODES: OfCodes = TableDefinition::new("attempts");
+
+/// Bytes of the hash at the front of a page.
+const HASH: usize = 32;
+/// Bytes of the count at the front of a code's attempts.
+const COUNT: usize = 8;
+/// How far times may be out of order, in seconds: a request takes less from its clock to its commit.
+const SLACK: u64 = 600;
+
+pub(super) fn create(write: &WriteTransaction) -> Result<(), redb::Error> {
+    write.open_table(AUDIT)?;
+    write.open_table(OF_CODES)?;
+    Ok(())
+}
+
+/// The log within a write transaction.
+pub(super) struct Log<'txn> {
+    pages: Table<'txn, u64, &'static [u8]>,
+    of_codes: Table<'txn, u128, &'static [u8]>,
+    /// What this transaction adds.
+    added: Vec<u8>,
+}
+
+impl<'txn> Log<'txn> {
+    pub(super) fn open(write: &'txn WriteTransaction) -> Result<Self, ReadError> {
+        Ok(Self {
+            pages: write.open_table(AUDIT).map_err(unreadable)?,
+            of_codes: write.open_table(OF_CODES).map_err(unreadable)?,
+            added: Vec::new(),
+        })
+    }
+
+    pub(super) fn add(&mut self, event: &Event) {
+        event.encode(&mut self.added);
+    }
+
+    pub(super) fn note_attempt(&mut self, event: &Event) -> Result<(), ReadError> {
+        let Some(code) = event.code.map(|code| code.0.as_u128()) else { return Ok(()) };
+        let before = self.of_codes.get(code).map_err(unreadable)?;
+        let before = before.map(|row| row.value().to_vec()).unwrap_or_else(|| vec![0; COUNT]);
+        let attempts = decode_attempts(&before)?;
+        let mut row = before;
+        if attempts.kept.len() < ATTEMPTS {
+            event.encode(&mut row);
+        } else if let Some((count, _)) = row.split_first_chunk_mut::<COUNT>() {
+            *count = attempts.more.saturating_add(1).to_le_bytes();
+        }
+        self.of_codes.insert(code, row.as_slice()).map_err(unreadable)?;
+        Ok(())
+    }
+
+    /// Forgets what was tried on the code with this number.
+    pub(super) fn forget_attempts_on(
+        &mut self,
+        codes: &impl ReadableTable<u64, &'static [u8]>,
+        number: u64,
+    ) -> Result<(), ReadError> {
+        if let Some(row) = codes.get(number).map_err(unreadable)? {
+            let code = record::decode_code(number, row.value())?;
+            self.of_codes.remove(code.hash.0.as_u128()).map_err(unreadable)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what was added as one page.
+    pub(super) fn close(mut self) -> Result<(), ReadError> {
+        if self.added.is_empty() {
+            return Ok(());
+        }
+        let Head { entries, hash } = head(&self.pages)?;
+        let page = [&hash.0[..], &self.added].concat();
+        self.pages.insert(entries.saturating_add(1), page.as_slice()).map_err(unreadable)?;
+        Ok(())
+    }
+}
+
+/// How far the log goes.
+pub(super) fn head(pages: &impl ReadableTable<u64, &'static [u8]>) -> Result<Head, ReadError> {
+    match pages.last().map_err(unreadable)? {
+        None => Ok(Head::default()),
+        Some((first, page)) => {
+            Ok(decode_page(first.value(), page.value())?.last().map_or(Head::default(), |e| e.head))
+        }
+    }
+}
+
+/// The entries of the page whose first is number `first`.
+fn decode_page(first: u64, page: &[u8]) -> Result<Vec<Entry>, ReadError> {
+    let broken = || ReadError(format!("the audit log is broken at entry {first}"));
+    let (hash, mut rest) = page.split_first_chunk::<HASH>().ok_or_else(broken)?;
+    let mut head = Head { entries: first.saturating_sub(1), hash: ChainHash(*hash) };
+    let mut entries = Vec::new();
+    while !rest.is_empty() {
+        let (event, behind) = Event::decode(rest).ok_or_else(broken)?;
+        let bytes = rest.get(..rest.len() - behind.len()).unwrap_or_default();
+        head = head.after(bytes);
+        entries.push(Entry { event, head });
+        rest = behind;
+    }
+    Ok(entries)
+}
+
+/// Hands entries to `each`, the oldest first.
+pub(super) fn from(
+    read: &ReadTransaction,
+    first: u64,
+    each: &mut dyn FnMut(Entry) -> bool,
+) -> Result<(), ReadError> {
+    let pages = read.open_table(AUDIT).map_err(unreadable)?;
+    let begins = pages.range(..=first).map_err(unreadable)?.next_back();
+    let begins = begins.transpose().map_err(unreadable)?.map_or(0, |(number, _)| number.value());
+    for page in pages.range(begins..).map_err(unreadable)? {
+        let (number, page) = page.map_err(unreadable)?;
+        for entry in decode_page(number.value(), page.value())? {
+            if entry.head.entries >= first && !each(entry) {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Hands entries to `each`, the newest first.
+pub(super) fn before(
+    read: &ReadTransaction,
+    before: u64,
+    each: &mut dyn FnMut(Entry) -> bool,
+) -> Result<(), ReadError> {
+    let pages = read.open_table(AUDIT).map_err(unreadable)?;
+    for page in pages.range(..before).map_err(unreadable)?.rev() {
+        let (number, page) = page.map_err(unreadable)?;
+        for entry in decode_page(number.value(), page.value())?.into_iter().rev() {
+            if entry.head.entries < before && !each(entry) {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The first entry of the last page that begins before `at`, found by halving.
+pub(super) fn number_at(read: &ReadTransaction, at: Timestamp) -> Result<u64, ReadError> {
+    let pages = read.open_table(AUDIT).map_err(unreadable)?;
+    let at = Timestamp(at.0.saturating_sub(SLACK));
+    let last = pages.last().map_err(unreadable)?.map_or(0, |(number, _)| number.value());
+    let (mut low, mut high) = (1, last);
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        let Some(page) = pages.range(..=middle).map_err(unreadable)?.next_back() else { break };
+        let (number, page) = page.map_err(unreadable)?;
+        let (number, page) = (number.value(), page.value().get(HASH..).unwrap_or_default());
+        let begins = Event::decode(page).map_or(Timestamp(0), |(event, _)| event.at);
+        if begins < at {
+            low = middle;
+        } else if number <= low {
+            break;
+        } else {
+            high = number - 1;
+        }
+    }
+    let page = pages.range(..=low).map_err(unreadable)?.next_back();
+    Ok(page.transpose().map_err(unreadable)?.map_or(1, |(number, _)| number.value()))
+}
+
+/// What was tried on a code.
+pub(super) fn attempts(read: &ReadTransaction, code: CodeHash) -> Result<Attempts, ReadError> {
+    let table = read.open_table(OF_CODES).map_err(unreadable)?;
+    let row = table.get(code.0.as_u128()).map_err(unreadable)?;
+    row.map_or_else(|| Ok(Attempts::default()), |row| decode_attempts(row.value()))
+}
+
+fn decode_attempts(row: &[u8]) -> Result<Attempts, ReadError> {
+    let broken = || ReadError("the attempts on a code cannot be read".into());
+    let (more, mut rest) = row.split_first_chunk::<COUNT>().ok_or_else(broken)?;
+    let mut attempts = Attempts { kept: Vec::new(), more: u64::from_le_bytes(*more) };
+    while !rest.is_empty() {
+        let (event, behind) = Event::decode(rest).ok_or_else(broken)?;
+        attempts.kept.push(event);
+        rest = behind;
+    }
+    Ok(attempts)
+}
