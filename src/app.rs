@@ -6,6 +6,7 @@ use crate::http::admin::{AdminState, refuse_unknown_hosts};
 use crate::http::caller::{Proxies, RequestIds};
 use crate::http::observed::HttpMetrics;
 use crate::http::state::{State, master_hash, tuning_of};
+use crate::http::watch::Watchers;
 use crate::http::{ROUTES, around, operators, public};
 use crate::secrets::{SecretError, SigningFile, lookup_key};
 use crate::tokens::Tokens;
@@ -120,6 +121,9 @@ pub async fn run(
     })?;
 
     // The edge.
+    let watchers = Arc::new(Watchers::default());
+    let told = Arc::clone(&watchers);
+    handles.store().follow(Box::new(move |event| told.tell(event)));
     let (server, grace) = (config.server.clone(), config.server.shutdown_grace);
     let state = Data::new(State {
         handles: Arc::clone(&handles),
@@ -131,6 +135,7 @@ pub async fn run(
         health: Arc::clone(&health),
         proxies: Proxies(server.trusted_proxies.clone()),
         request_ids: RequestIds::starting_at(u64::from_be_bytes(random_bytes()?)),
+        watchers,
         metrics: HttpMetrics::new(&mut registry, &ROUTES),
         config: ArcSwap::from_pointee(config),
     });
@@ -150,6 +155,7 @@ pub async fn run(
     // The way out: no new requests, then the actors in the order of their messages, then whoever
     // only watched.
     health.drain();
+    state.watchers.close();
     ticker.abort();
     tracing::info!("the server is finishing what it accepted");
     // After a failure whoever waits has been answered: that has to reach them.

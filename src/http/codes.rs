@@ -5,6 +5,7 @@ use super::errors::ApiError;
 use super::page::code_page;
 use super::respond::{failure, failure_for, rfc3339, success, with_rates};
 use super::state::State;
+use super::watch;
 use crate::ambient::random_bytes;
 use crate::config::Product;
 use crate::tokens::SessionPass;
@@ -22,7 +23,7 @@ use serde::Serialize;
 use std::net::IpAddr;
 
 /// A genuine cookie that expired no longer ago than this keeps its session id when renewed.
-const RENEWABLE_SECONDS: u64 = 86_400;
+pub(super) const RENEWABLE_SECONDS: u64 = 86_400;
 
 #[derive(Serialize)]
 struct IssuedData {
@@ -46,7 +47,11 @@ fn cookie_name(product: &str) -> String {
 }
 
 /// The session that the browser's cookie carries, genuine and of this browser; it may be over.
-fn session(state: &State, request: &HttpRequest, product: &str) -> Result<SessionPass, Refusal> {
+pub(super) fn session(
+    state: &State,
+    request: &HttpRequest,
+    product: &str,
+) -> Result<SessionPass, Refusal> {
     let cookie = request.cookie(&cookie_name(product)).ok_or(Refusal::SessionRequired)?;
     let pass = state.tokens.load().verify_session(cookie.value()).ok_or(Refusal::SessionInvalid)?;
     let same_browser = pass.user_agent.ct_eq(&user_agent_hash(state, request));
@@ -151,12 +156,17 @@ pub async fn issue(
     let answer = state.wait(pending).await;
     let response = match answer.outcome {
         Ok(Ok(issued)) => {
+            let hash = issued.code.hash(&state.lookup);
             let data = IssuedData {
                 install_code: issued.code.reveal(),
                 expires_at: rfc3339(issued.expires_at),
                 ttl_seconds: life.code,
             };
-            success(StatusCode::CREATED, data, &issued_message(&product.name))
+            let mut response = success(StatusCode::CREATED, data, &issued_message(&product.name));
+            let secure = state.config.load().server.public_url.is_https();
+            // Without it the page would only not watch.
+            let _ = response.add_cookie(&watch::remember(&request, &product, hash, secure));
+            response
         }
         Ok(Err(refusal)) => failure(refusal),
         Err(error) => failure(error),

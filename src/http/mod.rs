@@ -2,6 +2,7 @@
 //!
 //! * [`caller`]: who calls; [`body`]: what was sent; [`respond`] and [`errors`]: what is said back
 //! * [`codes`], [`install`], [`servers`]: the handlers, by whom they serve; [`page`]: the HTML
+//! * [`watch`]: what happens to a code, live
 //! * [`admin`]: the operators' listener
 //! * [`state`]: what they share; [`observed`]: what is counted
 
@@ -16,6 +17,7 @@ pub mod page;
 pub mod respond;
 pub mod servers;
 pub mod state;
+pub mod watch;
 
 use crate::config::Product;
 use actix_web::body::MessageBody;
@@ -71,11 +73,12 @@ where
 }
 
 /// The names of the public routes.
-pub const ROUTES: [&str; 16] = [
+pub const ROUTES: [&str; 17] = [
     "activate",
     "check_in",
     "checkin",
     "confirm",
+    "events",
     "healthz",
     "issue",
     "page",
@@ -136,6 +139,7 @@ fn product_routes(config: &mut ServiceConfig, product: &Product) {
         at(&path("install/confirm"), "confirm", M::POST, install::confirm),
         at(&path("install/release"), "release", M::POST, install::release),
         at(&format!("/{name}"), "page", M::GET, codes::page),
+        at(&format!("/{name}/events"), "events", M::GET, watch::events),
     ];
     for route in routes {
         config.service(route.app_data(product.clone()));

@@ -3,6 +3,7 @@
 use super::body::{self, Body};
 use super::caller::{Proxies, RequestIds};
 use super::observed::HttpMetrics;
+use super::watch::Watchers;
 use crate::ambient::Clock;
 use crate::config::Config;
 use crate::secrets::{SecretError, SigningFile, master_token};
@@ -36,6 +37,8 @@ pub struct State {
     pub proxies: Proxies,
     /// Where request ids come from.
     pub request_ids: RequestIds,
+    /// The pages that watch codes.
+    pub watchers: Arc<Watchers>,
     /// What is counted at the edge.
     pub metrics: HttpMetrics,
 }

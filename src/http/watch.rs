@@ -1,0 +1,424 @@
+//! A code's life as its page watches it: server-sent events (WHATWG HTML, section 9.2).
+//!
+//! A stream belongs to the browser session that asked for the code: the session's cookie opens it,
+//! and only for codes whose record names that session. It tells where the code stands, at once and
+//! whenever the store's change feed says that something happened to it.
+
+use super::caller::network_of;
+use super::codes::session;
+use super::errors::ApiError;
+use super::respond::{failure, rfc3339};
+use super::state::State;
+use crate::config::Product;
+use actix_web::cookie::{Cookie, SameSite};
+use actix_web::http::StatusCode;
+use actix_web::web::{Bytes, Data};
+use actix_web::{HttpRequest, HttpResponse};
+use dashmap::DashMap;
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::activation::ActivationState;
+use iptunnel_domain::audit::{Action, Event};
+use iptunnel_domain::code::{Code, CodeHash, CodeState};
+use iptunnel_domain::lookup::{KeyedHash, Purpose};
+use iptunnel_storage::{ReadError, Store};
+use serde::Serialize;
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Streams open at once for one browser session: as many tabs.
+const PER_SESSION: usize = 4;
+/// Streams open at once for one network.
+const PER_ADDRESS: usize = 16;
+/// The part of all connections that streams may take.
+const SHARE_OF_CONNECTIONS: usize = 4;
+/// A stream ends after this long: no code lives longer than its page is looked at.
+const LONGEST: Duration = Duration::from_secs(30 * 60);
+/// How often a stream looks by itself, for what time alone changes, and shows that it is alive.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// When a page whose stream was cut comes back, in milliseconds.
+const RETRY_MS: u32 = 3000;
+/// Seconds after which it is worth trying again where too many streams are open.
+const LATER: u64 = 60;
+/// Codes of one session that are watched at once.
+const CODES: usize = 4;
+
+/// One stream, as the change feed sees it.
+#[derive(Default)]
+struct Watcher {
+    nudge: Notify,
+    prechecked: AtomicBool,
+}
+
+/// All streams.
+#[derive(Default)]
+pub struct Watchers {
+    by_code: DashMap<CodeHash, Vec<Arc<Watcher>>>,
+    of_session: DashMap<KeyedHash, usize>,
+    of_address: DashMap<IpAddr, usize>,
+    open: AtomicUsize,
+    closed: AtomicBool,
+}
+
+impl Watchers {
+    /// Something happened: whoever watches its code looks.
+    pub fn tell(&self, event: &Event) {
+        if self.open.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let Some(watchers) = event.code.and_then(|code| self.by_code.get(&code)) else { return };
+        for watcher in watchers.iter() {
+            if event.action == Action::PrecheckPassed {
+                watcher.prechecked.store(true, Ordering::Relaxed);
+            } else if !event.action.is_attempt() {
+                watcher.prechecked.store(false, Ordering::Relaxed);
+            }
+            watcher.nudge.notify_one();
+        }
+    }
+
+    /// Ends all streams: the server is on its way out.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        for watchers in &self.by_code {
+            watchers.iter().for_each(|watcher| watcher.nudge.notify_one());
+        }
+    }
+
+    /// Takes a place for one more stream; `None` where there are too many.
+    fn place(
+        self: &Arc<Self>,
+        session: KeyedHash,
+        address: IpAddr,
+        in_all: usize,
+        codes: Vec<CodeHash>,
+    ) -> Option<Place> {
+        // Counted before it is compared: two at once cannot both take the last place.
+        let place =
+            Place { watchers: Arc::clone(self), session, address, codes, watcher: Arc::default() };
+        let open = self.open.fetch_add(1, Ordering::SeqCst) + 1;
+        let of_session = count_up(&self.of_session, session);
+        let of_address = count_up(&self.of_address, address);
+        for code in &place.codes {
+            self.by_code.entry(*code).or_default().push(Arc::clone(&place.watcher));
+        }
+        let fits = of_session <= PER_SESSION && of_address <= PER_ADDRESS && open <= in_all;
+        (fits && !self.closed.load(Ordering::SeqCst)).then_some(place)
+    }
+}
+
+fn count_up<K: Eq + Hash>(counts: &DashMap<K, usize>, key: K) -> usize {
+    let mut count = counts.entry(key).or_default();
+    *count += 1;
+    *count
+}
+
+fn count_down<K: Eq + Hash>(counts: &DashMap<K, usize>, key: &K) {
+    if let Some(mut count) = counts.get_mut(key) {
+        *count = count.saturating_sub(1);
+    }
+    counts.remove_if(key, |_, count| *count == 0);
+}
+
+/// An open stream's place, given back when the stream is dropped.
+struct Place {
+    watchers: Arc<Watchers>,
+    session: KeyedHash,
+    address: IpAddr,
+    codes: Vec<CodeHash>,
+    watcher: Arc<Watcher>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for code in &self.codes {
+            if let Some(mut watchers) = self.watchers.by_code.get_mut(code) {
+                watchers.retain(|watcher| !Arc::ptr_eq(watcher, &self.watcher));
+            }
+            self.watchers.by_code.remove_if(code, |_, watchers| watchers.is_empty());
+        }
+        count_down(&self.watchers.of_session, &self.session);
+        count_down(&self.watchers.of_address, &self.address);
+        self.watchers.open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The name of the cookie that says which codes a browser watches.
+fn cookie_name(product: &str) -> String {
+    format!("{product}_codes")
+}
+
+/// The codes that the browser's cookie names, the newest first. Whose they are is another question.
+fn watched(request: &HttpRequest, product: &str) -> Vec<CodeHash> {
+    let Some(cookie) = request.cookie(&cookie_name(product)) else { return Vec::new() };
+    let hashes = cookie.value().split('.').filter_map(KeyedHash::from_hex);
+    hashes.map(CodeHash).take(CODES).collect()
+}
+
+/// The cookie by which the page of a code just issued finds its stream. It holds keyed hashes:
+/// nothing that could be used as a code, and nothing that opens another session's stream.
+pub(super) fn remember<'c>(
+    request: &HttpRequest,
+    product: &Product,
+    code: CodeHash,
+    secure: bool,
+) -> Cookie<'c> {
+    let codes = std::iter::once(code).chain(watched(request, &product.name)).take(CODES);
+    let value: Vec<String> = codes.map(|code| code.0.to_hex()).collect();
+    Cookie::build(cookie_name(&product.name), value.join("."))
+        .path(format!("/{}", product.name))
+        .http_only(true)
+        .same_site(SameSite::Strict)
+        .secure(secure)
+        .finish()
+}
+
+/// Where a code stands, as its page is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Standing {
+    hint: String,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hostname: Option<String>,
+    expires_at: String,
+    ttl_seconds: u64,
+}
+
+/// Where a code stands now. `None` where it is not this session's, or is no more.
+fn standing(
+    store: &dyn Store,
+    hash: CodeHash,
+    session: KeyedHash,
+    prechecked: bool,
+    now: Timestamp,
+) -> Result<Option<(Code, Standing)>, ReadError> {
+    let code = store.code(hash)?.filter(|code| code.session.ct_eq(&session));
+    let Some(code) = code else { return Ok(None) };
+    let mut hostname = None;
+    let state = match code.state {
+        CodeState::Consumed(by) => match store.activation(by.id)? {
+            None => "expired",
+            Some(activation) => {
+                hostname = Some(activation.request.binding.hostname.as_str().to_owned());
+                match activation.state {
+                    ActivationState::Confirmed(_) => "confirmed",
+                    ActivationState::Released(_) => "released",
+                    ActivationState::Open if activation.is_open(now) => "activated",
+                    ActivationState::Open => "expired",
+                }
+            }
+        },
+        CodeState::Issued if code.is_expired(now) => "expired",
+        CodeState::Issued if prechecked => "prechecked",
+        CodeState::Issued if code.activations > 0 => "released",
+        CodeState::Issued => "issued",
+    };
+    let standing = Standing {
+        hint: String::new(),
+        state,
+        hostname,
+        expires_at: rfc3339(code.expires_at),
+        ttl_seconds: code.expires_at.0.saturating_sub(now.0),
+    };
+    Ok(Some((code, standing)))
+}
+
+/// Whether the code was prechecked and nothing has happened to it since, as far as its record and
+/// what was tried on it tell; a stream that sees it happen knows better.
+fn was_prechecked(store: &dyn Store, code: &Code) -> Result<bool, ReadError> {
+    let attempts = store.attempts(code.hash)?.kept;
+    let passed = attempts.iter().filter(|event| event.action == Action::PrecheckPassed).count();
+    Ok(passed > code.activations as usize)
+}
+
+/// The hint of a code, as the log noted it when the code was issued.
+fn hint_of(store: &dyn Store, code: &Code) -> Result<String, ReadError> {
+    let mut hint = String::new();
+    let number = store.audit_number_at(code.issued_at)?;
+    // A code is entered within seconds of its time.
+    let over = code.issued_at.plus(600);
+    store.audit_from(number, &mut |entry| {
+        let event = entry.event;
+        let found = event.action == Action::CodeIssued && event.code == Some(code.hash);
+        if found {
+            hint = event.subject;
+        }
+        !found && event.at <= over
+    })?;
+    Ok(hint)
+}
+
+/// One code of a stream, and what was last said of it.
+struct Watched {
+    code: CodeHash,
+    hint: String,
+    said: Option<(&'static str, String)>,
+}
+
+struct Stream {
+    state: Data<State>,
+    place: Place,
+    codes: VecDeque<Watched>,
+    until: Instant,
+    is_first: bool,
+}
+
+/// What a look at the store brings.
+type Look = Result<Vec<(CodeHash, Standing)>, ReadError>;
+
+impl Stream {
+    /// Where the codes stand now.
+    async fn look(&self) -> Look {
+        let store = Arc::clone(self.state.handles.store());
+        let (session, now) = (self.place.session, self.state.clock.now());
+        let prechecked = self.place.watcher.prechecked.load(Ordering::Relaxed);
+        let codes: Vec<(CodeHash, String)> =
+            self.codes.iter().map(|watched| (watched.code, watched.hint.clone())).collect();
+        let look = move || {
+            let mut all = Vec::new();
+            for (hash, hint) in codes {
+                let found = standing(store.as_ref(), hash, session, prechecked, now)?;
+                all.extend(found.map(|(_, standing)| (hash, Standing { hint, ..standing })));
+            }
+            Ok(all)
+        };
+        actix_web::web::block(look).await.unwrap_or_else(|e| Err(ReadError(e.to_string())))
+    }
+
+    /// What there is to say; `None` once there is nothing more.
+    async fn next(&mut self) -> Option<String> {
+        if !std::mem::take(&mut self.is_first) {
+            // Whatever comes first: news, the next look, or the end.
+            let patience = LOOK_EVERY.min(self.until.saturating_duration_since(Instant::now()));
+            let _ = tokio::time::timeout(patience, self.place.watcher.nudge.notified()).await;
+        }
+        if self.place.watchers.closed.load(Ordering::SeqCst) {
+            // Without a word: the page comes back by itself, to whichever server is there then.
+            return None;
+        }
+        if Instant::now() >= self.until {
+            self.codes.clear();
+            return (!std::mem::replace(&mut self.is_first, true))
+                .then(|| "event: end\ndata: {}\n\n".to_owned());
+        }
+        let Ok(standings) = self.look().await else {
+            return Some(": the store cannot be read right now\n\n".into());
+        };
+        let mut text = String::new();
+        for (code, standing) in standings {
+            let Some(watched) = self.codes.iter_mut().find(|watched| watched.code == code) else {
+                continue;
+            };
+            let said = Some((standing.state, standing.expires_at.clone()));
+            if watched.said != said {
+                watched.said = said;
+                let data = serde_json::to_string(&standing).unwrap_or_default();
+                text += &format!("event: state\ndata: {data}\n\n");
+            }
+        }
+        // A comment keeps proxies from taking the line for dead.
+        Some(if text.is_empty() { ": still here\n\n".into() } else { text })
+    }
+}
+
+/// `GET /{product}/events`: where the codes of this browser's session stand, live.
+pub async fn events(
+    state: Data<State>,
+    request: HttpRequest,
+    product: Data<Product>,
+) -> HttpResponse {
+    let now = state.clock.now();
+    let pass = match session(&state, &request, &product.name) {
+        Ok(pass) if now < pass.expires_at.plus(super::codes::RENEWABLE_SECONDS) => pass,
+        Ok(_) => return failure(iptunnel_domain::Refusal::SessionRequired),
+        Err(refusal) => return failure(refusal),
+    };
+    let session = state.lookup.hash(Purpose::Session, pass.id.as_bytes());
+    let address = network_of(&request, &state.proxies);
+    let in_all = (state.config.load().server.max_connections.get() / SHARE_OF_CONNECTIONS).max(1);
+    let codes = watched(&request, &product.name);
+    let Some(place) = state.watchers.place(session, address, in_all, codes) else {
+        let words = "Too many pages are watching. The installation goes on all the same.";
+        let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", words);
+        return failure(ApiError { retry_after: Some(LATER), ..error });
+    };
+    let found = {
+        let (store, codes) = (Arc::clone(state.handles.store()), place.codes.clone());
+        let find = move || {
+            let mut found = VecDeque::new();
+            let mut prechecked = false;
+            for hash in codes {
+                let Some((code, _)) = standing(store.as_ref(), hash, session, false, now)? else {
+                    continue;
+                };
+                prechecked |= found.is_empty() && was_prechecked(store.as_ref(), &code)?;
+                let hint = hint_of(store.as_ref(), &code)?;
+                found.push_back(Watched { code: hash, hint, said: None });
+            }
+            Ok::<_, ReadError>((found, prechecked))
+        };
+        actix_web::web::block(find).await
+    };
+    let (codes, prechecked) = match found {
+        Ok(Ok((codes, _))) if codes.is_empty() => return failure(ApiError::not_found()),
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => {
+            tracing::error!(%error, "a code to watch could not be read");
+            return failure(iptunnel_actors::Failure::StorageUnavailable);
+        }
+        Err(_) => return failure(ApiError::internal()),
+    };
+    if prechecked {
+        place.watcher.prechecked.store(true, Ordering::Relaxed);
+    }
+    let stream = Stream { state, place, codes, until: Instant::now() + LONGEST, is_first: true };
+    let head = format!("retry: {RETRY_MS}\n\n");
+    let chunks = futures_util::stream::unfold((Some(head), stream), |(head, mut stream)| async {
+        let text = match head {
+            Some(head) => Some(head),
+            None => stream.next().await,
+        };
+        text.map(|text| (Ok::<Bytes, Infallible>(text.into()), (None, stream)))
+    });
+    HttpResponse::Ok()
+        .insert_header(("content-type", "text/event-stream"))
+        .insert_header(("cache-control", "no-store"))
+        // nginx holds answers back until they are long enough, unless it is told not to.
+        .insert_header(("x-accel-buffering", "no"))
+        .streaming(chunks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(watchers: &Arc<Watchers>, session: u8, address: u8) -> Option<Place> {
+        let code = CodeHash(KeyedHash([session; 16]));
+        watchers.place(KeyedHash([session; 16]), IpAddr::from([1, 1, 1, address]), 20, vec![code])
+    }
+
+    #[test]
+    fn places_are_limited_by_session_address_and_in_all_and_come_back() {
+        let watchers = Arc::new(Watchers::default());
+        let mut held: Vec<_> = (0..4).map(|n| place(&watchers, 1, n).unwrap()).collect();
+        assert!(place(&watchers, 1, 9).is_none(), "a fifth of one session");
+        held.extend((0..12).map(|n| place(&watchers, 100 + n, 0).unwrap()));
+        held.extend((0..3).map(|n| place(&watchers, 120 + n, 0).unwrap()));
+        assert!(place(&watchers, 90, 0).is_none(), "a seventeenth of one address");
+        held.push(place(&watchers, 91, 1).unwrap());
+        assert!(place(&watchers, 92, 2).is_none(), "a twenty-first in all");
+        drop(held);
+        assert!(place(&watchers, 1, 0).is_some());
+        assert_eq!(watchers.open.load(Ordering::SeqCst), 0);
+        assert!(watchers.by_code.is_empty() && watchers.of_session.is_empty());
+        assert!(watchers.of_address.is_empty());
+        watchers.close();
+        assert!(place(&watchers, 1, 0).is_none(), "the server is on its way out");
+    }
+}
