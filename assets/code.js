@@ -1,34 +1,184 @@
 "use strict";
-// Asks for a code and shows it, or says in plain words why there is none.
-const button = document.getElementById("issue");
-const result = document.getElementById("result");
+// Asks for a code, shows it while it is good, and watches what the installer does with it.
+const at = (id) => document.getElementById(id);
+const form = at("ask");
+const button = at("issue");
+const result = at("result");
+const page = form.action;
+const api = `/api/v2/${form.dataset.product}/code/issue`;
+let timer = 0;
+let stream = null;
+let hint = "";
 
-function show(text, kind) {
-  result.textContent = text;
-  result.className = kind;
+const say = (text) => { at("message").textContent = text; };
+
+function news(text, isGood) {
+  at("news").textContent = text;
+  at("news").classList.toggle("good", Boolean(isGood));
 }
 
-function wait(seconds) {
-  const minutes = Math.ceil(seconds / 60);
-  return minutes > 90 ? `${Math.ceil(minutes / 60)} hours` : `${minutes} min`;
+// In how long, and at what time, for people.
+function comeBack(seconds) {
+  const time = new Date(Date.now() + seconds * 1000);
+  const clock = time.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  const count = (n, unit) => `${n} ${unit}${n === 1 ? "" : "s"}`;
+  if (seconds < 90) return `in ${count(seconds, "second")}`;
+  if (seconds < 5400) return `in ${count(Math.ceil(seconds / 60), "minute")}, at ${clock}`;
+  return `in ${count(Math.ceil(seconds / 3600), "hour")}, at ${clock}`;
 }
 
-button.addEventListener("click", async () => {
-  button.disabled = true;
-  try {
-    const answer = await fetch(`/api/v2/${button.dataset.product}/code/issue`, { method: "POST" });
-    const body = await answer.json();
-    if (answer.ok) {
-      const until = new Date(body.data.expires_at).toLocaleTimeString();
-      show(body.data.install_code, "code");
-      result.insertAdjacentText("beforeend", `\ngood until ${until}`);
-    } else {
-      const again = Number(answer.headers.get("Retry-After"));
-      const when = again > 0 ? ` Try again in ${wait(again)}.` : "";
-      show(body.error.message + when, "error");
+async function ask(mayRenew) {
+  const answer = await fetch(api, { method: "POST" });
+  const body = await answer.json();
+  if (answer.ok) return body.data;
+  const isLost = /^browser_session_/.test(body.error.code);
+  if (isLost && mayRenew) {
+    // The page itself hands out a new session.
+    await fetch(page, { cache: "no-store" });
+    return ask(false);
+  }
+  const again = Number(answer.headers.get("Retry-After"));
+  throw new Error(again > 0
+    ? `${body.error.message} You can try again ${comeBack(again)}.`
+    : body.error.message);
+}
+
+function stopWatching() {
+  if (stream) stream.close();
+  stream = null;
+}
+
+function expire() {
+  clearInterval(timer);
+  stopWatching();
+  result.classList.add("over");
+  at("left").textContent = "Expired.";
+  at("left").classList.remove("soon");
+  news("This code has expired. Get a new one.");
+  button.textContent = "Get a new code";
+}
+
+// Counts from the moment of arrival: the clock of this machine may be wrong.
+function countDown(seconds) {
+  clearInterval(timer);
+  const end = performance.now() + seconds * 1000;
+  const show = () => {
+    const left = Math.ceil((end - performance.now()) / 1000);
+    if (left <= 0) return expire();
+    const minutes = Math.floor(left / 60);
+    at("left").textContent = `Good for ${minutes}:${String(left % 60).padStart(2, "0")}`;
+    at("left").classList.toggle("soon", left <= 60);
+    if (left === 60) news("One minute left.");
+  };
+  show();
+  timer = setInterval(show, 250);
+}
+
+function hold(text) {
+  clearInterval(timer);
+  at("left").classList.remove("soon");
+  at("left").textContent = text;
+}
+
+function steps(reached) {
+  const order = ["issued", "prechecked", "activated", "confirmed"];
+  const last = order.indexOf(reached);
+  for (const step of at("steps").children) {
+    step.classList.toggle("done", order.indexOf(step.dataset.step) <= last);
+  }
+}
+
+function stand(told) {
+  if (told.hint !== hint) return;
+  if (told.hostname) at("hostname").textContent = told.hostname;
+  const texts = {
+    prechecked: ["The installer has found the code good.", false],
+    activated: [`${told.hostname} has taken the code and is installing.`, false],
+    confirmed: [`${told.hostname} is installed.`, true],
+    released: ["The installation did not finish. The code was given back and is good again.", false],
+  };
+  if (told.state === "expired") return expire();
+  steps(told.state === "released" ? "issued" : told.state);
+  if (texts[told.state]) news(...texts[told.state]);
+  if (told.state === "activated") hold("In use.");
+  if (told.state === "released") countDown(told.ttl_seconds);
+  if (told.state === "confirmed") {
+    hold("Used.");
+    stopWatching();
+  }
+}
+
+function watch() {
+  stopWatching();
+  if (!window.EventSource) return;
+  at("progress").hidden = false;
+  stream = new EventSource(`${page}/events`);
+  stream.addEventListener("state", (event) => stand(JSON.parse(event.data)));
+  stream.addEventListener("end", () => {
+    stopWatching();
+    news("This page is no longer watching. The installation goes on all the same.");
+  });
+  stream.onerror = () => {
+    if (stream && stream.readyState === EventSource.CLOSED) {
+      stopWatching();
+      at("progress").hidden = true;
+      news("Progress cannot be shown right now. The installation works all the same.");
     }
+  };
+}
+
+function show(issued) {
+  const code = issued.install_code;
+  hint = `${code.slice(0, 11)}...${code.slice(-6)}`;
+  at("code").textContent = code;
+  for (const id of ["command", "unattended"]) {
+    at(id).textContent = at(id).dataset.command.replaceAll("{code}", code);
+  }
+  result.hidden = false;
+  result.classList.remove("over");
+  button.textContent = "Get another code";
+  steps("issued");
+  news("");
+  countDown(issued.ttl_seconds);
+  watch();
+  at("code").focus();
+}
+
+async function copy(id, from) {
+  const text = at(id).textContent;
+  try {
+    await navigator.clipboard.writeText(text);
   } catch {
-    show("The server did not answer. Please try again.", "error");
+    // Without https there is no clipboard; a selection can be copied all the same.
+    getSelection().selectAllChildren(at(id));
+    document.execCommand("copy");
+  }
+  news("Copied.");
+  from.classList.add("done");
+}
+
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  button.disabled = true;
+  say("");
+  try {
+    show(await ask(true));
+  } catch (error) {
+    const isOurs = error instanceof Error && !(error instanceof TypeError);
+    say(isOurs && !(error instanceof SyntaxError) ? error.message
+      : "The server did not answer. Please try again.");
   }
   button.disabled = false;
+});
+
+for (const one of document.querySelectorAll("[data-copy]")) {
+  one.hidden = false;
+  one.addEventListener("click", () => copy(one.dataset.copy, one));
+}
+
+document.addEventListener("keydown", (event) => {
+  const isPlain = !event.ctrlKey && !event.metaKey && !event.altKey;
+  if (event.key === "c" && isPlain && !result.hidden) {
+    copy("code", document.querySelector("[data-copy=code]"));
+  }
 });

@@ -80,6 +80,7 @@ pub(super) static KEYS: &[Key] = &[
     fixed("auth.master_token_file", Kind::File),
     fixed(ANY_PRODUCT, Kind::Letters),
     live("pages.install_command", Kind::Text),
+    live("pages.unattended_command", Kind::Text),
     live("session.ttl_seconds", LIFETIME),
     live("codes.ttl_seconds", LIFETIME),
     live("codes.precheck_token_ttl_seconds", LIFETIME),

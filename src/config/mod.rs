@@ -145,6 +145,9 @@ pub struct Pages {
     /// The command shown beside a code. `{public_url}`, `{product}` and `{code}` stand for their
     /// values.
     pub install_command: String,
+    /// The same for a machine that cannot be asked. `{variable}` stands for the name of the
+    /// environment variable in which the installer looks for its code.
+    pub unattended_command: String,
 }
 
 /// Servers that check in.

@@ -144,6 +144,9 @@ impl Default for Raw {
             pages: Pages {
                 install_command:
                     "curl -fsSL {public_url}/{product}/install.sh | sudo bash -s -- {code}".into(),
+                unattended_command:
+                    "curl -fsSL {public_url}/{product}/install.sh | sudo {variable}={code} bash"
+                        .into(),
             },
             session: RawSession { ttl_seconds: 1800 },
             codes: RawCodes::from(&Lifetimes::default()),

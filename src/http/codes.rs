@@ -2,7 +2,7 @@
 
 use super::caller::network_of;
 use super::errors::ApiError;
-use super::page::code_page;
+use super::page::{Said, code_page, title_of};
 use super::respond::{failure, failure_for, rfc3339, success, with_rates};
 use super::state::State;
 use super::watch;
@@ -11,13 +11,14 @@ use crate::config::Product;
 use crate::tokens::SessionPass;
 use actix_web::cookie::{Cookie, SameSite};
 use actix_web::http::StatusCode;
-use actix_web::http::header::HeaderMap;
+use actix_web::http::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
-use iptunnel_actors::Limited;
-use iptunnel_actors::code_registry::Issue;
+use iptunnel_actors::code_registry::{Issue, Issued};
+use iptunnel_actors::{Limited, Rates};
 use iptunnel_domain::limit::{Policy, Subject};
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
+use iptunnel_domain::time::Lifetimes;
 use iptunnel_domain::{Refusal, Timestamp};
 use serde::Serialize;
 use std::net::IpAddr;
@@ -58,6 +59,31 @@ pub(super) fn session(
     if same_browser { Ok(pass) } else { Err(Refusal::SessionInvalid) }
 }
 
+/// The session cookie of whoever opens the page: a genuine one is prolonged, else there is a new one.
+fn session_cookie<'c>(
+    state: &State,
+    request: &HttpRequest,
+    product: &str,
+    now: Timestamp,
+) -> Option<Cookie<'c>> {
+    let kept = session(state, request, product)
+        .ok()
+        .filter(|pass| now < pass.expires_at.plus(RENEWABLE_SECONDS))
+        .map(|pass| pass.id);
+    let id = kept.or_else(new_session_id)?;
+    let config = state.config.load();
+    let expires_at = now.plus(config.session_ttl_seconds);
+    let pass = SessionPass { id, user_agent: user_agent_hash(state, request), expires_at };
+    let value = state.tokens.load().sign_session(&pass, now)?;
+    let cookie = Cookie::build(cookie_name(product), value)
+        .path("/")
+        .http_only(true)
+        .same_site(SameSite::Strict)
+        .secure(config.server.public_url.is_https())
+        .finish();
+    Some(cookie)
+}
+
 /// `GET /{product}`: the page, and the cookie that may ask for codes.
 pub async fn page(
     state: Data<State>,
@@ -65,30 +91,24 @@ pub async fn page(
     product: Data<Product>,
 ) -> HttpResponse {
     let now = state.clock.now();
-    let kept = session(&state, &request, &product.name)
-        .ok()
-        .filter(|pass| now < pass.expires_at.plus(RENEWABLE_SECONDS))
-        .map(|pass| pass.id);
-    let Some(id) = kept.or_else(new_session_id) else {
-        return failure_for(&request, ApiError::internal());
-    };
+    opened(&state, &request, &product, Said::Nothing, now)
+}
+
+/// The product's page with what there is to say, and a session that is good from now on.
+fn opened(
+    state: &State,
+    request: &HttpRequest,
+    product: &Product,
+    said: Said,
+    now: Timestamp,
+) -> HttpResponse {
     let config = state.config.load();
-    let ttl = config.session_ttl_seconds;
-    let user_agent = user_agent_hash(&state, &request);
-    let pass = SessionPass { id, user_agent, expires_at: now.plus(ttl) };
-    let Some(value) = state.tokens.load().sign_session(&pass, now) else {
-        return failure_for(&request, ApiError::internal());
-    };
-    let cookie = Cookie::build(cookie_name(&product.name), value)
-        .path("/")
-        .http_only(true)
-        .same_site(SameSite::Strict)
-        .secure(config.server.public_url.is_https())
-        .finish();
-    let mut response = code_page(&product);
-    match response.add_cookie(&cookie) {
-        Ok(()) => response,
-        Err(_) => failure_for(&request, ApiError::internal()),
+    let public_url = config.server.public_url.origin();
+    let mut response = code_page(product, &config.pages, public_url, said);
+    let cookie = session_cookie(state, request, &product.name, now);
+    match cookie.map(|cookie| response.add_cookie(&cookie)) {
+        Some(Ok(())) => response,
+        _ => failure_for(request, ApiError::internal()),
     }
 }
 
@@ -129,19 +149,44 @@ pub fn network_hash(state: &State, network: IpAddr) -> KeyedHash {
     }
 }
 
-/// `POST /api/v2/{product}/code/issue`. The body does not matter.
-pub async fn issue(
-    state: Data<State>,
-    request: HttpRequest,
-    product: Data<Product>,
-) -> HttpResponse {
+/// What a request for a code came to.
+struct Asked {
+    outcome: Result<Issued, ApiError>,
+    rates: Option<Rates>,
+    life: Lifetimes,
+    now: Timestamp,
+}
+
+impl Asked {
+    /// The answer with what goes along with every answer: how the limits stand, and by which cookie
+    /// the page finds the stream of its code.
+    fn dress(
+        self,
+        state: &State,
+        request: &HttpRequest,
+        product: &Product,
+        mut response: HttpResponse,
+    ) -> HttpResponse {
+        if let Ok(issued) = &self.outcome {
+            let hash = issued.code.hash(&state.lookup);
+            let secure = state.config.load().server.public_url.is_https();
+            // Without it the page would only not watch.
+            let _ = response.add_cookie(&watch::remember(request, product, hash, secure));
+        }
+        with_rates(response, self.rates.as_ref(), self.now)
+    }
+}
+
+/// Asks for a code: session, limits, decision.
+async fn ask(state: &State, request: &HttpRequest, product: &Product) -> Asked {
     let now = state.clock.now();
-    let pass = match may_issue(&state, &request, &product.name, now) {
+    let life = state.tuning.load().lifetimes;
+    let pass = match may_issue(state, request, &product.name, now) {
         Ok(pass) => pass,
-        Err(refusal) => return failure(refusal),
+        Err(refusal) => return Asked { outcome: Err(refusal.into()), rates: None, life, now },
     };
-    let from = network_of(&request, &state.proxies);
-    let network = network_hash(&state, from);
+    let from = network_of(request, &state.proxies);
+    let network = network_hash(state, from);
     let session = state.lookup.hash(Purpose::Session, pass.id.as_bytes());
     let browser = state.lookup.hash(Purpose::Browser, &[network.0, pass.user_agent.0].concat());
     let subjects = vec![
@@ -150,34 +195,61 @@ pub async fn issue(
         Subject { policy: Policy::IssuePerSessionHour, who: session },
         Subject { policy: Policy::IssuePerFingerprintDay, who: browser },
     ];
-    let life = state.tuning.load().lifetimes;
     let command = Ok(Issue { product: product.letters, session, from, life, now });
     let pending = state.handles.limited(|reply| Limited { subjects, command, now, reply });
     let answer = state.wait(pending).await;
-    let response = match answer.outcome {
-        Ok(Ok(issued)) => {
-            let hash = issued.code.hash(&state.lookup);
+    let outcome = match answer.outcome {
+        Ok(Ok(issued)) => Ok(issued),
+        Ok(Err(refusal)) => Err(refusal.into()),
+        Err(failed) => Err(failed.into()),
+    };
+    Asked { outcome, rates: answer.rates, life, now }
+}
+
+/// `POST /api/v2/{product}/code/issue`. The body does not matter.
+pub async fn issue(
+    state: Data<State>,
+    request: HttpRequest,
+    product: Data<Product>,
+) -> HttpResponse {
+    let asked = ask(&state, &request, &product).await;
+    let response = match &asked.outcome {
+        Ok(issued) => {
             let data = IssuedData {
                 install_code: issued.code.reveal(),
                 expires_at: rfc3339(issued.expires_at),
-                ttl_seconds: life.code,
+                ttl_seconds: asked.life.code,
             };
-            let mut response = success(StatusCode::CREATED, data, &issued_message(&product.name));
-            let secure = state.config.load().server.public_url.is_https();
-            // Without it the page would only not watch.
-            let _ = response.add_cookie(&watch::remember(&request, &product, hash, secure));
-            response
+            let message = format!("{} install code issued", title_of(&product.name));
+            success(StatusCode::CREATED, data, &message)
         }
-        Ok(Err(refusal)) => failure(refusal),
-        Err(error) => failure(error),
+        Err(error) => failure(error.clone()),
     };
-    with_rates(response, answer.rates.as_ref(), now)
+    asked.dress(&state, &request, &product, response)
 }
 
-/// The reference spells its product with capitals; others go by their name.
-fn issued_message(product: &str) -> String {
-    let title = if product == "slowdns" { "SlowDNS" } else { product };
-    format!("{title} install code issued")
+/// `POST /{product}`: the same from a page without a script, answered as a page.
+pub async fn issue_page(
+    state: Data<State>,
+    request: HttpRequest,
+    product: Data<Product>,
+) -> HttpResponse {
+    let asked = ask(&state, &request, &product).await;
+    let said = match &asked.outcome {
+        Ok(issued) => {
+            let until = rfc3339(issued.expires_at);
+            // The time of day: the code does not live longer than that is clear.
+            let until = until.get(11..19).unwrap_or(&until).to_owned();
+            Said::Issued { code: issued.code.reveal(), until }
+        }
+        Err(error) => Said::Refused(error.clone()),
+    };
+    let retry_after = asked.outcome.as_ref().err().and_then(|error| error.retry_after);
+    let mut response = opened(&state, &request, &product, said, asked.now);
+    if let Some(seconds) = retry_after {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    asked.dress(&state, &request, &product, response)
 }
 
 #[cfg(test)]

@@ -66,31 +66,48 @@ where
     let allowed: &'static [Method] =
         if method == Method::GET { &[Method::GET, Method::HEAD] } else { &[Method::POST] };
     let only = guard::fn_guard(move |context| allowed.contains(&context.head().method));
-    resource(path).app_data(RouteName(name)).route(route().guard(only).to(handler)).default_service(
+    at_all(path, name, allowed).route(route().guard(only).to(handler))
+}
+
+/// A path whose routes are still to be added; 405 for every method that is not `allowed`.
+fn at_all(path: &str, name: &'static str, allowed: &'static [Method]) -> Resource {
+    resource(path).app_data(RouteName(name)).default_service(
         route()
             .to(move |request: HttpRequest| async move { method_not_allowed(&request, allowed) }),
     )
 }
 
+/// The page of a product: to look at, and to ask for a code without a script.
+fn page_at(path: &str) -> Resource {
+    let read = guard::Any(guard::Get()).or(guard::Head());
+    at_all(path, "page", &[Method::GET, Method::HEAD, Method::POST])
+        .route(route().guard(read).to(codes::page))
+        .route(route().guard(guard::Post()).to(codes::issue_page))
+}
+
+async fn landing(state: Data<State>) -> HttpResponse {
+    page::landing(&state.config.load().products)
+}
+
 /// The names of the public routes.
 pub const ROUTES: [&str; 17] = [
     "activate",
+    "asset",
     "check_in",
     "checkin",
     "confirm",
     "events",
     "healthz",
     "issue",
+    "landing",
     "page",
     "precheck",
     "readyz",
     "register",
     "release",
     "revoke",
-    "script",
     "server_action",
     "status",
-    "style",
 ];
 
 /// The public routes. All paths are fixed: the router would look for others by regular expression.
@@ -98,6 +115,9 @@ pub fn public(config: &mut ServiceConfig, products: &[Product]) {
     use Method as M;
     for product in products {
         product_routes(config, product);
+    }
+    for path in page::asset_paths() {
+        config.service(at(&path, "asset", M::GET, page::asset));
     }
     let is_check_in =
         |context: &GuardContext<'_>| context.head().uri.path().ends_with(servers::CHECK_IN);
@@ -122,8 +142,7 @@ pub fn public(config: &mut ServiceConfig, products: &[Product]) {
         .service(at("/checkin", "checkin", M::POST, servers::legacy_check_in))
         .service(at("/revoke", "revoke", M::POST, servers::legacy_revoke))
         .service(at("/status", "status", M::GET, servers::status))
-        .service(at("/assets/code.js", "script", M::GET, page::script))
-        .service(at("/assets/page.css", "style", M::GET, page::style))
+        .service(at("/", "landing", M::GET, landing))
         .default_service(route().to(nothing_here));
 }
 
@@ -138,7 +157,7 @@ fn product_routes(config: &mut ServiceConfig, product: &Product) {
         at(&path("install/activate"), "activate", M::POST, install::activate),
         at(&path("install/confirm"), "confirm", M::POST, install::confirm),
         at(&path("install/release"), "release", M::POST, install::release),
-        at(&format!("/{name}"), "page", M::GET, codes::page),
+        page_at(&format!("/{name}")),
         at(&format!("/{name}/events"), "events", M::GET, watch::events),
     ];
     for route in routes {

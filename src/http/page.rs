@@ -1,69 +1,216 @@
-//! The page where a code is asked for.
+//! Pages as HTML, and what they load. All of it is in the program.
 
 use super::errors::ApiError;
-use crate::config::Product;
-use actix_web::HttpResponse;
+use crate::config::{Pages, Product};
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
+use actix_web::{HttpRequest, HttpResponse};
+use askama::Template;
+use rust_embed::RustEmbed;
 
-const SCRIPT: &str = include_str!("../../assets/code.js");
-const STYLE: &str = include_str!("../../assets/page.css");
-
-/// Nothing but our own script, style and requests; nobody may frame us.
+/// Nothing but our own scripts, styles, images and requests; nobody may frame us.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
     connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
-fn page(status: StatusCode, title: &str, body: &str) -> HttpResponse {
-    let html = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>{title}</title>\n<link rel=\"stylesheet\" href=\"/assets/page.css\">\n</head>\n\
-         <body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    );
+/// What pages load.
+#[derive(RustEmbed)]
+#[folder = "assets/"]
+struct Assets;
+
+/// The paths of everything that pages load.
+pub fn asset_paths() -> impl Iterator<Item = String> {
+    Assets::iter().map(|name| format!("/assets/{name}"))
+}
+
+/// `GET /assets/{name}`
+pub async fn asset(request: HttpRequest) -> HttpResponse {
+    let name = request.path().trim_start_matches("/assets/");
+    let Some(file) = Assets::get(name) else {
+        return error_page(&ApiError::not_found());
+    };
+    let tag: String = file.metadata.sha256_hash().iter().map(|b| format!("{b:02x}")).collect();
+    let tag = format!("\"{tag}\"");
+    let known = request.headers().get(IF_NONE_MATCH).and_then(|known| known.to_str().ok());
+    let is_known = known.is_some_and(|known| known.split(',').any(|known| known.trim() == tag));
+    let mut builder =
+        HttpResponse::build(if is_known { StatusCode::NOT_MODIFIED } else { StatusCode::OK });
+    // Asked for again each time, which costs a 304, so that a new program is seen at once.
+    builder.insert_header((CACHE_CONTROL, "no-cache")).insert_header((ETAG, tag));
+    if is_known {
+        return builder.finish();
+    }
+    builder.insert_header((CONTENT_TYPE, kind(name))).body(file.data.into_owned())
+}
+
+fn kind(name: &str) -> &'static str {
+    match name.rsplit_once('.').map(|(_, extension)| extension) {
+        Some("css") => "text/css; charset=utf-8",
+        Some("js") => "text/javascript; charset=utf-8",
+        Some("svg") => "image/svg+xml",
+        _ => "application/octet-stream",
+    }
+}
+
+/// A page. Nobody keeps it: it may hold a code.
+pub fn html(status: StatusCode, page: &impl Template) -> HttpResponse {
+    let Ok(text) = page.render() else {
+        return HttpResponse::InternalServerError().finish();
+    };
     HttpResponse::build(status)
         .insert_header((CONTENT_TYPE, "text/html; charset=utf-8"))
         .insert_header((CACHE_CONTROL, "no-store"))
         .insert_header(("Content-Security-Policy", POLICY))
         .insert_header(("Referrer-Policy", "same-origin"))
-        .body(html)
+        .body(text)
 }
 
-/// The page of a product, with its button.
-pub fn code_page(product: &Product) -> HttpResponse {
-    // A name is letters, digits and hyphens: there is nothing to escape.
-    let name = &product.name;
-    let body = format!(
-        "<h1>{name} install code</h1>\n\
-         <p>The code is good for one server and for a few minutes. Have its terminal at hand.</p>\n\
-         <p><button id=\"issue\" type=\"button\" data-product=\"{name}\">Get an install code</button></p>\n\
-         <p id=\"result\" role=\"status\" aria-live=\"polite\"></p>\n\
-         <noscript><p>This page needs JavaScript to ask for a code.</p></noscript>\n\
-         <script src=\"/assets/code.js\" defer></script>"
-    );
-    page(StatusCode::OK, &format!("{name} install code"), &body)
+/// How people call a product: the reference spells its own with capitals, others go by their name.
+pub fn title_of(product: &str) -> &str {
+    if product == "slowdns" { "SlowDNS" } else { product }
+}
+
+struct Choice<'a> {
+    name: &'a str,
+    title: &'a str,
+}
+
+#[derive(Template)]
+#[template(path = "landing.html")]
+struct Landing<'a> {
+    products: Vec<Choice<'a>>,
+}
+
+/// The first page: what there are codes for.
+pub fn landing(products: &[Product]) -> HttpResponse {
+    let choice = |product: &'_ Product| -> (String, String) {
+        (product.name.clone(), title_of(&product.name).to_owned())
+    };
+    let choices: Vec<_> = products.iter().map(choice).collect();
+    let products = choices.iter().map(|(name, title)| Choice { name, title }).collect();
+    html(StatusCode::OK, &Landing { products })
+}
+
+/// A code as its page shows it where there is no script to do so.
+struct IssuedView {
+    code: String,
+    until: String,
+    command: String,
+    unattended: String,
+}
+
+#[derive(Template)]
+#[template(path = "code.html")]
+struct CodePage<'a> {
+    name: &'a str,
+    title: &'a str,
+    command: &'a str,
+    unattended: &'a str,
+    issued: Option<IssuedView>,
+    refused: Option<String>,
+}
+
+/// What a product's page has to say.
+pub enum Said {
+    /// Nothing yet.
+    Nothing,
+    /// A code, in full, and when it is over.
+    Issued {
+        /// The code: a secret.
+        code: String,
+        /// When it is over, for people.
+        until: String,
+    },
+    /// Why there is no code.
+    Refused(ApiError),
+}
+
+/// The variable by which an installer is given its code without being asked for it.
+fn variable(product: &str) -> String {
+    format!("{}_INSTALL_CODE", product.to_ascii_uppercase().replace('-', "_"))
+}
+
+/// The page of a product.
+pub fn code_page(product: &Product, pages: &Pages, public_url: &str, said: Said) -> HttpResponse {
+    let fill = |command: &str| {
+        command
+            .replace("{public_url}", public_url)
+            .replace("{product}", &product.name)
+            .replace("{variable}", &variable(&product.name))
+    };
+    let (command, unattended) = (fill(&pages.install_command), fill(&pages.unattended_command));
+    let (mut status, mut issued, mut refused) = (StatusCode::OK, None, None);
+    match said {
+        Said::Nothing => {}
+        Said::Issued { code, until } => {
+            status = StatusCode::CREATED;
+            let command = command.replace("{code}", &code);
+            let unattended = unattended.replace("{code}", &code);
+            issued = Some(IssuedView { code, until, command, unattended });
+        }
+        Said::Refused(error) => {
+            status = error.status;
+            let when = error.retry_after.map(|s| format!(" You can try again in {}.", span(s)));
+            refused = Some(error.message + &when.unwrap_or_default());
+        }
+    }
+    let page = CodePage {
+        name: &product.name,
+        title: title_of(&product.name),
+        command: &command,
+        unattended: &unattended,
+        issued,
+        refused,
+    };
+    html(status, &page)
+}
+
+/// A span of time as people say it, rounded up.
+fn span(seconds: u64) -> String {
+    let (count, unit) = match seconds {
+        0..90 => (seconds, "second"),
+        90..5400 => (seconds.div_ceil(60), "minute"),
+        _ => (seconds.div_ceil(3600), "hour"),
+    };
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
+}
+
+#[derive(Template)]
+#[template(path = "error.html")]
+struct ErrorPage<'a> {
+    status: u16,
+    message: &'a str,
 }
 
 /// An error as a page.
 pub fn error_page(error: &ApiError) -> HttpResponse {
-    let status = error.status.as_u16();
-    // The words are ours, without markup.
-    let body = format!("<h1>{status}</h1>\n<p>{}</p>", error.message);
-    page(error.status, &format!("{status}"), &body)
+    html(error.status, &ErrorPage { status: error.status.as_u16(), message: &error.message })
 }
 
-fn asset(kind: &'static str, text: &'static str) -> HttpResponse {
-    HttpResponse::Ok()
-        .insert_header((CONTENT_TYPE, kind))
-        .insert_header((CACHE_CONTROL, "no-cache"))
-        .body(text)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The page's script.
-pub async fn script() -> HttpResponse {
-    asset("text/javascript; charset=utf-8", SCRIPT)
-}
+    #[test]
+    fn times_are_said_in_the_unit_that_fits_and_never_too_short() {
+        let said = [(1, "1 second"), (89, "89 seconds"), (90, "2 minutes"), (5400, "2 hours")];
+        for (seconds, words) in said {
+            assert_eq!(span(seconds), words);
+        }
+    }
 
-/// The page's style.
-pub async fn style() -> HttpResponse {
-    asset("text/css; charset=utf-8", STYLE)
+    #[test]
+    fn the_variable_is_one_that_a_shell_takes() {
+        assert_eq!(variable("slowdns"), "SLOWDNS_INSTALL_CODE");
+        assert_eq!(variable("my-dns2"), "MY_DNS2_INSTALL_CODE");
+    }
+
+    #[test]
+    fn the_code_page_with_all_it_loads_is_under_30_000_bytes() {
+        let assets = ["page.css", "code.js", "icon.svg"];
+        let sizes = assets.map(|name| Assets::get(name).unwrap().data.len());
+        let template = include_str!("../../templates/code.html").len()
+            + include_str!("../../templates/base.html").len();
+        let total = sizes.iter().sum::<usize>() + template + 2000;
+        assert!(total < 30_000, "{total} bytes, with 2,000 for two long commands");
+    }
 }
