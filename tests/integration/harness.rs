@@ -289,7 +289,7 @@ fn listener() -> TcpListener {
 
 /// A browser with its cookie.
 pub struct Browser<'a> {
-    app: &'a TestApp,
+    pub app: &'a TestApp,
     pub product: String,
     pub user_agent: String,
     pub cookie: String,

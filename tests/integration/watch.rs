@@ -1,0 +1,147 @@
+//! The stream by which a page watches its code.
+
+use crate::harness::{Answer, Browser, Machine, TestApp, send};
+use std::io::{BufRead, BufReader};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+/// A browser that was given a code, and its cookies since.
+fn issued<'a>(app: &'a TestApp) -> (Browser<'a>, String) {
+    let mut browser = app.browser("slowdns");
+    let answer = browser.issue();
+    assert_eq!(answer.status, 201, "{}", answer.text);
+    let codes = answer.header("set-cookie").split(';').next().unwrap().to_owned();
+    browser.cookie = format!("{}; {codes}", browser.cookie);
+    (browser, answer.data("install_code"))
+}
+
+fn stream_request(app: &TestApp, browser: &Browser<'_>) -> reqwest::blocking::RequestBuilder {
+    let request = app.client.get(format!("{}/slowdns/events", app.url));
+    request.header("user-agent", &browser.user_agent).header("cookie", &browser.cookie)
+}
+
+/// An open stream: its events as they come.
+struct Watch(Receiver<serde_json::Value>);
+
+impl Watch {
+    fn open(app: &TestApp, browser: &Browser<'_>) -> Self {
+        let response = stream_request(app, browser).send().unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        assert_eq!(response.headers()["cache-control"], "no-store");
+        let (send, receive) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(response).lines().map_while(Result::ok) {
+                if let Some(data) = line.strip_prefix("data: ")
+                    && send.send(serde_json::from_str(data).unwrap()).is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Self(receive)
+    }
+    fn next(&self) -> serde_json::Value {
+        self.0.recv_timeout(Duration::from_secs(10)).expect("an event")
+    }
+    fn state(&self) -> String {
+        self.next()["state"].as_str().unwrap().to_owned()
+    }
+    /// Waits for the end of the stream.
+    fn ended(&self) -> bool {
+        loop {
+            match self.0.recv_timeout(Duration::from_secs(10)) {
+                Ok(_) => {}
+                Err(error) => return error == std::sync::mpsc::RecvTimeoutError::Disconnected,
+            }
+        }
+    }
+}
+
+#[test]
+fn a_page_sees_its_code_go_through_an_installation() {
+    let app = TestApp::start();
+    let (browser, code) = issued(&app);
+    let watch = Watch::open(&app, &browser);
+    let first = watch.next();
+    assert_eq!(first["state"], "issued");
+    assert_eq!(first["hint"], format!("{}...{}", &code[..11], &code[21..]));
+    assert_eq!(
+        (&first["ttl_seconds"], &first["hostname"]),
+        (&300.into(), &serde_json::Value::Null)
+    );
+    assert!(!first.to_string().contains(&code));
+
+    let machine = Machine::new(1);
+    let token = machine.prechecked(&app, &code);
+    assert_eq!(watch.state(), "prechecked");
+    let activated = machine.activate(&app, &code, &token);
+    let told = watch.next();
+    assert_eq!(
+        (&told["state"], &told["hostname"]),
+        (&"activated".into(), &"ns1.example.com".into())
+    );
+    let activation = crate::harness::Activation {
+        id: activated.data("activation_id"),
+        token: activated.data("install_token"),
+    };
+    activation.release(&app);
+    assert_eq!(watch.state(), "released");
+    let again = machine.install(&app, &code);
+    let mut states = vec![watch.state()];
+    while states.last().unwrap() != "activated" {
+        states.push(watch.state());
+    }
+    again.confirm(&app);
+    assert_eq!(watch.state(), "confirmed");
+    // Whoever opens the page's stream again hears where the code stands, at once.
+    assert_eq!(Watch::open(&app, &browser).state(), "confirmed");
+}
+
+#[test]
+fn a_code_that_runs_out_is_said_to_have_expired() {
+    let app = TestApp::start();
+    let (browser, _) = issued(&app);
+    app.clock.advance(300);
+    assert_eq!(Watch::open(&app, &browser).state(), "expired");
+}
+
+#[test]
+fn a_stream_is_the_sessions_that_asked_and_nobody_elses() {
+    let app = TestApp::start();
+    let (owner, _) = issued(&app);
+    let codes = owner.cookie.split("; ").nth(1).unwrap().to_owned();
+    let mut thief = app.browser("slowdns");
+    thief.cookie = format!("{}; {codes}", thief.cookie);
+    let told = |browser: &Browser<'_>| -> Answer { send(stream_request(&app, browser)) };
+    assert_eq!(told(&thief).told(), (404, "not_found".into()));
+    let stolen = Browser { app: &app, user_agent: "Other/1".into(), ..owner };
+    assert_eq!(told(&stolen).told(), (403, "browser_session_invalid".into()));
+    let nobody = Browser { cookie: codes, ..stolen };
+    assert_eq!(told(&nobody).told(), (403, "browser_session_required".into()));
+}
+
+#[test]
+fn a_fifth_stream_of_one_session_is_told_to_wait_and_let_in_when_another_ends() {
+    let app = TestApp::start();
+    let (browser, _) = issued(&app);
+    let mut open: Vec<Watch> = (0..4).map(|_| Watch::open(&app, &browser)).collect();
+    open.iter().for_each(|watch| assert_eq!(watch.state(), "issued"));
+    let fifth = send(stream_request(&app, &browser));
+    assert_eq!(fifth.told(), (429, "rate_limit_exceeded".into()));
+    assert_eq!(fifth.header("retry-after"), "60");
+    assert_eq!(open.len(), 4);
+    open.clear();
+}
+
+#[test]
+fn the_end_of_the_server_ends_its_streams() {
+    let mut app = TestApp::start();
+    let watch = {
+        let (browser, _) = issued(&app);
+        Watch::open(&app, &browser)
+    };
+    assert_eq!(watch.state(), "issued");
+    app.stop().unwrap();
+    assert!(watch.ended());
+}
