@@ -1,0 +1,122 @@
+//! The code page, as somebody about to install uses it.
+
+use super::driver::Window;
+use crate::harness::{Machine, TestApp};
+
+const TAB: char = '\u{e004}';
+const ENTER: char = '\u{e007}';
+
+fn open(app: &TestApp) -> Window {
+    let window = Window::open();
+    window.go(&format!("{}/slowdns", app.url));
+    window
+}
+
+fn shown_code(window: &Window) -> String {
+    window.wait_for("#code", |text| text.starts_with("IPT-SD-"))
+}
+
+#[test]
+fn a_whole_installation_shows_on_the_open_page() {
+    let app = TestApp::start();
+    let window = open(&app);
+    window.check_looks("code-page");
+    window.click("#issue");
+    let code = shown_code(&window);
+    assert!(window.text("#left").starts_with("Good for "), "{}", window.text("#left"));
+    assert!(window.text("#command").contains(&format!("bash -s -- {code}")));
+    window.check_looks("code-issued");
+    let machine = Machine::new(1);
+    let token = machine.prechecked(&app, &code);
+    window.wait_for("#news", |text| text == "The installer has found the code good.");
+    let activated = machine.activate(&app, &code, &token);
+    window.wait_for("#news", |text| text.contains("ns1.example.com has taken the code"));
+    assert_eq!(window.text("#left"), "In use.");
+    let activation = crate::harness::Activation {
+        id: activated.data("activation_id"),
+        token: activated.data("install_token"),
+    };
+    activation.release(&app);
+    window.wait_for("#news", |text| text.contains("given back"));
+    window.wait_for("#left", |text| text.starts_with("Good for "));
+    machine.install(&app, &code).confirm(&app);
+    window.wait_for("#news", |text| text == "ns1.example.com is installed.");
+    assert_eq!(window.text("#left"), "Used.");
+    window.check_looks("code-installed");
+}
+
+#[test]
+fn a_code_counts_down_and_turns_into_a_new_one() {
+    let app = TestApp::start_with(|c| c.push(("codes.ttl_seconds", "3".into())));
+    let window = open(&app);
+    window.click("#issue");
+    let first = shown_code(&window);
+    window.wait_for("#left", |text| text == "Good for 0:02");
+    window.wait_for("#news", |text| text == "This code has expired. Get a new one.");
+    assert_eq!(window.text("#issue"), "Get a new code");
+    window.check_looks("code-expired");
+    window.click("#issue");
+    window.wait_for("#code", |text| text.starts_with("IPT-SD-") && text != first);
+    assert!(window.text("#left").starts_with("Good for "));
+}
+
+#[test]
+fn a_refusal_says_in_plain_words_when_to_come_back() {
+    let app = TestApp::start_with(|c| c.push(("limits.issue_per_ip_hour", "0".into())));
+    let window = open(&app);
+    window.click("#issue");
+    let words = window.wait_for("#message", |text| !text.is_empty());
+    assert!(words.starts_with("Too many requests. Please wait before trying again."), "{words}");
+    assert!(words.contains("You can try again in 14 minutes, at "), "{words}");
+    window.check_looks("code-refused");
+}
+
+#[test]
+fn a_lost_session_is_renewed_without_a_word() {
+    let app = TestApp::start();
+    let window = open(&app);
+    app.clock.advance(3 * 86_400);
+    window.click("#issue");
+    shown_code(&window);
+    assert_eq!(window.text("#message"), "");
+}
+
+#[test]
+fn without_scripts_the_page_gives_a_code_all_the_same() {
+    let app = TestApp::start();
+    let window = Window::open();
+    window.without_scripts();
+    window.go(&format!("{}/slowdns", app.url));
+    window.click("#issue");
+    let code = shown_code(&window);
+    assert!(window.text("#left").starts_with("Good until "), "{}", window.text("#left"));
+    Machine::new(1).install(&app, &code);
+}
+
+#[test]
+fn the_keyboard_alone_brings_a_code_and_copies_it() {
+    let app = TestApp::start();
+    let window = open(&app);
+    // Past the link that skips to the content.
+    window.press(&format!("{TAB}{TAB}{ENTER}"));
+    shown_code(&window);
+    window.press("c");
+    window.wait_for("#news", |text| text == "Copied.");
+    let focused = window.script("return document.activeElement.id");
+    assert_eq!(focused, "code", "a screen reader goes on at the code");
+}
+
+#[test]
+fn a_narrow_screen_shows_everything_without_scrolling_sideways() {
+    let app = TestApp::start();
+    let window = open(&app);
+    window.width(320);
+    assert!(!window.scrolls_sideways());
+    window.click("#issue");
+    shown_code(&window);
+    assert!(!window.scrolls_sideways());
+    window.check_looks("code-narrow");
+    window.go(&app.url);
+    assert!(!window.scrolls_sideways());
+    window.check_looks("landing-narrow");
+}

@@ -1,0 +1,202 @@
+//! A real browser: headless Chromium, driven through WebDriver.
+
+use fantoccini::actions::{InputSource, KeyAction, KeyActions};
+use fantoccini::wd::{Capabilities, WebDriverCompatibleCommand};
+use fantoccini::{Client, ClientBuilder, Locator};
+use hyper_util::client::legacy::connect::HttpConnector;
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+
+const NEEDED: &str =
+    "browser tests need chromium, chromedriver and axe-core: scripts/test installs them";
+
+/// One window of a browser of its own.
+pub struct Window {
+    runtime: Runtime,
+    client: Client,
+    driver: Child,
+}
+
+/// A command of Chromium's DevTools protocol.
+#[derive(Debug)]
+struct DevTools(&'static str, Value);
+
+impl WebDriverCompatibleCommand for DevTools {
+    fn endpoint(
+        &self,
+        base: &url::Url,
+        session: Option<&str>,
+    ) -> Result<url::Url, url::ParseError> {
+        base.join(&format!("session/{}/goog/cdp/execute", session.unwrap_or_default()))
+    }
+    fn method_and_body(&self, _: &url::Url) -> (http::Method, Option<String>) {
+        let body = json!({"cmd": self.0, "params": self.1});
+        (http::Method::POST, Some(body.to_string()))
+    }
+}
+
+/// Starts a driver on a port of its own choice; it says which.
+fn start_driver() -> (Child, String) {
+    let mut driver = Command::new("chromedriver")
+        .arg("--port=0")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect(NEEDED);
+    let mut said = BufReader::new(driver.stdout.take().unwrap()).lines();
+    let port = said
+        .find_map(|line| {
+            let line = line.ok()?;
+            let port = line.split("started successfully on port ").nth(1)?;
+            Some(port.trim_end_matches('.').to_owned())
+        })
+        .expect("chromedriver says on which port it listens");
+    // Whatever else it says has to go somewhere.
+    std::thread::spawn(move || said.for_each(drop));
+    (driver, format!("http://127.0.0.1:{port}"))
+}
+
+impl Window {
+    pub fn open() -> Self {
+        let (driver, url) = start_driver();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let options = json!({"args": [
+            "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+            "--disable-dev-shm-usage", "--window-size=1100,900", "--force-color-profile=srgb",
+        ]});
+        let mut capabilities = Capabilities::new();
+        capabilities.insert("goog:chromeOptions".into(), options);
+        let client = runtime
+            .block_on(
+                ClientBuilder::new(HttpConnector::new()).capabilities(capabilities).connect(&url),
+            )
+            .expect(NEEDED);
+        Self { runtime, client, driver }
+    }
+
+    pub fn go(&self, url: &str) {
+        self.runtime.block_on(self.client.goto(url)).unwrap();
+    }
+
+    pub fn script(&self, script: &str) -> Value {
+        self.runtime.block_on(self.client.execute(script, vec![])).unwrap()
+    }
+
+    fn dev_tools(&self, command: &'static str, parameters: Value) {
+        self.runtime.block_on(self.client.issue_cmd(DevTools(command, parameters))).unwrap();
+    }
+
+    /// Makes the window as wide as a phone or a desk, in pixels of CSS.
+    pub fn width(&self, width: u32) {
+        let metrics =
+            json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false});
+        self.dev_tools("Emulation.setDeviceMetricsOverride", metrics);
+    }
+
+    pub fn theme(&self, theme: &str) {
+        let features = json!({"features": [{"name": "prefers-color-scheme", "value": theme}]});
+        self.dev_tools("Emulation.setEmulatedMedia", features);
+    }
+
+    pub fn without_scripts(&self) {
+        self.dev_tools("Emulation.setScriptExecutionDisabled", json!({"value": true}));
+    }
+
+    /// The text of an element as a person sees it.
+    pub fn text(&self, css: &str) -> String {
+        self.runtime.block_on(async {
+            self.client.find(Locator::Css(css)).await.unwrap().text().await.unwrap()
+        })
+    }
+
+    pub fn click(&self, css: &str) {
+        self.runtime.block_on(async {
+            self.client.find(Locator::Css(css)).await.unwrap().click().await.unwrap();
+        });
+    }
+
+    pub fn fill(&self, css: &str, text: &str) {
+        self.runtime.block_on(async {
+            let field = self.client.find(Locator::Css(css)).await.unwrap();
+            field.clear().await.unwrap();
+            field.send_keys(text).await.unwrap();
+        });
+    }
+
+    /// Presses keys, one after the other, wherever the focus is.
+    pub fn press(&self, keys: &str) {
+        let keys = keys.chars().fold(KeyActions::new("keys".into()), |keys, value| {
+            keys.then(KeyAction::Down { value }).then(KeyAction::Up { value })
+        });
+        self.runtime.block_on(self.client.perform_actions(keys)).unwrap();
+    }
+
+    /// Waits, at most ten seconds, until the text of an element will do; returns it.
+    pub fn wait_for(&self, css: &str, what: impl Fn(&str) -> bool) -> String {
+        let begun = Instant::now();
+        loop {
+            let text = self.text(css);
+            if what(&text) {
+                return text;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(10), "{css} stays at {text:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Serious and critical findings of axe-core on the page, which must be none.
+    pub fn check_accessibility(&self, what: &str) {
+        let axe = std::env::var_os("AXE_CORE").map_or_else(
+            || {
+                let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+                root.join("target/axe/node_modules/axe-core/axe.min.js")
+            },
+            PathBuf::from,
+        );
+        let axe = std::fs::read_to_string(axe).expect(NEEDED);
+        self.script(&axe);
+        let run = "const done = arguments[0]; axe.run().then((found) => done(found.violations), \
+                   (error) => done(String(error)));";
+        let found = self.runtime.block_on(self.client.execute_async(run, vec![])).unwrap();
+        let found = found.as_array().unwrap_or_else(|| panic!("axe-core: {found}"));
+        let serious: Vec<&Value> = found
+            .iter()
+            .filter(|violation| {
+                matches!(violation["impact"].as_str(), Some("serious" | "critical"))
+            })
+            .collect();
+        assert!(serious.is_empty(), "{what}: {serious:#?}");
+    }
+
+    /// In both themes, and keeps a picture of each where `SCREENSHOTS` names a folder.
+    pub fn check_looks(&self, what: &str) {
+        for theme in ["light", "dark"] {
+            self.theme(theme);
+            self.check_accessibility(&format!("{what}, {theme}"));
+            if let Some(folder) = std::env::var_os("SCREENSHOTS") {
+                let picture = self.runtime.block_on(self.client.screenshot()).unwrap();
+                let file = Path::new(&folder).join(format!("{what}-{theme}.png"));
+                std::fs::write(file, picture).unwrap();
+            }
+        }
+    }
+
+    /// Whether the page is wider than the window.
+    pub fn scrolls_sideways(&self) -> bool {
+        let wider = "return document.documentElement.scrollWidth > window.innerWidth";
+        self.script(wider).as_bool().unwrap()
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // The browser ends with its session, the driver by itself never.
+        let _ = self.runtime.block_on(self.client.clone().close());
+        let _ = self.driver.kill();
+        let _ = self.driver.wait();
+    }
+}

@@ -1,0 +1,4 @@
+//! What people see, in a real browser.
+
+mod code_page;
+pub mod driver;
