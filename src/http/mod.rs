@@ -1,6 +1,6 @@
 //! The HTTP edge: text to domain value, message, domain value to text. It decides nothing.
 //!
-//! * [`caller`]: who calls; [`body`]: what was sent; [`respond`] and [`errors`]: what is said back
+//! * [`caller`]: who calls; [`body`]: what was sent; [`respond`] and [`errors`]: what is said back; [`catalogue`]: what errors mean
 //! * [`codes`], [`install`], [`servers`]: the handlers, by whom they serve; [`page`]: the HTML
 //! * [`admin`]: the operators' listener
 //! * [`state`]: what they share; [`observed`]: what is counted
@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod body;
 pub mod caller;
+pub mod catalogue;
 pub mod codes;
 pub mod errors;
 pub mod install;
