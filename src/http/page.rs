@@ -8,6 +8,7 @@ use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 
 const SCRIPT: &str = include_str!("../../assets/code.js");
 const STYLE: &str = include_str!("../../assets/page.css");
+const DOCS_STYLE: &str = include_str!("../../assets/docs.css");
 
 /// Nothing but our own script, style and requests; nobody may frame us.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
@@ -66,4 +67,19 @@ pub async fn script() -> HttpResponse {
 /// The page's style.
 pub async fn style() -> HttpResponse {
     asset("text/css; charset=utf-8", STYLE)
+}
+
+/// The style of the API reference.
+pub async fn docs_style() -> HttpResponse {
+    asset("text/css; charset=utf-8", DOCS_STYLE)
+}
+
+/// A page that is the same for everybody.
+pub fn stored(html: bytes::Bytes) -> HttpResponse {
+    HttpResponse::Ok()
+        .insert_header((CONTENT_TYPE, "text/html; charset=utf-8"))
+        .insert_header((CACHE_CONTROL, "no-cache"))
+        .insert_header(("Content-Security-Policy", POLICY))
+        .insert_header(("Referrer-Policy", "same-origin"))
+        .body(html)
 }

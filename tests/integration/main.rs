@@ -18,6 +18,7 @@ mod limits;
 mod observed;
 mod process;
 mod readme;
+mod reference;
 mod retention;
 mod secrecy;
 mod servers;
