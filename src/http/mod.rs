@@ -1,8 +1,9 @@
 //! The HTTP edge: text to domain value, message, domain value to text. It decides nothing.
 //!
-//! * [`caller`]: who calls; [`body`]: what was sent; [`respond`] and [`errors`]: what is said back; [`catalogue`]: what errors mean
+//! * [`caller`]: who calls; [`body`]: what was sent; [`respond`] and [`errors`]: what is said back;
+//!   [`catalogue`]: what errors mean
 //! * [`codes`], [`install`], [`servers`]: the handlers, by whom they serve; [`page`]: the HTML
-//! * [`reference`]: the API reference, made from the handlers
+//! * [`reference`](mod@reference): the API reference, made from the handlers
 //! * [`admin`]: the operators' listener
 //! * [`state`]: what they share; [`observed`]: what is counted
 

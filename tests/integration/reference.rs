@@ -395,6 +395,29 @@ fn the_page_has_an_anchor_for_every_code_and_every_operation() {
 }
 
 #[test]
+fn the_examples_on_the_page_are_what_the_document_asks_for() {
+    let reference = Reference::start();
+    let page = reference.app.get("/docs").text.replace("&#34;", "\"").replace("&#39;", "'");
+    let mut examples = 0;
+    for item in reference.document["paths"].as_object().unwrap().values() {
+        for operation in item.as_object().unwrap().values() {
+            let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
+            if schema.is_null() {
+                continue;
+            }
+            let id = operation["operationId"].as_str().unwrap();
+            let (_, shown) = page.split_once(&format!("<h3 id=\"op-{id}\"")).unwrap();
+            let (_, example) = shown.split_once("-d '").unwrap();
+            let (example, _) = example.split_once("'<").unwrap();
+            let example = serde_json::from_str(example).unwrap();
+            reference.validate(schema, &example, &format!("{id}'s example request"));
+            examples += 1;
+        }
+    }
+    assert_eq!(examples, 7);
+}
+
+#[test]
 fn the_page_takes_nothing_from_other_hosts_and_runs_under_a_strict_policy() {
     let app = TestApp::start();
     let page = app.get("/docs");
