@@ -5,6 +5,7 @@ use crate::config::{Config, ConfigError};
 use crate::http::admin::{AdminState, refuse_unknown_hosts};
 use crate::http::caller::{Proxies, RequestIds};
 use crate::http::observed::HttpMetrics;
+use crate::http::reference::Reference;
 use crate::http::state::{State, master_hash, tuning_of};
 use crate::http::watch::Watchers;
 use crate::http::{ROUTES, around, operators, public};
@@ -260,9 +261,11 @@ fn public_server(
 ) -> std::io::Result<actix_web::dev::Server> {
     let workers = config.workers.get();
     let products = state.config.load().products.clone();
+    let reference = Data::new(Reference::new(&state.config.load()));
     let server = HttpServer::new(move || {
         App::new()
             .app_data(state.clone())
+            .app_data(reference.clone())
             .wrap(from_fn(around))
             .configure(|routes| public(routes, &products))
     });

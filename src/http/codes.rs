@@ -3,7 +3,7 @@
 use super::caller::network_of;
 use super::errors::ApiError;
 use super::page::{Said, code_page, title_of};
-use super::respond::{failure, failure_for, rfc3339, success, with_rates};
+use super::respond::{Success, failure, failure_for, rfc3339, success, with_rates};
 use super::state::State;
 use super::watch;
 use crate::ambient::random_bytes;
@@ -22,14 +22,21 @@ use iptunnel_domain::time::Lifetimes;
 use iptunnel_domain::{Refusal, Timestamp};
 use serde::Serialize;
 use std::net::IpAddr;
+use utoipa::ToSchema;
 
 /// A genuine cookie that expired no longer ago than this keeps its session id when renewed.
 pub(super) const RENEWABLE_SECONDS: u64 = 86_400;
 
-#[derive(Serialize)]
-struct IssuedData {
+#[derive(Serialize, ToSchema)]
+pub(super) struct IssuedData {
+    /// The code: good for one machine.
+    #[schema(examples("IPT-SD-XXXXXX-XXXXXX-XXXXXX"))]
     install_code: String,
+    /// When it is over.
+    #[schema(format = DateTime, examples("2026-03-31T12:05:00+00:00"))]
     expires_at: String,
+    /// How long it is good, counted from its issue.
+    #[schema(examples(300))]
     ttl_seconds: u64,
 }
 
@@ -207,6 +214,17 @@ async fn ask(state: &State, request: &HttpRequest, product: &Product) -> Asked {
 }
 
 /// `POST /api/v2/{product}/code/issue`. The body does not matter.
+#[utoipa::path(
+    post,
+    path = "/api/v2/{product}/code/issue",
+    operation_id = "issue",
+    tag = "Install",
+    summary = "Issue an install code",
+    description = "Makes a code for the browser that has opened the product's page: the cookie \
+        set there has to come along, with the same User-Agent. A body is not needed and not \
+        looked at. Limited for each address, browser session and browser.",
+    responses((status = 201, description = "A new code.", body = Success<IssuedData>)),
+)]
 pub async fn issue(
     state: Data<State>,
     request: HttpRequest,

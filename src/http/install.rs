@@ -4,7 +4,10 @@ use super::body::{Body, Field, fields};
 use super::caller::network_of;
 use super::codes::network_hash;
 use super::errors::ApiError;
-use super::respond::{failure, rfc3339, success, with_rates};
+use super::reference::requests::{
+    ActivateRequest, ConfirmRequest, PrecheckRequest, ReleaseRequest,
+};
+use super::respond::{Success, failure, rfc3339, success, with_rates};
 use super::state::State;
 use crate::ambient::random_bytes;
 use crate::config::Product;
@@ -24,22 +27,23 @@ use iptunnel_domain::{Refusal, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::sync::Arc;
+use utoipa::ToSchema;
 
 /// The longest machine id, in characters.
-const MACHINE_ID: usize = 128;
+pub(super) const MACHINE_ID: usize = 128;
 /// The longest SSH fingerprint.
-const FINGERPRINT: usize = 255;
+pub(super) const FINGERPRINT: usize = 255;
 /// The longest token that is looked at.
-const TOKEN: usize = 4096;
+pub(super) const TOKEN: usize = 4096;
 /// What is kept of an installer's version.
-const VERSION: usize = 64;
+pub(super) const VERSION: usize = 64;
 /// What is kept of the version that is asked for.
-const REF: usize = 255;
+pub(super) const REF: usize = 255;
 /// Longer than any code, so that a code of a wrong form is named as that.
 const CODE: usize = 1024;
 const HOSTNAME: usize = HostName::MAX_BYTES + 1;
 const ADDRESS: usize = 64;
-const ACTIVATION_ID: usize = 255;
+pub(super) const ACTIVATION_ID: usize = 255;
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
@@ -75,44 +79,77 @@ struct FinishBody<'a> {
     install_token: Field<'a>,
 }
 
-#[derive(Clone, Serialize)]
-struct MachineBinding {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    hostname: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    public_ip: Option<String>,
+/// The machine, as it named itself.
+#[derive(Serialize, ToSchema)]
+pub(super) struct MachineIdentity {
+    #[schema(examples("3f2b8c9d0a1e4f56b7c8d9e0f1a2b3c4"))]
     machine_id: String,
+    #[schema(examples("SHA256:Qm9ndXNGaW5nZXJwcmludE9mQUtleQ"))]
     ssh_fingerprint: String,
 }
 
-#[derive(Serialize)]
-struct PrecheckData {
+/// The machine, with the name and address it will have.
+#[derive(Serialize, ToSchema)]
+pub(super) struct MachineBinding {
+    /// The host name in its canonical spelling.
+    #[schema(examples("ns1.example.com"))]
+    hostname: String,
+    /// The address in its canonical spelling.
+    #[schema(examples("1.2.3.4"))]
+    public_ip: String,
+    #[serde(flatten)]
+    identity: MachineIdentity,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct PrecheckData {
+    #[schema(examples("IPT-SD-XXXXXX-XXXXXX-XXXXXX"))]
     install_code: String,
+    /// The code with its middle left out: what may be shown and written down.
+    #[schema(examples("IPT-SD-XXXX...XXXXXX"))]
     install_code_hint: String,
+    /// What the activate has to bring.
+    #[schema(examples("eyJhbGciOiJIUzI1NiJ9..."))]
     precheck_token: String,
+    /// Until when it may.
+    #[schema(format = DateTime, examples("2026-03-31T12:15:00+00:00"))]
     precheck_expires_at: String,
-    machine_binding: MachineBinding,
+    machine_binding: MachineIdentity,
 }
 
-#[derive(Serialize)]
-struct ActivateData {
+#[derive(Serialize, ToSchema)]
+pub(super) struct ActivateData {
+    /// The activation's id. While the activation is open, whoever knows it may release it.
+    #[schema(pattern = "^act_[0-9a-f]{16}$", examples("act_a1b2c3d4e5f6a7b8"))]
     activation_id: String,
+    /// What the confirm has to bring.
+    #[schema(examples("eyJhbGciOiJIUzI1NiJ9..."))]
     install_token: String,
+    /// Until when it may.
+    #[schema(format = DateTime, examples("2026-03-31T12:15:00+00:00"))]
     install_token_expires_at: String,
+    #[schema(examples("IPT-SD-XXXXXX-XXXXXX-XXXXXX"))]
     install_code: String,
     machine_binding: MachineBinding,
 }
 
-#[derive(Serialize)]
-struct ConfirmData {
+#[derive(Serialize, ToSchema)]
+pub(super) struct ConfirmData {
+    #[schema(pattern = "^act_[0-9a-f]{16}$", examples("act_a1b2c3d4e5f6a7b8"))]
     activation_id: String,
+    #[schema(pattern = "^confirmed$", examples("confirmed"))]
     status: &'static str,
 }
 
-#[derive(Serialize)]
-struct ReleaseData {
+#[derive(Serialize, ToSchema)]
+pub(super) struct ReleaseData {
+    #[schema(pattern = "^act_[0-9a-f]{16}$", examples("act_a1b2c3d4e5f6a7b8"))]
     activation_id: String,
+    /// `released`; or `confirmed`, where the install was confirmed before and stays so.
+    #[schema(pattern = "^(released|confirmed)$", examples("released"))]
     status: &'static str,
+    /// Whether the code can be used again now.
+    #[schema(examples(true))]
     install_code_restored: bool,
 }
 
@@ -153,13 +190,8 @@ impl Identity {
         })
     }
 
-    fn machine_binding(&self) -> MachineBinding {
-        MachineBinding {
-            hostname: None,
-            public_ip: None,
-            machine_id: self.machine_id.clone(),
-            ssh_fingerprint: self.ssh_fingerprint.clone(),
-        }
+    fn told(self) -> MachineIdentity {
+        MachineIdentity { machine_id: self.machine_id, ssh_fingerprint: self.ssh_fingerprint }
     }
 }
 
@@ -241,6 +273,22 @@ async fn limited_step<C: LimitedCommand>(
 }
 
 /// `POST /api/v2/{product}/install/precheck`
+#[utoipa::path(
+    post,
+    path = "/api/v2/{product}/install/precheck",
+    operation_id = "precheck",
+    tag = "Install",
+    summary = "Precheck an install code",
+    description = "Validates the code for this machine before anything else is asked. Changes nothing, but \
+        carries the install further: the token of its answer lets an activate through after the \
+        code's own time is over. Limited for each address and machine.",
+    request_body = PrecheckRequest,
+    responses((
+        status = 200,
+        description = "The code is good for this machine.",
+        body = Success<PrecheckData>,
+    )),
+)]
 pub async fn precheck(
     state: Data<State>,
     request: HttpRequest,
@@ -257,7 +305,7 @@ pub async fn precheck(
         Ok((PrecheckCode { code, holder, from, life, now }, identity))
     };
     let grant = |(), identity: Identity, now: Timestamp| {
-        prechecked(&state, &product, &identity, now, now.plus(life.precheck_token))
+        prechecked(&state, &product, identity, now, now.plus(life.precheck_token))
     };
     limited_step(&state, &request, payload, policies, read, grant).await
 }
@@ -265,7 +313,7 @@ pub async fn precheck(
 fn prechecked(
     state: &State,
     product: &Product,
-    identity: &Identity,
+    identity: Identity,
     now: Timestamp,
     expires_at: Timestamp,
 ) -> HttpResponse {
@@ -285,7 +333,7 @@ fn prechecked(
         install_code_hint: identity.code.hint(),
         precheck_token,
         precheck_expires_at: rfc3339(expires_at),
-        machine_binding: identity.machine_binding(),
+        machine_binding: identity.told(),
     };
     success(StatusCode::OK, data, "Install code validated")
 }
@@ -345,6 +393,22 @@ fn read_activate(
 }
 
 /// `POST /api/v2/{product}/install/activate`
+#[utoipa::path(
+    post,
+    path = "/api/v2/{product}/install/activate",
+    operation_id = "activate",
+    tag = "Install",
+    summary = "Activate an install code",
+    description = "Uses the code for this machine, exactly once, whoever races. The same machine with the \
+        same host name and address gets the same answer again as long as the activation is open, \
+        so a lost answer costs no code. Limited for each address and machine.",
+    request_body = ActivateRequest,
+    responses((
+        status = 200,
+        description = "The code is this machine's.",
+        body = Success<ActivateData>,
+    )),
+)]
 pub async fn activate(
     state: Data<State>,
     request: HttpRequest,
@@ -354,11 +418,11 @@ pub async fn activate(
     let policies = [Policy::ActivatePerIpDay, Policy::ActivatePerMachineDay];
     let from = network_of(&request, &state.proxies);
     let read = |body: InstallBody<'_>, now| read_activate(&state, &product, body, from, now);
-    let grant = |granted: Activated, identity, _| activated(&state, &granted.activation, &identity);
+    let grant = |granted: Activated, identity, _| activated(&state, &granted.activation, identity);
     limited_step(&state, &request, payload, policies, read, grant).await
 }
 
-fn activated(state: &State, activation: &Activation, identity: &Identity) -> HttpResponse {
+fn activated(state: &State, activation: &Activation, identity: Identity) -> HttpResponse {
     let Some(install_token) = state.tokens.load().sign_install(activation) else {
         return failure(ApiError::internal());
     };
@@ -369,9 +433,9 @@ fn activated(state: &State, activation: &Activation, identity: &Identity) -> Htt
         install_token_expires_at: rfc3339(activation.expires_at),
         install_code: identity.code.reveal(),
         machine_binding: MachineBinding {
-            hostname: Some(binding.hostname.as_str().to_owned()),
-            public_ip: Some(binding.public_ip.to_string()),
-            ..identity.machine_binding()
+            hostname: binding.hostname.as_str().to_owned(),
+            public_ip: binding.public_ip.to_string(),
+            identity: identity.told(),
         },
     };
     success(StatusCode::OK, data, "Install token issued")
@@ -399,6 +463,16 @@ fn read_confirm(state: &State, bytes: &Body, now: Timestamp) -> Result<Activatio
 }
 
 /// `POST /api/v2/{product}/install/confirm`
+#[utoipa::path(
+    post,
+    path = "/api/v2/{product}/install/confirm",
+    operation_id = "confirm",
+    tag = "Install",
+    summary = "Confirm an install",
+    description = "Says that the install is complete. The code and the install token are used up for good.",
+    request_body = ConfirmRequest,
+    responses((status = 200, description = "The install is complete.", body = Success<ConfirmData>)),
+)]
 pub async fn confirm(state: Data<State>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let now = state.clock.now();
     let bytes = match state.read(payload).await {
@@ -438,6 +512,21 @@ fn read_release(state: &State, bytes: &Body) -> Result<ActivationId, Refusal> {
 }
 
 /// `POST /api/v2/{product}/install/release`
+#[utoipa::path(
+    post,
+    path = "/api/v2/{product}/install/release",
+    operation_id = "release",
+    tag = "Install",
+    summary = "Release an activation",
+    description = "Gives the code back after an install that did not come to its end. Harmless after a \
+        confirm, which stays.",
+    request_body = ReleaseRequest,
+    responses((
+        status = 200,
+        description = "The activation is closed.",
+        body = Success<ReleaseData>,
+    )),
+)]
 pub async fn release(state: Data<State>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let now = state.clock.now();
     let bytes = match state.read(payload).await {

@@ -1,19 +1,23 @@
 //! The HTTP edge: text to domain value, message, domain value to text. It decides nothing.
 //!
-//! * [`caller`]: who calls; [`body`]: what was sent; [`respond`] and [`errors`]: what is said back
+//! * [`caller`]: who calls; [`body`]: what was sent; [`respond`] and [`errors`]: what is said back;
+//!   [`catalogue`]: what errors mean
 //! * [`codes`], [`install`], [`servers`]: the handlers, by whom they serve; [`page`]: the HTML
 //! * [`watch`]: what happens to a code, live
+//! * [`reference`](mod@reference): the API reference, made from the handlers
 //! * [`admin`]: the operators' listener
 //! * [`state`]: what they share; [`observed`]: what is counted
 
 pub mod admin;
 pub mod body;
 pub mod caller;
+pub mod catalogue;
 pub mod codes;
 pub mod errors;
 pub mod install;
 pub mod observed;
 pub mod page;
+pub mod reference;
 pub mod respond;
 pub mod servers;
 pub mod state;
@@ -30,20 +34,55 @@ use actix_web::middleware::Next;
 use actix_web::web::{Data, ServiceConfig, resource, route, scope};
 use actix_web::{Error, Handler, HttpRequest, HttpResponse, Resource, Responder, guard};
 use errors::ApiError;
-use respond::{failure_for, method_not_allowed, success};
+use respond::{Success, failure_for, method_not_allowed, success};
 use serde::Serialize;
 use state::State;
 use std::time::Instant;
+use utoipa::ToSchema;
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Health {
+    #[schema(pattern = "^ok$", examples("ok"))]
     status: &'static str,
 }
 
+#[utoipa::path(
+    get,
+    path = "/api/v2/healthz",
+    operation_id = "healthz",
+    tag = "Health",
+    summary = "Health check",
+    description = "Says that the server answers.",
+    responses((status = 200, description = "It does.", body = Success<Health>)),
+)]
 async fn healthz() -> HttpResponse {
     success(StatusCode::OK, Health { status: "ok" }, "OK")
 }
 
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    operation_id = "readyz",
+    tag = "Health",
+    summary = "Readiness",
+    description = "Says whether requests should be sent here.",
+    responses(
+        (
+            status = 200,
+            description = "They should.",
+            body = String,
+            content_type = "text/plain",
+            example = "ready\n",
+        ),
+        (
+            status = 503,
+            description = "They should not: the server is stopping, or cannot store anything.",
+            body = String,
+            content_type = "text/plain",
+            example = "not ready\n",
+        ),
+    ),
+)]
 async fn public_readyz(state: Data<State>) -> HttpResponse {
     admin::readiness(&state.health)
 }
@@ -90,12 +129,14 @@ async fn landing(state: Data<State>) -> HttpResponse {
 }
 
 /// The names of the public routes.
-pub const ROUTES: [&str; 17] = [
+pub const ROUTES: [&str; 19] = [
     "activate",
     "asset",
     "check_in",
     "checkin",
     "confirm",
+    "docs",
+    "document",
     "events",
     "healthz",
     "issue",
@@ -138,6 +179,8 @@ pub fn public(config: &mut ServiceConfig, products: &[Product]) {
         )
         .service(at("/api/v2/healthz", "healthz", M::GET, healthz))
         .service(at("/readyz", "readyz", M::GET, public_readyz))
+        .service(at("/docs", "docs", M::GET, reference::page))
+        .service(at("/api/v2/openapi.json", "document", M::GET, reference::document))
         .service(at("/register", "register", M::POST, servers::register))
         .service(at("/checkin", "checkin", M::POST, servers::legacy_check_in))
         .service(at("/revoke", "revoke", M::POST, servers::legacy_revoke))

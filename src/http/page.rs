@@ -64,6 +64,16 @@ pub fn html(status: StatusCode, page: &impl Template) -> HttpResponse {
         .body(text)
 }
 
+/// A page that is the same for everybody.
+pub fn stored(html: bytes::Bytes) -> HttpResponse {
+    HttpResponse::Ok()
+        .insert_header((CONTENT_TYPE, "text/html; charset=utf-8"))
+        .insert_header((CACHE_CONTROL, "no-cache"))
+        .insert_header(("Content-Security-Policy", POLICY))
+        .insert_header(("Referrer-Policy", "same-origin"))
+        .body(html)
+}
+
 /// How people call a product: the reference spells its own with capitals, others go by their name.
 pub fn title_of(product: &str) -> &str {
     if product == "slowdns" { "SlowDNS" } else { product }

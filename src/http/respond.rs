@@ -9,31 +9,41 @@ use iptunnel_domain::Timestamp;
 use iptunnel_domain::limit::tightest;
 use serde::Serialize;
 use std::fmt::Write;
+use utoipa::ToSchema;
 
-#[derive(Serialize)]
-struct Success<'a, T> {
+/// What a success holds.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Success<'a, T> {
     data: T,
     meta: Meta<'a>,
 }
 
-#[derive(Serialize)]
-struct Meta<'a> {
+#[derive(Serialize, ToSchema)]
+pub(super) struct Meta<'a> {
+    /// For people.
+    #[schema(examples("OK"))]
     message: &'a str,
 }
 
-#[derive(Serialize)]
-struct V2Failure<'a> {
+/// What a failure holds.
+#[derive(Serialize, ToSchema)]
+pub(super) struct V2Failure<'a> {
     error: V2Error<'a>,
 }
 
-#[derive(Serialize)]
-struct V2Error<'a> {
+#[derive(Serialize, ToSchema)]
+pub(super) struct V2Error<'a> {
+    /// For machines.
     code: &'a str,
+    /// For people; safe to show to operators.
     message: &'a str,
 }
 
-#[derive(Serialize)]
-struct LegacyFailure<'a> {
+/// What a failure of the main stack's routes holds.
+#[derive(Serialize, ToSchema)]
+pub(super) struct LegacyFailure<'a> {
+    /// For people.
+    #[schema(examples("The request cannot be granted."))]
     error: &'a str,
 }
 

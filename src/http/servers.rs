@@ -3,7 +3,10 @@
 use super::body::{Body, Field, fields, object};
 use super::caller::network_of;
 use super::errors::ApiError;
-use super::respond::{failure, failure_for, json, legacy_failure, rfc3339, success};
+use super::reference::requests::{RegisterRequest, ServerRequest};
+use super::respond::{
+    LegacyFailure, Success, failure, failure_for, json, legacy_failure, rfc3339, success,
+};
 use super::state::State;
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Payload, Query};
@@ -19,9 +22,10 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
+use utoipa::ToSchema;
 
 /// Longer than any token or id that is good.
-const FIELD: usize = 4096;
+pub(super) const FIELD: usize = 4096;
 /// Servers read from the store at a time while a listing streams: some 100 KB.
 const PAGE: usize = 512;
 /// The largest page that may be asked for.
@@ -40,21 +44,31 @@ struct ServerBody<'a> {
     server_id: Field<'a>,
 }
 
-#[derive(Serialize)]
-struct Registered {
+#[derive(Serialize, ToSchema)]
+pub(super) struct Registered {
+    #[schema(pattern = "^authorized$", examples("authorized"))]
     status: &'static str,
     #[serde(flatten)]
     server: ListedServer,
 }
 
-#[derive(Serialize)]
-struct ListedServer {
+#[derive(Serialize, ToSchema)]
+pub(super) struct ListedServer {
+    #[schema(pattern = "^[0-9a-f]{16}$", examples("0123456789abcdef"))]
     server_id: String,
+    #[schema(examples("1.2.3.4"))]
     ip: String,
+    #[schema(examples("ns1.example.com"))]
     hostname: String,
+    #[schema(format = DateTime, examples("2026-03-31T12:00:00+00:00"))]
     registered_at: String,
+    #[schema(format = DateTime, examples("2026-03-31T12:05:00+00:00"))]
     last_checkin: String,
+    /// 1 where the server is revoked, else 0.
+    #[schema(minimum = 0, maximum = 1, examples(0))]
     revoked: u8,
+    /// What the operator has noted.
+    #[schema(examples(""))]
     note: String,
 }
 
@@ -72,29 +86,50 @@ impl ListedServer {
     }
 }
 
-#[derive(Serialize)]
-struct ServerStatus<'a> {
+#[derive(Serialize, ToSchema)]
+pub(super) struct ServerStatus<'a> {
+    #[schema(pattern = "^revoked$", examples("revoked"))]
     status: &'a str,
+    #[schema(pattern = "^[0-9a-f]{16}$", examples("0123456789abcdef"))]
     server_id: String,
 }
 
-#[derive(Serialize)]
-struct ServerAction<'a> {
+#[derive(Serialize, ToSchema)]
+pub(super) struct ServerAction<'a> {
+    #[schema(pattern = "^[0-9a-f]{16}$", examples("0123456789abcdef"))]
     server_id: String,
+    #[schema(pattern = "^(revoked|active)$", examples("revoked"))]
     status: &'a str,
 }
 
-#[derive(Serialize)]
-struct AliveStatus {
+#[derive(Serialize, ToSchema)]
+pub(super) struct AliveStatus {
+    #[schema(pattern = "^ok$", examples("ok"))]
     status: &'static str,
+    #[schema(pattern = "^[0-9a-f]{16}$", examples("0123456789abcdef"))]
     server_id: String,
+    /// When to check in next.
+    #[schema(examples(86400))]
     next_checkin_seconds: u64,
 }
 
-#[derive(Serialize)]
-struct RevokedRegistration {
+#[derive(Serialize, ToSchema)]
+pub(super) struct RevokedRegistration {
+    #[schema(examples("The token is not valid."))]
     error: &'static str,
+    /// Where the server is revoked.
+    #[schema(required = false, pattern = "^[0-9a-f]{16}$", examples("0123456789abcdef"))]
     server_id: String,
+}
+
+/// What a check-in is told with status 200: that all is well; or, where the operator has chosen
+/// so, that the server is revoked.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code)]
+pub(super) enum CheckInAnswer<'a> {
+    Alive(AliveStatus),
+    Revoked(ServerStatus<'a>),
 }
 
 /// A legacy failure with status 400 and these words.
@@ -124,6 +159,29 @@ fn server_id(bytes: &Body) -> Result<String, HttpResponse> {
 }
 
 /// `POST /register`
+#[utoipa::path(
+    post,
+    path = "/register",
+    operation_id = "register",
+    tag = "Main stack",
+    summary = "Register a server",
+    description = "Registers the server with this address, or finds it again: the same address always gets \
+        the same id, and the new host name.",
+    request_body = RegisterRequest,
+    responses((
+            status = 200,
+            description = "The server is registered.",
+            body = Registered,
+        ),(
+            status = 400,
+            description = "The body is missing, not a JSON object, or a field is missing or not valid. The error says which.",
+            body = LegacyFailure,
+        ),(
+            status = 403,
+            description = "The token is not valid; or the server is revoked: then with its id.",
+            body = RevokedRegistration,
+        )),
+)]
 pub async fn register(state: Data<State>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let now = state.clock.now();
     let from = network_of(&request, &state.proxies);
@@ -176,6 +234,37 @@ fn read_registration(
 }
 
 /// `POST /checkin`
+#[utoipa::path(
+    post,
+    path = "/checkin",
+    operation_id = "checkin",
+    tag = "Main stack",
+    summary = "Check in",
+    description = "Says that the server is alive. An Authorization is not needed; where one is sent it must \
+        be the token that registered the server or the master token.",
+    request_body = ServerRequest,
+    responses((
+            status = 200,
+            description = "The server is alive, or, where the operator has chosen so, revoked.",
+            body = CheckInAnswer,
+        ),(
+            status = 400,
+            description = "The body is missing, not a JSON object, or a field is missing or not valid. The error says which.",
+            body = LegacyFailure,
+        ),(
+            status = 401,
+            description = "The token is not valid.",
+            body = LegacyFailure,
+        ),(
+            status = 403,
+            description = "The server is revoked.",
+            body = ServerStatus,
+        ),(
+            status = 404,
+            description = "There is no such server.",
+            body = LegacyFailure,
+        )),
+)]
 pub async fn legacy_check_in(
     state: Data<State>,
     request: HttpRequest,
@@ -234,6 +323,22 @@ fn id_and_verb(path: &str) -> Option<(&str, &str)> {
 }
 
 /// `POST /api/v2/servers/{server_id}/check-in`. The body does not matter, as long as it is one.
+#[utoipa::path(
+    post,
+    path = "/api/v2/servers/{server_id}/check-in",
+    operation_id = "server_check_in",
+    tag = "Servers",
+    summary = "Check a server in",
+    description = "Says that the server is alive. A body is not needed; where one is sent it is a JSON \
+        object. An Authorization, where sent, must be the token that registered the server or the \
+        master token.",
+    params(("server_id" = String, Path, description = "The id from the registration.", example = "0123456789abcdef")),
+    responses((
+        status = 200,
+        description = "The server is alive, or, where the operator has chosen so, revoked.",
+        body = Success<CheckInAnswer>,
+    )),
+)]
 pub async fn v2_check_in(
     state: Data<State>,
     request: HttpRequest,
@@ -277,6 +382,32 @@ pub async fn v2_check_in(
 }
 
 /// `POST /revoke`
+#[utoipa::path(
+    post,
+    path = "/revoke",
+    operation_id = "revoke",
+    tag = "Main stack",
+    summary = "Revoke a server",
+    description = "Revokes a server's registration, again and again with the same answer.",
+    request_body = ServerRequest,
+    responses((
+            status = 200,
+            description = "The server is revoked.",
+            body = ServerStatus,
+        ),(
+            status = 400,
+            description = "The body is missing, not a JSON object, or a field is missing or not valid. The error says which.",
+            body = LegacyFailure,
+        ),(
+            status = 403,
+            description = "The master token is missing or wrong.",
+            body = LegacyFailure,
+        ),(
+            status = 404,
+            description = "There is no such server.",
+            body = LegacyFailure,
+        )),
+)]
 pub async fn legacy_revoke(
     state: Data<State>,
     request: HttpRequest,
@@ -314,6 +445,34 @@ async fn set_revoked(
     answer.outcome??;
     Ok(id)
 }
+
+/// For the reference: the first of the two verbs of [`v2_action`].
+#[utoipa::path(
+    post,
+    path = "/api/v2/servers/{server_id}/revoke",
+    operation_id = "server_revoke",
+    tag = "Servers",
+    summary = "Revoke a server",
+    description = "Revokes a server's registration, again and again with the same answer.",
+    params(("server_id" = String, Path, description = "The id from the registration.", example = "0123456789abcdef")),
+    responses((status = 200, description = "The server is revoked.", body = Success<ServerAction>)),
+)]
+#[allow(dead_code)]
+pub(super) fn server_revoke() {}
+
+/// For the reference: the second.
+#[utoipa::path(
+    post,
+    path = "/api/v2/servers/{server_id}/restore",
+    operation_id = "server_restore",
+    tag = "Servers",
+    summary = "Restore a server",
+    description = "Takes a revocation back: the only way to do so.",
+    params(("server_id" = String, Path, description = "The id from the registration.", example = "0123456789abcdef")),
+    responses((status = 200, description = "The server is active.", body = Success<ServerAction>)),
+)]
+#[allow(dead_code)]
+pub(super) fn server_restore() {}
 
 /// `POST /api/v2/servers/{server_id}/revoke` and `/restore`, and 404 for every other verb.
 pub async fn v2_action(state: Data<State>, request: HttpRequest) -> HttpResponse {
@@ -406,6 +565,37 @@ impl Walk {
 }
 
 /// `GET /status`
+#[utoipa::path(
+    get,
+    path = "/status",
+    operation_id = "status",
+    tag = "Main stack",
+    summary = "List servers",
+    description = "Lists the registered servers, newest first. Without limit all are sent, a million too.",
+    params(
+        ("limit" = Option<u16>, Query, minimum = 1, maximum = 1000, nullable = false,
+            description = "Servers on a page: 1 to 1000."),
+        ("cursor" = Option<u32>, Query, nullable = false,
+            description = "next_cursor of an earlier page."),
+        ("revoked" = Option<u8>, Query, minimum = 0, maximum = 1, nullable = false,
+            description = "1 for revoked servers only, 0 for the others."),
+        ("stale" = Option<u8>, Query, minimum = 0, maximum = 1, nullable = false,
+            description = "1 for servers only that have not checked in for long."),
+    ),
+    responses((
+            status = 200,
+            description = "The servers.",
+            body = StatusPage,
+        ),(
+            status = 400,
+            description = "A part of the query is not valid.",
+            body = LegacyFailure,
+        ),(
+            status = 403,
+            description = "The master token is missing or wrong.",
+            body = LegacyFailure,
+        )),
+)]
 pub async fn status(state: Data<State>, request: HttpRequest) -> HttpResponse {
     if bearer(&state, &request) != Bearer::Master {
         return forbidden("The master token is required.");
@@ -428,11 +618,15 @@ pub async fn status(state: Data<State>, request: HttpRequest) -> HttpResponse {
     }
 }
 
-#[derive(Serialize)]
-struct StatusPage {
+#[derive(Serialize, ToSchema)]
+pub(super) struct StatusPage {
+    /// How many servers match.
+    #[schema(examples(1))]
     count: usize,
     servers: Vec<ListedServer>,
+    /// With `limit`, while more follow: the `cursor` of the next page.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false, examples("4711"))]
     next_cursor: Option<String>,
 }
 

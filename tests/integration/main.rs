@@ -20,6 +20,7 @@ mod observed;
 mod pages;
 mod process;
 mod readme;
+mod reference;
 mod retention;
 mod secrecy;
 mod servers;

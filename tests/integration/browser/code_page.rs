@@ -120,3 +120,16 @@ fn a_narrow_screen_shows_everything_without_scrolling_sideways() {
     assert!(!window.scrolls_sideways());
     window.check_looks("landing-narrow");
 }
+
+#[test]
+fn the_reference_is_readable_in_both_themes_and_on_a_narrow_screen() {
+    let app = TestApp::start();
+    let window = Window::open();
+    window.go(&format!("{}/docs", app.url));
+    window.check_looks("docs");
+    window.go(&format!("{}/docs#install_code_used", app.url));
+    assert!(window.text("#install_code_used").contains("install_code_used"));
+    window.width(360);
+    assert!(!window.scrolls_sideways());
+    window.check_looks("docs-narrow");
+}

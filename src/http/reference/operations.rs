@@ -1,0 +1,231 @@
+//! What every operation needs, and which refusals it knows, beside what its handler says itself.
+
+/// What has to come with a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing.
+    Nothing,
+    /// The cookie that the product's page sets.
+    BrowserSession,
+    /// The master token.
+    MasterToken,
+    /// A token may come, but need not.
+    PerhapsToken,
+}
+
+/// One operation.
+pub struct Operation {
+    /// Its `operationId`.
+    pub id: &'static str,
+    /// The name of its route in metrics and log.
+    pub route: &'static str,
+    /// What has to come with it.
+    pub needs: Needs,
+    /// The message of its success; legacy operations have none.
+    pub says: &'static str,
+    /// Whether its answers tell how the limits stand.
+    pub limited: bool,
+    /// The codes of its refusals. Those of legacy operations are not told, only their statuses
+    /// and words.
+    pub refusals: &'static [&'static str],
+}
+
+impl Operation {
+    /// The operation with this `operationId`.
+    pub fn of(id: Option<&str>) -> Option<&'static Self> {
+        OPERATIONS.iter().find(|operation| Some(operation.id) == id)
+    }
+}
+
+const fn operation(
+    id: &'static str,
+    route: &'static str,
+    says: &'static str,
+    needs: Needs,
+    limited: bool,
+    refusals: &'static [&'static str],
+) -> Operation {
+    Operation { id, route, needs, says, limited, refusals }
+}
+
+/// Every operation, in the order in which they are told.
+pub const OPERATIONS: [Operation; 15] = [
+    operation(
+        "issue",
+        "issue",
+        "SlowDNS install code issued",
+        Needs::BrowserSession,
+        true,
+        &[
+            "browser_session_required",
+            "browser_session_invalid",
+            "not_found",
+            "rate_limit_exceeded",
+            "internal_error",
+            "overloaded",
+            "storage_unavailable",
+            "outcome_unknown",
+        ],
+    ),
+    operation(
+        "precheck",
+        "precheck",
+        "Install code validated",
+        Needs::Nothing,
+        true,
+        &[
+            "invalid_body",
+            "invalid_json",
+            "product_mismatch",
+            "install_code_used",
+            "install_code_expired",
+            "install_code_max_activations",
+            "install_code_not_found",
+            "not_found",
+            "request_too_large",
+            "validation_error",
+            "rate_limit_exceeded",
+            "internal_error",
+            "overloaded",
+            "storage_unavailable",
+            "outcome_unknown",
+        ],
+    ),
+    operation(
+        "activate",
+        "activate",
+        "Install token issued",
+        Needs::Nothing,
+        true,
+        &[
+            "invalid_body",
+            "invalid_json",
+            "precheck_token_invalid",
+            "product_mismatch",
+            "install_code_used",
+            "install_code_expired",
+            "install_code_max_activations",
+            "install_code_not_found",
+            "not_found",
+            "request_too_large",
+            "validation_error",
+            "invalid_binding",
+            "rate_limit_exceeded",
+            "internal_error",
+            "overloaded",
+            "storage_unavailable",
+            "outcome_unknown",
+        ],
+    ),
+    operation(
+        "confirm",
+        "confirm",
+        "Install confirmed",
+        Needs::Nothing,
+        false,
+        &[
+            "invalid_body",
+            "invalid_json",
+            "token_invalid",
+            "token_mismatch",
+            "activation_not_found",
+            "not_found",
+            "token_used",
+            "request_too_large",
+            "validation_error",
+            "internal_error",
+            "overloaded",
+            "storage_unavailable",
+            "outcome_unknown",
+        ],
+    ),
+    operation(
+        "release",
+        "release",
+        "Activation released",
+        Needs::Nothing,
+        false,
+        &[
+            "invalid_body",
+            "invalid_json",
+            "token_invalid",
+            "token_mismatch",
+            "activation_not_found",
+            "not_found",
+            "request_too_large",
+            "validation_error",
+            "internal_error",
+            "overloaded",
+            "storage_unavailable",
+            "outcome_unknown",
+        ],
+    ),
+    operation(
+        "server_check_in",
+        "check_in",
+        "Check-in accepted",
+        Needs::PerhapsToken,
+        false,
+        &[
+            "invalid_json",
+            "unauthorized",
+            "revoked",
+            "server_not_found",
+            "not_found",
+            "request_too_large",
+            "internal_error",
+            "overloaded",
+            "storage_unavailable",
+            "outcome_unknown",
+        ],
+    ),
+    operation(
+        "server_revoke",
+        "server_action",
+        "Server revoked",
+        Needs::MasterToken,
+        false,
+        SERVER_ACTION,
+    ),
+    operation(
+        "server_restore",
+        "server_action",
+        "Server restored",
+        Needs::MasterToken,
+        false,
+        SERVER_ACTION,
+    ),
+    operation("register", "register", "", Needs::Nothing, false, LEGACY),
+    operation("checkin", "checkin", "", Needs::PerhapsToken, false, LEGACY),
+    operation("revoke", "revoke", "", Needs::MasterToken, false, LEGACY),
+    operation(
+        "status",
+        "status",
+        "",
+        Needs::MasterToken,
+        false,
+        &["internal_error", "storage_unavailable"],
+    ),
+    operation("healthz", "healthz", "OK", Needs::Nothing, false, &[]),
+    operation("readyz", "readyz", "", Needs::Nothing, false, &[]),
+    operation("document", "document", "", Needs::Nothing, false, &[]),
+];
+
+const SERVER_ACTION: &[&str] = &[
+    "unauthorized",
+    "server_not_found",
+    "not_found",
+    "internal_error",
+    "overloaded",
+    "storage_unavailable",
+    "outcome_unknown",
+];
+
+/// What all legacy operations with a body share; the rest their handlers say.
+const LEGACY: &[&str] = &[
+    "request_too_large",
+    "internal_error",
+    "overloaded",
+    "storage_unavailable",
+    "outcome_unknown",
+];
