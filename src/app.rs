@@ -2,6 +2,7 @@
 
 use crate::ambient::{Clock, NoRandomness, random_bytes, seeded_generator};
 use crate::config::{Config, ConfigError};
+use crate::console::{Console, heads};
 use crate::http::admin::{AdminState, refuse_unknown_hosts};
 use crate::http::caller::{Proxies, RequestIds};
 use crate::http::observed::HttpMetrics;
@@ -141,13 +142,15 @@ pub async fn run(
         config: ArcSwap::from_pointee(config),
     });
     let bind = admin_socket.local_addr()?;
-    let admin = operators_server(admin_socket, Arc::clone(&health), registry)?;
+    let console = Data::new(Console { state: state.clone(), sessions: Default::default() });
+    let admin = operators_server(admin_socket, Arc::clone(&health), registry, console.clone())?;
     let admin_handle = admin.handle();
     let address = public_socket.local_addr()?;
     let public = public_server(public_socket, &server, state.clone())?;
     let public_handle = public.handle();
     let servers = [actix_web::rt::spawn(admin), actix_web::rt::spawn(public)];
     let ticker = actix_web::rt::spawn(tick(Arc::clone(&handles), clock));
+    let signer = actix_web::rt::spawn(heads::keep(console.clone()));
     started();
 
     tracing::info!(public = %address, admin = %bind, "the server is up");
@@ -158,6 +161,7 @@ pub async fn run(
     health.drain();
     state.watchers.close();
     ticker.abort();
+    signer.abort();
     tracing::info!("the server is finishing what it accepted");
     // After a failure whoever waits has been answered: that has to reach them.
     let patience = if ended.is_ok() { grace } else { LAST_ANSWERS.min(grace) };
@@ -285,11 +289,13 @@ fn operators_server(
     socket: TcpListener,
     health: Arc<Health>,
     registry: Registry,
+    console: Data<Console>,
 ) -> std::io::Result<actix_web::dev::Server> {
     let state = Data::new(AdminState { health, registry: Arc::new(registry) });
     let server = HttpServer::new(move || {
         App::new()
             .app_data(state.clone())
+            .app_data(console.clone())
             .wrap(from_fn(refuse_unknown_hosts))
             .wrap(DefaultHeaders::new().add((X_CONTENT_TYPE_OPTIONS, "nosniff")))
             .configure(operators)

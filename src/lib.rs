@@ -11,6 +11,7 @@ pub mod ambient;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod console;
 pub mod http;
 pub mod logging;
 pub mod secrets;

@@ -19,7 +19,7 @@ use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Bearer, Server, ServerId, ServerNumber};
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{Change, CheckIn as Seen, ReadError, Store, Write};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -125,6 +125,21 @@ pub struct Filter {
     pub revoked: Option<bool>,
     /// Only those last seen before this instant.
     pub seen_before: Option<Timestamp>,
+    /// Only those last seen at this instant or later.
+    pub seen_since: Option<Timestamp>,
+}
+
+/// In which order servers are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sort {
+    /// Those registered last come first.
+    Newest,
+    /// Those registered first come first.
+    Oldest,
+    /// Those seen last come first.
+    SeenLast,
+    /// Those not seen for longest come first.
+    SeenFirst,
 }
 
 impl Filter {
@@ -136,6 +151,7 @@ impl Filter {
     fn matches_state(&self, revoked: bool, last_checkin: Timestamp) -> bool {
         self.revoked.is_none_or(|wanted| wanted == revoked)
             && self.seen_before.is_none_or(|instant| last_checkin < instant)
+            && self.seen_since.is_none_or(|instant| last_checkin >= instant)
     }
 }
 
@@ -149,6 +165,42 @@ impl Servers {
             filter.matches_state(live.revoked, Timestamp(u64::from(live.last_checkin)))
         };
         self.0.iter().filter(|entry| matches(entry.value())).count()
+    }
+
+    /// At most `limit` of the servers that `filter` lets through, in the order of `sort`, each with
+    /// its place in that order; only those behind the place `after`.
+    ///
+    /// Looks at all of them and keeps `limit`: a million take some 50 ms.
+    pub fn page(
+        &self,
+        filter: &Filter,
+        sort: Sort,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Vec<(u64, ServerNumber)> {
+        let mut first = BinaryHeap::with_capacity(limit + 1);
+        for entry in &self.0 {
+            let live = entry.value();
+            let seen = live.last_checkin;
+            if !filter.matches_state(live.revoked, Timestamp(u64::from(seen))) {
+                continue;
+            }
+            let number = live.number.0;
+            let place = match sort {
+                Sort::Newest => u64::from(u32::MAX - number),
+                Sort::Oldest => u64::from(number),
+                Sort::SeenLast => u64::from(u32::MAX - seen) << 32 | u64::from(number),
+                Sort::SeenFirst => u64::from(seen) << 32 | u64::from(number),
+            };
+            if after.is_none_or(|after| place > after) {
+                first.push((place, number));
+                if first.len() > limit {
+                    first.pop();
+                }
+            }
+        }
+        let page = first.into_sorted_vec().into_iter();
+        page.map(|(place, number)| (place, ServerNumber(number))).collect()
     }
 
     /// When the server was last seen, which the disk may not know yet.

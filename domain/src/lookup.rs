@@ -80,6 +80,8 @@ pub enum Purpose {
     Token,
     /// The address from which a server's id is derived.
     Server,
+    /// The head of the audit log.
+    AuditHead,
 }
 
 impl Purpose {
@@ -93,6 +95,7 @@ impl Purpose {
             Self::Browser => b"browser\0",
             Self::Token => b"token\0",
             Self::Server => b"server\0",
+            Self::AuditHead => b"audit head\0",
         }
     }
 }

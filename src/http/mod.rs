@@ -96,7 +96,7 @@ async fn nothing_here(request: HttpRequest) -> HttpResponse {
 struct RouteName(&'static str);
 
 /// A path with one method; 405 for every other method.
-fn at<F, Args>(path: &str, name: &'static str, method: Method, handler: F) -> Resource
+pub(crate) fn at<F, Args>(path: &str, name: &'static str, method: Method, handler: F) -> Resource
 where
     F: Handler<Args>,
     Args: actix_web::FromRequest + 'static,
@@ -116,12 +116,25 @@ fn at_all(path: &str, name: &'static str, allowed: &'static [Method]) -> Resourc
     )
 }
 
+/// A path to look at, and to send a form to.
+pub(crate) fn both<F, A, G, B>(path: &str, name: &'static str, look: F, send: G) -> Resource
+where
+    F: Handler<A>,
+    A: actix_web::FromRequest + 'static,
+    F::Output: Responder + 'static,
+    G: Handler<B>,
+    B: actix_web::FromRequest + 'static,
+    G::Output: Responder + 'static,
+{
+    let read = guard::Any(guard::Get()).or(guard::Head());
+    at_all(path, name, &[Method::GET, Method::HEAD, Method::POST])
+        .route(route().guard(read).to(look))
+        .route(route().guard(guard::Post()).to(send))
+}
+
 /// The page of a product: to look at, and to ask for a code without a script.
 fn page_at(path: &str) -> Resource {
-    let read = guard::Any(guard::Get()).or(guard::Head());
-    at_all(path, "page", &[Method::GET, Method::HEAD, Method::POST])
-        .route(route().guard(read).to(codes::page))
-        .route(route().guard(guard::Post()).to(codes::issue_page))
+    both(path, "page", codes::page, codes::issue_page)
 }
 
 async fn landing(state: Data<State>) -> HttpResponse {
@@ -210,10 +223,14 @@ fn product_routes(config: &mut ServiceConfig, product: &Product) {
 
 /// The operators' routes.
 pub fn operators(config: &mut ServiceConfig) {
+    for path in page::asset_paths() {
+        config.service(at(&path, "asset", Method::GET, page::asset));
+    }
     config
         .service(at("/livez", "livez", Method::GET, admin::livez))
         .service(at("/readyz", "readyz", Method::GET, admin::readyz))
         .service(at("/metrics", "metrics", Method::GET, admin::metrics))
+        .configure(crate::console::routes)
         .default_service(route().to(nothing_here));
 }
 

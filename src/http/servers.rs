@@ -534,6 +534,7 @@ impl Listing {
         let filter = Filter {
             revoked: flag("revoked", query.revoked.as_deref())?,
             seen_before: stale.then_some(horizon),
+            seen_since: None,
         };
         Ok(Self { filter, limit, before })
     }

@@ -238,7 +238,10 @@ fn was_prechecked(store: &dyn Store, code: &Code) -> Result<bool, ReadError> {
 }
 
 /// The hint of a code, as the log noted it when the code was issued.
-fn hint_of(store: &dyn Store, code: &Code) -> Result<String, ReadError> {
+///
+/// # Errors
+/// Where the log cannot be read.
+pub fn hint_of(store: &dyn Store, code: &Code) -> Result<String, ReadError> {
     let mut hint = String::new();
     let number = store.audit_number_at(code.issued_at)?;
     // A code is entered within seconds of its time.

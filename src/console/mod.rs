@@ -1,0 +1,103 @@
+//! The operator's console and its JSON twins, on the operators' listener.
+//!
+//! * [`auth`]: who may look: a session opened with the master token, or the token itself
+//! * [`servers`], [`codes`], [`audit`]: what each page shows, as a page and as JSON
+//! * [`heads`]: the log's head, signed every minute
+//!
+//! Deliberately absent: decisions. Changes go to the actors like everybody's.
+
+pub mod audit;
+pub mod auth;
+pub mod codes;
+pub mod heads;
+pub mod servers;
+
+use crate::http::errors::ApiError;
+use crate::http::page::error_page;
+use crate::http::respond::failure;
+use crate::http::state::State;
+use actix_web::http::Method;
+use actix_web::web::{Data, ServiceConfig};
+use actix_web::{HttpRequest, HttpResponse};
+use auth::Sessions;
+use iptunnel_actors::Failure;
+use iptunnel_storage::{ReadError, Store};
+
+/// The pages, by their path and their name, in the order of the menu.
+pub static PAGES: [(&str, &str); 3] =
+    [("codes", "Codes"), ("servers", "Servers"), ("audit", "Audit")];
+
+/// What the console's handlers share.
+pub struct Console {
+    /// What the public handlers share.
+    pub state: Data<State>,
+    /// Who is logged in.
+    pub sessions: Sessions,
+}
+
+/// Reads from the store on a thread where that may take its time.
+async fn read<T: Send + 'static>(
+    console: &Console,
+    read: impl FnOnce(&dyn Store) -> Result<T, ReadError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let store = std::sync::Arc::clone(console.state.handles.store());
+    match actix_web::web::block(move || read(store.as_ref())).await {
+        Ok(Ok(found)) => Ok(found),
+        Ok(Err(error)) => {
+            tracing::error!(%error, "the console could not read");
+            Err(Failure::StorageUnavailable.into())
+        }
+        Err(_) => Err(ApiError::internal()),
+    }
+}
+
+/// An error as whoever asked wants it: a page or JSON.
+fn failed(request: &HttpRequest, error: &ApiError) -> HttpResponse {
+    if request.path().starts_with("/console") { error_page(error) } else { failure(error.clone()) }
+}
+
+/// Pairs as the query of an address (WHATWG URL, `application/x-www-form-urlencoded`).
+fn query_string(pairs: &[(&str, &str)]) -> String {
+    form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
+}
+
+/// Off to another page, after a form was sent.
+fn see(path: &str) -> HttpResponse {
+    HttpResponse::SeeOther().insert_header(("location", path)).finish()
+}
+
+async fn first_page() -> HttpResponse {
+    see("/console/codes")
+}
+
+/// The console's routes.
+pub fn routes(config: &mut ServiceConfig) {
+    use crate::http::{at, both};
+    let (get, post) = (Method::GET, Method::POST);
+    config
+        .service(at("/", "console", get.clone(), first_page))
+        .service(at("/console", "console", get.clone(), first_page))
+        .service(both("/console/login", "console", auth::login_page, auth::login))
+        .service(at("/console/logout", "console", post.clone(), auth::logout))
+        .service(at("/console/servers", "console", get.clone(), servers::page))
+        .service(at("/console/servers/revoke", "console", post.clone(), servers::revoke))
+        .service(at("/console/servers/restore", "console", post.clone(), servers::restore))
+        .service(at("/console/servers/note", "console", post.clone(), servers::note))
+        .service(both("/console/codes", "console", codes::page, codes::find))
+        .service(at("/console/codes/{code}", "console", get.clone(), codes::code_page))
+        .service(at("/console/audit", "console", get.clone(), audit::page))
+        .service(at("/console/audit/export", "console", get.clone(), audit::export))
+        .service(at("/admin/servers", "admin", get.clone(), servers::json_list))
+        .service(at(
+            "/admin/servers/{server_id}/{verb}",
+            "admin",
+            post.clone(),
+            servers::json_action,
+        ))
+        .service(at("/admin/codes", "admin", post, codes::json_find))
+        .service(at("/admin/activations", "admin", get.clone(), codes::json_activations))
+        .service(at("/admin/codes/{code}", "admin", get.clone(), codes::json_code))
+        .service(at("/admin/audit", "admin", get.clone(), audit::json_list))
+        .service(at("/admin/audit/export", "admin", get.clone(), audit::export))
+        .service(at("/admin/audit/heads", "admin", get, heads::list));
+}
