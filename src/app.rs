@@ -1,7 +1,7 @@
 //! The composition root: what exists, in which order it begins, and in which order it ends.
 
 use crate::ambient::{Clock, NoRandomness, random_bytes, seeded_generator};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Layers};
 use crate::console::{Console, heads};
 use crate::http::admin::{AdminState, refuse_unknown_hosts};
 use crate::http::caller::{Proxies, RequestIds};
@@ -12,6 +12,7 @@ use crate::http::watch::Watchers;
 use crate::http::{ROUTES, around, operators, public};
 use crate::secrets::{SecretError, SigningFile, lookup_key};
 use crate::tokens::Tokens;
+use crate::tuning::{OnChange, Tuner};
 use actix_web::dev::ServerHandle;
 use actix_web::http::header::X_CONTENT_TYPE_OPTIONS;
 use actix_web::middleware::{DefaultHeaders, from_fn};
@@ -19,7 +20,7 @@ use actix_web::web::Data;
 use actix_web::{App, HttpServer};
 use arc_swap::ArcSwap;
 use iptunnel_actors::{Handles, Health, Observed, Parts, StartError};
-use iptunnel_storage::{Disks, FileDisk, JournaledStore, OpenDisk, OpenError, Store};
+use iptunnel_storage::{Disks, FileDisk, JournaledStore, OpenDisk, OpenError, ReadError, Store};
 use prometheus_client::registry::Registry;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -44,12 +45,18 @@ pub enum Signal {
     /// Finish what was accepted, and end.
     Stop,
     /// Read the configuration again: whatever may change at run time changes.
-    Reload(Box<dyn FnOnce() -> Result<Config, ConfigError> + Send>),
+    Reload(Box<dyn FnOnce() -> Result<Layers, ConfigError> + Send>),
 }
 
 /// Why the server could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// What was configured contradicts itself.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// What the store holds could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
     /// A secret could not be read or made.
     #[error(transparent)]
     Secret(#[from] SecretError),
@@ -95,20 +102,28 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// Where it could not start, or must be started again.
 pub async fn run(
-    config: Config,
+    layers: Layers,
     surroundings: Surroundings,
     mut signals: mpsc::Receiver<Signal>,
-    on_change: impl Fn(&Config),
+    on_change: OnChange,
     started: impl FnOnce(),
 ) -> Result<(), RunError> {
     let Surroundings { clock, disks, public: public_socket, admin: admin_socket } = surroundings;
     let mut registry = Registry::with_prefix("iptunnel");
 
-    // Secrets, then the store, then the actors on it.
+    // The store, which knows what operators have changed; then secrets; then the actors.
+    let store: Arc<dyn Store> = Arc::new(JournaledStore::open(disks)?);
+    let kept = store.settings()?;
+    let loaded = layers.with_kept(&kept)?;
+    for problem in &loaded.left_out {
+        tracing::warn!(problem, "an operator's earlier change does not count any more");
+    }
+    let config = loaded.config.clone();
+    on_change(&config);
+    let tuner = Tuner::new(layers, kept, &loaded, on_change);
     let lookup = lookup_key(&config.auth.lookup_key_file)?;
     let tokens = Tokens::new(&SigningFile::read_or_make(&config.auth.signing_key_file)?);
     let master = master_hash(&config, &lookup)?;
-    let store: Arc<dyn Store> = Arc::new(JournaledStore::open(disks)?);
     let health = Arc::new(Health::default());
     let tuning = Arc::new(ArcSwap::from_pointee(tuning_of(&config)));
     let handles = iptunnel_actors::start(Parts {
@@ -129,6 +144,7 @@ pub async fn run(
     let (server, grace) = (config.server.clone(), config.server.shutdown_grace);
     let state = Data::new(State {
         handles: Arc::clone(&handles),
+        tuner,
         tuning,
         tokens: ArcSwap::from_pointee(tokens),
         master: ArcSwap::from_pointee(master),
@@ -154,7 +170,7 @@ pub async fn run(
     started();
 
     tracing::info!(public = %address, admin = %bind, "the server is up");
-    let ended = serve(&state, &health, &mut signals, on_change).await;
+    let ended = serve(&state, &health, &mut signals).await;
 
     // The way out: no new requests, then the actors in the order of their messages, then whoever
     // only watched.
@@ -183,45 +199,16 @@ async fn serve(
     state: &State,
     health: &Health,
     signals: &mut mpsc::Receiver<Signal>,
-    on_change: impl Fn(&Config),
 ) -> Result<(), RunError> {
     loop {
         tokio::select! {
             reason = health.failed() => return Err(RunError::Fatal(reason)),
             signal = signals.recv() => match signal {
-                Some(Signal::Reload(read)) => reload(state, read, &on_change),
+                Some(Signal::Reload(read)) => state.tuner.reload(state, read).await,
                 Some(Signal::Stop) | None => return Ok(()),
             },
         }
     }
-}
-
-fn reload(
-    state: &State,
-    read: impl FnOnce() -> Result<Config, ConfigError>,
-    on_change: &impl Fn(&Config),
-) {
-    let wanted = match read() {
-        Ok(wanted) => wanted,
-        Err(error) => {
-            return tracing::error!(%error, "the configuration stays as it was");
-        }
-    };
-    let before = state.config.load_full();
-    let after = before.with_run_time_values(&wanted);
-    if let Err(error) = state.reload(after.clone()) {
-        return tracing::error!(%error, "the configuration stays as it was");
-    }
-    on_change(&after);
-    for change in before.changes(&wanted) {
-        let (key, old, new) = (change.key, change.old, change.new);
-        if change.at_run_time {
-            tracing::info!(key, old, new, "a setting has changed");
-        } else {
-            tracing::warn!(key, old, new, "this setting changes with a restart only");
-        }
-    }
-    tracing::info!("configuration and keys have been read again");
 }
 
 /// As many requests at once as the shortest queue holds.

@@ -2,7 +2,7 @@
 
 use crate::ambient::SystemClock;
 use crate::app::{self, RunError, Signal, Surroundings, files};
-use crate::config::{Config, ConfigError, Sources};
+use crate::config::{Config, ConfigError, Layers, Sources};
 use crate::logging::Logging;
 use crate::secrets::{SecretError, SigningFile, make_folder_of, master_token};
 use clap::{Parser, Subcommand};
@@ -117,7 +117,7 @@ impl Cli {
         let sources = self.sources();
         let config = Config::load(&sources)?;
         match self.command {
-            None | Some(Command::Serve) => serve(config, sources),
+            None | Some(Command::Serve) => serve(&config, sources),
             Some(Command::CheckConfig) => {
                 println!("The configuration is good.");
                 Ok(())
@@ -136,12 +136,13 @@ fn listen(address: SocketAddr) -> Result<TcpListener, CliError> {
     TcpListener::bind(address).map_err(|error| CliError::Listen(address, error))
 }
 
-fn serve(config: Config, sources: Sources) -> Result<(), CliError> {
-    let logging = Logging::start(config.log.format, config.log.level);
+fn serve(config: &Config, sources: Sources) -> Result<(), CliError> {
+    let logging = Arc::new(Logging::start(config.log.format, config.log.level));
+    let layers = Layers::read(&sources)?;
     make_folder_of(&config.storage.path)?;
     let (public, admin) = (listen(config.server.bind)?, listen(config.admin.bind)?);
-    announce_master_token(&config)?;
-    let welcome = welcome(&config, &public, &admin)?;
+    announce_master_token(config)?;
+    let welcome = welcome(config, &public, &admin)?;
     let surroundings = Surroundings {
         clock: Arc::new(SystemClock::default()),
         disks: files(&config.storage.path),
@@ -151,8 +152,9 @@ fn serve(config: Config, sources: Sources) -> Result<(), CliError> {
     let system = actix_web::rt::System::new();
     let outcome = system.block_on(async {
         let signals = operating_system_signals(sources).map_err(RunError::Listen)?;
-        let on_change = |config: &Config| logging.set_level(config.log.level);
-        app::run(config, surroundings, signals, on_change, || tell(&welcome)).await
+        let log = Arc::clone(&logging);
+        let on_change = Box::new(move |config: &Config| log.set_level(config.log.level));
+        app::run(layers, surroundings, signals, on_change, || tell(&welcome)).await
     });
     Ok(outcome?)
 }
@@ -203,7 +205,7 @@ fn operating_system_signals(sources: Sources) -> std::io::Result<mpsc::Receiver<
                 _ = interrupt.recv() => Signal::Stop,
                 _ = hang_up.recv() => {
                     let sources = sources.clone();
-                    Signal::Reload(Box::new(move || Config::load(&sources)))
+                    Signal::Reload(Box::new(move || Layers::read(&sources)))
                 }
             };
             if send.send(what).await.is_err() {

@@ -4,6 +4,7 @@
 //! * [`http`]: requests in, answers out; decides nothing
 //! * [`tokens`] and [`secrets`]: what is signed, and with what
 //! * [`config`]: what an operator may choose
+//! * [`console`] and [`tuning`]: what operators see, and what they turn
 //! * [`cli`] and [`logging`]: how the program is started and what it tells
 //! * [`ambient`]: the clock and the randomness of the operating system
 
@@ -16,3 +17,4 @@ pub mod http;
 pub mod logging;
 pub mod secrets;
 pub mod tokens;
+pub mod tuning;

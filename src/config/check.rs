@@ -1,6 +1,7 @@
 //! From what was given to a [`Config`]: layers, each value held against the table of keys, then
 //! what values say about each other.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use figment::Figment;
@@ -48,13 +49,119 @@ impl ConfigError {
     }
 }
 
+/// Where a value in force comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The file.
+    File,
+    /// This variable.
+    Environment(String),
+    /// The command line.
+    Flag,
+    /// An operator's change at run time.
+    Override,
+}
+
 /// A value as it was given.
+#[derive(Clone)]
 struct Given {
     /// Section and key.
     name: String,
     value: Value,
-    /// The variable or flag it came by, for whoever looks for it in the file in vain.
-    by: Option<String>,
+    source: Source,
+}
+
+/// What file, environment and command line give, each value allowed by itself: what an operator
+/// changes at run time is laid over it, again and again.
+#[derive(Clone)]
+pub struct Layers {
+    /// Of several values of one key the last counts.
+    given: Vec<Given>,
+}
+
+/// A configuration and where its values come from.
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// The source of each value that is not the default.
+    pub sources: BTreeMap<String, Source>,
+    /// What is wrong with changes that were kept and do not count any more.
+    pub left_out: Vec<String>,
+}
+
+impl Loaded {
+    /// Whether the value of `key` is an operator's change.
+    pub fn overrides(&self, key: &str) -> bool {
+        self.sources.get(key) == Some(&Source::Override)
+    }
+}
+
+impl Layers {
+    /// Reads what `sources` give.
+    ///
+    /// # Errors
+    /// Every unknown key and every value that is not allowed, wherever it was given, or what is
+    /// wrong with the file.
+    pub fn read(sources: &Sources) -> Result<Self, ConfigError> {
+        let mut given = match &sources.file {
+            Some(path) => read_file(path)?,
+            None => Vec::new(),
+        };
+        given.extend(sources.env.iter().filter_map(from_variable));
+        given.extend(sources.flags.iter().map(from_flag));
+        ConfigError::unless_empty(given.iter().filter_map(problem).collect())?;
+        Ok(Self { given })
+    }
+
+    /// The same from the text of a file.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn of_text(text: &str) -> Result<Self, ConfigError> {
+        let given = read_text(text, "the text")?;
+        ConfigError::unless_empty(given.iter().filter_map(problem).collect())?;
+        Ok(Self { given })
+    }
+
+    /// The configuration with `overrides` laid over everything else.
+    ///
+    /// # Errors
+    /// Every override that is not allowed or is of no key that may change at run time, and what
+    /// values say against each other.
+    pub fn with(&self, overrides: &[(String, String)]) -> Result<Loaded, ConfigError> {
+        let overrides: Vec<Given> = overrides.iter().map(from_override).collect();
+        ConfigError::unless_empty(overrides.iter().filter_map(problem_at_run_time).collect())?;
+        let mut base = Raw::default();
+        // A file that names products means these and no others; variables and flags add to them.
+        let names_product =
+            |given: &Given| given.source == Source::File && given.name.starts_with(PRODUCTS);
+        if self.given.iter().any(names_product) {
+            base.products.clear();
+        }
+        let given: Vec<Given> = self.given.iter().chain(&overrides).cloned().collect();
+        let config = Config::from(overlaid(&base, &given)?);
+        ConfigError::unless_empty(contradictions(&config))?;
+        let sources = given.into_iter().map(|given| (given.name, given.source)).collect();
+        Ok(Loaded { config, sources, left_out: Vec::new() })
+    }
+
+    /// The configuration with those of the `kept` overrides that are still allowed: an operator's
+    /// old change never keeps the server from starting.
+    ///
+    /// # Errors
+    /// What values say against each other without any override.
+    pub fn with_kept(&self, kept: &[(String, String)]) -> Result<Loaded, ConfigError> {
+        let mut good: Vec<(String, String)> = Vec::new();
+        let mut left_out = Vec::new();
+        for (key, value) in kept {
+            good.push((key.clone(), value.clone()));
+            if let Err(error) = self.with(&good) {
+                good.pop();
+                left_out.extend(error.problems);
+            }
+        }
+        Ok(Loaded { left_out, ..self.with(&good)? })
+    }
 }
 
 impl Config {
@@ -64,23 +171,7 @@ impl Config {
     /// Every unknown key and every value that is not allowed, wherever it was given, or what is
     /// wrong with the file.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
-        let mut given = match &sources.file {
-            Some(path) => read_file(path)?,
-            None => Vec::new(),
-        };
-        // A file that names products means these and no others; variables and flags add to them.
-        let names_products = given.iter().any(|given| given.name.starts_with(PRODUCTS));
-        given.extend(sources.env.iter().filter_map(from_variable));
-        given.extend(sources.flags.iter().map(from_flag));
-        ConfigError::unless_empty(given.iter().filter_map(problem).collect())?;
-
-        let mut base = Raw::default();
-        if names_products {
-            base.products.clear();
-        }
-        let config = Self::from(overlaid(&base, &given)?);
-        ConfigError::unless_empty(contradictions(&config))?;
-        Ok(config)
+        Ok(Layers::read(sources)?.with(&[])?.config)
     }
 }
 
@@ -94,17 +185,24 @@ fn overlaid(base: &Raw, given: &[Given]) -> Result<Raw, ConfigError> {
 }
 
 fn read_file(path: &Path) -> Result<Vec<Given>, ConfigError> {
-    let shown = path.display();
+    let shown = path.display().to_string();
     let text = std::fs::read_to_string(path)
         .map_err(|error| ConfigError::one(&format!("{shown}: cannot be read: {error}")))?;
-    let table: Table = toml::from_str(&text).map_err(|error| {
+    read_text(&text, &shown)
+}
+
+fn read_text(text: &str, shown: &str) -> Result<Vec<Given>, ConfigError> {
+    let table: Table = toml::from_str(text).map_err(|error| {
         let start = error.span().map_or(0, |span| span.start);
         let line = text.get(..start).unwrap_or_default().matches('\n').count() + 1;
         ConfigError::one(&format!("{shown}: line {line}: {}", error.message()))
     })?;
     let mut entries = Vec::new();
     flatten("", table, &mut entries);
-    Ok(entries.into_iter().map(|(name, value)| Given { name, value, by: None }).collect())
+    Ok(entries
+        .into_iter()
+        .map(|(name, value)| Given { name, value, source: Source::File })
+        .collect())
 }
 
 fn from_variable((variable, text): &(String, String)) -> Option<Given> {
@@ -114,21 +212,39 @@ fn from_variable((variable, text): &(String, String)) -> Option<Given> {
         Some(product) => format!("{PRODUCTS}{}", product.replace('_', "-")),
         None => name,
     };
-    Some(from_text(name, text, variable.clone()))
+    Some(from_text(name, text, Source::Environment(variable.clone())))
 }
 
 fn from_flag((name, text): &(String, String)) -> Given {
-    from_text(name.clone(), text, "command line".to_owned())
+    from_text(name.clone(), text, Source::Flag)
 }
 
-fn from_text(name: String, text: &str, by: String) -> Given {
+fn from_override((name, text): &(String, String)) -> Given {
+    from_text(name.clone(), text, Source::Override)
+}
+
+fn from_text(name: String, text: &str, source: Source) -> Given {
     let value = key::find(&name).map_or_else(|| text.into(), |key| key.kind.read(text));
-    Given { name, value, by: Some(by) }
+    Given { name, value, source }
+}
+
+/// What is wrong with an override by itself.
+fn problem_at_run_time(given: &Given) -> Option<String> {
+    let fixed = || {
+        let known = key::find(&given.name)?;
+        (!known.at_run_time).then(|| {
+            format!(
+                "{}: changes with a restart only, in the file, a variable or a flag",
+                given.name
+            )
+        })
+    };
+    problem(given).or_else(fixed)
 }
 
 /// What is wrong with one value by itself.
 fn problem(given: &Given) -> Option<String> {
-    let Given { name, value, by } = given;
+    let Given { name, value, source } = given;
     let problem = match key::find(name) {
         Some(key) if !key.kind.admits(value) => {
             format!("{name} = {}: must be {}", shown(name, value), key.kind)
@@ -138,7 +254,12 @@ fn problem(given: &Given) -> Option<String> {
         None if is_section(name) => format!("{name} = {value}: must be a section, [{name}]"),
         None => format!("{name}: unknown key; {}", instead_of(name)),
     };
-    let by = by.as_ref().map(|by| format!(" ({by})")).unwrap_or_default();
+    // The place, for whoever looks for it in the file in vain.
+    let by = match source {
+        Source::File | Source::Override => String::new(),
+        Source::Environment(variable) => format!(" ({variable})"),
+        Source::Flag => " (command line)".into(),
+    };
     Some(one_line(&format!("{problem}{by}")))
 }
 

@@ -4,6 +4,7 @@
 //! * `raw`: the sections as files spell them, and the defaults; `convert`: to the checked types
 //! * `check`: defaults, file, environment and flags, laid over each other and held against the table
 //! * `unknown`: what may have been meant by a name that the table lacks
+//! * `setting`: every key with its value, what it may be and where it comes from
 //! * `show`: the configuration as text, and what differs between two
 //! * `url`: the address under which browsers reach the server
 //!
@@ -14,6 +15,7 @@ mod check;
 mod convert;
 mod key;
 mod raw;
+mod setting;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -31,8 +33,9 @@ use iptunnel_domain::limit::Limits;
 use iptunnel_domain::time::Lifetimes;
 use serde::{Deserialize, Serialize};
 
-pub use check::{ConfigError, Sources};
+pub use check::{ConfigError, Layers, Loaded, Source, Sources};
 pub use key::at_run_time;
+pub use setting::{Setting, settings};
 pub use show::Changed;
 pub use url::PublicUrl;
 

@@ -125,7 +125,7 @@ pub(super) fn shown(name: &str, value: &Value) -> String {
 }
 
 /// The value as people say it: text without quotes.
-fn bare(name: &str, value: &Value) -> String {
+pub(super) fn bare(name: &str, value: &Value) -> String {
     match value {
         Value::String(text) if !is_secret(name) => one_line(text),
         value => shown(name, value),

@@ -2,6 +2,7 @@
 //!
 //! * [`auth`]: who may look: a session opened with the master token, or the token itself
 //! * [`servers`], [`codes`], [`audit`]: what each page shows, as a page and as JSON
+//! * [`tuning`]: the settings, to see and to change
 //! * [`heads`]: the log's head, signed every minute
 //!
 //! Deliberately absent: decisions. Changes go to the actors like everybody's.
@@ -11,21 +12,22 @@ pub mod auth;
 pub mod codes;
 pub mod heads;
 pub mod servers;
+pub mod tuning;
 
 use crate::http::errors::ApiError;
 use crate::http::page::error_page;
 use crate::http::respond::failure;
 use crate::http::state::State;
 use actix_web::http::Method;
-use actix_web::web::{Data, ServiceConfig};
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::web::{Data, ServiceConfig, resource, route};
+use actix_web::{HttpRequest, HttpResponse, guard};
 use auth::Sessions;
 use iptunnel_actors::Failure;
 use iptunnel_storage::{ReadError, Store};
 
 /// The pages, by their path and their name, in the order of the menu.
-pub static PAGES: [(&str, &str); 3] =
-    [("codes", "Codes"), ("servers", "Servers"), ("audit", "Audit")];
+pub static PAGES: [(&str, &str); 4] =
+    [("codes", "Codes"), ("servers", "Servers"), ("tuning", "Tuning"), ("audit", "Audit")];
 
 /// What the console's handlers share.
 pub struct Console {
@@ -87,6 +89,12 @@ pub fn routes(config: &mut ServiceConfig) {
         .service(at("/console/codes/{code}", "console", get.clone(), codes::code_page))
         .service(at("/console/audit", "console", get.clone(), audit::page))
         .service(at("/console/audit/export", "console", get.clone(), audit::export))
+        .service(both("/console/tuning", "console", tuning::page, tuning::change))
+        .service(
+            resource("/admin/config")
+                .route(route().guard(guard::Get()).to(tuning::json_list))
+                .route(route().guard(guard::Patch()).to(tuning::json_change)),
+        )
         .service(at("/admin/servers", "admin", get.clone(), servers::json_list))
         .service(at(
             "/admin/servers/{server_id}/{verb}",

@@ -8,6 +8,7 @@ use crate::ambient::Clock;
 use crate::config::Config;
 use crate::secrets::{SecretError, SigningFile, master_token};
 use crate::tokens::Tokens;
+use crate::tuning::Tuner;
 use actix_web::web::Payload;
 use arc_swap::ArcSwap;
 use iptunnel_actors::{Answer, Batches, Failure, Handles, Health, Pending, Tuning};
@@ -21,6 +22,8 @@ pub struct State {
     pub handles: Arc<Handles>,
     /// The configuration in force; replaced as a whole on reload.
     pub config: ArcSwap<Config>,
+    /// The way to other values.
+    pub tuner: Tuner,
     /// What the actors look at.
     pub tuning: Arc<ArcSwap<Tuning>>,
     /// The keys that sign and verify; replaced as a whole on reload.

@@ -3,7 +3,7 @@
 use iptunnel_domain::Timestamp;
 use iptunnel_server::ambient::Clock;
 use iptunnel_server::app::{self, Signal, Surroundings, files};
-use iptunnel_server::config::{Config, Sources};
+use iptunnel_server::config::{Config, Layers, Sources};
 use iptunnel_storage::Disks;
 use reqwest::blocking::{Client, RequestBuilder};
 use serde_json::{Value, json};
@@ -156,19 +156,13 @@ impl TestApp {
         let (signals, receive) = mpsc::channel(1);
         let surroundings =
             Surroundings { clock: clock.clone(), disks: make_disk(&folder), public, admin };
-        let of_server = config.clone();
+        let of_server = Layers::of_text(&config.to_toml()).map_err(|error| error.to_string())?;
         let (started, wait) = std::sync::mpsc::channel();
         let server = std::thread::spawn(move || {
             actix_web::rt::System::new()
-                .block_on(app::run(
-                    of_server,
-                    surroundings,
-                    receive,
-                    |_| {},
-                    move || {
-                        started.send(()).unwrap();
-                    },
-                ))
+                .block_on(app::run(of_server, surroundings, receive, Box::new(|_| {}), move || {
+                    started.send(()).unwrap();
+                }))
                 .map_err(|error| error.to_string())
         });
         if wait.recv().is_err() {
@@ -220,7 +214,7 @@ impl TestApp {
         let (done, wait) = std::sync::mpsc::channel();
         let read = move || {
             done.send(()).unwrap();
-            Ok(config)
+            Layers::of_text(&config.to_toml())
         };
         assert!(self.signals.blocking_send(Signal::Reload(Box::new(read))).is_ok());
         wait.recv().unwrap();

@@ -1,0 +1,208 @@
+//! Changes of the configuration while the server runs: by signal from the file, by an operator from
+//! the console.
+//!
+//! What an operator changes is laid over file, environment and command line, and kept in the store:
+//! it survives a restart, and reading the file again. One change at a time: each is checked as a
+//! whole, written with what the audit log says of it, and then put into force.
+
+use crate::config::{Config, ConfigError, Layers, Loaded, Setting, settings};
+use crate::http::errors::ApiError;
+use crate::http::state::State;
+use actix_web::http::StatusCode;
+use arc_swap::ArcSwap;
+use iptunnel_domain::Refusal;
+use iptunnel_domain::audit::{Action, Actor, Event};
+use iptunnel_storage::Setting as Kept;
+use sha2::{Digest, Sha256};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Called when other values have come into force.
+pub type OnChange = Box<dyn Fn(&Config) + Send + Sync>;
+
+/// What is in force.
+pub struct InForce {
+    /// Every key.
+    pub settings: Vec<Setting>,
+    /// Names this state of them, for `ETag` and `If-Match` (RFC 9110 section 8.8.3).
+    pub tag: String,
+}
+
+impl InForce {
+    fn of(config: &Config, loaded: &Loaded) -> Self {
+        let settings = settings(config, &loaded.sources);
+        let mut hash = Sha256::new();
+        for setting in &settings {
+            hash.update(format!("{}={} {}\n", setting.key, setting.value, setting.source));
+        }
+        let tag = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Self { settings, tag }
+    }
+}
+
+struct Inner {
+    layers: Layers,
+    overrides: Vec<(String, String)>,
+}
+
+/// The way to other values.
+pub struct Tuner {
+    /// Held for the whole of a change.
+    inner: tokio::sync::Mutex<Inner>,
+    in_force: ArcSwap<InForce>,
+    on_change: OnChange,
+}
+
+/// One change that an operator wants: a key with its value as text, or `None` to undo an earlier
+/// change.
+pub type Wanted = (String, Option<String>);
+
+fn invalid(error: &ConfigError) -> ApiError {
+    Refusal::InvalidField(error.problems().join(" ")).into()
+}
+
+/// A change as the log tells it.
+fn event(state: &State, actor: Actor, from: Option<IpAddr>, key: &str, detail: String) -> Event {
+    Event {
+        subject: key.to_owned(),
+        detail,
+        ..Event::new(Action::SettingChanged, actor, state.clock.now(), from)
+    }
+}
+
+impl Tuner {
+    /// What is in force at the start: `loaded` is `layers` with the `kept` changes.
+    pub fn new(
+        layers: Layers,
+        kept: Vec<(String, String)>,
+        loaded: &Loaded,
+        on_change: OnChange,
+    ) -> Self {
+        let in_force = InForce::of(&loaded.config, loaded);
+        let overrides = kept.into_iter().filter(|(key, _)| loaded.overrides(key)).collect();
+        Self {
+            inner: tokio::sync::Mutex::new(Inner { layers, overrides }),
+            in_force: ArcSwap::from_pointee(in_force),
+            on_change,
+        }
+    }
+
+    /// What is in force.
+    pub fn in_force(&self) -> Arc<InForce> {
+        self.in_force.load_full()
+    }
+
+    /// Puts what may change at run time into force; what changed, as text.
+    fn apply(&self, state: &State, loaded: &Loaded) -> Result<(), String> {
+        let before = state.config.load_full();
+        let after = before.with_run_time_values(&loaded.config);
+        state.reload(after.clone()).map_err(|error| error.to_string())?;
+        (self.on_change)(&after);
+        for change in before.changes(&loaded.config) {
+            let (key, old, new) = (change.key, change.old, change.new);
+            if change.at_run_time {
+                tracing::info!(key, old, new, "a setting has changed");
+            } else {
+                tracing::warn!(key, old, new, "this setting changes with a restart only");
+            }
+        }
+        self.in_force.store(Arc::new(InForce::of(&after, loaded)));
+        Ok(())
+    }
+
+    /// Puts other files and variables into force, operators' changes laid over them. On any error
+    /// everything stays as it was.
+    pub async fn reload(&self, state: &State, read: impl FnOnce() -> Result<Layers, ConfigError>) {
+        let stays = |error: &str| tracing::error!(error, "the configuration stays as it was");
+        let mut inner = self.inner.lock().await;
+        let layers = match read() {
+            Ok(layers) => layers,
+            Err(error) => return stays(&error.to_string()),
+        };
+        let loaded = match layers.with_kept(&inner.overrides) {
+            Ok(loaded) => loaded,
+            Err(error) => return stays(&error.to_string()),
+        };
+        let before = state.config.load_full();
+        if let Err(error) = self.apply(state, &loaded) {
+            return stays(&error);
+        }
+        inner.layers = layers;
+        tracing::info!("configuration and keys have been read again");
+        for problem in &loaded.left_out {
+            tracing::warn!(problem, "an operator's earlier change does not count any more");
+        }
+        let changes =
+            before.changes(&loaded.config).into_iter().filter(|change| change.at_run_time);
+        let events: Vec<Event> = changes
+            .map(|change| {
+                let detail = format!("{} -> {}", change.old, change.new);
+                event(state, Actor::Administrator, None, &change.key, detail)
+            })
+            .collect();
+        if !events.is_empty()
+            && state.wait(state.handles.keep_settings(Vec::new(), events)).await.outcome.is_err()
+        {
+            tracing::error!("what has changed could not be entered into the audit log");
+        }
+    }
+
+    /// Changes settings as an operator wants it, all of them or none.
+    ///
+    /// # Errors
+    /// 412 where `tag` is not what is in force any more, 422 with the key and what is allowed, and
+    /// whatever the store says. Then everything is as it was, except where the outcome of the store
+    /// is unknown.
+    pub async fn change(
+        &self,
+        state: &State,
+        wanted: &[Wanted],
+        tag: Option<&str>,
+        from: IpAddr,
+    ) -> Result<Arc<InForce>, ApiError> {
+        let mut inner = self.inner.lock().await;
+        let before = self.in_force();
+        if tag.is_some_and(|tag| tag != before.tag) {
+            let words = "The settings have changed since they were read. Please read them again.";
+            return Err(ApiError::new(
+                StatusCode::PRECONDITION_FAILED,
+                "precondition_failed",
+                words,
+            ));
+        }
+        let mut overrides = inner.overrides.clone();
+        for (key, value) in wanted {
+            overrides.retain(|(other, _)| other != key);
+            match value {
+                Some(value) => overrides.push((key.clone(), value.trim().to_owned())),
+                None if before.settings.iter().any(|setting| setting.key == *key) => {}
+                None => {
+                    let message = format!("{key} is no key of the configuration.");
+                    return Err(Refusal::InvalidField(message).into());
+                }
+            }
+        }
+        let loaded = inner.layers.with(&overrides).map_err(|error| invalid(&error))?;
+        let after = InForce::of(&state.config.load().with_run_time_values(&loaded.config), &loaded);
+        let value_in = |all: &InForce, key: &str| {
+            let found = all.settings.iter().find(|setting| setting.key == key);
+            found.map_or(String::new(), |setting| format!("{} ({})", setting.value, setting.source))
+        };
+        let events = wanted.iter().map(|(key, _)| {
+            let detail = format!("{} -> {}", value_in(&before, key), value_in(&after, key));
+            event(state, Actor::Operator, Some(from), key, detail)
+        });
+        let kept = wanted.iter().map(|(key, value)| Kept {
+            key: key.clone(),
+            value: value.as_ref().map(|value| value.trim().to_owned()),
+        });
+        let written = state.handles.keep_settings(kept.collect(), events.collect());
+        state.wait(written).await.outcome??;
+        inner.overrides = overrides;
+        self.apply(state, &loaded).map_err(|error| {
+            tracing::error!(error, "a change is kept, but not in force");
+            ApiError::internal()
+        })?;
+        Ok(self.in_force())
+    }
+}
