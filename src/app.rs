@@ -2,6 +2,7 @@
 
 use crate::ambient::{Clock, NoRandomness, random_bytes, seeded_generator};
 use crate::config::{Config, ConfigError, Layers};
+use crate::console::history::History;
 use crate::console::{Console, heads};
 use crate::http::admin::{AdminState, refuse_unknown_hosts};
 use crate::http::caller::{Proxies, RequestIds};
@@ -158,7 +159,12 @@ pub async fn run(
         config: ArcSwap::from_pointee(config),
     });
     let bind = admin_socket.local_addr()?;
-    let console = Data::new(Console { state: state.clone(), sessions: Default::default() });
+    let registry = Arc::new(registry);
+    let history = Arc::new(History::default());
+    let sampler = Arc::clone(&history).keep(Arc::clone(&registry), Arc::clone(&health));
+    let sampler = actix_web::rt::spawn(sampler);
+    let console = Console { state: state.clone(), sessions: Default::default(), history };
+    let console = Data::new(console);
     let admin = operators_server(admin_socket, Arc::clone(&health), registry, console.clone())?;
     let admin_handle = admin.handle();
     let address = public_socket.local_addr()?;
@@ -178,6 +184,7 @@ pub async fn run(
     state.watchers.close();
     ticker.abort();
     signer.abort();
+    sampler.abort();
     tracing::info!("the server is finishing what it accepted");
     // After a failure whoever waits has been answered: that has to reach them.
     let patience = if ended.is_ok() { grace } else { LAST_ANSWERS.min(grace) };
@@ -272,13 +279,16 @@ fn public_server(
         .run())
 }
 
+/// Threads that serve operators: one may wait for a slow reader of a long export.
+const OPERATORS_WORKERS: usize = 2;
+
 fn operators_server(
     socket: TcpListener,
     health: Arc<Health>,
-    registry: Registry,
+    registry: Arc<Registry>,
     console: Data<Console>,
 ) -> std::io::Result<actix_web::dev::Server> {
-    let state = Data::new(AdminState { health, registry: Arc::new(registry) });
+    let state = Data::new(AdminState { health, registry });
     let server = HttpServer::new(move || {
         App::new()
             .app_data(state.clone())
@@ -287,5 +297,5 @@ fn operators_server(
             .wrap(DefaultHeaders::new().add((X_CONTENT_TYPE_OPTIONS, "nosniff")))
             .configure(operators)
     });
-    Ok(server.workers(1).disable_signals().listen(socket)?.run())
+    Ok(server.workers(OPERATORS_WORKERS).disable_signals().listen(socket)?.run())
 }

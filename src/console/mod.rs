@@ -1,6 +1,7 @@
 //! The operator's console and its JSON twins, on the operators' listener.
 //!
 //! * [`auth`]: who may look: a session opened with the master token, or the token itself
+//! * [`now`], with [`history`] and [`chart`]: how the server lives
 //! * [`servers`], [`codes`], [`audit`]: what each page shows, as a page and as JSON
 //! * [`tuning`]: the settings, to see and to change
 //! * [`heads`]: the log's head, signed every minute
@@ -9,8 +10,11 @@
 
 pub mod audit;
 pub mod auth;
+pub mod chart;
 pub mod codes;
 pub mod heads;
+pub mod history;
+pub mod now;
 pub mod servers;
 pub mod tuning;
 
@@ -26,8 +30,13 @@ use iptunnel_actors::Failure;
 use iptunnel_storage::{ReadError, Store};
 
 /// The pages, by their path and their name, in the order of the menu.
-pub static PAGES: [(&str, &str); 4] =
-    [("codes", "Codes"), ("servers", "Servers"), ("tuning", "Tuning"), ("audit", "Audit")];
+pub static PAGES: [(&str, &str); 5] = [
+    ("now", "Now"),
+    ("codes", "Codes"),
+    ("servers", "Servers"),
+    ("tuning", "Tuning"),
+    ("audit", "Audit"),
+];
 
 /// What the console's handlers share.
 pub struct Console {
@@ -35,6 +44,8 @@ pub struct Console {
     pub state: Data<State>,
     /// Who is logged in.
     pub sessions: Sessions,
+    /// What the metrics said lately.
+    pub history: std::sync::Arc<history::History>,
 }
 
 /// Reads from the store on a thread where that may take its time.
@@ -69,7 +80,7 @@ fn see(path: &str) -> HttpResponse {
 }
 
 async fn first_page() -> HttpResponse {
-    see("/console/codes")
+    see("/console/now")
 }
 
 /// The console's routes.
@@ -81,6 +92,9 @@ pub fn routes(config: &mut ServiceConfig) {
         .service(at("/console", "console", get.clone(), first_page))
         .service(both("/console/login", "console", auth::login_page, auth::login))
         .service(at("/console/logout", "console", post.clone(), auth::logout))
+        .service(at("/console/now", "console", get.clone(), now::page))
+        .service(at("/console/now/live", "console", get.clone(), now::live))
+        .service(at("/admin/now", "admin", get.clone(), now::json))
         .service(at("/console/servers", "console", get.clone(), servers::page))
         .service(at("/console/servers/revoke", "console", post.clone(), servers::revoke))
         .service(at("/console/servers/restore", "console", post.clone(), servers::restore))

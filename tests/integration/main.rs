@@ -5,6 +5,7 @@
 mod browser;
 mod cli;
 mod codes;
+mod console;
 mod crash;
 mod disk;
 mod envelopes;

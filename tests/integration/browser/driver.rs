@@ -106,11 +106,13 @@ impl Window {
         self.dev_tools("Emulation.setScriptExecutionDisabled", json!({"value": true}));
     }
 
-    /// The text of an element as a person sees it.
+    /// The text of an element as a person sees it; an error where it is not there, or has just gone.
+    fn try_text(&self, css: &str) -> Result<String, fantoccini::error::CmdError> {
+        self.runtime.block_on(async { self.client.find(Locator::Css(css)).await?.text().await })
+    }
+
     pub fn text(&self, css: &str) -> String {
-        self.runtime.block_on(async {
-            self.client.find(Locator::Css(css)).await.unwrap().text().await.unwrap()
-        })
+        self.try_text(css).unwrap()
     }
 
     pub fn click(&self, css: &str) {
@@ -139,9 +141,12 @@ impl Window {
     pub fn wait_for(&self, css: &str, what: impl Fn(&str) -> bool) -> String {
         let begun = Instant::now();
         loop {
-            let text = self.text(css);
-            if what(&text) {
-                return text;
+            // While another page is on its way, the element may be missing.
+            let text = self.try_text(css);
+            if let Ok(text) = &text
+                && what(text)
+            {
+                return text.clone();
             }
             assert!(begun.elapsed() < Duration::from_secs(10), "{css} stays at {text:?}");
             std::thread::sleep(Duration::from_millis(20));

@@ -1,0 +1,290 @@
+//! How the server lives, now and lately.
+
+use super::auth::Operator;
+use super::chart::{short, svg};
+use super::history::Span;
+use super::{Console, failed, read};
+use crate::http::errors::ApiError;
+use crate::http::page::html;
+use crate::http::respond::success;
+use actix_web::http::StatusCode;
+use actix_web::web::Data;
+use actix_web::{HttpRequest, HttpResponse};
+use askama::Template;
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::activation::ActivationState;
+use iptunnel_domain::code::CodeState;
+use iptunnel_storage::{ReadError, Store};
+use serde::Serialize;
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Of so many of the last codes and activations it is said where they stand: some 5 ms.
+const LAST: usize = 2000;
+/// Open activations that are listed, the oldest first.
+const LISTED: usize = 20;
+
+#[derive(Serialize)]
+struct OpenActivation {
+    activation: String,
+    code: String,
+    hostname: String,
+    age_seconds: u64,
+}
+
+/// Where the last codes and activations stand.
+#[derive(Default, Serialize)]
+struct Installs {
+    /// Of so many.
+    of_the_last: usize,
+    codes: BTreeMap<&'static str, usize>,
+    activations: BTreeMap<&'static str, usize>,
+    open: Vec<OpenActivation>,
+}
+
+fn installs(store: &dyn Store, now: Timestamp) -> Result<Installs, ReadError> {
+    let mut found = Installs { of_the_last: LAST, ..Installs::default() };
+    for state in ["issued", "used", "expired"] {
+        found.codes.insert(state, 0);
+    }
+    for state in ["open", "confirmed", "released", "lapsed"] {
+        found.activations.insert(state, 0);
+    }
+    for code in store.newest_codes(LAST)? {
+        let state = match code.state {
+            CodeState::Consumed(_) => "used",
+            CodeState::Issued if code.is_expired(now) => "expired",
+            CodeState::Issued => "issued",
+        };
+        *found.codes.entry(state).or_default() += 1;
+    }
+    for activation in store.newest_activations(LAST)? {
+        let state = match activation.state {
+            ActivationState::Confirmed(_) => "confirmed",
+            ActivationState::Released(_) => "released",
+            ActivationState::Open if activation.is_open(now) => "open",
+            ActivationState::Open => "lapsed",
+        };
+        *found.activations.entry(state).or_default() += 1;
+        if state == "open" {
+            found.open.push(OpenActivation {
+                activation: activation.at.id.reveal().chars().take(8).collect(),
+                code: activation.code.0.to_hex(),
+                hostname: activation.request.binding.hostname.as_str().to_owned(),
+                age_seconds: now.0.saturating_sub(activation.opened_at.0),
+            });
+        }
+    }
+    found.open.reverse();
+    found.open.truncate(LISTED);
+    Ok(found)
+}
+
+#[derive(Serialize)]
+struct RouteRow {
+    route: String,
+    /// Requests per second by the first digit of their status.
+    outcomes: BTreeMap<String, f64>,
+    p50_ms: Option<f64>,
+    p99_ms: Option<f64>,
+}
+
+impl RouteRow {
+    fn shown(&self, class: &str) -> String {
+        self.outcomes.get(class).map_or_else(|| "0".into(), |rate| short(*rate))
+    }
+}
+
+/// A figure as templates hand it over, by value or by reference.
+fn shown(value: impl Borrow<Option<f64>>) -> String {
+    value.borrow().map_or_else(|| "–".into(), short)
+}
+
+/// Ditto.
+fn rate(value: impl Borrow<f64>) -> String {
+    short(*value.borrow())
+}
+
+#[derive(Serialize)]
+struct ActorRow {
+    actor: String,
+    depth: f64,
+    capacity: usize,
+    messages_per_second: f64,
+    batch: Option<f64>,
+}
+
+/// How the server lives.
+#[derive(Serialize)]
+pub struct Now {
+    requests_per_second: f64,
+    p50_ms: Option<f64>,
+    p99_ms: Option<f64>,
+    check_ins_per_second: f64,
+    refused_per_second: BTreeMap<String, f64>,
+    routes: Vec<RouteRow>,
+    actors: Vec<ActorRow>,
+    commits_per_second: f64,
+    commit_p50_ms: Option<f64>,
+    commit_p99_ms: Option<f64>,
+    servers: f64,
+    codes_in_memory: f64,
+    activations_in_memory: f64,
+    installs: Installs,
+}
+
+async fn now(console: &Console) -> Result<Now, ApiError> {
+    let time = console.state.clock.now();
+    let installs = read(console, move |store| installs(store, time)).await?;
+    let latest = console.history.latest();
+    let figure = |name: &str| latest.get(name).copied();
+    let or_zero = |name: &str| figure(name).unwrap_or_default();
+    let named = |prefix: &str| -> Vec<(String, f64)> {
+        let rest =
+            |(name, value): (&String, &f64)| Some((name.strip_prefix(prefix)?.to_owned(), *value));
+        latest.iter().filter_map(rest).collect()
+    };
+    let mut routes: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
+    for (name, rate) in named("route:") {
+        if let Some((route, class)) = name.split_once(':') {
+            routes.entry(route.to_owned()).or_default().insert(class.to_owned(), rate);
+        }
+    }
+    let routes = routes
+        .into_iter()
+        .map(|(route, outcomes)| RouteRow {
+            p50_ms: figure(&format!("p50:{route}")),
+            p99_ms: figure(&format!("p99:{route}")),
+            route,
+            outcomes,
+        })
+        .collect();
+    let config = console.state.config.load();
+    let sizes = &config.actors;
+    let actors = [
+        ("rate_limiter", sizes.rate_limiter),
+        ("code_registry", sizes.code_registry),
+        ("activation", sizes.activation),
+        ("server_registry", sizes.server_registry),
+        ("persistence", sizes.persistence),
+    ]
+    .map(|(actor, size)| ActorRow {
+        actor: actor.to_owned(),
+        depth: or_zero(&format!("depth:{actor}")),
+        capacity: size.queue,
+        messages_per_second: or_zero(&format!("messages:{actor}")),
+        batch: figure(&format!("batch:{actor}")),
+    });
+    Ok(Now {
+        requests_per_second: or_zero("requests"),
+        p50_ms: figure("p50:all"),
+        p99_ms: figure("p99:all"),
+        check_ins_per_second: or_zero("checkins"),
+        refused_per_second: named("refused:").into_iter().collect(),
+        routes,
+        actors: actors.into(),
+        commits_per_second: or_zero("commits"),
+        commit_p50_ms: figure("p50:commit"),
+        commit_p99_ms: figure("p99:commit"),
+        servers: or_zero("servers"),
+        codes_in_memory: or_zero("codes_in_memory"),
+        activations_in_memory: or_zero("activations_in_memory"),
+        installs,
+    })
+}
+
+struct Chart {
+    title: &'static str,
+    value: String,
+    quarter: String,
+    day: String,
+}
+
+/// What is drawn: title, unit, figure.
+const CHARTS: [(&str, &str, &str); 12] = [
+    ("Requests", "/s", "requests"),
+    ("p50", " ms", "p50:all"),
+    ("p99", " ms", "p99:all"),
+    ("Codes issued", "/s", "codes:issued"),
+    ("Codes activated", "/s", "codes:activated"),
+    ("Installs confirmed", "/s", "codes:confirmed"),
+    ("Check-ins", "/s", "checkins"),
+    ("Refused by limits", "/s", "refused"),
+    ("Commits", "/s", "commits"),
+    ("Commit p99", " ms", "p99:commit"),
+    ("Waiting for the disk", "", "depth:persistence"),
+    ("Waiting for codes", "", "depth:code_registry"),
+];
+
+fn charts(console: &Console) -> Vec<Chart> {
+    let latest = console.history.latest();
+    let chart = |(title, unit, name): (&'static str, &str, &str)| {
+        let drawn = |span, words: &str| {
+            svg(&format!("{title}, {words}"), unit, &console.history.points(span, name))
+        };
+        Chart {
+            title,
+            value: format!("{}{unit}", shown(latest.get(name).copied())),
+            quarter: drawn(Span::Quarter, "15 minutes"),
+            day: drawn(Span::Day, "24 hours"),
+        }
+    };
+    CHARTS.map(chart).into()
+}
+
+#[derive(Template)]
+#[template(path = "console/now.html")]
+struct Page<'a> {
+    page: &'static str,
+    csrf: &'a str,
+    now: Now,
+    charts: Vec<Chart>,
+    classes: BTreeSet<String>,
+}
+
+#[derive(Template)]
+#[template(path = "console/live.html")]
+struct Live {
+    now: Now,
+    charts: Vec<Chart>,
+    classes: BTreeSet<String>,
+}
+
+fn classes(now: &Now) -> BTreeSet<String> {
+    now.routes.iter().flat_map(|row| row.outcomes.keys().cloned()).collect()
+}
+
+/// `GET /console/now`
+pub async fn page(
+    console: Data<Console>,
+    request: HttpRequest,
+    operator: Operator,
+) -> HttpResponse {
+    match now(&console).await {
+        Ok(now) => {
+            let (charts, classes) = (charts(&console), classes(&now));
+            let page = Page { page: "now", csrf: &operator.csrf, now, charts, classes };
+            html(StatusCode::OK, &page)
+        }
+        Err(error) => failed(&request, &error),
+    }
+}
+
+/// `GET /console/now/live`: the part of the page that lives.
+pub async fn live(console: Data<Console>, request: HttpRequest, _: Operator) -> HttpResponse {
+    match now(&console).await {
+        Ok(now) => {
+            let (charts, classes) = (charts(&console), classes(&now));
+            html(StatusCode::OK, &Live { now, charts, classes })
+        }
+        Err(error) => failed(&request, &error),
+    }
+}
+
+/// `GET /admin/now`
+pub async fn json(console: Data<Console>, request: HttpRequest, _: Operator) -> HttpResponse {
+    match now(&console).await {
+        Ok(now) => success(StatusCode::OK, now, "Now"),
+        Err(error) => failed(&request, &error),
+    }
+}

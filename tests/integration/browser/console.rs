@@ -1,0 +1,102 @@
+//! The console, as an operator uses it.
+
+use super::driver::Window;
+use crate::harness::{Machine, TestApp};
+use serde_json::json;
+
+fn logged_in(app: &TestApp) -> Window {
+    let window = Window::open();
+    window.go(&format!("{}/console", app.admin));
+    window.check_looks("console-login");
+    window.fill("#token", &app.master());
+    window.click("main button");
+    window.wait_for("h1", |text| text == "Now");
+    window
+}
+
+#[test]
+fn the_charts_move_under_load_and_every_page_is_fit_to_look_at() {
+    let app = TestApp::start();
+    let window = logged_in(&app);
+    for number in 1..=4 {
+        let code = app.issue();
+        let activation = Machine::new(number).install(&app, &code);
+        if number % 2 == 0 {
+            activation.confirm(&app);
+            Machine::new(90).precheck(&app, &code);
+        }
+        let body = json!({"token": app.master(), "ip": format!("9.9.9.{number}"),
+            "hostname": format!("s{number}.example.com")});
+        app.post("/register", &body);
+    }
+    let chart = "main .card:first-child svg";
+    let line = "return document.querySelector('main .card path.line').getAttribute('d')";
+    let before = window.script(line);
+    let begun = std::time::Instant::now();
+    while window.script(line) == before {
+        app.get("/api/v2/healthz");
+        assert!(begun.elapsed().as_secs() < 15, "the chart stands still");
+    }
+    assert!(window.script(&format!("return !!document.querySelector('{chart}')")) == true);
+    window.check_looks("console-now");
+    for (page, title) in [
+        ("codes", "Codes and activations"),
+        ("servers", "Servers"),
+        ("tuning", "Tuning"),
+        ("audit", "Audit"),
+    ] {
+        window.click(&format!(".bar a[href='/console/{page}']"));
+        window.wait_for("h1", |text| text == title);
+        window.check_looks(&format!("console-{page}"));
+        window.width(400);
+        assert!(!window.scrolls_sideways(), "{page}");
+        window.width(1100);
+    }
+    window.go(&format!("{}/console/codes", app.admin));
+    window.click("tbody a");
+    window.wait_for(".message", |text| text.contains("Another machine"));
+    window.check_looks("console-code");
+}
+
+#[test]
+fn a_server_is_revoked_and_restored_after_being_asked() {
+    let app = TestApp::start();
+    let body = json!({"token": app.master(), "ip": "9.9.9.9", "hostname": "s9.example.com"});
+    app.post("/register", &body);
+    let window = logged_in(&app);
+    window.go(&format!("{}/console/servers", app.admin));
+    let state = "tbody td:nth-child(5)";
+    assert_eq!(window.text(state), "live");
+    window.click("tbody summary");
+    window.click("tbody .danger");
+    window.wait_for(state, |text| text == "revoked");
+    assert_eq!(app.post("/register", &body).status, 403);
+    window.click("tbody summary");
+    window.click("tbody .danger");
+    window.wait_for(state, |text| text == "live");
+    assert_eq!(app.post("/register", &body).status, 200);
+}
+
+#[test]
+fn a_turned_knob_counts_at_once_and_after_a_restart_until_it_is_undone() {
+    let app = TestApp::start();
+    let ttl = |app: &TestApp| app.browser("slowdns").issue().json()["data"]["ttl_seconds"].clone();
+    let field = "[aria-label='codes.ttl_seconds']";
+    let window = logged_in(&app);
+    window.go(&format!("{}/console/tuning", app.admin));
+    window.fill(field, "0");
+    window.click(&format!("form:has({field}) button"));
+    window.wait_for(".message", |text| text.contains("codes.ttl_seconds = 0: must be"));
+    window.fill(field, "77");
+    window.click(&format!("form:has({field}) button"));
+    window.wait_for(&format!("tr:has({field}) td:nth-child(3)"), |text| text.contains("override"));
+    assert_eq!(ttl(&app), 77);
+    let app = app.restart();
+    assert_eq!(ttl(&app), 77);
+    drop(window);
+    let window = logged_in(&app);
+    window.go(&format!("{}/console/tuning", app.admin));
+    window.click(&format!("tr:has({field}) td:nth-child(3) button"));
+    window.wait_for(&format!("tr:has({field}) td:nth-child(3)"), |text| text == "file");
+    assert_eq!(ttl(&app), 300);
+}

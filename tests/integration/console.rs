@@ -1,0 +1,360 @@
+//! The operator's console: who may look, what is shown, and what a form may change.
+
+use crate::harness::{Answer, Machine, TestApp, send, wait_until};
+use reqwest::blocking::Client;
+use reqwest::redirect::Policy;
+use serde_json::{Value, json};
+
+/// A program with the master token.
+fn admin(app: &TestApp, path: &str) -> Value {
+    let answer = send(app.client.get(format!("{}{path}", app.admin)).bearer_auth(app.master()));
+    assert_eq!(answer.status, 200, "{path}: {}", answer.text);
+    answer.json()["data"].clone()
+}
+
+fn admin_post(app: &TestApp, path: &str, body: &Value) -> Answer {
+    let request = app.client.post(format!("{}{path}", app.admin)).bearer_auth(app.master());
+    send(request.body(body.to_string()))
+}
+
+/// Changes settings over what is in force.
+fn patch(app: &TestApp, body: &Value) -> Answer {
+    let config = format!("{}/admin/config", app.admin);
+    let now = send(app.client.get(&config).bearer_auth(app.master()));
+    let request = app.client.patch(config).bearer_auth(app.master());
+    send(request.header("if-match", now.header("etag")).body(body.to_string()))
+}
+
+/// Somebody in front of the console.
+struct Person<'a> {
+    app: &'a TestApp,
+    client: Client,
+    cookie: String,
+}
+
+impl<'a> Person<'a> {
+    fn new(app: &'a TestApp) -> Self {
+        let client = Client::builder().no_proxy().redirect(Policy::none()).build().unwrap();
+        Self { app, client, cookie: String::new() }
+    }
+    fn logged_in(app: &'a TestApp) -> Self {
+        let mut person = Self::new(app);
+        let answer = person.post("/console/login", &[("token", &app.master())]);
+        assert_eq!((answer.status, answer.header("location")), (303, "/console"));
+        let set = answer.header("set-cookie").to_owned();
+        for flag in ["HttpOnly", "SameSite=Strict", "Path=/"] {
+            assert!(set.contains(flag), "{set}");
+        }
+        person.cookie = set.split(';').next().unwrap().to_owned();
+        person
+    }
+    fn get(&self, path: &str) -> Answer {
+        let request = self.client.get(format!("{}{path}", self.app.admin));
+        send(request.header("cookie", &self.cookie))
+    }
+    fn post(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        let body = form.extend_pairs(fields).finish();
+        let request = self.client.post(format!("{}{path}", self.app.admin));
+        let request = request.header("content-type", "application/x-www-form-urlencoded");
+        send(request.header("cookie", &self.cookie).body(body))
+    }
+    /// The CSRF token of the session, as the pages carry it.
+    fn csrf(&self) -> String {
+        let page = self.get("/console/codes").text;
+        let after = page.split("name=\"csrf\" value=\"").nth(1).unwrap();
+        after.split('"').next().unwrap().to_owned()
+    }
+}
+
+fn register(app: &TestApp, number: u8) -> String {
+    let body = json!({"token": app.master(), "ip": format!("9.9.9.{number}"),
+        "hostname": format!("s{number}.example.com")});
+    app.post("/register", &body).json()["server_id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn nobody_looks_into_the_console_without_the_master_token() {
+    let app = TestApp::start();
+    let person = Person::new(&app);
+    for page in
+        ["", "/now", "/now/live", "/codes", "/servers", "/tuning", "/audit", "/audit/export"]
+    {
+        let answer = person.get(&format!("/console{page}"));
+        assert!(answer.status == 303 && !answer.header("location").is_empty(), "{page}");
+    }
+    for path in ["now", "servers", "activations", "config", "audit", "audit/export", "audit/heads"]
+    {
+        let answer = app.get_admin(&format!("/admin/{path}"));
+        assert_eq!(answer.told(), (401, "unauthorized".into()), "{path}");
+    }
+    let wrong = person.post("/console/login", &[("token", "wrong")]);
+    assert_eq!(wrong.status, 403);
+    assert!(wrong.text.contains("This is not the master token.") && !wrong.text.contains("wrong"));
+    assert_eq!(Person::logged_in(&app).get("/console/codes").status, 200);
+}
+
+#[test]
+fn ten_wrong_tokens_a_minute_are_enough() {
+    let app = TestApp::start();
+    let person = Person::new(&app);
+    for _ in 0..10 {
+        assert_eq!(person.post("/console/login", &[("token", "wrong")]).status, 403);
+    }
+    let refused = person.post("/console/login", &[("token", &app.master())]);
+    assert_eq!(refused.status, 429);
+    assert!((1..=61).contains(&refused.header("retry-after").parse::<u64>().unwrap()));
+    let program = send(app.client.get(format!("{}/admin/now", app.admin)).bearer_auth("wrong"));
+    assert_eq!(program.told(), (429, "rate_limit_exceeded".into()));
+}
+
+#[test]
+fn a_form_counts_only_from_a_page_of_the_session_and_logout_ends_it() {
+    let app = TestApp::start();
+    let server = register(&app, 1);
+    let person = Person::logged_in(&app);
+    let form = |csrf: &str| {
+        person.post(
+            "/console/servers/revoke",
+            &[("csrf", csrf), ("server_id", &server), ("back", "/console/servers")],
+        )
+    };
+    assert_eq!(form("").status, 403);
+    assert_eq!(form("0123456789abcdef0123456789abcdef").status, 403);
+    assert_eq!(admin(&app, "/admin/servers")["servers"][0]["state"], "live");
+    let csrf = person.csrf();
+    assert_eq!(form(&csrf).status, 303);
+    assert_eq!(admin(&app, "/admin/servers")["servers"][0]["state"], "revoked");
+    assert_eq!(person.post("/console/logout", &[("csrf", &csrf)]).status, 303);
+    assert_eq!(person.get("/console/codes").status, 303);
+}
+
+#[test]
+fn another_master_token_ends_the_sessions_of_the_old_one() {
+    let app = TestApp::start();
+    let person = Person::logged_in(&app);
+    let file = &app.config.auth.master_token_file;
+    std::fs::write(file, "another-master-token-of-good-length-0123456789\n").unwrap();
+    app.reload_now(|_| {});
+    assert_eq!(person.get("/console/codes").status, 303);
+}
+
+#[test]
+fn a_codes_story_is_told_from_issue_to_confirm_with_who_and_from_where() {
+    let app = TestApp::start();
+    let code = app.issue();
+    let machine = Machine::new(1);
+    machine.install(&app, &code).release(&app);
+    machine.install(&app, &code).confirm(&app);
+    let other = Machine::new(2).precheck(&app, &code);
+    assert_eq!(other.told(), (403, "install_code_used".into()));
+    let mut story = Value::Null;
+    wait_until("the attempt is kept", || {
+        story = admin_post(&app, "/admin/codes", &json!({"find": code})).json()["data"].clone();
+        story["second_machine"] == true
+    });
+    assert_eq!(story["hint"], format!("{}...{}", &code[..11], &code[21..]));
+    assert_eq!((&story["state"], &story["activations"]), (&json!("confirmed"), &json!(2)));
+    let events = story["events"].as_array().unwrap();
+    let mut told: Vec<&str> = events.iter().map(|e| e["action"].as_str().unwrap()).collect();
+    told.sort_unstable();
+    let mut expected = vec!["code_issued", "activated", "released", "activated", "confirmed"];
+    expected.extend(["precheck_passed", "precheck_passed", "precheck_refused"]);
+    expected.sort_unstable();
+    assert_eq!(told, expected);
+    assert!(events.iter().all(|event| event["from"] == "127.0.0.1"), "{events:?}");
+    let alarm: Vec<_> = events.iter().filter(|event| event["stands_out"] == true).collect();
+    assert_eq!((alarm.len(), &alarm[0]["detail"]), (1, &json!("code used")));
+    assert!(!story.to_string().contains(&code));
+}
+
+#[test]
+fn a_code_is_found_by_whatever_is_known_of_it() {
+    let app = TestApp::start();
+    let (code, noise) = (app.issue(), app.issue());
+    let machine = Machine::new(7);
+    let activation = machine.install(&app, &code);
+    Machine::new(8).install(&app, &noise);
+    let hint = format!("{}...{}", &code[..11], &code[21..]);
+    for find in [code.as_str(), &code.to_lowercase(), &activation.id] {
+        let story = admin_post(&app, "/admin/codes", &json!({"find": find})).json();
+        assert_eq!(story["data"]["hint"], hint, "{find}");
+    }
+    for find in [&hint, &hint.to_lowercase(), "ns7.example.com", "ns7", "1.2.0.7", "machine-7"] {
+        let found = admin_post(&app, "/admin/codes", &json!({"find": find})).json();
+        let codes = found["data"]["codes"].as_array().unwrap();
+        assert_eq!((codes.len(), &codes[0]["hint"]), (1, &json!(hint)), "{find}: {found}");
+    }
+    let all = admin_post(&app, "/admin/codes", &json!({})).json();
+    assert_eq!(all["data"]["codes"].as_array().unwrap().len(), 2);
+    let missing = admin_post(&app, "/admin/codes", &json!({"find": "act_0123456789abcdef"}));
+    assert_eq!(missing.told(), (404, "activation_not_found".into()));
+    let page = Person::logged_in(&app);
+    let csrf = page.csrf();
+    let found = page.post("/console/codes", &[("csrf", &csrf), ("find", "ns7.example.com")]);
+    assert!(found.text.contains(&hint) && !found.text.contains(&code), "{}", found.text);
+    let led = page.post("/console/codes", &[("csrf", &csrf), ("find", &code)]);
+    assert_eq!(led.status, 303);
+    let story = page.get(led.header("location"));
+    assert!(story.text.contains("ns7.example.com") && !story.text.contains(&code));
+    let open = admin(&app, "/admin/activations?open=1");
+    assert_eq!(open["activations"].as_array().unwrap().len(), 2);
+    assert!(!open.to_string().contains(&activation.id), "an open id is a capability");
+}
+
+#[test]
+fn servers_are_filtered_sorted_and_paged() {
+    let app = TestApp::start();
+    let ids: Vec<String> = (1..=120).map(|number| register(&app, number)).collect();
+    app.clock.advance(1000);
+    app.post("/checkin", &json!({"server_id": ids[4]}));
+    app.post_as(&app.master(), "/revoke", &json!({"server_id": ids[9]}));
+    let list = |query: &str| admin(&app, &format!("/admin/servers?{query}"));
+    let hosts = |page: &Value| -> Vec<String> {
+        let servers = page["servers"].as_array().unwrap();
+        servers.iter().map(|s| s["hostname"].as_str().unwrap().to_owned()).collect()
+    };
+    for (sort, first) in [("newest", "s120"), ("oldest", "s1"), ("seen", "s5"), ("unseen", "s1")] {
+        let (mut all, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = list(&format!("sort={sort}&cursor={cursor}"));
+            assert_eq!(page["count"], 120);
+            all.extend(hosts(&page));
+            let Some(next) = page["next_cursor"].as_str() else { break };
+            cursor = next.to_owned();
+        }
+        assert_eq!(all[0], format!("{first}.example.com"), "{sort}");
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 120, "{sort}");
+    }
+    assert_eq!(hosts(&list("show=revoked")), ["s10.example.com"]);
+    assert_eq!(list("show=live")["count"], 119);
+    assert_eq!(hosts(&list("text=S117")), ["s117.example.com"]);
+    assert_eq!(hosts(&list("text=9.9.9.33")), ["s33.example.com"]);
+    app.clock.advance(48 * 3600 - 1000 + 1);
+    assert_eq!(
+        (list("show=live")["count"].clone(), list("show=stale")["count"].clone()),
+        (1.into(), 118.into())
+    );
+    for wrong in ["show=some", "sort=name", "cursor=x"] {
+        let path = format!("{}/admin/servers?{wrong}", app.admin);
+        let answer = send(app.client.get(path).bearer_auth(app.master()));
+        assert_eq!(answer.told(), (422, "validation_error".into()), "{wrong}");
+    }
+}
+
+#[test]
+fn a_note_a_revocation_and_a_restoration_are_kept_and_in_the_log() {
+    let app = TestApp::start();
+    let id = register(&app, 1);
+    let path = |verb: &str| format!("/admin/servers/{id}/{verb}");
+    assert_eq!(admin_post(&app, &path("note"), &json!({"note": "Bob's <b>"})).status, 200);
+    assert_eq!(admin_post(&app, &path("revoke"), &json!({})).status, 200);
+    assert_eq!(admin_post(&app, &path("restore"), &json!({})).status, 200);
+    assert_eq!(admin_post(&app, &path("restore"), &json!({})).status, 200);
+    let long = json!({"note": "n".repeat(501)});
+    assert_eq!(admin_post(&app, &path("note"), &long).told(), (422, "validation_error".into()));
+    let app = app.restart();
+    let server = &admin(&app, "/admin/servers")["servers"][0];
+    assert_eq!((&server["note"], &server["state"]), (&json!("Bob's <b>"), &json!("live")));
+    let log = admin(&app, "/admin/audit");
+    let told: Vec<_> =
+        log["entries"].as_array().unwrap().iter().map(|e| e["action"].clone()).collect();
+    assert_eq!(told, ["server_restored", "server_revoked", "server_noted", "server_registered"]);
+    let page = Person::logged_in(&app).get("/console/servers");
+    assert!(page.text.contains("Bob&#39;s &#60;b&#62;"), "{}", page.text);
+}
+
+#[test]
+fn a_setting_is_changed_at_once_kept_undone_and_logged() {
+    let app = TestApp::start();
+    let key = "codes.ttl_seconds";
+    let setting = |app: &TestApp| {
+        let all = admin(app, "/admin/config");
+        let all = all["settings"].as_array().unwrap();
+        all.iter().find(|setting| setting["key"] == key).unwrap().clone()
+    };
+    assert_eq!(
+        (&setting(&app)["value"], &setting(&app)["source"]),
+        (&json!("300"), &json!("file"))
+    );
+    let changed = patch(&app, &json!({key: 120}));
+    assert_eq!(changed.status, 200, "{}", changed.text);
+    assert_eq!(app.browser("slowdns").issue().json()["data"]["ttl_seconds"], 120);
+    app.reload_now(|_| {});
+    assert_eq!(setting(&app)["source"], "override");
+    let app = app.restart();
+    assert_eq!(app.browser("slowdns").issue().json()["data"]["ttl_seconds"], 120);
+    assert_eq!(setting(&app)["value"], "120");
+    assert_eq!(patch(&app, &json!({key: null})).status, 200);
+    assert_eq!(app.browser("slowdns").issue().json()["data"]["ttl_seconds"], 300);
+    let log = admin(&app, "/admin/audit?action=setting_changed&actor=operator");
+    let entries = log["entries"].as_array().unwrap();
+    assert_eq!(entries.len(), 2, "{log}");
+    assert_eq!(entries[1]["detail"], "300 (file) -> 120 (override)");
+}
+
+#[test]
+fn a_change_that_is_not_allowed_changes_nothing_and_says_why() {
+    let app = TestApp::start();
+    let refused = |body: Value, words: &str| {
+        let answer = patch(&app, &body);
+        assert_eq!(answer.told(), (422, "validation_error".into()), "{body}");
+        assert!(answer.text.contains(words), "{}", answer.text);
+    };
+    refused(json!({"limits.issue_per_ip_hour": -1}), "whole number from 0 to 1000000");
+    refused(json!({"limits.issue_per_ip_day": 5, "codes.ttl_seconds": 0}), "codes.ttl_seconds");
+    refused(json!({"server.bind": "0.0.0.0:1"}), "restart");
+    refused(json!({"no.key": 1}), "no.key");
+    refused(json!({"codes.ttl_seconds": 7200}), "codes.max_lifetime_seconds");
+    let all = admin(&app, "/admin/config").to_string();
+    assert!(!all.contains("override"), "{all}");
+    let config = format!("{}/admin/config", app.admin);
+    let body = json!({"codes.ttl_seconds": 60}).to_string();
+    let without = app.client.patch(&config).bearer_auth(app.master()).body(body.clone());
+    assert_eq!(send(without).told(), (428, "precondition_required".into()));
+    let stale = app.client.patch(&config).bearer_auth(app.master()).body(body);
+    assert_eq!(send(stale.header("if-match", "\"0\"")).told(), (412, "precondition_failed".into()));
+}
+
+#[test]
+fn the_export_of_the_log_is_a_chain_that_ends_at_its_head() {
+    let app = TestApp::start();
+    let code = app.issue();
+    Machine::new(1).install(&app, &code).confirm(&app);
+    register(&app, 1);
+    let export =
+        send(app.client.get(format!("{}/admin/audit/export", app.admin)).bearer_auth(app.master()));
+    assert_eq!(export.header("content-type"), "application/jsonl");
+    let numbers: Vec<u64> = export
+        .text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["number"].as_u64().unwrap())
+        .collect();
+    assert_eq!(numbers, (1..=4).collect::<Vec<u64>>());
+    let head = admin(&app, "/admin/audit");
+    assert!(export.text.lines().last().unwrap().contains(head["head_hash"].as_str().unwrap()));
+    let some = "/admin/audit/export?action=activated&text=ns1";
+    let some = send(app.client.get(format!("{}{some}", app.admin)).bearer_auth(app.master()));
+    assert_eq!(some.text.lines().count(), 1);
+}
+
+#[test]
+fn the_figures_of_now_move_with_what_happens() {
+    let app = TestApp::start();
+    register(&app, 1);
+    let code = app.issue();
+    Machine::new(1).install(&app, &code);
+    wait_until("the metrics have been read twice", || {
+        app.get("/api/v2/healthz");
+        let now = admin(&app, "/admin/now");
+        now["requests_per_second"].as_f64().unwrap() > 0.0 && now["servers"] == 1.0
+    });
+    let now = admin(&app, "/admin/now");
+    assert_eq!(now["installs"]["activations"]["open"], 1);
+    assert_eq!(now["installs"]["open"][0]["hostname"], "ns1.example.com");
+    assert_eq!(now["actors"].as_array().unwrap().len(), 5);
+    let page = Person::logged_in(&app).get("/console/now/live");
+    assert!(page.text.contains("<svg class=\"chart\""), "{}", page.text);
+}
