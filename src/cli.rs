@@ -4,6 +4,7 @@ use crate::ambient::SystemClock;
 use crate::app::{self, RunError, Signal, Surroundings, files};
 use crate::config::{Config, ConfigError, Layers, Sources};
 use crate::logging::Logging;
+use crate::remote::{self, admin_address};
 use crate::secrets::{SecretError, SigningFile, make_folder_of, master_token};
 use clap::{Parser, Subcommand};
 use std::io::{IsTerminal, Read, Write};
@@ -28,6 +29,9 @@ pub struct Cli {
     /// Set one value, such as server.bind=0.0.0.0:80; may be repeated
     #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
+    /// How commands that ask a running server write what they hear
+    #[arg(long, global = true, value_enum, default_value_t)]
+    output: remote::Output,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -42,6 +46,31 @@ enum Command {
     PrintConfig,
     /// Ask the running server whether it is ready
     Healthcheck,
+    /// List, revoke and restore servers
+    Servers {
+        #[command(subcommand)]
+        action: remote::Servers,
+    },
+    /// Show what happened to codes
+    Codes {
+        #[command(subcommand)]
+        action: remote::Codes,
+    },
+    /// List activations
+    Activations {
+        #[command(subcommand)]
+        action: remote::Activations,
+    },
+    /// Show and change settings of the running server
+    Config {
+        #[command(subcommand)]
+        action: remote::Settings,
+    },
+    /// Read, export and verify the audit log
+    Audit {
+        #[command(subcommand)]
+        action: remote::Audit,
+    },
     /// Manage the keys that sign tokens
     Keys {
         #[command(subcommand)]
@@ -115,7 +144,7 @@ impl Cli {
 
     fn execute(self) -> Result<(), CliError> {
         let sources = self.sources();
-        let config = Config::load(&sources)?;
+        let (config, output) = (Config::load(&sources)?, self.output);
         match self.command {
             None | Some(Command::Serve) => serve(&config, sources),
             Some(Command::CheckConfig) => {
@@ -128,8 +157,19 @@ impl Cli {
             }
             Some(Command::Healthcheck) => healthcheck(&config),
             Some(Command::Keys { action }) => keys(&config, action),
+            Some(Command::Servers { action }) => asked(remote::servers(&config, output, action)),
+            Some(Command::Codes { action }) => asked(remote::codes(&config, output, action)),
+            Some(Command::Activations { action }) => {
+                asked(remote::activations(&config, output, action))
+            }
+            Some(Command::Config { action }) => asked(remote::settings(&config, output, action)),
+            Some(Command::Audit { action }) => asked(remote::audit(&config, output, action)),
         }
     }
+}
+
+fn asked(outcome: Result<(), String>) -> Result<(), CliError> {
+    outcome.map_err(CliError::Other)
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, CliError> {
@@ -188,7 +228,7 @@ fn welcome(config: &Config, public: &TcpListener, admin: &TcpListener) -> Result
     let pages: Vec<String> =
         config.products.iter().map(|product| format!("http://{public}/{}", product.name)).collect();
     Ok(format!(
-        "Codes are issued at {}\nOperators look at http://{admin}/metrics",
+        "Codes are issued at {}\nOperators look at http://{admin}/console",
         pages.join(" and ")
     ))
 }
@@ -219,15 +259,7 @@ fn operating_system_signals(sources: Sources) -> std::io::Result<mpsc::Receiver<
 /// Asks `/readyz` on the operators' listener.
 fn healthcheck(config: &Config) -> Result<(), CliError> {
     const PATIENCE: Duration = Duration::from_secs(3);
-    let mut address = config.admin.bind;
-    if address.ip().is_unspecified() {
-        let loopback: std::net::IpAddr = if address.is_ipv4() {
-            [127, 0, 0, 1].into()
-        } else {
-            std::net::Ipv6Addr::LOCALHOST.into()
-        };
-        address.set_ip(loopback);
-    }
+    let address = admin_address(config);
     let ask = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;

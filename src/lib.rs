@@ -6,6 +6,7 @@
 //! * [`config`]: what an operator may choose
 //! * [`console`] and [`tuning`]: what operators see, and what they turn
 //! * [`cli`] and [`logging`]: how the program is started and what it tells
+//! * [`remote`]: commands that ask a running server
 //! * [`ambient`]: the clock and the randomness of the operating system
 
 pub mod ambient;
@@ -15,6 +16,7 @@ pub mod config;
 pub mod console;
 pub mod http;
 pub mod logging;
+pub mod remote;
 pub mod secrets;
 pub mod tokens;
 pub mod tuning;

@@ -45,6 +45,11 @@ pub fn svg(title: &str, unit: &str, points: &[f32]) -> String {
             let _ = write!(area, "M{x:.1} {HEIGHT}");
             begun = Some(x);
         }
+        let is_alone = points.get(index + 1).is_none_or(|next| !next.is_finite());
+        if command == 'M' && is_alone {
+            // Without an extent, a round end makes it a dot.
+            line.push_str("h0");
+        }
         let _ = write!(area, "L{x:.1} {y:.1}");
         last = x;
     }

@@ -189,8 +189,14 @@ fn timeline(
     let hint = issued.map_or_else(String::new, |event| event.subject.clone());
     let attempts = store.attempts(hash)?;
     events.extend(attempts.kept);
-    // What happened in the same second stays in the order of the log, attempts behind.
-    events.sort_by_key(|event| event.at);
+    // Attempts are not in the log: within a second they stand where an installer makes them.
+    let step = |event: &Event| match event.action {
+        Action::CodeIssued => 0,
+        Action::PrecheckPassed => 1,
+        action if !action.is_attempt() => 2,
+        _ => 3,
+    };
+    events.sort_by_key(|event| (event.at, step(event)));
     let holder = activation.as_ref().map(|activation| activation.request.holder.machine);
     let is_second = |event: &Event| {
         let is_other = holder.is_some() && event.identity.is_some() && event.identity != holder;

@@ -69,6 +69,11 @@ fn failed(request: &HttpRequest, error: &ApiError) -> HttpResponse {
     if request.path().starts_with("/console") { error_page(error) } else { failure(error.clone()) }
 }
 
+/// A time as the API writes it, as people read it in a table: in UTC, like everything here.
+fn time(rfc3339: &str) -> String {
+    rfc3339.trim_end_matches("+00:00").replace('T', " ")
+}
+
 /// Pairs as the query of an address (WHATWG URL, `application/x-www-form-urlencoded`).
 fn query_string(pairs: &[(&str, &str)]) -> String {
     form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()

@@ -224,7 +224,11 @@ fn charts(console: &Console) -> Vec<Chart> {
         };
         Chart {
             title,
-            value: format!("{}{unit}", shown(latest.get(name).copied())),
+            value: match latest.get(name) {
+                // What has not happened yet is not counted yet.
+                None if unit == "/s" => format!("0{unit}"),
+                value => format!("{}{unit}", shown(value.copied())),
+            },
             quarter: drawn(Span::Quarter, "15 minutes"),
             day: drawn(Span::Day, "24 hours"),
         }

@@ -22,6 +22,7 @@ mod pages;
 mod process;
 mod readme;
 mod reference;
+mod remote;
 mod retention;
 mod secrecy;
 mod servers;

@@ -125,7 +125,7 @@ impl Process {
                 let log = fs::read_to_string(&files[1]).unwrap();
                 panic!("the server ended with {status}: {}{log}", welcome());
             }
-            welcome().contains("/metrics\n")
+            welcome().contains("/console\n")
         });
         let address = |before: &str, after: &str| {
             let text = welcome();
@@ -137,7 +137,7 @@ impl Process {
         let client = Client::builder().no_proxy().timeout(Duration::from_secs(15));
         let api = Api {
             url: address("Codes are issued at ", "/slowdns"),
-            admin: address("Operators look at ", "/metrics"),
+            admin: address("Operators look at ", "/console"),
             master: master.trim().to_owned(),
             client: client.build().unwrap(),
         };

@@ -1,0 +1,122 @@
+//! Commands that ask a running server.
+
+use crate::harness::{Machine, wait_until};
+use crate::process::{Process, program, said};
+use serde_json::{Value, json};
+use std::fs;
+use std::process::Output;
+
+/// A server with one install done, one server registered, and its heads signed.
+fn used() -> (Process, String) {
+    let server = Process::start(&[]);
+    let code = server.api.issue();
+    let activated = server.api.activate(&Machine::new(1), &code);
+    let body = json!({"activation_id": activated.data("activation_id"),
+        "install_token": activated.data("install_token")});
+    assert_eq!(server.api.install("confirm", &body).unwrap().status, 200);
+    let body = json!({"token": server.api.master, "ip": "9.9.9.9", "hostname": "s9.example.com"});
+    assert_eq!(server.api.post("/register", &body).unwrap().status, 200);
+    (server, code)
+}
+
+fn ask(server: &Process, arguments: &[&str]) -> Output {
+    let bind = format!("admin.bind={}", server.api.admin.trim_start_matches("http://"));
+    program(server.folder.path()).args(["--set", &bind]).args(arguments).output().unwrap()
+}
+
+fn asked(server: &Process, arguments: &[&str]) -> String {
+    let output = ask(server, arguments);
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    said(&output)
+}
+
+fn asked_json(server: &Process, arguments: &[&str]) -> Value {
+    let text = asked(server, &[arguments, &["--output", "json"]].concat());
+    serde_json::from_str(&text).unwrap_or_else(|_| panic!("no JSON: {text}"))
+}
+
+#[test]
+fn servers_codes_and_activations_are_shown_as_tables_and_as_json() {
+    let (server, code) = used();
+    let list = asked_json(&server, &["servers", "list"]);
+    let id = list["servers"][0]["server_id"].as_str().unwrap().to_owned();
+    assert!(asked(&server, &["servers", "list", "--text", "s9"]).contains("s9.example.com"));
+    assert_eq!(asked(&server, &["servers", "revoke", &id]), format!("{id} revoked\n"));
+    let revoked = asked_json(&server, &["servers", "list", "--show", "revoked"]);
+    assert_eq!(revoked["count"], 1);
+    assert_eq!(asked_json(&server, &["servers", "restore", &id])["status"], "active");
+    let story = asked(&server, &["codes", "show", &code]);
+    assert!(story.contains("confirmed") && story.contains("ns1.example.com"), "{story}");
+    assert!(!story.contains(&code));
+    assert_eq!(asked_json(&server, &["codes", "show", &code])["activations"], 1);
+    assert!(asked(&server, &["codes", "show", "ns1.example.com"]).contains("IPT-SD-"));
+    assert!(asked(&server, &["activations", "list"]).contains("ns1.example.com"));
+    let none = ask(&server, &["servers", "revoke", "0123456789abcdef"]);
+    assert!(!none.status.success());
+    assert!(String::from_utf8_lossy(&none.stderr).contains("Server was not found."), "{none:?}");
+}
+
+#[test]
+fn a_setting_is_read_changed_and_undone_from_the_command_line() {
+    let (server, _) = used();
+    let value =
+        || asked_json(&server, &["config", "get", "codes.ttl_seconds"])["settings"][0].clone();
+    assert_eq!((&value()["value"], &value()["source"]), (&json!("300"), &json!("default")));
+    asked(&server, &["config", "set", "codes.ttl_seconds=60", "codes.restored_ttl_seconds=61"]);
+    assert_eq!((&value()["value"], &value()["source"]), (&json!("60"), &json!("override")));
+    let refused = ask(&server, &["config", "set", "codes.ttl_seconds=never"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("must be a whole number of seconds"));
+    asked(&server, &["config", "unset", "codes.ttl_seconds"]);
+    assert_eq!(value()["value"], "300");
+}
+
+#[test]
+fn an_audit_log_that_was_edited_shortened_or_cut_off_is_found_out() {
+    let (server, _) = used();
+    let heads = server.folder.path().join("data/iptunnel.redb.heads");
+    // The first head is signed at once, and the next within a minute: so the server starts again.
+    let server = {
+        let mut old = server;
+        old.signal(nix::sys::signal::Signal::SIGTERM);
+        assert!(old.ends_within(std::time::Duration::from_secs(10)).unwrap().success());
+        old.again()
+    };
+    wait_until("the head is signed", || {
+        fs::read_to_string(&heads).is_ok_and(|text| text.contains("\"entries\":4"))
+    });
+    assert!(asked(&server, &["audit", "verify"]).contains("4 entries are whole"));
+    assert_eq!(asked_json(&server, &["audit", "verify"])["entries"], 4);
+    let export = asked(&server, &["audit", "export"]);
+    assert_eq!(export.lines().count(), 4);
+    let file = server.folder.path().join("export.jsonl");
+    let verified = |text: &str| {
+        fs::write(&file, text).unwrap();
+        let output = ask(&server, &["audit", "verify", "--file", "export.jsonl"]);
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert!(verified(&export).0);
+    let lines: Vec<&str> = export.lines().collect();
+    let (sound, words) = verified(&export.replace("ns1.example.com", "ns2.example.com"));
+    assert!(!sound && words.contains("entry 2 was changed"), "{words}");
+    let (sound, words) = verified(&[lines[0], lines[2], lines[3]].join("\n"));
+    assert!(!sound && words.contains("entry 2 is missing"), "{words}");
+    let (sound, words) = verified(&lines[..3].join("\n"));
+    assert!(!sound && words.contains("entry 4 was signed: it was cut off"), "{words}");
+    let signed = fs::read_to_string(&heads).unwrap();
+    fs::write(&heads, signed.replace("\"entries\":4", "\"entries\":3")).unwrap();
+    let (sound, words) = verified(&export);
+    assert!(!sound && words.contains("signature that is not this server's"), "{words}");
+}
+
+#[test]
+fn without_a_running_server_a_command_says_so() {
+    let (mut server, _) = used();
+    server.kill();
+    let output = ask(&server, &["servers", "list"]);
+    assert!(!output.status.success());
+    let folder = tempfile::tempdir().unwrap();
+    let elsewhere = program(folder.path()).args(["servers", "list"]).output().unwrap();
+    let words = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
+    assert!(words.contains("is this where the server runs?"), "{words}");
+    assert!(!folder.path().join("data").exists());
+}
