@@ -237,11 +237,14 @@ fn cell(value: &Value) -> String {
     }
 }
 
+fn field(row: &Value, name: &str) -> String {
+    row.get(name).map(cell).unwrap_or_default()
+}
+
 /// Rows under the names of their fields, as wide as they need.
 fn table(rows: &[Value], columns: &[&str]) -> String {
-    let line = |row: &Value| -> Vec<String> {
-        columns.iter().map(|column| row.get(column).map(cell).unwrap_or_default()).collect()
-    };
+    let line =
+        |row: &Value| -> Vec<String> { columns.iter().map(|column| field(row, column)).collect() };
     let mut lines: Vec<Vec<String>> = vec![columns.iter().map(|c| (*c).to_owned()).collect()];
     lines.extend(rows.iter().map(line));
     let width = |place: usize| {
@@ -282,7 +285,7 @@ pub fn servers(config: &Config, output: Output, action: Servers) -> Result<(), S
         say(&if output == Output::Json {
             done.to_string()
         } else {
-            format!("{} {}", cell(&done["server_id"]), cell(&done["status"]))
+            format!("{} {}", field(&done, "server_id"), field(&done, "status"))
         });
         Ok(())
     };
@@ -319,11 +322,11 @@ pub fn codes(config: &Config, output: Output, action: Codes) -> Result<(), Strin
     }
     say(&format!(
         "{}  {}  activations: {}",
-        cell(&found["hint"]),
-        cell(&found["state"]),
-        cell(&found["activations"])
+        field(&found, "hint"),
+        field(&found, "state"),
+        field(&found, "activations")
     ));
-    if found["second_machine"] == true {
+    if found.get("second_machine") == Some(&Value::Bool(true)) {
         say("ANOTHER MACHINE HAS TRIED THIS CODE AFTER IT WAS SPENT");
     }
     let columns = ["at", "action", "subject", "address", "detail", "actor", "who", "from"];
@@ -368,9 +371,9 @@ pub fn settings(config: &Config, output: Output, action: Settings) -> Result<(),
             (server.patch("/config", &body.into())?, keys)
         }
     };
-    let mut rows = data["settings"].as_array().cloned().unwrap_or_default();
+    let mut rows = data.get("settings").and_then(Value::as_array).cloned().unwrap_or_default();
     if !named.is_empty() {
-        rows.retain(|row| named.iter().any(|key| row["key"] == key.as_str()));
+        rows.retain(|row| named.contains(&field(row, "key")));
     }
     if rows.is_empty() {
         return Err("no such key".into());

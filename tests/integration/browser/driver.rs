@@ -6,7 +6,7 @@ use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -155,13 +155,7 @@ impl Window {
 
     /// Serious and critical findings of axe-core on the page, which must be none.
     pub fn check_accessibility(&self, what: &str) {
-        let axe = std::env::var_os("AXE_CORE").map_or_else(
-            || {
-                let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-                root.join("target/axe/node_modules/axe-core/axe.min.js")
-            },
-            PathBuf::from,
-        );
+        let axe = std::env::var_os("AXE_CORE").expect(NEEDED);
         let axe = std::fs::read_to_string(axe).expect(NEEDED);
         self.script(&axe);
         let run = "const done = arguments[0]; axe.run().then((found) => done(found.violations), \
