@@ -278,7 +278,7 @@ impl Handler<Work<Open, Record>> for Activation {
         change.0.extend([
             Write::Code(code),
             Write::Activation(opened.clone()),
-            Write::Audit(event),
+            Write::Audit(Arc::new(event)),
         ]);
         let handles = Arc::clone(&self.handles);
         let activation = opened.clone();
@@ -396,7 +396,8 @@ impl Handler<Work<Confirm, Record>> for Activation {
         let handles = Arc::clone(&self.handles);
         let Confirm { now, from, .. } = work.command;
         let event = happened(Action::Confirmed, &confirmed, now, from);
-        let change = Change(vec![Write::Activation(confirmed.clone()), Write::Audit(event)]);
+        let change =
+            Change(vec![Write::Activation(confirmed.clone()), Write::Audit(Arc::new(event))]);
         self.handles.persistence.commit(
             change,
             Some(self.activations.generation()),

@@ -331,7 +331,7 @@ impl Handler<Work<Issue, Code>> for CodeRegistry {
         let issued = Issued { code, expires_at: record.expires_at };
         let transitions = self.transitions.issued.clone();
         let (handles, hash) = (Arc::clone(&self.handles), record.hash);
-        let change = Change(vec![Write::Code(record.clone()), Write::Audit(event)]);
+        let change = Change(vec![Write::Code(record.clone()), Write::Audit(Arc::new(event))]);
         self.handles.persistence.commit(change, Some(self.codes.generation()), move |committed| {
             match committed {
                 Committed::Written => {
@@ -453,12 +453,12 @@ impl Handler<Work<Restore, Code>> for CodeRegistry {
         let mut change = Change(Vec::with_capacity(3));
         change.0.push(Write::Activation(released.clone()));
         change.0.extend(restored.clone().map(Write::Code));
-        change.0.push(Write::Audit(happened(
+        change.0.push(Write::Audit(Arc::new(happened(
             Action::Released,
             &released,
             release.now,
             release.from,
-        )));
+        ))));
         let handles = Arc::clone(&self.handles);
         let transitions = self.transitions.released.clone();
         self.handles.persistence.commit(change, Some(self.codes.generation()), move |committed| {

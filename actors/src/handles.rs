@@ -267,7 +267,8 @@ impl Handles {
             return Ok(pending);
         }
         let settings = settings.into_iter().map(Write::Setting);
-        let change = Change(settings.chain(events.into_iter().map(Write::Audit)).collect());
+        let change =
+            Change(settings.chain(events.into_iter().map(Arc::new).map(Write::Audit)).collect());
         self.persistence.commit(change, None, move |committed| match committed {
             Committed::Written => reply.grant(()),
             Committed::Conflict => reply.fail(Failure::Overloaded),

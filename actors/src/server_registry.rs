@@ -393,7 +393,7 @@ impl ServerRegistry {
     {
         self.changing.insert(server.id);
         let handles = Arc::clone(&self.handles);
-        let change = Change(vec![Write::Server(server.clone()), Write::Audit(event)]);
+        let change = Change(vec![Write::Server(server.clone()), Write::Audit(Arc::new(event))]);
         self.handles.persistence.commit(change, None, move |committed| {
             if committed == Committed::Written {
                 handles.server_registry.send::<Written>(Written(server.clone()));

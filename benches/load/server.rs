@@ -94,6 +94,8 @@ impl Server {
         let mut command = Command::new(program);
         command
             .stdin(Stdio::null())
+            // Where no file of the project's is taken for the server's: another build may not know it.
+            .current_dir(workspace.path())
             .stdout(output.try_clone().context(&doing)?)
             .stderr(output)
             .args(

@@ -279,8 +279,8 @@ pub(crate) fn consumed(store: &dyn Store, codes: u64, at: &str) -> usize {
 pub(crate) fn everything() -> Vec<Change> {
     let mut changes = everything_before_format_3();
     let setting = Setting { key: "limits.issue_per_ip_hour".into(), value: Some("7".into()) };
-    changes.push(one(Write::Audit(samples::event(1))));
-    changes.push(Change(vec![Write::Audit(samples::event(2)), Write::Setting(setting)]));
+    changes.push(one(Write::Audit(Arc::new(samples::event(1)))));
+    changes.push(Change(vec![Write::Audit(Arc::new(samples::event(2))), Write::Setting(setting)]));
     changes.push(one(Write::Attempt(samples::event(1))));
     changes
 }

@@ -21,8 +21,10 @@ impl Feed {
         let Some(listener) = self.0.get() else { return };
         let written = changes.iter().zip(verdicts).filter(|(_, v)| **v == Verdict::Written);
         for write in written.flat_map(|(Change(writes), _)| writes) {
-            if let Write::Audit(event) | Write::Attempt(event) = write {
-                listener(event);
+            match write {
+                Write::Audit(event) => listener(event),
+                Write::Attempt(event) => listener(event),
+                _ => {}
             }
         }
     }

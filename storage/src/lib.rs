@@ -29,6 +29,7 @@ use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
 use iptunnel_domain::limit::Policy;
 use iptunnel_domain::server::{Server, ServerNumber};
 use iptunnel_domain::{Timestamp, Version};
+use std::sync::Arc;
 
 /// One record to write or to remove.
 ///
@@ -50,8 +51,9 @@ pub enum Write {
     CheckIns(Vec<CheckIn>),
     /// The state of counters. Not guarded: they have one writer.
     Counters(Vec<CounterRow>),
-    /// Enters an event into the audit log, in the commit that it describes.
-    Audit(Event),
+    /// Enters an event into the audit log, in the commit that it describes. Shared: it is on its way to
+    /// the journal, to the engine and to whoever follows at once.
+    Audit(Arc<Event>),
     /// Notes an attempt on a code that exists: the first [`ATTEMPTS`] whole, then their number.
     /// Not guarded. An event that names no code is not noted.
     Attempt(Event),

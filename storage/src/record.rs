@@ -308,7 +308,7 @@ fn decode_write(write: WriteV1) -> Result<Write, ReadError> {
                 })
                 .collect::<Result<_, ReadError>>()?,
         ),
-        WriteV1::Audit(bytes) => Write::Audit(decode_event(&bytes)?),
+        WriteV1::Audit(bytes) => Write::Audit(Arc::new(decode_event(&bytes)?)),
         WriteV1::Attempt(bytes) => Write::Attempt(decode_event(&bytes)?),
         WriteV1::Setting(key, value) => Write::Setting(Setting { key, value }),
     })
@@ -378,7 +378,7 @@ mod tests {
                 ]),
                 Change(vec![Write::Server(samples::server(n, n))]),
                 Change(vec![
-                    Write::Audit(samples::event(seed)),
+                    Write::Audit(Arc::new(samples::event(seed))),
                     Write::Attempt(samples::event(!seed)),
                     Write::Setting(Setting { key: "a.b".into(), value: Some("1".into()) }),
                     Write::Setting(Setting { key: "a.b".into(), value: None }),

@@ -1,8 +1,8 @@
 //! The audit log, and what was tried on codes.
 //!
 //! Entries stand many to a value, as many as a commit brings, under the number of the first: one
-//! row per commit and not per entry. Each value begins with the hash before its first entry, so
-//! that reading may begin anywhere.
+//! row per commit and not per entry. Each value begins with the hash before its first entry and the
+//! one after its last, so that reading and writing may begin anywhere.
 //!
 //! Deliberately absent: an index. Entries stand in the order of time, and what is looked for
 //! happened at a known time or is looked for from the newest backwards.
@@ -22,8 +22,10 @@ pub(super) const AUDIT: Pages = TableDefinition::new("audit");
 /// What was tried on a code: how many attempts are not kept, and then those that are.
 const OF_CODES: OfCodes = TableDefinition::new("attempts");
 
-/// Bytes of the hash at the front of a page.
+/// Bytes of a hash.
 const HASH: usize = 32;
+/// Bytes at the front of a page: the hash before its entries, the hash and the number of the last.
+const FRONT: usize = 2 * HASH + 8;
 /// Bytes of the count at the front of a code's attempts.
 const COUNT: usize = 8;
 /// How far times may be out of order, in seconds: a request takes less from its clock to its commit.
@@ -39,8 +41,9 @@ pub(super) fn create(write: &WriteTransaction) -> Result<(), redb::Error> {
 pub(super) struct Log<'txn> {
     pages: Table<'txn, u64, &'static [u8]>,
     of_codes: Table<'txn, u128, &'static [u8]>,
-    /// What this transaction adds.
+    /// What this transaction adds, and where each of it ends.
     added: Vec<u8>,
+    ends: Vec<usize>,
 }
 
 impl<'txn> Log<'txn> {
@@ -49,11 +52,13 @@ impl<'txn> Log<'txn> {
             pages: write.open_table(AUDIT).map_err(unreadable)?,
             of_codes: write.open_table(OF_CODES).map_err(unreadable)?,
             added: Vec::new(),
+            ends: Vec::new(),
         })
     }
 
     pub(super) fn add(&mut self, event: &Event) {
         event.encode(&mut self.added);
+        self.ends.push(self.added.len());
     }
 
     pub(super) fn note_attempt(&mut self, event: &Event) -> Result<(), ReadError> {
@@ -89,31 +94,43 @@ impl<'txn> Log<'txn> {
         if self.added.is_empty() {
             return Ok(());
         }
-        let Head { entries, hash } = head(&self.pages)?;
-        let page = [&hash.0[..], &self.added].concat();
-        self.pages.insert(entries.saturating_add(1), page.as_slice()).map_err(unreadable)?;
+        let before = head(&self.pages)?;
+        let (mut after, mut begin) = (before, 0);
+        for end in self.ends {
+            after = after.after(self.added.get(begin..end).unwrap_or_default());
+            begin = end;
+        }
+        let last = after.entries.to_le_bytes();
+        let page = [&before.hash.0[..], &after.hash.0, &last, &self.added].concat();
+        self.pages.insert(before.entries.saturating_add(1), page.as_slice()).map_err(unreadable)?;
         Ok(())
     }
 }
 
 /// How far the log goes.
 pub(super) fn head(pages: &impl ReadableTable<u64, &'static [u8]>) -> Result<Head, ReadError> {
-    match pages.last().map_err(unreadable)? {
-        None => Ok(Head::default()),
-        Some((first, page)) => {
-            Ok(decode_page(first.value(), page.value())?.last().map_or(Head::default(), |e| e.head))
-        }
-    }
+    let Some((first, page)) = pages.last().map_err(unreadable)? else {
+        return Ok(Head::default());
+    };
+    let front = page.value().get(HASH..).and_then(|rest| {
+        let (hash, rest) = rest.split_first_chunk::<HASH>()?;
+        Some(Head { entries: u64::from_le_bytes(*rest.first_chunk()?), hash: ChainHash(*hash) })
+    });
+    front.ok_or_else(|| broken(first.value()))
+}
+
+fn broken(first: u64) -> ReadError {
+    ReadError(format!("the audit log is broken at entry {first}"))
 }
 
 /// The entries of the page whose first is number `first`.
 fn decode_page(first: u64, page: &[u8]) -> Result<Vec<Entry>, ReadError> {
-    let broken = || ReadError(format!("the audit log is broken at entry {first}"));
-    let (hash, mut rest) = page.split_first_chunk::<HASH>().ok_or_else(broken)?;
+    let hash = page.first_chunk::<HASH>().ok_or_else(|| broken(first))?;
+    let mut rest = page.get(FRONT..).ok_or_else(|| broken(first))?;
     let mut head = Head { entries: first.saturating_sub(1), hash: ChainHash(*hash) };
     let mut entries = Vec::new();
     while !rest.is_empty() {
-        let (event, behind) = Event::decode(rest).ok_or_else(broken)?;
+        let (event, behind) = Event::decode(rest).ok_or_else(|| broken(first))?;
         let bytes = rest.get(..rest.len() - behind.len()).unwrap_or_default();
         head = head.after(bytes);
         entries.push(Entry { event, head });
@@ -170,7 +187,7 @@ pub(super) fn number_at(read: &ReadTransaction, at: Timestamp) -> Result<u64, Re
         let middle = low + (high - low).div_ceil(2);
         let Some(page) = pages.range(..=middle).map_err(unreadable)?.next_back() else { break };
         let (number, page) = page.map_err(unreadable)?;
-        let (number, page) = (number.value(), page.value().get(HASH..).unwrap_or_default());
+        let (number, page) = (number.value(), page.value().get(FRONT..).unwrap_or_default());
         let begins = Event::decode(page).map_or(Timestamp(0), |(event, _)| event.at);
         if begins < at {
             low = middle;

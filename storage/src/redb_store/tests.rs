@@ -388,7 +388,8 @@ fn the_log_is_read_from_anywhere_in_both_directions_and_its_chain_is_whole() {
     let mut next = 1;
     for size in [1, 3, 1, 7, 2, 40] {
         let numbers = next..next + size;
-        let changes: Vec<Change> = numbers.map(|n| one(Write::Audit(samples::event(n)))).collect();
+        let changes: Vec<Change> =
+            numbers.map(|n| one(Write::Audit(Arc::new(samples::event(n))))).collect();
         store.commit(&changes).unwrap();
         next += size;
     }
@@ -418,7 +419,7 @@ fn the_log_is_entered_by_time_without_missing_an_entry() {
     let at = |number: u64| Timestamp(number * 100);
     for page in 0..60 {
         let numbers = page * 5 + 1..page * 5 + 6;
-        let change = |n| one(Write::Audit(Event { at: at(n), ..samples::event(n) }));
+        let change = |n| one(Write::Audit(Arc::new(Event { at: at(n), ..samples::event(n) })));
         store.commit(&numbers.map(change).collect::<Vec<_>>()).unwrap();
     }
     for number in 1..=300 {
@@ -432,8 +433,9 @@ fn the_log_is_entered_by_time_without_missing_an_entry() {
 fn an_event_of_a_change_that_conflicts_is_not_in_the_log() {
     let folder = folder();
     let store = on_file(&folder.path().join("s.redb"));
-    let change =
-        |n| Change(vec![Write::Code(samples::code(1, 1, 0)), Write::Audit(samples::event(n))]);
+    let change = |n| {
+        Change(vec![Write::Code(samples::code(1, 1, 0)), Write::Audit(Arc::new(samples::event(n)))])
+    };
     use Verdict::{Conflict, Written};
     assert_eq!(store.commit(&[change(1), change(9)]).unwrap(), [Written, Conflict]);
     assert_eq!(log_of(&store, 1, 1), (vec![1], vec![]));
