@@ -60,7 +60,7 @@ pub enum Servers {
 }
 
 /// What is asked of the codes.
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 pub enum Codes {
     /// Show a code's story, or the codes that something is known of
     Show {
@@ -68,6 +68,13 @@ pub enum Codes {
         /// input, where no list of processes shows it
         find: String,
     },
+}
+
+impl std::fmt::Debug for Codes {
+    /// What is looked for may be a code.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Codes")
+    }
 }
 
 /// What is asked of the activations.

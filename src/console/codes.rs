@@ -28,8 +28,8 @@ const SEARCHED: usize = 50_000;
 /// Entries that the story of one code may lie among.
 const AMONG: usize = 300_000;
 
-/// What is looked for. Sent in a body: it may be a code.
-#[derive(Debug, Default, Deserialize)]
+/// What is looked for. Sent in a body and never shown: it may be a code.
+#[derive(Default, Deserialize)]
 #[serde(default)]
 pub struct Find {
     csrf: String,

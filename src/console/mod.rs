@@ -22,11 +22,13 @@ use crate::http::errors::ApiError;
 use crate::http::page::error_page;
 use crate::http::respond::failure;
 use crate::http::state::State;
+use actix_web::error::InternalError;
 use actix_web::http::Method;
-use actix_web::web::{Data, ServiceConfig, resource, route};
+use actix_web::web::{Data, FormConfig, QueryConfig, ServiceConfig, resource, route};
 use actix_web::{HttpRequest, HttpResponse, guard};
 use auth::Sessions;
 use iptunnel_actors::Failure;
+use iptunnel_domain::Refusal;
 use iptunnel_storage::{ReadError, Store};
 
 /// The pages, by their path and their name, in the order of the menu.
@@ -92,7 +94,17 @@ async fn first_page() -> HttpResponse {
 pub fn routes(config: &mut ServiceConfig) {
     use crate::http::{at, both};
     let (get, post) = (Method::GET, Method::POST);
+    let unusable = |request: &HttpRequest, words: String| {
+        let answer = failed(request, &Refusal::InvalidField(words).into());
+        InternalError::from_response("an unusable request", answer).into()
+    };
     config
+        .app_data(FormConfig::default().error_handler(move |error, request| {
+            unusable(request, format!("The form cannot be read: {error}."))
+        }))
+        .app_data(QueryConfig::default().error_handler(move |error, request| {
+            unusable(request, format!("The query cannot be read: {error}."))
+        }))
         .service(at("/", "console", get.clone(), first_page))
         .service(at("/console", "console", get.clone(), first_page))
         .service(both("/console/login", "console", auth::login_page, auth::login))

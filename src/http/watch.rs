@@ -270,6 +270,7 @@ struct Stream {
     codes: VecDeque<Watched>,
     until: Instant,
     is_first: bool,
+    has_ended: bool,
 }
 
 /// What a look at the store brings.
@@ -296,6 +297,9 @@ impl Stream {
 
     /// What there is to say; `None` once there is nothing more.
     async fn next(&mut self) -> Option<String> {
+        if self.has_ended {
+            return None;
+        }
         if !std::mem::take(&mut self.is_first) {
             // Whatever comes first: news, the next look, or the end.
             let patience = LOOK_EVERY.min(self.until.saturating_duration_since(Instant::now()));
@@ -306,9 +310,8 @@ impl Stream {
             return None;
         }
         if Instant::now() >= self.until {
-            self.codes.clear();
-            return (!std::mem::replace(&mut self.is_first, true))
-                .then(|| "event: end\ndata: {}\n\n".to_owned());
+            self.has_ended = true;
+            return Some("event: end\ndata: {}\n\n".into());
         }
         let Ok(standings) = self.look().await else {
             return Some(": the store cannot be read right now\n\n".into());
@@ -380,7 +383,8 @@ pub async fn events(
     if prechecked {
         place.watcher.prechecked.store(true, Ordering::Relaxed);
     }
-    let stream = Stream { state, place, codes, until: Instant::now() + LONGEST, is_first: true };
+    let until = Instant::now() + LONGEST;
+    let stream = Stream { state, place, codes, until, is_first: true, has_ended: false };
     let head = format!("retry: {RETRY_MS}\n\n");
     let chunks = futures_util::stream::unfold((Some(head), stream), |(head, mut stream)| async {
         let text = match head {

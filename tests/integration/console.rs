@@ -358,3 +358,15 @@ fn the_figures_of_now_move_with_what_happens() {
     let page = Person::logged_in(&app).get("/console/now/live");
     assert!(page.text.contains("<svg class=\"chart\""), "{}", page.text);
 }
+
+#[test]
+fn a_form_or_query_that_cannot_be_read_is_answered_in_words() {
+    let app = TestApp::start();
+    let person = Person::logged_in(&app);
+    let answer = person.post("/console/tuning", &[("csrf", "x")]);
+    assert_eq!(answer.status, 422, "{}", answer.text);
+    assert!(answer.text.starts_with("<!doctype html>") && answer.text.contains("tag"));
+    let path = format!("{}/admin/activations?limit=many", app.admin);
+    let answer = send(app.client.get(path).bearer_auth(app.master()));
+    assert_eq!(answer.told(), (422, "validation_error".into()));
+}
