@@ -226,12 +226,13 @@ pub(crate) fn decode_server(number: u32, bytes: &[u8]) -> Result<Server, ReadErr
     })
 }
 
-/// A write as it stands in the journal. Rows are encoded as in their tables.
+/// A write as it stands in the journal. Rows are encoded as in their tables, and written as bytes at
+/// once: one by one they would be the same, and take several times as long.
 #[derive(Serialize, Deserialize)]
 enum WriteV1 {
-    Code(u64, Vec<u8>),
-    Activation(u64, Vec<u8>),
-    Server(u32, Vec<u8>),
+    Code(u64, #[serde(with = "serde_bytes")] Vec<u8>),
+    Activation(u64, #[serde(with = "serde_bytes")] Vec<u8>),
+    Server(u32, #[serde(with = "serde_bytes")] Vec<u8>),
     ForgetCode(u64, u32),
     ForgetActivation(u64, u32),
     CheckIns(Vec<(u32, u64)>),
@@ -239,8 +240,8 @@ enum WriteV1 {
     Counters(Vec<(u32, Option<CounterV1>)>),
     // Since data format 3:
     /// An event's canonical bytes.
-    Audit(Vec<u8>),
-    Attempt(Vec<u8>),
+    Audit(#[serde(with = "serde_bytes")] Vec<u8>),
+    Attempt(#[serde(with = "serde_bytes")] Vec<u8>),
     Setting(String, Option<String>),
 }
 
