@@ -89,7 +89,8 @@ function steps(reached) {
 }
 
 function stand(told) {
-  if (told.hint !== hint) return;
+  // Another code of this browser's; without a hint it can only be guessed that it is this one.
+  if (told.hint && told.hint !== hint) return;
   if (told.hostname) at("hostname").textContent = told.hostname;
   const texts = {
     prechecked: ["The installer has found the code good.", false],

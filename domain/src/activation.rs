@@ -160,6 +160,16 @@ impl Activation {
         self.state == ActivationState::Open && now < self.expires_at
     }
 
+    /// Where it stands, as people call it: `open`, `lapsed`, `confirmed` or `released`.
+    pub fn standing(&self, now: Timestamp) -> &'static str {
+        match self.state {
+            ActivationState::Open if self.is_open(now) => "open",
+            ActivationState::Open => "lapsed",
+            ActivationState::Confirmed(_) => "confirmed",
+            ActivationState::Released(_) => "released",
+        }
+    }
+
     /// Whether `holder` may go on with a code that this activation consumed.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use actix_web::http::StatusCode;
 use actix_web::web::{Data, Form, Path, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
-use iptunnel_domain::activation::{Activation, ActivationId, ActivationState};
+use iptunnel_domain::activation::{Activation, ActivationId};
 use iptunnel_domain::audit::{Action, Event};
 use iptunnel_domain::code::{Code, CodeHash, CodeState, InstallCode};
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
@@ -150,15 +150,15 @@ pub struct Timeline {
     second_machine: bool,
     events: Vec<Happened>,
     attempts_not_kept: u64,
+    /// Whether so much happened meanwhile that the log was not looked through to the end.
+    cut_short: bool,
 }
 
 fn state_of(code: &Code, activation: Option<&Activation>, now: Timestamp) -> &'static str {
-    match (code.state, activation.map(|activation| activation.state)) {
-        (CodeState::Issued, _) if code.is_expired(now) => "expired",
-        (CodeState::Issued, _) => "issued",
-        (_, Some(ActivationState::Confirmed(_))) => "confirmed",
-        (_, Some(ActivationState::Open)) if activation.is_some_and(|a| a.is_open(now)) => "open",
-        _ => "lapsed",
+    match code.state {
+        CodeState::Issued if code.is_expired(now) => "expired",
+        CodeState::Issued => "issued",
+        CodeState::Consumed(_) => activation.map_or("used", |by| by.standing(now)),
     }
 }
 
@@ -176,10 +176,11 @@ fn timeline(
     let longest = life.max_lifetime.max(life.code) + life.precheck_token + life.install_token;
     // Its own times say how long it may have been at work, whatever lifetimes are in force now.
     let over = code.expires_at.max(code.issued_at.plus(longest)).plus(longest);
-    let (mut events, mut looked) = (Vec::new(), 0);
+    let (mut events, mut looked, mut cut_short) = (Vec::new(), 0, false);
     store.audit_from(store.audit_number_at(code.issued_at)?, &mut |entry| {
         looked += 1;
-        let goes_on = entry.event.at <= over && looked < AMONG;
+        cut_short = entry.event.at <= over && looked >= AMONG;
+        let goes_on = entry.event.at <= over && !cut_short;
         if entry.event.code == Some(hash) {
             events.push(entry.event);
         }
@@ -227,6 +228,7 @@ fn timeline(
         second_machine,
         events,
         attempts_not_kept: attempts.more,
+        cut_short,
     }))
 }
 
@@ -391,12 +393,7 @@ pub async fn json_activations(
         code: activation.code.0.to_hex(),
         hostname: activation.request.binding.hostname.as_str().to_owned(),
         public_ip: activation.request.binding.public_ip.to_string(),
-        state: match activation.state {
-            ActivationState::Confirmed(_) => "confirmed",
-            ActivationState::Released(_) => "released",
-            ActivationState::Open if activation.is_open(now) => "open",
-            ActivationState::Open => "lapsed",
-        },
+        state: activation.standing(now),
         opened_at: rfc3339(activation.opened_at),
         age_seconds: now.0.saturating_sub(activation.opened_at.0),
     };

@@ -12,7 +12,6 @@ use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
 use iptunnel_domain::Timestamp;
-use iptunnel_domain::activation::ActivationState;
 use iptunnel_domain::code::CodeState;
 use iptunnel_storage::{ReadError, Store};
 use serde::Serialize;
@@ -59,12 +58,7 @@ fn installs(store: &dyn Store, now: Timestamp) -> Result<Installs, ReadError> {
         *found.codes.entry(state).or_default() += 1;
     }
     for activation in store.newest_activations(LAST)? {
-        let state = match activation.state {
-            ActivationState::Confirmed(_) => "confirmed",
-            ActivationState::Released(_) => "released",
-            ActivationState::Open if activation.is_open(now) => "open",
-            ActivationState::Open => "lapsed",
-        };
+        let state = activation.standing(now);
         *found.activations.entry(state).or_default() += 1;
         if state == "open" {
             found.open.push(OpenActivation {

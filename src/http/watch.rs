@@ -16,7 +16,6 @@ use actix_web::web::{Bytes, Data};
 use actix_web::{HttpRequest, HttpResponse};
 use dashmap::DashMap;
 use iptunnel_domain::Timestamp;
-use iptunnel_domain::activation::ActivationState;
 use iptunnel_domain::audit::{Action, Event};
 use iptunnel_domain::code::{Code, CodeHash, CodeState};
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
@@ -206,11 +205,10 @@ fn standing(
             None => "expired",
             Some(activation) => {
                 hostname = Some(activation.request.binding.hostname.as_str().to_owned());
-                match activation.state {
-                    ActivationState::Confirmed(_) => "confirmed",
-                    ActivationState::Released(_) => "released",
-                    ActivationState::Open if activation.is_open(now) => "activated",
-                    ActivationState::Open => "expired",
+                match activation.standing(now) {
+                    "open" => "activated",
+                    "lapsed" => "expired",
+                    other => other,
                 }
             }
         },
@@ -237,12 +235,16 @@ fn was_prechecked(store: &dyn Store, code: &Code) -> Result<bool, ReadError> {
     Ok(passed > code.activations as usize)
 }
 
-/// The hint of a code, as the log noted it when the code was issued.
+/// Entries of the log that a hint is looked for among: some 100 ms.
+const HINT_AMONG: usize = 100_000;
+
+/// The hint of a code, as the log noted it when the code was issued; empty where so much happened at
+/// that time that it is not found soon.
 ///
 /// # Errors
 /// Where the log cannot be read.
 pub fn hint_of(store: &dyn Store, code: &Code) -> Result<String, ReadError> {
-    let mut hint = String::new();
+    let (mut hint, mut looked) = (String::new(), 0);
     let number = store.audit_number_at(code.issued_at)?;
     // A code is entered within seconds of its time.
     let over = code.issued_at.plus(600);
@@ -252,7 +254,8 @@ pub fn hint_of(store: &dyn Store, code: &Code) -> Result<String, ReadError> {
         if found {
             hint = event.subject;
         }
-        !found && event.at <= over
+        looked += 1;
+        !found && event.at <= over && looked < HINT_AMONG
     })?;
     Ok(hint)
 }

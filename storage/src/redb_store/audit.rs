@@ -28,8 +28,9 @@ const HASH: usize = 32;
 const FRONT: usize = 2 * HASH + 8;
 /// Bytes of the count at the front of a code's attempts.
 const COUNT: usize = 8;
-/// How far times may be out of order, in seconds: a request takes less from its clock to its commit.
-const SLACK: u64 = 600;
+/// How far times may be out of order, in seconds: from a request's look at the clock to its commit
+/// lies the reading of its body, for which it has ten seconds unless configured otherwise.
+const SLACK: u64 = 60;
 
 pub(super) fn create(write: &WriteTransaction) -> Result<(), redb::Error> {
     write.open_table(AUDIT)?;

@@ -424,7 +424,7 @@ fn the_log_is_entered_by_time_without_missing_an_entry() {
     }
     for number in 1..=300 {
         let entered = store.audit_number_at(at(number)).unwrap();
-        assert!(entered <= number && number < entered + 16, "{entered} for {number}");
+        assert!(entered <= number && number < entered + 11, "{entered} for {number}");
     }
     assert!(store.audit_number_at(Timestamp(u64::MAX)).unwrap() > 290);
 }
