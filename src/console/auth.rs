@@ -1,7 +1,9 @@
 //! Who may look into the console.
 //!
 //! A person logs in with the master token and gets a session; a program sends the token with every
-//! request. Ten wrong tokens a minute from one address are enough.
+//! request. Ten wrong tokens a minute from one address are enough. Forms count only from pages of
+//! this listener: cookies do not tell ports apart, so that `SameSite` alone would let a page on
+//! another port of the same host send them.
 
 use super::{Console, see};
 use crate::ambient::random_bytes;
@@ -11,8 +13,8 @@ use crate::http::respond::failure;
 use actix_web::cookie::{Cookie, SameSite};
 use actix_web::dev::Payload;
 use actix_web::error::InternalError;
-use actix_web::http::StatusCode;
 use actix_web::http::header::{HeaderValue, RETRY_AFTER};
+use actix_web::http::{Method, StatusCode};
 use actix_web::web::{Data, Form};
 use actix_web::{Error, FromRequest, HttpRequest, HttpResponse};
 use askama::Template;
@@ -22,6 +24,7 @@ use iptunnel_domain::server::Bearer;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::future::{Ready, ready};
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -33,8 +36,10 @@ const SESSION: Duration = Duration::from_secs(12 * 3600);
 const FAILURES: u32 = 10;
 /// The window in which they are counted.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Addresses and sessions that are remembered: beyond that the oldest windows go.
+/// Addresses and sessions that are remembered: beyond that the oldest go.
 const REMEMBERED: usize = 10_000;
+/// What a page fetches by itself: that a tab is open is no sign that somebody is there.
+const BY_ITSELF: &str = "/console/now/live";
 
 struct Session {
     csrf: String,
@@ -69,8 +74,8 @@ impl Sessions {
 
     fn failed(&self, address: IpAddr) {
         let mut inner = self.lock();
-        if inner.failures.len() >= REMEMBERED {
-            inner.failures.retain(|_, (since, _)| since.elapsed() < WINDOW);
+        if !inner.failures.contains_key(&address) {
+            make_room(&mut inner.failures, |(since, _)| *since);
         }
         let now = Instant::now();
         let (since, count) = inner.failures.entry(address).or_insert((now, 0));
@@ -80,29 +85,61 @@ impl Sessions {
         *count += 1;
     }
 
-    /// The CSRF token of the session with this cookie, where it is good.
-    fn csrf(&self, cookie: KeyedHash, master: &KeyedHash) -> Option<String> {
+    /// The CSRF token of the session with this cookie, where it is good. `by_person`: the session
+    /// is in use, and lasts from now on.
+    fn csrf(&self, cookie: KeyedHash, master: &KeyedHash, by_person: bool) -> Option<String> {
         let mut inner = self.lock();
         let session = inner.open.get_mut(&cookie)?;
         if session.used.elapsed() >= SESSION || !session.master.ct_eq(master) {
             inner.open.remove(&cookie);
             return None;
         }
-        session.used = Instant::now();
+        if by_person {
+            session.used = Instant::now();
+        }
         Some(session.csrf.clone())
     }
 
     fn open(&self, cookie: KeyedHash, csrf: String, master: KeyedHash) {
         let mut inner = self.lock();
-        if inner.open.len() >= REMEMBERED {
-            inner.open.retain(|_, session| session.used.elapsed() < SESSION);
-        }
+        make_room(&mut inner.open, |session| session.used);
         inner.open.insert(cookie, Session { csrf, master, used: Instant::now() });
     }
 
     fn close(&self, cookie: KeyedHash) {
         self.lock().open.remove(&cookie);
     }
+}
+
+/// Lets the oldest go where no more is remembered.
+fn make_room<K: Copy + Eq + Hash, V>(map: &mut HashMap<K, V>, since: impl Fn(&V) -> Instant) {
+    if map.len() < REMEMBERED {
+        return;
+    }
+    let oldest = map.iter().min_by_key(|(_, value)| since(value)).map(|(key, _)| *key);
+    if let Some(oldest) = oldest {
+        map.remove(&oldest);
+    }
+}
+
+/// Whether a browser says that another site, or another port of this host, sends this request.
+fn is_from_elsewhere(request: &HttpRequest) -> bool {
+    let header =
+        |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap_or("?"));
+    // Fetch Metadata, which browsers send to trustworthy hosts; `none` is a person's reload.
+    if let Some(site) = header("sec-fetch-site") {
+        return !matches!(site, "same-origin" | "none");
+    }
+    // RFC 6454: programs send none.
+    header("origin").is_some_and(|origin| {
+        let authority = origin.split_once("://").map(|(_, authority)| authority);
+        authority.is_none() || authority != header("host")
+    })
+}
+
+fn elsewhere() -> ApiError {
+    let words = "This form was sent from another site. Please open the console itself.";
+    ApiError::new(StatusCode::FORBIDDEN, "browser_session_invalid", words)
 }
 
 /// Whoever holds the master token: handlers that take one are closed to everybody else.
@@ -134,8 +171,13 @@ impl Operator {
         if request.path().starts_with("/console") {
             let cookie = request.cookie(COOKIE).map(|cookie| hash_of(console, cookie.value()));
             let master = console.state.master.load();
-            let csrf = cookie.and_then(|cookie| console.sessions.csrf(cookie, &master));
-            return csrf.map(|csrf| Self { csrf, from }).ok_or_else(|| see("/console/login"));
+            let by_person = request.path() != BY_ITSELF;
+            let csrf = cookie.and_then(|cookie| console.sessions.csrf(cookie, &master, by_person));
+            let csrf = csrf.ok_or_else(|| see("/console/login"))?;
+            if request.method() == Method::POST && is_from_elsewhere(request) {
+                return Err(error_page(&elsewhere()));
+            }
+            return Ok(Self { csrf, from });
         }
         if let Some(seconds) = console.sessions.must_wait(from) {
             return Err(failure(too_many(seconds)));
@@ -206,6 +248,10 @@ pub async fn login(
     form: Form<Credentials>,
 ) -> HttpResponse {
     let from = peer(&request);
+    // Before anything is counted: a page elsewhere could use up the tries of whoever looks at it.
+    if is_from_elsewhere(&request) {
+        return login_with(StatusCode::FORBIDDEN, Some(elsewhere().message));
+    }
     if let Some(seconds) = console.sessions.must_wait(from) {
         let mut response =
             login_with(StatusCode::TOO_MANY_REQUESTS, Some(too_many(seconds).message));
@@ -256,4 +302,61 @@ pub async fn logout(
         console.sessions.close(hash_of(&console, cookie.value()));
     }
     see("/console/login")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use actix_web::test::TestRequest;
+
+    fn hash(number: u8) -> KeyedHash {
+        KeyedHash([number; 16])
+    }
+
+    #[test]
+    fn what_a_page_fetches_by_itself_does_not_keep_a_session_open() {
+        let sessions = Sessions::default();
+        sessions.open(hash(1), "token".into(), hash(0));
+        let long_ago = Instant::now().checked_sub(SESSION / 2).unwrap();
+        let used = || sessions.lock().open[&hash(1)].used;
+        sessions.lock().open.get_mut(&hash(1)).unwrap().used = long_ago;
+        assert!(sessions.csrf(hash(1), &hash(0), false).is_some());
+        assert_eq!(used(), long_ago);
+        assert!(sessions.csrf(hash(1), &hash(0), true).is_some());
+        assert!(used() > long_ago);
+    }
+
+    #[test]
+    fn as_many_addresses_are_remembered_as_there_is_room_for_and_the_oldest_go() {
+        let sessions = Sessions::default();
+        let address = |number: usize| IpAddr::from((number as u128).to_be_bytes());
+        for number in 0..REMEMBERED + 5 {
+            sessions.failed(address(number));
+        }
+        let inner = sessions.lock();
+        assert_eq!(inner.failures.len(), REMEMBERED);
+        assert!(inner.failures.contains_key(&address(REMEMBERED + 4)));
+        assert!(!inner.failures.contains_key(&address(0)));
+    }
+
+    #[test]
+    fn a_browser_that_names_another_site_or_port_is_elsewhere() {
+        let is_from_elsewhere = |headers: &[(&'static str, &'static str)]| {
+            let request = TestRequest::post().insert_header(("host", "127.0.0.1:9090"));
+            let request = headers.iter().fold(request, |all, one| all.insert_header(*one));
+            is_from_elsewhere(&request.to_http_request())
+        };
+        assert!(!is_from_elsewhere(&[]));
+        for site in ["same-origin", "none"] {
+            assert!(!is_from_elsewhere(&[("sec-fetch-site", site)]), "{site}");
+        }
+        for site in ["same-site", "cross-site", "anything"] {
+            assert!(is_from_elsewhere(&[("sec-fetch-site", site)]), "{site}");
+        }
+        assert!(!is_from_elsewhere(&[("origin", "http://127.0.0.1:9090")]));
+        for origin in ["http://127.0.0.1:8080", "http://127.0.0.1", "https://evil.example", "null"]
+        {
+            assert!(is_from_elsewhere(&[("origin", origin)]), "{origin}");
+        }
+    }
 }

@@ -130,6 +130,31 @@ fn a_form_counts_only_from_a_page_of_the_session_and_logout_ends_it() {
 }
 
 #[test]
+fn a_form_from_another_site_or_port_counts_for_nothing() {
+    let app = TestApp::start();
+    let person = Person::logged_in(&app);
+    let csrf = person.csrf();
+    let send_from = |path: &str, header: (&str, &str), body: String| {
+        let request = person.client.post(format!("{}{path}", app.admin)).header(header.0, header.1);
+        let request = request.header("content-type", "application/x-www-form-urlencoded");
+        send(request.header("cookie", &person.cookie).body(body))
+    };
+    let elsewhere = [("sec-fetch-site", "same-site"), ("origin", "http://127.0.0.1:1")];
+    for header in elsewhere {
+        let logout = send_from("/console/logout", header, format!("csrf={csrf}"));
+        assert_eq!(logout.status, 403, "{header:?}");
+        assert_eq!(person.get("/console/codes").status, 200, "{header:?}");
+        // Such tries use up nothing of the ten that the operator has.
+        for _ in 0..10 {
+            assert_eq!(send_from("/console/login", header, "token=wrong".into()).status, 403);
+        }
+    }
+    Person::logged_in(&app);
+    let here = ("origin", app.admin.as_str());
+    assert_eq!(send_from("/console/logout", here, format!("csrf={csrf}")).status, 303);
+}
+
+#[test]
 fn another_master_token_ends_the_sessions_of_the_old_one() {
     let app = TestApp::start();
     let person = Person::logged_in(&app);
