@@ -20,6 +20,9 @@ const COARSE: usize = 288;
 /// Different figures that are kept; with both spans under 2 MB.
 const NAMES: usize = 500;
 
+/// What the figures of the actors' queues begin with.
+const DEPTH: &str = "depth:";
+
 /// Metrics at one moment, by name and labels.
 #[derive(Clone, Debug, Default)]
 struct Snapshot(HashMap<String, f64>);
@@ -120,7 +123,7 @@ fn derive(before: &Snapshot, after: &Snapshot, seconds: f64) -> BTreeMap<String,
             }
             "code_transitions_total" => add(format!("codes:{}", line.label("transition")), rate),
             "persistence_commits_total" => add("commits".into(), rate),
-            "actor_queue_depth" => add(format!("depth:{}", line.label("actor")), *value),
+            "actor_queue_depth" => add(format!("{DEPTH}{}", line.label("actor")), *value),
             "actor_messages_total" => add(format!("messages:{}", line.label("actor")), rate),
             "actor_batch_size_sum" => {
                 batches.entry(line.label("actor").into()).or_default()[0] += grown;
@@ -162,33 +165,49 @@ struct Inner {
     fine: Ring,
     coarse: Ring,
     latest: BTreeMap<String, f64>,
+    /// The longest queues since the last point of the day: a jam shorter than that shows too.
+    deepest: BTreeMap<String, f64>,
     readings: u32,
 }
 
 impl Inner {
-    fn take(&mut self, snapshot: Snapshot, now: Instant) {
+    fn take(&mut self, snapshot: &Snapshot, now: Instant) {
         let coarse_is_due = self.readings.is_multiple_of(COARSE_EVERY);
         self.readings = self.readings.wrapping_add(1);
+        if let Some(figures) = self.fine.advance(snapshot, now) {
+            for (name, value) in figures.iter().filter(|(name, _)| name.starts_with(DEPTH)) {
+                let deepest = self.deepest.entry(name.clone()).or_default();
+                *deepest = deepest.max(*value);
+            }
+            self.fine.push(&mut self.places, FINE, &figures);
+            self.latest = figures;
+        }
         if coarse_is_due {
-            Self::push(&mut self.places, &mut self.coarse, COARSE, &snapshot, now);
+            let deepest = std::mem::take(&mut self.deepest);
+            if let Some(mut figures) = self.coarse.advance(snapshot, now) {
+                figures.extend(deepest);
+                self.coarse.push(&mut self.places, COARSE, &figures);
+            }
         }
-        if let Some(latest) = Self::push(&mut self.places, &mut self.fine, FINE, &snapshot, now) {
-            self.latest = latest;
-        }
+    }
+}
+
+impl Ring {
+    /// What happened since this was asked last.
+    fn advance(&mut self, snapshot: &Snapshot, now: Instant) -> Option<BTreeMap<String, f64>> {
+        let (since, before) = self.since.replace((now, snapshot.clone()))?;
+        let seconds = now.duration_since(since).as_secs_f64().max(0.001);
+        Some(derive(&before, snapshot, seconds))
     }
 
     fn push(
+        &mut self,
         places: &mut HashMap<String, usize>,
-        ring: &mut Ring,
         length: usize,
-        snapshot: &Snapshot,
-        now: Instant,
-    ) -> Option<BTreeMap<String, f64>> {
-        let (since, before) = ring.since.replace((now, snapshot.clone()))?;
-        let seconds = now.duration_since(since).as_secs_f64().max(0.001);
-        let figures = derive(&before, snapshot, seconds);
+        figures: &BTreeMap<String, f64>,
+    ) {
         let mut point = vec![f32::NAN; places.len()];
-        for (name, value) in &figures {
+        for (name, value) in figures {
             if let Some(place) = places.get(name) {
                 if let Some(there) = point.get_mut(*place) {
                     *there = *value as f32;
@@ -198,11 +217,10 @@ impl Inner {
                 point.push(*value as f32);
             }
         }
-        if ring.points.len() == length {
-            ring.points.pop_front();
+        if self.points.len() == length {
+            self.points.pop_front();
         }
-        ring.points.push_back(point);
-        Some(figures)
+        self.points.push_back(point);
     }
 }
 
@@ -248,7 +266,7 @@ impl History {
     fn take(&self, text: &str) {
         let snapshot = Snapshot::parse(text);
         let mut inner = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        inner.take(snapshot, Instant::now());
+        inner.take(&snapshot, Instant::now());
     }
 
     /// Reads the metrics again and again until the server is on its way out.
@@ -322,6 +340,17 @@ mod tests {
         assert_eq!(quantile(&some, 0.5), Some(1.0));
         assert_eq!(quantile(&some, 0.75), Some(1.5));
         assert_eq!(quantile(&buckets(&[(1.0, 0.0), (f64::INFINITY, 9.0)]), 0.5), Some(1.0));
+    }
+
+    #[test]
+    fn a_short_jam_shows_in_the_day() {
+        let history = History::default();
+        for n in 0..2 * COARSE_EVERY + 1 {
+            let depth = if n == 42 { 900 } else { 1 };
+            history.take(&format!("iptunnel_actor_queue_depth{{actor=\"a\"}} {depth}\n"));
+        }
+        let day = history.points(Span::Day, "depth:a");
+        assert_eq!(day[COARSE - 2..], [900.0, 1.0]);
     }
 
     #[test]
