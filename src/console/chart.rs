@@ -3,9 +3,9 @@
 use std::fmt::Write;
 
 const WIDTH: f32 = 300.0;
-const HEIGHT: f32 = 72.0;
-/// Room for the scale above the curve.
-const TOP: f32 = 12.0;
+const HEIGHT: f32 = 64.0;
+/// Room for the stroke above the curve and below it.
+const EDGE: f32 = 1.0;
 
 /// A number as short as people read it.
 pub fn short(value: f64) -> String {
@@ -20,15 +20,23 @@ pub fn short(value: f64) -> String {
     }
 }
 
+/// A chart, and what to write beneath it.
+pub struct Drawn {
+    /// The chart.
+    pub svg: String,
+    /// What the top of the chart means. Not within the picture: there it would shrink with it.
+    pub most: String,
+}
+
 /// A curve over `points`, the oldest first; a gap where one is not a number. `title` and `unit` are
 /// words of ours.
-pub fn svg(title: &str, unit: &str, points: &[f32]) -> String {
+pub fn draw(title: &str, unit: &str, points: &[f32]) -> Drawn {
     let known = points.iter().copied().filter(|point| point.is_finite());
     let (now, max) = (known.clone().next_back(), known.fold(0.0_f32, f32::max));
     let top = if max > 0.0 { max } else { 1.0 };
     let step = WIDTH / (points.len().max(2) - 1) as f32;
     let place = |index: usize, value: f32| {
-        (index as f32 * step, HEIGHT - 1.0 - value / top * (HEIGHT - TOP - 2.0))
+        (index as f32 * step, HEIGHT - EDGE - value / top * (HEIGHT - 2.0 * EDGE))
     };
     let (mut line, mut area, mut begun): (String, String, Option<f32>) = Default::default();
     let mut last = 0.0;
@@ -54,18 +62,20 @@ pub fn svg(title: &str, unit: &str, points: &[f32]) -> String {
         last = x;
     }
     close(&mut area, begun, last);
-    let said = match now {
-        Some(now) => {
-            format!("{title}: now {}{unit}, at most {}{unit}", short(now.into()), short(max.into()))
-        }
-        None => format!("{title}: nothing yet"),
+    let most = match now {
+        Some(_) => format!("at most {}{unit}", short(max.into())),
+        None => "nothing yet".to_owned(),
     };
-    let scale = if now.is_some() { format!("{}{unit}", short(max.into())) } else { String::new() };
-    format!(
+    let said = match now {
+        Some(now) => format!("{title}: now {}{unit}, {most}", short(now.into())),
+        None => format!("{title}: {most}"),
+    };
+    let svg = format!(
         "<svg class=\"chart\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{said}\">\
-         <path class=\"area\" d=\"{area}\"/><path class=\"line\" d=\"{line}\"/>\
-         <text x=\"0\" y=\"8\">{scale}</text></svg>"
-    )
+         <path class=\"base\" d=\"M0 {HEIGHT}H{WIDTH}\"/>\
+         <path class=\"area\" d=\"{area}\"/><path class=\"line\" d=\"{line}\"/></svg>"
+    );
+    Drawn { svg, most }
 }
 
 fn close(area: &mut String, begun: Option<f32>, last: f32) {
@@ -89,7 +99,8 @@ mod tests {
 
     #[test]
     fn a_chart_says_its_figures_and_leaves_gaps_open() {
-        let svg = svg("Requests", "/s", &[1.0, 2.0, f32::NAN, 4.0, 3.0]);
+        let Drawn { svg, most } = draw("Requests", "/s", &[1.0, 2.0, f32::NAN, 4.0, 3.0]);
+        assert_eq!(most, "at most 4.0/s");
         assert!(svg.contains("aria-label=\"Requests: now 3.0/s, at most 4.0/s\""), "{svg}");
         let line = svg.split("class=\"line\" d=\"").nth(1).unwrap().split('"').next().unwrap();
         assert_eq!(line.matches('M').count(), 2, "{line}");
@@ -99,9 +110,10 @@ mod tests {
     #[test]
     fn nothing_is_drawn_of_nothing() {
         for points in [&[][..], &[f32::NAN], &[f32::NAN, f32::NAN]] {
-            let svg = svg("Requests", "/s", points);
+            let Drawn { svg, most } = draw("Requests", "/s", points);
+            assert_eq!(most, "nothing yet");
             assert!(svg.contains("nothing yet") && !svg.contains("NaN"), "{svg}");
         }
-        assert!(svg("Zero", "", &[0.0, 0.0]).contains("now 0, at most 0"));
+        assert!(draw("Zero", "", &[0.0, 0.0]).svg.contains("now 0, at most 0"));
     }
 }

@@ -1,7 +1,7 @@
 //! How the server lives, now and lately.
 
 use super::auth::Operator;
-use super::chart::{short, svg};
+use super::chart::{Drawn, draw, short};
 use super::history::Span;
 use super::{Console, failed, read};
 use crate::http::errors::ApiError;
@@ -190,8 +190,8 @@ async fn now(console: &Console) -> Result<Now, ApiError> {
 struct Chart {
     title: &'static str,
     value: String,
-    quarter: String,
-    day: String,
+    quarter: Drawn,
+    day: Drawn,
 }
 
 /// What is drawn: title, unit, figure.
@@ -214,7 +214,7 @@ fn charts(console: &Console) -> Vec<Chart> {
     let latest = console.history.latest();
     let chart = |(title, unit, name): (&'static str, &str, &str)| {
         let drawn = |span, words: &str| {
-            svg(&format!("{title}, {words}"), unit, &console.history.points(span, name))
+            draw(&format!("{title}, {words}"), unit, &console.history.points(span, name))
         };
         Chart {
             title,

@@ -31,6 +31,7 @@ fn the_charts_move_under_load_and_every_page_is_fit_to_look_at() {
     }
     let chart = "main .card:first-child svg";
     let line = "return document.querySelector('main .card path.line').getAttribute('d')";
+    window.script("document.querySelector('main .wide').focus({ preventScroll: true })");
     let before = window.script(line);
     let begun = std::time::Instant::now();
     while window.script(line) == before {
@@ -38,7 +39,11 @@ fn the_charts_move_under_load_and_every_page_is_fit_to_look_at() {
         assert!(begun.elapsed().as_secs() < 15, "the chart stands still");
     }
     assert!(window.script(&format!("return !!document.querySelector('{chart}')")) == true);
+    assert!(window.script("return document.activeElement.matches('main .wide')") == true);
     window.check_looks("console-now");
+    window.width(400);
+    assert!(!window.scrolls_sideways(), "now");
+    window.width(1100);
     for (page, title) in [
         ("codes", "Codes and activations"),
         ("servers", "Servers"),
