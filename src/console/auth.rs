@@ -19,6 +19,7 @@ use actix_web::web::{Data, Form};
 use actix_web::{Error, FromRequest, HttpRequest, HttpResponse};
 use askama::Template;
 use iptunnel_domain::Refusal;
+use iptunnel_domain::address::caller_network;
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
 use iptunnel_domain::server::Bearer;
 use serde::Deserialize;
@@ -66,6 +67,7 @@ impl Sessions {
 
     /// Seconds to wait where an address has failed too often.
     fn must_wait(&self, address: IpAddr) -> Option<u64> {
+        let address = caller_network(address);
         let inner = self.lock();
         let (since, count) = inner.failures.get(&address)?;
         let left = WINDOW.checked_sub(since.elapsed())?;
@@ -73,6 +75,7 @@ impl Sessions {
     }
 
     fn failed(&self, address: IpAddr) {
+        let address = caller_network(address);
         let mut inner = self.lock();
         if !inner.failures.contains_key(&address) {
             make_room(&mut inner.failures, |(since, _)| *since);
@@ -329,7 +332,7 @@ mod tests {
     #[test]
     fn as_many_addresses_are_remembered_as_there_is_room_for_and_the_oldest_go() {
         let sessions = Sessions::default();
-        let address = |number: usize| IpAddr::from((number as u128).to_be_bytes());
+        let address = |number: usize| IpAddr::from(((number as u128) << 64).to_be_bytes());
         for number in 0..REMEMBERED + 5 {
             sessions.failed(address(number));
         }
