@@ -49,7 +49,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// A [`Store`] in two files.
 pub struct JournaledStore {
     engine: Arc<RedbStore>,
-    journal: Mutex<Journal>,
+    /// `None` once the store is closed.
+    journal: Mutex<Option<Journal>>,
     shared: Arc<Shared>,
     feed: Feed,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -135,11 +136,15 @@ impl JournaledStore {
             .map_err(|e| OpenError::Engine(format!("a thread could not be started: {e}")))?;
         Ok(Self {
             engine,
-            journal: Mutex::new(journal),
+            journal: Mutex::new(Some(journal)),
             shared,
             feed: Feed::default(),
             thread: Mutex::new(Some(thread)),
         })
+    }
+
+    fn journal(&self) -> MutexGuard<'_, Option<Journal>> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Which changes hold their guards, one after the other, over what is pending and what the
@@ -332,7 +337,10 @@ impl Taker {
 
 impl Store for JournaledStore {
     fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
-        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut journal = self.journal();
+        let Some(journal) = journal.as_mut() else {
+            return Err(CommitError::Refused("the store is closed".into()));
+        };
         if changes.is_empty() {
             self.probe()?;
         }
@@ -377,6 +385,9 @@ impl Store for JournaledStore {
             let _ = thread.join();
         }
         self.engine.close();
+        // Whoever opens the store next must find neither file held, however long somebody still
+        // holds this value.
+        self.journal().take();
     }
 
     fn frontier(&self) -> Result<Frontier, ReadError> {

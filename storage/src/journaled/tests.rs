@@ -706,3 +706,16 @@ fn a_segment_is_not_begun_again_before_the_engine_has_taken_it_over() {
     let store = pair.restart(store, End::Killed);
     assert_eq!(store.servers_before(None, 9).unwrap().len(), 2);
 }
+
+#[test]
+fn a_closed_store_can_be_opened_again_though_somebody_still_holds_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let held = on_files(folder.path());
+    held.commit(&issue(1..=1)).unwrap();
+    held.close();
+    let store = on_files(folder.path());
+    assert!(has_code(&store, 1));
+    assert!(matches!(held.commit(&issue(2..=2)), Err(CommitError::Refused(_))));
+    assert!(held.audit_head().is_err());
+    assert_eq!(store.commit(&issue(2..=2)).unwrap(), [Verdict::Written]);
+}
