@@ -152,14 +152,22 @@ impl Layers {
     /// What values say against each other without any override.
     pub fn with_kept(&self, kept: &[(String, String)]) -> Result<Loaded, ConfigError> {
         let mut good: Vec<(String, String)> = Vec::new();
-        let mut left_out = Vec::new();
-        for (key, value) in kept {
-            good.push((key.clone(), value.clone()));
-            if let Err(error) = self.with(&good) {
+        let mut waiting = kept.to_vec();
+        // What was changed together may be allowed only together, in whatever order it was kept:
+        // one that is refused is tried again after the others.
+        let left_out = loop {
+            let (before, mut problems) = (waiting.len(), Vec::new());
+            waiting.retain(|change| {
+                good.push(change.clone());
+                let Err(error) = self.with(&good) else { return false };
                 good.pop();
-                left_out.extend(error.problems);
+                problems.extend(error.problems);
+                true
+            });
+            if waiting.len() == before || waiting.is_empty() {
+                break problems;
             }
-        }
+        };
         Ok(Loaded { left_out, ..self.with(&good)? })
     }
 }

@@ -157,6 +157,24 @@ mod tests {
     }
 
     #[test]
+    fn kept_overrides_that_are_allowed_only_together_all_count_in_whatever_order_they_were_kept() {
+        let layers = layers("", &[], &[]);
+        let (most, life) = ("codes.max_lifetime_seconds", "codes.ttl_seconds");
+        for (max, ttl) in [("120", "60"), ("10000", "7200")] {
+            let both = [over(most, max), over(life, ttl)].concat();
+            let turned = [over(life, ttl), over(most, max)].concat();
+            // One that does not count any more keeps none of the others from counting.
+            let more = [both.clone(), over("gone.key", "1")].concat();
+            for (kept, left_out) in [(both, 0), (turned, 0), (more, 1)] {
+                let loaded = layers.with_kept(&kept).unwrap();
+                assert_eq!(loaded.left_out.len(), left_out, "{:?}", loaded.left_out);
+                assert_eq!(loaded.config.lifetimes.max_lifetime.to_string(), max);
+                assert_eq!(loaded.config.lifetimes.code.to_string(), ttl);
+            }
+        }
+    }
+
+    #[test]
     fn every_key_says_what_it_is_for_and_what_it_may_be() {
         let all = settings(&Config::default(), &BTreeMap::new());
         assert!(all.len() > 40);

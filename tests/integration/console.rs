@@ -1,6 +1,7 @@
 //! The operator's console: who may look, what is shown, and what a form may change.
 
 use crate::harness::{Answer, Machine, TestApp, send, wait_until};
+use iptunnel_server::config::Config;
 use reqwest::blocking::Client;
 use reqwest::redirect::Policy;
 use serde_json::{Value, json};
@@ -341,6 +342,37 @@ fn a_change_that_is_not_allowed_changes_nothing_and_says_why() {
     assert_eq!(send(without).told(), (428, "precondition_required".into()));
     let stale = app.client.patch(&config).bearer_auth(app.master()).body(body);
     assert_eq!(send(stale.header("if-match", "\"0\"")).told(), (412, "precondition_failed".into()));
+}
+
+/// What is in force for a key, and where it comes from.
+fn in_force(app: &TestApp, key: &str) -> (String, String) {
+    let all = admin(app, "/admin/config");
+    let mut all = all["settings"].as_array().unwrap().iter();
+    let one = all.find(|setting| setting["key"] == key).unwrap();
+    let text = |name: &str| one[name].as_str().unwrap().to_owned();
+    (text("value"), text("source"))
+}
+
+/// Reads the file again, and waits until the settings that are shown are those of then.
+fn read_again(app: &TestApp, change: impl FnOnce(&mut Config)) {
+    let config = format!("{}/admin/config", app.admin);
+    let tag = || send(app.client.get(&config).bearer_auth(app.master())).header("etag").to_owned();
+    let before = tag();
+    app.reload_now(change);
+    wait_until("the settings are shown", || tag() != before);
+}
+
+#[test]
+fn settings_changed_together_survive_a_restart_and_reading_the_file_again_together() {
+    let app = TestApp::start();
+    let (most, life) = ("codes.max_lifetime_seconds", "codes.ttl_seconds");
+    assert_eq!(patch(&app, &json!({most: 120, life: 60})).status, 200);
+    let told = |app: &TestApp| [in_force(app, most).0, in_force(app, life).0];
+    assert_eq!(told(&app), ["120", "60"]);
+    read_again(&app, |_| {});
+    assert_eq!(told(&app), ["120", "60"], "after reading the file again");
+    let app = app.restart();
+    assert_eq!(told(&app), ["120", "60"], "after a restart");
 }
 
 #[test]
