@@ -38,10 +38,20 @@ impl InForce {
         let tag = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         Self { settings, tag }
     }
+
+    fn find(&self, key: &str) -> Option<&Setting> {
+        self.settings.iter().find(|setting| setting.key == key)
+    }
+
+    /// Whether the value of `key` is an operator's change.
+    fn overrides(&self, key: &str) -> bool {
+        self.find(key).is_some_and(|setting| setting.source == "override")
+    }
 }
 
 struct Inner {
     layers: Layers,
+    /// Every change that is kept, also one that does not count because of what the file says now.
     overrides: Vec<(String, String)>,
 }
 
@@ -79,9 +89,8 @@ impl Tuner {
         on_change: OnChange,
     ) -> Self {
         let in_force = InForce::of(&loaded.config, loaded);
-        let overrides = kept.into_iter().filter(|(key, _)| loaded.overrides(key)).collect();
         Self {
-            inner: tokio::sync::Mutex::new(Inner { layers, overrides }),
+            inner: tokio::sync::Mutex::new(Inner { layers, overrides: kept }),
             in_force: ArcSwap::from_pointee(in_force),
             on_change,
         }
@@ -175,18 +184,22 @@ impl Tuner {
             overrides.retain(|(other, _)| other != key);
             match value {
                 Some(value) => overrides.push((key.clone(), value.trim().to_owned())),
-                None if before.settings.iter().any(|setting| setting.key == *key) => {}
+                None if before.find(key).is_some() => {}
                 None => {
                     let message = format!("{key} is no key of the configuration.");
                     return Err(Refusal::InvalidField(message).into());
                 }
             }
         }
-        let loaded = inner.layers.with(&overrides).map_err(|error| invalid(&error))?;
+        // An earlier change that does not count stands in the way of no other.
+        let named = |key: &str| wanted.iter().any(|(other, _)| other == key);
+        let counting = overrides.iter().filter(|(key, _)| named(key) || before.overrides(key));
+        let counting: Vec<(String, String)> = counting.cloned().collect();
+        let loaded = inner.layers.with(&counting).map_err(|error| invalid(&error))?;
         let after = InForce::of(&state.config.load().with_run_time_values(&loaded.config), &loaded);
         let value_in = |all: &InForce, key: &str| {
-            let found = all.settings.iter().find(|setting| setting.key == key);
-            found.map_or(String::new(), |setting| format!("{} ({})", setting.value, setting.source))
+            all.find(key)
+                .map_or(String::new(), |setting| format!("{} ({})", setting.value, setting.source))
         };
         let events = wanted.iter().map(|(key, _)| {
             let detail = format!("{} -> {}", value_in(&before, key), value_in(&after, key));

@@ -89,13 +89,6 @@ pub struct Loaded {
     pub left_out: Vec<String>,
 }
 
-impl Loaded {
-    /// Whether the value of `key` is an operator's change.
-    pub fn overrides(&self, key: &str) -> bool {
-        self.sources.get(key) == Some(&Source::Override)
-    }
-}
-
 impl Layers {
     /// Reads what `sources` give.
     ///

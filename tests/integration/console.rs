@@ -376,6 +376,26 @@ fn settings_changed_together_survive_a_restart_and_reading_the_file_again_togeth
 }
 
 #[test]
+fn a_change_that_the_file_has_overtaken_stands_in_the_way_of_no_other() {
+    let app = TestApp::start();
+    let (most, life) = ("codes.max_lifetime_seconds", "codes.ttl_seconds");
+    assert_eq!(patch(&app, &json!({life: 1800})).status, 200);
+    read_again(&app, |config| config.lifetimes.max_lifetime = 900);
+    assert_eq!(in_force(&app, most).0, "900");
+    assert_eq!(in_force(&app, life), ("300".into(), "file".into()));
+    let other = patch(&app, &json!({"servers.next_checkin_seconds": 60}));
+    assert_eq!(other.status, 200, "{}", other.text);
+    assert_eq!(in_force(&app, life), ("300".into(), "file".into()));
+    // It is kept all the same, and counts again once it may, unless it is undone.
+    read_again(&app, |config| config.lifetimes.max_lifetime = 3600);
+    assert_eq!(in_force(&app, life), ("1800".into(), "override".into()));
+    read_again(&app, |config| config.lifetimes.max_lifetime = 900);
+    assert_eq!(patch(&app, &json!({life: null})).status, 200);
+    read_again(&app, |config| config.lifetimes.max_lifetime = 3600);
+    assert_eq!(in_force(&app, life), ("300".into(), "file".into()));
+}
+
+#[test]
 fn the_export_of_the_log_is_a_chain_that_ends_at_its_head() {
     let app = TestApp::start();
     let code = app.issue();
