@@ -144,9 +144,10 @@ impl Cli {
 
     fn execute(self) -> Result<(), CliError> {
         let sources = self.sources();
-        let (config, output) = (Config::load(&sources)?, self.output);
+        let layers = Layers::read(&sources)?;
+        let (config, output) = (layers.with(&[])?.config, self.output);
         match self.command {
-            None | Some(Command::Serve) => serve(&config, sources),
+            None | Some(Command::Serve) => serve(&config, layers, sources),
             Some(Command::CheckConfig) => {
                 println!("The configuration is good.");
                 Ok(())
@@ -176,9 +177,8 @@ fn listen(address: SocketAddr) -> Result<TcpListener, CliError> {
     TcpListener::bind(address).map_err(|error| CliError::Listen(address, error))
 }
 
-fn serve(config: &Config, sources: Sources) -> Result<(), CliError> {
+fn serve(config: &Config, layers: Layers, sources: Sources) -> Result<(), CliError> {
     let logging = Arc::new(Logging::start(config.log.format, config.log.level));
-    let layers = Layers::read(&sources)?;
     make_folder_of(&config.storage.path)?;
     let (public, admin) = (listen(config.server.bind)?, listen(config.admin.bind)?);
     announce_master_token(config)?;

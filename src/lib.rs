@@ -14,6 +14,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod console;
+mod hex;
 pub mod http;
 pub mod logging;
 pub mod remote;

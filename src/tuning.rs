@@ -6,6 +6,7 @@
 //! whole, written with what the audit log says of it, and then put into force.
 
 use crate::config::{Config, ConfigError, Layers, Loaded, Setting, settings};
+use crate::hex::hex;
 use crate::http::errors::ApiError;
 use crate::http::state::State;
 use actix_web::http::StatusCode;
@@ -35,8 +36,8 @@ impl InForce {
         for setting in &settings {
             hash.update(format!("{}={} {}\n", setting.key, setting.value, setting.source));
         }
-        let tag = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        Self { settings, tag }
+        let hash = hash.finalize();
+        Self { settings, tag: hex(hash.first_chunk::<8>().map_or(&[][..], |first| first)) }
     }
 
     fn find(&self, key: &str) -> Option<&Setting> {

@@ -1,10 +1,8 @@
 //! The activation actor: the only writer of activations.
 
 use crate::Failure;
-use crate::attempts::{attempt, reason};
-use crate::code_registry::{
-    Activate, PrecheckCode, Replace, Restore, begin, not_activated, prechecked,
-};
+use crate::attempts::{not_activated, prechecked, refused};
+use crate::code_registry::{Activate, PrecheckCode, Replace, Restore, begin};
 use crate::handles::Handles;
 use crate::keeper::{Keeper, Kept, Memory, Upkeep};
 use crate::mailbox::Mailbox;
@@ -238,16 +236,6 @@ pub(crate) fn happened(action: Action, to: &Record, at: Timestamp, from: IpAddr)
         address: Some(binding.public_ip),
         subject: binding.hostname.as_str().into(),
         ..Event::new(action, Who::Installer, at, Some(from))
-    }
-}
-
-/// What could not be done to an activation, as it is kept with its code.
-fn refused(action: Action, to: &Record, refusal: &Refusal, at: Timestamp, from: IpAddr) -> Event {
-    Event {
-        activation: Some(to.at.into()),
-        subject: to.request.binding.hostname.as_str().into(),
-        detail: reason(refusal).into(),
-        ..attempt(action, to.code, at, from)
     }
 }
 

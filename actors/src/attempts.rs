@@ -3,6 +3,8 @@
 //! Nobody waits for it: it is gathered here and written down a few times a second, many at a time.
 //! What is gathered beyond [`ROOM`] is not kept; a flood costs no more than that.
 
+use crate::code_registry::{Activate, PrecheckCode};
+use iptunnel_domain::activation::{Activation, Request};
 use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::code::CodeHash;
 use iptunnel_domain::{Refusal, Timestamp};
@@ -40,12 +42,12 @@ impl Gathered {
 }
 
 /// An installer's attempt on a code.
-pub(crate) fn attempt(action: Action, code: CodeHash, at: Timestamp, from: IpAddr) -> Event {
+fn attempt(action: Action, code: CodeHash, at: Timestamp, from: IpAddr) -> Event {
     Event { code: Some(code), ..Event::new(action, Actor::Installer, at, Some(from)) }
 }
 
 /// Why an attempt was refused, in a word or two.
-pub(crate) const fn reason(refusal: &Refusal) -> &'static str {
+const fn reason(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::CodeUsed => "code used",
         Refusal::CodeExpired => "code expired",
@@ -54,5 +56,46 @@ pub(crate) const fn reason(refusal: &Refusal) -> &'static str {
         Refusal::ActivationNotFound => "released before",
         Refusal::TokenInvalid => "token expired",
         _ => "refused",
+    }
+}
+
+/// What a precheck came to, as it is kept with its code.
+pub(crate) fn prechecked(asked: &PrecheckCode, outcome: Result<(), &Refusal>) -> Event {
+    let (action, detail) = match outcome {
+        Ok(()) => (Action::PrecheckPassed, ""),
+        Err(refusal) => (Action::PrecheckRefused, reason(refusal)),
+    };
+    Event {
+        identity: Some(asked.holder.machine),
+        detail: detail.into(),
+        ..attempt(action, asked.code, asked.now, asked.from)
+    }
+}
+
+/// An activate that was refused, ditto.
+pub(crate) fn not_activated(asked: &Activate, refusal: &Refusal) -> Event {
+    let Request { holder, binding, .. } = asked.request.as_ref();
+    Event {
+        identity: Some(holder.machine),
+        address: Some(binding.public_ip),
+        subject: binding.hostname.as_str().into(),
+        detail: reason(refusal).into(),
+        ..attempt(Action::ActivateRefused, asked.code, asked.now, asked.from)
+    }
+}
+
+/// What could not be done to an activation, as it is kept with its code.
+pub(crate) fn refused(
+    action: Action,
+    to: &Activation,
+    refusal: &Refusal,
+    at: Timestamp,
+    from: IpAddr,
+) -> Event {
+    Event {
+        activation: Some(to.at.into()),
+        subject: to.request.binding.hostname.as_str().into(),
+        detail: reason(refusal).into(),
+        ..attempt(action, to.code, at, from)
     }
 }

@@ -5,7 +5,7 @@
 //! on memory goes back through the persistence actor's queue.
 
 use crate::activation::{Activated, Open, PrecheckHeld, ReleaseOutcome, Resume, happened};
-use crate::attempts::{attempt, reason};
+use crate::attempts::{not_activated, prechecked};
 use crate::handles::Handles;
 use crate::keeper::{Keeper, Kept, Memory, Upkeep};
 use crate::mailbox::Mailbox;
@@ -275,31 +275,6 @@ where
     CodeRegistry: Handler<Work<C, Code>>,
 {
     handles.code_registry.send(work);
-}
-
-/// What a precheck came to, as it is kept with its code.
-pub(crate) fn prechecked(asked: &PrecheckCode, outcome: Result<(), &Refusal>) -> Event {
-    let (action, detail) = match outcome {
-        Ok(()) => (Action::PrecheckPassed, ""),
-        Err(refusal) => (Action::PrecheckRefused, reason(refusal)),
-    };
-    Event {
-        identity: Some(asked.holder.machine),
-        detail: detail.into(),
-        ..attempt(action, asked.code, asked.now, asked.from)
-    }
-}
-
-/// An activate that was refused, ditto.
-pub(crate) fn not_activated(asked: &Activate, refusal: &Refusal) -> Event {
-    let Request { holder, binding, .. } = asked.request.as_ref();
-    Event {
-        identity: Some(holder.machine),
-        address: Some(binding.public_ip),
-        subject: binding.hostname.as_str().into(),
-        detail: reason(refusal).into(),
-        ..attempt(Action::ActivateRefused, asked.code, asked.now, asked.from)
-    }
 }
 
 impl Actor for CodeRegistry {

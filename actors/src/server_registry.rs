@@ -203,8 +203,17 @@ impl Servers {
         page.map(|(place, number)| (place, ServerNumber(number))).collect()
     }
 
+    /// A record read from disk with the time at which its server was last seen, which the disk may
+    /// not know yet.
+    pub fn as_last_seen(&self, mut server: Server) -> Server {
+        if let Some(seen) = self.last_checkin(server.id) {
+            server.last_checkin = server.last_checkin.max(seen);
+        }
+        server
+    }
+
     /// When the server was last seen, which the disk may not know yet.
-    pub fn last_checkin(&self, id: ServerId) -> Option<Timestamp> {
+    fn last_checkin(&self, id: ServerId) -> Option<Timestamp> {
         self.0.get(&id).map(|live| Timestamp(u64::from(live.last_checkin)))
     }
 }

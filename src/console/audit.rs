@@ -1,7 +1,7 @@
 //! The audit log: to look at, to filter, and to take away.
 
 use super::auth::Operator;
-use super::{Console, failed, query_string, read};
+use super::{Console, failed, parse_cursor, query_string, read};
 use crate::http::errors::ApiError;
 use crate::http::page::html;
 use crate::http::respond::{rfc3339, success};
@@ -186,12 +186,7 @@ struct List {
 
 async fn list(console: &Console, query: &AuditQuery) -> Result<List, ApiError> {
     let wanted = Wanted::of(query)?;
-    let before = match query.cursor.as_str() {
-        "" => u64::MAX,
-        text => text.parse().map_err(|_| {
-            Refusal::InvalidField("cursor must be a next_cursor of an earlier page.".into())
-        })?,
-    };
+    let before = parse_cursor(&query.cursor)?.unwrap_or(u64::MAX);
     read(console, move |store| {
         let head = store.audit_head()?;
         let (mut entries, mut looked, mut next_cursor) = (Vec::new(), 0, None);

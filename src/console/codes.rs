@@ -2,7 +2,7 @@
 
 use super::audit::mentions;
 use super::auth::Operator;
-use super::{Console, failed, read};
+use super::{Console, failed, parse_cursor, read};
 use crate::http::errors::ApiError;
 use crate::http::page::html;
 use crate::http::respond::{rfc3339, success};
@@ -64,12 +64,7 @@ async fn search(console: &Console, find: &Find) -> Result<Hit, ApiError> {
     if let Ok(code) = InstallCode::parse(&text) {
         return Ok(Hit::One(code.hash(&console.state.lookup)));
     }
-    let before = match find.cursor.as_str() {
-        "" => u64::MAX,
-        cursor => cursor.parse().map_err(|_| {
-            Refusal::InvalidField("cursor must be a next_cursor of an earlier page.".into())
-        })?,
-    };
+    let before = parse_cursor(&find.cursor)?.unwrap_or(u64::MAX);
     if let Some(id) = ActivationId::parse(&text) {
         let found = read(console, move |store| store.activation(id)).await?;
         return found.map(|found| Hit::One(found.code)).ok_or(Refusal::ActivationNotFound.into());

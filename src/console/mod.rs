@@ -81,6 +81,15 @@ fn query_string(pairs: &[(&str, &str)]) -> String {
     form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
 }
 
+/// Where the page before ended; `None` on the first one.
+fn parse_cursor(cursor: &str) -> Result<Option<u64>, ApiError> {
+    if cursor.is_empty() {
+        return Ok(None);
+    }
+    let words = "cursor must be a next_cursor of an earlier page.";
+    cursor.parse().map(Some).map_err(|_| Refusal::InvalidField(words.into()).into())
+}
+
 /// Off to another page, after a form was sent.
 fn see(path: &str) -> HttpResponse {
     HttpResponse::SeeOther().insert_header(("location", path)).finish()

@@ -1,7 +1,7 @@
 //! A million servers, a page at a time.
 
 use super::auth::Operator;
-use super::{Console, failed, read, see};
+use super::{Console, failed, parse_cursor, read, see};
 use crate::http::errors::ApiError;
 use crate::http::page::html;
 use crate::http::respond::{rfc3339, success};
@@ -9,9 +9,10 @@ use actix_web::http::StatusCode;
 use actix_web::web::{Data, Form, Path, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
-use iptunnel_actors::server_registry::{Filter, SetNote, SetRevoked, Sort};
+use iptunnel_actors::server_registry::{Filter, Servers, SetNote, SetRevoked, Sort};
 use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use iptunnel_domain::{Refusal, Timestamp};
+use iptunnel_storage::{ReadError, Store};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -102,65 +103,72 @@ async fn list(console: &Console, query: &ServersQuery) -> Result<List, ApiError>
         "unseen" => Sort::SeenFirst,
         _ => return Err(invalid("sort must be newest, oldest, seen or unseen.")),
     };
-    let cursor = match query.cursor.as_str() {
-        "" => None,
-        text => Some(
-            text.parse::<u64>()
-                .map_err(|_| invalid("cursor must be a next_cursor of an earlier page."))?,
-        ),
-    };
+    let cursor = parse_cursor(&query.cursor)?;
     let servers = Arc::clone(console.state.handles.servers());
     let text = query.text.trim().to_lowercase();
     read(console, move |store| {
         let count = servers.count(&filter);
-        let mut found: Vec<Server> = Vec::new();
-        let mut next = None;
-        let seen = |mut server: Server| {
-            if let Some(at) = servers.last_checkin(server.id) {
-                server.last_checkin = server.last_checkin.max(at);
-            }
-            server
-        };
-        if text.is_empty() {
-            let mut page = servers.page(&filter, sort, cursor, PAGE + 1);
-            if page.len() > PAGE {
-                page.truncate(PAGE);
-                next = page.last().map(|(place, _)| *place);
-            }
-            for (_, number) in page {
-                found.extend(store.server(number)?.map(seen));
-            }
+        let (found, next) = if text.is_empty() {
+            sorted(store, &servers, &filter, sort, cursor)?
         } else {
-            let mut before = cursor.and_then(|n| u32::try_from(n).ok()).map(ServerNumber);
-            let mut looked = 0;
-            'search: loop {
-                let page = store.servers_before(before, STEP)?;
-                let is_last = page.len() < STEP;
-                looked += page.len();
-                for server in page {
-                    before = Some(server.number);
-                    let server = seen(server);
-                    if filter.matches(&server) && matches(&server, &text) {
-                        found.push(server);
-                        if found.len() == PAGE {
-                            next = before.map(|number| u64::from(number.0));
-                            break 'search;
-                        }
-                    }
-                }
-                if is_last {
-                    break;
-                }
-                if looked >= SEARCHED {
-                    next = before.map(|number| u64::from(number.0));
-                    break;
-                }
-            }
-        }
+            search(store, &servers, &filter, &text, cursor)?
+        };
         let servers = found.into_iter().map(|server| row(server, stale)).collect();
         Ok(List { count, servers, next_cursor: next.map(|place| place.to_string()) })
     })
     .await
+}
+
+/// Servers, and where the next page begins.
+type Found = (Vec<Server>, Option<u64>);
+
+/// A page in the order of `sort`.
+fn sorted(
+    store: &dyn Store,
+    servers: &Servers,
+    filter: &Filter,
+    sort: Sort,
+    cursor: Option<u64>,
+) -> Result<Found, ReadError> {
+    // One more than is shown tells whether there is a next page.
+    let mut page = servers.page(filter, sort, cursor, PAGE + 1);
+    let more = page.len() > PAGE;
+    page.truncate(PAGE);
+    let next = page.last().filter(|_| more).map(|(place, _)| *place);
+    let mut found = Vec::with_capacity(page.len());
+    for (_, number) in page {
+        found.extend(store.server(number)?.map(|server| servers.as_last_seen(server)));
+    }
+    Ok((found, next))
+}
+
+/// A page of those with `text` about them, from the newest on.
+fn search(
+    store: &dyn Store,
+    servers: &Servers,
+    filter: &Filter,
+    text: &str,
+    cursor: Option<u64>,
+) -> Result<Found, ReadError> {
+    let mut before = cursor.and_then(|n| u32::try_from(n).ok()).map(ServerNumber);
+    let (mut found, mut looked, mut is_last) = (Vec::new(), 0, false);
+    while !is_last && looked < SEARCHED {
+        let page = store.servers_before(before, STEP)?;
+        is_last = page.len() < STEP;
+        looked += page.len();
+        for server in page {
+            before = Some(server.number);
+            let server = servers.as_last_seen(server);
+            if filter.matches(&server) && matches(&server, text) {
+                found.push(server);
+            }
+            if found.len() == PAGE {
+                return Ok((found, before.map(|number| u64::from(number.0))));
+            }
+        }
+    }
+    let next = before.filter(|_| !is_last).map(|number| u64::from(number.0));
+    Ok((found, next))
 }
 
 fn matches(server: &Server, text: &str) -> bool {

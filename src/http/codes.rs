@@ -1,6 +1,7 @@
 //! A product's page, and the codes asked for on it.
 
 use super::caller::network_of;
+use super::cross_site::is_cross_site;
 use super::errors::ApiError;
 use super::page::{Said, code_page, title_of};
 use super::respond::{Success, failure, failure_for, rfc3339, success, with_rates};
@@ -11,7 +12,7 @@ use crate::config::Product;
 use crate::tokens::SessionPass;
 use actix_web::cookie::{Cookie, SameSite};
 use actix_web::http::StatusCode;
-use actix_web::http::header::{HeaderMap, HeaderValue, RETRY_AFTER};
+use actix_web::http::header::{HeaderValue, RETRY_AFTER};
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use iptunnel_actors::code_registry::{Issue, Issued};
@@ -38,11 +39,6 @@ pub(super) struct IssuedData {
     /// How long it is good, counted from its issue.
     #[schema(examples(300))]
     ttl_seconds: u64,
-}
-
-/// A header's text; one that is no text is there all the same, and like nothing that is expected.
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name).map(|value| value.to_str().unwrap_or("?"))
 }
 
 fn user_agent_hash(state: &State, request: &HttpRequest) -> KeyedHash {
@@ -123,17 +119,6 @@ fn new_session_id() -> Option<String> {
     random_bytes::<16>().ok().map(|bytes| format!("{:032x}", u128::from_be_bytes(bytes)))
 }
 
-/// Whether another site's page makes the browser ask. Programs send neither header.
-fn is_cross_site(headers: &HeaderMap, public_origin: &str) -> bool {
-    if let Some(site) = header(headers, "sec-fetch-site") {
-        return !matches!(site, "same-origin" | "none");
-    }
-    let Some(origin) = header(headers, "origin") else { return false };
-    let host = origin.split_once("://").map(|(_, host)| host);
-    let own_host = host.is_some() && host == header(headers, "host");
-    !own_host && !origin.eq_ignore_ascii_case(public_origin)
-}
-
 /// The session that asks, if it may.
 fn may_issue(
     state: &State,
@@ -141,7 +126,8 @@ fn may_issue(
     product: &str,
     now: Timestamp,
 ) -> Result<SessionPass, Refusal> {
-    if is_cross_site(request.headers(), state.config.load().server.public_url.origin()) {
+    let public_origin = state.config.load().server.public_url.origin().to_owned();
+    if is_cross_site(request.headers(), Some(&public_origin)) {
         return Err(Refusal::SessionInvalid);
     }
     let pass = session(state, request, product)?;
@@ -268,35 +254,4 @@ pub async fn issue_page(
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     asked.dress(&state, &request, &product, response)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use actix_web::http::header::{HeaderName, HeaderValue};
-
-    fn cross_site(pairs: &[(&'static str, &str)]) -> bool {
-        let mut headers = HeaderMap::new();
-        for (name, value) in pairs {
-            headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
-        }
-        is_cross_site(&headers, "https://codes.example.com")
-    }
-
-    #[test]
-    fn only_our_own_pages_and_programs_may_ask() {
-        assert!(!cross_site(&[]));
-        assert!(!cross_site(&[("sec-fetch-site", "same-origin")]));
-        assert!(!cross_site(&[("sec-fetch-site", "none")]));
-        assert!(cross_site(&[("sec-fetch-site", "same-site")]));
-        assert!(cross_site(&[("sec-fetch-site", "cross-site")]));
-        assert!(!cross_site(&[("origin", "https://codes.example.com")]));
-        assert!(!cross_site(&[("origin", "http://127.0.0.1:1"), ("host", "127.0.0.1:1")]));
-        assert!(cross_site(&[("origin", "https://evil.example.com"), ("host", "127.0.0.1:1")]));
-        assert!(cross_site(&[("origin", "null")]));
-        assert!(cross_site(&[
-            ("sec-fetch-site", "cross-site"),
-            ("origin", "https://codes.example.com"),
-        ]));
-    }
 }

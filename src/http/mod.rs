@@ -1,6 +1,6 @@
 //! The HTTP edge: text to domain value, message, domain value to text. It decides nothing.
 //!
-//! * [`caller`]: who calls; [`body`]: what was sent; [`respond`] and [`errors`]: what is said back;
+//! * [`caller`]: who calls, and [`cross_site`], from where; [`body`]: what was sent; [`respond`] and [`errors`]: what is said back;
 //!   [`catalogue`]: what errors mean
 //! * [`codes`], [`install`], [`servers`]: the handlers, by whom they serve; [`page`]: the HTML
 //! * [`watch`]: what happens to a code, live
@@ -13,6 +13,7 @@ pub mod body;
 pub mod caller;
 pub mod catalogue;
 pub mod codes;
+pub mod cross_site;
 pub mod errors;
 pub mod install;
 pub mod observed;

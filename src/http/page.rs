@@ -2,6 +2,7 @@
 
 use super::errors::ApiError;
 use crate::config::{Pages, Product};
+use crate::hex::hex;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use actix_web::{HttpRequest, HttpResponse};
@@ -28,8 +29,7 @@ pub async fn asset(request: HttpRequest) -> HttpResponse {
     let Some(file) = Assets::get(name) else {
         return error_page(&ApiError::not_found());
     };
-    let tag: String = file.metadata.sha256_hash().iter().map(|b| format!("{b:02x}")).collect();
-    let tag = format!("\"{tag}\"");
+    let tag = format!("\"{}\"", hex(&file.metadata.sha256_hash()));
     let known = request.headers().get(IF_NONE_MATCH).and_then(|known| known.to_str().ok());
     let is_known = known.is_some_and(|known| known.split(',').any(|known| known.trim() == tag));
     let mut builder =
@@ -79,24 +79,14 @@ pub fn title_of(product: &str) -> &str {
     if product == "slowdns" { "SlowDNS" } else { product }
 }
 
-struct Choice<'a> {
-    name: &'a str,
-    title: &'a str,
-}
-
 #[derive(Template)]
 #[template(path = "landing.html")]
 struct Landing<'a> {
-    products: Vec<Choice<'a>>,
+    products: &'a [Product],
 }
 
 /// The first page: what there are codes for.
 pub fn landing(products: &[Product]) -> HttpResponse {
-    let choice = |product: &'_ Product| -> (String, String) {
-        (product.name.clone(), title_of(&product.name).to_owned())
-    };
-    let choices: Vec<_> = products.iter().map(choice).collect();
-    let products = choices.iter().map(|(name, title)| Choice { name, title }).collect();
     html(StatusCode::OK, &Landing { products })
 }
 

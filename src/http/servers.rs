@@ -552,16 +552,11 @@ struct Walk {
 impl Walk {
     /// The matches among the next servers; empty pages are possible before the end.
     fn next(&mut self) -> Result<Vec<Server>, ReadError> {
-        let mut page = self.store.servers_before(self.before, PAGE)?;
+        let page = self.store.servers_before(self.before, PAGE)?;
         self.done = page.len() < PAGE;
         self.before = page.last().map(|last| last.number).or(self.before);
-        for server in &mut page {
-            if let Some(seen) = self.servers.last_checkin(server.id) {
-                server.last_checkin = server.last_checkin.max(seen);
-            }
-        }
-        page.retain(|server| self.filter.matches(server));
-        Ok(page)
+        let seen = page.into_iter().map(|server| self.servers.as_last_seen(server));
+        Ok(seen.filter(|server| self.filter.matches(server)).collect())
     }
 }
 
