@@ -14,7 +14,7 @@ use actix_web::cookie::{Cookie, SameSite};
 use actix_web::http::StatusCode;
 use actix_web::web::{Bytes, Data};
 use actix_web::{HttpRequest, HttpResponse};
-use dashmap::DashMap;
+use dashmap::{DashMap, DashSet};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::audit::{Action, Event};
 use iptunnel_domain::code::{Code, CodeHash, CodeState};
@@ -52,7 +52,8 @@ const CODES: usize = 4;
 #[derive(Default)]
 struct Watcher {
     nudge: Notify,
-    prechecked: AtomicBool,
+    /// Which of its codes were prechecked, and nothing has happened to them since.
+    prechecked: DashSet<CodeHash>,
 }
 
 /// All streams.
@@ -71,12 +72,13 @@ impl Watchers {
         if self.open.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let Some(watchers) = event.code.and_then(|code| self.by_code.get(&code)) else { return };
+        let Some(code) = event.code else { return };
+        let Some(watchers) = self.by_code.get(&code) else { return };
         for watcher in watchers.iter() {
             if event.action == Action::PrecheckPassed {
-                watcher.prechecked.store(true, Ordering::Relaxed);
+                watcher.prechecked.insert(code);
             } else if !event.action.is_attempt() {
-                watcher.prechecked.store(false, Ordering::Relaxed);
+                watcher.prechecked.remove(&code);
             }
             watcher.nudge.notify_one();
         }
@@ -171,7 +173,8 @@ pub(super) fn remember<'c>(
     let codes = std::iter::once(code).chain(watched(request, &product.name)).take(CODES);
     let value: Vec<String> = codes.map(|code| code.0.to_hex()).collect();
     Cookie::build(cookie_name(&product.name), value.join("."))
-        .path(format!("/{}", product.name))
+        // Codes are issued under another path than the page's, and the cookie has to come along.
+        .path("/")
         .http_only(true)
         .same_site(SameSite::Strict)
         .secure(secure)
@@ -284,12 +287,15 @@ impl Stream {
     async fn look(&self) -> Look {
         let store = Arc::clone(self.state.handles.store());
         let (session, now) = (self.place.session, self.state.clock.now());
-        let prechecked = self.place.watcher.prechecked.load(Ordering::Relaxed);
-        let codes: Vec<(CodeHash, String)> =
-            self.codes.iter().map(|watched| (watched.code, watched.hint.clone())).collect();
+        let prechecked = &self.place.watcher.prechecked;
+        let codes: Vec<(CodeHash, String, bool)> = self
+            .codes
+            .iter()
+            .map(|watched| (watched.code, watched.hint.clone(), prechecked.contains(&watched.code)))
+            .collect();
         let look = move || {
             let mut all = Vec::new();
-            for (hash, hint) in codes {
+            for (hash, hint, prechecked) in codes {
                 let found = standing(store.as_ref(), hash, session, prechecked, now)?;
                 all.extend(found.map(|(_, standing)| (hash, Standing { hint, ..standing })));
             }
@@ -361,12 +367,14 @@ pub async fn events(
         let (store, codes) = (Arc::clone(state.handles.store()), place.codes.clone());
         let find = move || {
             let mut found = VecDeque::new();
-            let mut prechecked = false;
+            let mut prechecked = Vec::new();
             for hash in codes {
                 let Some((code, _)) = standing(store.as_ref(), hash, session, false, now)? else {
                     continue;
                 };
-                prechecked |= found.is_empty() && was_prechecked(store.as_ref(), &code)?;
+                if was_prechecked(store.as_ref(), &code)? {
+                    prechecked.push(hash);
+                }
                 let hint = hint_of(store.as_ref(), &code)?;
                 found.push_back(Watched { code: hash, hint, said: None });
             }
@@ -383,8 +391,8 @@ pub async fn events(
         }
         Err(_) => return failure(ApiError::internal()),
     };
-    if prechecked {
-        place.watcher.prechecked.store(true, Ordering::Relaxed);
+    for code in prechecked {
+        place.watcher.prechecked.insert(code);
     }
     let until = Instant::now() + LONGEST;
     let stream = Stream { state, place, codes, until, is_first: true, has_ended: false };

@@ -107,6 +107,32 @@ fn a_code_that_runs_out_is_said_to_have_expired() {
 }
 
 #[test]
+fn of_two_codes_only_the_one_that_was_prechecked_is_said_to_be() {
+    let app = TestApp::start();
+    let (mut browser, older) = issued(&app);
+    let answer = browser.issue();
+    let set = answer.header("set-cookie");
+    // A browser sends the cookie only there, and it has to come along when a code is issued.
+    assert!(set.split("; ").any(|attribute| attribute == "Path=/"), "{set}");
+    let session = browser.cookie.split("; ").next().unwrap().to_owned();
+    browser.cookie = format!("{session}; {}", set.split(';').next().unwrap());
+    let watch = Watch::open(&app, &browser);
+    let (newer, also) = (watch.next(), watch.next());
+    assert_eq!((&newer["state"], &also["state"]), (&"issued".into(), &"issued".into()));
+    assert!(also["hint"].as_str().unwrap().ends_with(&older[21..]), "{also}");
+    Machine::new(1).prechecked(&app, &older);
+    let told = watch.next();
+    assert_eq!((&told["hint"], told["state"].as_str()), (&also["hint"], Some("prechecked")));
+    // A page that comes to it later is told the same.
+    let later = Watch::open(&app, &browser);
+    assert_eq!((later.state(), later.state()), ("issued".into(), "prechecked".into()));
+    // The next thing said is of the next thing done: nothing was said of the newer code.
+    Machine::new(1).install(&app, &older);
+    let told = watch.next();
+    assert_eq!((&told["hint"], told["state"].as_str()), (&also["hint"], Some("activated")));
+}
+
+#[test]
 fn a_stream_is_the_sessions_that_asked_and_nobody_elses() {
     let app = TestApp::start();
     let (owner, _) = issued(&app);
