@@ -9,6 +9,8 @@ const api = `/api/v2/${form.dataset.product}/code/issue`;
 let timer = 0;
 let stream = null;
 let hint = "";
+// A precheck that came in time carries the install further than the code itself is good.
+let isCarried = false;
 
 const say = (text) => { at("message").textContent = text; };
 
@@ -50,6 +52,10 @@ function stopWatching() {
 
 function expire() {
   clearInterval(timer);
+  if (isCarried) {
+    hold("Its time is over, except for the server whose installer has checked it.");
+    return;
+  }
   stopWatching();
   result.classList.add("over");
   at("left").textContent = "Expired.";
@@ -74,6 +80,7 @@ function countDown(seconds) {
   timer = setInterval(show, 250);
 }
 
+// Shows `text` in place of the countdown.
 function hold(text) {
   clearInterval(timer);
   at("left").classList.remove("soon");
@@ -92,6 +99,7 @@ function stand(told) {
   // Another code of this browser's; without a hint it can only be guessed that it is this one.
   if (told.hint && told.hint !== hint) return;
   if (told.hostname) at("hostname").textContent = told.hostname;
+  if (told.state !== "expired") isCarried = told.state === "prechecked";
   const texts = {
     prechecked: ["The installer has found the code good.", false],
     activated: [`${told.hostname} has taken the code and is installing.`, false],
@@ -131,6 +139,7 @@ function watch() {
 function show(issued) {
   const code = issued.install_code;
   hint = `${code.slice(0, 11)}...${code.slice(-6)}`;
+  isCarried = false;
   at("code").textContent = code;
   for (const id of ["command", "unattended"]) {
     at(id).textContent = at(id).dataset.command.replaceAll("{code}", code);
@@ -138,6 +147,7 @@ function show(issued) {
   result.hidden = false;
   result.classList.remove("over");
   button.textContent = "Get another code";
+  at("hostname").textContent = "the server";
   steps("issued");
   news("");
   countDown(issued.ttl_seconds);
@@ -145,17 +155,17 @@ function show(issued) {
   at("code").focus();
 }
 
-async function copy(id, from) {
+async function copy(id) {
   const text = at(id).textContent;
+  let isCopied = true;
   try {
     await navigator.clipboard.writeText(text);
   } catch {
     // Without https there is no clipboard; a selection can be copied all the same.
     getSelection().selectAllChildren(at(id));
-    document.execCommand("copy");
+    isCopied = document.execCommand("copy");
   }
-  news("Copied.");
-  from.classList.add("done");
+  news(isCopied ? "Copied." : "It is selected: copy it with your browser's own command.");
 }
 
 form.addEventListener("submit", async (event) => {
@@ -174,12 +184,12 @@ form.addEventListener("submit", async (event) => {
 
 for (const one of document.querySelectorAll("[data-copy]")) {
   one.hidden = false;
-  one.addEventListener("click", () => copy(one.dataset.copy, one));
+  one.addEventListener("click", () => copy(one.dataset.copy));
 }
 
 document.addEventListener("keydown", (event) => {
   const isPlain = !event.ctrlKey && !event.metaKey && !event.altKey;
   if (event.key === "c" && isPlain && !result.hidden) {
-    copy("code", document.querySelector("[data-copy=code]"));
+    copy("code");
   }
 });

@@ -61,6 +61,40 @@ fn a_code_counts_down_and_turns_into_a_new_one() {
 }
 
 #[test]
+fn an_installation_that_was_prechecked_in_time_is_watched_beyond_the_codes_own_life() {
+    let app = TestApp::start_with(|c| c.push(("codes.ttl_seconds", "3".into())));
+    let window = open(&app);
+    window.click("#issue");
+    let code = shown_code(&window);
+    let machine = Machine::new(1);
+    let token = machine.prechecked(&app, &code);
+    window.wait_for("#news", |text| text == "The installer has found the code good.");
+    app.clock.advance(60);
+    window.wait_for("#left", |text| text.starts_with("Its time is over, except for the server"));
+    assert_eq!(window.text("#issue"), "Get another code");
+    assert_eq!(machine.activate(&app, &code, &token).status, 200);
+    window.wait_for("#news", |text| text.contains("ns1.example.com has taken the code"));
+    window.click("#issue");
+    window.wait_for("#code", |text| text.starts_with("IPT-SD-") && text != code);
+    assert_eq!(window.text("#hostname"), "the server", "of the next code nothing is known");
+}
+
+#[test]
+fn a_copy_that_the_browser_refuses_is_not_said_to_be_one() {
+    let app = TestApp::start();
+    let window = open(&app);
+    window.click("#issue");
+    shown_code(&window);
+    window.script(
+        "navigator.clipboard.writeText = () => Promise.reject(new Error());
+         document.execCommand = () => false;",
+    );
+    window.press("c");
+    window.wait_for("#news", |text| text.starts_with("It is selected: copy it"));
+    assert_eq!(window.script("return getSelection().toString()"), window.text("#code"));
+}
+
+#[test]
 fn a_refusal_says_in_plain_words_when_to_come_back() {
     let app = TestApp::start_with(|c| c.push(("limits.issue_per_ip_hour", "0".into())));
     let window = open(&app);
