@@ -31,7 +31,12 @@ pub async fn asset(request: HttpRequest) -> HttpResponse {
     };
     let tag = format!("\"{}\"", hex(&file.metadata.sha256_hash()));
     let known = request.headers().get(IF_NONE_MATCH).and_then(|known| known.to_str().ok());
-    let is_known = known.is_some_and(|known| known.split(',').any(|known| known.trim() == tag));
+    // Compared weakly (RFC 9110, section 13.1.2): a proxy that compresses weakens the tag.
+    let is_same = |known: &str| {
+        let known = known.trim();
+        known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag
+    };
+    let is_known = known.is_some_and(|known| known.split(',').any(is_same));
     let mut builder =
         HttpResponse::build(if is_known { StatusCode::NOT_MODIFIED } else { StatusCode::OK });
     // Asked for again each time, which costs a 304, so that a new program is seen at once.
