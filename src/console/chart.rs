@@ -16,7 +16,12 @@ pub fn short(value: f64) -> String {
         v if v >= 1e3 => format!("{:.1}k", value / 1e3),
         v if v >= 10.0 || v == 0.0 => format!("{value:.0}"),
         v if v >= 0.1 => format!("{value:.1}"),
-        _ => format!("{value:.2}"),
+        v if v < 1e-9 => "0".into(),
+        // As many places as its first digit needs: a code in five minutes is not none.
+        v => {
+            let places = (-v.log10()).ceil().max(2.0) as usize;
+            format!("{value:.places$}")
+        }
     }
 }
 
@@ -92,7 +97,9 @@ mod tests {
     fn numbers_are_short_and_never_lie_about_their_size() {
         let said = [(0.0, "0"), (0.04, "0.04"), (0.25, "0.2"), (9.4, "9.4"), (42.0, "42")];
         let more = [(1_500.0, "1.5k"), (28_400.0, "28k"), (3_200_000.0, "3.2M"), (f64::NAN, "–")];
-        for (value, words) in said.into_iter().chain(more) {
+        // One code in five minutes, which is what a point of the day may hold.
+        let few = [(1.0 / 300.0, "0.003"), (0.000_28, "0.0003"), (0.01, "0.01"), (1e-300, "0")];
+        for (value, words) in said.into_iter().chain(more).chain(few) {
             assert_eq!(short(value), words);
         }
     }
