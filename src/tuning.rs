@@ -68,8 +68,8 @@ pub struct Tuner {
 /// change.
 pub type Wanted = (String, Option<String>);
 
-fn invalid(error: &ConfigError) -> ApiError {
-    Refusal::InvalidField(error.problems().join(" ")).into()
+fn refused(words: String) -> ApiError {
+    Refusal::InvalidField(words).into()
 }
 
 /// A change as the log tells it.
@@ -102,12 +102,10 @@ impl Tuner {
         self.in_force.load_full()
     }
 
-    /// Puts what may change at run time into force; what changed, as text.
-    fn apply(&self, state: &State, loaded: &Loaded) -> Result<(), String> {
-        let before = state.config.load_full();
-        let after = before.with_run_time_values(&loaded.config);
-        state.reload(after.clone()).map_err(|error| error.to_string())?;
-        (self.on_change)(&after);
+    /// Says what has come into force after `before`: to the log, to whoever follows, and to the next
+    /// change.
+    fn applied(&self, before: &Config, after: &Config, loaded: &Loaded) {
+        (self.on_change)(after);
         for change in before.changes(&loaded.config) {
             let (key, old, new) = (change.key, change.old, change.new);
             if change.at_run_time {
@@ -116,8 +114,7 @@ impl Tuner {
                 tracing::warn!(key, old, new, "this setting changes with a restart only");
             }
         }
-        self.in_force.store(Arc::new(InForce::of(&after, loaded)));
-        Ok(())
+        self.in_force.store(Arc::new(InForce::of(after, loaded)));
     }
 
     /// Puts other files and variables into force, operators' changes laid over them. On any error
@@ -134,9 +131,11 @@ impl Tuner {
             Err(error) => return stays(&error.to_string()),
         };
         let before = state.config.load_full();
-        if let Err(error) = self.apply(state, &loaded) {
-            return stays(&error);
+        let after = before.with_run_time_values(&loaded.config);
+        if let Err(error) = state.reload(after.clone()) {
+            return stays(&error.to_string());
         }
+        self.applied(&before, &after, &loaded);
         inner.layers = layers;
         tracing::info!("configuration and keys have been read again");
         for problem in &loaded.left_out {
@@ -186,18 +185,18 @@ impl Tuner {
             match value {
                 Some(value) => overrides.push((key.clone(), value.trim().to_owned())),
                 None if before.find(key).is_some() => {}
-                None => {
-                    let message = format!("{key} is no key of the configuration.");
-                    return Err(Refusal::InvalidField(message).into());
-                }
+                None => return Err(refused(format!("{key} is no key of the configuration."))),
             }
         }
         // An earlier change that does not count stands in the way of no other.
         let named = |key: &str| wanted.iter().any(|(other, _)| other == key);
         let counting = overrides.iter().filter(|(key, _)| named(key) || before.overrides(key));
         let counting: Vec<(String, String)> = counting.cloned().collect();
-        let loaded = inner.layers.with(&counting).map_err(|error| invalid(&error))?;
-        let after = InForce::of(&state.config.load().with_run_time_values(&loaded.config), &loaded);
+        let loaded =
+            inner.layers.with(&counting).map_err(|error| refused(error.problems().join(" ")))?;
+        let config_before = state.config.load_full();
+        let config = config_before.with_run_time_values(&loaded.config);
+        let after = InForce::of(&config, &loaded);
         let value_in = |all: &InForce, key: &str| {
             all.find(key)
                 .map_or(String::new(), |setting| format!("{} ({})", setting.value, setting.source))
@@ -213,10 +212,9 @@ impl Tuner {
         let written = state.handles.keep_settings(kept.collect(), events.collect());
         state.wait(written).await.outcome??;
         inner.overrides = overrides;
-        self.apply(state, &loaded).map_err(|error| {
-            tracing::error!(error, "a change is kept, but not in force");
-            ApiError::internal()
-        })?;
+        // It is kept from here on, so nothing may fail: files of keys are SIGHUP's to read again.
+        state.retune(config.clone());
+        self.applied(&config_before, &config, &loaded);
         Ok(self.in_force())
     }
 }

@@ -81,9 +81,14 @@ impl State {
         let master = master_hash(&config, &self.lookup)?;
         self.tokens.store(Arc::new(Tokens::new(&file)));
         self.master.store(Arc::new(master));
+        self.retune(config);
+        Ok(())
+    }
+
+    /// Puts a checked configuration into force, keys and master token as they are.
+    pub fn retune(&self, config: Config) {
         self.tuning.store(Arc::new(tuning_of(&config)));
         self.config.store(Arc::new(config));
-        Ok(())
     }
 
     /// Reads a request's body as long as a request may take.

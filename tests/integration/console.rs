@@ -396,6 +396,19 @@ fn a_change_that_the_file_has_overtaken_stands_in_the_way_of_no_other() {
 }
 
 #[test]
+fn a_change_counts_though_the_master_tokens_file_cannot_be_read() {
+    let app = TestApp::start();
+    let (token, file) = (app.master(), &app.config.auth.master_token_file);
+    std::fs::remove_file(file).unwrap();
+    std::fs::create_dir(file).unwrap();
+    let request = app.client.patch(format!("{}/admin/config", app.admin)).bearer_auth(token);
+    let body = json!({"codes.ttl_seconds": 60}).to_string();
+    let answer = send(request.header("if-match", "*").body(body));
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    assert_eq!(app.browser("slowdns").issue().json()["data"]["ttl_seconds"], 60);
+}
+
+#[test]
 fn the_export_of_the_log_is_a_chain_that_ends_at_its_head() {
     let app = TestApp::start();
     let code = app.issue();
