@@ -184,8 +184,11 @@ impl Tuner {
             overrides.retain(|(other, _)| other != key);
             match value {
                 Some(value) => overrides.push((key.clone(), value.trim().to_owned())),
-                None if before.find(key).is_some() => {}
-                None => return Err(refused(format!("{key} is no key of the configuration."))),
+                None => match before.find(key) {
+                    Some(setting) if setting.at_run_time => {}
+                    Some(_) => return Err(refused(format!("{key} changes with a restart only."))),
+                    None => return Err(refused(format!("{key} is no key of the configuration."))),
+                },
             }
         }
         // An earlier change that does not count stands in the way of no other.

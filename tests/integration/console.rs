@@ -332,6 +332,7 @@ fn a_change_that_is_not_allowed_changes_nothing_and_says_why() {
     refused(json!({"limits.issue_per_ip_hour": -1}), "whole number from 0 to 1000000");
     refused(json!({"limits.issue_per_ip_day": 5, "codes.ttl_seconds": 0}), "codes.ttl_seconds");
     refused(json!({"server.bind": "0.0.0.0:1"}), "restart");
+    refused(json!({"server.bind": null}), "restart");
     refused(json!({"no.key": 1}), "no.key");
     refused(json!({"codes.ttl_seconds": 7200}), "codes.max_lifetime_seconds");
     let all = admin(&app, "/admin/config").to_string();
