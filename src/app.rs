@@ -80,9 +80,14 @@ pub enum RunError {
 
 /// The store's files: the one at `path`, and its journal beside it.
 pub fn files(path: &Path) -> Disks {
-    let mut journal = path.as_os_str().to_owned();
-    journal.push(".journal");
-    Disks { rows: file_disk(path.to_owned()), journal: file_disk(journal.into()) }
+    Disks { rows: file_disk(path.to_owned()), journal: file_disk(beside(path, ".journal")) }
+}
+
+/// The file beside the one at `path`, whose name goes on with `ending`.
+pub fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
 }
 
 fn file_disk(path: PathBuf) -> OpenDisk {
@@ -115,7 +120,7 @@ pub async fn run(
     // The store, which knows what operators have changed; then secrets; then the actors.
     let store: Arc<dyn Store> = Arc::new(JournaledStore::open(disks)?);
     let kept = store.settings()?;
-    let loaded = layers.with_kept(&kept)?;
+    let loaded = layers.with_kept(Vec::new(), kept.clone())?;
     for problem in &loaded.left_out {
         tracing::warn!(problem, "an operator's earlier change does not count any more");
     }
@@ -163,7 +168,12 @@ pub async fn run(
     let history = Arc::new(History::default());
     let sampler = Arc::clone(&history).keep(Arc::clone(&registry), Arc::clone(&health));
     let sampler = actix_web::rt::spawn(sampler);
-    let console = Console { state: state.clone(), sessions: Default::default(), history };
+    let console = Console {
+        state: state.clone(),
+        sessions: Default::default(),
+        history,
+        signed: Default::default(),
+    };
     let console = Data::new(console);
     let admin = operators_server(admin_socket, Arc::clone(&health), registry, console.clone())?;
     let admin_handle = admin.handle();
@@ -183,12 +193,14 @@ pub async fn run(
     health.drain();
     state.watchers.close();
     ticker.abort();
-    signer.abort();
     sampler.abort();
     tracing::info!("the server is finishing what it accepted");
     // After a failure whoever waits has been answered: that has to reach them.
     let patience = if ended.is_ok() { grace } else { LAST_ANSWERS.min(grace) };
     end(public_handle, true, patience).await;
+    signer.abort();
+    let signed = heads::note_now(&console);
+    let _ = tokio::time::timeout(grace, signed).await;
     let synced = tokio::time::timeout(grace, handles.stop()).await.is_ok();
     end(admin_handle, false, grace).await;
     for server in servers {

@@ -10,16 +10,22 @@ use crate::hex::hex;
 use crate::http::errors::ApiError;
 use crate::http::state::State;
 use actix_web::http::StatusCode;
+use actix_web::web::Data;
 use arc_swap::ArcSwap;
+use iptunnel_actors::Failure;
 use iptunnel_domain::Refusal;
 use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_storage::Setting as Kept;
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Called when other values have come into force.
 pub type OnChange = Box<dyn Fn(&Config) + Send + Sync>;
+
+/// The source of a value that an operator has changed.
+const OVERRIDE: &str = "override";
 
 /// What is in force.
 pub struct InForce {
@@ -30,11 +36,17 @@ pub struct InForce {
 }
 
 impl InForce {
-    fn of(config: &Config, loaded: &Loaded) -> Self {
-        let settings = settings(config, &loaded.sources);
+    /// `kept` are the changes that operators have made, also those that do not count.
+    fn of(config: &Config, loaded: &Loaded, kept: &[(String, String)]) -> Self {
+        let mut settings = settings(config, &loaded.sources);
+        for setting in settings.iter_mut().filter(|setting| setting.source != OVERRIDE) {
+            let change = kept.iter().find(|(key, _)| *key == setting.key);
+            setting.overtaken = change.map(|(_, value)| value.clone());
+        }
         let mut hash = Sha256::new();
         for setting in &settings {
-            hash.update(format!("{}={} {}\n", setting.key, setting.value, setting.source));
+            let Setting { key, value, source, overtaken, .. } = setting;
+            hash.update(format!("{key}={value} {source} {overtaken:?}\n"));
         }
         let hash = hash.finalize();
         Self { settings, tag: hex(hash.first_chunk::<8>().map_or(&[][..], |first| first)) }
@@ -46,7 +58,7 @@ impl InForce {
 
     /// Whether the value of `key` is an operator's change.
     fn overrides(&self, key: &str) -> bool {
-        self.find(key).is_some_and(|setting| setting.source == "override")
+        self.find(key).is_some_and(|setting| setting.source == OVERRIDE)
     }
 }
 
@@ -89,7 +101,7 @@ impl Tuner {
         loaded: &Loaded,
         on_change: OnChange,
     ) -> Self {
-        let in_force = InForce::of(&loaded.config, loaded);
+        let in_force = InForce::of(&loaded.config, loaded, &kept);
         Self {
             inner: tokio::sync::Mutex::new(Inner { layers, overrides: kept }),
             in_force: ArcSwap::from_pointee(in_force),
@@ -104,7 +116,7 @@ impl Tuner {
 
     /// Says what has come into force after `before`: to the log, to whoever follows, and to the next
     /// change.
-    fn applied(&self, before: &Config, after: &Config, loaded: &Loaded) {
+    fn applied(&self, before: &Config, after: &Config, loaded: &Loaded, in_force: InForce) {
         (self.on_change)(after);
         for change in before.changes(&loaded.config) {
             let (key, old, new) = (change.key, change.old, change.new);
@@ -114,7 +126,7 @@ impl Tuner {
                 tracing::warn!(key, old, new, "this setting changes with a restart only");
             }
         }
-        self.in_force.store(Arc::new(InForce::of(after, loaded)));
+        self.in_force.store(Arc::new(in_force));
     }
 
     /// Puts other files and variables into force, operators' changes laid over them. On any error
@@ -126,7 +138,7 @@ impl Tuner {
             Ok(layers) => layers,
             Err(error) => return stays(&error.to_string()),
         };
-        let loaded = match layers.with_kept(&inner.overrides) {
+        let loaded = match layers.with_kept(Vec::new(), inner.overrides.clone()) {
             Ok(loaded) => loaded,
             Err(error) => return stays(&error.to_string()),
         };
@@ -135,7 +147,8 @@ impl Tuner {
         if let Err(error) = state.reload(after.clone()) {
             return stays(&error.to_string());
         }
-        self.applied(&before, &after, &loaded);
+        let in_force = InForce::of(&after, &loaded, &inner.overrides);
+        self.applied(&before, &after, &loaded, in_force);
         inner.layers = layers;
         tracing::info!("configuration and keys have been read again");
         for problem in &loaded.left_out {
@@ -156,13 +169,63 @@ impl Tuner {
         }
     }
 
-    /// Changes settings as an operator wants it, all of them or none.
+    /// Takes over what operators have changed on other servers. `false` where that has to be tried
+    /// again.
+    pub async fn follow(&self, state: &State) -> bool {
+        let mut inner = self.inner.lock().await;
+        let store = Arc::clone(state.handles.store());
+        let kept = match actix_web::web::block(move || store.settings()).await {
+            Ok(Ok(kept)) => kept,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "settings could not be read");
+                return false;
+            }
+            Err(_) => return true,
+        };
+        if kept == inner.overrides {
+            return true;
+        }
+        let loaded = match inner.layers.with_kept(Vec::new(), kept.clone()) {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                tracing::error!(%error, "the configuration stays as it was");
+                return true;
+            }
+        };
+        let before = state.config.load_full();
+        let after = before.with_run_time_values(&loaded.config);
+        state.retune(after.clone());
+        let in_force = InForce::of(&after, &loaded, &kept);
+        self.applied(&before, &after, &loaded, in_force);
+        inner.overrides = kept;
+        true
+    }
+
+    /// Changes settings as an operator wants it, all of them or none. A change that has begun goes
+    /// on to its end, though nobody may wait for it any more.
     ///
     /// # Errors
     /// 412 where `tag` is not what is in force any more, 422 with the key and what is allowed, and
     /// whatever the store says. Then everything is as it was, except where the outcome of the store
     /// is unknown.
     pub async fn change(
+        state: &Data<State>,
+        wanted: Vec<Wanted>,
+        tag: Option<String>,
+        from: IpAddr,
+    ) -> Result<Arc<InForce>, ApiError> {
+        let patience = state.config.load().server.request_timeout;
+        let state = state.clone();
+        let change = actix_web::rt::spawn(async move {
+            state.tuner.keep_and_apply(&state, &wanted, tag.as_deref(), from).await
+        });
+        match tokio::time::timeout(patience, change).await {
+            Ok(ended) => ended.unwrap_or_else(|_| Err(ApiError::internal())),
+            Err(_) => Err(Failure::OutcomeUnknown.into()),
+        }
+    }
+
+    async fn keep_and_apply(
         &self,
         state: &State,
         wanted: &[Wanted],
@@ -191,33 +254,37 @@ impl Tuner {
                 },
             }
         }
-        // An earlier change that does not count stands in the way of no other.
+        // What is wanted and what counts already must be allowed together. What does not count, as
+        // the file has overtaken it, counts again where this change makes room for it, just as it
+        // would at the next start: what is in force is always what a start makes of what is kept.
         let named = |key: &str| wanted.iter().any(|(other, _)| other == key);
-        let counting = overrides.iter().filter(|(key, _)| named(key) || before.overrides(key));
-        let counting: Vec<(String, String)> = counting.cloned().collect();
-        let loaded =
-            inner.layers.with(&counting).map_err(|error| refused(error.problems().join(" ")))?;
+        let (firm, overtaken) =
+            overrides.iter().cloned().partition(|(key, _)| named(key) || before.overrides(key));
+        let loaded = inner
+            .layers
+            .with_kept(firm, overtaken)
+            .map_err(|error| refused(error.problems().join(" ")))?;
         let config_before = state.config.load_full();
         let config = config_before.with_run_time_values(&loaded.config);
-        let after = InForce::of(&config, &loaded);
-        let value_in = |all: &InForce, key: &str| {
-            all.find(key)
-                .map_or(String::new(), |setting| format!("{} ({})", setting.value, setting.source))
-        };
-        let events = wanted.iter().map(|(key, _)| {
-            let detail = format!("{} -> {}", value_in(&before, key), value_in(&after, key));
-            event(state, Actor::Operator, Some(from), key, detail)
+        let after = InForce::of(&config, &loaded, &overrides);
+        let moved = after.settings.iter().filter(|now| {
+            named(&now.key) || before.find(&now.key).is_some_and(|then| then.value != now.value)
+        });
+        let events = moved.map(|now| {
+            let told = |setting: &Setting| format!("{} ({})", setting.value, setting.source);
+            let then = before.find(&now.key).map_or(String::new(), told);
+            event(state, Actor::Operator, Some(from), &now.key, format!("{then} -> {}", told(now)))
         });
         let kept = wanted.iter().map(|(key, value)| Kept {
             key: key.clone(),
             value: value.as_ref().map(|value| value.trim().to_owned()),
         });
         let written = state.handles.keep_settings(kept.collect(), events.collect());
-        state.wait(written).await.outcome??;
+        written?.within(Duration::MAX).await.outcome??;
         inner.overrides = overrides;
         // It is kept from here on, so nothing may fail: files of keys are SIGHUP's to read again.
         state.retune(config.clone());
-        self.applied(&config_before, &config, &loaded);
+        self.applied(&config_before, &config, &loaded, after);
         Ok(self.in_force())
     }
 }

@@ -138,30 +138,42 @@ impl Layers {
         Ok(Loaded { config, sources, left_out: Vec::new() })
     }
 
-    /// The configuration with those of the `kept` overrides that are still allowed: an operator's
-    /// old change never keeps the server from starting.
+    /// The configuration with the `firm` overrides and those of the others, `kept` from earlier,
+    /// that are still allowed: an operator's old change never keeps the server from starting, nor
+    /// another change from counting.
     ///
     /// # Errors
-    /// What values say against each other without any override.
-    pub fn with_kept(&self, kept: &[(String, String)]) -> Result<Loaded, ConfigError> {
-        let mut good: Vec<(String, String)> = Vec::new();
-        let mut waiting = kept.to_vec();
+    /// What values say against each other with the firm overrides alone.
+    pub fn with_kept(
+        &self,
+        firm: Vec<(String, String)>,
+        kept: Vec<(String, String)>,
+    ) -> Result<Loaded, ConfigError> {
+        let mut good = firm;
+        let mut loaded = self.with(&good)?;
+        let mut waiting = kept;
         // What was changed together may be allowed only together, in whatever order it was kept:
         // one that is refused is tried again after the others.
-        let left_out = loop {
+        loop {
             let (before, mut problems) = (waiting.len(), Vec::new());
             waiting.retain(|change| {
                 good.push(change.clone());
-                let Err(error) = self.with(&good) else { return false };
-                good.pop();
-                problems.extend(error.problems);
-                true
+                match self.with(&good) {
+                    Ok(better) => {
+                        loaded = better;
+                        false
+                    }
+                    Err(error) => {
+                        good.pop();
+                        problems.extend(error.problems);
+                        true
+                    }
+                }
             });
             if waiting.len() == before || waiting.is_empty() {
-                break problems;
+                return Ok(Loaded { left_out: problems, ..loaded });
             }
-        };
-        Ok(Loaded { left_out, ..self.with(&good)? })
+        }
     }
 }
 

@@ -46,6 +46,10 @@ pub(super) enum Kind {
     Secret,
 }
 
+/// Characters of a text. The longest shipped one has some eighty; a page shows them and the store
+/// keeps them.
+const LONGEST: usize = 2000;
+
 /// Stands in the table for every key of `[products]`, whose names are the operator's to choose.
 pub(super) const ANY_PRODUCT: &str = "products.*";
 /// What the keys of `[products]` begin with.
@@ -175,7 +179,7 @@ impl Kind {
             Self::Networks => value.as_array().is_some_and(|all| all.iter().all(is_network)),
             Self::File => text.is_some_and(|path| !path.is_empty() && !path.contains('\0')),
             Self::Letters => text.and_then(ProductLetters::parse).is_some(),
-            Self::Text | Self::Secret => text.is_some(),
+            Self::Text | Self::Secret => text.is_some_and(|text| text.chars().count() <= LONGEST),
         }
     }
 
@@ -213,7 +217,7 @@ impl fmt::Display for Kind {
             ),
             Self::File => f.write_str("the path of a file"),
             Self::Letters => f.write_str("two letters from A to Z"),
-            Self::Text | Self::Secret => f.write_str("a string"),
+            Self::Text | Self::Secret => write!(f, "a string of at most {LONGEST} characters"),
         }
     }
 }

@@ -26,6 +26,10 @@ pub struct Setting {
     pub default: String,
     /// Where the value comes from: `override`, `flag`, `environment`, `file` or `default`.
     pub source: &'static str,
+    /// An operator's change that is kept and does not count, because of what the file says now. It
+    /// counts again where it may, until it is undone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overtaken: Option<String>,
     /// Whether it may change while the server runs.
     pub at_run_time: bool,
     /// What it is for.
@@ -83,6 +87,7 @@ pub fn settings(config: &Config, sources: &BTreeMap<String, Source>) -> Vec<Sett
                 Some(Source::Flag) => "flag",
                 Some(Source::Override) => "override",
             },
+            overtaken: None,
             at_run_time: known.at_run_time,
             description: said.remove(&name).unwrap_or_default(),
             key: name,
@@ -150,7 +155,7 @@ mod tests {
     fn a_kept_override_that_is_no_longer_allowed_is_left_out_and_said() {
         let layers = layers("", &[], &[]);
         let kept = [over("gone.key", "1"), over("limits.issue_per_ip_day", "9")].concat();
-        let loaded = layers.with_kept(&kept).unwrap();
+        let loaded = layers.with_kept(Vec::new(), kept).unwrap();
         assert_eq!(loaded.config.limits.allowed(iptunnel_domain::limit::Policy::IssuePerIpDay), 9);
         assert_eq!(loaded.left_out.len(), 1);
         assert!(loaded.left_out[0].contains("gone.key"));
@@ -166,7 +171,7 @@ mod tests {
             // One that does not count any more keeps none of the others from counting.
             let more = [both.clone(), over("gone.key", "1")].concat();
             for (kept, left_out) in [(both, 0), (turned, 0), (more, 1)] {
-                let loaded = layers.with_kept(&kept).unwrap();
+                let loaded = layers.with_kept(Vec::new(), kept).unwrap();
                 assert_eq!(loaded.left_out.len(), left_out, "{:?}", loaded.left_out);
                 assert_eq!(loaded.config.lifetimes.max_lifetime.to_string(), max);
                 assert_eq!(loaded.config.lifetimes.code.to_string(), ttl);

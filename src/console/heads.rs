@@ -7,6 +7,7 @@
 
 use super::auth::Operator;
 use super::{Console, failed};
+use crate::app::beside;
 use crate::http::errors::ApiError;
 use crate::http::respond::success;
 use actix_web::http::StatusCode;
@@ -18,6 +19,7 @@ use iptunnel_domain::lookup::{KeyedHash, LookupKey, Purpose};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 /// How often the head is signed.
@@ -61,9 +63,7 @@ fn sign(head: Head, now: Timestamp, key: &LookupKey) -> KeyedHash {
 
 /// The file of the heads of the store at `path`.
 pub fn file_of(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".heads");
-    name.into()
+    beside(path, ".heads")
 }
 
 /// The heads in a file, the oldest first. A last line that was cut short is left out.
@@ -88,39 +88,35 @@ fn append(path: &Path, head: &SignedHead) -> std::io::Result<()> {
     file.sync_data()
 }
 
-/// Signs the head where it has moved since `last`; returns it.
-fn note(console: &Console, last: Head) -> Result<Head, String> {
+/// Signs the head where it has moved since the last time.
+fn note(console: &Console) -> Result<(), String> {
+    let mut last = console.signed.lock().unwrap_or_else(PoisonError::into_inner);
     let state = &console.state;
     let head = state.handles.store().audit_head().map_err(|error| error.to_string())?;
-    if head == last {
-        return Ok(head);
+    if head == *last {
+        return Ok(());
     }
     let signed = SignedHead::new(head, state.clock.now(), &state.lookup);
     let path = file_of(&state.config.load().storage.path);
     append(&path, &signed).map_err(|error| format!("{}: {error}", path.display()))?;
     tracing::info!(entries = head.entries, hash = signed.hash, "the audit log's head is signed");
-    Ok(head)
+    *last = head;
+    Ok(())
 }
 
 /// Signs the head at once and then every minute, for as long as the server runs.
 pub async fn keep(console: Data<Console>) {
-    let mut last = Head::default();
     loop {
-        last = note_now(&console, last).await;
+        note_now(&console).await;
         tokio::time::sleep(EVERY).await;
     }
 }
 
 /// Signs the head where it has moved.
-pub async fn note_now(console: &Data<Console>, last: Head) -> Head {
+pub async fn note_now(console: &Data<Console>) {
     let of_thread = console.clone();
-    match actix_web::web::block(move || note(&of_thread, last)).await {
-        Ok(Ok(head)) => head,
-        Ok(Err(error)) => {
-            tracing::error!(error, "the audit log's head could not be signed");
-            last
-        }
-        Err(_) => last,
+    if let Ok(Err(error)) = actix_web::web::block(move || note(&of_thread)).await {
+        tracing::error!(error, "the audit log's head could not be signed");
     }
 }
 

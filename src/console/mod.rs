@@ -29,6 +29,7 @@ use actix_web::{HttpRequest, HttpResponse, guard};
 use auth::Sessions;
 use iptunnel_actors::Failure;
 use iptunnel_domain::Refusal;
+use iptunnel_domain::audit::Head;
 use iptunnel_storage::{ReadError, Store};
 
 /// The pages, by their path and their name, in the order of the menu.
@@ -48,6 +49,8 @@ pub struct Console {
     pub sessions: Sessions,
     /// What the metrics said lately.
     pub history: std::sync::Arc<history::History>,
+    /// The head of the audit log that was signed last.
+    pub signed: std::sync::Mutex<Head>,
 }
 
 /// Reads from the store on a thread where that may take its time.

@@ -6,7 +6,7 @@ use crate::config::Setting;
 use crate::http::errors::ApiError;
 use crate::http::page::html;
 use crate::http::respond::success;
-use crate::tuning::{InForce, Wanted};
+use crate::tuning::{InForce, Tuner, Wanted};
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ETAG, HeaderValue};
 use actix_web::web::{Bytes, Data, Form};
@@ -69,9 +69,9 @@ pub async fn change(
         return failed(&request, &error);
     }
     let Change { key, value, undo, tag, .. } = form.into_inner();
-    let wanted = [(key, (undo == 0).then_some(value))];
+    let wanted = vec![(key, (undo == 0).then_some(value))];
     let state = &console.state;
-    match state.tuner.change(state, &wanted, Some(&tag), operator.from).await {
+    match Tuner::change(state, wanted, Some(tag), operator.from).await {
         Ok(_) => see("/console/tuning"),
         Err(error) => shown(error.status, &operator, &state.tuner.in_force(), Some(error.message)),
     }
@@ -132,11 +132,10 @@ pub async fn json_change(
     operator: Operator,
     body: Bytes,
 ) -> HttpResponse {
-    let state = &console.state;
     let changed = async {
         let tag = condition(&request)?;
         let wanted = wanted(&body)?;
-        state.tuner.change(state, &wanted, tag.as_deref(), operator.from).await
+        Tuner::change(&console.state, wanted, tag, operator.from).await
     };
     match changed.await {
         Ok(now) => answer(&now, "Settings changed"),

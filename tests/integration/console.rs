@@ -397,6 +397,40 @@ fn a_change_that_the_file_has_overtaken_stands_in_the_way_of_no_other() {
 }
 
 #[test]
+fn an_overtaken_change_counts_again_as_soon_as_another_makes_room_and_the_log_says_so() {
+    let app = TestApp::start();
+    let (most, life) = ("codes.max_lifetime_seconds", "codes.ttl_seconds");
+    assert_eq!(patch(&app, &json!({life: 2000})).status, 200);
+    read_again(&app, |config| config.lifetimes.max_lifetime = 1000);
+    assert_eq!(in_force(&app, life), ("300".into(), "file".into()));
+    // It is shown as what it is, for whoever wants to undo it.
+    let settings = admin(&app, "/admin/config")["settings"].clone();
+    let shown = settings.as_array().unwrap().iter().find(|one| one["key"] == life).unwrap();
+    assert_eq!(shown["overtaken"], "2000");
+    let page = Person::logged_in(&app).get("/console/tuning").text;
+    assert!(page.contains("An earlier change to 2000 does not count"), "{page}");
+    // What makes room for it brings it back at once, not at the next start unseen.
+    assert_eq!(patch(&app, &json!({most: 5000})).status, 200);
+    assert_eq!(in_force(&app, life), ("2000".into(), "override".into()));
+    let log = admin(&app, "/admin/audit?action=setting_changed").to_string();
+    assert!(log.contains("300 (file) -> 2000 (override)"), "{log}");
+    let app = app.restart();
+    assert_eq!(in_force(&app, life), ("2000".into(), "override".into()));
+    // A change that contradicts one that counts is refused, and does not silence it.
+    let refused = patch(&app, &json!({most: 1500}));
+    assert_eq!(refused.status, 422, "{}", refused.text);
+    assert_eq!(in_force(&app, life), ("2000".into(), "override".into()));
+}
+
+#[test]
+fn a_text_has_a_greatest_length() {
+    let app = TestApp::start();
+    let refused = patch(&app, &json!({"pages.install_command": "x".repeat(2001)}));
+    assert_eq!(refused.status, 422);
+    assert!(refused.text.contains("at most 2000 characters"), "{}", refused.text);
+}
+
+#[test]
 fn a_change_counts_though_the_master_tokens_file_cannot_be_read() {
     let app = TestApp::start();
     let (token, file) = (app.master(), &app.config.auth.master_token_file);
