@@ -130,7 +130,7 @@ impl Kept for Record {
         Write::ForgetActivation(self.at.number, self.version)
     }
     fn oldest(store: &dyn Store, count: usize) -> Result<Vec<Self>, ReadError> {
-        store.oldest_activations(count)
+        store.oldest_activations(None, count)
     }
 }
 

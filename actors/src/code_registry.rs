@@ -162,7 +162,7 @@ impl Kept for Code {
         Write::ForgetCode(self.number, self.version)
     }
     fn oldest(store: &dyn Store, count: usize) -> Result<Vec<Self>, ReadError> {
-        store.oldest_codes(count)
+        store.oldest_codes(None, count)
     }
 }
 

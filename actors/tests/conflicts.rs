@@ -22,7 +22,7 @@ use iptunnel_domain::server::{Bearer, Server, ServerId, ServerNumber};
 use iptunnel_domain::time::Lifetimes;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{
-    Attempts, Change, CommitError, Counter, Entry, FileDisk, Frontier, Listener, ReadError,
+    Attempts, Change, CommitError, Counter, Entry, FileDisk, Frontier, Listener, Mark, ReadError,
     RedbStore, Store, Verdict, Write,
 };
 use rand_core::SeedableRng;
@@ -110,6 +110,15 @@ impl Store for Shared {
         }
         changes.iter().map(|change| self.commit_one(plan, change)).collect()
     }
+    fn mark(&self) -> Mark {
+        self.engine.mark()
+    }
+    fn holds(&self, mark: &Mark) -> Read<bool> {
+        self.engine.holds(mark)
+    }
+    fn begin_epoch(&self, last: u64, why: &str, now: Timestamp) -> Result<u64, CommitError> {
+        self.engine.begin_epoch(last, why, now)
+    }
     fn close(&self) {
         self.engine.close();
     }
@@ -161,11 +170,15 @@ impl Store for Shared {
     fn newest_activations(&self, limit: usize) -> Read<Vec<Activation>> {
         self.engine.newest_activations(limit)
     }
-    fn oldest_codes(&self, limit: usize) -> Read<Vec<Code>> {
-        self.engine.oldest_codes(limit)
+    fn oldest_codes(&self, after: Option<CodeNumber>, limit: usize) -> Read<Vec<Code>> {
+        self.engine.oldest_codes(after, limit)
     }
-    fn oldest_activations(&self, limit: usize) -> Read<Vec<Activation>> {
-        self.engine.oldest_activations(limit)
+    fn oldest_activations(
+        &self,
+        after: Option<ActivationNumber>,
+        limit: usize,
+    ) -> Read<Vec<Activation>> {
+        self.engine.oldest_activations(after, limit)
     }
 }
 

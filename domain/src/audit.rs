@@ -38,6 +38,9 @@ pub enum Action {
     ServerNoted = 9,
     /// An operator changed a setting, or undid a change.
     SettingChanged = 10,
+    /// The store was found to lack what had been acknowledged, or an operator says so: codes and
+    /// open activations of before are void.
+    StoreFenced = 11,
     /// An installer was told that a code is good. Kept with the code, not in the log.
     PrecheckPassed = 20,
     /// An installer was told that a code is not good. Ditto.
@@ -52,7 +55,7 @@ pub enum Action {
 
 impl Action {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::CodeIssued,
         Self::Activated,
         Self::Replaced,
@@ -63,6 +66,7 @@ impl Action {
         Self::ServerRestored,
         Self::ServerNoted,
         Self::SettingChanged,
+        Self::StoreFenced,
         Self::PrecheckPassed,
         Self::PrecheckRefused,
         Self::ActivateRefused,
@@ -83,6 +87,7 @@ impl Action {
             Self::ServerRestored => "server_restored",
             Self::ServerNoted => "server_noted",
             Self::SettingChanged => "setting_changed",
+            Self::StoreFenced => "store_fenced",
             Self::PrecheckPassed => "precheck_passed",
             Self::PrecheckRefused => "precheck_refused",
             Self::ActivateRefused => "activate_refused",
@@ -201,6 +206,11 @@ impl Event {
     /// The longest subject or detail that is kept, in bytes.
     pub const TEXT: usize = 1024;
 
+    /// The front of a text, as far as it is kept.
+    pub fn kept(text: &str) -> &str {
+        text.get(..text.floor_char_boundary(Self::TEXT)).unwrap_or(text)
+    }
+
     /// An event about nothing yet.
     pub const fn new(action: Action, actor: Actor, at: Timestamp, from: Option<IpAddr>) -> Self {
         Self {
@@ -287,14 +297,9 @@ fn put_address(bytes: &mut Vec<u8>, address: Option<IpAddr>) {
 }
 
 fn put_text(bytes: &mut Vec<u8>, text: &str) {
-    let text = cut(text);
+    let text = Event::kept(text);
     bytes.extend((text.len() as u16).to_le_bytes());
     bytes.extend(text.as_bytes());
-}
-
-/// The front of `text`, as far as it is kept.
-fn cut(text: &str) -> &str {
-    text.get(..text.floor_char_boundary(Event::TEXT)).unwrap_or(text)
 }
 
 fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {

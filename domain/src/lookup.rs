@@ -82,6 +82,8 @@ pub enum Purpose {
     Server,
     /// The head of the audit log.
     AuditHead,
+    /// What servers that share a store must have in common.
+    Agreement,
 }
 
 impl Purpose {
@@ -96,6 +98,7 @@ impl Purpose {
             Self::Token => b"token\0",
             Self::Server => b"server\0",
             Self::AuditHead => b"audit head\0",
+            Self::Agreement => b"agreement\0",
         }
     }
 }

@@ -17,6 +17,13 @@ impl Feed {
         let _ = self.0.set(listener);
     }
 
+    /// Tells of one event.
+    pub(crate) fn tell(&self, event: &Event) {
+        if let Some(listener) = self.0.get() {
+            listener(event);
+        }
+    }
+
     pub(crate) fn publish(&self, changes: &[Change], verdicts: &[Verdict]) {
         let Some(listener) = self.0.get() else { return };
         let written = changes.iter().zip(verdicts).filter(|(_, v)| **v == Verdict::Written);

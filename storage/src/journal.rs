@@ -76,6 +76,11 @@ impl Journal {
     }
 
     /// Whether a record of `len` bytes fits into a segment at all.
+    /// The number of the last record.
+    pub(crate) const fn last(&self) -> u64 {
+        self.next - 1
+    }
+
     pub(crate) fn can_hold(len: usize) -> bool {
         blocks(len) <= SEGMENT
     }

@@ -13,18 +13,19 @@ mod tests;
 
 use crate::feed::{Feed, Listener};
 use crate::journal::{AppendError, Journal};
-use crate::redb_store::Row;
+use crate::redb_store::{ALONE, Row};
 use crate::{
-    Attempts, Change, CommitError, Counter, Entry, Frontier, OpenDisk, OpenError, ReadError,
+    Attempts, Change, CommitError, Counter, Entry, Frontier, Mark, OpenDisk, OpenError, ReadError,
     RedbStore, Store, Verdict, record,
 };
 use iptunnel_domain::Timestamp;
-use iptunnel_domain::activation::{Activation, ActivationId};
+use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
 use iptunnel_domain::audit::Head;
-use iptunnel_domain::code::{Code, CodeHash};
+use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
 use iptunnel_domain::server::{Server, ServerNumber};
 use pending::{Pending, guards};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -53,6 +54,8 @@ pub struct JournaledStore {
     journal: Mutex<Option<Journal>>,
     shared: Arc<Shared>,
     feed: Feed,
+    /// How often this store was found to be an earlier one, as far as its mark says.
+    epoch: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -139,6 +142,7 @@ impl JournaledStore {
             journal: Mutex::new(Some(journal)),
             shared,
             feed: Feed::default(),
+            epoch: AtomicU64::new(1),
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -376,6 +380,29 @@ impl Store for JournaledStore {
         Ok(verdicts)
     }
 
+    fn mark(&self) -> Mark {
+        Mark {
+            epoch: self.epoch.load(Ordering::Relaxed),
+            process: ALONE.into(),
+            commits: self.journal().as_ref().map_or(0, Journal::last),
+        }
+    }
+
+    fn holds(&self, mark: &Mark) -> Result<bool, ReadError> {
+        // What is known of epochs is in the mark only.
+        self.epoch.fetch_max(mark.epoch, Ordering::Relaxed);
+        // The mark of another engine says nothing of this one.
+        Ok(mark.process != ALONE || mark.commits <= self.mark().commits)
+    }
+
+    fn begin_epoch(&self, last: u64, why: &str, now: Timestamp) -> Result<u64, CommitError> {
+        let (codes, activations) = crate::epoch::void(self, why, now)?;
+        let epoch = last.saturating_add(1);
+        self.epoch.fetch_max(epoch, Ordering::Relaxed);
+        tracing::error!(epoch, why, codes, activations, "codes and open activations are void");
+        Ok(epoch)
+    }
+
     fn close(&self) {
         self.shared.lock().stopping = true;
         self.shared.changed.notify_all();
@@ -465,13 +492,21 @@ impl Store for JournaledStore {
     }
 
     /// What is pending is not among them: what changed lately is not to be forgotten yet.
-    fn oldest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError> {
-        self.engine.oldest_codes(limit)
+    fn oldest_codes(
+        &self,
+        after: Option<CodeNumber>,
+        limit: usize,
+    ) -> Result<Vec<Code>, ReadError> {
+        self.engine_knowing(Pending::last)?.oldest_codes(after, limit)
     }
 
     /// Ditto.
-    fn oldest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError> {
-        self.engine.oldest_activations(limit)
+    fn oldest_activations(
+        &self,
+        after: Option<ActivationNumber>,
+        limit: usize,
+    ) -> Result<Vec<Activation>, ReadError> {
+        self.engine_knowing(Pending::last)?.oldest_activations(after, limit)
     }
 }
 

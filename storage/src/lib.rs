@@ -1,9 +1,9 @@
 //! Guarded commits, reads and scans: everything the rooms above know of a database.
 //!
 //! A [`Store`] keeps records and judges guards; it knows no rule about codes, activations or
-//! servers. [`JournaledStore`] keeps them in two files, a journal before a [`RedbStore`]; whatever
-//! engine follows offers the same trait,
-//! and nothing above this crate learns which one it is.
+//! servers. [`JournaledStore`] keeps them in two files, a journal before a [`RedbStore`], for one
+//! server; [`PostgresStore`] keeps them in a database that several servers share. Nothing above this
+//! crate learns which one it is, only whether it is [`Store::shared`].
 //!
 //! **Durability**: when [`Store::commit`] returns, every change it reports as written is on disk
 //! and survives the loss of the process and of power, as far as the disk keeps what it says it
@@ -11,23 +11,29 @@
 
 #[cfg(test)]
 pub(crate) mod bad_disk;
+mod copy;
 mod disk;
+mod epoch;
 mod feed;
 mod journal;
 mod journaled;
+mod postgres;
 mod record;
 mod redb_store;
 
+pub use copy::{CopyError, Sum, copy, sums};
 pub use disk::{Disk, FileDisk};
 pub use feed::Listener;
 pub use journaled::{Disks, JournaledStore};
+pub use postgres::PostgresStore;
 pub use redb_store::{FORMAT_VERSION, OpenDisk, RedbStore};
 
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
 use iptunnel_domain::audit::{Event, Head};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
 use iptunnel_domain::limit::Policy;
-use iptunnel_domain::server::{Server, ServerNumber};
+use iptunnel_domain::lookup::KeyedHash;
+use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use iptunnel_domain::{Timestamp, Version};
 use std::sync::Arc;
 
@@ -148,7 +154,7 @@ pub enum CommitError {
 }
 
 /// Why a record could not be read.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("the store cannot be read: {0}")]
 pub struct ReadError(pub String);
 
@@ -182,6 +188,123 @@ pub struct Frontier {
     pub server: Option<ServerNumber>,
 }
 
+/// A limit that one request is counted against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// The subject's key.
+    pub key: u64,
+    /// The policy.
+    pub policy: Policy,
+    /// When the window is over.
+    pub window_end: Timestamp,
+    /// How many it allows in a window.
+    pub allowed: u32,
+}
+
+/// A check-in with the name of its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Sighting {
+    /// The number of the server, and when.
+    pub seen: CheckIn,
+    /// Its name.
+    pub id: ServerId,
+}
+
+/// How much of what was acknowledged a store must hold. Kept outside of the store, it tells whether
+/// the store has become an earlier one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// How often a store was found to be an earlier one.
+    pub epoch: u64,
+    /// Whose commits are counted: the name of a start of a server.
+    pub process: String,
+    /// How many of its commits were acknowledged.
+    pub commits: u64,
+}
+
+impl std::fmt::Display for Mark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{} {} {}", self.epoch, self.process, self.commits)
+    }
+}
+
+impl std::str::FromStr for Mark {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut words = text.split_whitespace();
+        let mut next = || words.next().ok_or(());
+        let epoch = next()?.parse().map_err(|_| ())?;
+        let process = next()?.to_owned();
+        let commits = next()?.parse().map_err(|_| ())?;
+        Ok(Self { epoch, process, commits })
+    }
+}
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grade {
+    /// It is as it should be.
+    Good,
+    /// It costs speed, or will cause trouble.
+    Warns,
+    /// What was answered may be lost, so that a spent code comes back.
+    Breaks,
+}
+
+/// Something found out about a database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// How much it matters.
+    pub grade: Grade,
+    /// What was found.
+    pub what: String,
+    /// Why it matters.
+    pub why: &'static str,
+    /// What mends it; empty where nothing has to be.
+    pub mend: String,
+}
+
+/// What became of counting a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Charged {
+    /// Whether it was counted, against all of its limits; else it was against none.
+    pub granted: bool,
+    /// How many each limit has counted now, in their order.
+    pub used: Vec<u32>,
+}
+
+/// What servers that share a store need beyond what one needs of its own.
+///
+/// Over such a store a new server's number is the store's to give: whoever writes version 1 of a
+/// [`Server`] reads it back to learn its number.
+pub trait Shared: Send + Sync {
+    /// The number of this start of this server: no other start on the same store has it.
+    fn process(&self) -> u32;
+    /// The servers with these ids, in their order.
+    fn servers_of(&self, ids: &[ServerId]) -> Result<Vec<Option<Server>>, ReadError>;
+    /// Writes when servers were last seen, beside the commits: requests do not wait for it. What is
+    /// left was not written, since another server has it in hand.
+    fn check_in(&self, seen: Vec<Sighting>) -> Result<Vec<Sighting>, ReadError>;
+    /// Who has checked in with other servers, as far as they have written it since this was last
+    /// asked. It is told once.
+    fn seen_elsewhere(&self) -> Result<Vec<(ServerId, Timestamp)>, ReadError>;
+    /// Whether all servers on the store have the same of something, whose hash this is; the first one
+    /// that asks says what it is.
+    fn agree(&self, what: &str, hash: KeyedHash) -> Result<bool, ReadError>;
+    /// Counts requests, each against all of its limits or against none.
+    fn charge(&self, requests: Vec<Vec<Counted>>) -> Result<Vec<Charged>, ReadError>;
+    /// Takes back what was counted.
+    fn give_back(&self, counters: Vec<(u64, Timestamp)>) -> Result<(), ReadError>;
+    /// Whether the database keeps what a store promises.
+    fn examine(&self) -> Result<Vec<Finding>, ReadError>;
+    /// Forgets the counters whose windows are over, and, where there are more than `most`, those that
+    /// have counted least and have not reached their limit.
+    fn forget_counters(&self, now: Timestamp, most: u32) -> Result<(), ReadError>;
+    /// What the store's clock says, in milliseconds since the Unix epoch.
+    fn clock(&self) -> Result<u64, ReadError>;
+}
+
 /// What the rooms above need of a database. One thread commits; any thread reads.
 pub trait Store: Send + Sync + 'static {
     /// Writes `changes` in their order, each whole where its guards hold, and returns when they
@@ -191,6 +314,22 @@ pub trait Store: Send + Sync + 'static {
     /// [`CommitError::Refused`] where certainly nothing was written; the store works again as soon
     /// as a later commit succeeds. [`CommitError::Unknown`] where only a new start can tell.
     fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError>;
+
+    /// The store as several servers share it; `None` where it is this server's alone, so that what
+    /// memory holds is what the store holds or soon will.
+    fn shared(&self) -> Option<&dyn Shared> {
+        None
+    }
+
+    /// What the store must hold from now on.
+    fn mark(&self) -> Mark;
+
+    /// Whether the store holds what it must.
+    fn holds(&self, mark: &Mark) -> Result<bool, ReadError>;
+
+    /// Lets the epoch after `last` begin, unless a later one has begun already: every code that is not
+    /// spent, and every open activation, is void. Returns the present epoch.
+    fn begin_epoch(&self, last: u64, why: &str, now: Timestamp) -> Result<u64, CommitError>;
 
     /// Lets go of the engine, in order: whoever opens the store next finds nothing to repair.
     /// Nothing may be asked of it afterwards.
@@ -202,6 +341,14 @@ pub trait Store: Send + Sync + 'static {
     fn code(&self, hash: CodeHash) -> Result<Option<Code>, ReadError>;
     /// The activation with this id.
     fn activation(&self, id: ActivationId) -> Result<Option<Activation>, ReadError>;
+    /// The codes with these hashes, in their order.
+    fn codes(&self, hashes: &[CodeHash]) -> Result<Vec<Option<Code>>, ReadError> {
+        hashes.iter().map(|hash| self.code(*hash)).collect()
+    }
+    /// The activations with these ids, in their order.
+    fn activations(&self, ids: &[ActivationId]) -> Result<Vec<Option<Activation>>, ReadError> {
+        ids.iter().map(|id| self.activation(*id)).collect()
+    }
     /// The server with this number.
     fn server(&self, number: ServerNumber) -> Result<Option<Server>, ReadError>;
     /// At most `limit` servers registered before `before`, the newest first.
@@ -240,8 +387,14 @@ pub trait Store: Send + Sync + 'static {
     fn newest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError>;
     /// The activations opened last, ditto.
     fn newest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError>;
-    /// The codes issued first, at most `limit`.
-    fn oldest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError>;
+    /// The codes issued first, or first after the one with this number: at most `limit`, the oldest
+    /// first.
+    fn oldest_codes(&self, after: Option<CodeNumber>, limit: usize)
+    -> Result<Vec<Code>, ReadError>;
     /// The activations opened first, ditto.
-    fn oldest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError>;
+    fn oldest_activations(
+        &self,
+        after: Option<ActivationNumber>,
+        limit: usize,
+    ) -> Result<Vec<Activation>, ReadError>;
 }

@@ -157,10 +157,10 @@ impl History {
     fn check_all(&self, store: &JournaledStore, at: &str) {
         self.check(store, at);
         assert_eq!(store.frontier().unwrap().code.0, self.issued, "{at}");
-        let rows: Vec<Code> = store.oldest_codes(usize::MAX).unwrap();
+        let rows: Vec<Code> = store.oldest_codes(None, usize::MAX).unwrap();
         let expected: Vec<Code> = self.codes.values().flatten().cloned().collect();
         assert!(rows == expected, "not each code exactly once, {at}");
-        let rows: Vec<Activation> = store.oldest_activations(usize::MAX).unwrap();
+        let rows: Vec<Activation> = store.oldest_activations(None, usize::MAX).unwrap();
         let expected: Vec<Activation> = self.activations.values().flatten().cloned().collect();
         assert!(rows == expected, "not each activation exactly once, {at}");
     }
@@ -277,7 +277,7 @@ fn what_gathers_is_taken_over_without_being_asked_for() {
     let pair = Pair::new();
     let store = pair.store();
     store.commit(&issue(1..=1)).unwrap();
-    until("a single change is taken over", || store.oldest_codes(9).unwrap().len() == 1);
+    until("a single change is taken over", || store.oldest_codes(None, 9).unwrap().len() == 1);
     until("it is pending no more", || store.shared.lock().pending.version(Row::Code(1)).is_none());
     assert!(has_code(&store, 1));
 }
@@ -311,8 +311,8 @@ fn ended_in_taking_over_and_again_in_the_recovery(end: End) {
             let at = format!("{end:?} after {in_close} changes, then after {in_recovery}");
             let store = pair.store();
             assert_eq!(consumed(&store, CODES, &at), CODES as usize / 2, "{at}");
-            assert_eq!(store.oldest_codes(usize::MAX).unwrap().len(), CODES as usize, "{at}");
-            let activations = store.oldest_activations(usize::MAX).unwrap();
+            assert_eq!(store.oldest_codes(None, usize::MAX).unwrap().len(), CODES as usize, "{at}");
+            let activations = store.oldest_activations(None, usize::MAX).unwrap();
             assert_eq!(activations.len(), CODES as usize / 2, "{at}");
             tried += 1;
             if finished {
@@ -362,7 +362,7 @@ fn a_process_that_ends_between_and_within_commits_loses_none_that_returned() {
             }
             whole += u64::from(returned == 600);
             let store = pair.restart(store, end);
-            let found = store.oldest_codes(usize::MAX).unwrap();
+            let found = store.oldest_codes(None, usize::MAX).unwrap();
             let numbers: Vec<u64> = found.iter().map(|code| code.number.0).collect();
             let expected = (1..=numbers.len() as u64).collect::<Vec<_>>();
             assert_eq!(numbers, expected, "{end:?} after {changes} changes");
@@ -386,7 +386,7 @@ fn the_segments_of_the_journal_are_used_again_and_nothing_is_lost() {
                 issued += size;
             }
             store = pair.restart(store, end);
-            let found = store.oldest_codes(usize::MAX).unwrap();
+            let found = store.oldest_codes(None, usize::MAX).unwrap();
             let numbers: Vec<u64> = found.iter().map(|code| code.number.0).collect();
             assert!(numbers == (1..=issued).collect::<Vec<_>>(), "round {round}, {end:?}");
         }
@@ -397,7 +397,7 @@ fn the_segments_of_the_journal_are_used_again_and_nothing_is_lost() {
         store.commit(&issue(issued..=issued)).unwrap();
     }
     let store = pair.restart(store, End::PowerLost);
-    assert_eq!(store.oldest_codes(usize::MAX).unwrap().len() as u64, issued);
+    assert_eq!(store.oldest_codes(None, usize::MAX).unwrap().len() as u64, issued);
     assert!(issued > 40_000 && has_code(&store, 1) && has_code(&store, issued));
 }
 
@@ -468,7 +468,7 @@ fn a_journal_that_does_not_follow_on_the_store_changes_nothing_however_often_it_
 impl Pair {
     /// How many codes the engine has without the journal.
     fn rows_alone(&self) -> usize {
-        RedbStore::open(self.rows.opener()).unwrap().oldest_codes(usize::MAX).unwrap().len()
+        RedbStore::open(self.rows.opener()).unwrap().oldest_codes(None, usize::MAX).unwrap().len()
     }
 }
 
@@ -499,11 +499,11 @@ fn rows_refuse_and_come_back(fault: Fault) {
     store.commit(&issue(returned + 1..=returned + 1)).unwrap();
     let store = pair.restart(store, End::PowerLost);
     assert!((1..=returned + 1).all(|number| has_code(&store, number)));
-    assert_eq!(store.oldest_codes(usize::MAX).unwrap().len() as u64, returned + 1);
+    assert_eq!(store.oldest_codes(None, usize::MAX).unwrap().len() as u64, returned + 1);
 }
 
 fn pair_has(store: &JournaledStore, count: usize) -> bool {
-    store.oldest_codes(usize::MAX).is_ok_and(|codes| codes.len() == count)
+    store.oldest_codes(None, usize::MAX).is_ok_and(|codes| codes.len() == count)
 }
 
 fn has_code_pending(store: &JournaledStore, number: u64) -> bool {
@@ -534,7 +534,7 @@ fn what_the_rows_refused_until_the_end_is_there_after_a_new_start() {
         });
         store.close();
         let store = pair.restart(store, End::PowerLost);
-        let found = store.oldest_codes(usize::MAX).unwrap();
+        let found = store.oldest_codes(None, usize::MAX).unwrap();
         assert_eq!(found.len() as u64, returned, "{fault:?}");
     }
 }
@@ -597,7 +597,7 @@ proptest! {
             }
         }
         let store = pair.restart(store, End::Killed);
-        prop_assert_eq!(store.oldest_codes(9).unwrap(), alone.oldest_codes(9).unwrap());
+        prop_assert_eq!(store.oldest_codes(None, 9).unwrap(), alone.oldest_codes(None, 9).unwrap());
         let servers = alone.servers_before(None, 9).unwrap();
         prop_assert_eq!(store.servers_before(None, 9).unwrap(), servers);
     }

@@ -16,8 +16,8 @@ mod tests;
 use crate::disk::Watched;
 use crate::feed::{Feed, Listener};
 use crate::{
-    Attempts, Change, CommitError, Counter, Disk, Entry, Frontier, OpenError, ReadError, Store,
-    Verdict, record,
+    Attempts, Change, CommitError, Counter, Disk, Entry, Frontier, Mark, OpenError, ReadError,
+    Store, Verdict, record,
 };
 use index::Index;
 use iptunnel_domain::Timestamp;
@@ -58,6 +58,9 @@ const FORMAT_KEY: &str = "format";
 const COMMITS_KEY: &str = "commits";
 /// The last record of the journal whose changes are in the tables.
 const TAKEN_OVER_KEY: &str = "taken_over";
+
+/// Whose commits a mark counts where there is one server only.
+pub(crate) const ALONE: &str = "redb";
 
 /// A [`Store`] in one file.
 pub struct RedbStore {
@@ -282,6 +285,21 @@ impl Versions {
 }
 
 impl Store for RedbStore {
+    /// What its journal has handed over: the whole of it where it is used with one.
+    fn mark(&self) -> Mark {
+        let commits = self.taken_over().unwrap_or_default();
+        Mark { epoch: 1, process: ALONE.into(), commits }
+    }
+
+    fn holds(&self, mark: &Mark) -> Result<bool, ReadError> {
+        Ok(mark.process != ALONE || mark.commits <= self.taken_over()?)
+    }
+
+    fn begin_epoch(&self, last: u64, why: &str, now: Timestamp) -> Result<u64, CommitError> {
+        crate::epoch::void(self, why, now)?;
+        Ok(last.saturating_add(1))
+    }
+
     fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
         let verdicts = self.write_all(changes, None)?;
         self.feed.publish(changes, &verdicts);
@@ -422,19 +440,33 @@ impl Store for RedbStore {
     }
 
     fn newest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError> {
-        self.rows(CODES, true, limit, record::decode_code)
+        self.rows(CODES, None, true, limit, record::decode_code)
     }
 
     fn newest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError> {
-        self.rows(ACTIVATIONS, true, limit, record::decode_activation)
+        self.rows(ACTIVATIONS, None, true, limit, record::decode_activation)
     }
 
-    fn oldest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError> {
-        self.rows(CODES, false, limit, record::decode_code)
+    fn oldest_codes(
+        &self,
+        after: Option<CodeNumber>,
+        limit: usize,
+    ) -> Result<Vec<Code>, ReadError> {
+        self.rows(CODES, after.map(|number| number.0), false, limit, record::decode_code)
     }
 
-    fn oldest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError> {
-        self.rows(ACTIVATIONS, false, limit, record::decode_activation)
+    fn oldest_activations(
+        &self,
+        after: Option<ActivationNumber>,
+        limit: usize,
+    ) -> Result<Vec<Activation>, ReadError> {
+        self.rows(
+            ACTIVATIONS,
+            after.map(|number| number.0),
+            false,
+            limit,
+            record::decode_activation,
+        )
     }
 }
 
@@ -500,17 +532,19 @@ impl RedbStore {
         })
     }
 
-    /// The first rows of a table, or the last ones, the last first.
+    /// The first rows of a table behind a number, or the last ones, the last first.
     fn rows<T>(
         &self,
         table: TableDefinition<'static, u64, &[u8]>,
+        after: Option<u64>,
         newest_first: bool,
         limit: usize,
         decode: fn(u64, &[u8]) -> Result<T, ReadError>,
     ) -> Result<Vec<T>, ReadError> {
         let read = self.begin_read()?;
         let table = read.open_table(table).map_err(unreadable)?;
-        let mut rows = table.iter().map_err(unreadable)?;
+        let first = after.map_or(0, |after| after.saturating_add(1));
+        let mut rows = table.range(first..).map_err(unreadable)?;
         let next = || if newest_first { rows.next_back() } else { rows.next() };
         std::iter::from_fn(next)
             .take(limit)

@@ -1,0 +1,218 @@
+//! What a batch consists of: changes in the order in which they are written, those that do the same
+//! side by side, and what is written as sets.
+
+use super::rows::{signed, time};
+use super::statement::{Part, Statement, each, told_of, value};
+use crate::{ATTEMPTS, Change, CheckIn, Counter, Write};
+use iptunnel_domain::activation::ActivationNumber;
+use iptunnel_domain::audit::Event;
+use iptunnel_domain::code::{CodeHash, CodeNumber};
+use iptunnel_domain::server::ServerId;
+use std::collections::HashMap;
+use std::ops::Range;
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+/// A change on its way.
+pub(super) struct Member {
+    /// Its place in the batch.
+    pub(super) place: usize,
+    /// How many changes of the batch come before it that are about the same: it follows them.
+    round: usize,
+    /// What it does. Changes of a round that do the same are written by one statement.
+    shape: Vec<Part>,
+    about: About,
+    change: Change,
+    /// The numbers of its events.
+    pub(super) seqs: Range<i64>,
+}
+
+impl Member {
+    /// Whether both are written by one statement.
+    pub(super) fn goes_with(&self, other: &Self) -> bool {
+        self.round == other.round && self.shape == other.shape
+    }
+
+    /// What is new among servers stays in the order in which it came, by which they are numbered.
+    fn order(&self) -> (usize, &[Part], Option<About>) {
+        let new =
+            matches!(self.about, About::Server(_)) && self.shape.first() == Some(&Part::NewServer);
+        (self.round, &self.shape, (!new).then_some(self.about))
+    }
+}
+
+/// What a change is about. Changes about the same depend on each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum About {
+    Code(CodeHash),
+    Server(ServerId),
+    /// To be forgotten. No other change is about it: nothing is forgotten that still lives.
+    ForgottenCode(CodeNumber),
+    ForgottenActivation(ActivationNumber),
+    Settings,
+    /// It depends on nothing.
+    Nothing,
+}
+
+/// What of a batch is written as sets.
+#[derive(Default)]
+pub(super) struct Rest {
+    /// With the numbers they get.
+    pub(super) attempts: Vec<(i64, Event)>,
+    pub(super) check_ins: Vec<CheckIn>,
+    pub(super) counters: Vec<Counter>,
+}
+
+impl Rest {
+    /// Leaves of a change what has a statement of its shape.
+    fn take_from(&mut self, change: Change) -> Change {
+        let keep = |write| {
+            match write {
+                Write::Attempt(event) => self.attempts.push((0, event)),
+                Write::CheckIns(seen) => self.check_ins.extend(seen),
+                Write::Counters(rows) => {
+                    self.counters.extend(rows.into_iter().filter_map(|row| row.counter));
+                }
+                write => return Some(write),
+            }
+            None
+        };
+        Change(change.0.into_iter().filter_map(keep).collect())
+    }
+}
+
+fn about(change: &Change) -> About {
+    let of = |write: &Write| match write {
+        Write::Code(code) => Some(About::Code(code.hash)),
+        Write::Activation(activation) => Some(About::Code(activation.code)),
+        Write::Server(server) => Some(About::Server(server.id)),
+        Write::ForgetCode(number, _) => Some(About::ForgottenCode(*number)),
+        Write::ForgetActivation(number, _) => Some(About::ForgottenActivation(*number)),
+        Write::Setting(_) => Some(About::Settings),
+        _ => None,
+    };
+    change.0.iter().find_map(of).unwrap_or(About::Nothing)
+}
+
+/// Brings the changes of a batch into the order in which they are written, and numbers their
+/// events. Every server locks rows in nearly the same order; of two that wait for each other all the
+/// same, one is told so, and writes its changes one by one.
+pub(super) fn sort_out(changes: Vec<Change>, next_seq: &mut i64) -> (Vec<Member>, Rest) {
+    let mut rounds: HashMap<About, usize> = HashMap::new();
+    let (mut members, mut rest) = (Vec::with_capacity(changes.len()), Rest::default());
+    for (place, change) in changes.into_iter().enumerate() {
+        let change = rest.take_from(change);
+        let (shape, about) = (Part::all_of(&change), about(&change));
+        if shape.is_empty() {
+            continue;
+        }
+        let round = if about == About::Nothing {
+            0
+        } else {
+            let next = rounds.entry(about).or_default();
+            std::mem::replace(next, *next + 1)
+        };
+        members.push(Member { place, round, shape, about, change, seqs: 0..0 });
+    }
+    // Stable: servers get their numbers, and events their places, in the order in which they come.
+    members.sort_by(|a, b| a.order().cmp(&b.order()));
+    for member in &mut members {
+        let events = member.shape.iter().filter(|part| **part == Part::Event).count();
+        let first = *next_seq;
+        *next_seq += events as i64;
+        member.seqs = first..*next_seq;
+    }
+    for (seq, _) in &mut rest.attempts {
+        *seq = *next_seq;
+        *next_seq += 1;
+    }
+    (members, rest)
+}
+
+/// The statement of changes that do the same.
+pub(super) fn statement_of(group: &[Member], process: i32) -> Statement<'_> {
+    let changes: Vec<_> = group.iter().map(|one| (&one.change, one.seqs.start)).collect();
+    let shape = group.first().map_or(&[][..], |one| &one.shape);
+    Statement::of(shape, &changes, process)
+}
+
+/// Which of `group` its statement says that it has written.
+pub(super) fn written_of(group: &[Member], row: &Row) -> Vec<bool> {
+    // What cannot be read is decided again, on what is then stored.
+    let places: Option<Vec<i64>> = row.try_get(0).unwrap_or_else(|_| Some(Vec::new()));
+    let Some(places) = places else { return vec![true; group.len()] };
+    let mut written = vec![false; group.len()];
+    for place in places {
+        let place = usize::try_from(place - 1).ok();
+        if let Some(one) = place.and_then(|place| written.get_mut(place)) {
+            *one = true;
+        }
+    }
+    written
+}
+
+/// What was tried on codes that exist: the first whole, all counted.
+pub(super) fn attempts_of(process: i32, attempts: &[(i64, Event)]) -> Option<Statement<'_>> {
+    if attempts.is_empty() {
+        return None;
+    }
+    let columns = "seq, at, action, actor, source, identity, code, activation, digits, server, \
+         address, subject, detail";
+    let sql = format!(
+        "WITH asked AS (
+             SELECT * FROM unnest($2::bigint[], $3::timestamptz[], $4::text[], $5::text[],
+                 $6::inet[], $7::bytea[], $8::bytea[], $9::bigint[], $10::integer[], $11::bytea[],
+                 $12::inet[], $13::text[], $14::text[]) AS asked ({columns})
+             WHERE EXISTS (SELECT FROM code WHERE code.hash = asked.code)),
+         tally AS (
+             INSERT INTO attempts_of_code AS old (code, tried)
+             SELECT code, count(*) FROM asked GROUP BY code ORDER BY code
+             ON CONFLICT (code) DO UPDATE SET tried = old.tried + excluded.tried
+             RETURNING code, tried),
+         placed AS (
+             SELECT asked.*, tally.tried - count(*) OVER (PARTITION BY code)
+                 + row_number() OVER (PARTITION BY code ORDER BY seq) AS place
+             FROM asked JOIN tally USING (code))
+         INSERT INTO attempt (process, {columns})
+         SELECT $1, {columns} FROM placed WHERE place <= {ATTEMPTS}"
+    );
+    let events: Vec<&Event> = attempts.iter().map(|(_, event)| event).collect();
+    let mut values =
+        vec![value(Type::INT4, process), each(Type::INT8_ARRAY, attempts, |(seq, _)| *seq)];
+    values.extend(told_of(&events).map(|(_, values)| values));
+    Some(Statement::set(sql, values))
+}
+
+/// When servers were last seen, for whoever knows it with a commit; servers at work say so beside
+/// their commits.
+pub(super) fn check_ins_of(check_ins: &[CheckIn]) -> Option<Statement<'_>> {
+    if check_ins.is_empty() {
+        return None;
+    }
+    let sql = "UPDATE presence SET last_seen = seen.at
+         FROM (SELECT server, max(at) AS at
+             FROM unnest($1::integer[], $2::timestamptz[]) AS seen (server, at) GROUP BY server) AS seen
+         WHERE presence.server = seen.server AND presence.last_seen < seen.at";
+    let values = vec![
+        each(Type::INT4_ARRAY, check_ins, |seen| seen.server.0.cast_signed()),
+        each(Type::TIMESTAMPTZ_ARRAY, check_ins, |seen| time(seen.at)),
+    ];
+    Some(Statement::set(sql.into(), values))
+}
+
+/// Counters as they stand, for whoever brings them from another store.
+pub(super) fn counters_of(counters: &[Counter]) -> Option<Statement<'_>> {
+    if counters.is_empty() {
+        return None;
+    }
+    let sql = "INSERT INTO counter (key, window_end, policy, used, allowed)
+         SELECT *, 0 FROM unnest($1::bigint[], $2::timestamptz[], $3::text[], $4::integer[])
+         ON CONFLICT (key, window_end) DO UPDATE SET used = excluded.used";
+    let values = vec![
+        each(Type::INT8_ARRAY, counters, |one| signed(one.key)),
+        each(Type::TIMESTAMPTZ_ARRAY, counters, |one| time(one.window_end)),
+        each(Type::TEXT_ARRAY, counters, |one| one.policy.name()),
+        each(Type::INT4_ARRAY, counters, |one| one.used.cast_signed()),
+    ];
+    Some(Statement::set(sql.into(), values))
+}

@@ -1,0 +1,78 @@
+//! What happens where the database has become an earlier one: a backup was restored, or a standby was
+//! promoted that had not heard of everything. A code that was spent may look unspent in it. So all
+//! that could be spent is made void, once, and whoever needs a code gets a new one.
+
+use super::rows::{EVENT, time};
+use super::told;
+use crate::Mark;
+use deadpool_postgres::Client;
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::audit::{Action, Actor};
+use std::time::SystemTime;
+
+/// Whether the database holds what `mark` says it must.
+pub(super) async fn holds(client: &Client, mark: &Mark) -> Result<bool, tokio_postgres::Error> {
+    let found = "SELECT EXISTS (SELECT FROM process WHERE name::text = $1 AND batch >= $2)
+         AND (SELECT number FROM epoch) >= $3";
+    let (commits, epoch) = (mark.commits.cast_signed(), mark.epoch.cast_signed());
+    let found = client.prepare_cached(found).await?;
+    client.query_one(&found, &[&mark.process, &commits, &epoch]).await?.try_get(0)
+}
+
+/// The epoch of the database.
+pub(super) async fn present(client: &Client) -> Result<i64, tokio_postgres::Error> {
+    let present = client.prepare_cached("SELECT number FROM epoch").await?;
+    client.query_one(&present, &[]).await?.try_get(0)
+}
+
+/// Lets the epoch after `last` begin, unless a later one has begun already: the present one.
+pub(super) async fn begin(
+    client: &mut Client,
+    last: i64,
+    why: &str,
+    now: Option<Timestamp>,
+) -> Result<i64, String> {
+    let begun = async {
+        let step = client.transaction().await?;
+        step.batch_execute("SET LOCAL statement_timeout = 0").await?;
+        let next = "UPDATE epoch SET number = $1 + 1, since = clock_timestamp() WHERE number <= $1
+             RETURNING number";
+        let Some(row) = step.query_opt(next, &[&last]).await? else {
+            step.rollback().await?;
+            return present(client).await;
+        };
+        let epoch: i64 = row.try_get(0)?;
+        // Ended before it began: no precheck can have come in time.
+        let codes = step
+            .execute(
+                "UPDATE code SET expires_at = issued_at, version = version + 1
+                 WHERE consumed_by IS NULL AND expires_at > issued_at",
+                &[],
+            )
+            .await?;
+        let activations = step
+            .execute(
+                "UPDATE activation SET expires_at = opened_at, version = version + 1
+                 WHERE state = 'open' AND expires_at > opened_at",
+                &[],
+            )
+            .await?;
+        let process: i32 = step
+            .query_one("INSERT INTO process (batch) VALUES (1) RETURNING id", &[])
+            .await?
+            .try_get(0)?;
+        let event = format!(
+            "INSERT INTO event ({EVENT}) VALUES
+             ($1, 1, $2, $3, $4, NULL, NULL, NULL, NULL, NULL, NULL, NULL, $5, $6)"
+        );
+        let at = "SELECT coalesce($1, date_trunc('second', clock_timestamp()))";
+        let at: SystemTime = step.query_one(at, &[&now.map(time)]).await?.try_get(0)?;
+        let subject = format!("epoch {epoch}");
+        let (action, actor) = (Action::StoreFenced.name(), Actor::Administrator.name());
+        step.execute(&event, &[&process, &at, &action, &actor, &subject, &why]).await?;
+        step.commit().await?;
+        tracing::error!(epoch, why, codes, activations, "codes and open activations are void");
+        Ok(epoch)
+    };
+    begun.await.map_err(|error: tokio_postgres::Error| told(&error))
+}

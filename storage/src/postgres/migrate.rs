@@ -1,0 +1,49 @@
+//! The schema and its versions.
+
+use super::failed;
+use crate::OpenError;
+use tokio_postgres::Client;
+
+/// Every step from an empty database on. What has shipped is never changed: a new need is a new
+/// step.
+const STEPS: [&str; 3] = [
+    include_str!("schema/0001.sql"),
+    include_str!("schema/0002.sql"),
+    include_str!("schema/0003.sql"),
+];
+
+/// Any number that no other program on the database is likely to lock: `IPTunnel` in ASCII.
+const LOCK: i64 = 0x4950_5475_6E6E_656C;
+
+/// Brings the schema to the version that this program knows. Servers that start at once take turns.
+///
+/// # Errors
+/// Where a later program has brought the schema further, or the database refuses.
+pub(super) async fn migrate(client: &mut Client) -> Result<(), OpenError> {
+    // The lock is the transaction's: however this ends, it is given back.
+    let step = client.transaction().await.map_err(failed)?;
+    step.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await.map_err(failed)?;
+    step.batch_execute(
+        "CREATE TABLE IF NOT EXISTS schema_step (
+             step    integer PRIMARY KEY,
+             done_at timestamptz NOT NULL DEFAULT clock_timestamp());
+         COMMENT ON TABLE schema_step IS 'The steps that have made this schema.'",
+    )
+    .await
+    .map_err(failed)?;
+    let last = step.query_one("SELECT coalesce(max(step), 0) FROM schema_step", &[]).await;
+    let last: i32 = last.map_err(failed)?.get(0);
+    let known = STEPS.len();
+    let done = usize::try_from(last).unwrap_or_default();
+    if done > known {
+        let (found, known) = (done as u32, known as u32);
+        return Err(OpenError::NewerFormat { found, known });
+    }
+    for (number, sql) in (1i32..).zip(STEPS).skip(done) {
+        step.batch_execute(sql).await.map_err(failed)?;
+        let note = "INSERT INTO schema_step (step) VALUES ($1)";
+        step.execute(note, &[&number]).await.map_err(failed)?;
+        tracing::info!(number, "the database's schema has been brought up to date");
+    }
+    step.commit().await.map_err(failed)
+}

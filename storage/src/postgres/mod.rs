@@ -1,0 +1,454 @@
+//! The store over PostgreSQL, which several servers share.
+//!
+//! Guards are conditional writes: whoever decides on a record that another server has changed since
+//! finds that nothing was written, reads and decides again. There is no lock that a request waits
+//! for but the database's own, on the row that it writes.
+//!
+//! Each start of a server is a *process* with a number of its own. Its commits follow one another,
+//! so its events have an order without gaps in time; which order the events of all processes have
+//! in the audit log is settled a little later (`log`), by whichever server comes first.
+
+mod batch;
+mod charge;
+mod commit;
+mod connect;
+mod epoch;
+mod examine;
+mod log;
+mod migrate;
+mod quick;
+mod rows;
+mod shared;
+mod sighting;
+mod statement;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+mod tests;
+
+use crate::feed::{Feed, Listener};
+use crate::redb_store::ALONE;
+use crate::{
+    Attempts, Change, CommitError, Counter, Entry, Frontier, Mark, OpenError, ReadError, Shared,
+    Store, Verdict,
+};
+use commit::Writer;
+use deadpool_postgres::{Client, Pool, PoolError};
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
+use iptunnel_domain::audit::Head;
+use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
+use iptunnel_domain::limit::Policy;
+use iptunnel_domain::server::{Server, ServerNumber};
+use quick::Quick;
+use rows::{ACTIVATION, CODE, SERVER, signed};
+use sighting::Sightings;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Error, Row};
+
+/// Threads that speak with the database. One, so that what a connection hears reaches whoever asked
+/// without waking another thread for each answer; the database does the work.
+const THREADS: usize = 1;
+/// Rows of one read of many.
+const PAGE: i64 = 10_000;
+
+/// A store in a PostgreSQL database.
+pub struct PostgresStore {
+    inner: Arc<Inner>,
+    handle: Handle,
+    runtime: Mutex<Option<Runtime>>,
+}
+
+/// What tasks share.
+struct Inner {
+    pool: Pool,
+    /// The number of this start of this server.
+    process: AtomicI32,
+    writer: tokio::sync::Mutex<Writer>,
+    counting: tokio::sync::Mutex<Quick>,
+    flushing: tokio::sync::Mutex<Quick>,
+    /// The epoch in which this server began, or which it began. In a later one memory is void, all of
+    /// it.
+    epoch: AtomicI64,
+    feed: Feed,
+    /// How far the feed has come.
+    told: tokio::sync::Mutex<log::Told>,
+    /// How far it has been told of check-ins.
+    sightings: tokio::sync::Mutex<Sightings>,
+}
+
+impl Inner {
+    fn process(&self) -> i32 {
+        self.process.load(Ordering::Relaxed)
+    }
+
+    fn set_process(&self, process: i32) {
+        self.process.store(process, Ordering::Relaxed);
+    }
+}
+
+/// What the database said, without the values it may name.
+fn told(error: &Error) -> String {
+    match error.as_db_error() {
+        Some(said) => format!("{} ({})", said.message(), said.code().code()),
+        None => {
+            let mut words = error.to_string();
+            let mut cause = std::error::Error::source(error);
+            while let Some(next) = cause {
+                words = format!("{words}: {next}");
+                cause = next.source();
+            }
+            words
+        }
+    }
+}
+
+fn failed(error: Error) -> OpenError {
+    OpenError::Engine(told(&error))
+}
+
+fn unreadable(error: Error) -> ReadError {
+    ReadError(told(&error))
+}
+
+impl PostgresStore {
+    /// Opens the store at `url`, and brings its schema up to date.
+    ///
+    /// # Errors
+    /// Where the URL is wrong, the database cannot be reached or refuses, or a later program has
+    /// made its schema.
+    pub fn open(url: &str) -> Result<Self, OpenError> {
+        let pool = connect::pool(url)?;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("postgres")
+            .enable_all()
+            .build()
+            .map_err(|error| OpenError::Engine(error.to_string()))?;
+        let handle = runtime.handle().clone();
+        let opened = wait(&handle, async move {
+            let read = |error: ReadError| OpenError::Engine(error.0);
+            let client = pool.get().await;
+            let mut client = client.map_err(|error| read(no_connection(&error)))?;
+            migrate::migrate(&mut client).await?;
+            let epoch = epoch::present(&client).await.map_err(failed)?;
+            let process = commit::register(&client).await?;
+            log::settle(&mut client).await.map_err(read)?;
+            let told = log::Told::now(&client).await.map_err(read)?;
+            let sightings = Sightings::now(&client).await.map_err(read)?;
+            drop(client);
+            Ok(Inner {
+                pool,
+                process: AtomicI32::new(process.id),
+                writer: tokio::sync::Mutex::new(Writer::new(process, epoch)),
+                counting: tokio::sync::Mutex::default(),
+                flushing: tokio::sync::Mutex::default(),
+                epoch: AtomicI64::new(epoch),
+                feed: Feed::default(),
+                told: tokio::sync::Mutex::new(told),
+                sightings: tokio::sync::Mutex::new(sightings),
+            })
+        });
+        let opened = opened.unwrap_or_else(|| Err(OpenError::Engine("a task has ended".into())));
+        let inner = match opened {
+            Ok(inner) => inner,
+            Err(error) => {
+                // As where the store is dropped.
+                runtime.shutdown_background();
+                return Err(error);
+            }
+        };
+        Ok(Self { inner: Arc::new(inner), handle, runtime: Mutex::new(Some(runtime)) })
+    }
+
+    /// Reads on the runtime's threads, so that any thread may ask.
+    fn read<T, F>(&self, read: impl FnOnce(Client) -> F + Send + 'static) -> Result<T, ReadError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, ReadError>> + Send + 'static,
+    {
+        let inner = Arc::clone(&self.inner);
+        let found = wait(&self.handle, async move {
+            let client = inner.pool.get().await.map_err(|error| no_connection(&error))?;
+            read(client).await
+        });
+        found.unwrap_or_else(|| Err(gone()))
+    }
+
+    fn rows<T: Send + 'static>(
+        &self,
+        sql: impl Into<String>,
+        values: Vec<Box<dyn ToSql + Send + Sync>>,
+        row: fn(&Row) -> Result<T, ReadError>,
+    ) -> Result<Vec<T>, ReadError> {
+        let sql = sql.into();
+        self.read(move |client| async move {
+            let statement = client.prepare_cached(&sql).await.map_err(unreadable)?;
+            let values: Vec<&(dyn ToSql + Sync)> =
+                values.iter().map(|value| value.as_ref() as &(dyn ToSql + Sync)).collect();
+            let rows = client.query(&statement, &values).await.map_err(unreadable)?;
+            rows.iter().map(row).collect()
+        })
+    }
+
+    fn servers(
+        &self,
+        condition: &str,
+        values: Vec<Box<dyn ToSql + Send + Sync>>,
+    ) -> Result<Vec<Server>, ReadError> {
+        let from = "server CROSS JOIN LATERAL (
+             SELECT last_seen FROM presence WHERE presence.server = server.number LIMIT 1) AS seen";
+        self.rows(format!("SELECT {SERVER} FROM {from} WHERE {condition}"), values, rows::server)
+    }
+}
+
+/// Runs a future on the runtime and waits for it; `None` where the runtime has ended.
+fn wait<T: Send + 'static>(
+    handle: &Handle,
+    future: impl Future<Output = T> + Send + 'static,
+) -> Option<T> {
+    let (send, receive) = std::sync::mpsc::sync_channel(1);
+    handle.spawn(async move {
+        let _ = send.send(future.await);
+    });
+    receive.recv().ok()
+}
+
+fn gone() -> ReadError {
+    ReadError("the store is closed".into())
+}
+
+fn no_connection(error: &PoolError) -> ReadError {
+    ReadError(match error {
+        PoolError::Backend(error) => told(error),
+        error => error.to_string(),
+    })
+}
+
+fn count(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+impl Drop for PostgresStore {
+    /// A runtime that is dropped where somebody waits for something panics.
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Store for PostgresStore {
+    fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
+        let (inner, changes) = (Arc::clone(&self.inner), changes.to_vec());
+        let committed =
+            wait(
+                &self.handle,
+                async move { inner.writer.lock().await.commit(&inner, changes).await },
+            );
+        committed.unwrap_or_else(|| Err(CommitError::Refused("the store is closed".into())))
+    }
+
+    fn mark(&self) -> Mark {
+        let inner = Arc::clone(&self.inner);
+        let mark = wait(&self.handle, async move { inner.writer.lock().await.mark() });
+        mark.unwrap_or_default()
+    }
+
+    fn holds(&self, mark: &Mark) -> Result<bool, ReadError> {
+        // The mark of another engine says nothing of this one.
+        if mark.process == ALONE {
+            return Ok(true);
+        }
+        let mark = mark.clone();
+        self.read(|client| async move { epoch::holds(&client, &mark).await.map_err(unreadable) })
+    }
+
+    fn begin_epoch(&self, last: u64, why: &str, now: Timestamp) -> Result<u64, CommitError> {
+        let (why, inner) = (why.to_owned(), Arc::clone(&self.inner));
+        let begun = self.read(move |mut client| async move {
+            let begun = epoch::begin(&mut client, last.cast_signed(), &why, Some(now)).await;
+            let begun = begun.map_err(ReadError)?;
+            inner.epoch.fetch_max(begun, Ordering::Relaxed);
+            inner.writer.lock().await.has_begun(begun);
+            Ok(begun.cast_unsigned())
+        });
+        begun.map_err(|error| CommitError::Refused(error.0))
+    }
+
+    fn close(&self) {
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(runtime) = runtime {
+            runtime.shutdown_background();
+        }
+    }
+
+    fn shared(&self) -> Option<&dyn Shared> {
+        Some(self)
+    }
+
+    /// Numbers of codes and activations come from the time: `Shared::process` tells servers apart.
+    fn frontier(&self) -> Result<Frontier, ReadError> {
+        Ok(Frontier::default())
+    }
+
+    fn code(&self, hash: CodeHash) -> Result<Option<Code>, ReadError> {
+        Ok(self.codes(&[hash])?.pop().flatten())
+    }
+
+    fn activation(&self, id: ActivationId) -> Result<Option<Activation>, ReadError> {
+        Ok(self.activations(&[id])?.pop().flatten())
+    }
+
+    fn codes(&self, hashes: &[CodeHash]) -> Result<Vec<Option<Code>>, ReadError> {
+        let sql = format!("SELECT {CODE} FROM code WHERE hash = ANY ($1)");
+        let keys: Vec<Vec<u8>> = hashes.iter().map(|hash| hash.0.0.to_vec()).collect();
+        let codes = self.rows(sql, vec![Box::new(keys)], rows::code)?;
+        let codes: HashMap<CodeHash, Code> =
+            codes.into_iter().map(|code| (code.hash, code)).collect();
+        Ok(hashes.iter().map(|hash| codes.get(hash).cloned()).collect())
+    }
+
+    fn activations(&self, ids: &[ActivationId]) -> Result<Vec<Option<Activation>>, ReadError> {
+        let sql = format!("SELECT {ACTIVATION} FROM activation WHERE id = ANY ($1)");
+        let keys: Vec<Vec<u8>> = ids.iter().map(|id| id.0.to_be_bytes().to_vec()).collect();
+        let found = self.rows(sql, vec![Box::new(keys)], rows::activation)?;
+        let found: HashMap<ActivationId, Activation> =
+            found.into_iter().map(|activation| (activation.at.id, activation)).collect();
+        Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
+    }
+
+    fn server(&self, number: ServerNumber) -> Result<Option<Server>, ReadError> {
+        Ok(self.servers("number = $1", vec![Box::new(number.0.cast_signed())])?.pop())
+    }
+
+    fn servers_before(
+        &self,
+        before: Option<ServerNumber>,
+        limit: usize,
+    ) -> Result<Vec<Server>, ReadError> {
+        let before = before.map_or(i32::MAX, |number| number.0.cast_signed());
+        let newest = "number < $1 ORDER BY number DESC LIMIT $2";
+        self.servers(newest, vec![Box::new(before), Box::new(count(limit))])
+    }
+
+    fn each_server(&self, each: &mut dyn FnMut(Server)) -> Result<(), ReadError> {
+        let mut last = i32::MIN;
+        loop {
+            let next = "number > $1 ORDER BY number LIMIT $2";
+            let page = self.servers(next, vec![Box::new(last), Box::new(PAGE)])?;
+            let Some(end) = page.last() else { return Ok(()) };
+            last = end.number.0.cast_signed();
+            page.into_iter().for_each(&mut *each);
+        }
+    }
+
+    fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Result<(), ReadError> {
+        let sql = "SELECT key, window_end, policy, used FROM counter ORDER BY key, window_end";
+        let counters = self.rows(sql, Vec::new(), shared::counter)?;
+        (0..).zip(counters).for_each(|(slot, counter)| each(slot, counter));
+        Ok(())
+    }
+
+    fn follow(&self, listener: Listener) {
+        self.inner.feed.follow(listener);
+        self.handle.spawn(log::follow(Arc::downgrade(&self.inner)));
+    }
+
+    fn audit_head(&self) -> Result<Head, ReadError> {
+        self.read(|mut client| async move {
+            log::settle(&mut client).await?;
+            log::head(&client).await
+        })
+    }
+
+    fn audit_from(&self, first: u64, each: &mut dyn FnMut(Entry) -> bool) -> Result<(), ReadError> {
+        let mut next = first;
+        loop {
+            let page = self.read(move |mut client| async move {
+                log::settle(&mut client).await?;
+                log::page_from(&client, signed(next)).await
+            })?;
+            let Some(last) = page.last() else { return Ok(()) };
+            next = last.head.entries.saturating_add(1);
+            for entry in page {
+                if entry.head.entries >= first && !each(entry) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn audit_before(
+        &self,
+        before: u64,
+        each: &mut dyn FnMut(Entry) -> bool,
+    ) -> Result<(), ReadError> {
+        let mut end = before;
+        loop {
+            let page = self.read(move |mut client| async move {
+                log::settle(&mut client).await?;
+                log::page_before(&client, end.min(i64::MAX as u64).cast_signed()).await
+            })?;
+            let Some(first) = page.first() else { return Ok(()) };
+            end = first.head.entries;
+            for entry in page.into_iter().rev() {
+                if entry.head.entries < before && !each(entry) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn audit_number_at(&self, at: Timestamp) -> Result<u64, ReadError> {
+        self.read(move |client| async move { log::number_at(&client, at).await })
+    }
+
+    fn attempts(&self, code: CodeHash) -> Result<Attempts, ReadError> {
+        self.read(move |client| async move { log::attempts(&client, code).await })
+    }
+
+    fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {
+        let sql = "SELECT key, value FROM setting ORDER BY key";
+        self.rows(sql, Vec::new(), |row| {
+            Ok((row.try_get(0).map_err(unreadable)?, row.try_get(1).map_err(unreadable)?))
+        })
+    }
+
+    fn newest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError> {
+        let sql = format!("SELECT {CODE} FROM code ORDER BY number DESC LIMIT $1");
+        self.rows(sql, vec![Box::new(count(limit))], rows::code)
+    }
+
+    fn newest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError> {
+        let sql = format!("SELECT {ACTIVATION} FROM activation ORDER BY number DESC LIMIT $1");
+        self.rows(sql, vec![Box::new(count(limit))], rows::activation)
+    }
+
+    fn oldest_codes(
+        &self,
+        after: Option<CodeNumber>,
+        limit: usize,
+    ) -> Result<Vec<Code>, ReadError> {
+        let after = after.map_or(i64::MIN, |number| signed(number.0));
+        let sql = format!("SELECT {CODE} FROM code WHERE number > $1 ORDER BY number LIMIT $2");
+        self.rows(sql, vec![Box::new(after), Box::new(count(limit))], rows::code)
+    }
+
+    fn oldest_activations(
+        &self,
+        after: Option<ActivationNumber>,
+        limit: usize,
+    ) -> Result<Vec<Activation>, ReadError> {
+        let after = after.map_or(i64::MIN, |number| signed(number.0));
+        let from = "activation WHERE number > $1 ORDER BY number LIMIT $2";
+        let sql = format!("SELECT {ACTIVATION} FROM {from}");
+        self.rows(sql, vec![Box::new(after), Box::new(count(limit))], rows::activation)
+    }
+}
+
+/// The policy with this name.
+fn policy(name: &str) -> Option<Policy> {
+    Policy::ALL.into_iter().find(|policy| policy.name() == name)
+}

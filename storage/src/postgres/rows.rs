@@ -1,0 +1,205 @@
+//! Records as rows and back.
+
+use crate::ReadError;
+use iptunnel_domain::activation::{
+    Activation, ActivationId, ActivationNumber, ActivationRef, ActivationState, Binding, Holder,
+    Request,
+};
+use iptunnel_domain::address::HostName;
+use iptunnel_domain::audit::{Action, ActivationName, Actor, Event};
+use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
+use iptunnel_domain::lookup::KeyedHash;
+use iptunnel_domain::server::{Server, ServerId, ServerNumber};
+use iptunnel_domain::{Timestamp, Version};
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio_postgres::Row;
+use tokio_postgres::types::FromSql;
+
+/// The instant as the database knows it.
+pub(super) fn time(at: Timestamp) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(at.0)
+}
+
+/// The database has signed numbers only: these keep their bits.
+pub(super) const fn signed(number: u64) -> i64 {
+    number.cast_signed()
+}
+
+/// PostgreSQL's text cannot hold the character NUL.
+pub(super) fn text(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') { text.replace('\0', "\u{FFFD}").into() } else { text.into() }
+}
+
+pub(super) fn state_name(state: ActivationState) -> &'static str {
+    match state {
+        ActivationState::Open => "open",
+        ActivationState::Confirmed(_) => "confirmed",
+        ActivationState::Released(_) => "released",
+    }
+}
+
+pub(super) fn closed_at(state: ActivationState) -> Option<SystemTime> {
+    match state {
+        ActivationState::Open => None,
+        ActivationState::Confirmed(at) | ActivationState::Released(at) => Some(time(at)),
+    }
+}
+
+fn get<'row, T: FromSql<'row>>(row: &'row Row, column: &str) -> Result<T, ReadError> {
+    row.try_get(column).map_err(|error| ReadError(format!("column {column}: {error}")))
+}
+
+fn wrong(column: &str) -> ReadError {
+    ReadError(format!("column {column} holds what this program never writes"))
+}
+
+fn get_time(row: &Row, column: &str) -> Result<Timestamp, ReadError> {
+    timestamp(get(row, column)?, column)
+}
+
+pub(super) fn timestamp(time: SystemTime, column: &str) -> Result<Timestamp, ReadError> {
+    let since = time.duration_since(UNIX_EPOCH).map_err(|_| wrong(column))?;
+    Ok(Timestamp(since.as_secs()))
+}
+
+fn bytes<const N: usize>(slice: &[u8], column: &str) -> Result<[u8; N], ReadError> {
+    slice.try_into().map_err(|_| wrong(column))
+}
+
+fn get_hash(row: &Row, column: &str) -> Result<KeyedHash, ReadError> {
+    Ok(KeyedHash(bytes(get(row, column)?, column)?))
+}
+
+fn get_id(row: &Row, column: &str) -> Result<u64, ReadError> {
+    Ok(u64::from_be_bytes(bytes(get(row, column)?, column)?))
+}
+
+fn get_number(row: &Row, column: &str) -> Result<u64, ReadError> {
+    Ok(get::<i64>(row, column)?.cast_unsigned())
+}
+
+fn get_version(row: &Row) -> Result<Version, ReadError> {
+    Version::try_from(get::<i64>(row, "version")?).map_err(|_| wrong("version"))
+}
+
+pub(super) const CODE: &str = "number, hash, product, session, issued_at, expires_at, activations, \
+     consumed_by, consumed_by_id, version";
+
+pub(super) fn code(row: &Row) -> Result<Code, ReadError> {
+    let consumed_by: Option<i64> = get(row, "consumed_by")?;
+    let state = match consumed_by {
+        None => CodeState::Issued,
+        Some(number) => CodeState::Consumed(ActivationRef {
+            number: ActivationNumber(number.cast_unsigned()),
+            id: ActivationId(get_id(row, "consumed_by_id")?),
+        }),
+    };
+    Ok(Code {
+        number: CodeNumber(get_number(row, "number")?),
+        hash: CodeHash(get_hash(row, "hash")?),
+        product: ProductLetters::parse(get(row, "product")?).ok_or_else(|| wrong("product"))?,
+        session: get_hash(row, "session")?,
+        issued_at: get_time(row, "issued_at")?,
+        expires_at: get_time(row, "expires_at")?,
+        activations: get::<i32>(row, "activations")?.cast_unsigned(),
+        state,
+        version: get_version(row)?,
+    })
+}
+
+pub(super) const ACTIVATION: &str = "number, id, code, machine, fingerprint, hostname, public_ip, \
+     requested_ref, installer_version, signing_key, opened_at, expires_at, state, closed_at, version";
+
+pub(super) fn activation(row: &Row) -> Result<Activation, ReadError> {
+    let closed_at: Option<SystemTime> = get(row, "closed_at")?;
+    let closed_at = closed_at.map(|at| timestamp(at, "closed_at")).transpose()?;
+    let state = match (get(row, "state")?, closed_at) {
+        ("open", None) => ActivationState::Open,
+        ("confirmed", Some(at)) => ActivationState::Confirmed(at),
+        ("released", Some(at)) => ActivationState::Released(at),
+        _ => return Err(wrong("state")),
+    };
+    let hostname = HostName::parse(get(row, "hostname")?).ok_or_else(|| wrong("hostname"))?;
+    Ok(Activation {
+        at: ActivationRef {
+            number: ActivationNumber(get_number(row, "number")?),
+            id: ActivationId(get_id(row, "id")?),
+        },
+        code: CodeHash(get_hash(row, "code")?),
+        request: Arc::new(Request {
+            holder: Holder {
+                machine: get_hash(row, "machine")?,
+                fingerprint: get_hash(row, "fingerprint")?,
+            },
+            binding: Binding { hostname, public_ip: get(row, "public_ip")? },
+            requested_ref: get(row, "requested_ref")?,
+            installer_version: get(row, "installer_version")?,
+            signing_key: get(row, "signing_key")?,
+        }),
+        opened_at: get_time(row, "opened_at")?,
+        expires_at: get_time(row, "expires_at")?,
+        state,
+        version: get_version(row)?,
+    })
+}
+
+/// From `server` joined with `presence`.
+pub(super) const SERVER: &str =
+    "number, id, ip, hostname, registered_at, last_seen, token, revoked, note, version";
+
+pub(super) fn server(row: &Row) -> Result<Server, ReadError> {
+    Ok(Server {
+        number: server_number(row, "number")?,
+        id: ServerId(get_id(row, "id")?),
+        ip: get(row, "ip")?,
+        hostname: get(row, "hostname")?,
+        registered_at: get_time(row, "registered_at")?,
+        last_checkin: get_time(row, "last_seen")?,
+        token: get_hash(row, "token")?,
+        revoked: get(row, "revoked")?,
+        note: get(row, "note")?,
+        version: get_version(row)?,
+    })
+}
+
+fn server_number(row: &Row, column: &str) -> Result<ServerNumber, ReadError> {
+    Ok(ServerNumber(get::<i32>(row, column)?.cast_unsigned()))
+}
+
+pub(super) const EVENT: &str = "process, seq, at, action, actor, source, identity, code, activation, \
+     digits, server, address, subject, detail";
+
+pub(super) fn event(row: &Row) -> Result<Event, ReadError> {
+    let hash = |column: &str| -> Result<Option<KeyedHash>, ReadError> {
+        let slice: Option<&[u8]> = get(row, column)?;
+        slice.map(|slice| bytes(slice, column).map(KeyedHash)).transpose()
+    };
+    let (number, digits): (Option<i64>, Option<i32>) =
+        (get(row, "activation")?, get(row, "digits")?);
+    let activation = number.zip(digits).map(|(number, digits)| ActivationName {
+        number: ActivationNumber(number.cast_unsigned()),
+        digits: digits as u16,
+    });
+    let server: Option<&[u8]> = get(row, "server")?;
+    let server = server.map(|slice| bytes(slice, "server")).transpose()?;
+    Ok(Event {
+        at: get_time(row, "at")?,
+        action: Action::from_name(get(row, "action")?).ok_or_else(|| wrong("action"))?,
+        actor: Actor::from_name(get(row, "actor")?).ok_or_else(|| wrong("actor"))?,
+        from: get(row, "source")?,
+        identity: hash("identity")?,
+        code: hash("code")?.map(CodeHash),
+        activation,
+        server: server.map(|id| ServerId(u64::from_be_bytes(id))),
+        address: get(row, "address")?,
+        subject: get(row, "subject")?,
+        detail: get(row, "detail")?,
+    })
+}
+
+/// The place of an event among those of all processes.
+pub(super) fn place(row: &Row) -> Result<(i32, i64), ReadError> {
+    Ok((get(row, "process")?, get(row, "seq")?))
+}

@@ -1,0 +1,123 @@
+//! What only servers that share a store need: limits that count together, records by the names that
+//! callers use, and one clock.
+
+use super::rows::time;
+use super::{PostgresStore, examine, gone, policy, unreadable, wait};
+use crate::{Charged, Counted, Counter, Finding, ReadError, Shared, Sighting};
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::lookup::KeyedHash;
+use iptunnel_domain::server::{Server, ServerId};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio_postgres::Row;
+
+/// Counters of ended windows that are forgotten at once.
+const FORGET: u64 = 10_000;
+
+pub(super) fn counter(row: &Row) -> Result<Counter, ReadError> {
+    let name: &str = row.try_get("policy").map_err(unreadable)?;
+    let ends: SystemTime = row.try_get("window_end").map_err(unreadable)?;
+    let used: i32 = row.try_get("used").map_err(unreadable)?;
+    Ok(Counter {
+        key: row.try_get::<_, i64>("key").map_err(unreadable)?.cast_unsigned(),
+        policy: policy(name).ok_or_else(|| ReadError(format!("unknown limit {name}")))?,
+        used: used.cast_unsigned(),
+        window_end: Timestamp(ends.duration_since(UNIX_EPOCH).map_or(0, |at| at.as_secs())),
+    })
+}
+
+impl Shared for PostgresStore {
+    fn process(&self) -> u32 {
+        self.inner.process().cast_unsigned()
+    }
+
+    fn servers_of(&self, ids: &[ServerId]) -> Result<Vec<Option<Server>>, ReadError> {
+        let keys: Vec<Vec<u8>> = ids.iter().map(|id| id.0.to_be_bytes().to_vec()).collect();
+        let found = self.servers("id = ANY ($1)", vec![Box::new(keys)])?;
+        let found: HashMap<ServerId, Server> =
+            found.into_iter().map(|server| (server.id, server)).collect();
+        Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
+    }
+
+    fn check_in(&self, seen: Vec<Sighting>) -> Result<Vec<Sighting>, ReadError> {
+        let inner = Arc::clone(&self.inner);
+        let written =
+            wait(
+                &self.handle,
+                async move { inner.flushing.lock().await.flush(&inner, seen).await },
+            );
+        written.unwrap_or_else(|| Err(gone()))
+    }
+
+    fn seen_elsewhere(&self) -> Result<Vec<(ServerId, Timestamp)>, ReadError> {
+        let inner = Arc::clone(&self.inner);
+        self.read(|client| async move {
+            let process = inner.process();
+            inner.sightings.lock().await.news(&client, process).await
+        })
+    }
+
+    fn charge(&self, charges: Vec<Vec<Counted>>) -> Result<Vec<Charged>, ReadError> {
+        let inner = Arc::clone(&self.inner);
+        let charged =
+            wait(
+                &self.handle,
+                async move { inner.counting.lock().await.charge(&inner, charges).await },
+            );
+        charged.unwrap_or_else(|| Err(gone()))
+    }
+
+    fn give_back(&self, counters: Vec<(u64, Timestamp)>) -> Result<(), ReadError> {
+        let inner = Arc::clone(&self.inner);
+        let given = wait(&self.handle, async move {
+            inner.counting.lock().await.give_back(&inner, counters).await
+        });
+        given.unwrap_or_else(|| Err(gone()))
+    }
+
+    fn clock(&self) -> Result<u64, ReadError> {
+        let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now";
+        let now = self.rows(sql, Vec::new(), |row| {
+            row.try_get("now").map(i64::cast_unsigned).map_err(unreadable)
+        });
+        now?.pop().ok_or_else(gone)
+    }
+
+    fn examine(&self) -> Result<Vec<Finding>, ReadError> {
+        self.read(|client| async move { examine::examine(&client).await })
+    }
+
+    fn agree(&self, what: &str, hash: KeyedHash) -> Result<bool, ReadError> {
+        let (what, hash) = (what.to_owned(), hash.0.to_vec());
+        self.read(move |client| async move {
+            let first = "INSERT INTO agreed (what, hash) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+            client.execute(first, &[&what, &hash]).await.map_err(unreadable)?;
+            let found = "SELECT hash = $2 FROM agreed WHERE what = $1";
+            let row = client.query_one(found, &[&what, &hash]).await.map_err(unreadable)?;
+            row.try_get(0).map_err(unreadable)
+        })
+    }
+
+    fn forget_counters(&self, now: Timestamp, most: u32) -> Result<(), ReadError> {
+        self.read(move |client| async move {
+            let sql = format!(
+                "DELETE FROM counter WHERE (key, window_end) IN (
+                     SELECT key, window_end FROM counter WHERE window_end <= $1 LIMIT {FORGET}
+                     FOR UPDATE SKIP LOCKED)"
+            );
+            let some = client.prepare_cached(&sql).await.map_err(unreadable)?;
+            while client.execute(&some, &[&time(now)]).await.map_err(unreadable)? == FORGET {}
+            let count = client.query_one("SELECT count(*) FROM counter", &[]).await;
+            let count: i64 = count.map_err(unreadable)?.try_get(0).map_err(unreadable)?;
+            let too_many = count - i64::from(most);
+            if too_many > 0 {
+                let least = "DELETE FROM counter WHERE (key, window_end) IN (
+                     SELECT key, window_end FROM counter WHERE used < allowed
+                     ORDER BY used LIMIT $1 FOR UPDATE SKIP LOCKED)";
+                client.execute(least, &[&too_many]).await.map_err(unreadable)?;
+            }
+            Ok(())
+        })
+    }
+}

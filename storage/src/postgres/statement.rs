@@ -1,0 +1,561 @@
+//! Changes of one shape as one statement, in which each writes all of itself or nothing.
+//!
+//! The values of a column travel as one array, so that the database plans, starts and answers once
+//! for all changes of a batch that do the same, and not once for each. A part of a change is a common
+//! table expression. It takes up only those changes, by their place in the arrays, of which the part
+//! before it has written. The statement says in the end which changes were written, and fails where
+//! some of one was written and some was not, so that nothing of its transaction remains. The text
+//! depends on the shape alone, of which there are few: each is prepared once per connection.
+
+use super::rows::{closed_at, signed, state_name, text, time};
+use crate::{Change, Setting, Write};
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::activation::Activation;
+use iptunnel_domain::audit::Event;
+use iptunnel_domain::code::{Code, CodeState};
+use iptunnel_domain::server::Server;
+use std::fmt::Write as _;
+use tokio_postgres::types::{ToSql, Type};
+
+/// A value for a statement, with the type that the statement takes it for.
+pub(super) type Value<'a> = (Type, Box<dyn ToSql + Send + Sync + 'a>);
+
+pub(super) fn value<'a>(kind: Type, value: impl ToSql + Send + Sync + 'a) -> Value<'a> {
+    (kind, Box::new(value))
+}
+
+/// One value for each record, as an array.
+pub(super) fn each<'a, I: IntoIterator, T: ToSql + Send + Sync + 'a>(
+    kind: Type,
+    records: I,
+    of: impl Fn(I::Item) -> T,
+) -> Value<'a> {
+    value(kind, records.into_iter().map(of).collect::<Vec<T>>())
+}
+
+/// The types of values, by which their statement is prepared.
+pub(super) fn types(values: &[Value<'_>]) -> Vec<Type> {
+    values.iter().map(|(kind, _)| kind.clone()).collect()
+}
+
+pub(super) fn reference<'a>(value: &'a Value<'_>) -> &'a (dyn ToSql + Sync) {
+    value.1.as_ref()
+}
+
+/// What a part of a change does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Part {
+    NewCode,
+    Code,
+    NewActivation,
+    Activation,
+    NewServer,
+    Server,
+    Event,
+    ForgetCode,
+    ForgetActivation,
+    Set,
+    Unset,
+}
+
+impl Part {
+    /// `None` for what is written as sets, by statements of their own.
+    const fn of(write: &Write) -> Option<Self> {
+        Some(match write {
+            Write::Code(code) if code.version == 1 => Self::NewCode,
+            Write::Code(_) => Self::Code,
+            Write::Activation(activation) if activation.version == 1 => Self::NewActivation,
+            Write::Activation(_) => Self::Activation,
+            Write::Server(server) if server.version == 1 => Self::NewServer,
+            Write::Server(_) => Self::Server,
+            Write::Audit(_) => Self::Event,
+            Write::ForgetCode(..) => Self::ForgetCode,
+            Write::ForgetActivation(..) => Self::ForgetActivation,
+            Write::Setting(Setting { value: Some(_), .. }) => Self::Set,
+            Write::Setting(_) => Self::Unset,
+            Write::CheckIns(_) | Write::Counters(_) | Write::Attempt(_) => return None,
+        })
+    }
+
+    /// The parts of a change, in their order.
+    pub(super) fn all_of(change: &Change) -> Vec<Self> {
+        change.0.iter().filter_map(Self::of).collect()
+    }
+}
+
+/// A statement and its values.
+#[derive(Default)]
+pub(super) struct Statement<'a> {
+    pub(super) sql: String,
+    pub(super) values: Vec<Value<'a>>,
+    parts: usize,
+    /// The last part that says of which changes it has written.
+    named: Option<usize>,
+    /// Those parts that must write a row for each change.
+    needed: Vec<usize>,
+}
+
+/// A column of a part: its name, and what it holds for each change.
+type Column<'a> = (&'static str, Value<'a>);
+
+fn column<'a, R: Copy, T: ToSql + Send + Sync + 'a>(
+    name: &'static str,
+    kind: Type,
+    records: &[R],
+    of: impl Fn(R) -> T,
+) -> Column<'a> {
+    (name, each(kind, records.iter().copied(), of))
+}
+
+impl<'a> Statement<'a> {
+    /// The statement of changes that all have the shape `parts`, each with the number of its first
+    /// event. It answers with the places of those that were written, which begin at 1; with null
+    /// where that goes without saying.
+    pub(super) fn of(parts: &[Part], changes: &[(&'a Change, i64)], process: i32) -> Self {
+        let mut statement = Self::default();
+        // Row by row, in the order of the parts.
+        let rows: Vec<Vec<(&'a Write, i64)>> = changes.iter().map(rows_of).collect();
+        for (place, part) in parts.iter().enumerate() {
+            let writes: Vec<(&'a Write, i64)> =
+                rows.iter().filter_map(|row| row.get(place).copied()).collect();
+            statement.add(*part, &writes, process);
+        }
+        statement.end();
+        statement
+    }
+
+    /// A statement that writes a set of rows, of which no account is given.
+    pub(super) fn set(sql: String, values: Vec<Value<'a>>) -> Self {
+        Self { sql, values, ..Self::default() }
+    }
+
+    fn push(&mut self, sql: &str) {
+        self.sql.push_str(sql);
+    }
+
+    /// Writes where rows come from: the columns as a table `a`, in which `i` is the place of a
+    /// change.
+    fn source(&mut self, columns: impl IntoIterator<Item = Column<'a>>) {
+        self.push(" FROM unnest(");
+        let mut names = String::new();
+        for (name, value) in columns {
+            let comma = if names.is_empty() { "" } else { ", " };
+            self.values.push(value);
+            let _ = write!(self.sql, "{comma}${}", self.values.len());
+            let _ = write!(names, "{name}, ");
+        }
+        let _ = write!(self.sql, ") WITH ORDINALITY AS a ({names}i)");
+    }
+
+    /// Takes up only those changes of which the part before has written; after `word`.
+    fn guard(&mut self, word: &str) {
+        if let Some(named) = self.named {
+            self.is_among(word, "i", named);
+        }
+    }
+
+    /// Only where `column` is among what a part returned. `IS TRUE` keeps the database from making a
+    /// join of it, which it would take for one of few rows, and do as a loop in a loop: so it looks
+    /// each up in a table of hashes.
+    fn is_among(&mut self, word: &str, column: &str, part: usize) {
+        let _ = write!(self.sql, " {word} (a.{column} IN (SELECT {column} FROM w{part})) IS TRUE");
+    }
+
+    /// Begins a part.
+    fn part(&mut self, sql: &str) {
+        let with = if self.parts == 0 { "WITH" } else { "," };
+        let _ = write!(self.sql, "{with} w{} AS ({sql}", self.parts);
+    }
+
+    /// Ends a part that may or may not write.
+    fn end_part(&mut self) -> usize {
+        self.push(")");
+        self.parts += 1;
+        self.parts - 1
+    }
+
+    /// Ends a part that must write, and says for which changes it has.
+    fn end_named(&mut self) {
+        let part = self.end_part();
+        self.named = Some(part);
+        self.needed.push(part);
+    }
+
+    /// Ends a part with the rows it is about.
+    fn of_version(&mut self, table: &str, more: &str) {
+        let _ =
+            write!(self.sql, " WHERE {table}.number = a.number AND {table}.version = a.version");
+        self.guard("AND");
+        let _ = write!(self.sql, " RETURNING a.i{more}");
+        self.end_named();
+    }
+
+    /// Changes `columns` of the rows with these numbers, as long as they have these versions.
+    fn update<const N: usize>(
+        &mut self,
+        table: &str,
+        of: [Column<'a>; 2],
+        columns: [Column<'a>; N],
+    ) {
+        self.part(&format!("UPDATE {table} SET "));
+        for (name, _) in &columns {
+            let _ = write!(self.sql, "{name} = a.{name}, ");
+        }
+        let _ = write!(self.sql, "version = {table}.version + 1");
+        self.source(of.into_iter().chain(columns));
+        self.of_version(table, "");
+    }
+
+    /// New rows. Those with a number of this process are new; where one is not, by what else is
+    /// unique, the statement fails, and its changes are written one by one. `constant` is what else
+    /// each of them holds: a column and its value.
+    fn insert(
+        &mut self,
+        table: &str,
+        constant: (&str, &str),
+        key: impl Fn() -> Column<'a>,
+        columns: impl IntoIterator<Item = Column<'a>>,
+    ) {
+        let key_of = key();
+        let returning = format!(" RETURNING {}", key_of.0);
+        let written = self.insert_part(table, constant, key_of, columns, &returning);
+        if self.named.is_some() {
+            // How many they are tells whether they are all.
+            return self.needed.push(written);
+        }
+        self.name(written, key());
+    }
+
+    fn insert_part(
+        &mut self,
+        table: &str,
+        constant: (&str, &str),
+        key: Column<'a>,
+        columns: impl IntoIterator<Item = Column<'a>>,
+        returning: &str,
+    ) -> usize {
+        let all: Vec<Column<'a>> = std::iter::once(key).chain(columns).collect();
+        let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
+        self.part(&format!(
+            "INSERT INTO {table} ({}, {}) SELECT {}, a.{}",
+            constant.0,
+            names.join(", "),
+            constant.1,
+            names.join(", a."),
+        ));
+        self.source(all);
+        self.guard("WHERE");
+        self.push(returning);
+        self.end_part()
+    }
+
+    /// An inserted row does not know which change it came from: its key does.
+    fn name(&mut self, written: usize, (key, keys): Column<'a>) {
+        self.part("SELECT a.i");
+        self.source([(key, keys)]);
+        self.is_among("WHERE", key, written);
+        self.end_named();
+    }
+
+    fn end(&mut self) {
+        let (Some(named), Some(first)) = (self.named, self.needed.first()) else {
+            // Nothing of it depends on what is stored.
+            return self.push(" SELECT NULL::bigint[]");
+        };
+        let parts = self.needed.len();
+        let mut all = String::new();
+        for part in &self.needed {
+            let _ = write!(all, " + (SELECT count(*) FROM w{part})");
+        }
+        let _ = write!(
+            self.sql,
+            " SELECT CASE WHEN all_or_nothing(1{all}, 1 + {parts} * (SELECT count(*) FROM w{first}))
+             THEN ARRAY(SELECT i FROM w{named}) END"
+        );
+    }
+
+    fn add(&mut self, part: Part, writes: &[(&'a Write, i64)], process: i32) {
+        match part {
+            Part::NewCode => self.new_codes(&records(writes, code)),
+            Part::Code => self.codes(&records(writes, code)),
+            Part::NewActivation => self.new_activations(&records(writes, activation)),
+            Part::Activation => self.activations(&records(writes, activation)),
+            Part::NewServer => self.new_servers(&records(writes, server)),
+            Part::Server => self.servers(&records(writes, server)),
+            Part::Event => self.events(&records(writes, event), process),
+            Part::ForgetCode => {
+                self.forget("code", ", hash", &records(writes, forgotten));
+                let forgotten = self.parts - 1;
+                for table in ["attempt", "attempts_of_code"] {
+                    self.part(&format!(
+                        "DELETE FROM {table} USING w{forgotten} WHERE {table}.code = w{forgotten}.hash"
+                    ));
+                    self.end_part();
+                }
+            }
+            Part::ForgetActivation => self.forget("activation", "", &records(writes, forgotten)),
+            Part::Set => {
+                let set = records(writes, setting);
+                self.part("INSERT INTO setting (key, value) SELECT a.key, a.value");
+                self.source([
+                    column("key", Type::TEXT_ARRAY, &set, |one| text(&one.key)),
+                    column("value", Type::TEXT_ARRAY, &set, |one| one.value.as_deref().map(text)),
+                ]);
+                self.guard("WHERE");
+                self.push(" ON CONFLICT (key) DO UPDATE SET value = excluded.value");
+                self.end_part();
+            }
+            Part::Unset => {
+                let unset = records(writes, setting);
+                self.part("DELETE FROM setting USING (SELECT a.key");
+                self.source([column("key", Type::TEXT_ARRAY, &unset, |one| text(&one.key))]);
+                self.guard("WHERE");
+                self.push(") AS a WHERE setting.key = a.key");
+                self.end_part();
+            }
+        }
+    }
+
+    fn new_codes(&mut self, codes: &[&'a Code]) {
+        self.insert(
+            "code",
+            ("version", "1"),
+            || number(codes, |code| code.number.0),
+            [
+                bytes("hash", codes, |code| &code.hash.0.0),
+                column("product", Type::TEXT_ARRAY, codes, |code| code.product.to_string()),
+                bytes("session", codes, |code| &code.session.0),
+                times("issued_at", codes, |code| code.issued_at),
+            ]
+            .into_iter()
+            .chain(changing(codes)),
+        );
+    }
+
+    fn codes(&mut self, codes: &[&'a Code]) {
+        let of = [number(codes, |code| code.number.0), before(codes, |code| code.version)];
+        self.update("code", of, changing(codes));
+    }
+
+    fn new_activations(&mut self, activations: &[&'a Activation]) {
+        let all = activations;
+        self.insert(
+            "activation",
+            ("version", "1"),
+            || number(all, |one| one.at.number.0),
+            [
+                column("id", Type::BYTEA_ARRAY, all, |one| one.at.id.0.to_be_bytes().to_vec()),
+                bytes("code", all, |one| &one.code.0.0),
+                bytes("machine", all, |one| &one.request.holder.machine.0),
+                bytes("fingerprint", all, |one| &one.request.holder.fingerprint.0),
+                words("hostname", all, |one| one.request.binding.hostname.as_str()),
+                column("public_ip", Type::INET_ARRAY, all, |one| one.request.binding.public_ip),
+                words("requested_ref", all, |one| &one.request.requested_ref),
+                words("installer_version", all, |one| &one.request.installer_version),
+                words("signing_key", all, |one| &one.request.signing_key),
+                times("opened_at", all, |one| one.opened_at),
+                times("expires_at", all, |one| one.expires_at),
+            ]
+            .into_iter()
+            .chain(state(all)),
+        );
+    }
+
+    fn activations(&mut self, all: &[&'a Activation]) {
+        let of = [number(all, |one| one.at.number.0), before(all, |one| one.version)];
+        self.update("activation", of, state(all));
+    }
+
+    /// The database gives them their numbers.
+    fn new_servers(&mut self, servers: &[&'a Server]) {
+        let id = || {
+            column("id", Type::BYTEA_ARRAY, servers, |server| server.id.0.to_be_bytes().to_vec())
+        };
+        let columns = [
+            column("ip", Type::INET_ARRAY, servers, |server| server.ip),
+            times("registered_at", servers, |server| server.registered_at),
+        ];
+        // Another server may have been faster.
+        let written = self.insert_part(
+            "server",
+            ("version", "1"),
+            id(),
+            columns.into_iter().chain(last_said(servers)),
+            " ON CONFLICT DO NOTHING RETURNING id, number",
+        );
+        self.name(written, id());
+        self.part("INSERT INTO presence (server, last_seen) SELECT server.number, a.last_seen");
+        self.source([id(), times("last_seen", servers, |server| server.last_checkin)]);
+        let _ = write!(self.sql, " JOIN w{written} AS server USING (id)");
+        self.end_part();
+    }
+
+    fn servers(&mut self, servers: &[&'a Server]) {
+        let place =
+            |name| column(name, Type::INT4_ARRAY, servers, |server| server.number.0.cast_signed());
+        let of = [place("number"), before(servers, |server| server.version)];
+        self.update("server", of, last_said(servers));
+        self.part("UPDATE presence SET last_seen = a.last_seen");
+        self.source([place("number"), times("last_seen", servers, |server| server.last_checkin)]);
+        self.push(" WHERE presence.server = a.number AND presence.last_seen < a.last_seen");
+        self.guard("AND");
+        self.end_part();
+    }
+
+    fn events(&mut self, numbered: &[(&'a Event, i64)], process: i32) {
+        let process = ("process", process.to_string());
+        let seq = || column("seq", Type::INT8_ARRAY, numbered, |(_, seq)| seq);
+        let events: Vec<&Event> = numbered.iter().map(|(event, _)| *event).collect();
+        self.insert("event", (process.0, &process.1), seq, told_of(&events));
+    }
+
+    fn forget(&mut self, table: &str, more: &str, rows: &[(u64, u32)]) {
+        self.part(&format!("DELETE FROM {table} USING (SELECT a.*"));
+        self.source([
+            column("number", Type::INT8_ARRAY, rows, |(place, _)| signed(place)),
+            column("version", Type::INT8_ARRAY, rows, |(_, version)| i64::from(version)),
+        ]);
+        self.push(") AS a");
+        self.of_version(table, more);
+    }
+}
+
+/// What events hold, but for their process and number.
+pub(super) fn told_of<'a>(all: &[&'a Event]) -> [Column<'a>; 12] {
+    [
+        times("at", all, |event| event.at),
+        column("action", Type::TEXT_ARRAY, all, |event| event.action.name()),
+        column("actor", Type::TEXT_ARRAY, all, |event| event.actor.name()),
+        column("source", Type::INET_ARRAY, all, |event| event.from),
+        column("identity", Type::BYTEA_ARRAY, all, |event| {
+            event.identity.as_ref().map(|id| &id.0[..])
+        }),
+        column("code", Type::BYTEA_ARRAY, all, |event| {
+            event.code.as_ref().map(|code| &code.0.0[..])
+        }),
+        column("activation", Type::INT8_ARRAY, all, |event| {
+            event.activation.map(|at| signed(at.number.0))
+        }),
+        column("digits", Type::INT4_ARRAY, all, |event| {
+            event.activation.map(|at| i32::from(at.digits))
+        }),
+        column("server", Type::BYTEA_ARRAY, all, |event| {
+            event.server.map(|id| id.0.to_be_bytes().to_vec())
+        }),
+        column("address", Type::INET_ARRAY, all, |event| event.address),
+        words("subject", all, |event| Event::kept(&event.subject)),
+        words("detail", all, |event| Event::kept(&event.detail)),
+    ]
+}
+
+/// What changes of a code.
+fn changing<'a>(codes: &[&'a Code]) -> [Column<'a>; 4] {
+    let by = |code: &Code| match code.state {
+        CodeState::Issued => None,
+        CodeState::Consumed(by) => Some(by),
+    };
+    [
+        times("expires_at", codes, |code| code.expires_at),
+        column("activations", Type::INT4_ARRAY, codes, |code| code.activations.cast_signed()),
+        column("consumed_by", Type::INT8_ARRAY, codes, |code| {
+            by(code).map(|by| signed(by.number.0))
+        }),
+        column("consumed_by_id", Type::BYTEA_ARRAY, codes, |code| {
+            by(code).map(|by| by.id.0.to_be_bytes().to_vec())
+        }),
+    ]
+}
+
+/// What changes of an activation.
+fn state<'a>(all: &[&'a Activation]) -> [Column<'a>; 2] {
+    [
+        column("state", Type::TEXT_ARRAY, all, |one| state_name(one.state)),
+        column("closed_at", Type::TIMESTAMPTZ_ARRAY, all, |one| closed_at(one.state)),
+    ]
+}
+
+/// What changes of a server.
+fn last_said<'a>(servers: &[&'a Server]) -> [Column<'a>; 4] {
+    [
+        words("hostname", servers, |server| &server.hostname),
+        bytes("token", servers, |server| &server.token.0),
+        column("revoked", Type::BOOL_ARRAY, servers, |server| server.revoked),
+        words("note", servers, |server| &server.note),
+    ]
+}
+
+fn number<'a, R>(records: &[&'a R], of: impl Fn(&'a R) -> u64) -> Column<'a> {
+    column("number", Type::INT8_ARRAY, records, |one| signed(of(one)))
+}
+
+/// The version on which a change was decided.
+fn before<'a, R>(records: &[&'a R], of: impl Fn(&'a R) -> u32) -> Column<'a> {
+    column("version", Type::INT8_ARRAY, records, |one| i64::from(of(one)) - 1)
+}
+
+fn times<'a, R>(
+    name: &'static str,
+    records: &[&'a R],
+    of: impl Fn(&'a R) -> Timestamp,
+) -> Column<'a> {
+    column(name, Type::TIMESTAMPTZ_ARRAY, records, |one| time(of(one)))
+}
+
+fn bytes<'a, R>(
+    name: &'static str,
+    records: &[&'a R],
+    of: impl Fn(&'a R) -> &'a [u8; 16],
+) -> Column<'a> {
+    column(name, Type::BYTEA_ARRAY, records, |one| &of(one)[..])
+}
+
+fn words<'a, R>(
+    name: &'static str,
+    records: &[&'a R],
+    of: impl Fn(&'a R) -> &'a str,
+) -> Column<'a> {
+    column(name, Type::TEXT_ARRAY, records, |one| text(of(one)))
+}
+
+/// The records of writes that all do the same.
+fn records<'a, R>(writes: &[(&'a Write, i64)], of: fn(&'a Write, i64) -> Option<R>) -> Vec<R> {
+    writes.iter().filter_map(|(write, seq)| of(write, *seq)).collect()
+}
+
+const fn code(write: &Write, _: i64) -> Option<&Code> {
+    if let Write::Code(code) = write { Some(code) } else { None }
+}
+
+const fn activation(write: &Write, _: i64) -> Option<&Activation> {
+    if let Write::Activation(activation) = write { Some(activation) } else { None }
+}
+
+const fn server(write: &Write, _: i64) -> Option<&Server> {
+    if let Write::Server(server) = write { Some(server) } else { None }
+}
+
+const fn setting(write: &Write, _: i64) -> Option<&Setting> {
+    if let Write::Setting(setting) = write { Some(setting) } else { None }
+}
+
+fn event(write: &Write, seq: i64) -> Option<(&Event, i64)> {
+    if let Write::Audit(event) = write { Some((event, seq)) } else { None }
+}
+
+const fn forgotten(write: &Write, _: i64) -> Option<(u64, u32)> {
+    match write {
+        Write::ForgetCode(place, version) => Some((place.0, *version)),
+        Write::ForgetActivation(place, version) => Some((place.0, *version)),
+        _ => None,
+    }
+}
+
+/// The writes of a change, each with the number of its event where it is one.
+fn rows_of<'a>(&(change, mut seq): &(&'a Change, i64)) -> Vec<(&'a Write, i64)> {
+    let row = |write: &'a Write| {
+        let own = seq;
+        seq += i64::from(matches!(write, Write::Audit(_)));
+        (write, own)
+    };
+    change.0.iter().map(row).collect()
+}

@@ -1,0 +1,649 @@
+//! Against a real database: `scripts/test` starts a cluster and names it in `TEST_POSTGRES`.
+
+use super::PostgresStore;
+use crate::redb_store::samples::{activation, at, code, event, server};
+use crate::{
+    Attempts, Change, Charged, CheckIn, CommitError, Counted, Entry, OpenError, Setting, Shared,
+    Sighting, Store, Verdict, Write,
+};
+use iptunnel_domain::audit::{Event, Head};
+use iptunnel_domain::code::{Code, CodeState};
+use iptunnel_domain::limit::Policy;
+use iptunnel_domain::{Timestamp, Version};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// A fresh database.
+struct Database {
+    cluster: String,
+    name: String,
+}
+
+impl Database {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let cluster = std::env::var("TEST_POSTGRES").expect("scripts/test starts a cluster");
+        let number = COUNT.fetch_add(1, Ordering::SeqCst);
+        let name = format!("store_{}_{number}", std::process::id());
+        let new = Self { cluster, name };
+        execute(&format!("{}/postgres", new.cluster), &format!("CREATE DATABASE {}", new.name));
+        new
+    }
+    fn url(&self) -> String {
+        format!("{}/{}", self.cluster, self.name)
+    }
+    fn store(&self) -> PostgresStore {
+        PostgresStore::open(&self.url()).unwrap()
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
+        execute(&format!("{}/postgres", self.cluster), &drop);
+    }
+}
+
+fn execute(url: &str, sql: &str) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (client, connection) =
+            tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.batch_execute(sql).await.unwrap();
+    });
+}
+
+fn audited(number: u64) -> Write {
+    Write::Audit(Arc::new(event(number)))
+}
+
+fn issue(number: u64) -> Change {
+    Change(vec![Write::Code(code(number, 1, 0)), audited(number)])
+}
+
+fn consumed(number: u64, version: Version) -> Code {
+    code(number, version, 1)
+}
+
+fn open(number: u64) -> Change {
+    let write = Write::Activation(activation(number, 1, 0));
+    Change(vec![Write::Code(consumed(number, 2)), write, audited(number)])
+}
+
+fn commit(store: &dyn Store, changes: &[Change]) -> Vec<Verdict> {
+    store.commit(changes).unwrap()
+}
+
+fn log(store: &dyn Store) -> Vec<Entry> {
+    let mut all = Vec::new();
+    store
+        .audit_from(1, &mut |entry| {
+            all.push(entry);
+            true
+        })
+        .unwrap();
+    all
+}
+
+use Verdict::{Conflict, Written};
+
+#[test]
+fn records_read_back_as_they_were_written() {
+    let database = Database::new();
+    let store = database.store();
+    let writes = |writes: Vec<Write>| writes.into_iter().map(|write| Change(vec![write]));
+    let new: Vec<Change> = writes(vec![
+        Write::Code(code(1, 1, 0)),
+        Write::Code(code(2, 1, 2)),
+        Write::Activation(activation(3, 1, 0)),
+        Write::Activation(activation(4, 1, 0)),
+        Write::Server(server(5, 1)),
+    ])
+    .collect();
+    assert_eq!(commit(&store, &new), [Written; 5]);
+    let changed = [
+        Change(vec![Write::Code(consumed(1, 2))]),
+        Change(vec![Write::Activation(activation(3, 2, 1))]),
+        Change(vec![Write::Activation(activation(4, 2, 2))]),
+    ];
+    assert_eq!(commit(&store, &changed), [Written; 3]);
+    for wanted in [consumed(1, 2), code(2, 1, 2)] {
+        assert_eq!(store.code(wanted.hash).unwrap(), Some(wanted));
+    }
+    for wanted in [activation(3, 2, 1), activation(4, 2, 2)] {
+        assert_eq!(store.activation(wanted.at.id).unwrap(), Some(wanted));
+    }
+    // The database gives a server its number.
+    let wanted = server(5, 1);
+    let found = store.servers_of(&[wanted.id]).unwrap()[0].clone().unwrap();
+    assert_eq!(found, iptunnel_domain::server::Server { number: found.number, ..wanted.clone() });
+    assert_eq!(store.server(found.number).unwrap(), Some(found.clone()));
+    assert_eq!(store.servers_before(None, 9).unwrap(), std::slice::from_ref(&found));
+    let mut all = Vec::new();
+    store.each_server(&mut |server| all.push(server)).unwrap();
+    assert_eq!(all, [found]);
+    assert_eq!(store.code(code(9, 1, 0).hash).unwrap(), None);
+    assert_eq!(store.newest_codes(1).unwrap()[0].number.0, 2);
+    assert_eq!(store.oldest_codes(None, 1).unwrap()[0].number.0, 1);
+    assert_eq!(store.newest_activations(9).unwrap().len(), 2);
+    assert_eq!(store.oldest_activations(None, 1).unwrap()[0].at.number.0, 3);
+}
+
+#[test]
+fn a_change_whose_guard_fails_is_not_written_and_its_neighbours_are() {
+    let database = Database::new();
+    let store = database.store();
+    let batch = [issue(1), Change(vec![Write::Code(consumed(2, 5)), audited(2)]), issue(3)];
+    assert_eq!(commit(&store, &batch), [Written, Conflict, Written]);
+    assert_eq!(commit(&store, &[issue(1)]), [Conflict], "a number that is taken");
+    let told: Vec<u64> = log(&store).into_iter().map(|entry| entry.event.at.0).collect();
+    assert_eq!(told, [1, 3], "what was not written is not in the log");
+}
+
+#[test]
+fn a_change_of_which_a_part_would_be_written_is_not_written_and_its_neighbours_are() {
+    let database = Database::new();
+    let store = database.store();
+    assert_eq!(commit(&store, &[issue(1), open(1), issue(2)]), [Written; 3]);
+    // The activation has the version that the change was decided on, and the code has not.
+    let torn = Change(vec![
+        Write::Activation(activation(1, 2, 2)),
+        Write::Code(code(1, 7, 0)),
+        audited(1),
+    ]);
+    assert_eq!(commit(&store, &[torn, issue(3)]), [Conflict, Written]);
+    assert_eq!(store.activation(at(1).id).unwrap(), Some(activation(1, 1, 0)));
+    assert_eq!(log(&store).len(), 4);
+}
+
+#[test]
+fn changes_of_one_batch_that_are_about_the_same_follow_one_another() {
+    let database = Database::new();
+    let store = database.store();
+    let again = |version, state| Change(vec![Write::Code(code(1, version, state)), audited(1)]);
+    let moved = |version, state| {
+        let write = Write::Activation(activation(1, version, state));
+        Change(vec![write, audited(1)])
+    };
+    // Between those of others, which do the same.
+    let batch =
+        [issue(1), issue(2), open(1), open(2), moved(2, 2), again(3, 0), again(4, 0), issue(3)];
+    assert_eq!(commit(&store, &batch), [Written; 8]);
+    assert_eq!(store.code(code(1, 1, 0).hash).unwrap(), Some(code(1, 4, 0)));
+    assert_eq!(store.activation(at(1).id).unwrap(), Some(activation(1, 2, 2)));
+    // What rests on a change that was not written is not written either.
+    let batch = [again(6, 1), again(7, 0), again(5, 0)];
+    assert_eq!(commit(&store, &batch), [Conflict, Conflict, Written]);
+    let setting = |value: &str| {
+        let value = Some(value.to_owned());
+        Change(vec![Write::Setting(Setting { key: "a.key".into(), value }), audited(1)])
+    };
+    assert_eq!(commit(&store, &[setting("1"), setting("2"), setting("3")]), [Written; 3]);
+    assert_eq!(store.settings().unwrap(), [("a.key".into(), "3".into())]);
+}
+
+#[test]
+fn of_two_registrations_of_one_server_one_counts_and_its_neighbours_do() {
+    let database = Database::new();
+    let (one, other) = (database.store(), database.store());
+    let register = |number| Change(vec![Write::Server(server(number, 1)), audited(number.into())]);
+    assert_eq!(commit(&one, &[register(1)]), [Written]);
+    let batch = [register(3), register(1), register(2), register(2)];
+    assert_eq!(commit(&other, &batch), [Written, Conflict, Written, Conflict]);
+    let mut found = Vec::new();
+    one.each_server(&mut |server| found.push(server.id)).unwrap();
+    assert_eq!(found, [1, 3, 2].map(|number| server(number, 1).id), "in the order they came");
+    assert_eq!(log(&one).len(), 3);
+}
+
+#[test]
+fn of_two_servers_that_decide_on_the_same_record_one_is_told() {
+    let database = Database::new();
+    let (one, other) = (database.store(), database.store());
+    assert_ne!(one.process(), other.process());
+    let codes: Vec<Change> = (1..=50).map(issue).collect();
+    assert_eq!(commit(&one, &codes), [Written; 50]);
+    // Both in orders of their own: neither waits for the other for ever.
+    let forth: Vec<Change> = (1..=50).map(open).collect();
+    let back: Vec<Change> = (1..=50)
+        .rev()
+        .map(|number| Change(vec![Write::Code(consumed(number, 2)), audited(number)]))
+        .collect();
+    let (mine, theirs) = std::thread::scope(|scope| {
+        let theirs = scope.spawn(|| commit(&other, &back));
+        (commit(&one, &forth), theirs.join().unwrap())
+    });
+    for (mine, theirs) in mine.iter().zip(theirs.iter().rev()) {
+        assert_ne!(mine, theirs);
+    }
+    assert_eq!(log(&one).len(), 100);
+}
+
+#[test]
+fn a_code_cannot_have_two_open_activations() {
+    let database = Database::new();
+    let store = database.store();
+    assert_eq!(commit(&store, &[issue(1), open(1)]), [Written; 2]);
+    let mut second = activation(2, 1, 0);
+    second.code = code(1, 1, 0).hash;
+    let mut again = consumed(1, 3);
+    again.state = CodeState::Consumed(second.at);
+    let change = Change(vec![Write::Code(again), Write::Activation(second), audited(2)]);
+    assert_eq!(commit(&store, &[change, issue(5)]), [Conflict, Written]);
+    assert_eq!(store.code(code(1, 1, 0).hash).unwrap(), Some(consumed(1, 2)));
+}
+
+#[test]
+fn the_log_of_several_servers_has_one_order_and_one_chain_without_gaps() {
+    let database = Database::new();
+    let stores: Vec<_> = (0..3).map(|_| database.store()).collect();
+    std::thread::scope(|scope| {
+        for (place, store) in (0u64..).zip(&stores) {
+            scope.spawn(move || {
+                for number in 0..40 {
+                    commit(store, &[issue(place * 1000 + number)]);
+                    if number % 7 == 0 {
+                        store.audit_head().unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let first = log(&stores[0]);
+    assert_eq!((first.len(), &first), (120, &log(&stores[2])));
+    let mut head = Head::default();
+    for entry in &first {
+        let mut bytes = Vec::new();
+        entry.event.encode(&mut bytes);
+        head = head.after(&bytes);
+        assert_eq!(entry.head, head);
+    }
+    assert_eq!(stores[1].audit_head().unwrap(), head);
+    let mut backwards = Vec::new();
+    stores[1]
+        .audit_before(u64::MAX, &mut |entry| {
+            backwards.push(entry);
+            true
+        })
+        .unwrap();
+    backwards.reverse();
+    assert_eq!(backwards, first);
+    let mut some = Vec::new();
+    stores[1]
+        .audit_before(60, &mut |entry| {
+            some.push(entry.head.entries);
+            some.len() < 3
+        })
+        .unwrap();
+    assert_eq!(some, [59, 58, 57]);
+}
+
+#[test]
+fn whoever_follows_hears_of_what_every_server_does() {
+    let database = Database::new();
+    let (one, other) = (database.store(), database.store());
+    commit(&one, &[issue(1)]);
+    let heard = Arc::new(Mutex::new(Vec::<Event>::new()));
+    let of_listener = Arc::clone(&heard);
+    other.follow(Box::new(move |event| of_listener.lock().unwrap().push(event.clone())));
+    let tried = Event { action: iptunnel_domain::audit::Action::PrecheckPassed, ..event(1) };
+    commit(&one, &[open(1), Change(vec![Write::Attempt(tried.clone())])]);
+    commit(&other, &[issue(2)]);
+    let begun = Instant::now();
+    let all = [event(1), tried, event(2)];
+    while !all.iter().all(|event| heard.lock().unwrap().contains(event)) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", heard.lock().unwrap());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let attempts = other.attempts(code(1, 1, 0).hash).unwrap();
+    assert_eq!(attempts.kept.len(), 1);
+}
+
+#[test]
+fn what_happened_is_heard_of_though_what_was_tried_cannot_be_read() {
+    let database = Database::new();
+    let (one, other) = (database.store(), database.store());
+    let heard = Arc::new(Mutex::new(Vec::<Event>::new()));
+    let of_listener = Arc::clone(&heard);
+    other.follow(Box::new(move |event| of_listener.lock().unwrap().push(event.clone())));
+    execute(&database.url(), "ALTER TABLE attempt RENAME TO away");
+    // Most of it is put in order by the one, and read by the other.
+    for number in 1..=9 {
+        commit(&one, &[issue(number)]);
+        one.audit_head().unwrap();
+    }
+    let begun = Instant::now();
+    while !(1..=9).all(|number| heard.lock().unwrap().contains(&event(number))) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", heard.lock().unwrap());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn the_first_attempts_on_a_code_are_kept_and_all_are_counted() {
+    let database = Database::new();
+    let store = database.store();
+    commit(&store, &[issue(1)]);
+    let tried = || Change(vec![Write::Attempt(event(1)), Write::Attempt(event(77))]);
+    for _ in 0..2 {
+        commit(&store, &(0..60).map(|_| tried()).collect::<Vec<_>>());
+    }
+    let Attempts { kept, more } = store.attempts(code(1, 1, 0).hash).unwrap();
+    assert_eq!((kept.len(), more), (100, 20));
+    assert_eq!(store.attempts(code(77, 1, 0).hash).unwrap(), Attempts::default());
+    let forget = Write::ForgetCode(code(1, 1, 0).number, 1);
+    assert_eq!(commit(&store, &[Change(vec![forget.clone()])]), [Written]);
+    assert_eq!(commit(&store, &[Change(vec![forget])]), [Conflict]);
+    assert_eq!(store.attempts(code(1, 1, 0).hash).unwrap(), Attempts::default());
+}
+
+fn limit(key: u64, allowed: u32) -> Counted {
+    Counted { key, policy: Policy::IssuePerIpDay, window_end: Timestamp(86_400), allowed }
+}
+
+#[test]
+fn servers_count_together_and_never_let_one_too_many_through() {
+    let database = Database::new();
+    let stores: Vec<_> = (0..3).map(|_| database.store()).collect();
+    let granted = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for (place, store) in (0u64..).zip(&stores) {
+            let granted = &granted;
+            scope.spawn(move || {
+                for round in 0..10 {
+                    // One limit that all share and one of each request's own.
+                    let own = place * 100 + round * 10;
+                    let asked = (0..5).map(|n| vec![limit(7, 40), limit(1000 + own + n, 9)]);
+                    let charged = store.charge(asked.collect()).unwrap();
+                    let through = charged.iter().filter(|one| one.granted).count();
+                    granted.fetch_add(through as u32, Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    assert_eq!(granted.into_inner(), 40);
+    let ask = |allowed| {
+        let mut charged = stores[0].charge(vec![vec![limit(8, 9), limit(7, allowed)]]).unwrap();
+        charged.remove(0)
+    };
+    assert_eq!(ask(40), Charged { granted: false, used: vec![0, 40] });
+    // Two charges of the same limit, given back together.
+    let back = (7, Timestamp(86_400));
+    stores[1].give_back(vec![back, (1_000_000, back.1), back]).unwrap();
+    assert_eq!(ask(40), Charged { granted: true, used: vec![1, 39] });
+    assert_eq!(ask(40), Charged { granted: true, used: vec![2, 40] });
+    let mut kept = 0;
+    stores[0].forget_counters(Timestamp(86_399), 1000).unwrap();
+    stores[0].each_counter(&mut |_, _| kept += 1).unwrap();
+    assert!(kept > 40);
+    stores[0].forget_counters(Timestamp(86_400), 1000).unwrap();
+    stores[0].each_counter(&mut |_, _| kept = 0).unwrap();
+    assert!(kept > 0, "all are forgotten, none is handed out");
+}
+
+#[test]
+fn a_check_in_is_kept_where_it_is_later() {
+    let database = Database::new();
+    let store = database.store();
+    commit(&store, &[Change(vec![Write::Server(server(5, 1))])]);
+    let number = store.servers_of(&[server(5, 1).id]).unwrap()[0].clone().unwrap().number;
+    for (at, kept) in [(900, 900), (100, 900), (901, 901)] {
+        let seen = CheckIn { server: number, at: Timestamp(at) };
+        assert_eq!(commit(&store, &[Change(vec![Write::CheckIns(vec![seen])])]), [Written]);
+        let found = store.server(number).unwrap().unwrap();
+        assert_eq!((found.last_checkin, found.version), (Timestamp(kept), 1));
+    }
+}
+
+#[test]
+fn servers_tell_each_other_once_who_has_checked_in() {
+    let database = Database::new();
+    let (one, other) = (database.store(), database.store());
+    commit(&one, &[Change(vec![Write::Server(server(5, 1))])]);
+    let known = one.servers_of(&[server(5, 1).id]).unwrap()[0].clone().unwrap();
+    let seen = |at| Sighting { seen: CheckIn { server: known.number, at }, id: known.id };
+    for at in [Timestamp(900), Timestamp(901)] {
+        assert!(one.check_in(vec![seen(at)]).unwrap().is_empty());
+    }
+    assert_eq!(other.server(known.number).unwrap().unwrap().last_checkin, Timestamp(901));
+    let told = [(known.id, Timestamp(900)), (known.id, Timestamp(901))];
+    assert_eq!(other.seen_elsewhere().unwrap(), told);
+    assert!(other.seen_elsewhere().unwrap().is_empty());
+    assert!(one.seen_elsewhere().unwrap().is_empty());
+    // Whoever starts later reads it with the servers.
+    assert!(database.store().seen_elsewhere().unwrap().is_empty());
+}
+
+#[test]
+fn a_row_that_another_server_has_in_hand_is_left_and_the_others_are_written() {
+    let database = Database::new();
+    let store = database.store();
+    let both: Vec<Change> = (5..7).map(|n| Change(vec![Write::Server(server(n, 1))])).collect();
+    commit(&store, &both);
+    let known = store.servers_of(&[server(5, 1).id, server(6, 1).id]).unwrap();
+    let seen = |place: usize| {
+        let server = known[place].as_ref().unwrap();
+        Sighting { seen: CheckIn { server: server.number, at: Timestamp(900) }, id: server.id }
+    };
+    let held = format!("SELECT FROM presence WHERE server = {} FOR UPDATE", seen(0).seen.server.0);
+    while_in_hand(&database.url(), &held, || {
+        assert_eq!(store.check_in(vec![seen(1), seen(0)]).unwrap(), [seen(0)]);
+    });
+    assert_eq!(store.server(seen(1).seen.server).unwrap().unwrap().last_checkin, Timestamp(900));
+    assert!(store.check_in(vec![seen(0)]).unwrap().is_empty());
+}
+
+/// Does something while a transaction that has run a statement is open.
+fn while_in_hand(url: &str, sql: &str, does: impl FnOnce()) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let client = runtime.block_on(async {
+        let (client, connection) =
+            tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.batch_execute("BEGIN").await.unwrap();
+        client.batch_execute(sql).await.unwrap();
+        client
+    });
+    does();
+    runtime.block_on(client.batch_execute("ROLLBACK")).unwrap();
+}
+
+#[test]
+fn settings_are_kept_and_forgotten() {
+    let database = Database::new();
+    let store = database.store();
+    let set = |value: Option<&str>| {
+        let value = value.map(str::to_owned);
+        let setting = Write::Setting(Setting { key: "a.key".into(), value });
+        commit(&store, &[Change(vec![setting, audited(1)])]);
+        store.settings().unwrap()
+    };
+    assert_eq!(set(Some("1")), [("a.key".into(), "1".into())]);
+    assert_eq!(set(Some("2\0")), [("a.key".into(), "2\u{FFFD}".into())]);
+    assert!(set(None).is_empty());
+}
+
+#[test]
+fn a_later_programs_schema_is_refused_and_stores_may_start_at_once() {
+    let database = Database::new();
+    std::thread::scope(|scope| {
+        let starts: Vec<_> = (0..4).map(|_| scope.spawn(|| database.store().process())).collect();
+        let mut processes: Vec<u32> = starts.into_iter().map(|s| s.join().unwrap()).collect();
+        processes.sort_unstable();
+        processes.dedup();
+        assert_eq!(processes.len(), 4);
+    });
+    execute(&database.url(), "INSERT INTO schema_step (step) VALUES (99)");
+    let refused = PostgresStore::open(&database.url()).err();
+    assert!(matches!(refused, Some(OpenError::NewerFormat { found: 99, .. })));
+}
+
+/// Makes the database what it was some batches ago, as far as its servers can tell.
+fn lose(database: &Database, batches: u32) {
+    execute(&database.url(), &format!("UPDATE process SET batch = batch - {batches}"));
+}
+
+fn expiry(store: &dyn Store, number: u64) -> Timestamp {
+    store.code(code(number, 1, 0).hash).unwrap().unwrap().expires_at
+}
+
+#[test]
+fn a_database_that_lacks_what_was_acknowledged_voids_what_could_be_spent_twice() {
+    let database = Database::new();
+    let (one, other) = (database.store(), database.store());
+    commit(&one, &[issue(100), issue(200), open(200)]);
+    commit(&other, &[issue(300)]);
+    let before = one.mark();
+    assert!(one.holds(&before).unwrap() && other.holds(&before).unwrap());
+    lose(&database, 1);
+    assert!(!other.holds(&before).unwrap());
+    let refused = one.commit(&[issue(400)]);
+    assert!(matches!(refused, Err(CommitError::Refused(_))), "{refused:?}");
+    for spendable in [100, 300] {
+        assert_eq!(expiry(&one, spendable), Timestamp(spendable));
+    }
+    let held = one.activation(at(200).id).unwrap().unwrap();
+    assert_eq!(held.expires_at, held.opened_at);
+    // The store works again, in its next epoch; what is issued from now on is good.
+    assert_eq!(commit(&one, &[issue(400)]), [Written]);
+    assert_eq!(expiry(&one, 400), Timestamp(700));
+    assert_eq!(one.mark().epoch, before.epoch + 1);
+    // The other server finds the same, and that it has been seen to.
+    assert!(other.commit(&[issue(500)]).is_err());
+    assert_eq!(commit(&other, &[issue(500)]), [Written]);
+    assert_eq!((expiry(&one, 400), other.mark().epoch), (Timestamp(700), before.epoch + 1));
+    let told = |entry: &Entry| entry.event.action == iptunnel_domain::audit::Action::StoreFenced;
+    assert_eq!(log(&one).iter().filter(|entry| told(entry)).count(), 1);
+}
+
+#[test]
+fn an_idle_server_notices_that_its_database_has_become_an_earlier_one() {
+    let database = Database::new();
+    let store = database.store();
+    commit(&store, &[issue(100)]);
+    let heard = Arc::new(Mutex::new(Vec::<Event>::new()));
+    let of_listener = Arc::clone(&heard);
+    store.follow(Box::new(move |event| of_listener.lock().unwrap().push(event.clone())));
+    lose(&database, 1);
+    let fenced = |event: &Event| event.action == iptunnel_domain::audit::Action::StoreFenced;
+    let begun = Instant::now();
+    while !heard.lock().unwrap().iter().any(fenced) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it has not noticed");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(expiry(&store, 100), Timestamp(100));
+}
+
+#[test]
+fn an_epoch_begins_once_for_all_who_find_the_same() {
+    let database = Database::new();
+    let (one, other) = (database.store(), database.store());
+    commit(&one, &[issue(100)]);
+    let last = one.mark().epoch;
+    assert_eq!(one.begin_epoch(last, "a test", Timestamp(7)).unwrap(), last + 1);
+    commit(&one, &[issue(200)]);
+    assert_eq!(other.begin_epoch(last, "a test", Timestamp(8)).unwrap(), last + 1);
+    assert_eq!((expiry(&one, 100), expiry(&one, 200)), (Timestamp(100), Timestamp(500)));
+    // A mark of a later epoch than the database's: both were restored, the mark less far back.
+    assert_eq!(other.begin_epoch(last + 5, "a test", Timestamp(9)).unwrap(), last + 6);
+    assert_eq!(expiry(&one, 200), Timestamp(200));
+}
+
+#[test]
+fn servers_agree_on_what_the_first_one_said() {
+    let database = Database::new();
+    let (one, other) = (database.store(), database.store());
+    let hash = iptunnel_domain::lookup::KeyedHash;
+    assert!(one.agree("key", hash([1; 16])).unwrap());
+    assert!(other.agree("key", hash([1; 16])).unwrap());
+    assert!(!other.agree("key", hash([2; 16])).unwrap());
+}
+
+#[test]
+fn a_database_of_tests_that_does_not_sync_is_called_bad() {
+    let database = Database::new();
+    let findings = database.store().examine().unwrap();
+    let of = |what: &str| findings.iter().find(|finding| finding.what.contains(what)).unwrap();
+    assert_eq!(of("fsync = off").grade, crate::Grade::Breaks);
+    assert!(of("fsync = off").mend.contains("ALTER SYSTEM SET fsync = on"));
+    assert_eq!(of("full_page_writes = on").grade, crate::Grade::Good);
+    assert_eq!(of("this is a primary").grade, crate::Grade::Good);
+    assert_eq!(of("0 standbys").grade, crate::Grade::Good);
+}
+
+#[test]
+fn a_store_is_the_same_after_it_was_copied_there_and_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |name: &str| {
+        let disk = |name: String| -> crate::OpenDisk {
+            let path = folder.path().join(name);
+            Box::new(move || Ok(Box::new(crate::FileDisk::open(&path)?)))
+        };
+        let journal = disk(format!("{name}.journal"));
+        crate::JournaledStore::open(crate::Disks { rows: disk(name.into()), journal }).unwrap()
+    };
+    let (embedded, database) = (open("one"), Database::new());
+    for number in 1..=700 {
+        commit(&embedded, &[issue(number)]);
+    }
+    commit(&embedded, &[open_many(1..=300), open_many(301..=600)].concat());
+    commit(&embedded, &[Change(vec![Write::Activation(activation(7, 2, 1)), audited(7)])]);
+    commit(
+        &embedded,
+        &(0..9).map(|n| Change(vec![Write::Server(server(n, 1))])).collect::<Vec<_>>(),
+    );
+    commit(&embedded, &[Change((0..120).map(|_| Write::Attempt(event(3))).collect())]);
+    let setting = Setting { key: "a.key".into(), value: Some("1".into()) };
+    commit(&embedded, &[Change(vec![Write::Setting(setting)])]);
+    let counter = crate::Counter {
+        key: u64::MAX - 5,
+        policy: Policy::IssuePerIpDay,
+        used: 3,
+        window_end: Timestamp(86_400),
+    };
+    let row = crate::CounterRow { slot: 0, counter: Some(counter) };
+    commit(&embedded, &[Change(vec![Write::Counters(vec![row])])]);
+    let before = crate::sums(&embedded).unwrap();
+    let counts: Vec<u64> = before.iter().map(|sum| sum.count).collect();
+    assert_eq!(counts, [700, 120, 600, 9, 1, 1, 1301]);
+    let shared = database.store();
+    crate::copy(&embedded, &shared).unwrap();
+    assert_eq!(crate::sums(&shared).unwrap(), before);
+    let back = open("two");
+    crate::copy(&shared, &back).unwrap();
+    assert_eq!(crate::sums(&back).unwrap(), before);
+    let full = crate::copy(&embedded, &back);
+    assert!(matches!(full, Err(crate::CopyError::NotEmpty)), "{full:?}");
+    assert_eq!(
+        shared.code(code(7, 1, 0).hash).unwrap().map(|code| code.state),
+        Some(consumed(7, 1).state)
+    );
+}
+
+fn open_many(numbers: std::ops::RangeInclusive<u64>) -> Vec<Change> {
+    numbers.map(open).collect()
+}
+
+#[test]
+fn too_many_counters_are_given_up_least_counted_first_and_never_one_at_its_limit() {
+    let database = Database::new();
+    let store = database.store();
+    let count = |key: u64, times: usize| {
+        store.charge(vec![vec![limit(key, 3)]; times]).unwrap();
+    };
+    // Two at their limit, one nearly, two that have counted once.
+    (1..=2).for_each(|key| count(key, 3));
+    count(3, 2);
+    (4..=5).for_each(|key| count(key, 1));
+    let left = |most: u32| {
+        store.forget_counters(Timestamp(0), most).unwrap();
+        let mut keys = Vec::new();
+        store.each_counter(&mut |_, counter| keys.push(counter.key)).unwrap();
+        keys
+    };
+    assert_eq!(left(5), [1, 2, 3, 4, 5]);
+    assert_eq!(left(3), [1, 2, 3]);
+    assert_eq!(left(1), [1, 2]);
+}
