@@ -160,13 +160,15 @@ impl Activation {
         }
     }
 
-    /// The command with its activation, or nothing where the command was answered with `missing`
-    /// or went to look the activation up first.
+    /// The command with its activation, or nothing where there is none, which is for `missing` to
+    /// answer, or the command went to look the activation up first: also where servers share the store, unless what
+    /// memory holds is `enough`.
     fn find<C>(
         &mut self,
         mut work: Work<C, Record>,
         id: ActivationId,
-        missing: Refusal,
+        missing: fn(&Handles, Work<C, Record>),
+        enough: impl FnOnce(&C, &Record) -> bool,
     ) -> Option<(Work<C, Record>, Record, Fate)>
     where
         C: Command,
@@ -177,20 +179,23 @@ impl Activation {
             work.reply.fail(Failure::StorageUnavailable);
             return None;
         }
-        if let Some((activation, fate)) = self.activations.get(id) {
-            return Some((work, activation, fate));
-        }
-        match work.found.take() {
-            Some(Some(activation)) => Some((work, activation, Fate::default())),
-            Some(None) => {
-                work.reply.refuse(missing);
+        let found = work.found.take();
+        match (self.activations.newest(id, found.as_ref()), found) {
+            (Some((activation, fate)), Some(_)) => Some((work, activation, fate)),
+            (Some((activation, fate)), None)
+                if !self.handles.is_shared() || enough(&work.command, &activation) =>
+            {
+                Some((work, activation, fate))
+            }
+            (None, Some(_)) => {
+                missing(&self.handles, work);
                 None
             }
-            None => {
+            (_, None) => {
                 let handles = Arc::clone(&self.handles);
                 self.handles.reader.look_up(
                     work,
-                    move |store, _| store.activation(id),
+                    id,
                     move |work| {
                         handles.activation.send(work);
                     },
@@ -219,6 +224,31 @@ where
     Activation: Handler<Work<C, Record>>,
 {
     handles.activation.send(work);
+}
+
+/// The name of an activation that there is not.
+fn unknown<C: Command>(_: &Handles, work: Work<C, Record>) {
+    work.reply.refuse(Refusal::ActivationNotFound);
+}
+
+/// What a code says of its activation may be what this server wanted and another one was faster with:
+/// then the command goes back to where the code is looked up.
+fn held_by_none<C: Command>(
+    handles: &Handles,
+    work: Work<C, Record>,
+    begin_again: fn(&Handles, Work<C, Record>),
+) {
+    if !handles.is_shared() || !work.may_try_again() {
+        return work.reply.refuse(Refusal::CodeUsed);
+    }
+    if let Some(work) = work.again() {
+        begin_again(handles, work);
+    }
+}
+
+/// Sends a precheck back to its first owner, the code registry.
+fn precheck_again(handles: &Handles, work: Work<PrecheckHeld, Record>) {
+    begin(handles, work.then(|held| held.precheck));
 }
 
 /// Sends an activate back to its first owner, the code registry.
@@ -302,15 +332,15 @@ impl Handler<Work<PrecheckHeld, Record>> for Activation {
 
     fn handle(&mut self, work: Work<PrecheckHeld, Record>, _: &mut Context<Self>) {
         let id = work.command.by.id;
-        let Some((work, activation, fate)) = self.find(work, id, Refusal::CodeUsed) else {
+        let never = |_: &PrecheckHeld, _: &Record| false;
+        let missing = |handles: &Handles, work| held_by_none(handles, work, precheck_again);
+        let Some((work, activation, fate)) = self.find(work, id, missing, never) else {
             return;
         };
         let asked = &work.command.precheck;
         let decision = activation.precheck(&asked.holder, asked.now);
         self.handles.attempts.add(prechecked(asked, decision.as_ref().map(|&()| ())));
-        self.answer(work, decision, fate, |handles, work| {
-            begin(handles, work.then(|held| held.precheck));
-        });
+        self.answer(work, decision, fate, precheck_again);
     }
 }
 
@@ -319,7 +349,9 @@ impl Handler<Work<Resume, Record>> for Activation {
 
     fn handle(&mut self, work: Work<Resume, Record>, _: &mut Context<Self>) {
         let id = work.command.by.id;
-        let Some((mut work, activation, fate)) = self.find(work, id, Refusal::CodeUsed) else {
+        let never = |_: &Resume, _: &Record| false;
+        let missing = |handles: &Handles, work| held_by_none(handles, work, activate_again);
+        let Some((mut work, activation, fate)) = self.find(work, id, missing, never) else {
             return;
         };
         let Resume { code, activate, .. } = &work.command;
@@ -364,8 +396,8 @@ impl Handler<Work<Confirm, Record>> for Activation {
 
     fn handle(&mut self, work: Work<Confirm, Record>, _: &mut Context<Self>) {
         let id = work.command.id;
-        let missing = Refusal::ActivationNotFound;
-        let Some((work, activation, fate)) = self.find(work, id, missing) else { return };
+        let confirms = |asked: &Confirm, known: &Record| known.confirm(asked.now).is_ok();
+        let Some((work, activation, fate)) = self.find(work, id, unknown, confirms) else { return };
         let confirmed = match activation.confirm(work.command.now) {
             Ok(confirmed) => confirmed,
             Err(refusal) => {
@@ -413,8 +445,12 @@ impl Handler<Work<Release, Record>> for Activation {
 
     fn handle(&mut self, work: Work<Release, Record>, _: &mut Context<Self>) {
         let id = work.command.id;
-        let missing = Refusal::ActivationNotFound;
-        let Some((work, activation, fate)) = self.find(work, id, missing) else { return };
+        let gives_back = |asked: &Release, known: &Record| {
+            matches!(known.release(asked.now), Ok(Verdict::GiveBack(_)))
+        };
+        let Some((work, activation, fate)) = self.find(work, id, unknown, gives_back) else {
+            return;
+        };
         match activation.release(work.command.now) {
             Err(refusal) => {
                 let Release { now, from, .. } = work.command;

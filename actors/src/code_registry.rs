@@ -9,6 +9,7 @@ use crate::attempts::{not_activated, prechecked};
 use crate::handles::Handles;
 use crate::keeper::{Keeper, Kept, Memory, Upkeep};
 use crate::mailbox::Mailbox;
+use crate::numbers::Numbers;
 use crate::observed::{ActorMetrics, Observed, Transitions};
 use crate::persistence::{Committed, Fate};
 use crate::rate_limiter::LimitedCommand;
@@ -28,7 +29,7 @@ use iptunnel_domain::code::{
 use iptunnel_domain::lookup::{KeyedHash, LookupKey};
 use iptunnel_domain::time::Lifetimes;
 use iptunnel_domain::{Refusal, Timestamp, Version};
-use iptunnel_storage::{Change, Frontier, ReadError, Store, Write};
+use iptunnel_storage::{Change, ReadError, Store, Write};
 use rand_chacha::ChaCha20Rng;
 use rand_core::Rng;
 use std::net::IpAddr;
@@ -169,8 +170,8 @@ impl Kept for Code {
 /// The only writer of codes.
 pub(crate) struct CodeRegistry {
     codes: Memory<Code>,
-    last_code: CodeNumber,
-    last_activation: ActivationNumber,
+    code_numbers: Numbers,
+    activation_numbers: Numbers,
     random: ChaCha20Rng,
     key: LookupKey,
     tuning: Arc<ArcSwap<Tuning>>,
@@ -182,7 +183,8 @@ pub(crate) struct CodeRegistry {
 
 impl CodeRegistry {
     pub(crate) fn new(
-        frontier: &Frontier,
+        code_numbers: Numbers,
+        activation_numbers: Numbers,
         random: ChaCha20Rng,
         key: LookupKey,
         tuning: Arc<ArcSwap<Tuning>>,
@@ -191,8 +193,8 @@ impl CodeRegistry {
     ) -> Self {
         Self {
             codes: Memory::new(),
-            last_code: frontier.code,
-            last_activation: frontier.activation,
+            code_numbers,
+            activation_numbers,
             random,
             key,
             tuning,
@@ -204,12 +206,14 @@ impl CodeRegistry {
     }
 
     /// The command with its code, or nothing where the command was answered or went to look the
-    /// code up first.
+    /// code up first. Where servers share the store it is read even though memory holds it, unless
+    /// what memory holds is `enough`: it leads to a write, which the guard keeps from being wrong.
     /// `undo` is called where the code cannot be had.
     fn find<C>(
         &mut self,
         mut work: Work<C, Code>,
         hash: CodeHash,
+        enough: impl FnOnce(&C, &Code) -> bool,
         undo: impl FnOnce(&Handles) + Send + 'static,
     ) -> Option<(Work<C, Code>, Code, Fate)>
     where
@@ -221,21 +225,24 @@ impl CodeRegistry {
             work.reply.fail(Failure::StorageUnavailable);
             return None;
         }
-        if let Some((code, fate)) = self.codes.get(hash) {
-            return Some((work, code, fate));
-        }
-        match work.found.take() {
-            Some(Some(code)) => Some((work, code, Fate::default())),
-            Some(None) => {
+        let found = work.found.take();
+        match (self.codes.newest(hash, found.as_ref()), found) {
+            (Some((code, fate)), Some(_)) => Some((work, code, fate)),
+            (Some((code, fate)), None)
+                if !self.handles.is_shared() || enough(&work.command, &code) =>
+            {
+                Some((work, code, fate))
+            }
+            (None, Some(_)) => {
                 undo(&self.handles);
                 work.reply.refuse(Refusal::CodeNotFound);
                 None
             }
-            None => {
+            (_, None) => {
                 let (handles, on_error) = (Arc::clone(&self.handles), Arc::clone(&self.handles));
                 self.handles.reader.look_up(
                     work,
-                    move |store, _| store.code(hash),
+                    hash,
                     move |work| {
                         handles.code_registry.send(work);
                     },
@@ -246,9 +253,9 @@ impl CodeRegistry {
         }
     }
 
-    fn next_activation(&mut self) -> ActivationRef {
-        self.last_activation.0 += 1;
-        ActivationRef { number: self.last_activation, id: ActivationId(self.random.next_u64()) }
+    fn next_activation(&mut self, now: Timestamp) -> ActivationRef {
+        let number = ActivationNumber(self.activation_numbers.next(now));
+        ActivationRef { number, id: ActivationId(self.random.next_u64()) }
     }
 
     fn draw_code(&mut self, product: ProductLetters) -> InstallCode {
@@ -294,9 +301,8 @@ impl Handler<Work<Issue, Code>> for CodeRegistry {
         }
         let Work { command: Issue { product, session, from, life, now }, reply, .. } = work;
         let code = self.draw_code(product);
-        self.last_code.0 += 1;
-        let record =
-            Code::issue(self.last_code, code.hash(&self.key), product, session, now, &life);
+        let number = CodeNumber(self.code_numbers.next(now));
+        let record = Code::issue(number, code.hash(&self.key), product, session, now, &life);
         let event = Event {
             identity: Some(session),
             code: Some(record.hash),
@@ -331,7 +337,9 @@ impl Handler<Work<PrecheckCode, Code>> for CodeRegistry {
 
     fn handle(&mut self, work: Work<PrecheckCode, Code>, _: &mut Context<Self>) {
         let hash = work.command.code;
-        let Some((work, code, fate)) = self.find(work, hash, |_| {}) else { return };
+        let Some((work, code, fate)) = self.find(work, hash, |_, _| false, |_| {}) else {
+            return;
+        };
         match code.precheck(work.command.now, &work.command.life) {
             Err(refusal) => {
                 self.handles.attempts.add(prechecked(&work.command, Err(&refusal)));
@@ -353,9 +361,14 @@ impl Handler<Work<Activate, Code>> for CodeRegistry {
 
     fn handle(&mut self, work: Work<Activate, Code>, _: &mut Context<Self>) {
         let hash = work.command.code;
-        let Some((work, code, fate)) = self.find(work, hash, |_| {}) else { return };
+        let consumes = |asked: &Activate, code: &Code| {
+            let by = ActivationRef { number: ActivationNumber(0), id: ActivationId(0) };
+            let decision = code.activate(by, asked.prechecked_at, &asked.life);
+            matches!(decision, Ok(Consumption::Consume(_)))
+        };
+        let Some((work, code, fate)) = self.find(work, hash, consumes, |_| {}) else { return };
         let Activate { prechecked_at, life, .. } = work.command;
-        let by = self.next_activation();
+        let by = self.next_activation(work.command.now);
         match code.activate(by, prechecked_at, &life) {
             Err(refusal) => {
                 self.handles.attempts.add(not_activated(&work.command, &refusal));
@@ -398,7 +411,7 @@ impl Handler<Work<Replace, Code>> for CodeRegistry {
         if !self.codes.is_current(&mut work.reply) {
             return work.reply.fail(Failure::StorageUnavailable);
         }
-        let at = self.next_activation();
+        let at = self.next_activation(work.command.activate.now);
         self.open(work.then(|Replace { code, released, activate, fate }| Open {
             at,
             code: code.consumed_by(at),
@@ -420,7 +433,10 @@ impl Handler<Work<Restore, Code>> for CodeRegistry {
             fate.fail();
             handles.activation.send(Upkeep::Disown(id));
         };
-        let Some((work, code, _)) = self.find(work, hash, undo) else { return };
+        let restores = |asked: &Restore, code: &Code| {
+            code.restore(asked.released.at, asked.release.now, &asked.release.life).is_some()
+        };
+        let Some((work, code, _)) = self.find(work, hash, restores, undo) else { return };
         let Work { command: Restore { released, release, fate }, reply, attempts, .. } = work;
         let fate_of_code = fate.clone();
         let restored = code.restore(released.at, release.now, &release.life);

@@ -3,17 +3,19 @@
 use crate::Failure;
 use crate::activation::{self, Activation, Confirm, Release};
 use crate::attempts::Gathered;
+use crate::charger::Charger;
 use crate::code_registry::CodeRegistry;
 use crate::health::Health;
 use crate::keeper::Upkeep;
 use crate::mailbox::Mailbox;
+use crate::numbers::Numbers;
 use crate::observed::Observed;
 use crate::persistence::{Committed, Fate, Persistence};
 use crate::rate_limiter::{Limited, LimitedCommand, RateLimiter, restore_counters};
 use crate::reader::Reader;
 use crate::reply::{Pending, Permits, Reply};
 use crate::server_registry::{
-    CheckIn, Register, Registered, ServerRegistry, Servers, SetNote, SetRevoked,
+    self, CheckIn, Register, Registered, ServerRegistry, Servers, SetNote, SetRevoked,
 };
 use crate::tuning::Tuning;
 use crate::work::{Command, Shutdown, Tick, Work};
@@ -23,9 +25,11 @@ use iptunnel_domain::activation::ActivationId;
 use iptunnel_domain::audit::Event;
 use iptunnel_domain::code::CodeHash;
 use iptunnel_domain::lookup::LookupKey;
+use iptunnel_domain::server::ServerId;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{Change, ReadError, Setting, Store, Write};
 use rand_chacha::ChaCha20Rng;
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use tokio::sync::oneshot;
@@ -90,7 +94,11 @@ pub struct Handles {
     pub(crate) server_registry: Mailbox<ServerRegistry>,
     pub(crate) persistence: Arc<Persistence>,
     pub(crate) reader: Reader,
+    /// Where servers share the store.
+    pub(crate) charger: Option<Charger>,
     pub(crate) attempts: Gathered,
+    /// Servers that another server has changed, and whose records could not be read.
+    pub(crate) missed: Mutex<HashSet<ServerId>>,
     permits: Permits,
     servers: Arc<Servers>,
     store: Arc<dyn Store>,
@@ -116,6 +124,9 @@ pub fn start(parts: Parts) -> Result<Arc<Handles>, StartError> {
     let registered = Registered::load(store.as_ref())?;
     let counters = restore_counters(store.as_ref(), now)?;
     let (reader, mut threads) = Reader::spawn(&store)?;
+    let (charger, thread) = Charger::spawn(&store)?.unzip();
+    threads.extend(thread);
+    let process = store.shared().map(iptunnel_storage::Shared::process);
     let persistence = Arc::new(Persistence::new(&observed));
     let servers = registered.published();
     let arbiter = Arbiter::new();
@@ -139,6 +150,8 @@ pub fn start(parts: Parts) -> Result<Arc<Handles>, StartError> {
             server_registry: mailbox(&mut registry, "server_registry", &observed, &health),
             persistence: persistence_of_handles,
             reader,
+            charger,
+            missed: Mutex::default(),
             attempts: Gathered::new(observed.attempts_not_kept.clone()),
             permits: Permits::new(permits),
             servers,
@@ -149,7 +162,8 @@ pub fn start(parts: Parts) -> Result<Arc<Handles>, StartError> {
         let (tuning, shared) = (tuning_of_actors, || Arc::clone(&handles));
         limiter.run(RateLimiter::new(counters, Arc::clone(&tuning), shared(), &observed));
         codes.run(CodeRegistry::new(
-            &frontier,
+            Numbers::new(frontier.code.0, process),
+            Numbers::new(frontier.activation.0, process),
             random,
             lookup_key,
             Arc::clone(&tuning),
@@ -297,9 +311,26 @@ impl Handles {
         &self.store
     }
 
+    /// Whether other servers write to the store, too: then only what was just read of it is known.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.charger.is_some()
+    }
+
+    /// Hears of what has happened on any server: memory must not be behind it for long.
+    pub fn heard(self: &Arc<Self>, event: &Event) {
+        if let Some(server) = event.server
+            && self.is_shared()
+        {
+            server_registry::follow(self, server);
+        }
+    }
+
     /// Tells every actor what time it is.
-    pub fn tick(&self, now: Timestamp) {
+    pub fn tick(self: &Arc<Self>, now: Timestamp) {
         self.flush_attempts();
+        let missed =
+            std::mem::take(&mut *self.missed.lock().unwrap_or_else(PoisonError::into_inner));
+        missed.into_iter().for_each(|server| server_registry::follow(self, server));
         self.rate_limiter.send(Tick(now));
         self.code_registry.send(Upkeep::Tick(now));
         self.activation.send(Upkeep::Tick(now));
@@ -316,6 +347,9 @@ impl Handles {
         let _ = ended.await;
         self.persistence.stop();
         self.reader.stop();
+        if let Some(charger) = &self.charger {
+            charger.stop();
+        }
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {

@@ -7,6 +7,9 @@ use tokio::sync::watch;
 #[derive(Debug)]
 pub struct Health {
     store_works: AtomicBool,
+    store_is_there: AtomicBool,
+    clock_is_right: AtomicBool,
+    store_is_safe: AtomicBool,
     draining: AtomicBool,
     fatal: watch::Sender<Option<String>>,
 }
@@ -15,6 +18,9 @@ impl Default for Health {
     fn default() -> Self {
         Self {
             store_works: AtomicBool::new(true),
+            store_is_there: AtomicBool::new(true),
+            clock_is_right: AtomicBool::new(true),
+            store_is_safe: AtomicBool::new(true),
             draining: AtomicBool::new(false),
             fatal: watch::Sender::new(None),
         }
@@ -24,7 +30,12 @@ impl Default for Health {
 impl Health {
     /// Whether requests should be sent here.
     pub fn is_ready(&self) -> bool {
-        self.store_works.load(Ordering::Relaxed) && !self.is_draining() && !self.has_failed()
+        self.store_works.load(Ordering::Relaxed)
+            && self.store_is_there.load(Ordering::Relaxed)
+            && self.clock_is_right.load(Ordering::Relaxed)
+            && self.store_is_safe.load(Ordering::Relaxed)
+            && !self.is_draining()
+            && !self.has_failed()
     }
 
     /// Whether the server is on its way out.
@@ -40,6 +51,21 @@ impl Health {
     /// Takes the server out of rotation; there is no way back.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a shared store answers.
+    pub fn store_is_there(&self, there: bool) {
+        self.store_is_there.store(there, Ordering::Relaxed);
+    }
+
+    /// Whether the machine's clock is the one of those who share the store, nearly.
+    pub fn clock_is_right(&self, right: bool) {
+        self.clock_is_right.store(right, Ordering::Relaxed);
+    }
+
+    /// Whether the store keeps what it promises, as far as it can be asked.
+    pub fn store_is_safe(&self, safe: bool) {
+        self.store_is_safe.store(safe, Ordering::Relaxed);
     }
 
     pub(crate) fn store_works(&self, works: bool) {

@@ -60,6 +60,19 @@ impl<R: Kept> Memory<R> {
         self.records.get(&key).cloned()
     }
 
+    /// What is known of a record, where `found` is what the store was found to hold, if it was looked
+    /// at: memory may be ahead of it, or behind what another server has written.
+    pub(crate) fn newest(&mut self, key: R::Key, found: Option<&Option<R>>) -> Option<(R, Fate)> {
+        match (self.get(key), found) {
+            (Some((known, _)), Some(Some(found))) if known.version() < found.version() => {
+                self.records.remove(&key);
+                Some((found.clone(), Fate::default()))
+            }
+            (None, Some(found)) => found.clone().map(|found| (found, Fate::default())),
+            (known, _) => known,
+        }
+    }
+
     /// Takes a record for what it will be once its change, whose fate this is, is on disk.
     pub(crate) fn remember(&mut self, record: R, fate: Fate) {
         let key = record.key();

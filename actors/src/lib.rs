@@ -11,17 +11,21 @@
 //! * [`ServerRegistry`](server_registry): the only writer of servers
 //! * [`Persistence`](persistence): a thread that commits whatever has gathered, then answers
 //! * [`Reader`](reader): threads that look up what memory lacks, before a command is decided
+//! * [`Charger`](charger): a thread that counts for the rate limiter where servers share a store
 //!
 //! [`Handles`] is the whole of it as seen from outside.
 
 pub mod activation;
 mod attempts;
+mod charger;
+mod check_ins;
 pub mod code_registry;
 mod counters;
 mod handles;
 mod health;
 mod keeper;
 mod mailbox;
+mod numbers;
 mod observed;
 mod outbox;
 mod persistence;

@@ -246,7 +246,8 @@ impl Writer {
         for (_, done) in waiting {
             done(Committed::Failed(failed));
         }
-        if failed == Failure::OutcomeUnknown {
+        // A shared store finds out what became of it before it takes the next one.
+        if failed == Failure::OutcomeUnknown && self.store.shared().is_none() {
             // After the answers: from here on the server is on its way out.
             self.health.fail("the fate of a commit is unknown");
         }
@@ -277,7 +278,9 @@ impl Writer {
             }
             Err(CommitError::Unknown(reason)) => {
                 tracing::error!(reason, "the store cannot be opened again");
-                self.health.fail("the fate of a commit is unknown");
+                if self.store.shared().is_none() {
+                    self.health.fail("the fate of a commit is unknown");
+                }
             }
         }
     }

@@ -1,5 +1,7 @@
 //! The rate-limiter actor: charges limited requests, and forwards what it lets through.
 
+mod shared;
+
 use crate::counters::Counters;
 use crate::handles::Handles;
 use crate::observed::{ActorMetrics, LimitMetrics};
@@ -10,9 +12,11 @@ use crate::work::{Command, Shutdown, Tick};
 use crate::{Failure, observed::Observed};
 use actix::{Actor, ActorContext, Context, Handler, Message};
 use arc_swap::ArcSwap;
+use hashbrown::HashMap;
 use iptunnel_domain::limit::{Policy, Standing, Subject, retry_after};
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{Change, CounterRow, Write};
+use shared::Reached;
 use std::sync::Arc;
 
 /// A command that is let through only within limits.
@@ -82,6 +86,9 @@ pub(crate) struct RateLimiter {
     ticks: u8,
     /// How many counters the flush under way has yet to send.
     to_flush: usize,
+    /// Limits that the shared store said are reached, by key.
+    reached: HashMap<u64, Reached>,
+    next_forget: Timestamp,
 }
 
 impl RateLimiter {
@@ -100,6 +107,8 @@ impl RateLimiter {
             observed: observed.clone(),
             ticks: 0,
             to_flush: 0,
+            reached: HashMap::new(),
+            next_forget: Timestamp(0),
         }
     }
 
@@ -167,17 +176,13 @@ impl<C: LimitedCommand> Handler<Limited<C>> for RateLimiter {
 
     fn handle(&mut self, message: Limited<C>, _: &mut Context<Self>) {
         self.metrics.taken();
+        if self.handles.is_shared() {
+            return self.ask_the_store(message);
+        }
         let Limited { subjects, command, now, mut reply } = message;
         match self.admit(&subjects, now) {
             Admission::Granted(standings) => {
-                let counters =
-                    subjects.iter().map(|s| (s.key(), s.policy.window_end(now))).collect();
-                let charge = Charge { counters, handles: Arc::clone(&self.handles) };
-                reply.charged(Some(charge), standings);
-                match command {
-                    Ok(command) => command.forward(reply, &self.handles),
-                    Err(refusal) => reply.refuse(refusal),
-                }
+                self.let_through(Limited { subjects, command, now, reply }, standings);
             }
             Admission::Refused { retry_after, standings } => {
                 reply.charged(None, standings);
@@ -188,11 +193,39 @@ impl<C: LimitedCommand> Handler<Limited<C>> for RateLimiter {
     }
 }
 
+impl RateLimiter {
+    /// Hands a request on that has been counted.
+    fn let_through<C: LimitedCommand>(&self, request: Limited<C>, standings: Vec<Standing>) {
+        let Limited { subjects, command, now, mut reply } = request;
+        let counters = subjects.iter().map(|s| (s.key(), s.policy.window_end(now))).collect();
+        let charge = Charge { counters, handles: Arc::clone(&self.handles) };
+        reply.charged(Some(charge), standings);
+        match command {
+            Ok(command) => command.forward(reply, &self.handles),
+            Err(refusal) => reply.refuse(refusal),
+        }
+    }
+
+    fn refuse<C: LimitedCommand>(&self, request: Limited<C>, standings: Vec<Standing>) {
+        self.count(&standings);
+        let Limited { now, mut reply, .. } = request;
+        let retry_after = retry_after(&standings, now).unwrap_or(1);
+        reply.charged(None, standings);
+        reply.refuse(Refusal::RateLimited { retry_after });
+    }
+}
+
 impl Handler<GiveBack> for RateLimiter {
     type Result = ();
 
     fn handle(&mut self, GiveBack(counters): GiveBack, _: &mut Context<Self>) {
         self.metrics.taken();
+        if let Some(charger) = &self.handles.charger {
+            for (key, _) in &counters {
+                self.reached.remove(key);
+            }
+            return charger.give_back(counters);
+        }
         for (key, window_end) in counters {
             self.counters.give_back(key, window_end);
         }
@@ -221,6 +254,11 @@ impl Handler<Tick> for RateLimiter {
 
     fn handle(&mut self, Tick(now): Tick, _: &mut Context<Self>) {
         self.metrics.taken();
+        if self.handles.is_shared() {
+            self.forget_ended(now);
+            self.observed.counters_in_memory.set(self.reached.len() as i64);
+            return;
+        }
         self.counters.expire(EXPIRE_BUDGET, now);
         self.observed.counters_in_memory.set(self.counters.len() as i64);
         self.ticks = (self.ticks + 1) % FLUSH_TICKS;
@@ -250,6 +288,9 @@ pub(crate) fn restore_counters(
     now: Timestamp,
 ) -> Result<Counters, iptunnel_storage::ReadError> {
     let mut counters = Counters::new();
+    if store.shared().is_some() {
+        return Ok(counters);
+    }
     store.each_counter(&mut |slot, counter| counters.restore(slot, counter, now))?;
     Ok(counters)
 }

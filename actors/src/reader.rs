@@ -5,77 +5,223 @@
 
 use crate::Failure;
 use crate::work::{Command, Work};
+use iptunnel_domain::activation::{Activation, ActivationId};
+use iptunnel_domain::code::{Code, CodeHash};
+use iptunnel_domain::server::{Server, ServerId};
 use iptunnel_storage::{ReadError, Store};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-
-type Job = Box<dyn FnOnce(&dyn Store) + Send>;
 
 /// Reads may wait for the disk; two at a time keep one slow page from holding up the rest.
 const THREADS: usize = 2;
+/// Records that a shared store is asked for at once: it answers for many nearly as soon as for one.
+const TOGETHER: usize = 256;
+
+/// A record that is looked up by its key.
+pub(crate) trait Sought: Sized + Send + 'static {
+    type Key: Copy;
+
+    fn read(store: &dyn Store, keys: &[Self::Key]) -> Result<Vec<Option<Self>>, ReadError>;
+    fn job(lookup: Lookup<Self>) -> Job;
+}
+
+impl Sought for Code {
+    type Key = CodeHash;
+
+    fn read(store: &dyn Store, keys: &[CodeHash]) -> Result<Vec<Option<Self>>, ReadError> {
+        store.codes(keys)
+    }
+    fn job(lookup: Lookup<Self>) -> Job {
+        Job::Code(lookup)
+    }
+}
+
+impl Sought for Activation {
+    type Key = ActivationId;
+
+    fn read(store: &dyn Store, keys: &[ActivationId]) -> Result<Vec<Option<Self>>, ReadError> {
+        store.activations(keys)
+    }
+    fn job(lookup: Lookup<Self>) -> Job {
+        Job::Activation(lookup)
+    }
+}
+
+/// Where servers share a store, a server is found by its name.
+impl Sought for Server {
+    type Key = ServerId;
+
+    fn read(store: &dyn Store, keys: &[ServerId]) -> Result<Vec<Option<Self>>, ReadError> {
+        store.shared().map_or_else(|| Ok(Vec::new()), |shared| shared.servers_of(keys))
+    }
+    fn job(lookup: Lookup<Self>) -> Job {
+        Job::Server(lookup)
+    }
+}
+
+/// A key, and what to do with what is found.
+pub(crate) struct Lookup<R: Sought> {
+    key: R::Key,
+    done: Box<dyn FnOnce(Result<Option<R>, ReadError>) + Send>,
+}
+
+type Run = Box<dyn FnOnce(&dyn Store) + Send>;
+
+pub(crate) enum Job {
+    Code(Lookup<Code>),
+    Activation(Lookup<Activation>),
+    Server(Lookup<Server>),
+    Other(Run),
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    stopped: bool,
+}
 
 /// The way to the readers. Bounded by the permits of the requests that wait in it.
-pub(crate) struct Reader(Mutex<Option<Sender<Job>>>);
+#[derive(Clone, Default)]
+pub(crate) struct Reader(Arc<(Mutex<Queue>, Condvar)>);
 
 impl Reader {
     pub(crate) fn spawn(store: &Arc<dyn Store>) -> std::io::Result<(Self, Vec<JoinHandle<()>>)> {
-        let (sender, jobs) = channel();
-        let jobs = Arc::new(Mutex::new(jobs));
+        let reader = Self::default();
         let threads = (0..THREADS)
             .map(|number| {
-                let (jobs, store) = (Arc::clone(&jobs), Arc::clone(store));
+                let (reader, store) = (reader.clone(), Arc::clone(store));
                 std::thread::Builder::new()
                     .name(format!("reader-{number}"))
-                    .spawn(move || run(&jobs, store.as_ref()))
+                    .spawn(move || reader.work(store.as_ref()))
             })
             .collect::<Result<_, _>>()?;
-        Ok((Self(Mutex::new(Some(sender))), threads))
+        Ok((reader, threads))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, job: Job) {
+        let mut queue = self.lock();
+        // A job that is dropped tells its caller.
+        if !queue.stopped {
+            queue.jobs.push_back(job);
+            drop(queue);
+            self.0.1.notify_one();
+        }
     }
 
     /// Runs `job` on a reader thread; drops it when the server goes down.
     pub(crate) fn run(&self, job: impl FnOnce(&dyn Store) + Send + 'static) {
-        let sender = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = sender.as_ref() {
-            // Fails only when the threads have ended; the dropped job tells its caller.
-            let _ = sender.send(Box::new(job));
-        }
+        self.send(Job::Other(Box::new(job)));
     }
 
-    /// Reads a record with `read` and hands the command on with what was found. Where that fails
-    /// the caller is told, after `on_error` has been called.
-    pub(crate) fn look_up<C: Command, R: Send + 'static>(
+    /// Reads the record with this key and hands the command on with what was found. Where that
+    /// fails the caller is told, after `on_error` has been called.
+    pub(crate) fn look_up<C: Command, R: Sought>(
         &self,
-        mut work: Work<C, R>,
-        read: impl FnOnce(&dyn Store, &C) -> Result<Option<R>, ReadError> + Send + 'static,
+        work: Work<C, R>,
+        key: R::Key,
         forward: impl FnOnce(Work<C, R>) + Send + 'static,
         on_error: impl FnOnce() + Send + 'static,
     ) {
-        self.run(move |store| match read(store, &work.command) {
-            Ok(found) => {
-                work.found = Some(found);
-                forward(work);
-            }
-            Err(error) => {
-                tracing::error!(%error, "a record could not be read");
-                on_error();
-                work.reply.fail(Failure::StorageUnavailable);
-            }
-        });
+        self.find(key, move |found| hand_on(found, work, forward, on_error));
+    }
+
+    /// Reads the record with this key.
+    pub(crate) fn find<R: Sought>(
+        &self,
+        key: R::Key,
+        done: impl FnOnce(Result<Option<R>, ReadError>) + Send + 'static,
+    ) {
+        self.send(R::job(Lookup { key, done: Box::new(done) }));
+    }
+
+    /// The same with what `read` reads.
+    pub(crate) fn look_up_with<C: Command, R: Send + 'static>(
+        &self,
+        work: Work<C, R>,
+        read: impl FnOnce(&dyn Store) -> Result<Option<R>, ReadError> + Send + 'static,
+        forward: impl FnOnce(Work<C, R>) + Send + 'static,
+    ) {
+        self.run(move |store| hand_on(read(store), work, forward, || {}));
     }
 
     /// Lets the threads end once their queue is empty.
     pub(crate) fn stop(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.lock().stopped = true;
+        self.0.1.notify_all();
+    }
+
+    /// The next job, and behind it what can be looked up together with it; none at the end.
+    fn next(&self, together: usize) -> Vec<Job> {
+        let idle = |queue: &mut Queue| queue.jobs.is_empty() && !queue.stopped;
+        let queue = self.0.1.wait_while(self.lock(), idle);
+        let mut queue = queue.unwrap_or_else(PoisonError::into_inner);
+        let lookup = |job: &Job| !matches!(job, Job::Other(_));
+        let lookups = queue.jobs.iter().take(together).take_while(|job| lookup(job)).count();
+        let count = lookups.max(1).min(queue.jobs.len());
+        queue.jobs.drain(..count).collect()
+    }
+
+    fn work(&self, store: &dyn Store) {
+        let together = if store.shared().is_some() { TOGETHER } else { 1 };
+        loop {
+            let jobs = self.next(together);
+            if jobs.is_empty() {
+                return;
+            }
+            let (mut codes, mut activations, mut servers) = (Vec::new(), Vec::new(), Vec::new());
+            for job in jobs {
+                match job {
+                    Job::Code(lookup) => codes.push(lookup),
+                    Job::Activation(lookup) => activations.push(lookup),
+                    Job::Server(lookup) => servers.push(lookup),
+                    Job::Other(job) => job(store),
+                }
+            }
+            read_all(store, codes);
+            read_all(store, activations);
+            read_all(store, servers);
+        }
     }
 }
 
-fn run(jobs: &Mutex<Receiver<Job>>, store: &dyn Store) {
-    loop {
-        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        match job {
-            Ok(job) => job(store),
-            Err(_) => return,
+fn read_all<R: Sought>(store: &dyn Store, lookups: Vec<Lookup<R>>) {
+    if lookups.is_empty() {
+        return;
+    }
+    let keys: Vec<R::Key> = lookups.iter().map(|lookup| lookup.key).collect();
+    match R::read(store, &keys) {
+        Ok(found) => {
+            let found = found.into_iter().chain(std::iter::repeat_with(|| None));
+            lookups.into_iter().zip(found).for_each(|(lookup, found)| (lookup.done)(Ok(found)));
+        }
+        Err(error) if lookups.len() == 1 => {
+            lookups.into_iter().for_each(|lookup| (lookup.done)(Err(error.clone())));
+        }
+        // One that cannot be read must not keep the others from theirs.
+        Err(_) => lookups.into_iter().for_each(|lookup| read_all(store, vec![lookup])),
+    }
+}
+
+fn hand_on<C: Command, R: Send + 'static>(
+    found: Result<Option<R>, ReadError>,
+    mut work: Work<C, R>,
+    forward: impl FnOnce(Work<C, R>),
+    on_error: impl FnOnce(),
+) {
+    match found {
+        Ok(found) => {
+            work.found = Some(found);
+            forward(work);
+        }
+        Err(error) => {
+            tracing::error!(%error, "a record could not be read");
+            on_error();
+            work.reply.fail(Failure::StorageUnavailable);
         }
     }
 }

@@ -5,6 +5,7 @@
 //! here: a server appears, is revoked or restored in memory once that is on disk. Check-ins go the
 //! other way: they are answered at once and written down together, a little later.
 
+use crate::check_ins::CheckIns;
 use crate::handles::Handles;
 use crate::observed::{ActorMetrics, Observed};
 use crate::persistence::Committed;
@@ -21,7 +22,7 @@ use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{Change, CheckIn as Seen, ReadError, Store, Write};
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 /// Registers a server, or registers it again. Sent by the HTTP edge, which has checked the token;
 /// answered when it is on disk.
@@ -218,6 +219,20 @@ impl Servers {
     }
 }
 
+/// A record as the store was found to hold it.
+struct Found(Server);
+
+impl Message for Found {
+    type Result = ();
+}
+
+/// Servers that were seen by other servers.
+struct SeenElsewhere(Vec<(ServerId, Timestamp)>);
+
+impl Message for SeenElsewhere {
+    type Result = ();
+}
+
 /// A server's record has been written.
 struct Written(Server);
 
@@ -229,13 +244,6 @@ impl Message for Written {
 struct NotWritten(ServerId);
 
 impl Message for NotWritten {
-    type Result = ();
-}
-
-/// Check-ins whose commit failed: they are still to be written.
-struct StillUnwritten(Vec<Seen>);
-
-impl Message for StillUnwritten {
     type Result = ();
 }
 
@@ -296,9 +304,8 @@ pub(crate) struct ServerRegistry {
     next_number: u32,
     /// Servers of which a change is on its way to the disk: the next one waits for it.
     changing: HashSet<ServerId>,
-    /// Check-ins since they were last written down, each server at most once.
-    unwritten: Vec<Seen>,
-    noted: HashSet<ServerNumber>,
+    /// Check-ins since they were last written down: of each server the last.
+    unwritten: CheckIns,
     next_flush: Timestamp,
     tuning: Arc<ArcSwap<Tuning>>,
     handles: Arc<Handles>,
@@ -319,8 +326,7 @@ impl ServerRegistry {
             tokens,
             next_number: last_number.map_or(0, |last| last.0 + 1),
             changing: HashSet::new(),
-            unwritten: Vec::new(),
-            noted: HashSet::new(),
+            unwritten: CheckIns::default(),
             next_flush: Timestamp(0),
             tuning,
             handles,
@@ -346,7 +352,8 @@ impl ServerRegistry {
     /// server has written it) is taken over.
     fn is_fresh(&mut self, server: &Server) -> bool {
         let Some(known) = self.servers.0.get(&server.id).map(|live| live.version) else {
-            return false;
+            self.publish(server);
+            return true;
         };
         // Half a version's numbers: a distance of more than half their range is a step back.
         let ahead = (server.version as u16).wrapping_sub(known);
@@ -367,7 +374,7 @@ impl ServerRegistry {
 
     /// Reads a server's record once everything sent before is on disk, and hands the command on
     /// with it.
-    fn look_up<C>(&self, work: Work<C, Server>, number: ServerNumber)
+    fn look_up<C>(&self, work: Work<C, Server>, id: ServerId, number: Option<ServerNumber>)
     where
         C: Command,
         Self: Handler<Work<C, Server>>,
@@ -378,15 +385,27 @@ impl ServerRegistry {
                 return work.reply.fail(failure);
             }
             let back = Arc::clone(&handles);
-            handles.reader.look_up(
-                work,
-                move |store, _| store.server(number),
-                move |work| {
-                    back.server_registry.send(work);
-                },
-                || {},
-            );
+            let forward = move |work| {
+                back.server_registry.send(work);
+            };
+            if handles.is_shared() {
+                return handles.reader.look_up(work, id, forward, || {});
+            }
+            let read =
+                move |store: &dyn Store| number.map_or(Ok(None), |number| store.server(number));
+            handles.reader.look_up_with(work, read, forward);
         });
+    }
+
+    /// The same where what was read is older than what memory knows: a few times.
+    fn look_up_again<C>(&self, work: Work<C, Server>, id: ServerId, number: Option<ServerNumber>)
+    where
+        C: Command,
+        Self: Handler<Work<C, Server>>,
+    {
+        if let Some(work) = work.again() {
+            self.look_up(work, id, number);
+        }
     }
 
     /// Writes a server's record and answers with what `grant` makes of it.
@@ -404,6 +423,9 @@ impl ServerRegistry {
         let handles = Arc::clone(&self.handles);
         let change = Change(vec![Write::Server(server.clone()), Write::Audit(Arc::new(event))]);
         self.handles.persistence.commit(change, None, move |committed| {
+            if committed == Committed::Written && server.version == 1 && handles.is_shared() {
+                return read_back(&handles, work.reply, server, grant);
+            }
             if committed == Committed::Written {
                 handles.server_registry.send::<Written>(Written(server.clone()));
                 return grant(work.reply, server);
@@ -416,25 +438,42 @@ impl ServerRegistry {
             }
         });
     }
+}
 
-    fn flush(&mut self, count: usize) {
-        if self.unwritten.is_empty() {
-            return;
+/// Makes memory follow the record of a server that another server has perhaps changed.
+pub(crate) fn follow(handles: &Arc<Handles>, id: ServerId) {
+    let back = Arc::clone(handles);
+    handles.reader.find(id, move |found| match found {
+        Ok(Some(server)) => {
+            back.server_registry.send(Found(server));
         }
-        let at = self.unwritten.len().saturating_sub(count);
-        let check_ins = self.unwritten.split_off(at);
-        self.metrics.batch.observe(check_ins.len() as f64);
-        if self.unwritten.is_empty() {
-            self.noted.clear();
+        Ok(None) => {}
+        Err(error) => {
+            tracing::warn!(%error, "a server's record could not be read, and is tried again");
+            back.missed.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
         }
-        let handles = Arc::clone(&self.handles);
-        let change = Change(vec![Write::CheckIns(check_ins.clone())]);
-        self.handles.persistence.commit(change, None, move |committed| {
-            if committed != Committed::Written {
-                handles.server_registry.send(StillUnwritten(check_ins));
-            }
-        });
-    }
+    });
+}
+
+/// Learns the number that a shared store has given to a new server, and then answers.
+fn read_back<A: Send + 'static>(
+    handles: &Arc<Handles>,
+    reply: Reply<A>,
+    server: Server,
+    grant: impl FnOnce(Reply<A>, Server) + Send + 'static,
+) {
+    let back = Arc::clone(handles);
+    handles.reader.find(server.id, move |found: Result<Option<Server>, ReadError>| match found {
+        Ok(Some(found)) => {
+            back.server_registry.send(Written(found.clone()));
+            grant(reply, found);
+        }
+        // It is written all the same, and is found when it is next asked for.
+        Ok(None) | Err(_) => {
+            back.server_registry.send(NotWritten(server.id));
+            grant(reply, server);
+        }
+    });
 }
 
 /// What happened to a server, as the log says it.
@@ -458,8 +497,16 @@ impl Actor for ServerRegistry {
 impl Handler<Work<CheckIn, Server>> for ServerRegistry {
     type Result = ();
 
-    fn handle(&mut self, work: Work<CheckIn, Server>, _: &mut Context<Self>) {
+    fn handle(&mut self, mut work: Work<CheckIn, Server>, _: &mut Context<Self>) {
         self.metrics.taken();
+        let looked_up = work.found.is_some();
+        if let Some(Some(server)) = work.found.take() {
+            self.is_fresh(&server);
+        } else if !looked_up && self.lacks(work.command.id) {
+            // Another server may have registered it just now.
+            let id = work.command.id;
+            return self.look_up(work, id, None);
+        }
         let Work { command: CheckIn { id, bearer, now }, reply, .. } = work;
         let Some(mut live) = self.servers.0.get_mut(&id) else {
             return reply.refuse(Refusal::ServerNotFound);
@@ -474,9 +521,7 @@ impl Handler<Work<CheckIn, Server>> for ServerRegistry {
         let seconds = u32::try_from(now.0).unwrap_or(u32::MAX);
         if live.last_checkin < seconds {
             live.last_checkin = seconds;
-            if self.noted.insert(live.number) {
-                self.unwritten.push(Seen { server: live.number, at: now });
-            }
+            self.unwritten.note(id, Seen { server: live.number, at: now });
         }
         drop(live);
         reply.grant(CheckedIn::Active);
@@ -492,11 +537,15 @@ impl Handler<Work<Register, Server>> for ServerRegistry {
         if self.changing.contains(&id) {
             return self.wait(work);
         }
+        let found = work.found.take();
+        if found.is_none() && self.lacks(id) {
+            return self.look_up(work, id, None);
+        }
         let known = self.servers.0.get(&id).map(|live| live.number);
-        match (work.found.take(), known) {
-            (_, None) if work.reply.claim() => self.register_new(work),
-            (_, None) => {}
-            (Some(Some(server)), Some(_)) if self.is_fresh(&server) => {
+        match (found, known) {
+            (None | Some(None), None) if work.reply.claim() => self.register_new(work),
+            (None | Some(None), None) => {}
+            (Some(Some(server)), _) if self.is_fresh(&server) => {
                 let Register { hostname, token, now, .. } = &work.command;
                 match server.register_again(hostname.clone(), *token, *now) {
                     Err(refusal) => work.reply.refuse(refusal),
@@ -507,7 +556,8 @@ impl Handler<Work<Register, Server>> for ServerRegistry {
                     Ok(_) => {}
                 }
             }
-            (_, Some(number)) => self.look_up(work, number),
+            (None, number) => self.look_up(work, id, number),
+            (Some(_), number) => self.look_up_again(work, id, number),
         }
     }
 }
@@ -579,12 +629,19 @@ impl ServerRegistry {
         if self.changing.contains(&id) {
             return self.wait(work);
         }
-        let Some(number) = self.servers.0.get(&id).map(|live| live.number) else {
-            return work.reply.refuse(Refusal::ServerNotFound);
-        };
-        let found = work.found.take().flatten().filter(|server| self.is_fresh(server));
+        let found = work.found.take();
+        if found.is_none() && self.lacks(id) {
+            return self.look_up(work, id, None);
+        }
+        let looked_up = found.is_some();
+        let found = found.flatten().filter(|server| self.is_fresh(server));
+        let number = self.servers.0.get(&id).map(|live| live.number);
         let Some(server) = found else {
-            return self.look_up(work, number);
+            return match number {
+                Some(_) if looked_up => self.look_up_again(work, id, number),
+                Some(_) => self.look_up(work, id, number),
+                None => work.reply.refuse(Refusal::ServerNotFound),
+            };
         };
         match change(&server) {
             None => work.reply.grant(()),
@@ -593,6 +650,38 @@ impl ServerRegistry {
             }
             Some(_) => {}
         }
+    }
+}
+
+impl ServerRegistry {
+    /// Whether a server that memory does not know may be known to the store.
+    fn lacks(&self, id: ServerId) -> bool {
+        self.handles.is_shared() && !self.servers.0.contains_key(&id)
+    }
+}
+
+impl ServerRegistry {}
+
+impl Handler<SeenElsewhere> for ServerRegistry {
+    type Result = ();
+
+    fn handle(&mut self, SeenElsewhere(seen): SeenElsewhere, _: &mut Context<Self>) {
+        self.metrics.taken();
+        for (id, at) in &seen {
+            if let Some(mut live) = self.servers.0.get_mut(id) {
+                let at = u32::try_from(at.0).unwrap_or(u32::MAX);
+                live.last_checkin = live.last_checkin.max(at);
+            }
+        }
+    }
+}
+
+impl Handler<Found> for ServerRegistry {
+    type Result = ();
+
+    fn handle(&mut self, Found(server): Found, _: &mut Context<Self>) {
+        self.metrics.taken();
+        self.is_fresh(&server);
     }
 }
 
@@ -616,17 +705,6 @@ impl Handler<NotWritten> for ServerRegistry {
     }
 }
 
-impl Handler<StillUnwritten> for ServerRegistry {
-    type Result = ();
-
-    fn handle(&mut self, StillUnwritten(check_ins): StillUnwritten, _: &mut Context<Self>) {
-        self.metrics.taken();
-        // Older than what may have been noted since, so they go first: the later one wins.
-        self.noted.extend(check_ins.iter().map(|seen| seen.server));
-        self.unwritten.splice(0..0, check_ins);
-    }
-}
-
 impl Handler<Tick> for ServerRegistry {
     type Result = ();
 
@@ -636,7 +714,16 @@ impl Handler<Tick> for ServerRegistry {
         if now >= self.next_flush {
             let tuning = self.tuning.load_full();
             self.next_flush = now.plus(tuning.checkin_flush_seconds);
-            self.flush(tuning.batches.server_registry);
+            let step = tuning.batches.server_registry;
+            let flushed = self.unwritten.flush(&self.handles, step);
+            if flushed > 0 {
+                self.metrics.batch.observe(flushed.min(step) as f64);
+            }
+            if self.handles.is_shared() {
+                let handles = Arc::clone(&self.handles);
+                let hear = move |seen| handles.server_registry.send(SeenElsewhere(seen));
+                self.unwritten.listen(&self.handles, hear);
+            }
         }
     }
 }
@@ -646,7 +733,7 @@ impl Handler<Shutdown> for ServerRegistry {
 
     fn handle(&mut self, Shutdown(done): Shutdown, context: &mut Context<Self>) {
         self.metrics.taken();
-        self.flush(usize::MAX);
+        self.unwritten.finish(&self.handles);
         self.handles.persistence.commit(Change::default(), None, move |_| {
             // Whoever waited for the end may have given up; then nobody is told.
             let _ = done.send(());

@@ -39,6 +39,11 @@ impl<C: Command, R> Work<C, R> {
         Work { command: next(command), reply, found: None, attempts }
     }
 
+    /// Whether it may be decided once more.
+    pub(crate) fn may_try_again(&self) -> bool {
+        self.attempts < MAX_ATTEMPTS
+    }
+
     /// The command once more, to be decided on fresh records; `None` (and `overloaded` for the
     /// caller) where that happened often enough.
     pub(crate) fn again(mut self) -> Option<Self> {
