@@ -1,7 +1,7 @@
 //! The composition root: what exists, in which order it begins, and in which order it ends.
 
-use crate::ambient::{Clock, NoRandomness, random_bytes, seeded_generator};
-use crate::config::{Config, ConfigError, Layers};
+use crate::ambient::{Clock, NoRandomness, machine_milliseconds, random_bytes, seeded_generator};
+use crate::config::{Backend, Config, ConfigError, Layers};
 use crate::console::history::History;
 use crate::console::{Console, heads};
 use crate::http::admin::{AdminState, refuse_unknown_hosts};
@@ -11,6 +11,7 @@ use crate::http::reference::Reference;
 use crate::http::state::{State, master_hash, tuning_of};
 use crate::http::watch::Watchers;
 use crate::http::{ROUTES, around, operators, public};
+use crate::mark;
 use crate::secrets::{SecretError, SigningFile, lookup_key};
 use crate::tokens::Tokens;
 use crate::tuning::{OnChange, Tuner};
@@ -21,13 +22,20 @@ use actix_web::web::Data;
 use actix_web::{App, HttpServer};
 use arc_swap::ArcSwap;
 use iptunnel_actors::{Handles, Health, Observed, Parts, StartError};
-use iptunnel_storage::{Disks, FileDisk, JournaledStore, OpenDisk, OpenError, ReadError, Store};
+use iptunnel_domain::audit::Action;
+use iptunnel_domain::lookup::{LookupKey, Purpose};
+use iptunnel_storage::{
+    Disks, FileDisk, Finding, Grade, JournaledStore, OpenDisk, OpenError, PostgresStore, ReadError,
+    Shared, Store,
+};
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// What the server is made of and cannot make itself: a test gives it other things than `main`.
 pub struct Surroundings {
@@ -70,6 +78,12 @@ pub enum RunError {
     /// The operating system has no randomness.
     #[error(transparent)]
     Randomness(#[from] NoRandomness),
+    /// Another server on the same store has other keys.
+    #[error(
+        "auth.lookup_key_file: this is not the key of the other servers on this database: copy the \
+         files of [auth] from one of them"
+    )]
+    OtherKey,
     /// A listener could not be used.
     #[error("the server cannot listen: {0}")]
     Listen(#[from] std::io::Error),
@@ -94,6 +108,24 @@ fn file_disk(path: PathBuf) -> OpenDisk {
     Box::new(move || Ok(Box::new(FileDisk::open(&path)?)))
 }
 
+/// The store that is configured. Where it is cannot be changed from within it.
+pub fn open_store(config: &Config, disks: Disks) -> Result<Arc<dyn Store>, OpenError> {
+    Ok(match config.storage.backend {
+        Backend::Redb => Arc::new(JournaledStore::open(disks)?),
+        Backend::Postgres => Arc::new(PostgresStore::open(&config.storage.url)?),
+    })
+}
+
+/// Servers that share a store must find in it what the others have written.
+fn agree(store: &dyn Store, lookup: &LookupKey) -> Result<(), RunError> {
+    let hash = lookup.hash(Purpose::Agreement, b"");
+    match store.shared().map(|shared| shared.agree("lookup key", hash)) {
+        None | Some(Ok(true)) => Ok(()),
+        Some(Ok(false)) => Err(RunError::OtherKey),
+        Some(Err(error)) => Err(error.into()),
+    }
+}
+
 /// How often actors are told the time.
 const TICK: Duration = Duration::from_millis(200);
 /// A connection without a request is closed after this long.
@@ -116,9 +148,12 @@ pub async fn run(
 ) -> Result<(), RunError> {
     let Surroundings { clock, disks, public: public_socket, admin: admin_socket } = surroundings;
     let mut registry = Registry::with_prefix("iptunnel");
+    let (offset, epoch) = (clock_offset(&mut registry), store_epoch(&mut registry));
 
     // The store, which knows what operators have changed; then secrets; then the actors.
-    let store: Arc<dyn Store> = Arc::new(JournaledStore::open(disks)?);
+    let base = layers.with(&[])?.config;
+    let store = open_store(&base, disks)?;
+    mark::check(store.as_ref(), &base.storage.path, clock.now())?;
     let kept = store.settings()?;
     let loaded = layers.with_kept(Vec::new(), kept.clone())?;
     for problem in &loaded.left_out {
@@ -130,6 +165,7 @@ pub async fn run(
     let lookup = lookup_key(&config.auth.lookup_key_file)?;
     let tokens = Tokens::new(&SigningFile::read_or_make(&config.auth.signing_key_file)?);
     let master = master_hash(&config, &lookup)?;
+    agree(store.as_ref(), &lookup)?;
     let health = Arc::new(Health::default());
     let tuning = Arc::new(ArcSwap::from_pointee(tuning_of(&config)));
     let handles = iptunnel_actors::start(Parts {
@@ -145,8 +181,20 @@ pub async fn run(
 
     // The edge.
     let watchers = Arc::new(Watchers::default());
-    let told = Arc::clone(&watchers);
-    handles.store().follow(Box::new(move |event| told.tell(event)));
+    let (told, hearing) = (Arc::clone(&watchers), Arc::clone(&handles));
+    let resettle = Arc::new(Notify::new());
+    let settings_changed = Arc::clone(&resettle);
+    let (fenced, shared) = (Arc::clone(&health), handles.store().shared().is_some());
+    handles.store().follow(Box::new(move |event| {
+        told.tell(event);
+        hearing.heard(event);
+        match event.action {
+            Action::SettingChanged => settings_changed.notify_one(),
+            // What memory holds may be ahead of a store that has become an earlier one.
+            Action::StoreFenced if shared => fenced.fail("a new epoch has begun"),
+            _ => {}
+        }
+    }));
     let (server, grace) = (config.server.clone(), config.server.shutdown_grace);
     let state = Data::new(State {
         handles: Arc::clone(&handles),
@@ -183,6 +231,10 @@ pub async fn run(
     let servers = [actix_web::rt::spawn(admin), actix_web::rt::spawn(public)];
     let ticker = actix_web::rt::spawn(tick(Arc::clone(&handles), clock));
     let signer = actix_web::rt::spawn(heads::keep(console.clone()));
+    let marker = mark::keep(Arc::clone(handles.store()), base.storage.path.clone(), epoch);
+    let marker = actix_web::rt::spawn(marker);
+    let sharing = handles.store().shared().is_some();
+    let sharer = sharing.then(|| actix_web::rt::spawn(share(state.clone(), resettle, offset)));
     started();
 
     tracing::info!(public = %address, admin = %bind, "the server is up");
@@ -193,14 +245,21 @@ pub async fn run(
     health.drain();
     state.watchers.close();
     ticker.abort();
+    if let Some(sharer) = sharer {
+        sharer.abort();
+    }
     sampler.abort();
     tracing::info!("the server is finishing what it accepted");
     // After a failure whoever waits has been answered: that has to reach them.
     let patience = if ended.is_ok() { grace } else { LAST_ANSWERS.min(grace) };
     end(public_handle, true, patience).await;
     signer.abort();
+    marker.abort();
     let signed = heads::note_now(&console);
     let _ = tokio::time::timeout(grace, signed).await;
+    let (marked, path) = (Arc::clone(handles.store()), base.storage.path.clone());
+    let marked = actix_web::web::block(move || mark::keep_now(marked.as_ref(), &path));
+    let _ = tokio::time::timeout(grace, marked).await;
     let synced = tokio::time::timeout(grace, handles.stop()).await.is_ok();
     end(admin_handle, false, grace).await;
     for server in servers {
@@ -249,6 +308,103 @@ async fn tick(handles: Arc<Handles>, clock: Arc<dyn Clock>) {
     loop {
         interval.tick().await;
         handles.tick(clock.now());
+    }
+}
+
+type Offset = Gauge<f64, AtomicU64>;
+
+fn clock_offset(registry: &mut Registry) -> Offset {
+    let offset = Offset::default();
+    let help = "Seconds by which the shared store's clock is ahead of this machine's";
+    registry.register("clock_offset_seconds", help, offset.clone());
+    offset
+}
+
+fn store_epoch(registry: &mut Registry) -> Gauge {
+    let epoch = Gauge::default();
+    let help = "Grows where the store was found to lack what had been acknowledged";
+    registry.register("store_epoch", help, epoch.clone());
+    epoch
+}
+
+/// How often the shared store is asked for the time, and so whether it is there.
+const ASK_TIME: Duration = Duration::from_secs(2);
+/// How many times that is until it is looked at more closely.
+const EXAMINE: u32 = 10;
+/// Milliseconds by which a machine's clock may differ before its server is not ready: what is left
+/// of a lifetime is then not what others say it is.
+pub const CLOCK_MAY_DIFFER: i64 = 1000;
+
+/// How often the store is asked for the time in a row: what took longest tells least.
+const LOOKS: usize = 3;
+
+/// Milliseconds by which the shared store's clock is ahead of this machine's, to within half the
+/// time that asking took.
+pub fn clock_ahead(store: &dyn Store) -> Option<i64> {
+    let shared = store.shared()?;
+    let look = || {
+        let before = machine_milliseconds();
+        let theirs = shared.clock().ok()?;
+        let took = machine_milliseconds().saturating_sub(before);
+        let ours = before.saturating_add(took / 2);
+        Some((took, theirs.cast_signed().saturating_sub(ours.cast_signed())))
+    };
+    let best = (0..LOOKS).filter_map(|_| look()).min_by_key(|(took, _)| *took);
+    best.map(|(_, ahead)| ahead)
+}
+
+/// Whether the shared store keeps what it promises. Where it does not the server is not ready, unless
+/// its operator knows.
+async fn look_at_the_store(state: &State) {
+    let store = Arc::clone(state.handles.store());
+    let examined = move || store.shared().map(Shared::examine);
+    let Ok(Some(Ok(findings))) = actix_web::web::block(examined).await else { return };
+    let broken = findings.iter().filter(|finding| finding.grade == Grade::Breaks);
+    let known = state.config.load().storage.allow_async_failover;
+    let mut safe = true;
+    for Finding { what, why, mend, .. } in broken {
+        safe = false;
+        if known {
+            tracing::debug!(what, why, mend, "the store may lose what was answered");
+        } else {
+            tracing::error!(what, why, mend, "the store may lose what was answered: not ready");
+        }
+    }
+    state.health.store_is_safe(safe || known);
+}
+
+/// What a server does that shares its store: it goes by the store's clock, and by the settings that
+/// operators change on other servers.
+async fn share(state: Data<State>, resettle: Arc<Notify>, offset: Offset) {
+    let (mut ask, mut rounds) = (tokio::time::interval(ASK_TIME), 0u32);
+    loop {
+        tokio::select! {
+            _ = ask.tick() => {
+                let store = Arc::clone(state.handles.store());
+                let ahead = actix_web::web::block(move || clock_ahead(store.as_ref()));
+                let ahead = ahead.await.ok().flatten();
+                state.health.store_is_there(ahead.is_some());
+                if let Some(ahead) = ahead {
+                    state.clock.correct(ahead);
+                    offset.set(ahead as f64 / 1000.0);
+                    let fit = ahead.abs() <= CLOCK_MAY_DIFFER;
+                    if !fit {
+                        tracing::error!(ahead, "the machine's clock differs from the store's");
+                    }
+                    state.health.clock_is_right(fit);
+                }
+                if ahead.is_some() && rounds.is_multiple_of(EXAMINE) {
+                    look_at_the_store(&state).await;
+                }
+                rounds = rounds.wrapping_add(1);
+            }
+            () = resettle.notified() => {
+                if !state.tuner.follow(&state).await {
+                    tokio::time::sleep(ASK_TIME).await;
+                    resettle.notify_one();
+                }
+            }
+        }
     }
 }
 

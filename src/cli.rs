@@ -1,9 +1,12 @@
 //! The command line.
 
-use crate::ambient::SystemClock;
-use crate::app::{self, RunError, Signal, Surroundings, files};
+use crate::ambient::{Clock, SystemClock};
+use crate::app::{self, RunError, Signal, Surroundings, files, open_store};
 use crate::config::{Config, ConfigError, Layers, Sources};
+use crate::doctor;
 use crate::logging::Logging;
+use crate::mark;
+use crate::moving;
 use crate::remote::{self, admin_address};
 use crate::secrets::{SecretError, SigningFile, make_folder_of, master_token};
 use clap::{Parser, Subcommand};
@@ -71,6 +74,29 @@ enum Command {
         #[command(subcommand)]
         action: remote::Audit,
     },
+    /// Say whether the database keeps what the server promises
+    ///
+    /// Each finding with why it matters and the command that mends it. Fails where a spent code
+    /// could come back.
+    Doctor,
+    /// Copy a store into another, empty one, and compare them
+    ///
+    /// Both are named as redb:PATH or postgres:URL; redb alone is storage.path of the configuration,
+    /// postgres alone its storage.url, which keeps the password off the command line. Stop all
+    /// servers first.
+    Copy {
+        /// Where everything is
+        #[arg(long, value_name = "STORE")]
+        from: String,
+        /// Where it is to be
+        #[arg(long, value_name = "STORE")]
+        to: String,
+    },
+    /// Make every unspent code and open activation void
+    ///
+    /// After an earlier state of the store has been restored together with its mark: a code that
+    /// was spent since may look unspent. With redb, stop the server first.
+    Fence,
     /// Manage the keys that sign tokens
     Keys {
         #[command(subcommand)]
@@ -157,6 +183,9 @@ impl Cli {
                 Ok(())
             }
             Some(Command::Healthcheck) => healthcheck(&config),
+            Some(Command::Doctor) => asked(doctor::examine(&config, output)),
+            Some(Command::Fence) => fence(&config),
+            Some(Command::Copy { from, to }) => asked(moving::copy(&config, &from, &to)),
             Some(Command::Keys { action }) => keys(&config, action),
             Some(Command::Servers { action }) => asked(remote::servers(&config, output, action)),
             Some(Command::Codes { action }) => asked(remote::codes(&config, output, action)),
@@ -200,7 +229,7 @@ fn serve(config: &Config, layers: Layers, sources: Sources) -> Result<(), CliErr
 }
 
 /// Says something on standard output. Where nobody reads that the server runs all the same.
-fn tell(text: &str) {
+pub fn tell(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
@@ -274,6 +303,15 @@ fn healthcheck(config: &Config) -> Result<(), CliError> {
         return Ok(());
     }
     Err(CliError::Other(format!("{address}: not ready")))
+}
+
+fn fence(config: &Config) -> Result<(), CliError> {
+    let store = open_store(config, files(&config.storage.path)).map_err(RunError::Store)?;
+    let epoch = mark::fence(store.as_ref(), &config.storage.path, SystemClock::default().now());
+    store.close();
+    let epoch = epoch.map_err(|error| CliError::Other(error.to_string()))?;
+    tell(&format!("epoch {epoch}: what was issued and not spent before is void"));
+    Ok(())
 }
 
 fn keys(config: &Config, action: Keys) -> Result<(), CliError> {

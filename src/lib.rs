@@ -6,6 +6,9 @@
 //! * [`config`]: what an operator may choose
 //! * [`console`] and [`tuning`]: what operators see, and what they turn
 //! * [`cli`] and [`logging`]: how the program is started and what it tells
+//! * [`mark`]: what the store must hold, and what happens where it does not
+//! * [`doctor`]: what there is to know of a database
+//! * [`moving`]: from one store into another
 //! * [`remote`]: commands that ask a running server
 //! * [`ambient`]: the clock and the randomness of the operating system
 
@@ -14,9 +17,12 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod console;
+mod doctor;
 mod hex;
 pub mod http;
 pub mod logging;
+mod mark;
+mod moving;
 pub mod remote;
 pub mod secrets;
 pub mod tokens;

@@ -1,5 +1,6 @@
 //! Commands that ask a running server, over the operators' listener and with the master token.
 
+use crate::cli::tell;
 use crate::config::Config;
 use crate::console::audit::Row;
 use crate::console::heads::{SignedHead, file_of, read_file};
@@ -7,7 +8,7 @@ use crate::secrets::{lookup_key, master_token};
 use clap::{Subcommand, ValueEnum};
 use iptunnel_domain::audit::Head;
 use serde_json::{Map, Value, json};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -231,11 +232,6 @@ impl Server {
     }
 }
 
-/// Says something on standard output; a reader that has gone is no fault.
-fn say(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
-}
-
 fn cell(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
@@ -268,12 +264,12 @@ fn table(rows: &[Value], columns: &[&str]) -> String {
 /// Writes an answer: all of it as JSON, or the rows in `list` as a table.
 fn write(output: Output, data: &Value, list: &str, columns: &[&str]) {
     if output == Output::Json {
-        return say(&data.to_string());
+        return tell(&data.to_string());
     }
     let rows = data.get(list).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    say(&table(rows, columns));
+    tell(&table(rows, columns));
     if let Some(next) = data.get("next_cursor").filter(|next| !next.is_null()) {
-        say(&format!("more with --cursor {}", cell(next)));
+        tell(&format!("more with --cursor {}", cell(next)));
     }
 }
 
@@ -289,7 +285,7 @@ pub fn servers(config: &Config, output: Output, action: Servers) -> Result<(), S
             return Err("server_id must be 16 hexadecimal digits".to_owned());
         }
         let done = server.post(&format!("/servers/{id}/{verb}"), body)?;
-        say(&if output == Output::Json {
+        tell(&if output == Output::Json {
             done.to_string()
         } else {
             format!("{} {}", field(&done, "server_id"), field(&done, "status"))
@@ -327,14 +323,14 @@ pub fn codes(config: &Config, output: Output, action: Codes) -> Result<(), Strin
         write(output, &found, "codes", &["hint", "last", "at", "hostname", "address", "id"]);
         return Ok(());
     }
-    say(&format!(
+    tell(&format!(
         "{}  {}  activations: {}",
         field(&found, "hint"),
         field(&found, "state"),
         field(&found, "activations")
     ));
     if found.get("second_machine") == Some(&Value::Bool(true)) {
-        say("ANOTHER MACHINE HAS TRIED THIS CODE AFTER IT WAS SPENT");
+        tell("ANOTHER MACHINE HAS TRIED THIS CODE AFTER IT WAS SPENT");
     }
     let columns = ["at", "action", "subject", "address", "detail", "actor", "who", "from"];
     write(output, &found, "events", &columns);
@@ -432,7 +428,7 @@ pub fn audit(config: &Config, output: Output, action: Audit) -> Result<(), Strin
                 format!("{}: a head has a signature that is not this server's", path.display())
             })?;
             let head = verify(export, &genuine)?;
-            say(&if output == Output::Json {
+            tell(&if output == Output::Json {
                 json!({"entries": head.entries, "hash": head.hash.to_hex(), "heads": genuine.len()})
                     .to_string()
             } else {

@@ -8,11 +8,11 @@ use figment::Figment;
 use figment::providers::Serialized;
 use toml::{Table, Value};
 
-use super::Config;
 use super::key::{self, PRODUCTS};
 use super::raw::Raw;
 use super::show::{flatten, one_line, shown};
 use super::unknown::{instead_of, is_section};
+use super::{Backend, Config};
 
 /// Where values come from. Of several that are given the last named here wins: defaults, file,
 /// environment, flags.
@@ -306,11 +306,16 @@ fn contradictions(config: &Config) -> Vec<String> {
             life.code, life.max_lifetime
         ));
     }
-    if !config.storage.url.is_empty() {
+    let storage = &config.storage;
+    if storage.url.is_empty() != (storage.backend == Backend::Redb) {
+        let must = match storage.backend {
+            Backend::Redb => "empty",
+            Backend::Postgres => "the database's address, postgres://...,",
+        };
         problems.push(format!(
-            "storage.url = {}: must be empty where storage.backend is {:?}",
-            shown("storage.url", &config.storage.url.as_str().into()),
-            config.storage.backend.as_str()
+            "storage.url = {}: must be {must} where storage.backend is {:?}",
+            shown("storage.url", &storage.url.as_str().into()),
+            storage.backend.as_str()
         ));
     }
     for (place, product) in config.products.iter().enumerate() {

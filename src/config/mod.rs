@@ -108,6 +108,9 @@ pub struct Storage {
     pub path: PathBuf,
     /// The address of a shared engine, with its password: never shown. Empty with redb.
     pub url: String,
+    /// Whether it is known that a failover or a power cut may bring spent codes back: then the server
+    /// is ready all the same.
+    pub allow_async_failover: bool,
     /// Days after which closed codes and activations are forgotten.
     pub retention_days: u64,
 }
@@ -116,8 +119,10 @@ pub struct Storage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
-    /// Embedded, one file.
+    /// Embedded, for one server.
     Redb,
+    /// A PostgreSQL database, which several servers share.
+    Postgres,
 }
 
 /// Where secrets are kept. Each file is made on first start.
@@ -237,6 +242,7 @@ impl Backend {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Redb => "redb",
+            Self::Postgres => "postgres",
         }
     }
 }

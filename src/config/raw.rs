@@ -133,6 +133,7 @@ impl Default for Raw {
                 backend: Backend::Redb,
                 path: "data/iptunnel.redb".into(),
                 url: String::new(),
+                allow_async_failover: false,
                 retention_days: 90,
             },
             auth: Auth {

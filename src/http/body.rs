@@ -74,7 +74,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Field<'a> {
                 Self::Text(Cow::Borrowed(raw.trim_matches('"').trim()))
             }
             [b'"', ..] => match serde_json::from_str::<String>(raw) {
-                Ok(text) => Self::Text(Cow::Owned(text.trim().to_owned())),
+                // No database's text can hold a NUL, which only an escape can name.
+                Ok(text) => Self::Text(Cow::Owned(text.trim().replace('\0', "\u{FFFD}"))),
                 Err(_) => Self::WrongType,
             },
             [b'-', digits @ ..] | digits if digits.iter().all(u8::is_ascii_digit) => {
@@ -157,6 +158,7 @@ mod tests {
         assert_eq!(field(r#"" a b ""#), text("a b"));
         assert_eq!(field(r#"" \u0041\n""#), text("A"));
         assert_eq!(field(r#""\"""#), text("\""));
+        assert_eq!(field(r#""a\u0000b""#), text("a\u{FFFD}b"));
         assert_eq!(field(r#""""#), text(""));
         assert_eq!(field("12345678901234567890123456789"), text("12345678901234567890123456789"));
         assert_eq!(field("-7"), text("-7"));

@@ -5,9 +5,9 @@ use crate::harness::{Activation, Answer, Machine, TestApp};
 use crate::process::{Api, Chance, Process, spawn, usual_flags};
 use serde_json::json;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A machine that has not been seen before.
@@ -237,9 +237,20 @@ impl Registration {
             it.revoked = None;
             assert_eq!(it.revoke(api)?.status, 200);
             it.revoked = Some(true);
-            assert_eq!(it.check_in(api)?, (403, "revoked".into()), "{it:?}");
+            assert_eq!(it.check_in_revoked(api)?, (403, "revoked".into()), "{it:?}");
         }
         Some(())
+    }
+
+    /// A check-in after the revocation, which binds on other servers within a while.
+    fn check_in_revoked(&self, api: &Api) -> Option<(u16, String)> {
+        let begun = Instant::now();
+        loop {
+            let told = self.check_in(api)?;
+            if told.0 == 403 || begun.elapsed() >= api.patience {
+                return Some(told);
+            }
+        }
     }
 
     fn check(&self, api: &Api, note: &str) {
@@ -247,7 +258,12 @@ impl Registration {
             assert_eq!(self.revoke(api).unwrap().status, 200, "{self:?} {note}");
         }
         let body = json!({"token": api.master, "ip": self.ip});
-        let (alive, again) = (self.check_in(api).unwrap(), api.post("/register", &body).unwrap());
+        let alive = if self.revoked == Some(false) {
+            self.check_in(api).unwrap()
+        } else {
+            self.check_in_revoked(api).unwrap()
+        };
+        let again = api.post("/register", &body).unwrap();
         let told = (alive.0, alive.1.as_str(), again.status);
         let expected =
             if self.revoked == Some(false) { (200, "ok", 200) } else { (403, "revoked", 403) };
@@ -262,21 +278,26 @@ pub struct Stories {
     servers: Vec<Registration>,
 }
 
-/// Clients at work until the server answers no more.
-pub struct Load(Vec<JoinHandle<Stories>>);
+/// Clients at work until the server answers no more, or they are stopped.
+pub struct Load(Vec<JoinHandle<Stories>>, Arc<AtomicBool>);
 
 impl Load {
     pub fn start(api: Api, round: u64, seed: u64) -> Self {
+        let stopped = Arc::new(AtomicBool::new(false));
         let client = |number: u64| {
-            let api = api.clone();
+            let (api, stopped) = (api.clone(), Arc::clone(&stopped));
             let mut chance = Chance::seeded(seed ^ (round << 32) ^ (number << 48));
             std::thread::spawn(move || {
                 let mut stories = Stories::default();
-                while Self::step(number, &api, &mut chance, &mut stories).is_some() {}
+                while !stopped.load(Ordering::SeqCst)
+                    && Self::step(number, &api, &mut chance, &mut stories).is_some()
+                {
+                }
                 stories
             })
         };
-        Self((0..10).map(client).collect())
+        let clients = (0..10).map(client).collect();
+        Self(clients, stopped)
     }
 
     fn step(number: u64, api: &Api, chance: &mut Chance, into: &mut Stories) -> Option<()> {
@@ -289,6 +310,12 @@ impl Load {
         let (rival, activation, told) = (None, None, Told::Issued);
         into.codes.push(Story { code, machine, rival, activation, told });
         into.codes.last_mut()?.go_on(api, chance)
+    }
+
+    /// Lets the clients finish what they are at; what they were told.
+    pub fn stop(self) -> Stories {
+        self.1.store(true, Ordering::SeqCst);
+        self.end()
     }
 
     /// What the clients were told, once the server is gone.
@@ -350,6 +377,56 @@ fn killed_at_any_moment_it_comes_back_with_all_that_it_answered_and_nothing_half
         assert_eq!(released.data("status"), "confirmed", "(seed {seed})");
     }
     assert!(codes > 20 && !confirmed.is_empty(), "there was a load: {codes} codes");
+}
+
+#[test]
+fn a_restored_backup_brings_no_spent_code_back() {
+    let mut server = Process::start(&[]);
+    let code = server.api.issue();
+    let unspent = server.api.issue();
+    let data = server.folder.path().join("data");
+    let stop = |server: &mut Process| {
+        server.signal(nix::sys::signal::Signal::SIGTERM);
+        assert!(server.ends_within(Duration::from_secs(10)).unwrap().success());
+    };
+    stop(&mut server);
+    let files = ["iptunnel.redb", "iptunnel.redb.journal"];
+    let backup = TempDir::new().unwrap();
+    for file in files {
+        std::fs::copy(data.join(file), backup.path().join(file)).unwrap();
+    }
+    // Stopped and started in order nothing is void.
+    let mut server = server.again();
+    let activation = server.api.activate(&new_machine(), &code);
+    assert_eq!(finish(&server.api, "confirm", &read(&activation)).unwrap().status, 200);
+    stop(&mut server);
+    for file in files {
+        std::fs::copy(backup.path().join(file), data.join(file)).unwrap();
+    }
+    let server = server.again();
+    for old in [code, unspent] {
+        let body = new_machine().precheck_body(&old);
+        let told = server.api.install("precheck", &body).unwrap().told();
+        assert_eq!(told, (403, "install_code_expired".into()));
+    }
+    assert!(server.output().contains("the store lacked what had been acknowledged"));
+    server.api.activate(&new_machine(), &server.api.issue());
+    let metrics = server.api.get(&format!("{}/metrics", server.api.admin)).unwrap().text;
+    assert!(metrics.contains("iptunnel_store_epoch 2"), "{metrics}");
+}
+
+#[test]
+fn a_raised_epoch_voids_what_was_not_spent() {
+    let mut server = Process::start(&[]);
+    let code = server.api.issue();
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(server.ends_within(Duration::from_secs(10)).unwrap().success());
+    let fenced = crate::process::run(server.folder.path(), &["fence"]);
+    assert!(crate::process::said(&fenced).contains("epoch 2"), "{fenced:?}");
+    let server = server.again();
+    let told = server.api.install("precheck", &new_machine().precheck_body(&code)).unwrap().told();
+    assert_eq!(told, (403, "install_code_expired".into()));
+    server.api.activate(&new_machine(), &server.api.issue());
 }
 
 #[test]

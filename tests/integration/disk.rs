@@ -215,6 +215,7 @@ pub fn on(disk: &BadDisk, settings: &[(&'static str, &str)]) -> TestApp {
 
 pub fn api(app: &TestApp) -> Api {
     Api {
+        patience: std::time::Duration::ZERO,
         url: app.url.clone(),
         admin: app.admin.clone(),
         master: app.master(),

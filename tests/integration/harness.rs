@@ -1,5 +1,6 @@
 //! A server in this process, on its own folder, with a clock that the test moves.
 
+use crate::database::Database;
 use iptunnel_domain::Timestamp;
 use iptunnel_server::ambient::Clock;
 use iptunnel_server::app::{self, Signal, Surroundings, files};
@@ -8,7 +9,7 @@ use iptunnel_storage::Disks;
 use reqwest::blocking::{Client, RequestBuilder};
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::net::TcpListener;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -46,8 +47,26 @@ pub struct TestApp {
     pub folder: Arc<TempDir>,
     pub client: Client,
     make_disk: MakeDisk,
+    database: Option<Arc<Database>>,
+    servers: Vec<Running>,
+}
+
+/// One of the servers behind a [`TestApp`].
+struct Running {
+    url: String,
+    admin: String,
     signals: mpsc::Sender<Signal>,
-    server: Option<JoinHandle<Result<(), String>>>,
+    thread: JoinHandle<Result<(), String>>,
+}
+
+/// How many servers share the database; each connection goes to the next.
+fn servers() -> usize {
+    std::env::var("TEST_SERVERS").map_or(1, |count| count.parse().unwrap())
+}
+
+/// Whether there is one server only: what a test says of *this server's* memory is then true of all.
+pub fn alone() -> bool {
+    servers() == 1
 }
 
 /// An answer, read whole.
@@ -113,13 +132,21 @@ impl TestApp {
 
     /// A server whose configuration `change` has set: pairs of key and value.
     pub fn start_with(change: impl FnOnce(&mut Vec<(&'static str, String)>)) -> Self {
-        Self::start_on(change, Arc::new(|folder| files(&folder.path().join("iptunnel.redb"))))
+        Self::start_over(change, no_faults(), Database::where_wanted())
     }
 
     /// A server on a disk of the test's making.
     pub fn start_on(
         change: impl FnOnce(&mut Vec<(&'static str, String)>),
         make_disk: MakeDisk,
+    ) -> Self {
+        Self::start_over(change, make_disk, None)
+    }
+
+    fn start_over(
+        change: impl FnOnce(&mut Vec<(&'static str, String)>),
+        make_disk: MakeDisk,
+        database: Option<Arc<Database>>,
     ) -> Self {
         let folder = Arc::new(TempDir::new().unwrap());
         let file = |name: &str| folder.path().join(name).display().to_string();
@@ -136,63 +163,76 @@ impl TestApp {
             let key: &'static str = format!("limits.{}", policy.name()).leak();
             (key, "1000000".to_owned())
         }));
+        if let Some(database) = &database {
+            flags.push(("storage.backend", "postgres".to_owned()));
+            flags.push(("storage.url", database.url.clone()));
+            // The cluster of the tests does not sync.
+            flags.push(("storage.allow_async_failover", "true".to_owned()));
+        }
         change(&mut flags);
         let flags = flags.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         let config = Config::load(&Sources { file: None, env: vec![], flags }).unwrap();
         let clock = Arc::new(ManualClock(AtomicU64::new(START)));
-        Self::run(config, folder, clock, make_disk).unwrap_or_else(|error| panic!("{error}"))
+        let app = Self::run_over(config, folder, clock, make_disk, database);
+        app.unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Starts a server; an error is why it would not.
+    /// Starts a server on a folder; an error is why it would not.
     pub fn run(
         config: Config,
         folder: Arc<TempDir>,
         clock: Arc<ManualClock>,
         make_disk: MakeDisk,
     ) -> Result<Self, String> {
-        let (public, admin) = (listener(), listener());
-        let url = format!("http://{}", public.local_addr().unwrap());
-        let admin_url = format!("http://{}", admin.local_addr().unwrap());
-        let (signals, receive) = mpsc::channel(1);
-        let surroundings =
-            Surroundings { clock: clock.clone(), disks: make_disk(&folder), public, admin };
-        let of_server = Layers::of_text(&config.to_toml()).map_err(|error| error.to_string())?;
-        let (started, wait) = std::sync::mpsc::channel();
-        let server = std::thread::spawn(move || {
-            actix_web::rt::System::new()
-                .block_on(app::run(of_server, surroundings, receive, Box::new(|_| {}), move || {
-                    started.send(()).unwrap();
-                }))
-                .map_err(|error| error.to_string())
-        });
-        if wait.recv().is_err() {
-            return Err(server.join().unwrap().unwrap_err());
+        Self::run_over(config, folder, clock, make_disk, None)
+    }
+
+    fn run_over(
+        config: Config,
+        folder: Arc<TempDir>,
+        clock: Arc<ManualClock>,
+        make_disk: MakeDisk,
+        database: Option<Arc<Database>>,
+    ) -> Result<Self, String> {
+        let count = if database.is_some() { servers() } else { 1 };
+        let (mut running, mut addresses) = (Vec::new(), Vec::new());
+        for number in 0..count {
+            let (public, operators) = (listener(), listener());
+            addresses.push(public.local_addr().unwrap());
+            let mut of_server = config.clone();
+            if number > 0 {
+                of_server.storage.path.set_extension(format!("{number}.redb"));
+            }
+            let disks = make_disk(&folder);
+            let surroundings =
+                Surroundings { clock: clock.clone(), disks, public, admin: operators };
+            running.push(start_server(&of_server, surroundings)?);
         }
-        let client = Client::builder().no_proxy().build().unwrap();
-        let server = Some(server);
-        Ok(Self {
-            url,
-            admin: admin_url,
-            clock,
-            config,
-            folder,
-            client,
-            make_disk,
-            signals,
-            server,
-        })
+        let running_admin = running[0].admin.clone();
+        let mut client = Client::builder().no_proxy();
+        let mut url = format!("http://{}", addresses[0]);
+        if count > 1 {
+            // Each request over a connection of its own, and so to the next server.
+            client = client.pool_max_idle_per_host(0);
+            url = format!("http://{}", spread(addresses));
+        }
+        let client = client.build().unwrap();
+        let (servers, admin) = (running, running_admin);
+        Ok(Self { url, admin, clock, config, folder, client, make_disk, database, servers })
     }
 
     /// Stops the server in order and says how it ended.
     pub fn stop(&mut self) -> Result<(), String> {
-        // A server that has ended by itself is not listening any more.
-        let _ = self.signals.blocking_send(Signal::Stop);
+        for server in &self.servers {
+            // A server that has ended by itself is not listening any more.
+            let _ = server.signals.blocking_send(Signal::Stop);
+        }
         self.ended()
     }
 
     /// Waits for the end of a server that ends by itself and says how.
     pub fn ended(&mut self) -> Result<(), String> {
-        self.server.take().map_or(Ok(()), |server| server.join().unwrap())
+        self.servers.drain(..).try_for_each(|server| server.thread.join().unwrap())
     }
 
     /// Stops the server and starts it again on the same folder, at other ports.
@@ -204,20 +244,23 @@ impl TestApp {
     /// Starts a stopped server's successor on the same folder.
     pub fn start_again(&self) -> Result<Self, String> {
         let (config, folder) = (self.config.clone(), self.folder.clone());
-        Self::run(config, folder, self.clock.clone(), self.make_disk.clone())
+        let (clock, make_disk) = (self.clock.clone(), self.make_disk.clone());
+        Self::run_over(config, folder, clock, make_disk, self.database.clone())
     }
 
     /// Makes the server read this configuration, as SIGHUP does.
     pub fn reload(&self, change: impl FnOnce(&mut Config)) {
         let mut config = self.config.clone();
         change(&mut config);
-        let (done, wait) = std::sync::mpsc::channel();
-        let read = move || {
-            done.send(()).unwrap();
-            Layers::of_text(&config.to_toml())
-        };
-        assert!(self.signals.blocking_send(Signal::Reload(Box::new(read))).is_ok());
-        wait.recv().unwrap();
+        for server in &self.servers {
+            let (config, (done, wait)) = (config.clone(), std::sync::mpsc::channel());
+            let read = move || {
+                done.send(()).unwrap();
+                Layers::of_text(&text_of(&config))
+            };
+            assert!(server.signals.blocking_send(Signal::Reload(Box::new(read))).is_ok());
+            wait.recv().unwrap();
+        }
     }
 
     pub fn master(&self) -> String {
@@ -230,6 +273,38 @@ impl TestApp {
     }
     pub fn get_admin(&self, path: &str) -> Answer {
         send(self.client.get(format!("{}{path}", self.admin)))
+    }
+
+    /// The sum of a metric over all servers, 0 where it has no value yet.
+    pub fn metric(&self, name: &str) -> f64 {
+        let of_server = |server: &Running| {
+            let text = send(self.client.get(format!("{}/metrics", server.admin))).text;
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.map_or(0.0, |value| value.parse::<f64>().unwrap())
+        };
+        self.servers.iter().map(of_server).sum()
+    }
+
+    /// Waits until every server knows of all servers, and of the settings what all others know.
+    pub fn settle(&self) {
+        let known = |server: &Running| {
+            let ask = |url: String| send(self.client.get(url).bearer_auth(self.master())).json();
+            let counts = ["", "&revoked=1"].map(|filter| {
+                ask(format!("{}/status?limit=1{filter}", server.url))["count"].clone()
+            });
+            let settings = ask(format!("{}/admin/config", server.admin));
+            let settings = settings["data"]["settings"].as_array().cloned().unwrap_or_default();
+            let same = |one: &Value| one["key"] != "storage.path";
+            (counts, settings.into_iter().filter(same).collect::<Vec<_>>())
+        };
+        let Some(database) = self.database.as_ref().filter(|_| self.servers.len() > 1) else {
+            return;
+        };
+        let registered = database.registered().map(Value::from);
+        wait_until("all servers know the same", || {
+            let all: Vec<_> = self.servers.iter().map(known).collect();
+            all.windows(2).all(|pair| pair[0] == pair[1]) && all[0].0 == registered
+        });
     }
     /// A POST with a JSON body and no headers of its own, as the installer sends it.
     pub fn post(&self, path: &str, body: &Value) -> Answer {
@@ -271,10 +346,62 @@ impl TestApp {
 
 impl Drop for TestApp {
     fn drop(&mut self) {
-        if self.server.is_some() {
+        if !self.servers.is_empty() {
             let _ = self.stop();
         }
     }
+}
+
+/// The disk as the operating system gives it.
+fn no_faults() -> MakeDisk {
+    Arc::new(|folder| files(&folder.path().join("iptunnel.redb")))
+}
+
+/// A configuration as a file, with what is never shown of it.
+fn text_of(config: &Config) -> String {
+    let url = format!("url = {:?}", config.storage.url);
+    config.to_toml().replace("url = \"(hidden)\"", &url)
+}
+
+/// Starts a server and waits until it answers; an error is why it would not.
+fn start_server(config: &Config, surroundings: Surroundings) -> Result<Running, String> {
+    let at = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
+    let (url, admin) = (at(&surroundings.public), at(&surroundings.admin));
+    let (signals, receive) = mpsc::channel(1);
+    let layers = Layers::of_text(&text_of(config)).map_err(|error| error.to_string())?;
+    let (started, wait) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        actix_web::rt::System::new()
+            .block_on(app::run(layers, surroundings, receive, Box::new(|_| {}), move || {
+                started.send(()).unwrap();
+            }))
+            .map_err(|error| error.to_string())
+    });
+    match wait.recv() {
+        Ok(()) => Ok(Running { url, admin, signals, thread }),
+        Err(_) => Err(thread.join().unwrap().unwrap_err()),
+    }
+}
+
+/// Hands each connection to the next of `servers`; where it listens.
+pub fn spread(servers: Vec<SocketAddr>) -> SocketAddr {
+    let listener = listener();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for (number, caller) in listener.incoming().enumerate() {
+            let (Ok(caller), server) = (caller, servers[number % servers.len()]) else { return };
+            let Ok(server) = TcpStream::connect(server) else { continue };
+            let back = (server.try_clone().unwrap(), caller.try_clone().unwrap());
+            std::thread::spawn(move || carry(caller, server));
+            std::thread::spawn(move || carry(back.0, back.1));
+        }
+    });
+    address
+}
+
+fn carry(mut from: TcpStream, mut to: TcpStream) {
+    let _ = std::io::copy(&mut from, &mut to);
+    let _ = to.shutdown(Shutdown::Write);
 }
 
 fn listener() -> TcpListener {

@@ -4,11 +4,15 @@
 
 mod browser;
 mod cli;
+mod cluster;
 mod codes;
 mod console;
 mod crash;
+mod database;
+mod database_tls;
 mod disk;
 mod envelopes;
+mod faults;
 mod forwarded;
 mod harness;
 mod install;

@@ -53,6 +53,8 @@ pub struct Api {
     pub admin: String,
     pub master: String,
     pub client: Client,
+    /// How long what one server answered may be news to another that is asked.
+    pub patience: Duration,
 }
 
 impl Api {
@@ -140,6 +142,7 @@ impl Process {
             admin: address("Operators look at ", "/console"),
             master: master.trim().to_owned(),
             client: client.build().unwrap(),
+            patience: Duration::ZERO,
         };
         Self { api, folder, child, arguments, files }
     }

@@ -214,6 +214,7 @@ fn registrations_and_their_refusals_are_as_documented() {
     reference.holds("revoke", 400, &app.post_as(&master, "/revoke", &json!({})));
     reference.holds("revoke", 404, &app.post_as(&master, "/revoke", &unknown));
     reference.holds("revoke", 200, &app.post_as(&master, "/revoke", &named));
+    app.settle();
     reference.holds("checkin", 403, &app.post("/checkin", &named));
     reference.holds("register", 403, &app.post("/register", &body));
 
@@ -260,6 +261,7 @@ fn servers_are_as_documented() {
             holds(200, app.post_as(&master, &path(&id, verb), &json!({})));
         }
         app.post_as(&master, &path(&id, "revoke"), &json!({}));
+        app.settle();
         holds(revoked, app.post_text(&check_in, ""));
         let legacy = app.post("/checkin", &json!({"server_id": id}));
         reference.holds("checkin", revoked, &legacy);

@@ -13,15 +13,21 @@ fn registration(app: &TestApp) -> Value {
 fn registered(app: &TestApp, ip: &str) -> String {
     let answer = app.post("/register", &with(registration(app), "ip", ip));
     assert_eq!(answer.status, 200, "{}", answer.text);
+    app.settle();
     answer.json()["server_id"].as_str().unwrap().to_owned()
 }
 
 fn revoke(app: &TestApp, id: &str) -> Answer {
-    app.post_as(&app.master(), "/revoke", &json!({"server_id": id}))
+    let answer = app.post_as(&app.master(), "/revoke", &json!({"server_id": id}));
+    app.settle();
+    answer
 }
 
 fn action(app: &TestApp, id: &str, verb: &str) -> Answer {
-    app.post_as(&app.master(), &format!("/api/v2/servers/{id}/{verb}"), &json!({}))
+    let path = format!("/api/v2/servers/{id}/{verb}");
+    let answer = app.post_as(&app.master(), &path, &json!({}));
+    app.settle();
+    answer
 }
 
 /// Both check-ins of `id`, the agent's first and its second, with this `Authorization`.

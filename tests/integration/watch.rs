@@ -1,6 +1,6 @@
 //! The stream by which a page watches its code.
 
-use crate::harness::{Answer, Browser, Machine, TestApp, send};
+use crate::harness::{Answer, Browser, Machine, TestApp, alone, send};
 use std::io::{BufRead, BufReader};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -149,6 +149,9 @@ fn a_stream_is_the_sessions_that_asked_and_nobody_elses() {
 
 #[test]
 fn a_fifth_stream_of_one_session_is_told_to_wait_and_let_in_when_another_ends() {
+    if !alone() {
+        return;
+    }
     let app = TestApp::start();
     let (browser, _) = issued(&app);
     let mut open: Vec<Watch> = (0..4).map(|_| Watch::open(&app, &browser)).collect();

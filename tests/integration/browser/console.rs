@@ -95,6 +95,7 @@ fn a_turned_knob_counts_at_once_and_after_a_restart_until_it_is_undone() {
     window.fill(field, "77");
     window.click(&format!("form:has({field}) button"));
     window.wait_for(&format!("tr:has({field}) td:nth-child(3)"), |text| text.contains("override"));
+    app.settle();
     assert_eq!(ttl(&app), 77);
     let app = app.restart();
     assert_eq!(ttl(&app), 77);
@@ -103,5 +104,6 @@ fn a_turned_knob_counts_at_once_and_after_a_restart_until_it_is_undone() {
     window.go(&format!("{}/console/tuning", app.admin));
     window.click(&format!("tr:has({field}) td:nth-child(3) button"));
     window.wait_for(&format!("tr:has({field}) td:nth-child(3)"), |text| text == "file");
+    app.settle();
     assert_eq!(ttl(&app), 300);
 }

@@ -1,0 +1,80 @@
+//! What an operator should know of their database before their users find out.
+
+use crate::app::{CLOCK_MAY_DIFFER, clock_ahead, files, open_store};
+use crate::cli::tell;
+use crate::config::Config;
+use crate::remote::Output;
+use iptunnel_storage::{Finding, Grade};
+use serde_json::json;
+
+const fn word(grade: Grade) -> &'static str {
+    match grade {
+        Grade::Good => "good",
+        Grade::Warns => "warning",
+        Grade::Breaks => "bad",
+    }
+}
+
+/// Looks at the store that is configured and says what was found.
+///
+/// # Errors
+/// Where the store cannot be opened or asked, or something is bad.
+pub fn examine(config: &Config, output: Output) -> Result<(), String> {
+    let mut findings = Vec::new();
+    let store = open_store(config, files(&config.storage.path)).map_err(|e| e.to_string())?;
+    if let Some(shared) = store.shared() {
+        findings = shared.examine().map_err(|error| error.to_string())?;
+        if let Some(ahead) = clock_ahead(store.as_ref()) {
+            let right = ahead.abs() <= CLOCK_MAY_DIFFER;
+            findings.push(Finding {
+                grade: if right { Grade::Good } else { Grade::Breaks },
+                what: format!("the database's clock is ahead of this machine's by {ahead} ms"),
+                why: "servers go by the database's clock, and above a second are not ready",
+                mend: if right { String::new() } else { "keep both by NTP".into() },
+            });
+        }
+    } else {
+        findings.push(Finding {
+            grade: Grade::Good,
+            what: format!(
+                "{} is an embedded store and can be opened",
+                config.storage.path.display()
+            ),
+            why: "the server syncs every commit itself",
+            mend: String::new(),
+        });
+    }
+    store.close();
+    let bad = findings.iter().any(|finding| finding.grade == Grade::Breaks);
+    show(&findings, output);
+    match (bad, config.storage.allow_async_failover) {
+        (false, _) => Ok(()),
+        (true, false) => Err("a spent code could come back, and servers are not ready".into()),
+        (true, true) => {
+            Err("a spent code could come back; allow_async_failover says: known".into())
+        }
+    }
+}
+
+fn show(findings: &[Finding], output: Output) {
+    match output {
+        Output::Json => {
+            let all: Vec<_> = findings
+                .iter()
+                .map(|Finding { grade, what, why, mend }| {
+                    json!({"grade": word(*grade), "what": what, "why": why, "mend": mend})
+                })
+                .collect();
+            tell(&json!({"findings": all}).to_string());
+        }
+        Output::Text => {
+            for Finding { grade, what, why, mend } in findings {
+                tell(&format!("{:8} {what}", word(*grade)));
+                if *grade != Grade::Good {
+                    tell(&format!("         {why}"));
+                    tell(&format!("         mend it with: {mend}"));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What the store must hold, kept beside it: a store that holds less has become an earlier one, from
+//! a backup or by a failover, and a code that was spent may look unspent in it.
+//!
+//! The mark is some seconds behind, so what is lost of the last ones is not noticed; a backup is
+//! older than that. Where the mark was restored with the store, only `iptunnel-server fence` helps.
+
+use crate::app::{RunError, beside};
+use iptunnel_domain::Timestamp;
+use iptunnel_storage::{CommitError, Mark, Store};
+use prometheus_client::metrics::gauge::Gauge;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often the mark is written, where it has moved.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// The file of the mark of the store at `path`.
+pub fn file_of(path: &Path) -> PathBuf {
+    beside(path, ".mark")
+}
+
+/// The mark in a file; `None` where there is none yet.
+fn read(path: &Path) -> std::io::Result<Option<Mark>> {
+    match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        text => text?
+            .parse()
+            .map(Some)
+            .map_err(|()| std::io::Error::other(format!("{}: this is not a mark", path.display()))),
+    }
+}
+
+/// Puts a mark in the place of the one before. It may get lost with the power, but not be torn.
+fn write(path: &Path, mark: &Mark) -> std::io::Result<()> {
+    let new = beside(path, ".new");
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(&new, mark.to_string())?;
+    std::fs::rename(&new, path)
+}
+
+/// Holds a store against its mark: where it lacks what was acknowledged, a new epoch begins.
+///
+/// # Errors
+/// Where the mark or the store cannot be read, or the store does not take a commit.
+pub fn check(store: &dyn Store, path: &Path, now: Timestamp) -> Result<(), RunError> {
+    let Some(mark) = read(&file_of(path))? else { return Ok(()) };
+    if !store.holds(&mark)? {
+        let why = "the store lacked what had been acknowledged";
+        let begun = store.begin_epoch(mark.epoch, why, now);
+        begun.map_err(|error| RunError::Fatal(error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Lets a new epoch begin, whatever the store holds.
+///
+/// # Errors
+/// Where the store does not take a commit.
+pub fn fence(store: &dyn Store, path: &Path, now: Timestamp) -> Result<u64, CommitError> {
+    let known = read(&file_of(path)).ok().flatten().map_or(0, |mark| mark.epoch);
+    let last = known.max(store.mark().epoch);
+    let epoch = store.begin_epoch(last, "an operator has raised the epoch", now)?;
+    keep_now(store, path);
+    Ok(epoch)
+}
+
+/// Writes the mark.
+pub fn keep_now(store: &dyn Store, path: &Path) -> Mark {
+    let (file, mark) = (file_of(path), store.mark());
+    if let Err(error) = write(&file, &mark) {
+        tracing::error!(file = %file.display(), %error, "the mark of the store cannot be written");
+    }
+    mark
+}
+
+/// Writes the mark for as long as the server runs, and shows the epoch.
+pub async fn keep(store: Arc<dyn Store>, path: PathBuf, epoch: Gauge) {
+    let mut last = Mark::default();
+    loop {
+        let (store, path, before) = (Arc::clone(&store), path.clone(), last.clone());
+        let kept = move || if store.mark() == before { before } else { keep_now(&*store, &path) };
+        if let Ok(mark) = actix_web::web::block(kept).await {
+            epoch.set(mark.epoch.cast_signed());
+            last = mark;
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}

@@ -1,0 +1,128 @@
+//! A PostgreSQL server of a test's own: it can be killed, promoted, and asked for TLS.
+
+use crate::harness::wait_until;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
+
+/// The server, which keeps what it has synced.
+pub struct Cluster {
+    /// Where it is.
+    pub folder: TempDir,
+    bin: PathBuf,
+    /// Where it listens.
+    pub port: u16,
+}
+
+impl Cluster {
+    /// One that runs.
+    pub fn new() -> Self {
+        let cluster = Self::empty();
+        cluster.run("initdb", &["-U", "postgres", "-A", "trust", "--no-instructions"]);
+        cluster.start();
+        cluster
+    }
+
+    /// A place for one.
+    pub fn empty() -> Self {
+        let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+            .expect("scripts/test installs PostgreSQL")
+            .map(|entry| entry.unwrap().path().join("bin"))
+            .collect();
+        versions.sort();
+        let folder = TempDir::new().unwrap();
+        if nix::unistd::geteuid().is_root() {
+            assert!(
+                Command::new("chown")
+                    .arg("postgres")
+                    .arg(folder.path())
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+        }
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Self { folder, bin: versions.pop().unwrap(), port }
+    }
+
+    /// Where its files are.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// One of PostgreSQL's programs, or any other by its whole path; PostgreSQL's refuse root.
+    pub fn command(&self, program: &str) -> Command {
+        let program = self.bin.join(program);
+        let mut command = if nix::unistd::geteuid().is_root() {
+            let mut command = Command::new("runuser");
+            command.args(["-u", "postgres", "--"]).arg(program);
+            command
+        } else {
+            Command::new(program)
+        };
+        command.current_dir("/");
+        command
+    }
+
+    /// Runs one of its programs on its files.
+    pub fn run(&self, program: &str, arguments: &[&str]) {
+        let output = self.command(program).arg("-D").arg(self.data()).args(arguments).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Starts it and waits until it answers.
+    pub fn start(&self) {
+        let options = format!("-h 127.0.0.1 -p {} -k {}", self.port, self.folder.path().display());
+        let log = self.folder.path().join("log").display().to_string();
+        self.run("pg_ctl", &["-w", "-s", "-l", &log, "-o", &options, "start"]);
+    }
+
+    /// Away at once, without a word to anybody: the postmaster and whoever works for it.
+    pub fn kill(&self) {
+        let pid = std::fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
+        let pid: i32 = pid.lines().next().unwrap().parse().unwrap();
+        let children = Command::new("pgrep").arg("-P").arg(pid.to_string()).output().unwrap();
+        let children = String::from_utf8(children.stdout).unwrap();
+        for pid in std::iter::once(pid).chain(children.lines().map(|pid| pid.parse().unwrap())) {
+            // A child may have ended with its parent.
+            let pid = nix::unistd::Pid::from_raw(pid);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        wait_until("the postmaster is gone", || !Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    /// Stops it in order.
+    pub fn stop(&self) {
+        self.run("pg_ctl", &["-w", "-s", "-m", "fast", "stop"]);
+    }
+
+    /// Runs a script of the shell in its folder, as whoever it runs as.
+    pub fn shell(&self, script: &str) {
+        let mut shell = self.command("/bin/sh");
+        let output = shell.args(["-ec", script]).current_dir(self.folder.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
+    /// What it answers to a statement.
+    pub fn psql(&self, sql: &str) -> String {
+        let mut command = self.command("psql");
+        command.args(["-h", "127.0.0.1", "-U", "postgres", "-p", &self.port.to_string()]);
+        let output = command.args(["-qAtc", sql]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let mut stop = self.command("pg_ctl");
+        let _ = stop.arg("-D").arg(self.data()).args(["-s", "-m", "immediate", "stop"]).output();
+    }
+}

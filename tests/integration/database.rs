@@ -1,0 +1,69 @@
+//! A database of its own for each test that wants one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use tokio_postgres::{Client, NoTls};
+
+/// A database that goes with the test.
+pub struct Database {
+    /// Where it is.
+    pub url: String,
+    /// The server that holds it.
+    cluster: String,
+    name: String,
+}
+
+impl Database {
+    /// A fresh database where `TEST_SERVERS` says how many servers are to share it, in the cluster
+    /// that `TEST_POSTGRES` names (`scripts/test` starts one); `None` where the tests run on the
+    /// embedded engine.
+    pub fn where_wanted() -> Option<Arc<Self>> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        std::env::var("TEST_SERVERS").ok()?;
+        let cluster = std::env::var("TEST_POSTGRES").expect("scripts/test starts a cluster");
+        let number = COUNT.fetch_add(1, Ordering::SeqCst);
+        let name = format!("test_{}_{number}", std::process::id());
+        execute(&cluster, &format!("CREATE DATABASE {name}"));
+        Some(Arc::new(Self { url: format!("{cluster}/{name}"), cluster, name }))
+    }
+
+    /// How many servers are registered, and how many of them revoked.
+    pub fn registered(&self) -> [i64; 2] {
+        connected(self.url.clone(), async |client| {
+            let sql = "SELECT count(*), count(*) FILTER (WHERE revoked) FROM server";
+            let row = client.query_one(sql, &[]).await.unwrap();
+            [row.get(0), row.get(1)]
+        })
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        execute(&self.cluster, &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
+    }
+}
+
+/// Runs a statement on the cluster's own database.
+fn execute(cluster: &str, sql: &str) {
+    let sql = sql.to_owned();
+    connected(format!("{cluster}/postgres"), async move |client| {
+        client.batch_execute(&sql).await.unwrap();
+    });
+}
+
+/// Does something over a connection of its own.
+fn connected<T: Send + 'static>(
+    url: String,
+    does: impl AsyncFnOnce(Client) -> T + Send + 'static,
+) -> T {
+    // On a thread of its own: a test may be within a runtime.
+    let run = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+            tokio::spawn(connection);
+            does(client).await
+        })
+    };
+    std::thread::spawn(run).join().unwrap()
+}

@@ -1,0 +1,66 @@
+//! The way to the database under TLS: `sslmode` means what it means in libpq.
+
+use crate::cluster::Cluster;
+use crate::process::{run, said};
+use tempfile::TempDir;
+
+/// A certificate for `localhost` and for no address, signed by a CA; and a CA that has signed nothing.
+const CERTIFICATES: &str = "
+    key='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'
+    for name in ca other; do
+        openssl req -x509 $key -days 2 -subj /CN=$name -keyout $name.key -out $name.crt
+    done
+    openssl req $key -subj /CN=localhost -keyout data/server.key -out server.csr
+    echo subjectAltName=DNS:localhost > names
+    openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 \\
+        -extfile names -out data/server.crt
+    chmod 600 data/server.key
+    echo 'hostssl all all 127.0.0.1/32 trust' > data/pg_hba.conf";
+
+#[test]
+fn each_sslmode_asks_of_the_database_what_it_says() {
+    let cluster = Cluster::new();
+    cluster.shell(CERTIFICATES);
+    cluster.psql("ALTER SYSTEM SET ssl = on");
+    cluster.stop();
+    cluster.start();
+    let roots = |name: &str| cluster.folder.path().join(name).display().to_string();
+    let (ca, other) = (roots("ca.crt"), roots("other.crt"));
+    let folder = TempDir::new().unwrap();
+    let open = |host: &str, query: &str| {
+        let port = cluster.port;
+        let url = format!("storage.url=postgres://postgres@{host}:{port}/postgres?{query}");
+        let output =
+            run(folder.path(), &["doctor", "--set", "storage.backend=postgres", "--set", &url]);
+        (output.status.success(), said(&output))
+    };
+    let good = |host: &str, query: &str| {
+        let (good, said) = open(host, query);
+        assert!(good && said.contains("fsync = on"), "{host} {query}: {said}");
+    };
+    let refused = |host: &str, query: &str, why: &str| {
+        let (good, said) = open(host, query);
+        assert!(!good && said.contains(why), "{host} {query}: {said}");
+    };
+    // The address is not in the certificate, the name is.
+    let (address, name) = ("127.0.0.1", "localhost");
+    refused(address, "sslmode=disable", "no encryption");
+    good(address, "");
+    good(address, "sslmode=prefer");
+    good(address, "sslmode=require");
+    good(address, &format!("sslmode=require&sslrootcert={ca}"));
+    refused(address, &format!("sslmode=require&sslrootcert={other}"), "certificate");
+    good(address, &format!("sslmode=verify-ca&sslrootcert={ca}"));
+    refused(address, &format!("sslmode=verify-ca&sslrootcert={other}"), "certificate");
+    good(name, &format!("sslmode=verify-full&sslrootcert={ca}"));
+    refused(address, &format!("sslmode=verify-full&sslrootcert={ca}"), "certificate");
+    refused(name, &format!("sslmode=verify-full&sslrootcert={other}"), "certificate");
+    // Where the database knows no TLS.
+    cluster.shell("echo 'host all all 127.0.0.1/32 trust' > data/pg_hba.conf");
+    cluster.stop();
+    cluster.shell("sed -i s/^ssl/#ssl/ data/postgresql.auto.conf");
+    cluster.start();
+    good(address, "sslmode=disable");
+    good(address, "sslmode=prefer");
+    refused(address, "sslmode=require", "TLS");
+}

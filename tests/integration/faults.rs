@@ -1,0 +1,409 @@
+//! Servers that share a database, and what may go wrong with either: real processes, a real
+//! database that is killed, and a line between them that breaks at the worst moment.
+
+use crate::cluster::Cluster;
+use crate::crash::{Load, Stories, check_all, rounds, seed};
+use crate::harness::{Machine, spread, wait_until};
+use crate::process::{Api, Chance, Process, usual_flags};
+use reqwest::blocking::Client;
+use serde_json::json;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// Servers on one database, and a way to all of them.
+struct Servers {
+    all: Vec<Process>,
+    api: Api,
+}
+
+impl Servers {
+    fn start(count: usize, url: &str) -> Self {
+        let (mut all, mut folders): (Vec<Process>, Vec<Arc<TempDir>>) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let folder = Arc::new(TempDir::new().unwrap());
+            if let Some(first) = folders.first() {
+                std::fs::create_dir(folder.path().join("data")).unwrap();
+                for file in ["signing.keys", "lookup.key", "master.token"] {
+                    let file = Path::new("data").join(file);
+                    std::fs::copy(first.path().join(&file), folder.path().join(&file)).unwrap();
+                }
+            }
+            let mut arguments = usual_flags();
+            let url = format!("storage.url={url}");
+            for set in ["storage.backend=postgres", &url, "codes.max_activations_per_code=255"] {
+                arguments.extend(["--set".to_owned(), set.to_owned()]);
+            }
+            all.push(Process::start_in(Arc::clone(&folder), arguments));
+            folders.push(folder);
+        }
+        let api = Self::over(&all);
+        Self { all, api }
+    }
+
+    /// A way to all of them, one after the other.
+    fn over(all: &[Process]) -> Api {
+        let address = |server: &Process| server.api.url["http://".len()..].parse().unwrap();
+        let client = Client::builder().no_proxy().timeout(Duration::from_secs(15));
+        let client = client.pool_max_idle_per_host(0).build().unwrap();
+        let url = format!("http://{}", spread(all.iter().map(address).collect()));
+        Api { url, client, patience: Duration::from_secs(1), ..all[0].api.clone() }
+    }
+
+    fn wait_ready(&self) {
+        for server in &self.all {
+            let begun = std::time::Instant::now();
+            while server.api.ready() != Some(200) {
+                let waited = begun.elapsed();
+                assert!(waited < Duration::from_secs(20), "not ready: {}", server.output());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+}
+
+fn url(addresses: &[SocketAddr]) -> String {
+    let hosts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    format!("postgres://postgres@{}/postgres?target_session_attrs=read-write", hosts.join(","))
+}
+
+/// Load on the servers while `fault` happens, and what callers were told.
+fn under_load(servers: &Servers, round: u64, fault: impl FnOnce()) -> Stories {
+    let mut chance = Chance::seeded(seed() ^ round);
+    let load = Load::start(servers.api.clone(), round, seed());
+    std::thread::sleep(Duration::from_millis(100 + chance.below(300)));
+    fault();
+    // Whoever was not refused has gone on as if nothing had happened.
+    std::thread::sleep(Duration::from_millis(300));
+    load.stop()
+}
+
+fn note(round: u64) -> String {
+    format!("(seed {}, round {round})", seed())
+}
+
+/// Rounds of faults, each of which takes some seconds.
+fn some_rounds() -> u64 {
+    rounds().div_ceil(4)
+}
+
+#[test]
+fn a_server_that_is_killed_leaves_all_that_it_answered_to_the_others() {
+    let cluster = Cluster::new();
+    let mut servers = Servers::start(2, &url(&[cluster.address()]));
+    for round in 0..some_rounds() {
+        let (left, victim) = ((round % 2) as usize, 1 - (round % 2) as usize);
+        let stories = {
+            let mut chance = Chance::seeded(seed() ^ round);
+            let load = Load::start(servers.api.clone(), round, seed());
+            std::thread::sleep(Duration::from_millis(100 + chance.below(300)));
+            servers.all[victim].kill();
+            load.end()
+        };
+        let api = Api { patience: servers.api.patience, ..servers.all[left].api.clone() };
+        check_all(&api, &stories, &note(round));
+        servers.all[victim] = servers.all[victim].again();
+        servers.api = Servers::over(&servers.all);
+    }
+}
+
+#[test]
+fn a_database_that_is_killed_and_started_again_has_lost_nothing_that_was_answered() {
+    let cluster = Cluster::new();
+    let servers = Servers::start(2, &url(&[cluster.address()]));
+    for round in 0..some_rounds() {
+        let stories = under_load(&servers, round, || cluster.kill());
+        cluster.start();
+        servers.wait_ready();
+        check_all(&servers.api, &stories, &note(round));
+    }
+}
+
+#[test]
+fn while_the_database_is_away_requests_are_refused_and_known_servers_check_in() {
+    let cluster = Cluster::new();
+    let servers = Servers::start(2, &url(&[cluster.address()]));
+    let api = &servers.api;
+    let body = json!({"token": api.master, "ip": "9.9.9.9", "hostname": "a.example.com"});
+    let registered = api.post("/register", &body).unwrap().json();
+    let (id, cookie, code) =
+        (json!({"server_id": registered["server_id"]}), api.cookie().unwrap(), api.issue());
+    for server in &servers.all {
+        assert_eq!(server.api.post("/checkin", &id).unwrap().status, 200);
+    }
+    let stories =
+        under_load(&servers, 0, || cluster.run("pg_ctl", &["-s", "-m", "immediate", "stop"]));
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(10) {
+        for server in &servers.all {
+            let api = Api { client: api.client.clone(), ..server.api.clone() };
+            let issued = api.issue_with(&cookie).unwrap();
+            let known = ["storage_unavailable", "overloaded", "outcome_unknown"];
+            assert!(issued.status == 503 && known.contains(&issued.code().as_str()), "{issued:?}");
+            assert!(!issued.header("retry-after").is_empty());
+            let prechecked =
+                api.install("precheck", &Machine::new(1).precheck_body(&code)).unwrap();
+            assert_eq!(prechecked.status, 503, "{prechecked:?}");
+            assert_eq!(api.post("/checkin", &id).unwrap().status, 200);
+        }
+    }
+    for server in &servers.all {
+        wait_until("the server is not ready", || server.api.ready() == Some(503));
+    }
+    cluster.start();
+    servers.wait_ready();
+    check_all(api, &stories, &note(0));
+    api.activate(&Machine::new(1), &code);
+}
+
+#[test]
+fn when_the_standby_is_promoted_nothing_is_lost_and_no_server_has_to_be_started_again() {
+    let primary = Cluster::new();
+    let standby = Cluster::empty();
+    let from =
+        format!("host=127.0.0.1 port={} user=postgres application_name=standby", primary.port);
+    standby.run("pg_basebackup", &["-R", "-C", "-S", "standby", "-d", &from]);
+    standby.start();
+    primary.psql("ALTER SYSTEM SET synchronous_standby_names = 'standby'");
+    primary.psql("SELECT pg_reload_conf()");
+    wait_until("the standby is synchronous", || {
+        primary.psql("SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'") == "1"
+    });
+    let servers = Servers::start(2, &url(&[primary.address(), standby.address()]));
+    let stories = under_load(&servers, 0, || {
+        primary.kill();
+        standby.run("pg_ctl", &["-s", "-w", "promote"]);
+    });
+    servers.wait_ready();
+    check_all(&servers.api, &stories, &note(0));
+}
+
+/// A line to the database that breaks when it is told to.
+struct Line {
+    address: SocketAddr,
+    /// How many ends of transactions are still let through; none is cut at 0.
+    cut: Arc<AtomicU64>,
+    /// Whether the end that is cut still reaches the database.
+    arrives: Arc<AtomicU32>,
+}
+
+impl Line {
+    fn to(database: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let line = Self {
+            address: listener.local_addr().unwrap(),
+            cut: Arc::default(),
+            arrives: Arc::default(),
+        };
+        let (cut, arrives) = (Arc::clone(&line.cut), Arc::clone(&line.arrives));
+        std::thread::spawn(move || {
+            for server in listener.incoming() {
+                let Ok(server) = server else { return };
+                let Ok(database) = TcpStream::connect(database) else { continue };
+                let (cut, arrives) = (Arc::clone(&cut), Arc::clone(&arrives));
+                let (mut back, mut there) =
+                    (database.try_clone().unwrap(), server.try_clone().unwrap());
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut back, &mut there);
+                    let _ = there.shutdown(Shutdown::Both);
+                });
+                std::thread::spawn(move || carry(server, database, &cut, &arrives));
+            }
+        });
+        line
+    }
+
+    /// Cuts the line at the end of the `nth` transaction from now.
+    fn cut_at(&self, nth: u64, arrives: bool) {
+        self.arrives.store(u32::from(arrives), Ordering::SeqCst);
+        self.cut.store(nth, Ordering::SeqCst);
+    }
+}
+
+/// From a server to the database, until the line is cut at the end of a transaction.
+fn carry(mut server: TcpStream, mut database: TcpStream, cut: &AtomicU64, arrives: &AtomicU32) {
+    let mut bytes = [0; 65536];
+    loop {
+        let count = match server.read(&mut bytes) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => count,
+        };
+        let end = bytes[..count].windows(7).position(|seven| seven == b"COMMIT\0");
+        let last = end.is_some()
+            && cut.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)) == Ok(1);
+        if last {
+            let kept = if arrives.load(Ordering::SeqCst) == 1 { count } else { end.unwrap() };
+            // First nothing comes back any more, and then the end goes out, or does not.
+            let _ = server.shutdown(Shutdown::Both);
+            let _ = database.write_all(&bytes[..kept]);
+            std::thread::sleep(Duration::from_millis(50));
+            break;
+        }
+        if database.write_all(&bytes[..count]).is_err() {
+            break;
+        }
+    }
+    let _ = database.shutdown(Shutdown::Both);
+    let _ = server.shutdown(Shutdown::Both);
+}
+
+#[test]
+fn a_line_that_breaks_in_the_middle_of_a_commit_neither_loses_nor_invents_it() {
+    let cluster = Cluster::new();
+    let line = Line::to(cluster.address());
+    let servers = Servers::start(2, &url(&[line.address]));
+    for round in 0..rounds() {
+        let load = Load::start(servers.api.clone(), round, seed());
+        let mut chance = Chance::seeded(seed() ^ round);
+        line.cut_at(20 + chance.below(100), round % 2 == 0);
+        wait_until("the line was cut", || line.cut.load(Ordering::SeqCst) == 0);
+        // A server that goes on as if nothing had happened is stopped by nothing but this.
+        std::thread::sleep(Duration::from_millis(300));
+        let stories = load.stop();
+        check_all(&servers.api, &stories, &note(round));
+    }
+    let output: String = servers.all.iter().map(Process::output).collect();
+    assert!(output.contains("a commit's outcome is read back"), "{output}");
+}
+
+#[test]
+fn a_server_with_other_keys_than_those_on_its_database_does_not_start() {
+    let cluster = Cluster::new();
+    let servers = Servers::start(1, &url(&[cluster.address()]));
+    let folder = TempDir::new().unwrap();
+    let url = format!("storage.url={}", url(&[cluster.address()]));
+    let mut arguments = usual_flags();
+    arguments.extend(["--set", "storage.backend=postgres", "--set", &url].map(str::to_owned));
+    let (mut child, files) = crate::process::spawn(folder.path(), &arguments);
+    assert!(!child.wait().unwrap().success());
+    let said = std::fs::read_to_string(&files[1]).unwrap();
+    assert!(said.contains("auth.lookup_key_file") && !said.contains("panicked"), "{said}");
+    drop(servers);
+}
+
+#[test]
+fn doctor_tells_what_breaks_the_promise_and_readiness_heeds_it_unless_it_is_known() {
+    let cluster = Cluster::new();
+    let servers = Servers::start(1, &url(&[cluster.address()]));
+    let server = &servers.all[0];
+    let url = format!("storage.url={}", url(&[cluster.address()]));
+    let doctor = || {
+        let set = ["doctor", "--set", "storage.backend=postgres", "--set", &url];
+        let output = crate::process::run(server.folder.path(), &set);
+        (output.status.success(), crate::process::said(&output))
+    };
+    let (good, said) = doctor();
+    assert!(good && said.contains("fsync = on") && !said.contains("bad "), "{said}");
+    cluster.psql("ALTER SYSTEM SET synchronous_commit = off");
+    cluster.psql("SELECT pg_reload_conf()");
+    wait_until("the setting counts", || cluster.psql("SHOW synchronous_commit") == "off");
+    let (good, said) = doctor();
+    assert!(!good && said.contains("bad      synchronous_commit = off"), "{said}");
+    assert!(said.contains("mend it with: ALTER SYSTEM SET synchronous_commit = on"), "{said}");
+    // A start finds it at once; a running server within half a minute.
+    let mut again = servers.all.into_iter().next().unwrap();
+    again.kill();
+    let again = again.again();
+    wait_until("the server is not ready", || again.api.ready() == Some(503));
+    cluster.psql("ALTER SYSTEM RESET synchronous_commit");
+    cluster.psql("SELECT pg_reload_conf()");
+}
+
+#[test]
+fn a_restored_database_brings_no_spent_code_back_and_its_servers_stay() {
+    let cluster = Cluster::new();
+    let mut servers = Servers::start(2, &url(&[cluster.address()]));
+    let stop = |servers: &mut Servers| {
+        for server in &mut servers.all {
+            server.signal(nix::sys::signal::Signal::SIGTERM);
+            assert!(server.ends_within(Duration::from_secs(10)).unwrap().success());
+        }
+    };
+    let again = |servers: &Servers| {
+        let all: Vec<Process> = servers.all.iter().map(Process::again).collect();
+        Servers { api: Servers::over(&all), all }
+    };
+    let (spent, unspent) = (servers.api.issue(), servers.api.issue());
+    stop(&mut servers);
+    cluster.stop();
+    cluster.shell("cp -a data backup");
+    cluster.start();
+    let mut servers = again(&servers);
+    let activated = servers.api.activate(&Machine::new(1), &spent);
+    let (id, token) = (activated.data("activation_id"), activated.data("install_token"));
+    let body = json!({"activation_id": id, "install_token": token});
+    assert_eq!(servers.api.install("confirm", &body).unwrap().status, 200);
+    stop(&mut servers);
+    cluster.stop();
+    cluster.shell("rm -r data; mv backup data");
+    cluster.start();
+    let mut servers = again(&servers);
+    servers.wait_ready();
+    for (number, old) in [(2, &spent), (3, &unspent)] {
+        let precheck = Machine::new(number).precheck_body(old);
+        let told = servers.api.install("precheck", &precheck).unwrap().told();
+        assert_eq!(told, (403, "install_code_expired".into()));
+    }
+    // Each has heard what the other did since, and so would have heard of the epoch.
+    for number in 0..2 {
+        let at = format!("9.9.9.{number}");
+        let server = json!({"token": servers.all[number].api.master, "ip": at, "hostname": ""});
+        assert_eq!(servers.all[number].api.post("/register", &server).unwrap().status, 200);
+    }
+    for server in &mut servers.all {
+        let url = format!("{}/metrics", server.api.admin);
+        wait_until("both servers are known", || {
+            server.api.get(&url).is_some_and(|metrics| metrics.text.contains("iptunnel_servers 2"))
+        });
+        let metrics = server.api.get(&url).unwrap().text;
+        assert!(metrics.contains("iptunnel_store_epoch 2"), "{metrics}");
+        assert_eq!(server.ends_within(Duration::ZERO), None);
+    }
+    servers.api.activate(&Machine::new(4), &servers.api.issue());
+}
+
+#[test]
+fn a_server_moves_to_a_database_with_all_that_it_had_and_back_again() {
+    let cluster = Cluster::new();
+    let mut server = Process::start(&[]);
+    let (spent, unspent) = (server.api.issue(), server.api.issue());
+    let activated = server.api.activate(&Machine::new(1), &spent);
+    let stop = |server: &mut Process| {
+        server.signal(nix::sys::signal::Signal::SIGTERM);
+        assert!(server.ends_within(Duration::from_secs(10)).unwrap().success());
+    };
+    let folder = Arc::clone(&server.folder);
+    let url = format!("storage.url={}", url(&[cluster.address()]));
+    let copy = |from: &str, to: &str| {
+        let command = ["copy", "--from", from, "--to", to, "--set", &url];
+        let command = [&command[..], &["--set", "storage.backend=postgres"]].concat();
+        let output = crate::process::run(folder.path(), &command);
+        (output.status.success(), crate::process::said(&output))
+    };
+    stop(&mut server);
+    let (copied, said) = copy("redb", "postgres");
+    assert!(copied && !said.contains("DIFFERENT") && said.contains("codes"), "{said}");
+    let (again, said) = copy("redb", "postgres");
+    assert!(!again && said.contains("not empty"), "{said}");
+    // The same server on the database: nothing is void, and what was begun goes on.
+    let mut arguments = usual_flags();
+    arguments.extend(["--set", "storage.backend=postgres", "--set", &url].map(str::to_owned));
+    let mut moved = Process::start_in(Arc::clone(&folder), arguments);
+    let (id, token) = (activated.data("activation_id"), activated.data("install_token"));
+    let body = json!({"activation_id": id, "install_token": token});
+    assert_eq!(moved.api.install("confirm", &body).unwrap().status, 200);
+    moved.api.activate(&Machine::new(2), &unspent);
+    let fresh = moved.api.issue();
+    stop(&mut moved);
+    let (copied, said) = copy("postgres", "redb:data/back.redb");
+    assert!(copied && !said.contains("DIFFERENT"), "{said}");
+    let mut arguments = usual_flags();
+    arguments.extend(["--set", "storage.path=data/back.redb"].map(str::to_owned));
+    let back = Process::start_in(folder, arguments);
+    assert_eq!(back.api.install("confirm", &body).unwrap().status, 409);
+    back.api.activate(&Machine::new(3), &fresh);
+}
