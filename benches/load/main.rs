@@ -81,6 +81,9 @@ fn measure(options: &Options) -> Result<()> {
 }
 
 async fn run(options: &Options) -> Result<()> {
+    if options.postgres {
+        return peers::shared::run(options).await;
+    }
     if options.large {
         return measure_large(options).await;
     }

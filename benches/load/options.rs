@@ -14,7 +14,7 @@ pub const USAGE: &str = "\
 Load on the activation server. Run it as: scripts/bench [OPTIONS], or cargo bench --bench load -- [OPTIONS]
 
   --quick             a tenth of the requests, half the time: to see that it works, not to quote
-  --rounds N          how often, each time on a fresh server; median and spread are reported (3; quick, peers: 1)
+  --rounds N          how often, each time on a fresh server; median and spread are reported (3; quick, peers, postgres: 1)
   --server PATH       measure this program instead of the one just built
   --dir PATH          where the server's temporary folder is made (cargo's, under target/)
   --set KEY=VALUE     one more setting for the server; may be repeated
@@ -22,7 +22,10 @@ Load on the activation server. Run it as: scripts/bench [OPTIONS], or cargo benc
   --limits-memory     measure the memory that callers cost the rate limiter, and nothing else
   --count N           how many callers --limits-memory plays (10000000)
   --peers             compare activations with PostgreSQL's on the same disk, and measure nothing else
-  --postgres PATH     the folder of PostgreSQL's programs for --peers; scripts/bench finds it
+  --postgres          measure activates of one and two servers on a PostgreSQL database beside pgbench on the
+                      same one, and check-ins beside those of the embedded engine, and nothing else; with --large:
+                      what a million servers that check in once a minute cost the database
+  --postgres-programs PATH   the folder of PostgreSQL's programs for these two; scripts/bench finds it
   --against PATH      compare activates with those of another program, turn about, and measure nothing else
   --help              this text";
 
@@ -57,8 +60,10 @@ pub struct Options {
     pub against: Option<PathBuf>,
     /// Compare with PostgreSQL instead.
     pub peers: bool,
-    /// Where its programs are.
-    pub postgres: Option<PathBuf>,
+    /// Measure servers that share a PostgreSQL database instead.
+    pub postgres: bool,
+    /// Where PostgreSQL's programs are.
+    pub postgres_programs: Option<PathBuf>,
 }
 
 /// Reads the arguments after the program's name.
@@ -76,7 +81,8 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
         count: 10_000_000,
         against: None,
         peers: false,
-        postgres: None,
+        postgres: false,
+        postgres_programs: None,
     };
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -90,13 +96,17 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
             "--server" => options.server = value(&argument, arguments.next())?.into(),
             "--dir" => options.directory = Some(value(&argument, arguments.next())?.into()),
             "--against" => options.against = Some(value(&argument, arguments.next())?.into()),
-            "--postgres" => options.postgres = Some(value(&argument, arguments.next())?.into()),
+            "--postgres" => options.postgres = true,
+            "--postgres-programs" => {
+                options.postgres_programs = Some(value(&argument, arguments.next())?.into());
+            }
             "--set" => options.settings.push(value(&argument, arguments.next())?),
             "--help" | "-h" => return Ok(Request::Explain),
             unknown => return Err(Failure::new(format!("unknown option {unknown}\n\n{USAGE}"))),
         }
     }
-    options.rounds = rounds.unwrap_or(if options.quick || options.peers { 1 } else { ROUNDS });
+    let once = options.quick || options.peers || options.postgres;
+    options.rounds = rounds.unwrap_or(if once { 1 } else { ROUNDS });
     if options.count > MAX_CALLERS {
         return Err(Failure::new(format!("--count takes at most {MAX_CALLERS}: no two are alike")));
     }

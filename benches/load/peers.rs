@@ -5,9 +5,14 @@
 //! - `postgres` is a server of its own: set up, started, asked, stopped and deleted
 //! - `workload` is the change in SQL, and how it is measured
 //! - `report` is the comparison
+//! - `shared` is another one: our servers on such a database; `agents` are a million servers that check in with
+//!   them, and `fleet` are ours
 
+mod agents;
+mod fleet;
 mod postgres;
 mod report;
+pub mod shared;
 mod workload;
 
 use std::time::Duration;
@@ -64,8 +69,9 @@ struct Theirs {
 
 /// Measures and prints the comparison.
 pub async fn run(options: &Options) -> Result<()> {
-    let directory = options.postgres.as_deref();
-    let programs = Programs::new(directory.context("--peers needs --postgres: see scripts/bench")?);
+    let directory = options.postgres_programs.as_deref();
+    let directory = directory.context("--peers needs --postgres-programs: see scripts/bench")?;
+    let programs = Programs::new(directory);
     let mut rounds = Vec::new();
     for number in 1..=options.rounds {
         eprintln!("round {number} of {}", options.rounds);
@@ -83,7 +89,7 @@ async fn measure_round(options: &Options, programs: &Programs) -> Result<Round> 
     // Set up first: where that cannot be done, it shows before minutes are spent.
     let site = Site::set_up(programs, workspace).await?;
     let mut ours = measure_ours(options, before).await?;
-    let cluster = Cluster::start(site).await?;
+    let cluster = Cluster::start(site, &[]).await?;
     let theirs = measure_theirs(&cluster, options.quick).await?;
     let version = cluster.sql("SHOW server_version").await?;
     let sync_method = cluster.sql("SHOW wal_sync_method").await?;

@@ -8,6 +8,8 @@ const USER_AGENT: &str = "iptunnel-load/1";
 /// Writes requests into one buffer.
 pub struct RequestWriter {
     host: String,
+    /// The address that the requests say they come from, for a server that trusts its proxy.
+    pub forwarded_for: Option<String>,
     body: Vec<u8>,
     request: Vec<u8>,
 }
@@ -15,7 +17,8 @@ pub struct RequestWriter {
 impl RequestWriter {
     /// A writer of requests to `host`, as the `Host` header spells it.
     pub fn new(host: String) -> Self {
-        Self { host, body: Vec::with_capacity(2048), request: Vec::with_capacity(4096) }
+        let (body, request) = (Vec::with_capacity(2048), Vec::with_capacity(4096));
+        Self { host, forwarded_for: None, body, request }
     }
 
     /// The request written last, whole.
@@ -64,6 +67,11 @@ impl RequestWriter {
         self.request.extend_from_slice(self.host.as_bytes());
         for part in ["\r\nUser-Agent: ", USER_AGENT, "\r\n"] {
             self.request.extend_from_slice(part.as_bytes());
+        }
+        if let Some(address) = &self.forwarded_for {
+            for part in ["X-Forwarded-For: ", address, "\r\n"] {
+                self.request.extend_from_slice(part.as_bytes());
+            }
         }
     }
 

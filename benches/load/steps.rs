@@ -102,6 +102,7 @@ impl Registration {
 }
 
 /// The path that a server checks in at, ready to be sent.
+#[derive(Clone)]
 pub struct CheckInPath(String);
 
 /// A browser asks for a code.
@@ -241,9 +242,9 @@ pub const REGISTER: Step<Registration, CheckInPath> = Step {
 };
 
 /// A known server says that it lives.
-pub const CHECK_IN: Step<CheckInPath, ()> = Step {
+pub const CHECK_IN: Step<CheckInPath, CheckInPath> = Step {
     name: "check-in",
     status: 200,
     write: |CheckInPath(path), _, request| request.post_json(path, &[]),
-    read: |_, body| (string_field(body, "status")? == "ok").then_some(()),
+    read: |path, body| (string_field(body, "status")? == "ok").then_some(path),
 };

@@ -81,9 +81,10 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts the server that was set up on `site` and waits until it answers.
-    pub async fn start(site: Site) -> Result<Self> {
-        let postmaster = site.start_postmaster()?;
+    /// Starts the server that was set up on `site`, with these settings over those that favour it, and
+    /// waits until it answers.
+    pub async fn start(site: Site, settings: &[(&str, &str)]) -> Result<Self> {
+        let postmaster = site.start_postmaster(settings)?;
         let mut cluster = Self { postmaster, site };
         cluster.wait_until_ready().await?;
         Ok(cluster)
@@ -95,9 +96,21 @@ impl Cluster {
         Ok(output.trim_end().to_owned())
     }
 
+    /// The same in a database of its own.
+    pub async fn sql_in(&self, database: &str, script: &str) -> Result<String> {
+        let output = self.site.run(self.site.psql(&["-d", database]), script).await?;
+        Ok(output.trim_end().to_owned())
+    }
+
     /// The same with `name=value` for a variable of the script.
     pub async fn sql_with(&self, variable: &str, script: &str) -> Result<String> {
         self.site.run(self.site.psql(&["-v", variable]), script).await
+    }
+
+    /// Where one of its databases is.
+    pub fn url(&self, database: &str) -> String {
+        let folder = self.site.workspace.path().display().to_string();
+        format!("postgres://{SUPERUSER}@{}/{database}", folder.replace('/', "%2F"))
     }
 
     /// Runs pgbench on a script; what it printed.
@@ -204,12 +217,12 @@ impl Site {
         command
     }
 
-    fn start_postmaster(&self) -> Result<Postmaster> {
+    fn start_postmaster(&self, settings: &[(&str, &str)]) -> Result<Postmaster> {
         let log = File::create(self.file("log")).context("cannot make PostgreSQL's log")?;
         let sockets = self.workspace.path().display().to_string();
         let place = [("listen_addresses", ""), ("unix_socket_directories", &sockets)];
         let mut command = self.command("postgres", &["-D", DATA]);
-        for (name, value) in place.iter().chain(&DURABLE).chain(&FAVOURS) {
+        for (name, value) in place.iter().chain(&DURABLE).chain(&FAVOURS).chain(settings) {
             command.args(["-c", &format!("{name}={value}")]);
         }
         self.spawn(command.stdin(Stdio::null()), log).map(Postmaster)
