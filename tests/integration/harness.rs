@@ -115,11 +115,16 @@ pub fn try_send(request: RequestBuilder) -> Option<Answer> {
     Some(Answer { status, headers, text: response.text().ok()? })
 }
 
-/// Waits, at most ten seconds, until `condition` holds.
+/// How long something that has to happen may take on a machine with other things to do. Waiting ends
+/// as soon as it has happened.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits, but not for ever, until `condition` holds.
+#[track_caller]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !condition() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "waited in vain until {what}");
+        assert!(begun.elapsed() < PATIENCE, "waited in vain until {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -1,9 +1,8 @@
 //! The stream by which a page watches its code.
 
-use crate::harness::{Answer, Browser, Machine, TestApp, alone, send};
+use crate::harness::{Answer, Browser, Machine, PATIENCE, TestApp, alone, send};
 use std::io::{BufRead, BufReader};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
 
 /// A browser that was given a code, and its cookies since.
 fn issued<'a>(app: &'a TestApp) -> (Browser<'a>, String) {
@@ -42,7 +41,7 @@ impl Watch {
         Self(receive)
     }
     fn next(&self) -> serde_json::Value {
-        self.0.recv_timeout(Duration::from_secs(10)).expect("an event")
+        self.0.recv_timeout(PATIENCE).expect("an event")
     }
     fn state(&self) -> String {
         self.next()["state"].as_str().unwrap().to_owned()
@@ -50,7 +49,7 @@ impl Watch {
     /// Waits for the end of the stream.
     fn ended(&self) -> bool {
         loop {
-            match self.0.recv_timeout(Duration::from_secs(10)) {
+            match self.0.recv_timeout(PATIENCE) {
                 Ok(_) => {}
                 Err(error) => return error == std::sync::mpsc::RecvTimeoutError::Disconnected,
             }

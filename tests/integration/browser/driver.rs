@@ -1,5 +1,6 @@
 //! A real browser: headless Chromium, driven through WebDriver.
 
+use crate::harness::PATIENCE;
 use fantoccini::actions::{InputSource, KeyAction, KeyActions};
 use fantoccini::wd::{Capabilities, WebDriverCompatibleCommand};
 use fantoccini::{Client, ClientBuilder, Locator};
@@ -13,6 +14,8 @@ use tokio::runtime::Runtime;
 
 const NEEDED: &str =
     "browser tests need chromium, chromedriver and axe-core: scripts/test installs them";
+
+const TAB: &str = "\u{e004}";
 
 /// One window of a browser of its own.
 pub struct Window {
@@ -39,25 +42,30 @@ impl WebDriverCompatibleCommand for DevTools {
     }
 }
 
-/// Starts a driver on a port of its own choice; it says which.
+/// Starts a driver on a port of its own choice; it says which. Where another one was faster with that
+/// port it ends, and is started again.
 fn start_driver() -> (Child, String) {
-    let mut driver = Command::new("chromedriver")
-        .arg("--port=0")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect(NEEDED);
-    let mut said = BufReader::new(driver.stdout.take().unwrap()).lines();
-    let port = said
-        .find_map(|line| {
+    for _ in 0..5 {
+        let mut driver = Command::new("chromedriver")
+            .arg("--port=0")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect(NEEDED);
+        let mut said = BufReader::new(driver.stdout.take().unwrap()).lines();
+        let port = said.find_map(|line| {
             let line = line.ok()?;
             let port = line.split("started successfully on port ").nth(1)?;
             Some(port.trim_end_matches('.').to_owned())
-        })
-        .expect("chromedriver says on which port it listens");
-    // Whatever else it says has to go somewhere.
-    std::thread::spawn(move || said.for_each(drop));
-    (driver, format!("http://127.0.0.1:{port}"))
+        });
+        if let Some(port) = port {
+            // Whatever else it says has to go somewhere.
+            std::thread::spawn(move || said.for_each(drop));
+            return (driver, format!("http://127.0.0.1:{port}"));
+        }
+        driver.wait().unwrap();
+    }
+    panic!("chromedriver never said on which port it listens");
 }
 
 impl Window {
@@ -137,7 +145,28 @@ impl Window {
         self.runtime.block_on(self.client.perform_actions(keys)).unwrap();
     }
 
-    /// Waits, at most ten seconds, until the text of an element will do; returns it.
+    /// Brings the focus to an element by the Tab key alone: how many steps that takes.
+    pub fn tab_to(&self, css: &str) -> usize {
+        let reached = format!("return document.activeElement.matches({css:?})");
+        let mut steps = 0;
+        while self.script(&reached) != true {
+            assert!(steps < 20, "{css} is not reached");
+            self.script("window.focusBefore = document.activeElement");
+            self.press(TAB);
+            // A window that has only just opened may let a key pass.
+            let begun = Instant::now();
+            while self.script("return document.activeElement === focusBefore") == true {
+                if begun.elapsed() > Duration::from_secs(1) {
+                    self.press(TAB);
+                    break;
+                }
+            }
+            steps += 1;
+        }
+        steps
+    }
+
+    /// Waits, but not for ever, until the text of an element will do; returns it.
     pub fn wait_for(&self, css: &str, what: impl Fn(&str) -> bool) -> String {
         let begun = Instant::now();
         loop {
@@ -148,7 +177,11 @@ impl Window {
             {
                 return text.clone();
             }
-            assert!(begun.elapsed() < Duration::from_secs(10), "{css} stays at {text:?}");
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "{css} stays at {text:?} on a page that says: {}",
+                self.text("body")
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
