@@ -8,7 +8,8 @@ use crate::app::{RunError, beside};
 use iptunnel_domain::Timestamp;
 use iptunnel_storage::{CommitError, Mark, Store};
 use prometheus_client::metrics::gauge::Gauge;
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,13 +33,16 @@ fn read(path: &Path) -> std::io::Result<Option<Mark>> {
     }
 }
 
-/// Puts a mark in the place of the one before. It may get lost with the power, but not be torn.
+/// Puts a mark in the place of the one before. It may get lost with the power, but not be torn: a
+/// server does not start on a mark that it cannot read.
 fn write(path: &Path, mark: &Mark) -> std::io::Result<()> {
     let new = beside(path, ".new");
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    std::fs::write(&new, mark.to_string())?;
+    let mut file = File::create(&new)?;
+    file.write_all(mark.to_string().as_bytes())?;
+    file.sync_data()?;
     std::fs::rename(&new, path)
 }
 
