@@ -97,7 +97,8 @@ pub struct Handles {
     /// Where servers share the store.
     pub(crate) charger: Option<Charger>,
     pub(crate) attempts: Gathered,
-    /// Servers that another server has changed, and whose records could not be read.
+    /// Servers that another server has changed, and whose records have not come through: they are read
+    /// again at the next tick.
     pub(crate) missed: Mutex<HashSet<ServerId>>,
     permits: Permits,
     servers: Arc<Servers>,

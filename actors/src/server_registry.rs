@@ -443,13 +443,16 @@ impl ServerRegistry {
 /// Makes memory follow the record of a server that another server has perhaps changed.
 pub(crate) fn follow(handles: &Arc<Handles>, id: ServerId) {
     let back = Arc::clone(handles);
-    handles.reader.find(id, move |found| match found {
-        Ok(Some(server)) => {
-            back.server_registry.send(Found(server));
-        }
-        Ok(None) => {}
-        Err(error) => {
-            tracing::warn!(%error, "a server's record could not be read, and is tried again");
+    handles.reader.find(id, move |found| {
+        let missed = match found {
+            Ok(Some(server)) => !back.server_registry.send(Found(server)),
+            Ok(None) => false,
+            Err(error) => {
+                tracing::warn!(%error, "a server's record could not be read, and is tried again");
+                true
+            }
+        };
+        if missed {
             back.missed.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
         }
     });
@@ -659,8 +662,6 @@ impl ServerRegistry {
         self.handles.is_shared() && !self.servers.0.contains_key(&id)
     }
 }
-
-impl ServerRegistry {}
 
 impl Handler<SeenElsewhere> for ServerRegistry {
     type Result = ();
