@@ -338,13 +338,12 @@ pub const CLOCK_MAY_DIFFER: i64 = 1000;
 /// How often the store is asked for the time in a row: what took longest tells least.
 const LOOKS: usize = 3;
 
-/// Milliseconds by which the shared store's clock is ahead of this machine's, to within half the
+/// Milliseconds by which a shared store's `clock` is ahead of this machine's, to within half the
 /// time that asking took.
-pub fn clock_ahead(store: &dyn Store) -> Option<i64> {
-    let shared = store.shared()?;
+pub fn clock_ahead(clock: impl Fn() -> Result<u64, ReadError>) -> Option<i64> {
     let look = || {
         let before = machine_milliseconds();
-        let theirs = shared.clock().ok()?;
+        let theirs = clock().ok()?;
         let took = machine_milliseconds().saturating_sub(before);
         let ours = before.saturating_add(took / 2);
         Some((took, theirs.cast_signed().saturating_sub(ours.cast_signed())))
@@ -381,8 +380,8 @@ async fn share(state: Data<State>, resettle: Arc<Notify>, offset: Offset) {
         tokio::select! {
             _ = ask.tick() => {
                 let store = Arc::clone(state.handles.store());
-                let ahead = actix_web::web::block(move || clock_ahead(store.as_ref()));
-                let ahead = ahead.await.ok().flatten();
+                let ahead = move || store.shared().and_then(|shared| clock_ahead(|| shared.clock()));
+                let ahead = actix_web::web::block(ahead).await.ok().flatten();
                 state.health.store_is_there(ahead.is_some());
                 if let Some(ahead) = ahead {
                     state.clock.correct(ahead);

@@ -2,9 +2,9 @@
 
 use crate::app::{CLOCK_MAY_DIFFER, clock_ahead, files, open_store};
 use crate::cli::tell;
-use crate::config::Config;
+use crate::config::{Backend, Config};
 use crate::remote::Output;
-use iptunnel_storage::{Finding, Grade};
+use iptunnel_storage::{Finding, Grade, Inspection};
 use serde_json::json;
 
 const fn word(grade: Grade) -> &'static str {
@@ -15,36 +15,27 @@ const fn word(grade: Grade) -> &'static str {
     }
 }
 
-/// Looks at the store that is configured and says what was found.
+/// Looks at the store that is configured and says what was found. A database is left as it is.
 ///
 /// # Errors
 /// Where the store cannot be opened or asked, or something is bad.
 pub fn examine(config: &Config, output: Output) -> Result<(), String> {
-    let mut findings = Vec::new();
-    let store = open_store(config, files(&config.storage.path)).map_err(|e| e.to_string())?;
-    if let Some(shared) = store.shared() {
-        findings = shared.examine().map_err(|error| error.to_string())?;
-        if let Some(ahead) = clock_ahead(store.as_ref()) {
-            let right = ahead.abs() <= CLOCK_MAY_DIFFER;
-            findings.push(Finding {
-                grade: if right { Grade::Good } else { Grade::Breaks },
-                what: format!("the database's clock is ahead of this machine's by {ahead} ms"),
-                why: "servers go by the database's clock, and above a second are not ready",
-                mend: if right { String::new() } else { "keep both by NTP".into() },
-            });
+    let findings = match config.storage.backend {
+        Backend::Postgres => of_database(&config.storage.url)?,
+        Backend::Redb => {
+            let disks = files(&config.storage.path);
+            open_store(config, disks).map_err(|error| error.to_string())?.close();
+            vec![Finding {
+                grade: Grade::Good,
+                what: format!(
+                    "{} is an embedded store and can be opened",
+                    config.storage.path.display()
+                ),
+                why: "the server syncs every commit itself",
+                mend: String::new(),
+            }]
         }
-    } else {
-        findings.push(Finding {
-            grade: Grade::Good,
-            what: format!(
-                "{} is an embedded store and can be opened",
-                config.storage.path.display()
-            ),
-            why: "the server syncs every commit itself",
-            mend: String::new(),
-        });
-    }
-    store.close();
+    };
     let bad = findings.iter().any(|finding| finding.grade == Grade::Breaks);
     show(&findings, output);
     match (bad, config.storage.allow_async_failover) {
@@ -54,6 +45,21 @@ pub fn examine(config: &Config, output: Output) -> Result<(), String> {
             Err("a spent code could come back; allow_async_failover says: known".into())
         }
     }
+}
+
+fn of_database(url: &str) -> Result<Vec<Finding>, String> {
+    let database = Inspection::of(url).map_err(|error| error.to_string())?;
+    let mut findings = database.examine().map_err(|error| error.to_string())?;
+    if let Some(ahead) = clock_ahead(|| database.clock()) {
+        let right = ahead.abs() <= CLOCK_MAY_DIFFER;
+        findings.push(Finding {
+            grade: if right { Grade::Good } else { Grade::Breaks },
+            what: format!("the database's clock is ahead of this machine's by {ahead} ms"),
+            why: "servers go by the database's clock, and above a second are not ready",
+            mend: if right { String::new() } else { "keep both by NTP".into() },
+        });
+    }
+    Ok(findings)
 }
 
 fn show(findings: &[Finding], output: Output) {

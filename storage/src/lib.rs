@@ -25,7 +25,7 @@ pub use copy::{CopyError, Sum, copy, sums};
 pub use disk::{Disk, FileDisk};
 pub use feed::Listener;
 pub use journaled::{Disks, JournaledStore};
-pub use postgres::PostgresStore;
+pub use postgres::{Inspection, PostgresStore};
 pub use redb_store::{FORMAT_VERSION, OpenDisk, RedbStore};
 
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};

@@ -1,6 +1,6 @@
 //! Whether a database keeps what a store promises, as far as it can be asked.
 
-use super::unreadable;
+use super::{migrate, unreadable};
 use crate::{Finding, Grade, ReadError};
 use deadpool_postgres::Client;
 use tokio_postgres::Row;
@@ -30,9 +30,15 @@ const ASK: &str = "SELECT
         - current_setting('superuser_reserved_connections')::bigint
         - (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS free,
     (SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'presence') AS updates,
-    (SELECT n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'presence') AS hot,
-    (SELECT number FROM epoch) AS epoch,
-    (SELECT since::text FROM epoch) AS since";
+    (SELECT n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'presence') AS hot";
+
+/// What the database's clock says, in milliseconds since the Unix epoch.
+pub(super) async fn store_clock(client: &Client) -> Result<u64, ReadError> {
+    let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+    let now = client.prepare_cached(now).await.map_err(unreadable)?;
+    let row = client.query_one(&now, &[]).await.map_err(unreadable)?;
+    row.try_get(0).map(i64::cast_unsigned).map_err(unreadable)
+}
 
 fn get<'row, T: tokio_postgres::types::FromSql<'row>>(
     row: &'row Row,
@@ -137,13 +143,31 @@ pub(super) async fn examine(client: &Client) -> Result<Vec<Finding>, ReadError> 
             "VACUUM FULL presence; and look for transactions that stay open for long",
         );
     }
-    let (epoch, since): (i64, &str) = (get(&row, "epoch")?, get(&row, "since")?);
-    judge(
-        true,
+    findings.extend(of_store(client).await.map_err(unreadable)?);
+    Ok(findings)
+}
+
+/// What there is to say of the store in the database, which may have none yet.
+async fn of_store(client: &Client) -> Result<Vec<Finding>, tokio_postgres::Error> {
+    let Some(found) = migrate::step_of(client).await? else {
+        let what = "there is no schema yet".to_owned();
+        return Ok(vec![finding(Grade::Good, what, "the first server that starts makes it", "")]);
+    };
+    let known = migrate::known();
+    let grade = if found > known { Grade::Breaks } else { Grade::Good };
+    let schema = finding(
+        grade,
+        format!("schema {found}, and this program knows {known}"),
+        "a program does not start on a schema that a newer one has made",
+        "start the newer program",
+    );
+    let epoch = client.query_one("SELECT number, since::text FROM epoch", &[]).await?;
+    let (epoch, since): (i64, &str) = (epoch.try_get(0)?, epoch.try_get(1)?);
+    let epoch = finding(
         Grade::Good,
         format!("epoch {epoch}, since {since}"),
         "it grows where the database was found to lack what had been acknowledged",
         "",
     );
-    Ok(findings)
+    Ok(vec![schema, epoch])
 }

@@ -6,14 +6,27 @@ use tokio_postgres::Client;
 
 /// Every step from an empty database on. What has shipped is never changed: a new need is a new
 /// step.
-const STEPS: [&str; 3] = [
-    include_str!("schema/0001.sql"),
-    include_str!("schema/0002.sql"),
-    include_str!("schema/0003.sql"),
-];
+const STEPS: [&str; 1] = [include_str!("schema/0001.sql")];
 
 /// Any number that no other program on the database is likely to lock: `IPTunnel` in ASCII.
 const LOCK: i64 = 0x4950_5475_6E6E_656C;
+
+/// The step that the schema has come to; `None` where there is none yet.
+pub(super) async fn step_of(client: &Client) -> Result<Option<u32>, tokio_postgres::Error> {
+    let made = "SELECT to_regclass('schema_step') IS NOT NULL";
+    if !client.query_one(made, &[]).await?.try_get::<_, bool>(0)? {
+        return Ok(None);
+    }
+    let last: i32 = client.query_one(LAST, &[]).await?.try_get(0)?;
+    Ok(Some(last.cast_unsigned()))
+}
+
+/// The last step that this program knows.
+pub(super) const fn known() -> u32 {
+    STEPS.len() as u32
+}
+
+const LAST: &str = "SELECT coalesce(max(step), 0) FROM schema_step";
 
 /// Brings the schema to the version that this program knows. Servers that start at once take turns.
 ///
@@ -31,15 +44,12 @@ pub(super) async fn migrate(client: &mut Client) -> Result<(), OpenError> {
     )
     .await
     .map_err(failed)?;
-    let last = step.query_one("SELECT coalesce(max(step), 0) FROM schema_step", &[]).await;
-    let last: i32 = last.map_err(failed)?.get(0);
-    let known = STEPS.len();
-    let done = usize::try_from(last).unwrap_or_default();
-    if done > known {
-        let (found, known) = (done as u32, known as u32);
+    let last: i32 = step.query_one(LAST, &[]).await.map_err(failed)?.get(0);
+    let (found, known) = (last.cast_unsigned(), known());
+    if found > known {
         return Err(OpenError::NewerFormat { found, known });
     }
-    for (number, sql) in (1i32..).zip(STEPS).skip(done) {
+    for (number, sql) in (1i32..).zip(STEPS).skip(found as usize) {
         step.batch_execute(sql).await.map_err(failed)?;
         let note = "INSERT INTO schema_step (step) VALUES ($1)";
         step.execute(note, &[&number]).await.map_err(failed)?;

@@ -14,6 +14,7 @@ mod commit;
 mod connect;
 mod epoch;
 mod examine;
+mod inspect;
 mod log;
 mod migrate;
 mod quick;
@@ -24,6 +25,8 @@ mod statement;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 mod tests;
+
+pub use inspect::Inspection;
 
 use crate::feed::{Feed, Listener};
 use crate::redb_store::ALONE;

@@ -77,11 +77,7 @@ impl Shared for PostgresStore {
     }
 
     fn clock(&self) -> Result<u64, ReadError> {
-        let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now";
-        let now = self.rows(sql, Vec::new(), |row| {
-            row.try_get("now").map(i64::cast_unsigned).map_err(unreadable)
-        });
-        now?.pop().ok_or_else(gone)
+        self.read(|client| async move { examine::store_clock(&client).await })
     }
 
     fn examine(&self) -> Result<Vec<Finding>, ReadError> {

@@ -135,10 +135,27 @@ CREATE TABLE presence (
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE presence IS 'When servers last registered or checked in.';
 
+-- What servers tell each other of check-ins, some thousand to a row: without it each would read all of
+-- presence again and again, of which no index tells what is new.
+CREATE TABLE sighting (
+    process integer NOT NULL,
+    seq     bigint NOT NULL,
+    at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    servers bigint[] NOT NULL,
+    times   timestamptz[] NOT NULL,
+    PRIMARY KEY (process, seq),
+    CONSTRAINT each_has_a_time CHECK (cardinality(servers) = cardinality(times))
+);
+ALTER TABLE sighting ALTER COLUMN servers SET STORAGE EXTERNAL, ALTER COLUMN times SET STORAGE EXTERNAL;
+COMMENT ON TABLE sighting IS 'Who has checked in lately, for the other servers. Kept for ten minutes.';
+COMMENT ON COLUMN sighting.servers IS 'Their ids, as signed numbers: to_hex shows them as the API does.';
+COMMENT ON COLUMN sighting.times IS 'When each of them was seen.';
+
 CREATE TABLE counter (
     key        bigint NOT NULL,
     window_end timestamptz NOT NULL,
     policy     text NOT NULL,
+    before     integer NOT NULL DEFAULT 0,
     used       integer NOT NULL,
     allowed    bigint NOT NULL,
     PRIMARY KEY (key, window_end),
@@ -146,6 +163,8 @@ CREATE TABLE counter (
 ) WITH (fillfactor = 70);
 CREATE INDEX counter_window_end ON counter (window_end);
 COMMENT ON TABLE counter IS 'What each limit has counted for each subject in one window.';
+COMMENT ON COLUMN counter.before IS
+    'What was used before it was last counted up: of requests that are counted together, some may be too many.';
 COMMENT ON COLUMN counter.allowed IS 'What the limit allowed when it was last counted.';
 COMMENT ON COLUMN counter.key IS 'Half of the keyed hash of the subject, with the policy mixed in.';
 
