@@ -1,19 +1,16 @@
 //! From one store into another: everything, in order, and then whether it is the same.
 
+use crate::walk::{self, PAGE};
 use crate::{
     Attempts, Change, CommitError, Counter, CounterRow, ReadError, Setting, Store, Verdict, Write,
     record,
 };
 use iptunnel_domain::activation::Activation;
-use iptunnel_domain::audit::Event;
-use iptunnel_domain::code::Code;
+use iptunnel_domain::code::{Code, CodeHash};
 use iptunnel_domain::server::{Server, ServerNumber};
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use std::sync::Arc;
-
-/// Records read and written at once.
-const STEP: usize = 500;
 
 /// How many of something there are, and a checksum of all of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,89 +51,81 @@ pub fn copy(from: &dyn Store, to: &dyn Store) -> Result<(), CopyError> {
     if sums(to)?.iter().any(|sum| sum.count > 0) {
         return Err(CopyError::NotEmpty);
     }
-    let settings = from.settings()?.into_iter();
-    let settings =
-        settings.map(|(key, value)| Write::Setting(Setting { key, value: Some(value) })).collect();
-    write(to, settings)?;
-    each_code(from, &mut |code| {
-        let hash = code.hash;
-        write(to, vec![Write::Code(Code { version: 1, ..code })])?;
-        let Attempts { kept, more } = from.attempts(hash)?;
-        // Beyond those that are kept whole they are only counted, whatever they are.
-        let last = kept.last().cloned();
-        let more = last.into_iter().flat_map(|last| (0..more).map(move |_| last.clone()));
-        for some in kept.iter().cloned().chain(more).collect::<Vec<Event>>().chunks(STEP) {
-            write(to, some.iter().cloned().map(Write::Attempt).collect())?;
+    let mut target = Target { store: to, gathered: Vec::with_capacity(PAGE) };
+    for (key, value) in from.settings()? {
+        target.add(Write::Setting(Setting { key, value: Some(value) }))?;
+    }
+    for page in walk::codes(from) {
+        let page = page?;
+        for code in &page {
+            target.add(Write::Code(Code { version: 1, ..code.clone() }))?;
         }
-        Ok(())
-    })?;
-    each_activation(from, &mut |activation| {
-        write(to, vec![Write::Activation(Activation { version: 1, ..activation })])
-    })?;
-    let mut servers = Vec::new();
-    from.each_server(&mut |server| servers.push(server))?;
-    for some in servers.chunks(STEP) {
-        let new =
-            |server: &Server| Change(vec![Write::Server(Server { version: 1, ..server.clone() })]);
-        commit(to, &some.iter().map(new).collect::<Vec<_>>())?;
+        // An attempt is kept only with a code that is there.
+        target.write()?;
+        for attempts in from.attempts_on(&hashes_of(&page))? {
+            let Attempts { kept, more } = attempts;
+            // Beyond those that are kept whole they are only counted, whatever they are.
+            let last = kept.last().cloned();
+            let more = last.into_iter().flat_map(|last| (0..more).map(move |_| last.clone()));
+            for attempt in kept.into_iter().chain(more) {
+                target.add(Write::Attempt(attempt))?;
+            }
+        }
     }
-    let mut counters = Vec::new();
-    from.each_counter(&mut |_, counter| counters.push(counter))?;
-    for (place, some) in counters.chunks(STEP).enumerate() {
-        let slot = |number: usize| u32::try_from(place * STEP + number).unwrap_or(u32::MAX);
-        let row = |(number, counter): (usize, &Counter)| CounterRow {
-            slot: slot(number),
-            counter: Some(*counter),
-        };
-        write(to, vec![Write::Counters(some.iter().enumerate().map(row).collect())])?;
+    for page in walk::activations(from) {
+        for activation in page? {
+            target.add(Write::Activation(Activation { version: 1, ..activation }))?;
+        }
     }
-    let mut next = 1;
-    loop {
-        let mut events = Vec::with_capacity(STEP);
-        from.audit_from(next, &mut |entry| {
-            next = entry.head.entries.saturating_add(1);
-            events.push(Write::Audit(Arc::new(entry.event)));
-            events.len() < STEP
-        })?;
-        if events.is_empty() {
+    let mut outcome = Ok(());
+    from.each_server(&mut |server| {
+        if outcome.is_ok() {
+            outcome = target.add(Write::Server(Server { version: 1, ..server }));
+        }
+    })?;
+    outcome?;
+    let (mut slot, mut outcome) = (0, Ok(()));
+    from.each_counter(&mut |_, counter| {
+        if outcome.is_ok() {
+            let row = CounterRow { slot, counter: Some(counter) };
+            outcome = target.add(Write::Counters(vec![row]));
+            slot += 1;
+        }
+    })?;
+    outcome?;
+    let mut outcome = Ok(());
+    from.audit_from(1, &mut |entry| {
+        outcome = target.add(Write::Audit(Arc::new(entry.event)));
+        outcome.is_ok()
+    })?;
+    outcome?;
+    target.write()
+}
+
+fn hashes_of(codes: &[Code]) -> Vec<CodeHash> {
+    codes.iter().map(|code| code.hash).collect()
+}
+
+/// Where everything goes, many writes to a commit, each a change of its own.
+struct Target<'a> {
+    store: &'a dyn Store,
+    gathered: Vec<Change>,
+}
+
+impl Target<'_> {
+    fn add(&mut self, write: Write) -> Result<(), CopyError> {
+        self.gathered.push(Change(vec![write]));
+        if self.gathered.len() < PAGE { Ok(()) } else { self.write() }
+    }
+
+    fn write(&mut self) -> Result<(), CopyError> {
+        if self.gathered.is_empty() {
             return Ok(());
         }
-        write(to, events)?;
-    }
-}
-
-fn write(to: &dyn Store, writes: Vec<Write>) -> Result<(), CopyError> {
-    if writes.is_empty() { Ok(()) } else { commit(to, &[Change(writes)]) }
-}
-
-fn commit(to: &dyn Store, changes: &[Change]) -> Result<(), CopyError> {
-    let all = to.commit(changes)?.into_iter().all(|verdict| verdict == Verdict::Written);
-    if all { Ok(()) } else { Err(CopyError::Conflict) }
-}
-
-fn each_code(
-    store: &dyn Store,
-    each: &mut dyn FnMut(Code) -> Result<(), CopyError>,
-) -> Result<(), CopyError> {
-    let mut last = None;
-    loop {
-        let codes = store.oldest_codes(last, STEP)?;
-        let Some(end) = codes.last() else { return Ok(()) };
-        last = Some(end.number);
-        codes.into_iter().try_for_each(&mut *each)?;
-    }
-}
-
-fn each_activation(
-    store: &dyn Store,
-    each: &mut dyn FnMut(Activation) -> Result<(), CopyError>,
-) -> Result<(), CopyError> {
-    let mut last = None;
-    loop {
-        let activations = store.oldest_activations(last, STEP)?;
-        let Some(end) = activations.last() else { return Ok(()) };
-        last = Some(end.at.number);
-        activations.into_iter().try_for_each(&mut *each)?;
+        let verdicts = self.store.commit(&self.gathered)?;
+        self.gathered.clear();
+        let all = verdicts.into_iter().all(|verdict| verdict == Verdict::Written);
+        if all { Ok(()) } else { Err(CopyError::Conflict) }
     }
 }
 
@@ -174,24 +163,29 @@ impl Summing {
 /// Where it cannot be read.
 pub fn sums(store: &dyn Store) -> Result<Vec<Sum>, CopyError> {
     let (mut codes, mut attempts) = (Summing::new("codes"), Summing::new("attempts"));
-    each_code(store, &mut |code| {
-        let (number, Attempts { kept, more }) = (code.number.0, store.attempts(code.hash)?);
-        codes.add(number, &record::encode_code(&Code { version: 1, ..code })?);
-        for event in &kept {
-            let mut bytes = Vec::new();
-            event.encode(&mut bytes);
-            attempts.add(number, &bytes);
+    for page in walk::codes(store) {
+        let page = page?;
+        for (code, Attempts { kept, more }) in
+            page.iter().zip(store.attempts_on(&hashes_of(&page))?)
+        {
+            let number = code.number.0;
+            codes.add(number, &record::encode_code(&Code { version: 1, ..code.clone() })?);
+            for event in &kept {
+                let mut bytes = Vec::new();
+                event.encode(&mut bytes);
+                attempts.add(number, &bytes);
+            }
+            attempts.count += more;
         }
-        attempts.count += more;
-        Ok(())
-    })?;
+    }
     let mut activations = Summing::new("activations");
-    each_activation(store, &mut |activation| {
-        let number = activation.at.number.0;
-        let bytes = record::encode_activation(&Activation { version: 1, ..activation })?;
-        activations.add(number, &bytes);
-        Ok(())
-    })?;
+    for page in walk::activations(store) {
+        for activation in page? {
+            let number = activation.at.number.0;
+            let bytes = record::encode_activation(&Activation { version: 1, ..activation })?;
+            activations.add(number, &bytes);
+        }
+    }
     let (mut servers, mut failed) = (Summing::new("servers"), Ok(()));
     store.each_server(&mut |server| match record::encode_server(&Server {
         version: 1,

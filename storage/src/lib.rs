@@ -20,6 +20,7 @@ mod journaled;
 mod postgres;
 mod record;
 mod redb_store;
+mod walk;
 
 pub use copy::{CopyError, Sum, copy, sums};
 pub use disk::{Disk, FileDisk};
@@ -381,6 +382,10 @@ pub trait Store: Send + Sync + 'static {
     fn audit_number_at(&self, at: Timestamp) -> Result<u64, ReadError>;
     /// What was tried on a code and changed nothing.
     fn attempts(&self, code: CodeHash) -> Result<Attempts, ReadError>;
+    /// The same of several codes, in their order.
+    fn attempts_on(&self, codes: &[CodeHash]) -> Result<Vec<Attempts>, ReadError> {
+        codes.iter().map(|code| self.attempts(*code)).collect()
+    }
     /// The settings that operators have changed, by key.
     fn settings(&self) -> Result<Vec<(String, String)>, ReadError>;
     /// The codes issued last, at most `limit`, the newest first.

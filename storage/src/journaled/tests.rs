@@ -719,3 +719,38 @@ fn a_closed_store_can_be_opened_again_though_somebody_still_holds_it() {
     assert!(held.audit_head().is_err());
     assert_eq!(store.commit(&issue(2..=2)).unwrap(), [Verdict::Written]);
 }
+
+#[test]
+fn a_new_epoch_voids_all_that_could_be_spent_twice_and_nothing_else_however_much_it_is() {
+    let pair = Pair::new();
+    let store = pair.store();
+    let spent = |n: u64| n.is_multiple_of(3);
+    let change = |n: u64| {
+        let code = Write::Code(samples::code(n, 1, u8::from(spent(n))));
+        let held = Write::Activation(samples::activation(n, 1, u8::from(n.is_multiple_of(2))));
+        if spent(n) { Change(vec![code, held]) } else { one(code) }
+    };
+    let all = 1..=1700;
+    store.commit(&all.clone().map(change).collect::<Vec<_>>()).unwrap();
+    assert_eq!(store.begin_epoch(4, "a test", Timestamp(1)).unwrap(), 5);
+    assert_eq!(store.mark().epoch, 5);
+    let store = pair.restart(store, End::PowerLost);
+    for number in all {
+        let code = store.code(samples::code(number, 1, 0).hash).unwrap().unwrap();
+        assert_eq!(code.expires_at == code.issued_at, !spent(number), "{code:?}");
+        if spent(number) {
+            let held = store.activation(samples::at(number).id).unwrap().unwrap();
+            let was_open = !number.is_multiple_of(2);
+            assert_eq!(held.expires_at == held.opened_at, was_open, "{held:?}");
+        }
+    }
+    let mut said = String::new();
+    store
+        .audit_before(u64::MAX, &mut |entry| {
+            said = entry.event.subject;
+            false
+        })
+        .unwrap();
+    // 1134 of 1700 are no multiples of 3; of 566 that are, 283 are odd.
+    assert_eq!(said, "1134 codes, 283 activations");
+}

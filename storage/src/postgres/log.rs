@@ -5,7 +5,7 @@
 //! them without one; the others leave it to that one. So the log is a moment behind, and nothing
 //! that a request waits for.
 
-use super::rows::{EVENT, event, place, signed, time};
+use super::rows::{EVENT, event, get_hash, place, signed, time};
 use super::{Inner, no_connection, sighting, unreadable};
 use crate::{Attempts, Entry, ReadError};
 use deadpool_postgres::{Client, GenericClient};
@@ -199,19 +199,30 @@ pub(super) async fn number_at(
     }
 }
 
+/// What was tried on each of `codes`, in their order.
 pub(super) async fn attempts(
     client: &impl GenericClient,
-    code: CodeHash,
-) -> Result<Attempts, ReadError> {
-    let code = &code.0.0[..];
-    let sql = format!("SELECT {EVENT} FROM attempt WHERE code = $1 ORDER BY at, process, seq");
-    let kept = rows(client, &sql, &[&code]).await?;
-    let kept = kept.iter().map(event).collect::<Result<Vec<_>, _>>()?;
-    let tried = "SELECT tried FROM attempts_of_code WHERE code = $1";
-    let tried = rows(client, tried, &[&code]).await?;
-    let tried = tried.first().map_or(Ok(0), |row| number(row, "tried"))?;
-    let more = tried.saturating_sub(kept.len() as u64);
-    Ok(Attempts { kept, more })
+    codes: &[CodeHash],
+) -> Result<Vec<Attempts>, ReadError> {
+    let keys: Vec<&[u8]> = codes.iter().map(|code| &code.0.0[..]).collect();
+    let mut tried: HashMap<CodeHash, Attempts> = HashMap::new();
+    let counts = "SELECT code, tried FROM attempts_of_code WHERE code = ANY ($1)";
+    for row in rows(client, counts, &[&keys]).await? {
+        let code = CodeHash(get_hash(&row, "code")?);
+        tried.insert(code, Attempts { kept: Vec::new(), more: number(&row, "tried")? });
+    }
+    if !tried.is_empty() {
+        let sql =
+            format!("SELECT {EVENT} FROM attempt WHERE code = ANY ($1) ORDER BY at, process, seq");
+        for row in rows(client, &sql, &[&keys]).await? {
+            let event = event(&row)?;
+            if let Some(attempts) = event.code.and_then(|code| tried.get_mut(&code)) {
+                attempts.more = attempts.more.saturating_sub(1);
+                attempts.kept.push(event);
+            }
+        }
+    }
+    Ok(codes.iter().map(|code| tried.remove(code).unwrap_or_default()).collect())
 }
 
 /// How far whoever follows has been told.

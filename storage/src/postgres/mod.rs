@@ -409,7 +409,12 @@ impl Store for PostgresStore {
     }
 
     fn attempts(&self, code: CodeHash) -> Result<Attempts, ReadError> {
-        self.read(move |client| async move { log::attempts(&client, code).await })
+        Ok(self.attempts_on(&[code])?.pop().unwrap_or_default())
+    }
+
+    fn attempts_on(&self, codes: &[CodeHash]) -> Result<Vec<Attempts>, ReadError> {
+        let codes = codes.to_vec();
+        self.read(move |client| async move { log::attempts(&client, &codes).await })
     }
 
     fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {

@@ -68,7 +68,7 @@ fn bytes<const N: usize>(slice: &[u8], column: &str) -> Result<[u8; N], ReadErro
     slice.try_into().map_err(|_| wrong(column))
 }
 
-fn get_hash(row: &Row, column: &str) -> Result<KeyedHash, ReadError> {
+pub(super) fn get_hash(row: &Row, column: &str) -> Result<KeyedHash, ReadError> {
     Ok(KeyedHash(bytes(get(row, column)?, column)?))
 }
 
