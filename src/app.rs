@@ -1,6 +1,6 @@
 //! The composition root: what exists, in which order it begins, and in which order it ends.
 
-use crate::ambient::{Clock, NoRandomness, machine_milliseconds, random_bytes, seeded_generator};
+use crate::ambient::{Clock, NoRandomness, random_bytes, seeded_generator};
 use crate::config::{Backend, Config, ConfigError, Layers};
 use crate::console::history::History;
 use crate::console::{Console, heads};
@@ -13,6 +13,7 @@ use crate::http::watch::Watchers;
 use crate::http::{ROUTES, around, operators, public};
 use crate::mark;
 use crate::secrets::{SecretError, SigningFile, lookup_key};
+use crate::sharing::{agree, clock_offset, share};
 use crate::tokens::Tokens;
 use crate::tuning::{OnChange, Tuner};
 use actix_web::dev::ServerHandle;
@@ -23,17 +24,14 @@ use actix_web::{App, HttpServer};
 use arc_swap::ArcSwap;
 use iptunnel_actors::{Handles, Health, Observed, Parts, StartError};
 use iptunnel_domain::audit::Action;
-use iptunnel_domain::lookup::{LookupKey, Purpose};
 use iptunnel_storage::{
-    Disks, FileDisk, Finding, Grade, JournaledStore, OpenDisk, OpenError, PostgresStore, ReadError,
-    Shared, Store,
+    Disks, FileDisk, JournaledStore, OpenDisk, OpenError, PostgresStore, ReadError, Store,
 };
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 
@@ -114,16 +112,6 @@ pub fn open_store(config: &Config, disks: Disks) -> Result<Arc<dyn Store>, OpenE
         Backend::Redb => Arc::new(JournaledStore::open(disks)?),
         Backend::Postgres => Arc::new(PostgresStore::open(&config.storage.url)?),
     })
-}
-
-/// Servers that share a store must find in it what the others have written.
-fn agree(store: &dyn Store, lookup: &LookupKey) -> Result<(), RunError> {
-    let hash = lookup.hash(Purpose::Agreement, b"");
-    match store.shared().map(|shared| shared.agree("lookup key", hash)) {
-        None | Some(Ok(true)) => Ok(()),
-        Some(Ok(false)) => Err(RunError::OtherKey),
-        Some(Err(error)) => Err(error.into()),
-    }
 }
 
 /// How often actors are told the time.
@@ -255,12 +243,17 @@ pub async fn run(
     end(public_handle, true, patience).await;
     signer.abort();
     marker.abort();
-    let signed = heads::note_now(&console);
-    let _ = tokio::time::timeout(grace, signed).await;
-    let (marked, path) = (Arc::clone(handles.store()), base.storage.path.clone());
-    let marked = actix_web::web::block(move || mark::keep_now(marked.as_ref(), &path));
-    let _ = tokio::time::timeout(grace, marked).await;
+    let (store, path) = (Arc::clone(handles.store()), base.storage.path.clone());
+    let last_words = async {
+        heads::note_now(&console).await;
+        let _ = actix_web::web::block(move || mark::keep_now(store.as_ref(), &path)).await;
+    };
+    // They can be had another time; what was accepted cannot.
+    let _ = tokio::time::timeout(LAST_WORDS.min(grace), last_words).await;
     let synced = tokio::time::timeout(grace, handles.stop()).await.is_ok();
+    if !synced {
+        handles.abandon();
+    }
     end(admin_handle, false, grace).await;
     for server in servers {
         server.abort();
@@ -311,15 +304,6 @@ async fn tick(handles: Arc<Handles>, clock: Arc<dyn Clock>) {
     }
 }
 
-type Offset = Gauge<f64, AtomicU64>;
-
-fn clock_offset(registry: &mut Registry) -> Offset {
-    let offset = Offset::default();
-    let help = "Seconds by which the shared store's clock is ahead of this machine's";
-    registry.register("clock_offset_seconds", help, offset.clone());
-    offset
-}
-
 fn store_epoch(registry: &mut Registry) -> Gauge {
     let epoch = Gauge::default();
     let help = "Grows where the store was found to lack what had been acknowledged";
@@ -327,86 +311,8 @@ fn store_epoch(registry: &mut Registry) -> Gauge {
     epoch
 }
 
-/// How often the shared store is asked for the time, and so whether it is there.
-const ASK_TIME: Duration = Duration::from_secs(2);
-/// How many times that is until it is looked at more closely.
-const EXAMINE: u32 = 10;
-/// Milliseconds by which a machine's clock may differ before its server is not ready: what is left
-/// of a lifetime is then not what others say it is.
-pub const CLOCK_MAY_DIFFER: i64 = 1000;
-
-/// How often the store is asked for the time in a row: what took longest tells least.
-const LOOKS: usize = 3;
-
-/// Milliseconds by which a shared store's `clock` is ahead of this machine's, to within half the
-/// time that asking took.
-pub fn clock_ahead(clock: impl Fn() -> Result<u64, ReadError>) -> Option<i64> {
-    let look = || {
-        let before = machine_milliseconds();
-        let theirs = clock().ok()?;
-        let took = machine_milliseconds().saturating_sub(before);
-        let ours = before.saturating_add(took / 2);
-        Some((took, theirs.cast_signed().saturating_sub(ours.cast_signed())))
-    };
-    let best = (0..LOOKS).filter_map(|_| look()).min_by_key(|(took, _)| *took);
-    best.map(|(_, ahead)| ahead)
-}
-
-/// Whether the shared store keeps what it promises. Where it does not the server is not ready, unless
-/// its operator knows.
-async fn look_at_the_store(state: &State) {
-    let store = Arc::clone(state.handles.store());
-    let examined = move || store.shared().map(Shared::examine);
-    let Ok(Some(Ok(findings))) = actix_web::web::block(examined).await else { return };
-    let broken = findings.iter().filter(|finding| finding.grade == Grade::Breaks);
-    let known = state.config.load().storage.allow_async_failover;
-    let mut safe = true;
-    for Finding { what, why, mend, .. } in broken {
-        safe = false;
-        if known {
-            tracing::debug!(what, why, mend, "the store may lose what was answered");
-        } else {
-            tracing::error!(what, why, mend, "the store may lose what was answered: not ready");
-        }
-    }
-    state.health.store_is_safe(safe || known);
-}
-
-/// What a server does that shares its store: it goes by the store's clock, and by the settings that
-/// operators change on other servers.
-async fn share(state: Data<State>, resettle: Arc<Notify>, offset: Offset) {
-    let (mut ask, mut rounds) = (tokio::time::interval(ASK_TIME), 0u32);
-    loop {
-        tokio::select! {
-            _ = ask.tick() => {
-                let store = Arc::clone(state.handles.store());
-                let ahead = move || store.shared().and_then(|shared| clock_ahead(|| shared.clock()));
-                let ahead = actix_web::web::block(ahead).await.ok().flatten();
-                state.health.store_is_there(ahead.is_some());
-                if let Some(ahead) = ahead {
-                    state.clock.correct(ahead);
-                    offset.set(ahead as f64 / 1000.0);
-                    let fit = ahead.abs() <= CLOCK_MAY_DIFFER;
-                    if !fit {
-                        tracing::error!(ahead, "the machine's clock differs from the store's");
-                    }
-                    state.health.clock_is_right(fit);
-                }
-                if ahead.is_some() && rounds.is_multiple_of(EXAMINE) {
-                    look_at_the_store(&state).await;
-                }
-                rounds = rounds.wrapping_add(1);
-            }
-            () = resettle.notified() => {
-                if !state.tuner.follow(&state).await {
-                    tokio::time::sleep(ASK_TIME).await;
-                    resettle.notify_one();
-                }
-            }
-        }
-    }
-}
-
+/// How long the last head of the audit log and the store's mark are waited for.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long a server that cannot go on is given to hand out its last answers.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 

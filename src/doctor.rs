@@ -1,9 +1,10 @@
 //! What an operator should know of their database before their users find out.
 
-use crate::app::{CLOCK_MAY_DIFFER, clock_ahead, files, open_store};
+use crate::app::{files, open_store};
 use crate::cli::tell;
 use crate::config::{Backend, Config};
 use crate::remote::Output;
+use crate::sharing::{CLOCK_MAY_DIFFER, clock_ahead};
 use iptunnel_storage::{Finding, Grade, Inspection};
 use serde_json::json;
 

@@ -7,6 +7,7 @@
 //! * [`console`] and [`tuning`]: what operators see, and what they turn
 //! * [`cli`] and [`logging`]: how the program is started and what it tells
 //! * [`mark`]: what the store must hold, and what happens where it does not
+//! * [`sharing`]: what a server does beside others on one store
 //! * [`doctor`]: what there is to know of a database
 //! * [`moving`]: from one store into another
 //! * [`remote`]: commands that ask a running server
@@ -25,5 +26,6 @@ mod mark;
 mod moving;
 pub mod remote;
 pub mod secrets;
+mod sharing;
 pub mod tokens;
 pub mod tuning;

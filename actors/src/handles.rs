@@ -353,14 +353,28 @@ impl Handles {
         }
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        for thread in threads {
-            // A thread that panicked has been reported by its own end.
-            let _ = thread.join();
-        }
+        let (done, ended) = oneshot::channel();
+        // On a thread of its own: whoever waits for this has a patience, and a store that stands still
+        // has none.
+        std::thread::spawn(move || {
+            for thread in threads {
+                // A thread that panicked has been reported by its own end.
+                let _ = thread.join();
+            }
+            // Fails where nobody waits any more.
+            let _ = done.send(());
+        });
+        let _ = ended.await;
         self.arbiter.stop();
         // Here and not when the last of many owners is gone: whoever waits for the end may open
         // the store again at once.
         self.store.close();
+    }
+
+    /// Gives a store up that has not come to an end in time: whoever waits for it waits no more.
+    pub fn abandon(&self) {
+        let store = Arc::clone(&self.store);
+        std::thread::spawn(move || store.close());
     }
 
     /// Answers once everything sent before is on disk, so that nobody hears of what may not last.

@@ -1,6 +1,8 @@
 //! A PostgreSQL server of a test's own: it can be killed, promoted, and asked for TLS.
 
 use crate::harness::wait_until;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -81,16 +83,21 @@ impl Cluster {
 
     /// Away at once, without a word to anybody: the postmaster and whoever works for it.
     pub fn kill(&self) {
+        let pid = self.signal(Signal::SIGKILL);
+        wait_until("the postmaster is gone", || !Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    /// Sends a signal to the postmaster and whoever works for it; the postmaster's number.
+    pub fn signal(&self, signal: Signal) -> i32 {
         let pid = std::fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
         let pid: i32 = pid.lines().next().unwrap().parse().unwrap();
         let children = Command::new("pgrep").arg("-P").arg(pid.to_string()).output().unwrap();
         let children = String::from_utf8(children.stdout).unwrap();
         for pid in std::iter::once(pid).chain(children.lines().map(|pid| pid.parse().unwrap())) {
             // A child may have ended with its parent.
-            let pid = nix::unistd::Pid::from_raw(pid);
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            let _ = kill(Pid::from_raw(pid), signal);
         }
-        wait_until("the postmaster is gone", || !Path::new(&format!("/proc/{pid}")).exists());
+        pid
     }
 
     /// Stops it in order.

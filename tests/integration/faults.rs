@@ -5,6 +5,7 @@ use crate::cluster::Cluster;
 use crate::crash::{Load, Stories, check_all, rounds, seed};
 use crate::harness::{Machine, spread, wait_until};
 use crate::process::{Api, Chance, Process, usual_flags};
+use nix::sys::signal::Signal;
 use reqwest::blocking::Client;
 use serde_json::json;
 use std::io::{Read, Write};
@@ -23,6 +24,11 @@ struct Servers {
 
 impl Servers {
     fn start(count: usize, url: &str) -> Self {
+        Self::start_with(count, url, &[])
+    }
+
+    /// With these settings besides.
+    fn start_with(count: usize, url: &str, more: &[&str]) -> Self {
         let (mut all, mut folders): (Vec<Process>, Vec<Arc<TempDir>>) = (Vec::new(), Vec::new());
         for _ in 0..count {
             let folder = Arc::new(TempDir::new().unwrap());
@@ -35,8 +41,9 @@ impl Servers {
             }
             let mut arguments = usual_flags();
             let url = format!("storage.url={url}");
-            for set in ["storage.backend=postgres", &url, "codes.max_activations_per_code=255"] {
-                arguments.extend(["--set".to_owned(), set.to_owned()]);
+            let own = ["storage.backend=postgres", &url, "codes.max_activations_per_code=255"];
+            for set in own.iter().chain(more) {
+                arguments.extend(["--set".to_owned(), (*set).to_owned()]);
             }
             all.push(Process::start_in(Arc::clone(&folder), arguments));
             folders.push(folder);
@@ -158,6 +165,38 @@ fn while_the_database_is_away_requests_are_refused_and_known_servers_check_in() 
     servers.wait_ready();
     check_all(api, &stories, &note(0));
     api.activate(&Machine::new(1), &code);
+}
+
+#[test]
+fn a_database_that_stands_still_stops_neither_the_answers_nor_the_end_of_its_server() {
+    let cluster = Cluster::new();
+    let url = url(&[cluster.address()]);
+    let still = ["server.request_timeout_ms=1000", "server.shutdown_grace_seconds=2"];
+    let servers = Servers::start_with(1, &url, &still);
+    let mut server = servers.all.into_iter().next().unwrap();
+    let api = server.api.clone();
+    let body = json!({"token": api.master, "ip": "9.9.9.9", "hostname": "a.example.com"});
+    let id = json!({"server_id": api.post("/register", &body).unwrap().json()["server_id"]});
+    let (cookie, code) = (api.cookie().unwrap(), api.issue());
+    cluster.signal(Signal::SIGSTOP);
+    for _ in 0..3 {
+        let issued = api.issue_with(&cookie).unwrap();
+        assert_eq!(issued.status, 503, "{issued:?}");
+        assert_eq!(api.post("/checkin", &id).unwrap().status, 200);
+    }
+    wait_until("the server is not ready", || api.ready() == Some(503));
+    cluster.signal(Signal::SIGCONT);
+    wait_until("the server is ready again", || api.ready() == Some(200));
+    api.activate(&Machine::new(1), &code);
+    let code = api.issue();
+    cluster.signal(Signal::SIGSTOP);
+    server.signal(Signal::SIGTERM);
+    // An end that is not called one in order, and not one that is waited for in vain.
+    let ended = server.ends_within(Duration::from_secs(20));
+    cluster.signal(Signal::SIGCONT);
+    assert!(!ended.expect("the server ends").success());
+    assert!(server.output().contains("did not sync in time"), "{}", server.output());
+    server.again().api.activate(&Machine::new(2), &code);
 }
 
 #[test]
@@ -319,7 +358,7 @@ fn a_restored_database_brings_no_spent_code_back_and_its_servers_stay() {
     let mut servers = Servers::start(2, &url(&[cluster.address()]));
     let stop = |servers: &mut Servers| {
         for server in &mut servers.all {
-            server.signal(nix::sys::signal::Signal::SIGTERM);
+            server.signal(Signal::SIGTERM);
             assert!(server.ends_within(Duration::from_secs(10)).unwrap().success());
         }
     };
@@ -373,7 +412,7 @@ fn a_server_moves_to_a_database_with_all_that_it_had_and_back_again() {
     let (spent, unspent) = (server.api.issue(), server.api.issue());
     let activated = server.api.activate(&Machine::new(1), &spent);
     let stop = |server: &mut Process| {
-        server.signal(nix::sys::signal::Signal::SIGTERM);
+        server.signal(Signal::SIGTERM);
         assert!(server.ends_within(Duration::from_secs(10)).unwrap().success());
     };
     let folder = Arc::clone(&server.folder);

@@ -1,0 +1,131 @@
+//! What a server does that shares its store with others: it goes by the store's clock, follows what
+//! operators change on other servers, and looks whether the store keeps what it promises.
+
+use crate::ambient::machine_milliseconds;
+use crate::app::RunError;
+use crate::http::state::State;
+use actix_web::web::Data;
+use iptunnel_domain::lookup::{LookupKey, Purpose};
+use iptunnel_storage::{Finding, Grade, ReadError, Shared, Store};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Servers that share a store must find in it what the others have written.
+///
+/// # Errors
+/// Where this server has another key, or the store cannot be asked.
+pub fn agree(store: &dyn Store, lookup: &LookupKey) -> Result<(), RunError> {
+    let hash = lookup.hash(Purpose::Agreement, b"");
+    match store.shared().map(|shared| shared.agree("lookup key", hash)) {
+        None | Some(Ok(true)) => Ok(()),
+        Some(Ok(false)) => Err(RunError::OtherKey),
+        Some(Err(error)) => Err(error.into()),
+    }
+}
+
+/// Seconds by which the store's clock is ahead.
+pub type Offset = Gauge<f64, AtomicU64>;
+
+/// Makes the gauge of the clock.
+pub fn clock_offset(registry: &mut Registry) -> Offset {
+    let offset = Offset::default();
+    let help = "Seconds by which the shared store's clock is ahead of this machine's";
+    registry.register("clock_offset_seconds", help, offset.clone());
+    offset
+}
+
+/// How often the shared store is asked for the time, and so whether it is there.
+const ASK_TIME: Duration = Duration::from_secs(2);
+/// How long it may say nothing until it counts as away.
+const SILENCE: Duration = Duration::from_secs(3);
+/// How many times that is until it is looked at more closely.
+const EXAMINE: u32 = 10;
+/// Milliseconds by which a machine's clock may differ before its server is not ready: what is left
+/// of a lifetime is then not what others say it is.
+pub const CLOCK_MAY_DIFFER: i64 = 1000;
+
+/// How often the store is asked for the time in a row: what took longest tells least.
+const LOOKS: usize = 3;
+
+/// Milliseconds by which a shared store's `clock` is ahead of this machine's, to within half the
+/// time that asking took.
+pub fn clock_ahead(clock: impl Fn() -> Result<u64, ReadError>) -> Option<i64> {
+    let look = || {
+        let before = machine_milliseconds();
+        let theirs = clock().ok()?;
+        let took = machine_milliseconds().saturating_sub(before);
+        let ours = before.saturating_add(took / 2);
+        Some((took, theirs.cast_signed().saturating_sub(ours.cast_signed())))
+    };
+    let best = (0..LOOKS).filter_map(|_| look()).min_by_key(|(took, _)| *took);
+    best.map(|(_, ahead)| ahead)
+}
+
+/// Whether the shared store keeps what it promises. Where it does not the server is not ready, unless
+/// its operator knows.
+async fn look_at_the_store(state: &State) {
+    let store = Arc::clone(state.handles.store());
+    let examined = move || store.shared().map(Shared::examine);
+    let Ok(Some(Ok(findings))) = actix_web::web::block(examined).await else { return };
+    let broken = findings.iter().filter(|finding| finding.grade == Grade::Breaks);
+    let known = state.config.load().storage.allow_async_failover;
+    let mut safe = true;
+    for Finding { what, why, mend, .. } in broken {
+        safe = false;
+        if known {
+            tracing::debug!(what, why, mend, "the store may lose what was answered");
+        } else {
+            tracing::error!(what, why, mend, "the store may lose what was answered: not ready");
+        }
+    }
+    state.health.store_is_safe(safe || known);
+}
+
+/// What a server does that shares its store: it goes by the store's clock, and by the settings that
+/// operators change on other servers.
+pub async fn share(state: Data<State>, resettle: Arc<Notify>, offset: Offset) {
+    let (mut ask, mut rounds) = (tokio::time::interval(ASK_TIME), 0u32);
+    loop {
+        tokio::select! {
+            _ = ask.tick() => {
+                let store = Arc::clone(state.handles.store());
+                let ahead = move || store.shared().and_then(|shared| clock_ahead(|| shared.clock()));
+                let mut asked = pin!(actix_web::web::block(ahead));
+                let ahead = if let Ok(told) = tokio::time::timeout(SILENCE, &mut asked).await {
+                    told
+                } else {
+                    // It may stand still without having closed a connection.
+                    state.health.store_is_there(false);
+                    tracing::error!("the store does not answer");
+                    asked.await
+                };
+                let ahead = ahead.ok().flatten();
+                state.health.store_is_there(ahead.is_some());
+                if let Some(ahead) = ahead {
+                    state.clock.correct(ahead);
+                    offset.set(ahead as f64 / 1000.0);
+                    let fit = ahead.abs() <= CLOCK_MAY_DIFFER;
+                    if !fit {
+                        tracing::error!(ahead, "the machine's clock differs from the store's");
+                    }
+                    state.health.clock_is_right(fit);
+                }
+                if ahead.is_some() && rounds.is_multiple_of(EXAMINE) {
+                    look_at_the_store(&state).await;
+                }
+                rounds = rounds.wrapping_add(1);
+            }
+            () = resettle.notified() => {
+                if !state.tuner.follow(&state).await {
+                    tokio::time::sleep(ASK_TIME).await;
+                    resettle.notify_one();
+                }
+            }
+        }
+    }
+}
