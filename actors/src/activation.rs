@@ -68,10 +68,13 @@ impl Command for Resume {
     type Answer = Activated;
 }
 
-/// Confirms an installation. Sent by the HTTP edge, which has verified the install token.
+/// Confirms an installation. Sent by the HTTP edge.
 pub struct Confirm {
     /// The activation.
     pub id: ActivationId,
+    /// What the edge found the install token to be: where it is wrong that is the answer, which is
+    /// kept with the code.
+    pub token: Result<(), Refusal>,
     /// The network it is asked from.
     pub from: IpAddr,
     /// When the request came.
@@ -83,10 +86,12 @@ impl Command for Confirm {
 }
 
 /// Gives a code back after a failed installation. Sent by the HTTP edge.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Release {
     /// The activation.
     pub id: ActivationId,
+    /// The same for the token that may come with it.
+    pub token: Result<(), Refusal>,
     /// The network it is asked from.
     pub from: IpAddr,
     /// The lifetimes in force.
@@ -206,6 +211,26 @@ impl Activation {
         }
     }
 
+    /// The same where a token comes with the command: nothing is left to do where that is wrong.
+    fn find_tokened<C: Tokened>(
+        &mut self,
+        work: Work<C, Record>,
+        id: ActivationId,
+        enough: impl FnOnce(&C, &Record) -> bool,
+    ) -> Option<(Work<C, Record>, Record, Fate)>
+    where
+        Self: Handler<Work<C, Record>>,
+    {
+        let enough = |asked: &C, known: &Record| asked.token().is_err() || enough(asked, known);
+        let (work, activation, fate) = self.find(work, id, unknown, enough)?;
+        if let Err(refusal) = work.command.token().clone() {
+            self.handles.attempts.add(work.command.refused(&activation, &refusal));
+            work.reply.refuse(refusal);
+            return None;
+        }
+        Some((work, activation, fate))
+    }
+
     fn answer<C: Command>(
         &self,
         work: Work<C, Record>,
@@ -226,9 +251,36 @@ where
     handles.activation.send(work);
 }
 
-/// The name of an activation that there is not.
-fn unknown<C: Command>(_: &Handles, work: Work<C, Record>) {
-    work.reply.refuse(Refusal::ActivationNotFound);
+/// What an installer asks of an activation, by its name and with a token.
+trait Tokened: Command {
+    /// What the edge found of the token.
+    fn token(&self) -> &Result<(), Refusal>;
+    /// An attempt on `to` that was refused.
+    fn refused(&self, to: &Record, refusal: &Refusal) -> Event;
+}
+
+impl Tokened for Confirm {
+    fn token(&self) -> &Result<(), Refusal> {
+        &self.token
+    }
+    fn refused(&self, to: &Record, refusal: &Refusal) -> Event {
+        refused(Action::ConfirmRefused, to, refusal, self.now, self.from)
+    }
+}
+
+impl Tokened for Release {
+    fn token(&self) -> &Result<(), Refusal> {
+        &self.token
+    }
+    fn refused(&self, to: &Record, refusal: &Refusal) -> Event {
+        refused(Action::ReleaseRefused, to, refusal, self.now, self.from)
+    }
+}
+
+/// The name of an activation that there is not. A wrong token is told first.
+fn unknown<C: Tokened>(_: &Handles, work: Work<C, Record>) {
+    let refusal = work.command.token().clone().err();
+    work.reply.refuse(refusal.unwrap_or(Refusal::ActivationNotFound));
 }
 
 /// What a code says of its activation may be what this server wanted and another one was faster with:
@@ -397,13 +449,11 @@ impl Handler<Work<Confirm, Record>> for Activation {
     fn handle(&mut self, work: Work<Confirm, Record>, _: &mut Context<Self>) {
         let id = work.command.id;
         let confirms = |asked: &Confirm, known: &Record| known.confirm(asked.now).is_ok();
-        let Some((work, activation, fate)) = self.find(work, id, unknown, confirms) else { return };
+        let Some((work, activation, fate)) = self.find_tokened(work, id, confirms) else { return };
         let confirmed = match activation.confirm(work.command.now) {
             Ok(confirmed) => confirmed,
             Err(refusal) => {
-                let Confirm { now, from, .. } = work.command;
-                let attempt = refused(Action::ConfirmRefused, &activation, &refusal, now, from);
-                self.handles.attempts.add(attempt);
+                self.handles.attempts.add(work.command.refused(&activation, &refusal));
                 return self.answer(work, Err(refusal), fate, begin_here);
             }
         };
@@ -448,14 +498,12 @@ impl Handler<Work<Release, Record>> for Activation {
         let gives_back = |asked: &Release, known: &Record| {
             matches!(known.release(asked.now), Ok(Verdict::GiveBack(_)))
         };
-        let Some((work, activation, fate)) = self.find(work, id, unknown, gives_back) else {
+        let Some((work, activation, fate)) = self.find_tokened(work, id, gives_back) else {
             return;
         };
         match activation.release(work.command.now) {
             Err(refusal) => {
-                let Release { now, from, .. } = work.command;
-                let attempt = refused(Action::ReleaseRefused, &activation, &refusal, now, from);
-                self.handles.attempts.add(attempt);
+                self.handles.attempts.add(work.command.refused(&activation, &refusal));
                 self.answer(work, Err(refusal), fate, begin_here);
             }
             Ok(Verdict::Confirmed) => {

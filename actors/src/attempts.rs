@@ -7,6 +7,7 @@ use crate::code_registry::{Activate, PrecheckCode};
 use iptunnel_domain::activation::{Activation, Request};
 use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::code::CodeHash;
+use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::{Refusal, Timestamp};
 use prometheus_client::metrics::counter::Counter;
 use std::net::IpAddr;
@@ -54,8 +55,36 @@ const fn reason(refusal: &Refusal) -> &'static str {
         Refusal::CodeMaxActivations => "code activated too often",
         Refusal::TokenUsed => "confirmed before",
         Refusal::ActivationNotFound => "released before",
-        Refusal::TokenInvalid => "token expired",
+        Refusal::TokenInvalid => "token forged or run out",
+        Refusal::TokenMismatch => "token of another activation",
+        Refusal::PrecheckTokenInvalid => "precheck token wrong or run out",
+        Refusal::ProductMismatch => "another product",
+        Refusal::InvalidBinding(_) => "host name or address not valid",
         _ => "refused",
+    }
+}
+
+/// What the HTTP edge itself has refused an installer that named a code.
+#[derive(Clone, Copy, Debug)]
+pub struct RefusedEarly {
+    /// What was asked for: [`Action::PrecheckRefused`] or [`Action::ActivateRefused`].
+    pub action: Action,
+    /// The code, which need not exist.
+    pub code: CodeHash,
+    /// The machine that asked.
+    pub machine: KeyedHash,
+    /// The network it asked from.
+    pub from: IpAddr,
+    /// When the request came.
+    pub now: Timestamp,
+}
+
+impl RefusedEarly {
+    /// As it is kept with the code.
+    pub(crate) fn because(self, refusal: &Refusal) -> Event {
+        let Self { action, code, machine, from, now } = self;
+        let detail = reason(refusal).into();
+        Event { identity: Some(machine), detail, ..attempt(action, code, now, from) }
     }
 }
 

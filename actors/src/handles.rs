@@ -2,7 +2,7 @@
 
 use crate::Failure;
 use crate::activation::{self, Activation, Confirm, Release};
-use crate::attempts::Gathered;
+use crate::attempts::{Gathered, RefusedEarly};
 use crate::charger::Charger;
 use crate::code_registry::CodeRegistry;
 use crate::health::Health;
@@ -310,6 +310,11 @@ impl Handles {
     /// The store, to read listings from; it may be behind the actors, but not behind any answer.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
+    }
+
+    /// Keeps with its code, where there is one, what the edge has refused.
+    pub fn note_refused(&self, attempt: RefusedEarly, refusal: &Refusal) {
+        self.attempts.add(attempt.because(refusal));
     }
 
     /// Whether other servers write to the store, too: then only what was just read of it is known.

@@ -36,6 +36,7 @@ pub mod server_registry;
 mod tuning;
 mod work;
 
+pub use attempts::RefusedEarly;
 pub use handles::{Handles, Parts, StartError, start};
 pub use health::Health;
 pub use observed::Observed;

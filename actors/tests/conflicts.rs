@@ -297,11 +297,17 @@ impl House {
         self.limited(Activate { code, prechecked_at: NOW, request, from: FROM, life, now: NOW })
     }
     fn confirm(&self, id: ActivationId) -> Pending<()> {
-        self.handles.confirm(Confirm { id, from: FROM, now: NOW }).unwrap()
+        self.handles.confirm(Confirm { id, token: Ok(()), from: FROM, now: NOW }).unwrap()
     }
     fn release(&self, id: ActivationId) -> Pending<ReleaseOutcome> {
         self.handles
-            .release(Release { id, from: FROM, life: Lifetimes::default(), now: NOW })
+            .release(Release {
+                id,
+                token: Ok(()),
+                from: FROM,
+                life: Lifetimes::default(),
+                now: NOW,
+            })
             .unwrap()
     }
     fn register(&self, number: u8, hostname: &str) -> Pending<Server> {

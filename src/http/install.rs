@@ -17,9 +17,10 @@ use actix_web::web::{Data, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use iptunnel_actors::activation::{Activated, Confirm, Release, ReleaseOutcome};
 use iptunnel_actors::code_registry::{Activate, PrecheckCode};
-use iptunnel_actors::{Limited, LimitedCommand};
+use iptunnel_actors::{Limited, LimitedCommand, RefusedEarly};
 use iptunnel_domain::activation::{Activation, ActivationId, Binding, Holder, Request};
 use iptunnel_domain::address::{HostName, parse_public_ip};
+use iptunnel_domain::audit::Action;
 use iptunnel_domain::code::{CodeHash, InstallCode};
 use iptunnel_domain::limit::{Policy, Subject};
 use iptunnel_domain::lookup::Purpose;
@@ -190,6 +191,19 @@ impl Identity {
         })
     }
 
+    /// A refusal of what this identity asked for.
+    const fn rejected(
+        &self,
+        refusal: Refusal,
+        action: Action,
+        from: IpAddr,
+        now: Timestamp,
+    ) -> Rejected {
+        let machine = self.holder.machine;
+        let tried = RefusedEarly { action, code: self.hash, machine, from, now };
+        Rejected { refusal, tried: Some(tried) }
+    }
+
     fn told(self) -> MachineIdentity {
         MachineIdentity { machine_id: self.machine_id, ssh_fingerprint: self.ssh_fingerprint }
     }
@@ -237,15 +251,29 @@ fn subjects(
     subjects
 }
 
+/// Why a request is refused before any actor has seen it.
+struct Rejected {
+    refusal: Refusal,
+    /// What it was tried on, as far as the request names a code.
+    tried: Option<RefusedEarly>,
+}
+
+impl From<Refusal> for Rejected {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, tried: None }
+    }
+}
+
 /// One of the two limited steps: reads the body, makes of it a command with `read`, sends that
 /// through the limits (a refusal as well: a bad request is charged like a good one), and answers
-/// with what `grant` makes of the outcome.
+/// with what `grant` makes of the outcome. What is refused here is kept with its code, unless a limit
+/// was faster: a flood must leave no more behind than limits allow.
 async fn limited_step<C: LimitedCommand>(
     state: &State,
     request: &HttpRequest,
     payload: Payload,
     policies: [Policy; 2],
-    read: impl FnOnce(InstallBody<'_>, Timestamp) -> Result<(C, Identity), Refusal>,
+    read: impl FnOnce(InstallBody<'_>, Timestamp) -> Result<(C, Identity), Rejected>,
     grant: impl FnOnce(C::Answer, Identity, Timestamp) -> HttpResponse,
 ) -> HttpResponse {
     let now = state.clock.now();
@@ -256,9 +284,9 @@ async fn limited_step<C: LimitedCommand>(
     let body: Result<InstallBody<'_>, Refusal> = fields(&bytes);
     let network = network_of(request, &state.proxies);
     let subjects = subjects(state, network, &body, policies);
-    let (command, identity) = match body.and_then(|body| read(body, now)) {
-        Ok((command, identity)) => (Ok(command), Some(identity)),
-        Err(refusal) => (Err(refusal), None),
+    let (command, identity, tried) = match body.map_err(Rejected::from).and_then(|b| read(b, now)) {
+        Ok((command, identity)) => (Ok(command), Some(identity), None),
+        Err(Rejected { refusal, tried }) => (Err(refusal), None, tried),
     };
     let pending = state.handles.limited(|reply| Limited { subjects, command, now, reply });
     let answer = state.wait(pending).await;
@@ -266,7 +294,14 @@ async fn limited_step<C: LimitedCommand>(
         (Ok(Ok(granted)), Some(identity)) => grant(granted, identity, now),
         // Nothing is granted that was not asked for.
         (Ok(Ok(_)), None) => failure(ApiError::internal()),
-        (Ok(Err(refusal)), _) => failure(refusal),
+        (Ok(Err(refusal)), _) => {
+            if let Some(tried) = tried
+                && !matches!(refusal, Refusal::RateLimited { .. })
+            {
+                state.handles.note_refused(tried, &refusal);
+            }
+            failure(refusal)
+        }
         (Err(error), _) => failure(error),
     };
     with_rates(response, answer.rates.as_ref(), now)
@@ -300,7 +335,8 @@ pub async fn precheck(
     let from = network_of(&request, &state.proxies);
     let read = |mut body: InstallBody<'_>, now| {
         let identity = Identity::read(&state, &mut body)?;
-        check_product(&product, &identity.code, &body.product)?;
+        check_product(&product, &identity.code, &body.product)
+            .map_err(|refusal| identity.rejected(refusal, Action::PrecheckRefused, from, now))?;
         let (code, holder) = (identity.hash, identity.holder);
         Ok((PrecheckCode { code, holder, from, life, now }, identity))
     };
@@ -372,13 +408,18 @@ fn read_activate(
     mut body: InstallBody<'_>,
     from: IpAddr,
     now: Timestamp,
-) -> Result<(Activate, Identity), Refusal> {
+) -> Result<(Activate, Identity), Rejected> {
     check_token_field(&body.precheck_token)?;
     let requested_ref = std::mem::take(&mut body.requested_ref).optional("requested_ref", REF)?;
     let identity = Identity::read(state, &mut body)?;
-    let pass = read_pass(state, &body, &identity, product, now)?;
-    let binding = read_binding(&body, state.config.load().server.allow_private_ips)?;
-    check_product(product, &identity.code, &body.product)?;
+    let read = || {
+        let pass = read_pass(state, &body, &identity, product, now)?;
+        let binding = read_binding(&body, state.config.load().server.allow_private_ips)?;
+        check_product(product, &identity.code, &body.product)?;
+        Ok((pass, binding))
+    };
+    let (pass, binding) =
+        read().map_err(|refusal| identity.rejected(refusal, Action::ActivateRefused, from, now))?;
     let requested_ref = if requested_ref.is_empty() { "main".into() } else { requested_ref };
     let request = Arc::new(Request {
         holder: identity.holder,
@@ -453,13 +494,23 @@ fn check_install_token(
     if Some(pass.activation) == id { Ok(()) } else { Err(Refusal::TokenMismatch) }
 }
 
-fn read_confirm(state: &State, bytes: &Body, now: Timestamp) -> Result<ActivationId, Refusal> {
+/// An activation that a request names, and what its token is found to be.
+type Named = (ActivationId, Result<(), Refusal>);
+
+/// Where the id is none there is nothing that a wrong token could be kept with.
+fn named(id: Option<ActivationId>, token: Result<(), Refusal>) -> Result<Named, Refusal> {
+    match id {
+        Some(id) => Ok((id, token)),
+        None => token.and(Err(Refusal::ActivationNotFound)),
+    }
+}
+
+fn read_confirm(state: &State, bytes: &Body, now: Timestamp) -> Result<Named, Refusal> {
     let body: FinishBody<'_> = fields(bytes)?;
     let id = body.activation_id.required("activation_id", ACTIVATION_ID)?;
     let token = body.install_token.required("install_token", TOKEN)?;
     let id = ActivationId::parse(&id);
-    check_install_token(state, &token, id, |pass| now >= pass.expires_at)?;
-    id.ok_or(Refusal::ActivationNotFound)
+    named(id, check_install_token(state, &token, id, |pass| now >= pass.expires_at))
 }
 
 /// `POST /api/v2/{product}/install/confirm`
@@ -479,12 +530,12 @@ pub async fn confirm(state: Data<State>, request: HttpRequest, payload: Payload)
         Ok(bytes) => bytes,
         Err(error) => return failure(error),
     };
-    let id = match read_confirm(&state, &bytes, now) {
-        Ok(id) => id,
+    let (id, token) = match read_confirm(&state, &bytes, now) {
+        Ok(named) => named,
         Err(refusal) => return failure(refusal),
     };
     let from = network_of(&request, &state.proxies);
-    let answer = state.wait(state.handles.confirm(Confirm { id, from, now })).await;
+    let answer = state.wait(state.handles.confirm(Confirm { id, token, from, now })).await;
     match answer.outcome {
         Ok(Ok(())) => {
             let data = ConfirmData { activation_id: id.reveal(), status: "confirmed" };
@@ -495,20 +546,20 @@ pub async fn confirm(state: Data<State>, request: HttpRequest, payload: Payload)
     }
 }
 
-fn read_release(state: &State, bytes: &Body) -> Result<ActivationId, Refusal> {
+fn read_release(state: &State, bytes: &Body) -> Result<Named, Refusal> {
     let body: FinishBody<'_> = fields(bytes)?;
     let id = body.activation_id.required("activation_id", ACTIVATION_ID)?;
     let id = ActivationId::parse(&id);
-    match body.install_token {
-        Field::Absent => {}
-        Field::Text(token) if token.is_empty() => {}
+    let token = match body.install_token {
+        Field::Absent => Ok(()),
+        Field::Text(token) if token.is_empty() => Ok(()),
         token => {
             let token = token.required("install_token", TOKEN)?;
             // A token that has run out still names its activation.
-            check_install_token(state, &token, id, |_| false)?;
+            check_install_token(state, &token, id, |_| false)
         }
-    }
-    id.ok_or(Refusal::ActivationNotFound)
+    };
+    named(id, token)
 }
 
 /// `POST /api/v2/{product}/install/release`
@@ -533,13 +584,14 @@ pub async fn release(state: Data<State>, request: HttpRequest, payload: Payload)
         Ok(bytes) => bytes,
         Err(error) => return failure(error),
     };
-    let id = match read_release(&state, &bytes) {
-        Ok(id) => id,
+    let (id, token) = match read_release(&state, &bytes) {
+        Ok(named) => named,
         Err(refusal) => return failure(refusal),
     };
     let life = state.tuning.load().lifetimes;
     let from = network_of(&request, &state.proxies);
-    let answer = state.wait(state.handles.release(Release { id, from, life, now })).await;
+    let release = Release { id, token, from, life, now };
+    let answer = state.wait(state.handles.release(release)).await;
     let outcome = match answer.outcome {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(refusal)) => return failure(refusal),

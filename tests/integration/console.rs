@@ -1,6 +1,6 @@
 //! The operator's console: who may look, what is shown, and what a form may change.
 
-use crate::harness::{Answer, Machine, TestApp, send, wait_until};
+use crate::harness::{Answer, Machine, TestApp, send, wait_until, with};
 use iptunnel_server::config::Config;
 use reqwest::blocking::Client;
 use reqwest::redirect::Policy;
@@ -197,6 +197,58 @@ fn a_codes_story_is_told_from_issue_to_confirm_with_who_and_from_where() {
     let alarm: Vec<_> = events.iter().filter(|event| event["stands_out"] == true).collect();
     assert_eq!((alarm.len(), &alarm[0]["detail"]), (1, &json!("code used")));
     assert!(!story.to_string().contains(&code));
+}
+
+#[test]
+fn what_the_edge_refuses_is_in_the_story_as_well_and_what_a_limit_refuses_is_not() {
+    let app = TestApp::start_with(|c| c.push(("limits.activate_per_machine_day", "3".into())));
+    let code = app.issue();
+    let (machine, thief) = (Machine::new(1), Machine::new(2));
+    let token = machine.prechecked(&app, &code);
+    // A token of another machine, a host name that is none, another product; and one too many.
+    let step = |step: &str, body: &Value| {
+        app.post(&format!("/api/v2/slowdns/install/{step}"), body).code()
+    };
+    let activate = |body: Value| step("activate", &body);
+    let of_thief = thief.activate_body(&code, &token);
+    assert_eq!(activate(of_thief.clone()), "precheck_token_invalid");
+    assert_eq!(activate(with(of_thief.clone(), "hostname", "x")), "precheck_token_invalid");
+    let body = machine.activate_body(&code, &token);
+    assert_eq!(activate(with(body.clone(), "hostname", "nowhere")), "invalid_binding");
+    assert_eq!(activate(with(body.clone(), "product", "other")), "product_mismatch");
+    let activation = machine.install(&app, &code);
+    assert_eq!(activate(body), "rate_limit_exceeded");
+    // Nobody knows of this activation but its installer, and whoever listened to it.
+    let finish = |token: &str| json!({"activation_id": activation.id, "install_token": token});
+    assert_eq!(step("confirm", &finish("forged")), "token_invalid");
+    assert_eq!(step("release", &finish("forged")), "token_invalid");
+    let nowhere = json!({"activation_id": "act_0123456789abcdef", "install_token": "forged"});
+    assert_eq!(step("confirm", &nowhere), "token_invalid");
+    let mut story = Value::Null;
+    wait_until("the attempts are kept", || {
+        story = admin_post(&app, "/admin/codes", &json!({"find": code})).json()["data"].clone();
+        story["events"].as_array().is_some_and(|events| events.len() == 10)
+    });
+    let events = story["events"].as_array().unwrap();
+    let mut refused: Vec<(&str, &str)> = events
+        .iter()
+        .map(|event| (event["action"].as_str().unwrap(), event["detail"].as_str().unwrap()))
+        .filter(|(action, _)| action.ends_with("refused"))
+        .collect();
+    refused.sort_unstable();
+    let token = ("activate_refused", "precheck token wrong or run out");
+    assert_eq!(
+        refused,
+        [
+            ("activate_refused", "another product"),
+            ("activate_refused", "host name or address not valid"),
+            token,
+            token,
+            ("confirm_refused", "token forged or run out"),
+            ("release_refused", "token forged or run out"),
+        ]
+    );
+    assert_eq!(story["second_machine"], true);
 }
 
 #[test]
