@@ -172,8 +172,14 @@ struct Inner {
 
 impl Inner {
     fn take(&mut self, snapshot: &Snapshot, now: Instant) {
-        let coarse_is_due = self.readings.is_multiple_of(COARSE_EVERY);
-        self.readings = self.readings.wrapping_add(1);
+        for _ in 0..self.missed(now) {
+            // A point is a place on the axis of time: what was not read leaves its place empty.
+            self.fine.push(&mut self.places, FINE, &BTreeMap::new());
+            if self.is_coarse_due() {
+                self.coarse.push(&mut self.places, COARSE, &BTreeMap::new());
+            }
+        }
+        let coarse_is_due = self.is_coarse_due();
         if let Some(figures) = self.fine.advance(snapshot, now) {
             for (name, value) in figures.iter().filter(|(name, _)| name.starts_with(DEPTH)) {
                 let deepest = self.deepest.entry(name.clone()).or_default();
@@ -189,6 +195,23 @@ impl Inner {
                 self.coarse.push(&mut self.places, COARSE, &figures);
             }
         }
+    }
+}
+
+impl Inner {
+    /// How many readings should have been since the last one.
+    fn missed(&self, now: Instant) -> u64 {
+        let Some((last, _)) = &self.fine.since else { return 0 };
+        let rounds = now.duration_since(*last).as_secs_f64() / EVERY.as_secs_f64();
+        let most = (FINE + COARSE * COARSE_EVERY as usize) as u64;
+        (rounds.round() as u64).saturating_sub(1).min(most)
+    }
+
+    /// Counts a reading: whether the day gets a point with it.
+    fn is_coarse_due(&mut self) -> bool {
+        let is_due = self.readings.is_multiple_of(COARSE_EVERY);
+        self.readings = self.readings.wrapping_add(1);
+        is_due
     }
 }
 
@@ -263,10 +286,10 @@ impl History {
         self.read().latest.clone()
     }
 
-    fn take(&self, text: &str) {
+    fn take(&self, text: &str, now: Instant) {
         let snapshot = Snapshot::parse(text);
         let mut inner = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        inner.take(&snapshot, Instant::now());
+        inner.take(&snapshot, now);
     }
 
     /// Reads the metrics again and again until the server is on its way out.
@@ -279,7 +302,7 @@ impl History {
             let read = move || {
                 let mut text = String::new();
                 if prometheus_client::encoding::text::encode(&mut text, &registry).is_ok() {
-                    history.take(&text);
+                    history.take(&text, Instant::now());
                 }
             };
             // Fails only at the end.
@@ -293,6 +316,29 @@ mod tests {
     use super::*;
     use crate::http::observed::HttpMetrics;
     use actix_web::http::StatusCode;
+
+    /// Reads a text as the `n`th reading.
+    fn take(history: &History, begun: Instant, n: usize, text: &str) {
+        history.take(text, begun + EVERY * n as u32);
+    }
+
+    #[test]
+    fn a_stall_leaves_a_gap_as_long_as_it_was() {
+        let (history, begun) = (History::default(), Instant::now());
+        for n in [0, 1, 2, 3, 8, 9] {
+            take(&history, begun, n, &format!("iptunnel_servers {n}\n"));
+        }
+        let points = history.points(Span::Quarter, "servers");
+        let known: Vec<usize> = (0..9).filter(|n| points[FINE - 9 + n].is_finite()).collect();
+        // The first reading gives no point; of what stood still nothing is known, and nothing closed up.
+        assert_eq!(known, [0, 1, 2, 7, 8]);
+        // A late reading by itself is no gap, and one that comes after days fills the span with it.
+        history.take("iptunnel_servers 1\n", begun + EVERY * 10 + EVERY / 3);
+        assert!(history.points(Span::Quarter, "servers")[FINE - 1].is_finite());
+        take(&history, begun, 1_000_000, "iptunnel_servers 2\n");
+        let points = history.points(Span::Day, "servers");
+        assert!(points.iter().rev().skip(1).all(|point| point.is_nan()));
+    }
 
     fn text(registry: &Registry) -> String {
         let mut text = String::new();
@@ -344,10 +390,11 @@ mod tests {
 
     #[test]
     fn a_short_jam_shows_in_the_day() {
-        let history = History::default();
-        for n in 0..2 * COARSE_EVERY + 1 {
+        let (history, begun) = (History::default(), Instant::now());
+        for n in 0..2 * COARSE_EVERY as usize + 1 {
             let depth = if n == 42 { 900 } else { 1 };
-            history.take(&format!("iptunnel_actor_queue_depth{{actor=\"a\"}} {depth}\n"));
+            let text = format!("iptunnel_actor_queue_depth{{actor=\"a\"}} {depth}\n");
+            take(&history, begun, n, &text);
         }
         let day = history.points(Span::Day, "depth:a");
         assert_eq!(day[COARSE - 2..], [900.0, 1.0]);
@@ -355,16 +402,17 @@ mod tests {
 
     #[test]
     fn a_span_holds_as_many_points_as_it_is_long_and_no_more() {
-        let history = History::default();
+        let (history, begun) = (History::default(), Instant::now());
         for n in 0..FINE + 10 {
-            history.take(&format!("iptunnel_servers {n}\n"));
+            take(&history, begun, n, &format!("iptunnel_servers {n}\n"));
         }
         let points = history.points(Span::Quarter, "servers");
         assert_eq!((points.len(), points[FINE - 1]), (FINE, (FINE + 9) as f32));
         assert_eq!(history.points(Span::Day, "servers").len(), COARSE);
         assert!(history.points(Span::Quarter, "nothing").iter().all(|point| point.is_nan()));
         for n in 0..2 * NAMES {
-            history.take(&format!("iptunnel_actor_queue_depth{{actor=\"a{n}\"}} 1\n"));
+            let text = format!("iptunnel_actor_queue_depth{{actor=\"a{n}\"}} 1\n");
+            take(&history, begun, FINE + 10 + n, &text);
         }
         assert!(history.read().places.len() <= NAMES);
     }

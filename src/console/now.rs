@@ -12,6 +12,7 @@ use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
 use iptunnel_domain::Timestamp;
+use iptunnel_domain::activation::Activation;
 use iptunnel_domain::code::CodeState;
 use iptunnel_storage::{ReadError, Store};
 use serde::Serialize;
@@ -22,6 +23,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const LAST: usize = 2000;
 /// Open activations that are listed, the oldest first.
 const LISTED: usize = 20;
+/// Of so many of the last activations it is looked whether they are open, at the most: some 40 ms.
+const OPEN_AMONG: usize = 16_000;
 
 #[derive(Serialize)]
 struct OpenActivation {
@@ -38,10 +41,36 @@ struct Installs {
     of_the_last: usize,
     codes: BTreeMap<&'static str, usize>,
     activations: BTreeMap<&'static str, usize>,
+    /// How many activations are open.
+    open_count: usize,
+    /// Of so many of the last, where older ones may be open as well; else of all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    open_among: Option<usize>,
+    /// The oldest of them.
     open: Vec<OpenActivation>,
 }
 
-fn installs(store: &dyn Store, now: Timestamp) -> Result<Installs, ReadError> {
+/// The last activations, back to where none can be open any more, whose tokens live for so many
+/// seconds; and whether it was possible to go that far.
+fn recent(
+    store: &dyn Store,
+    token_ttl: u64,
+    now: Timestamp,
+) -> Result<(Vec<Activation>, bool), ReadError> {
+    let goes_back = |found: &[Activation], asked: usize| {
+        let is_over = |last: &Activation| last.opened_at.plus(token_ttl) <= now;
+        found.len() < asked || found.last().is_none_or(is_over)
+    };
+    let found = store.newest_activations(LAST)?;
+    if goes_back(&found, LAST) {
+        return Ok((found, true));
+    }
+    let found = store.newest_activations(OPEN_AMONG)?;
+    let all = goes_back(&found, OPEN_AMONG);
+    Ok((found, all))
+}
+
+fn installs(store: &dyn Store, token_ttl: u64, now: Timestamp) -> Result<Installs, ReadError> {
     let mut found = Installs { of_the_last: LAST, ..Installs::default() };
     for state in ["issued", "used", "expired"] {
         found.codes.insert(state, 0);
@@ -57,20 +86,24 @@ fn installs(store: &dyn Store, now: Timestamp) -> Result<Installs, ReadError> {
         };
         *found.codes.entry(state).or_default() += 1;
     }
-    for activation in store.newest_activations(LAST)? {
-        let state = activation.standing(now);
-        *found.activations.entry(state).or_default() += 1;
-        if state == "open" {
-            found.open.push(OpenActivation {
-                activation: activation.at.id.reveal().chars().take(8).collect(),
-                code: activation.code.0.to_hex(),
-                hostname: activation.request.binding.hostname.as_str().to_owned(),
-                age_seconds: now.0.saturating_sub(activation.opened_at.0),
-            });
-        }
+    let (activations, all) = recent(store, token_ttl, now)?;
+    for activation in activations.iter().take(LAST) {
+        *found.activations.entry(activation.standing(now)).or_default() += 1;
     }
-    found.open.reverse();
-    found.open.truncate(LISTED);
+    let open: Vec<&Activation> = activations.iter().filter(|one| one.is_open(now)).collect();
+    found.open_count = open.len();
+    found.open_among = (!all).then_some(activations.len());
+    found.open = open
+        .into_iter()
+        .rev()
+        .take(LISTED)
+        .map(|activation| OpenActivation {
+            activation: activation.at.id.reveal().chars().take(8).collect(),
+            code: activation.code.0.to_hex(),
+            hostname: activation.request.binding.hostname.as_str().to_owned(),
+            age_seconds: now.0.saturating_sub(activation.opened_at.0),
+        })
+        .collect();
     Ok(found)
 }
 
@@ -129,7 +162,8 @@ pub struct Now {
 
 async fn now(console: &Console) -> Result<Now, ApiError> {
     let time = console.state.clock.now();
-    let installs = read(console, move |store| installs(store, time)).await?;
+    let token_ttl = console.state.tuning.load().lifetimes.install_token;
+    let installs = read(console, move |store| installs(store, token_ttl, time)).await?;
     let latest = console.history.latest();
     let figure = |name: &str| latest.get(name).copied();
     let or_zero = |name: &str| figure(name).unwrap_or_default();
@@ -284,5 +318,71 @@ pub async fn json(console: Data<Console>, request: HttpRequest, _: Operator) -> 
     match now(&console).await {
         Ok(now) => success(StatusCode::OK, now, "Now"),
         Err(error) => failed(&request, &error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iptunnel_domain::activation::{
+        ActivationId, ActivationNumber, ActivationRef, ActivationState, Binding, Holder, Request,
+    };
+    use iptunnel_domain::address::HostName;
+    use iptunnel_domain::code::CodeHash;
+    use iptunnel_domain::lookup::KeyedHash;
+    use iptunnel_storage::{Change, FileDisk, RedbStore, Write};
+    use std::net::IpAddr;
+    use std::sync::Arc;
+
+    /// One opened in this second, which is its number as well.
+    fn activation(number: u64) -> Activation {
+        let hash = KeyedHash(u128::from(number).to_be_bytes());
+        Activation {
+            at: ActivationRef { number: ActivationNumber(number), id: ActivationId(number) },
+            code: CodeHash(hash),
+            request: Arc::new(Request {
+                holder: Holder { machine: hash, fingerprint: hash },
+                binding: Binding {
+                    hostname: HostName::parse("ns1.example.com").unwrap(),
+                    public_ip: IpAddr::from([1, 2, 3, 4]),
+                },
+                requested_ref: "main".into(),
+                installer_version: String::new(),
+                signing_key: "k1".into(),
+            }),
+            opened_at: Timestamp(number),
+            expires_at: Timestamp(number + 10_000),
+            state: ActivationState::Open,
+            version: 1,
+        }
+    }
+
+    #[test]
+    fn every_open_activation_is_counted_as_far_as_that_can_be_looked_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let store =
+            RedbStore::open(Box::new(move || Ok(Box::new(FileDisk::open(&path)?)))).unwrap();
+        let mut opened = 0;
+        let mut open_until = |last: u64| {
+            let changes: Vec<Change> = (opened + 1..=last)
+                .map(|number| Change(vec![Write::Activation(activation(number))]))
+                .collect();
+            store.commit(&changes).unwrap();
+            opened = last;
+            let found = installs(&store, 10_000, Timestamp(last)).unwrap();
+            (found.open_count, found.open_among, found.open[0].age_seconds)
+        };
+        assert_eq!(open_until(1_500), (1_500, None, 1_499));
+        // More than are told apart by state, and the oldest is still the oldest.
+        assert_eq!(open_until(9_000), (9_000, None, 8_999));
+        // Of those that ran out in the meantime there are more to look through than of open ones.
+        assert_eq!(open_until(15_000), (10_000, None, 9_999));
+        let all_at_once = installs(&store, 20_000, Timestamp(15_000)).unwrap();
+        assert_eq!(all_at_once.activations["open"], LAST);
+        let (count, among, _) = open_until(30_000);
+        assert_eq!((count, among), (10_000, None));
+        let never_over = installs(&store, u64::MAX, Timestamp(30_000)).unwrap();
+        assert_eq!(never_over.open_among, Some(OPEN_AMONG), "what was not looked at is said");
     }
 }

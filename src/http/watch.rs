@@ -29,7 +29,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
 /// Streams open at once for one browser session: as many tabs.
 const PER_SESSION: usize = 4;
@@ -37,8 +36,8 @@ const PER_SESSION: usize = 4;
 const PER_ADDRESS: usize = 16;
 /// The part of all connections that streams may take.
 const SHARE_OF_CONNECTIONS: usize = 4;
-/// A stream ends after this long: no code lives longer than its page is looked at.
-const LONGEST: Duration = Duration::from_secs(30 * 60);
+/// Seconds after which a stream ends: nobody looks at a page for longer than that.
+const LONGEST: u64 = 30 * 60;
 /// How often a stream looks by itself, for what time alone changes, and shows that it is alive.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// When a page whose stream was cut comes back, in milliseconds.
@@ -274,7 +273,7 @@ struct Stream {
     state: Data<State>,
     place: Place,
     codes: VecDeque<Watched>,
-    until: Instant,
+    until: Timestamp,
     is_first: bool,
     has_ended: bool,
 }
@@ -310,15 +309,14 @@ impl Stream {
             return None;
         }
         if !std::mem::take(&mut self.is_first) {
-            // Whatever comes first: news, the next look, or the end.
-            let patience = LOOK_EVERY.min(self.until.saturating_duration_since(Instant::now()));
-            let _ = tokio::time::timeout(patience, self.place.watcher.nudge.notified()).await;
+            // Whatever comes first: news or the next look.
+            let _ = tokio::time::timeout(LOOK_EVERY, self.place.watcher.nudge.notified()).await;
         }
         if self.place.watchers.closed.load(Ordering::SeqCst) {
             // Without a word: the page comes back by itself, to whichever server is there then.
             return None;
         }
-        if Instant::now() >= self.until {
+        if self.state.clock.now() >= self.until {
             self.has_ended = true;
             return Some("event: end\ndata: {}\n\n".into());
         }
@@ -394,7 +392,7 @@ pub async fn events(
     for code in prechecked {
         place.watcher.prechecked.insert(code);
     }
-    let until = Instant::now() + LONGEST;
+    let until = now.plus(LONGEST);
     let stream = Stream { state, place, codes, until, is_first: true, has_ended: false };
     let head = format!("retry: {RETRY_MS}\n\n");
     let chunks = futures_util::stream::unfold((Some(head), stream), |(head, mut stream)| async {

@@ -536,6 +536,7 @@ fn the_figures_of_now_move_with_what_happens() {
     });
     let now = admin(&app, "/admin/now");
     assert_eq!(now["installs"]["activations"]["open"], 1);
+    assert_eq!(now["installs"]["open_count"], 1);
     assert_eq!(now["installs"]["open"][0]["hostname"], "ns1.example.com");
     assert_eq!(now["actors"].as_array().unwrap().len(), 5);
     let page = Person::logged_in(&app).get("/console/now/live");

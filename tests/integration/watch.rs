@@ -106,6 +106,21 @@ fn a_code_that_runs_out_is_said_to_have_expired() {
 }
 
 #[test]
+fn after_half_an_hour_a_stream_says_that_it_is_over_and_ends() {
+    let app = TestApp::start();
+    let (browser, code) = issued(&app);
+    let watch = Watch::open(&app, &browser);
+    assert_eq!(watch.state(), "issued");
+    Machine::new(1).prechecked(&app, &code);
+    assert_eq!(watch.state(), "prechecked");
+    app.clock.advance(30 * 60 - 1);
+    assert_eq!(watch.state(), "expired", "it is watched until then");
+    app.clock.advance(1);
+    assert_eq!(watch.next(), serde_json::json!({}), "the end has nothing to say of a code");
+    assert!(watch.ended());
+}
+
+#[test]
 fn of_two_codes_only_the_one_that_was_prechecked_is_said_to_be() {
     let app = TestApp::start();
     let (mut browser, older) = issued(&app);
