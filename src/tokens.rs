@@ -245,6 +245,11 @@ impl Tokens {
         self.keys.first().map_or_else(|| "".into(), |key| Arc::clone(&key.kid))
     }
 
+    /// The names of all keys, the signing one first.
+    pub fn key_names(&self) -> String {
+        self.keys.iter().map(|key| &*key.kid).collect::<Vec<_>>().join(", ")
+    }
+
     fn sign(&self, kind: Kind, kid: Option<&str>, claims: &impl Serialize) -> Option<String> {
         let named = self.keys.iter().find(|key| kid.is_some_and(|kid| *key.kid == *kid));
         let key = named.or(self.keys.first())?;

@@ -144,9 +144,10 @@ impl Tuner {
         };
         let before = state.config.load_full();
         let after = before.with_run_time_values(&loaded.config);
-        if let Err(error) = state.reload(after.clone()) {
-            return stays(&error.to_string());
-        }
+        let mut events = match state.reload(after.clone()) {
+            Ok(events) => events,
+            Err(error) => return stays(&error.to_string()),
+        };
         let in_force = InForce::of(&after, &loaded, &inner.overrides);
         self.applied(&before, &after, &loaded, in_force);
         inner.layers = layers;
@@ -156,12 +157,10 @@ impl Tuner {
         }
         let changes =
             before.changes(&loaded.config).into_iter().filter(|change| change.at_run_time);
-        let events: Vec<Event> = changes
-            .map(|change| {
-                let detail = format!("{} -> {}", change.old, change.new);
-                event(state, Actor::Administrator, None, &change.key, detail)
-            })
-            .collect();
+        events.extend(changes.map(|change| {
+            let detail = format!("{} -> {}", change.old, change.new);
+            event(state, Actor::Administrator, None, &change.key, detail)
+        }));
         if !events.is_empty()
             && state.wait(state.handles.keep_settings(Vec::new(), events)).await.outcome.is_err()
         {

@@ -41,6 +41,10 @@ pub enum Action {
     /// The store was found to lack what had been acknowledged, or an operator says so: codes and
     /// open activations of before are void.
     StoreFenced = 11,
+    /// The server found other signing keys or another master token when it read their files again.
+    KeysChanged = 12,
+    /// An operator opened the console.
+    LoggedIn = 13,
     /// An installer was told that a code is good. Kept with the code, not in the log.
     PrecheckPassed = 20,
     /// An installer was told that a code is not good. Ditto.
@@ -55,7 +59,7 @@ pub enum Action {
 
 impl Action {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::CodeIssued,
         Self::Activated,
         Self::Replaced,
@@ -67,6 +71,8 @@ impl Action {
         Self::ServerNoted,
         Self::SettingChanged,
         Self::StoreFenced,
+        Self::KeysChanged,
+        Self::LoggedIn,
         Self::PrecheckPassed,
         Self::PrecheckRefused,
         Self::ActivateRefused,
@@ -88,6 +94,8 @@ impl Action {
             Self::ServerNoted => "server_noted",
             Self::SettingChanged => "setting_changed",
             Self::StoreFenced => "store_fenced",
+            Self::KeysChanged => "keys_changed",
+            Self::LoggedIn => "logged_in",
             Self::PrecheckPassed => "precheck_passed",
             Self::PrecheckRefused => "precheck_refused",
             Self::ActivateRefused => "activate_refused",

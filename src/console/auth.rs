@@ -22,6 +22,7 @@ use actix_web::{Error, FromRequest, HttpRequest, HttpResponse};
 use askama::Template;
 use iptunnel_domain::Refusal;
 use iptunnel_domain::address::caller_network;
+use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
 use iptunnel_domain::server::Bearer;
 use serde::Deserialize;
@@ -259,6 +260,13 @@ pub async fn login(
     let secret = hex(&secret);
     let master = **console.state.master.load();
     console.sessions.open(hash_of(&console, &secret), hex(&csrf), master);
+    let event =
+        Event::new(Action::LoggedIn, Actor::Operator, console.state.clock.now(), Some(from));
+    let entered = console.state.handles.keep_settings(Vec::new(), vec![event]);
+    if !matches!(console.state.wait(entered).await.outcome, Ok(Ok(()))) {
+        // Whoever wants to see why the store takes nothing has to get in.
+        tracing::warn!("a login could not be entered into the audit log");
+    }
     let cookie = Cookie::build(COOKIE, secret)
         .path("/")
         .http_only(true)

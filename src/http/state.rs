@@ -12,6 +12,7 @@ use crate::tuning::Tuner;
 use actix_web::web::Payload;
 use arc_swap::ArcSwap;
 use iptunnel_actors::{Answer, Batches, Failure, Handles, Health, Pending, Tuning};
+use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::lookup::{KeyedHash, LookupKey, Purpose};
 use iptunnel_domain::server::Bearer;
 use std::sync::Arc;
@@ -72,17 +73,30 @@ pub fn master_hash(config: &Config, lookup: &LookupKey) -> Result<KeyedHash, Sec
 
 impl State {
     /// Puts a checked configuration into force, with the keys and the master token as their files
-    /// hold them now.
+    /// hold them now. What has changed of these, as the audit log tells it.
     ///
     /// # Errors
     /// Where one of the files cannot be read: then everything stays as it was.
-    pub fn reload(&self, config: Config) -> Result<(), SecretError> {
+    pub fn reload(&self, config: Config) -> Result<Vec<Event>, SecretError> {
         let file = SigningFile::read(&config.auth.signing_key_file)?;
         let master = master_hash(&config, &self.lookup)?;
-        self.tokens.store(Arc::new(Tokens::new(&file)));
-        self.master.store(Arc::new(master));
+        let tokens = Arc::new(Tokens::new(&file));
+        let before = self.tokens.swap(Arc::clone(&tokens));
+        let mut events = Vec::new();
+        let changed = |subject: &str, detail: String| {
+            let now = self.clock.now();
+            let event = Event::new(Action::KeysChanged, Actor::Administrator, now, None);
+            Event { subject: subject.to_owned(), detail, ..event }
+        };
+        let (old, new) = (before.key_names(), tokens.key_names());
+        if old != new {
+            events.push(changed("signing keys", format!("{old} -> {new}")));
+        }
+        if *self.master.swap(Arc::new(master)) != master {
+            events.push(changed("master token", String::new()));
+        }
         self.retune(config);
-        Ok(())
+        Ok(events)
     }
 
     /// Puts a checked configuration into force, keys and master token as they are.

@@ -170,6 +170,35 @@ fn another_master_token_ends_the_sessions_of_the_old_one() {
 }
 
 #[test]
+fn who_opened_the_console_and_which_keys_were_changed_is_in_the_log() {
+    let app = TestApp::start();
+    Person::logged_in(&app);
+    let log =
+        |action: &str| admin(&app, &format!("/admin/audit?action={action}"))["entries"].clone();
+    let logins = log("logged_in");
+    assert_eq!(
+        (&logins[0]["actor"], &logins[0]["from"]),
+        (&json!("operator"), &json!("127.0.0.1"))
+    );
+    let keys = &app.config.auth.signing_key_file;
+    let first = std::fs::read_to_string(keys).unwrap();
+    let second = format!("later:{}", first.trim().split(':').nth(1).unwrap());
+    std::fs::write(keys, format!("{second}\n{first}")).unwrap();
+    let token = "another-master-token-of-good-length-0123456789";
+    std::fs::write(&app.config.auth.master_token_file, token).unwrap();
+    app.reload_now(|_| {});
+    app.reload_now(|_| {});
+    let changes = log("keys_changed").to_string();
+    let name = first.split(':').next().unwrap();
+    assert!(changes.contains(&format!("{name} -> later, {name}")), "{changes}");
+    let secret = first.trim().split(':').nth(1).unwrap();
+    assert!(!changes.contains(secret) && !changes.contains(token), "{changes}");
+    // Each server says so of itself, once.
+    let told = log("keys_changed");
+    assert_eq!(told.as_array().unwrap().len(), 2 * app.servers(), "{told}");
+}
+
+#[test]
 fn a_codes_story_is_told_from_issue_to_confirm_with_who_and_from_where() {
     let app = TestApp::start();
     let code = app.issue();

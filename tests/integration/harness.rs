@@ -226,6 +226,11 @@ impl TestApp {
         Ok(Self { url, admin, clock, config, folder, client, make_disk, database, servers })
     }
 
+    /// How many servers there are behind it.
+    pub fn servers(&self) -> usize {
+        self.servers.len()
+    }
+
     /// Stops the server in order and says how it ended.
     pub fn stop(&mut self) -> Result<(), String> {
         for server in &self.servers {
