@@ -1,0 +1,176 @@
+//! What memory holds of servers, published for whoever only looks.
+
+use dashmap::DashMap;
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::lookup::KeyedHash;
+use iptunnel_domain::server::{Server, ServerId, ServerNumber};
+use iptunnel_storage::{ReadError, Store};
+use std::collections::{BinaryHeap, HashMap};
+use std::sync::Arc;
+
+/// What memory holds of a server: 16 bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Live {
+    pub(super) number: ServerNumber,
+    /// Seconds since the epoch, good until the year 2106.
+    pub(super) last_checkin: u32,
+    /// Which of the tokens that ever registered a server; there are few.
+    pub(super) token: u32,
+    /// The lower half of the record's version: tells a record that was read too early.
+    pub(super) version: u16,
+    pub(super) revoked: bool,
+}
+
+/// All servers, as far as they are on disk, for whoever only looks.
+#[derive(Default)]
+pub struct Servers(pub(super) DashMap<ServerId, Live>);
+
+/// Which servers are looked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Only revoked ones, or only others.
+    pub revoked: Option<bool>,
+    /// Only those last seen before this instant.
+    pub seen_before: Option<Timestamp>,
+    /// Only those last seen at this instant or later.
+    pub seen_since: Option<Timestamp>,
+}
+
+/// In which order servers are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sort {
+    /// Those registered last come first.
+    Newest,
+    /// Those registered first come first.
+    Oldest,
+    /// Those seen last come first.
+    SeenLast,
+    /// Those not seen for longest come first.
+    SeenFirst,
+}
+
+impl Filter {
+    /// Whether a server is looked for.
+    pub fn matches(&self, server: &Server) -> bool {
+        self.matches_state(server.revoked, server.last_checkin)
+    }
+
+    fn matches_state(&self, revoked: bool, last_checkin: Timestamp) -> bool {
+        self.revoked.is_none_or(|wanted| wanted == revoked)
+            && self.seen_before.is_none_or(|instant| last_checkin < instant)
+            && self.seen_since.is_none_or(|instant| last_checkin >= instant)
+    }
+}
+
+impl Servers {
+    /// How many servers `filter` lets through.
+    pub fn count(&self, filter: &Filter) -> usize {
+        if *filter == Filter::default() {
+            return self.0.len();
+        }
+        let matches = |live: &Live| {
+            filter.matches_state(live.revoked, Timestamp(u64::from(live.last_checkin)))
+        };
+        self.0.iter().filter(|entry| matches(entry.value())).count()
+    }
+
+    /// At most `limit` of the servers that `filter` lets through, in the order of `sort`, each with
+    /// its place in that order; only those behind the place `after`.
+    ///
+    /// Looks at all of them and keeps `limit`: a million take some 50 ms.
+    pub fn page(
+        &self,
+        filter: &Filter,
+        sort: Sort,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Vec<(u64, ServerNumber)> {
+        let mut first = BinaryHeap::with_capacity(limit + 1);
+        for entry in &self.0 {
+            let live = entry.value();
+            let seen = live.last_checkin;
+            if !filter.matches_state(live.revoked, Timestamp(u64::from(seen))) {
+                continue;
+            }
+            let number = live.number.0;
+            let place = match sort {
+                Sort::Newest => u64::from(u32::MAX - number),
+                Sort::Oldest => u64::from(number),
+                Sort::SeenLast => u64::from(u32::MAX - seen) << 32 | u64::from(number),
+                Sort::SeenFirst => u64::from(seen) << 32 | u64::from(number),
+            };
+            if after.is_none_or(|after| place > after) {
+                first.push((place, number));
+                if first.len() > limit {
+                    first.pop();
+                }
+            }
+        }
+        let page = first.into_sorted_vec().into_iter();
+        page.map(|(place, number)| (place, ServerNumber(number))).collect()
+    }
+
+    /// A record read from disk with the time at which its server was last seen, which the disk may
+    /// not know yet.
+    pub fn as_last_seen(&self, mut server: Server) -> Server {
+        if let Some(seen) = self.last_checkin(server.id) {
+            server.last_checkin = server.last_checkin.max(seen);
+        }
+        server
+    }
+
+    /// When the server was last seen, which the disk may not know yet.
+    fn last_checkin(&self, id: ServerId) -> Option<Timestamp> {
+        self.0.get(&id).map(|live| Timestamp(u64::from(live.last_checkin)))
+    }
+}
+
+/// The servers the store holds, as the registry starts with them.
+pub(crate) struct Registered {
+    pub(super) servers: Arc<Servers>,
+    pub(super) tokens: Tokens,
+    pub(super) last_number: Option<ServerNumber>,
+}
+
+impl Registered {
+    /// Reads all servers.
+    pub(crate) fn load(store: &dyn Store) -> Result<Self, ReadError> {
+        let (servers, mut tokens, mut last_number) = (Servers::default(), Tokens::default(), None);
+        store.each_server(&mut |server| {
+            last_number = Some(server.number);
+            servers.0.insert(server.id, tokens.live(&server));
+        })?;
+        Ok(Self { servers: Arc::new(servers), tokens, last_number })
+    }
+
+    pub(crate) fn published(&self) -> Arc<Servers> {
+        Arc::clone(&self.servers)
+    }
+}
+
+/// The tokens that ever registered a server, by their place in a list.
+#[derive(Default)]
+pub(super) struct Tokens {
+    pub(super) list: Vec<KeyedHash>,
+    places: HashMap<KeyedHash, u32>,
+}
+
+impl Tokens {
+    fn place(&mut self, token: KeyedHash) -> u32 {
+        let list = &mut self.list;
+        *self.places.entry(token).or_insert_with(|| {
+            list.push(token);
+            list.len() as u32 - 1
+        })
+    }
+
+    pub(super) fn live(&mut self, server: &Server) -> Live {
+        Live {
+            number: server.number,
+            last_checkin: u32::try_from(server.last_checkin.0).unwrap_or(u32::MAX),
+            token: self.place(server.token),
+            version: server.version as u16,
+            revoked: server.revoked,
+        }
+    }
+}
