@@ -46,6 +46,7 @@ fn each_sslmode_asks_of_the_database_what_it_says() {
     let (address, name) = ("127.0.0.1", "localhost");
     refused(address, "sslmode=disable", "no encryption");
     good(address, "");
+    good(address, "sslmode=allow");
     good(address, "sslmode=prefer");
     good(address, "sslmode=require");
     good(address, &format!("sslmode=require&sslrootcert={ca}"));
@@ -61,6 +62,7 @@ fn each_sslmode_asks_of_the_database_what_it_says() {
     cluster.shell("sed -i s/^ssl/#ssl/ data/postgresql.auto.conf");
     cluster.start();
     good(address, "sslmode=disable");
+    good(address, "sslmode=allow");
     good(address, "sslmode=prefer");
     refused(address, "sslmode=require", "TLS");
 }

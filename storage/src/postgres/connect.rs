@@ -85,7 +85,8 @@ pub(super) fn pool(url: &str) -> Result<Pool, OpenError> {
 /// What `sslmode` asks for, with the meaning it has in libpq.
 enum Tls {
     Disable,
-    /// Encrypted where the server can, whoever it is.
+    /// Encrypted where the server can, whoever it is. `allow`, which would rather do without, as well:
+    /// either takes what the server gives.
     Prefer,
     /// Encrypted, whoever the server is.
     Require,
@@ -112,7 +113,7 @@ impl Tls {
         }
         let tls = match (mode, roots) {
             ("disable", _) => Self::Disable,
-            ("prefer", _) => Self::Prefer,
+            ("allow" | "prefer", _) => Self::Prefer,
             ("require", None) => Self::Require,
             ("require" | "verify-ca", Some(roots)) => Self::VerifyCa(roots),
             ("verify-full", Some(roots)) => Self::VerifyFull(roots),
@@ -121,7 +122,8 @@ impl Tls {
             }
             _ => {
                 return Err(
-                    "sslmode must be disable, prefer, require, verify-ca or verify-full".into()
+                    "sslmode must be disable, allow, prefer, require, verify-ca or verify-full"
+                        .into(),
                 );
             }
         };
@@ -255,6 +257,7 @@ mod tests {
         for query in [
             "",
             "?sslmode=disable",
+            "?sslmode=allow",
             "?sslmode=prefer&target_session_attrs=read-write",
             "?target_session_attrs=read-write&sslmode=require",
         ] {
