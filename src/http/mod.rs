@@ -198,7 +198,7 @@ pub fn public(config: &mut ServiceConfig, products: &[Product]) {
         .service(at("/register", "register", M::POST, servers::register))
         .service(at("/checkin", "checkin", M::POST, servers::legacy_check_in))
         .service(at("/revoke", "revoke", M::POST, servers::legacy_revoke))
-        .service(at("/status", "status", M::GET, servers::status))
+        .service(at("/status", "status", M::GET, servers::listing::status))
         .service(at("/", "landing", M::GET, landing))
         .default_service(route().to(nothing_here));
 }

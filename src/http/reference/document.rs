@@ -32,7 +32,7 @@ use utoipa::OpenApi;
         servers::register,
         servers::legacy_check_in,
         servers::legacy_revoke,
-        servers::status,
+        servers::listing::status,
         super::super::healthz,
         super::super::public_readyz,
         super::document,
