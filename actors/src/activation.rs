@@ -4,7 +4,7 @@ use crate::Failure;
 use crate::attempts::{not_activated, prechecked, refused};
 use crate::code_registry::{Activate, PrecheckCode, Replace, Restore, begin};
 use crate::handles::Handles;
-use crate::keeper::{Keeper, Kept, Memory, Upkeep};
+use crate::keeper::{self, Held, Keeper, Kept, Memory, Upkeep};
 use crate::mailbox::Mailbox;
 use crate::observed::{ActorMetrics, Observed, Transitions};
 use crate::persistence::{Committed, Fate};
@@ -165,50 +165,19 @@ impl Activation {
         }
     }
 
-    /// The command with its activation, or nothing where there is none, which is for `missing` to
-    /// answer, or the command went to look the activation up first: also where servers share the store, unless what
-    /// memory holds is `enough`.
+    /// As [`keeper::find`].
     fn find<C>(
         &mut self,
-        mut work: Work<C, Record>,
+        work: Work<C, Record>,
         id: ActivationId,
         missing: fn(&Handles, Work<C, Record>),
         enough: impl FnOnce(&C, &Record) -> bool,
-    ) -> Option<(Work<C, Record>, Record, Fate)>
+    ) -> Option<Held<C, Record>>
     where
         C: Command,
         Self: Handler<Work<C, Record>>,
     {
-        self.metrics.taken();
-        if !self.activations.is_current(&mut work.reply) {
-            work.reply.fail(Failure::StorageUnavailable);
-            return None;
-        }
-        let found = work.found.take();
-        match (self.activations.newest(id, found.as_ref()), found) {
-            (Some((activation, fate)), Some(_)) => Some((work, activation, fate)),
-            (Some((activation, fate)), None)
-                if !self.handles.is_shared() || enough(&work.command, &activation) =>
-            {
-                Some((work, activation, fate))
-            }
-            (None, Some(_)) => {
-                missing(&self.handles, work);
-                None
-            }
-            (_, None) => {
-                let handles = Arc::clone(&self.handles);
-                self.handles.reader.look_up(
-                    work,
-                    id,
-                    move |work| {
-                        handles.activation.send(work);
-                    },
-                    || {},
-                );
-                None
-            }
-        }
+        keeper::find(self, work, id, enough, missing, |_| {})
     }
 
     /// The same where a token comes with the command: nothing is left to do where that is wrong.
@@ -217,7 +186,7 @@ impl Activation {
         work: Work<C, Record>,
         id: ActivationId,
         enough: impl FnOnce(&C, &Record) -> bool,
-    ) -> Option<(Work<C, Record>, Record, Fate)>
+    ) -> Option<Held<C, Record>>
     where
         Self: Handler<Work<C, Record>>,
     {

@@ -7,7 +7,7 @@
 use crate::activation::{Activated, Open, PrecheckHeld, ReleaseOutcome, Resume, happened};
 use crate::attempts::{not_activated, prechecked};
 use crate::handles::Handles;
-use crate::keeper::{Keeper, Kept, Memory, Upkeep};
+use crate::keeper::{self, Held, Keeper, Kept, Memory, Upkeep};
 use crate::mailbox::Mailbox;
 use crate::numbers::Numbers;
 use crate::observed::{ActorMetrics, Observed, Transitions};
@@ -205,52 +205,24 @@ impl CodeRegistry {
         }
     }
 
-    /// The command with its code, or nothing where the command was answered or went to look the
-    /// code up first. Where servers share the store it is read even though memory holds it, unless
-    /// what memory holds is `enough`: it leads to a write, which the guard keeps from being wrong.
-    /// `undo` is called where the code cannot be had.
+    /// As [`keeper::find`]; `undo` is called where the code cannot be had.
     fn find<C>(
         &mut self,
-        mut work: Work<C, Code>,
+        work: Work<C, Code>,
         hash: CodeHash,
         enough: impl FnOnce(&C, &Code) -> bool,
-        undo: impl FnOnce(&Handles) + Send + 'static,
-    ) -> Option<(Work<C, Code>, Code, Fate)>
+        undo: impl FnOnce(&Handles) + Clone + Send + 'static,
+    ) -> Option<Held<C, Code>>
     where
         C: Command,
         Self: Handler<Work<C, Code>>,
     {
-        self.metrics.taken();
-        if !self.codes.is_current(&mut work.reply) {
-            work.reply.fail(Failure::StorageUnavailable);
-            return None;
-        }
-        let found = work.found.take();
-        match (self.codes.newest(hash, found.as_ref()), found) {
-            (Some((code, fate)), Some(_)) => Some((work, code, fate)),
-            (Some((code, fate)), None)
-                if !self.handles.is_shared() || enough(&work.command, &code) =>
-            {
-                Some((work, code, fate))
-            }
-            (None, Some(_)) => {
-                undo(&self.handles);
-                work.reply.refuse(Refusal::CodeNotFound);
-                None
-            }
-            (_, None) => {
-                let (handles, on_error) = (Arc::clone(&self.handles), Arc::clone(&self.handles));
-                self.handles.reader.look_up(
-                    work,
-                    hash,
-                    move |work| {
-                        handles.code_registry.send(work);
-                    },
-                    move || undo(&on_error),
-                );
-                None
-            }
-        }
+        let undo_there = undo.clone();
+        let missing = |handles: &Handles, work: Work<C, Code>| {
+            undo(handles);
+            work.reply.refuse(Refusal::CodeNotFound);
+        };
+        keeper::find(self, work, hash, enough, missing, undo_there)
     }
 
     fn next_activation(&mut self, now: Timestamp) -> ActivationRef {

@@ -1,12 +1,15 @@
 //! What the code registry and the activation actor have in common: records at work are kept in
 //! memory, leave it when they can play no part any more, and leave the store after their retention.
 
+use crate::Failure;
 use crate::handles::Handles;
 use crate::mailbox::Mailbox;
 use crate::observed::ActorMetrics;
 use crate::persistence::{Committed, Fate};
+use crate::reader::Sought;
 use crate::reply::Reply;
 use crate::tuning::Tuning;
+use crate::work::{Command, Work};
 use actix::{Actor, Context, Handler, Message};
 use hashbrown::HashMap;
 use iptunnel_domain::{Timestamp, Version};
@@ -177,6 +180,53 @@ pub(crate) trait Keeper:
                 self.memory().records.remove(&key);
             }
             Upkeep::Reload(generation) => self.memory().reload(generation),
+        }
+    }
+}
+
+/// A command with what is known of its record, and what becomes of the change that this rests on.
+pub(crate) type Held<C, R> = (Work<C, R>, R, Fate);
+
+/// The command with its record; nothing where there is no such record, which is for `missing` to
+/// answer, or where the command went to look the record up first. Where servers share the store it is
+/// looked up even though memory holds it, unless what memory holds is `enough`: it leads to a write,
+/// which the guard keeps from being wrong. `on_error` is called where it cannot be read.
+pub(crate) fn find<K, C>(
+    keeper: &mut K,
+    mut work: Work<C, K::Record>,
+    key: <K::Record as Kept>::Key,
+    enough: impl FnOnce(&C, &K::Record) -> bool,
+    missing: impl FnOnce(&Handles, Work<C, K::Record>),
+    on_error: impl FnOnce(&Handles) + Send + 'static,
+) -> Option<Held<C, K::Record>>
+where
+    K: Keeper + Handler<Work<C, K::Record>>,
+    K::Record: Sought<Key = <K::Record as Kept>::Key>,
+    C: Command,
+{
+    keeper.metrics().taken();
+    if !keeper.memory().is_current(&mut work.reply) {
+        work.reply.fail(Failure::StorageUnavailable);
+        return None;
+    }
+    let found = work.found.take();
+    let handles = Arc::clone(keeper.handles());
+    match (keeper.memory().newest(key, found.as_ref()), found) {
+        (Some((record, fate)), Some(_)) => Some((work, record, fate)),
+        (Some((record, fate)), None) if !handles.is_shared() || enough(&work.command, &record) => {
+            Some((work, record, fate))
+        }
+        (None, Some(_)) => {
+            missing(&handles, work);
+            None
+        }
+        (_, None) => {
+            let (back, of_error) = (Arc::clone(&handles), Arc::clone(&handles));
+            let forward = move |work| {
+                K::mailbox(&back).send(work);
+            };
+            handles.reader.look_up(work, key, forward, move || on_error(&of_error));
+            None
         }
     }
 }
