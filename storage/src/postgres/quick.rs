@@ -12,16 +12,15 @@ use std::collections::HashSet;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Error, Row};
 
-/// Takes back what was counted, in the order in which [`CHARGE`] counts.
-const GIVE_BACK: &str = "WITH back AS (
+/// Takes back what was counted, in the order in which [`CHARGE`] counts, and in its way: rows that are
+/// inserted anew are taken one after the other. How many are to be taken back travels in `before`.
+const GIVE_BACK: &str = "INSERT INTO counter AS c (key, window_end, policy, before, used, allowed)
+     SELECT key, window_end, policy, times, 0, allowed FROM counter JOIN (
          SELECT key, window_end, count(*)::integer AS times
          FROM unnest($1::bigint[], $2::timestamptz[]) AS back (key, window_end)
-         GROUP BY key, window_end),
-     locked AS (
-         SELECT key, window_end, times FROM counter JOIN back USING (key, window_end)
-         ORDER BY key, window_end FOR UPDATE OF counter)
-     UPDATE counter SET used = greatest(used - times, 0)
-     FROM locked WHERE counter.key = locked.key AND counter.window_end = locked.window_end";
+         GROUP BY key, window_end) AS back USING (key, window_end)
+     ORDER BY key, window_end
+     ON CONFLICT (key, window_end) DO UPDATE SET used = greatest(c.used - excluded.before, 0)";
 
 /// Says when servers were last seen, except of rows that another server has in hand: those it
 /// answers with. The other servers hear of all of them. What is joined is joined by an index: the
