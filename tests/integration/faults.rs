@@ -310,6 +310,47 @@ fn a_line_that_breaks_in_the_middle_of_a_commit_neither_loses_nor_invents_it() {
 }
 
 #[test]
+fn a_server_goes_by_the_databases_clock_and_is_not_ready_where_its_own_is_another() {
+    let cluster = Cluster::new();
+    // The time that connections are told is ahead of what it is.
+    let ahead_by = |interval: &str| {
+        cluster.psql(&format!(
+            "CREATE OR REPLACE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS
+             $$SELECT pg_catalog.clock_timestamp() + interval '{interval}'$$"
+        ));
+    };
+    ahead_by("5 seconds");
+    cluster.psql("ALTER ROLE postgres SET search_path = public, pg_catalog");
+    let servers = Servers::start(1, &url(&[cluster.address()]));
+    let server = &servers.all[0];
+    let api = &server.api;
+    wait_until("the server is not ready", || api.ready() == Some(503));
+    let metrics = api.get(&format!("{}/metrics", api.admin)).unwrap().text;
+    let ahead =
+        metrics.lines().find_map(|line| line.strip_prefix("iptunnel_clock_offset_seconds "));
+    let ahead: f64 = ahead.unwrap().parse().unwrap();
+    assert!((4.9..5.1).contains(&ahead), "{ahead}");
+    assert!(server.output().contains("the machine's clock differs from the store's"));
+    // What it hands out lives by that clock, in whole seconds.
+    let issued = api.issue_with(&api.cookie().unwrap()).unwrap();
+    let left: f64 = cluster
+        .psql(&format!(
+            "SELECT extract(epoch FROM '{}'::timestamptz - pg_catalog.clock_timestamp())",
+            issued.data("expires_at")
+        ))
+        .parse()
+        .unwrap();
+    assert!((302.0..305.1).contains(&left), "{left}");
+    let url = format!("storage.url={}", url(&[cluster.address()]));
+    let set = ["doctor", "--set", "storage.backend=postgres", "--set", &url];
+    let doctor = crate::process::run(server.folder.path(), &set);
+    let said = crate::process::said(&doctor);
+    assert!(!doctor.status.success() && said.contains("bad      the database's clock"), "{said}");
+    ahead_by("0 seconds");
+    wait_until("the server is ready", || api.ready() == Some(200));
+}
+
+#[test]
 fn a_server_with_other_keys_than_those_on_its_database_does_not_start() {
     let cluster = Cluster::new();
     let servers = Servers::start(1, &url(&[cluster.address()]));
