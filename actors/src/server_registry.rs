@@ -1,7 +1,7 @@
 //! The server-registry actor: the only writer of servers.
 //!
 //! What every check-in needs of a server is small and stays in memory, published for readers in a
-//! [`DashMap`]; the rest stays on disk and is read when a record changes. Memory follows the disk
+//! [`DashMap`](dashmap::DashMap); the rest stays on disk and is read when a record changes. Memory follows the disk
 //! here: a server appears, is revoked or restored in memory once that is on disk. Check-ins go the
 //! other way: they are answered at once and written down together, a little later.
 
