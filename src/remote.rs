@@ -330,7 +330,7 @@ pub fn codes(config: &Config, output: Output, action: Codes) -> Result<(), Strin
         field(&found, "activations")
     ));
     if found.get("second_machine") == Some(&Value::Bool(true)) {
-        tell("ANOTHER MACHINE HAS TRIED THIS CODE AFTER IT WAS SPENT");
+        tell("ANOTHER MACHINE HAS TRIED THIS CODE AND WAS REFUSED");
     }
     let columns = ["at", "action", "subject", "address", "detail", "actor", "who", "from"];
     write(output, &found, "events", &columns);

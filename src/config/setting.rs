@@ -36,6 +36,14 @@ pub struct Setting {
     pub description: String,
 }
 
+impl Setting {
+    /// Whether the description names the range that is allowed, so that it need not be said again.
+    pub fn says_its_range(&self) -> bool {
+        let range = self.min.zip(self.max).map(|(min, max)| format!("{min} to {max}"));
+        range.is_some_and(|range| self.description.contains(&range))
+    }
+}
+
 /// The shipped file: its comments say what each key is for.
 const FILE: &str = include_str!("../../config.toml");
 /// How the file says whether a key may change while the server runs.
