@@ -143,12 +143,12 @@ pub(super) async fn examine(client: &Client) -> Result<Vec<Finding>, ReadError> 
             "VACUUM FULL presence; and look for transactions that stay open for long",
         );
     }
-    findings.extend(of_store(client).await.map_err(unreadable)?);
     Ok(findings)
 }
 
-/// What there is to say of the store in the database, which may have none yet.
-async fn of_store(client: &Client) -> Result<Vec<Finding>, tokio_postgres::Error> {
+/// What there is to say of the store in the database, which may have none yet. A server that runs goes
+/// on when a newer one has brought the schema further: this is for whoever wants to start one.
+pub(super) async fn of_store(client: &Client) -> Result<Vec<Finding>, tokio_postgres::Error> {
     let Some(found) = migrate::step_of(client).await? else {
         let what = "there is no schema yet".to_owned();
         return Ok(vec![finding(Grade::Good, what, "the first server that starts makes it", "")]);

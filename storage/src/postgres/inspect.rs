@@ -1,7 +1,7 @@
 //! A look at a database that leaves it as it is.
 
-use super::examine::{examine, store_clock};
-use super::{connect, no_connection};
+use super::examine::{examine, of_store, store_clock};
+use super::{connect, no_connection, unreadable};
 use crate::{Finding, OpenError, ReadError};
 use deadpool_postgres::Client;
 use tokio::runtime::{Builder, Runtime};
@@ -34,7 +34,11 @@ impl Inspection {
     /// # Errors
     /// Where it cannot be asked.
     pub fn examine(&self) -> Result<Vec<Finding>, ReadError> {
-        self.runtime.block_on(examine(&self.client))
+        self.runtime.block_on(async {
+            let mut findings = examine(&self.client).await?;
+            findings.extend(of_store(&self.client).await.map_err(unreadable)?);
+            Ok(findings)
+        })
     }
 
     /// What its clock says, in milliseconds since the Unix epoch.
