@@ -53,9 +53,8 @@ fn write(path: &Path, mark: &Mark) -> std::io::Result<()> {
 pub fn check(store: &dyn Store, path: &Path, now: Timestamp) -> Result<(), RunError> {
     let Some(mark) = read(&file_of(path))? else { return Ok(()) };
     if !store.holds(&mark)? {
-        let why = "the store lacked what had been acknowledged";
-        let begun = store.begin_epoch(mark.epoch, why, now);
-        begun.map_err(|error| RunError::Fatal(error.to_string()))?;
+        begin_epoch(store, path, mark, "the store lacked what had been acknowledged", now)
+            .map_err(|error| RunError::Fatal(error.to_string()))?;
     }
     Ok(())
 }
@@ -65,31 +64,51 @@ pub fn check(store: &dyn Store, path: &Path, now: Timestamp) -> Result<(), RunEr
 /// # Errors
 /// Where the store does not take a commit.
 pub fn fence(store: &dyn Store, path: &Path, now: Timestamp) -> Result<u64, CommitError> {
-    let known = read(&file_of(path)).ok().flatten().map_or(0, |mark| mark.epoch);
-    let last = known.max(store.mark().epoch);
-    let epoch = store.begin_epoch(last, "an operator has raised the epoch", now)?;
+    let known = read(&file_of(path)).ok().flatten();
+    let present = store.mark().unwrap_or_default();
+    let epoch = known.map_or(0, |mark| mark.epoch).max(present.epoch);
+    let last = Mark { epoch, ..present };
+    begin_epoch(store, path, last, "an operator has raised the epoch", now)
+}
+
+/// Lets the epoch after `last` begin. An embedded store voids what is unspent in many commits: until
+/// the last of them its mark asks for more than it can hold, so that a start after an interruption
+/// begins anew, and does not take for done what was begun.
+fn begin_epoch(
+    store: &dyn Store,
+    path: &Path,
+    last: Mark,
+    why: &str,
+    now: Timestamp,
+) -> Result<u64, CommitError> {
+    if store.shared().is_none() {
+        let unfinished = Mark { commits: i64::MAX.cast_unsigned(), ..last.clone() };
+        write(&file_of(path), &unfinished)
+            .map_err(|error| CommitError::Refused(error.to_string()))?;
+    }
+    let epoch = store.begin_epoch(last.epoch, why, now)?;
     keep_now(store, path);
     Ok(epoch)
 }
 
-/// Writes the mark.
-pub fn keep_now(store: &dyn Store, path: &Path) -> Mark {
-    let (file, mark) = (file_of(path), store.mark());
+/// Writes the mark; `None` where the store is closed, which then has none to tell.
+pub fn keep_now(store: &dyn Store, path: &Path) -> Option<Mark> {
+    let (file, mark) = (file_of(path), store.mark()?);
     if let Err(error) = write(&file, &mark) {
         tracing::error!(file = %file.display(), %error, "the mark of the store cannot be written");
     }
-    mark
+    Some(mark)
 }
 
 /// Writes the mark for as long as the server runs, and shows the epoch.
 pub async fn keep(store: Arc<dyn Store>, path: PathBuf, epoch: Gauge) {
-    let mut last = Mark::default();
+    let mut last = None;
     loop {
         let (store, path, before) = (Arc::clone(&store), path.clone(), last.clone());
         let kept = move || if store.mark() == before { before } else { keep_now(&*store, &path) };
-        if let Ok(mark) = actix_web::web::block(kept).await {
+        if let Ok(Some(mark)) = actix_web::web::block(kept).await {
             epoch.set(mark.epoch.cast_signed());
-            last = mark;
+            last = Some(mark);
         }
         tokio::time::sleep(EVERY).await;
     }

@@ -43,6 +43,8 @@ pub fn clock_offset(registry: &mut Registry) -> Offset {
 const ASK_TIME: Duration = Duration::from_secs(2);
 /// How long it may say nothing until it counts as away.
 const SILENCE: Duration = Duration::from_secs(3);
+/// How long anything else that it is asked may take, so that it is asked for the time again.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How many times that is until it is looked at more closely.
 const EXAMINE: u32 = 10;
 /// Milliseconds by which a machine's clock may differ before its server is not ready: what is left
@@ -52,17 +54,43 @@ pub const CLOCK_MAY_DIFFER: i64 = 1000;
 /// How often the store is asked for the time in a row: what took longest tells least.
 const LOOKS: usize = 3;
 
-/// Milliseconds by which a shared store's `clock` is ahead of this machine's, to within half the
-/// time that asking took.
+/// How long a look at a store's clock took, and by how much that is ahead of this machine's, both in
+/// milliseconds: the latter to within half of the former.
+type Look = (u64, i64);
+
+fn look(clock: impl Fn() -> Result<u64, ReadError>) -> Option<Look> {
+    let before = machine_milliseconds();
+    let theirs = clock().ok()?;
+    let took = machine_milliseconds().saturating_sub(before);
+    let ours = before.saturating_add(took / 2);
+    Some((took, theirs.cast_signed().saturating_sub(ours.cast_signed())))
+}
+
+/// Milliseconds by which a store's `clock` is ahead of this machine's, by the quickest of some looks.
 pub fn clock_ahead(clock: impl Fn() -> Result<u64, ReadError>) -> Option<i64> {
-    let look = || {
-        let before = machine_milliseconds();
-        let theirs = clock().ok()?;
-        let took = machine_milliseconds().saturating_sub(before);
-        let ours = before.saturating_add(took / 2);
-        Some((took, theirs.cast_signed().saturating_sub(ours.cast_signed())))
-    };
-    let best = (0..LOOKS).filter_map(|_| look()).min_by_key(|(took, _)| *took);
+    let best = (0..LOOKS).filter_map(|_| look(&clock)).min();
+    best.map(|(_, ahead)| ahead)
+}
+
+/// The same of the shared store, beside everything else. Where it says nothing for a while it counts
+/// as away until it does.
+async fn store_ahead(state: &State) -> Option<i64> {
+    let mut best: Option<Look> = None;
+    for _ in 0..LOOKS {
+        let store = Arc::clone(state.handles.store());
+        let ask = move || store.shared().and_then(|shared| look(|| shared.clock()));
+        let mut asked = pin!(actix_web::web::block(ask));
+        let told = if let Ok(told) = tokio::time::timeout(SILENCE, &mut asked).await {
+            told
+        } else {
+            // It may stand still without having closed a connection.
+            state.health.store_is_there(false);
+            tracing::error!("the store does not answer");
+            asked.await
+        };
+        let told = told.ok().flatten()?;
+        best = Some(best.map_or(told, |best| best.min(told)));
+    }
     best.map(|(_, ahead)| ahead)
 }
 
@@ -93,18 +121,7 @@ pub async fn share(state: Data<State>, resettle: Arc<Notify>, offset: Offset) {
     loop {
         tokio::select! {
             _ = ask.tick() => {
-                let store = Arc::clone(state.handles.store());
-                let ahead = move || store.shared().and_then(|shared| clock_ahead(|| shared.clock()));
-                let mut asked = pin!(actix_web::web::block(ahead));
-                let ahead = if let Ok(told) = tokio::time::timeout(SILENCE, &mut asked).await {
-                    told
-                } else {
-                    // It may stand still without having closed a connection.
-                    state.health.store_is_there(false);
-                    tracing::error!("the store does not answer");
-                    asked.await
-                };
-                let ahead = ahead.ok().flatten();
+                let ahead = store_ahead(&state).await;
                 state.health.store_is_there(ahead.is_some());
                 if let Some(ahead) = ahead {
                     state.clock.correct(ahead);
@@ -116,12 +133,13 @@ pub async fn share(state: Data<State>, resettle: Arc<Notify>, offset: Offset) {
                     state.health.clock_is_right(fit);
                 }
                 if ahead.is_some() && rounds.is_multiple_of(EXAMINE) {
-                    look_at_the_store(&state).await;
+                    let _ = tokio::time::timeout(PATIENCE, look_at_the_store(&state)).await;
                 }
                 rounds = rounds.wrapping_add(1);
             }
             () = resettle.notified() => {
-                if !state.tuner.follow(&state).await {
+                let followed = tokio::time::timeout(PATIENCE, state.tuner.follow(&state)).await;
+                if !followed.unwrap_or(false) {
                     tokio::time::sleep(ASK_TIME).await;
                     resettle.notify_one();
                 }

@@ -15,7 +15,7 @@ use jsonwebtoken::signature::{Error as SignatureError, Signer, Verifier};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer, Serialize};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -90,6 +90,8 @@ static PROVIDER: CryptoProvider = CryptoProvider {
 /// One signing key, as each kind of token sees it.
 struct Key {
     kid: Arc<str>,
+    /// SHA-256 of the secret: tells another key that has come under the same name.
+    digest: [u8; 32],
     kinds: [(EncodingKey, DecodingKey); 3],
 }
 
@@ -234,6 +236,7 @@ impl Tokens {
             .iter()
             .map(|secret| Key {
                 kid: secret.kid.as_str().into(),
+                digest: Sha256::digest(*secret.bytes).into(),
                 kinds: Kind::ALL.map(|kind| derive(&*secret.bytes, kind)),
             })
             .collect();
@@ -243,6 +246,14 @@ impl Tokens {
     /// The name of the key that signs.
     pub fn signing_key(&self) -> Arc<str> {
         self.keys.first().map_or_else(|| "".into(), |key| Arc::clone(&key.kid))
+    }
+
+    /// Whether these are the same keys in the same order.
+    pub fn has_keys_of(&self, other: &Self) -> bool {
+        let keys = |tokens: &'_ Self| -> Vec<(Arc<str>, [u8; 32])> {
+            tokens.keys.iter().map(|key| (Arc::clone(&key.kid), key.digest)).collect()
+        };
+        keys(self) == keys(other)
     }
 
     /// The names of all keys, the signing one first.
@@ -443,6 +454,19 @@ mod tests {
         assert_eq!(tokens.verify_session(&token), None);
         file.prune(None).unwrap();
         assert_eq!(Tokens::new(&file).verify_precheck(&token), None);
+    }
+
+    #[test]
+    fn another_key_under_the_same_name_is_another_key() {
+        let (folder, file) = file();
+        let tokens = Tokens::new(&file);
+        assert!(Tokens::new(&file).has_keys_of(&tokens));
+        let path = folder.path().join("other.keys");
+        let secret = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [7; 32]);
+        std::fs::write(&path, format!("{}:{secret}\n", tokens.key_names())).unwrap();
+        let other = Tokens::new(&SigningFile::read(&path).unwrap());
+        assert_eq!(other.key_names(), tokens.key_names());
+        assert!(!other.has_keys_of(&tokens));
     }
 
     #[test]

@@ -110,7 +110,7 @@ impl Store for Shared {
         }
         changes.iter().map(|change| self.commit_one(plan, change)).collect()
     }
-    fn mark(&self) -> Mark {
+    fn mark(&self) -> Option<Mark> {
         self.engine.mark()
     }
     fn holds(&self, mark: &Mark) -> Read<bool> {

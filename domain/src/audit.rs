@@ -18,6 +18,9 @@ use std::net::IpAddr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Action {
+    /// Something that a later program has written, by a name that this one does not know. Only heard
+    /// of, never written.
+    Unknown = 0,
     /// A browser was given a code.
     CodeIssued = 1,
     /// An installer consumed a code.
@@ -58,7 +61,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// All of them.
+    /// All that are written.
     pub const ALL: [Self; 18] = [
         Self::CodeIssued,
         Self::Activated,
@@ -83,6 +86,7 @@ impl Action {
     /// Its name in exports and filters.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Unknown => "unknown",
             Self::CodeIssued => "code_issued",
             Self::Activated => "activated",
             Self::Replaced => "replaced",

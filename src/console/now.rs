@@ -58,7 +58,10 @@ fn recent(
     now: Timestamp,
 ) -> Result<(Vec<Activation>, bool), ReadError> {
     let goes_back = |found: &[Activation], asked: usize| {
-        let is_over = |last: &Activation| last.opened_at.plus(token_ttl) <= now;
+        // Those that were opened under another setting keep the lifetime that they got.
+        let longest = found.iter().map(|one| one.expires_at.since(one.opened_at)).max();
+        let longest = longest.unwrap_or_default().max(token_ttl);
+        let is_over = |last: &Activation| last.opened_at.plus(longest) <= now;
         found.len() < asked || found.last().is_none_or(is_over)
     };
     let found = store.newest_activations(LAST)?;

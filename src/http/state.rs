@@ -88,9 +88,9 @@ impl State {
             let event = Event::new(Action::KeysChanged, Actor::Administrator, now, None);
             Event { subject: subject.to_owned(), detail, ..event }
         };
-        let (old, new) = (before.key_names(), tokens.key_names());
-        if old != new {
-            events.push(changed("signing keys", format!("{old} -> {new}")));
+        if !tokens.has_keys_of(&before) {
+            let names = format!("{} -> {}", before.key_names(), tokens.key_names());
+            events.push(changed("signing keys", names));
         }
         if *self.master.swap(Arc::new(master)) != master {
             events.push(changed("master token", String::new()));

@@ -380,19 +380,20 @@ impl Store for JournaledStore {
         Ok(verdicts)
     }
 
-    fn mark(&self) -> Mark {
-        Mark {
+    fn mark(&self) -> Option<Mark> {
+        Some(Mark {
             epoch: self.epoch.load(Ordering::Relaxed),
             process: ALONE.into(),
-            commits: self.journal().as_ref().map_or(0, Journal::last),
-        }
+            commits: self.journal().as_ref().map(Journal::last)?,
+        })
     }
 
     fn holds(&self, mark: &Mark) -> Result<bool, ReadError> {
         // What is known of epochs is in the mark only.
         self.epoch.fetch_max(mark.epoch, Ordering::Relaxed);
         // The mark of another engine says nothing of this one.
-        Ok(mark.process != ALONE || mark.commits <= self.mark().commits)
+        let held = self.journal().as_ref().map_or(0, Journal::last);
+        Ok(mark.process != ALONE || mark.commits <= held)
     }
 
     fn begin_epoch(&self, last: u64, why: &str, now: Timestamp) -> Result<u64, CommitError> {

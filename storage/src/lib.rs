@@ -322,8 +322,8 @@ pub trait Store: Send + Sync + 'static {
         None
     }
 
-    /// What the store must hold from now on.
-    fn mark(&self) -> Mark;
+    /// What the store must hold from now on; `None` once it is closed.
+    fn mark(&self) -> Option<Mark>;
 
     /// Whether the store holds what it must.
     fn holds(&self, mark: &Mark) -> Result<bool, ReadError>;

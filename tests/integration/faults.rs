@@ -171,7 +171,7 @@ fn while_the_database_is_away_requests_are_refused_and_known_servers_check_in() 
 fn a_database_that_stands_still_stops_neither_the_answers_nor_the_end_of_its_server() {
     let cluster = Cluster::new();
     let url = url(&[cluster.address()]);
-    let still = ["server.request_timeout_ms=1000", "server.shutdown_grace_seconds=2"];
+    let still = ["server.request_timeout_ms=3000", "server.shutdown_grace_seconds=2"];
     let servers = Servers::start_with(1, &url, &still);
     let mut server = servers.all.into_iter().next().unwrap();
     let api = server.api.clone();
@@ -190,6 +190,8 @@ fn a_database_that_stands_still_stops_neither_the_answers_nor_the_end_of_its_ser
     api.activate(&Machine::new(1), &code);
     let code = api.issue();
     cluster.signal(Signal::SIGSTOP);
+    // By then everything that the server does by itself is held up as well.
+    wait_until("the server is not ready", || api.ready() == Some(503));
     server.signal(Signal::SIGTERM);
     // An end that is not called one in order, and not one that is waited for in vain.
     let ended = server.ends_within(Duration::from_secs(20));

@@ -733,7 +733,7 @@ fn a_new_epoch_voids_all_that_could_be_spent_twice_and_nothing_else_however_much
     let all = 1..=1700;
     store.commit(&all.clone().map(change).collect::<Vec<_>>()).unwrap();
     assert_eq!(store.begin_epoch(4, "a test", Timestamp(1)).unwrap(), 5);
-    assert_eq!(store.mark().epoch, 5);
+    assert_eq!(store.mark().unwrap().epoch, 5);
     let store = pair.restart(store, End::PowerLost);
     for number in all {
         let code = store.code(samples::code(number, 1, 0).hash).unwrap().unwrap();

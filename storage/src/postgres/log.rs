@@ -5,14 +5,14 @@
 //! them without one; the others leave it to that one. So the log is a moment behind, and nothing
 //! that a request waits for.
 
-use super::rows::{EVENT, event, get_hash, place, signed, time};
+use super::rows::{EVENT, action, event, event_heard_of, get_hash, place, signed, time};
 use super::{Inner, no_connection, sighting, unreadable};
 use crate::{Attempts, Entry, ReadError};
 use deadpool_postgres::{Client, GenericClient};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::audit::{Action, Actor, ChainHash, Event, Head};
 use iptunnel_domain::code::CodeHash;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -80,22 +80,26 @@ pub(super) async fn head(client: &impl GenericClient) -> Result<Head, ReadError>
     )
 }
 
-/// Gives every event that has none its place in the log. Where another server is at it, that one
-/// does.
+/// Gives every event that has none its place in the log, for whoever is about to read it: where
+/// another server is at it, that is waited for.
 pub(super) async fn settle(client: &mut Client) -> Result<(), ReadError> {
-    while !settle_some(client).await?.is_empty() {}
+    while !settle_some(client, "SELECT true FROM pg_advisory_xact_lock($1)").await?.is_empty() {}
     Ok(())
 }
 
-/// Gives some events their places; none where there is nothing to do here.
-async fn settle_some(client: &mut Client) -> Result<Vec<Entry>, ReadError> {
+/// Leaves the log to another server that is at it.
+const TRY: &str = "SELECT pg_try_advisory_xact_lock($1)";
+
+/// Gives some events their places; none where there is nothing to do here, or not for whoever takes
+/// `turn`.
+async fn settle_some(client: &mut Client, turn: &str) -> Result<Vec<Entry>, ReadError> {
     let pending =
         format!("SELECT EXISTS (SELECT FROM process WHERE NOT ended AND chained < {LAST})");
     if !answer::<bool>(client, &pending, &[]).await? {
         return Ok(Vec::new());
     }
     let step = client.transaction().await.map_err(unreadable)?;
-    if !answer::<bool>(&step, "SELECT pg_try_advisory_xact_lock($1)", &[&LOCK]).await? {
+    if !answer::<bool>(&step, turn, &[&LOCK]).await? {
         return Ok(Vec::new());
     }
     let before = head(&step).await?;
@@ -108,9 +112,15 @@ async fn settle_some(client: &mut Client) -> Result<Vec<Entry>, ReadError> {
     );
     let (mut after, mut latest, mut settled) = (before, Timestamp(0), Vec::new());
     let (mut processes, mut seqs) = (Vec::new(), Vec::new());
+    let mut not_understood = HashSet::new();
     for row in rows(&step, &sql, &[&STEP]).await? {
-        let event = event(&row)?;
         let (process, seq) = place(&row)?;
+        // What a newer program says is for its like to chain, and what that server did since as well.
+        if not_understood.contains(&process) || action(&row)?.is_none() {
+            not_understood.insert(process);
+            continue;
+        }
+        let event = event(&row)?;
         after = after.after(&encoded(&event));
         latest = Timestamp(latest.0.max(event.at.0));
         processes.push(process);
@@ -142,6 +152,7 @@ async fn entries(
     client: &impl GenericClient,
     links: &str,
     from: i64,
+    event: fn(&Row) -> Result<Event, ReadError>,
 ) -> Result<Vec<Entry>, ReadError> {
     let sql = format!(
         "SELECT first, before, {EVENT} FROM ({links}) AS link
@@ -170,12 +181,13 @@ async fn entries(
 pub(super) async fn page_from(
     client: &impl GenericClient,
     first: i64,
+    event: fn(&Row) -> Result<Event, ReadError>,
 ) -> Result<Vec<Entry>, ReadError> {
     // The link that holds it begins before it, and links do not overlap.
     let links = "SELECT * FROM link WHERE last >= $1 AND first >= coalesce(
              (SELECT max(first) FROM link WHERE first <= $1), 0)
          ORDER BY first LIMIT $2";
-    entries(client, links, first).await
+    entries(client, links, first, event).await
 }
 
 /// Entries before number `before`, the oldest first, and perhaps some behind it.
@@ -184,7 +196,7 @@ pub(super) async fn page_before(
     before: i64,
 ) -> Result<Vec<Entry>, ReadError> {
     let links = "SELECT * FROM link WHERE first < $1 ORDER BY first DESC LIMIT $2";
-    entries(client, links, before).await
+    entries(client, links, before, event).await
 }
 
 pub(super) async fn number_at(
@@ -264,7 +276,7 @@ impl Told {
         if head(client).await?.entries <= self.entry {
             return Ok(Vec::new());
         }
-        let mut page = page_from(client, signed(self.entry + 1)).await?;
+        let mut page = page_from(client, signed(self.entry + 1), event_heard_of).await?;
         page.retain(|entry| entry.head.entries > self.entry);
         self.entry = page.last().map_or(self.entry, |last| last.head.entries);
         Ok(page.into_iter().map(|entry| entry.event).collect())
@@ -283,7 +295,7 @@ impl Told {
         let ids: Vec<i32> = self.attempts.keys().copied().collect();
         let last: Vec<i64> = self.attempts.values().copied().collect();
         let rows = rows(client, &sql, &[&ids, &last, &STEP]).await?;
-        let news = rows.iter().map(event).collect::<Result<Vec<_>, _>>()?;
+        let news = rows.iter().map(event_heard_of).collect::<Result<Vec<_>, _>>()?;
         let places = rows.iter().map(place).collect::<Result<Vec<_>, _>>()?;
         self.attempts.extend(places);
         Ok(news)
@@ -346,7 +358,7 @@ async fn tell(inner: &Inner, rounds: u64) -> Result<(), ReadError> {
     }
     let mut told = inner.told.lock().await;
     loop {
-        let settled = settle_some(&mut client).await?;
+        let settled = settle_some(&mut client, TRY).await?;
         if settled.is_empty() {
             break;
         }

@@ -250,13 +250,13 @@ impl Store for PostgresStore {
                 &self.handle,
                 async move { inner.writer.lock().await.commit(&inner, changes).await },
             );
-        committed.unwrap_or_else(|| Err(CommitError::Refused("the store is closed".into())))
+        // It may have been on its way when the store was closed.
+        committed.unwrap_or_else(|| Err(CommitError::Unknown("the store is closed".into())))
     }
 
-    fn mark(&self) -> Mark {
+    fn mark(&self) -> Option<Mark> {
         let inner = Arc::clone(&self.inner);
-        let mark = wait(&self.handle, async move { inner.writer.lock().await.mark() });
-        mark.unwrap_or_default()
+        wait(&self.handle, async move { inner.writer.lock().await.mark() })
     }
 
     fn holds(&self, mark: &Mark) -> Result<bool, ReadError> {
@@ -371,7 +371,7 @@ impl Store for PostgresStore {
         loop {
             let page = self.read(move |mut client| async move {
                 log::settle(&mut client).await?;
-                log::page_from(&client, signed(next)).await
+                log::page_from(&client, signed(next), rows::event).await
             })?;
             let Some(last) = page.last() else { return Ok(()) };
             next = last.head.entries.saturating_add(1);

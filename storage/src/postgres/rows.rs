@@ -171,7 +171,20 @@ fn server_number(row: &Row, column: &str) -> Result<ServerNumber, ReadError> {
 pub(super) const EVENT: &str = "process, seq, at, action, actor, source, identity, code, activation, \
      digits, server, address, subject, detail";
 
+/// The action of an event, as far as this program knows it.
+pub(super) fn action(row: &Row) -> Result<Option<Action>, ReadError> {
+    Ok(Action::from_name(get(row, "action")?))
+}
+
+/// An event as it was written.
 pub(super) fn event(row: &Row) -> Result<Event, ReadError> {
+    let action = action(row)?.ok_or_else(|| wrong("action"))?;
+    Ok(Event { action, ..event_heard_of(row)? })
+}
+
+/// An event for whoever follows: while servers are replaced one after the other, what a newer one has
+/// done is heard of though it is not understood.
+pub(super) fn event_heard_of(row: &Row) -> Result<Event, ReadError> {
     let hash = |column: &str| -> Result<Option<KeyedHash>, ReadError> {
         let slice: Option<&[u8]> = get(row, column)?;
         slice.map(|slice| bytes(slice, column).map(KeyedHash)).transpose()
@@ -186,7 +199,7 @@ pub(super) fn event(row: &Row) -> Result<Event, ReadError> {
     let server = server.map(|slice| bytes(slice, "server")).transpose()?;
     Ok(Event {
         at: get_time(row, "at")?,
-        action: Action::from_name(get(row, "action")?).ok_or_else(|| wrong("action"))?,
+        action: action(row)?.unwrap_or(Action::Unknown),
         actor: Actor::from_name(get(row, "actor")?).ok_or_else(|| wrong("actor"))?,
         from: get(row, "source")?,
         identity: hash("identity")?,

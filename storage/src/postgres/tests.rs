@@ -302,6 +302,42 @@ fn whoever_follows_hears_of_what_every_server_does() {
 }
 
 #[test]
+fn what_a_newer_program_does_is_heard_of_though_it_is_not_understood() {
+    let database = Database::new();
+    let (one, other) = (database.store(), database.store());
+    let heard = Arc::new(Mutex::new(Vec::<Event>::new()));
+    let of_listener = Arc::clone(&heard);
+    other.follow(Box::new(move |event| of_listener.lock().unwrap().push(event.clone())));
+    // A third server: it revokes the server with this id in a way of its own, and settles nothing yet.
+    let sql = format!(
+        "INSERT INTO process (batch) VALUES (1);
+         INSERT INTO event (process, seq, at, action, actor, server, subject, detail)
+         SELECT max(id), 1, '2001-01-01', 'server_revoked_tomorrow', 'operator', '\\x{:016x}', '', ''
+         FROM process",
+        7
+    );
+    execute(&database.url(), &sql);
+    commit(&one, &[issue(1)]);
+    // The others go on without it.
+    assert_eq!(log(&one).len(), 1);
+    let link = "INSERT INTO link SELECT last + 1, last + 1, ARRAY[(SELECT max(id) FROM process)],
+             ARRAY[1::bigint], after, after, latest FROM link ORDER BY first DESC LIMIT 1;
+         UPDATE process SET chained = 1 WHERE id = (SELECT max(id) FROM process)";
+    execute(&database.url(), link);
+    commit(&one, &[issue(2)]);
+    let begun = Instant::now();
+    let has_heard = |of: &dyn Fn(&Event) -> bool| heard.lock().unwrap().iter().any(of);
+    let of_it = |event: &Event| {
+        event.server.is_some_and(|id| id.0 == 7)
+            && event.action == iptunnel_domain::audit::Action::Unknown
+    };
+    while !has_heard(&of_it) || !has_heard(&|heard| *heard == event(2)) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", heard.lock().unwrap());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
 fn what_happened_is_heard_of_though_what_was_tried_cannot_be_read() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
@@ -495,7 +531,7 @@ fn a_database_that_lacks_what_was_acknowledged_voids_what_could_be_spent_twice()
     let (one, other) = (database.store(), database.store());
     commit(&one, &[issue(100), issue(200), open(200)]);
     commit(&other, &[issue(300)]);
-    let before = one.mark();
+    let before = one.mark().unwrap();
     assert!(one.holds(&before).unwrap() && other.holds(&before).unwrap());
     lose(&database, 1);
     assert!(!other.holds(&before).unwrap());
@@ -509,11 +545,14 @@ fn a_database_that_lacks_what_was_acknowledged_voids_what_could_be_spent_twice()
     // The store works again, in its next epoch; what is issued from now on is good.
     assert_eq!(commit(&one, &[issue(400)]), [Written]);
     assert_eq!(expiry(&one, 400), Timestamp(700));
-    assert_eq!(one.mark().epoch, before.epoch + 1);
+    assert_eq!(one.mark().unwrap().epoch, before.epoch + 1);
     // The other server finds the same, and that it has been seen to.
     assert!(other.commit(&[issue(500)]).is_err());
     assert_eq!(commit(&other, &[issue(500)]), [Written]);
-    assert_eq!((expiry(&one, 400), other.mark().epoch), (Timestamp(700), before.epoch + 1));
+    assert_eq!(
+        (expiry(&one, 400), other.mark().unwrap().epoch),
+        (Timestamp(700), before.epoch + 1)
+    );
     let told = |entry: &Entry| entry.event.action == iptunnel_domain::audit::Action::StoreFenced;
     assert_eq!(log(&one).iter().filter(|entry| told(entry)).count(), 1);
 }
@@ -541,7 +580,7 @@ fn an_epoch_begins_once_for_all_who_find_the_same() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     commit(&one, &[issue(100)]);
-    let last = one.mark().epoch;
+    let last = one.mark().unwrap().epoch;
     assert_eq!(one.begin_epoch(last, "a test", Timestamp(7)).unwrap(), last + 1);
     commit(&one, &[issue(200)]);
     assert_eq!(other.begin_epoch(last, "a test", Timestamp(8)).unwrap(), last + 1);

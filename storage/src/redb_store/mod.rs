@@ -286,9 +286,9 @@ impl Versions {
 
 impl Store for RedbStore {
     /// What its journal has handed over: the whole of it where it is used with one.
-    fn mark(&self) -> Mark {
-        let commits = self.taken_over().unwrap_or_default();
-        Mark { epoch: 1, process: ALONE.into(), commits }
+    fn mark(&self) -> Option<Mark> {
+        let commits = self.taken_over().ok()?;
+        Some(Mark { epoch: 1, process: ALONE.into(), commits })
     }
 
     fn holds(&self, mark: &Mark) -> Result<bool, ReadError> {
