@@ -96,7 +96,7 @@ impl CheckIns {
             *self.flush.state() = State::Writing;
             let step = if handles.is_shared() { SHARED_STEP } else { step.max(1) };
             let (flush, handles) = (Arc::clone(&self.flush), Arc::clone(handles));
-            Writing { rest, left: Vec::new(), step, again: true, flush, handles }.go_on();
+            Writing { rest, left: Vec::new(), step, tries: OFFERS, flush, handles }.go_on();
         }
         count
     }
@@ -125,8 +125,8 @@ struct Writing {
     /// Not written, since other servers had them in hand or the store takes none.
     left: Vec<Sighting>,
     step: usize,
-    /// Whether what is left may be tried once more.
-    again: bool,
+    /// How often what is left may be tried once more, at the end.
+    tries: usize,
     flush: Arc<Flush>,
     handles: Arc<Handles>,
 }
@@ -169,10 +169,13 @@ impl Writing {
             let some = self.next();
             if some.is_empty() {
                 let in_a_hurry = self.flush.in_a_hurry.load(Ordering::Relaxed);
-                if self.left.is_empty() || !in_a_hurry || !std::mem::take(&mut self.again) {
+                if self.left.is_empty() || !in_a_hurry || self.tries == 0 {
                     return self.end();
                 }
+                // Another server has them in hand, for some milliseconds.
+                self.tries -= 1;
                 self.rest = std::mem::take(&mut self.left);
+                std::thread::sleep(PAUSE);
                 continue;
             }
             match shared.check_in(some.clone()) {
@@ -192,7 +195,7 @@ impl Writing {
 
 /// How many check-ins of others are handed on at once: some hundred microseconds.
 const STEP: usize = 1000;
-/// How long is waited, and how often, for whoever cannot take them.
+/// How long is waited, and how often, for whoever cannot take them, or has rows in hand.
 const PAUSE: Duration = Duration::from_millis(10);
 const OFFERS: usize = 100;
 

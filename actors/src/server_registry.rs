@@ -46,7 +46,12 @@ impl Message for SeenElsewhere {
 }
 
 /// A server's record has been written.
-struct Written(Server);
+struct Written {
+    server: Server,
+    /// Tells whoever asked for it, once memory knows of it: what follows on the answer must not find
+    /// memory as it was before.
+    answer: Box<dyn FnOnce(Server) + Send>,
+}
 
 impl Message for Written {
     type Result = ();
@@ -189,8 +194,9 @@ impl ServerRegistry {
                 return read_back(&handles, work.reply, server, grant);
             }
             if committed == Committed::Written {
-                handles.server_registry.send::<Written>(Written(server.clone()));
-                return grant(work.reply, server);
+                let answer = Box::new(|server| grant(work.reply, server));
+                handles.server_registry.send::<Written>(Written { server, answer });
+                return;
             }
             handles.server_registry.send::<NotWritten>(NotWritten(server.id));
             if let Committed::Failed(failure) = committed {
@@ -230,8 +236,8 @@ fn read_back<A: Send + 'static>(
     let back = Arc::clone(handles);
     handles.reader.find(server.id, move |found: Result<Option<Server>, ReadError>| match found {
         Ok(Some(found)) => {
-            back.server_registry.send(Written(found.clone()));
-            grant(reply, found);
+            let answer = Box::new(|server| grant(reply, server));
+            back.server_registry.send(Written { server: found, answer });
         }
         // It is written all the same, and is found when it is next asked for.
         Ok(None) | Err(_) => {
@@ -451,11 +457,12 @@ impl Handler<Found> for ServerRegistry {
 impl Handler<Written> for ServerRegistry {
     type Result = ();
 
-    fn handle(&mut self, Written(server): Written, _: &mut Context<Self>) {
+    fn handle(&mut self, Written { server, answer }: Written, _: &mut Context<Self>) {
         self.metrics.taken();
         self.changing.remove(&server.id);
         self.publish(&server);
         self.observed.servers.set(self.servers.0.len() as i64);
+        answer(server);
     }
 }
 

@@ -321,6 +321,7 @@ fn servers_are_filtered_sorted_and_paged() {
     app.clock.advance(1000);
     app.post("/checkin", &json!({"server_id": ids[4]}));
     app.post_as(&app.master(), "/revoke", &json!({"server_id": ids[9]}));
+    app.settle();
     let list = |query: &str| admin(&app, &format!("/admin/servers?{query}"));
     let hosts = |page: &Value| -> Vec<String> {
         let servers = page["servers"].as_array().unwrap();

@@ -35,6 +35,15 @@ impl Database {
             [row.get(0), row.get(1)]
         })
     }
+
+    /// The most that any limit on activates has counted.
+    pub fn activates_counted(&self) -> i64 {
+        connected(self.url.clone(), async |client| {
+            let sql =
+                "SELECT coalesce(max(used), 0)::bigint FROM counter WHERE policy LIKE 'activate%'";
+            client.query_one(sql, &[]).await.unwrap().get(0)
+        })
+    }
 }
 
 impl Drop for Database {

@@ -316,6 +316,15 @@ impl TestApp {
             all.windows(2).all(|pair| pair[0] == pair[1]) && all[0].0 == registered
         });
     }
+
+    /// Waits until limits have counted so many activates of one caller, and no more: where servers
+    /// share a database, another one may be about to give one back.
+    pub fn wait_for_activates(&self, counted: i64) {
+        if let Some(database) = &self.database {
+            wait_until("charges are given back", || database.activates_counted() == counted);
+        }
+    }
+
     /// A POST with a JSON body and no headers of its own, as the installer sends it.
     pub fn post(&self, path: &str, body: &Value) -> Answer {
         self.post_text(path, &body.to_string())
@@ -565,9 +574,12 @@ impl TestApp {
             };
             config.limits = Limits::new(allowed, others.max_tracked);
         });
-        wait_until("the configuration is in force", || {
-            let answer = self.post_text("/api/v2/slowdns/install/precheck", "");
-            answer.header("ratelimit-policy").contains(&format!("q={flag};"))
+        wait_until("the configuration is in force everywhere", || {
+            self.servers.iter().all(|server| {
+                let url = format!("{}/api/v2/slowdns/install/precheck", server.url);
+                let answer = send(self.client.post(url).body(""));
+                answer.header("ratelimit-policy").contains(&format!("q={flag};"))
+            })
         });
     }
 }

@@ -329,6 +329,7 @@ fn the_charge_of_a_repeated_activate_is_given_back() {
         let again = step_from(&app, "activate", &ip(1), &body);
         assert_eq!((again.status, &again.text), (200, &first.text));
     }
+    app.wait_for_activates(1);
     let moved = with(body, "hostname", "other.example.com");
     let moved = step_from(&app, "activate", &ip(1), &moved);
     assert_eq!((moved.status, tightest(&moved).1), (200, 3));

@@ -118,9 +118,9 @@ fn sigint_ends_it_in_order_too() {
     assert!(server.ends_within(Duration::from_secs(10)).expect("an end").success());
 }
 
-/// A server whose deadline is a tenth of a second, and a code with a precheck token.
+/// A server whose deadline is two seconds, and a code with a precheck token.
 fn hurried(disk: &BadDisk) -> (TestApp, String, String) {
-    let app = on(disk, &[("server.request_timeout_ms", "100")]);
+    let app = on(disk, &[("server.request_timeout_ms", "2000")]);
     let code = app.issue();
     let token = Machine::new(1).precheck(&app, &code).data("precheck_token");
     disk.settle();
@@ -166,7 +166,7 @@ fn what_changes_nothing_is_overloaded_at_its_deadline() {
 #[test]
 fn a_deadline_gives_its_charge_back() {
     let disk = BadDisk::new();
-    let limit = [("limits.activate_per_machine_day", "1"), ("server.request_timeout_ms", "100")];
+    let limit = [("limits.activate_per_machine_day", "1"), ("server.request_timeout_ms", "2000")];
     let app = on(&disk, &limit);
     let (code, machine) = (app.issue(), Machine::new(1));
     let token = machine.precheck(&app, &code).data("precheck_token");

@@ -138,7 +138,7 @@ impl Window {
     }
 
     /// Presses keys, one after the other, wherever the focus is.
-    pub fn press(&self, keys: &str) {
+    fn press(&self, keys: &str) {
         let keys = keys.chars().fold(KeyActions::new("keys".into()), |keys, value| {
             keys.then(KeyAction::Down { value }).then(KeyAction::Up { value })
         });
@@ -151,19 +151,30 @@ impl Window {
         let mut steps = 0;
         while self.script(&reached) != true {
             assert!(steps < 20, "{css} is not reached");
-            self.script("window.focusBefore = document.activeElement");
-            self.press(TAB);
-            // A window that has only just opened may let a key pass.
-            let begun = Instant::now();
-            while self.script("return document.activeElement === focusBefore") == true {
-                if begun.elapsed() > Duration::from_secs(1) {
-                    self.press(TAB);
-                    break;
-                }
-            }
+            self.press_surely(TAB);
             steps += 1;
         }
         steps
+    }
+
+    /// Presses a key, and again only where the page has not heard of it: a window that has only just
+    /// opened may let one pass.
+    fn press_surely(&self, key: &str) {
+        self.script(
+            "window.keysHeard = 0;
+             window.onkeydown = () => { window.keysHeard += 1; };",
+        );
+        let begun = Instant::now();
+        while self.script("return window.keysHeard") == 0 {
+            assert!(begun.elapsed() < PATIENCE, "the page hears no key");
+            self.press(key);
+        }
+    }
+
+    /// Presses a key and waits for what comes of it.
+    pub fn press_for(&self, key: &str, css: &str, what: impl Fn(&str) -> bool) -> String {
+        self.press_surely(key);
+        self.wait_for(css, what)
     }
 
     /// Waits, but not for ever, until the text of an element will do; returns it.
