@@ -3,7 +3,7 @@
 use crate::crash::{Load, check_all, rounds, seed};
 use crate::harness::{Activation, Machine, MakeDisk, TestApp, wait_until};
 use crate::process::{Api, Chance};
-use iptunnel_storage::{Disk, Disks, OpenDisk};
+use iptunnel_storage::{Disk, Disks, JournaledStore, Mark, OpenDisk, Store};
 use serde_json::json;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -72,6 +72,10 @@ impl BadDisk {
     /// Lets the process that uses the disk die after `changes` more changes.
     pub fn dies_after(&self, changes: u64) {
         self.lock().changes_left = Some(changes);
+    }
+    /// Lets the process that uses the disk live, however much it changes.
+    pub fn lives_on(&self) {
+        self.lock().changes_left = None;
     }
     /// From now on a server that uses the disk is dead, and the disk is sound again.
     pub fn kill(&self) {
@@ -487,4 +491,38 @@ fn a_request_whose_commit_has_an_unknown_fate_is_told_so_before_the_server_ends(
         app = app.start_again().unwrap();
     }
     assert_eq!(unanswered, 0, "of {} requests", activations.len());
+}
+
+#[test]
+fn an_epoch_whose_beginning_was_interrupted_is_begun_again_and_never_taken_for_begun() {
+    let disk = BadDisk::new();
+    let mut app = on(&disk, &[]);
+    // More than are voided in one commit: the last ones come last.
+    let codes: Vec<String> = (0..520).map(|_| app.issue()).collect();
+    app.stop().unwrap();
+    // The store lacks a single commit of what its mark asks for.
+    let store = JournaledStore::open((disk.make())(&app.folder)).unwrap();
+    let held = store.mark().unwrap();
+    store.close();
+    let mark = Mark { commits: held.commits + 1, ..held };
+    let file = app.config.storage.path.with_extension("redb.mark");
+    std::fs::write(file, mark.to_string()).unwrap();
+    let mut deaths = 0;
+    let again = loop {
+        disk.dies_after(deaths);
+        match app.start_again() {
+            Ok(again) => {
+                disk.lives_on();
+                break again;
+            }
+            Err(_) => disk.lose_power(),
+        }
+        deaths += 1;
+    };
+    assert!(deaths > 1, "it was interrupted before its commits and between them: {deaths}");
+    for code in [&codes[0], &codes[519]] {
+        let told = Machine::new(1).precheck(&again, code).told();
+        assert_eq!(told, (403, "install_code_expired".into()), "after {deaths} deaths");
+    }
+    wait_until("the epoch is shown", || again.metric("iptunnel_store_epoch") == 2.0);
 }
