@@ -160,6 +160,8 @@ pub struct Now {
     servers: f64,
     codes_in_memory: f64,
     activations_in_memory: f64,
+    /// How often the store was found to be an earlier one, and once more.
+    store_epoch: f64,
     installs: Installs,
 }
 
@@ -220,6 +222,7 @@ async fn now(console: &Console) -> Result<Now, ApiError> {
         servers: or_zero("servers"),
         codes_in_memory: or_zero("codes_in_memory"),
         activations_in_memory: or_zero("activations_in_memory"),
+        store_epoch: or_zero("store_epoch"),
         installs,
     })
 }

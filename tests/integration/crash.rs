@@ -1,7 +1,7 @@
 //! The real process, killed at any moment under load: what it had answered is so afterwards.
 
 use crate::disk::{BadDisk, on};
-use crate::harness::{Activation, Answer, Machine, TestApp};
+use crate::harness::{Activation, Answer, Machine, TestApp, send, wait_until};
 use crate::process::{Api, Chance, Process, spawn, usual_flags};
 use serde_json::json;
 use std::sync::Arc;
@@ -413,6 +413,10 @@ fn a_restored_backup_brings_no_spent_code_back() {
     server.api.activate(&new_machine(), &server.api.issue());
     let metrics = server.api.get(&format!("{}/metrics", server.api.admin)).unwrap().text;
     assert!(metrics.contains("iptunnel_store_epoch 2"), "{metrics}");
+    wait_until("the console says so", || {
+        let now = server.api.client.get(format!("{}/admin/now", server.api.admin));
+        send(now.bearer_auth(&server.api.master)).json()["data"]["store_epoch"] == 2.0
+    });
 }
 
 #[test]
