@@ -245,8 +245,8 @@ pub async fn run(
     marker.abort();
     let (store, path) = (Arc::clone(handles.store()), base.storage.path.clone());
     let last_words = async {
-        heads::note_now(&console).await;
         let _ = actix_web::web::block(move || mark::keep_now(store.as_ref(), &path)).await;
+        heads::note_now(&console).await;
     };
     // They can be had another time; what was accepted cannot.
     let _ = tokio::time::timeout(LAST_WORDS.min(grace), last_words).await;

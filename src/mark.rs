@@ -46,6 +46,12 @@ fn write(path: &Path, mark: &Mark) -> std::io::Result<()> {
     std::fs::rename(&new, path)
 }
 
+/// Makes sure that what was renamed in the folder of `path` stays so.
+fn sync_folder_of(path: &Path) -> std::io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
 /// Holds a store against its mark: where it lacks what was acknowledged, a new epoch begins.
 ///
 /// # Errors
@@ -83,7 +89,9 @@ fn begin_epoch(
 ) -> Result<u64, CommitError> {
     if store.shared().is_none() {
         let unfinished = Mark { commits: i64::MAX.cast_unsigned(), ..last.clone() };
+        // It must be there before the first of them is, also after a loss of power.
         write(&file_of(path), &unfinished)
+            .and_then(|()| sync_folder_of(path))
             .map_err(|error| CommitError::Refused(error.to_string()))?;
     }
     let epoch = store.begin_epoch(last.epoch, why, now)?;

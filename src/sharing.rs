@@ -88,8 +88,9 @@ async fn store_ahead(state: &State) -> Option<i64> {
             tracing::error!("the store does not answer");
             asked.await
         };
-        let told = told.ok().flatten()?;
-        best = Some(best.map_or(told, |best| best.min(told)));
+        if let Some(told) = told.ok().flatten() {
+            best = Some(best.map_or(told, |best| best.min(told)));
+        }
     }
     best.map(|(_, ahead)| ahead)
 }

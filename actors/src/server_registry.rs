@@ -49,7 +49,8 @@ impl Message for SeenElsewhere {
 struct Written {
     server: Server,
     /// Tells whoever asked for it, once memory knows of it: what follows on the answer must not find
-    /// memory as it was before.
+    /// memory as it was before. On the way out, where nobody takes this message any more, the outcome is
+    /// called unknown.
     answer: Box<dyn FnOnce(Server) + Send>,
 }
 
@@ -239,9 +240,10 @@ fn read_back<A: Send + 'static>(
             let answer = Box::new(|server| grant(reply, server));
             back.server_registry.send(Written { server: found, answer });
         }
-        // It is written all the same, and is found when it is next asked for.
+        // It is written all the same, and is found when it is next asked for, or at the next tick.
         Ok(None) | Err(_) => {
             back.server_registry.send(NotWritten(server.id));
+            back.missed.lock().unwrap_or_else(PoisonError::into_inner).insert(server.id);
             grant(reply, server);
         }
     });

@@ -2,10 +2,10 @@
 //!
 //! Events are written with what they describe, and stand in the order of their process. Which place
 //! they have in the log, and the hash that chains them, is settled by whichever server first finds
-//! them without one; the others leave it to that one. So the log is a moment behind, and nothing
-//! that a request waits for.
+//! them without one; the others leave it to that one. So the log is a moment behind, and only whoever
+//! reads it waits for its order: no installer and no agent does.
 
-use super::rows::{EVENT, action, event, event_heard_of, get_hash, place, signed, time};
+use super::rows::{EVENT, event, event_heard_of, get_hash, is_understood, place, signed, time};
 use super::{Inner, no_connection, sighting, unreadable};
 use crate::{Attempts, Entry, ReadError};
 use deadpool_postgres::{Client, GenericClient};
@@ -83,7 +83,10 @@ pub(super) async fn head(client: &impl GenericClient) -> Result<Head, ReadError>
 /// Gives every event that has none its place in the log, for whoever is about to read it: where
 /// another server is at it, that is waited for.
 pub(super) async fn settle(client: &mut Client) -> Result<(), ReadError> {
-    while !settle_some(client, "SELECT true FROM pg_advisory_xact_lock($1)").await?.is_empty() {}
+    let wait = "SELECT true FROM pg_advisory_xact_lock($1)";
+    // A turn takes up all that was there when it began, unless a process has had more than a step of it:
+    // what comes meanwhile is not waited for, or under load there would be no end.
+    while settle_some(client, wait).await?.len() >= STEP as usize {}
     Ok(())
 }
 
@@ -116,7 +119,7 @@ async fn settle_some(client: &mut Client, turn: &str) -> Result<Vec<Entry>, Read
     for row in rows(&step, &sql, &[&STEP]).await? {
         let (process, seq) = place(&row)?;
         // What a newer program says is for its like to chain, and what that server did since as well.
-        if not_understood.contains(&process) || action(&row)?.is_none() {
+        if not_understood.contains(&process) || !is_understood(&row)? {
             not_understood.insert(process);
             continue;
         }

@@ -171,15 +171,15 @@ fn server_number(row: &Row, column: &str) -> Result<ServerNumber, ReadError> {
 pub(super) const EVENT: &str = "process, seq, at, action, actor, source, identity, code, activation, \
      digits, server, address, subject, detail";
 
-/// The action of an event, as far as this program knows it.
-pub(super) fn action(row: &Row) -> Result<Option<Action>, ReadError> {
-    Ok(Action::from_name(get(row, "action")?))
+/// Whether this program knows what an event says: a newer one may have other names.
+pub(super) fn is_understood(row: &Row) -> Result<bool, ReadError> {
+    let (action, actor) = (get(row, "action")?, get(row, "actor")?);
+    Ok(Action::from_name(action).is_some() && Actor::from_name(actor).is_some())
 }
 
 /// An event as it was written.
 pub(super) fn event(row: &Row) -> Result<Event, ReadError> {
-    let action = action(row)?.ok_or_else(|| wrong("action"))?;
-    Ok(Event { action, ..event_heard_of(row)? })
+    if is_understood(row)? { event_heard_of(row) } else { Err(wrong("action")) }
 }
 
 /// An event for whoever follows: while servers are replaced one after the other, what a newer one has
@@ -199,8 +199,9 @@ pub(super) fn event_heard_of(row: &Row) -> Result<Event, ReadError> {
     let server = server.map(|slice| bytes(slice, "server")).transpose()?;
     Ok(Event {
         at: get_time(row, "at")?,
-        action: action(row)?.unwrap_or(Action::Unknown),
-        actor: Actor::from_name(get(row, "actor")?).ok_or_else(|| wrong("actor"))?,
+        action: Action::from_name(get(row, "action")?).unwrap_or(Action::Unknown),
+        // Whoever it was: nothing that follows asks.
+        actor: Actor::from_name(get(row, "actor")?).unwrap_or(Actor::Administrator),
         from: get(row, "source")?,
         identity: hash("identity")?,
         code: hash("code")?.map(CodeHash),

@@ -312,7 +312,7 @@ fn what_a_newer_program_does_is_heard_of_though_it_is_not_understood() {
     let sql = format!(
         "INSERT INTO process (batch) VALUES (1);
          INSERT INTO event (process, seq, at, action, actor, server, subject, detail)
-         SELECT max(id), 1, '2001-01-01', 'server_revoked_tomorrow', 'operator', '\\x{:016x}', '', ''
+         SELECT max(id), 1, '2001-01-01', 'server_revoked_tomorrow', 'an_auditor', '\\x{:016x}', '', ''
          FROM process",
         7
     );

@@ -63,7 +63,7 @@ fn a_code_counts_down_and_turns_into_a_new_one() {
 
 #[test]
 fn an_installation_that_was_prechecked_in_time_is_watched_beyond_the_codes_own_life() {
-    let app = TestApp::start_with(|c| c.push(("codes.ttl_seconds", "30".into())));
+    let app = TestApp::start_with(|c| c.push(("codes.ttl_seconds", "120".into())));
     let window = open(&app);
     window.click("#issue");
     let code = shown_code(&window);
@@ -71,7 +71,7 @@ fn an_installation_that_was_prechecked_in_time_is_watched_beyond_the_codes_own_l
     let token = machine.prechecked(&app, &code);
     window.wait_for("#news", |text| text == "The installer has found the code good.");
     // The server's clock says so before the page's own does.
-    app.clock.advance(60);
+    app.clock.advance(150);
     window.wait_for("#left", |text| text.starts_with("Its time is over, except for the server"));
     assert_eq!(window.text("#issue"), "Get another code");
     assert_eq!(machine.activate(&app, &code, &token).status, 200);
