@@ -120,6 +120,19 @@ fn print_config_gives_a_file_that_check_config_takes() {
 }
 
 #[test]
+fn doctor_leaves_an_embedded_store_alone_whether_a_server_has_it_open_or_there_is_none() {
+    let server = Process::start(&[]);
+    let output = run(server.folder.path(), &["doctor"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("good     data/iptunnel.redb is an embedded store"));
+    let empty = folder();
+    let output = run(empty.path(), &["doctor"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("where the store will be"), "{}", said(&output));
+    assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn healthcheck_succeeds_exactly_while_the_server_is_ready() {
     let mut server = Process::start(&[]);
     let address = format!("admin.bind={}", server.api.admin.trim_start_matches("http://"));
