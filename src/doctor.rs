@@ -3,7 +3,7 @@
 use crate::cli::tell;
 use crate::config::{Backend, Config};
 use crate::remote::Output;
-use crate::sharing::{CLOCK_MAY_DIFFER, clock_ahead};
+use crate::sharing::{clock_ahead, clock_is_right};
 use iptunnel_storage::{Finding, Grade, Inspection};
 use serde_json::json;
 use std::path::Path;
@@ -51,7 +51,7 @@ fn of_database(url: &str) -> Result<Vec<Finding>, String> {
     let database = Inspection::of(url).map_err(|error| error.to_string())?;
     let mut findings = database.examine().map_err(|error| error.to_string())?;
     if let Some(ahead) = clock_ahead(|| database.clock()) {
-        let right = ahead.abs() <= CLOCK_MAY_DIFFER;
+        let right = clock_is_right(ahead);
         findings.push(Finding {
             grade: if right { Grade::Good } else { Grade::Breaks },
             what: format!("the database's clock is ahead of this machine's by {ahead} ms"),

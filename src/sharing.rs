@@ -49,7 +49,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const EXAMINE: u32 = 10;
 /// Milliseconds by which a machine's clock may differ before its server is not ready: what is left
 /// of a lifetime is then not what others say it is.
-pub const CLOCK_MAY_DIFFER: i64 = 1000;
+const CLOCK_MAY_DIFFER: i64 = 1000;
+
+/// Whether a server may go by its machine's clock where the store's is so far `ahead` of it.
+pub const fn clock_is_right(ahead: i64) -> bool {
+    ahead.abs() <= CLOCK_MAY_DIFFER
+}
 
 /// How often the store is asked for the time in a row: what took longest tells least.
 const LOOKS: usize = 3;
@@ -127,7 +132,7 @@ pub async fn share(state: Data<State>, resettle: Arc<Notify>, offset: Offset) {
                 if let Some(ahead) = ahead {
                     state.clock.correct(ahead);
                     offset.set(ahead as f64 / 1000.0);
-                    let fit = ahead.abs() <= CLOCK_MAY_DIFFER;
+                    let fit = clock_is_right(ahead);
                     if !fit {
                         tracing::error!(ahead, "the machine's clock differs from the store's");
                     }

@@ -312,9 +312,12 @@ impl Handles {
         &self.store
     }
 
-    /// Keeps with its code, where there is one, what the edge has refused.
+    /// Keeps with its code, where there is one, what the edge has refused; not where a limit was
+    /// faster, since a flood must leave no more behind than limits allow.
     pub fn note_refused(&self, attempt: RefusedEarly, refusal: &Refusal) {
-        self.attempts.add(attempt.because(refusal));
+        if !matches!(refusal, Refusal::RateLimited { .. }) {
+            self.attempts.add(attempt.because(refusal));
+        }
     }
 
     /// Whether other servers write to the store, too: then only what was just read of it is known.

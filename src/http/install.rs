@@ -31,8 +31,7 @@ use read::{
 
 /// One of the two limited steps: reads the body, makes of it a command with `read`, sends that
 /// through the limits (a refusal as well: a bad request is charged like a good one), and answers
-/// with what `grant` makes of the outcome. What is refused here is kept with its code, unless a limit
-/// was faster: a flood must leave no more behind than limits allow.
+/// with what `grant` makes of the outcome. What is refused here is noted with its code.
 async fn limited_step<C: LimitedCommand>(
     state: &State,
     request: &HttpRequest,
@@ -60,9 +59,7 @@ async fn limited_step<C: LimitedCommand>(
         // Nothing is granted that was not asked for.
         (Ok(Ok(_)), None) => failure(ApiError::internal()),
         (Ok(Err(refusal)), _) => {
-            if let Some(tried) = tried
-                && !matches!(refusal, Refusal::RateLimited { .. })
-            {
+            if let Some(tried) = tried {
                 state.handles.note_refused(tried, &refusal);
             }
             failure(refusal)
