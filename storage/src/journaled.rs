@@ -385,6 +385,7 @@ impl Store for JournaledStore {
             epoch: self.epoch.load(Ordering::Relaxed),
             process: ALONE.into(),
             commits: self.journal().as_ref().map(Journal::last)?,
+            ..Mark::default()
         })
     }
 

@@ -221,11 +221,20 @@ pub struct Mark {
     pub process: String,
     /// How many of its commits were acknowledged.
     pub commits: u64,
+    /// The highest timeline of a shared database that was ever seen: each promotion of a standby
+    /// begins another one. 0 where none was seen.
+    pub timeline: u32,
+    /// The same counts of other servers on the same store, by the names of their starts: what one
+    /// server was told of survives in the marks of all.
+    pub others: Vec<(String, u64)>,
 }
 
 impl std::fmt::Display for Mark {
+    /// A first line that programs before timelines read as well, and a line for each other server.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "{} {} {}", self.epoch, self.process, self.commits)
+        let Self { epoch, process, commits, timeline, others } = self;
+        writeln!(f, "{epoch} {process} {commits} {timeline}")?;
+        others.iter().try_for_each(|(process, commits)| writeln!(f, "{process} {commits}"))
     }
 }
 
@@ -233,12 +242,20 @@ impl std::str::FromStr for Mark {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        let mut words = text.split_whitespace();
+        let mut lines = text.lines();
+        let mut words = lines.next().ok_or(())?.split_whitespace();
         let mut next = || words.next().ok_or(());
         let epoch = next()?.parse().map_err(|_| ())?;
         let process = next()?.to_owned();
         let commits = next()?.parse().map_err(|_| ())?;
-        Ok(Self { epoch, process, commits })
+        // Marks of before timelines end here.
+        let timeline = next().map_or(Ok(0), str::parse).map_err(|_| ())?;
+        let other = |line: &str| {
+            let (process, commits) = line.split_once(' ').ok_or(())?;
+            Ok((process.to_owned(), commits.trim().parse().map_err(|_| ())?))
+        };
+        let others = lines.filter(|line| !line.trim().is_empty()).map(other);
+        Ok(Self { epoch, process, commits, timeline, others: others.collect::<Result<_, ()>>()? })
     }
 }
 
@@ -402,4 +419,32 @@ pub trait Store: Send + Sync + 'static {
         after: Option<ActivationNumber>,
         limit: usize,
     ) -> Result<Vec<Activation>, ReadError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_read_as_it_was_written() {
+        let others = vec![("c0ffee".to_owned(), 9), ("decade".to_owned(), u64::MAX)];
+        for others in [Vec::new(), others] {
+            let mark =
+                Mark { epoch: 3, process: "facade".into(), commits: 12, timeline: 7, others };
+            assert_eq!(mark.to_string().parse(), Ok(mark));
+        }
+    }
+
+    #[test]
+    fn a_mark_of_before_timelines_is_read() {
+        let mark = Mark { epoch: 1, process: "redb".into(), commits: 5, ..Mark::default() };
+        assert_eq!("1 redb 5\n".parse(), Ok(mark));
+    }
+
+    #[test]
+    fn what_is_no_mark_is_refused() {
+        for text in ["", "1", "1 redb", "1 redb five", "1 redb 5 seven", "1 redb 5 7\nalone"] {
+            assert_eq!(text.parse::<Mark>(), Err(()), "{text:?}");
+        }
+    }
 }

@@ -106,6 +106,7 @@ impl Writer {
             epoch: self.epoch.cast_unsigned(),
             process: self.process.name.clone(),
             commits: commits.cast_unsigned(),
+            ..Mark::default()
         }
     }
 

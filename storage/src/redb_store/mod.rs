@@ -288,7 +288,7 @@ impl Store for RedbStore {
     /// What its journal has handed over: the whole of it where it is used with one.
     fn mark(&self) -> Option<Mark> {
         let commits = self.taken_over().ok()?;
-        Some(Mark { epoch: 1, process: ALONE.into(), commits })
+        Some(Mark { epoch: 1, process: ALONE.into(), commits, ..Mark::default() })
     }
 
     fn holds(&self, mark: &Mark) -> Result<bool, ReadError> {
