@@ -5,12 +5,11 @@ use crate::attempts::{not_activated, prechecked, refused};
 use crate::code_registry::{Activate, PrecheckCode, Replace, Restore, begin};
 use crate::handles::Handles;
 use crate::keeper::{self, Held, Keeper, Kept, Memory, Upkeep};
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Actor, Mailbox, Receive};
 use crate::observed::{ActorMetrics, Observed, Transitions};
 use crate::persistence::{Committed, Fate};
 use crate::tuning::Tuning;
 use crate::work::{Command, Shutdown, Work};
-use actix::{Actor, ActorContext, Context, Handler};
 use arc_swap::ArcSwap;
 use iptunnel_domain::activation::{
     Activation as Record, ActivationId, ActivationRef, Release as Verdict, Request,
@@ -147,6 +146,7 @@ pub(crate) struct Activation {
     metrics: ActorMetrics,
     observed: Observed,
     transitions: Transitions,
+    ended: bool,
 }
 
 impl Activation {
@@ -162,6 +162,7 @@ impl Activation {
             metrics: observed.actor("activation"),
             observed: observed.clone(),
             transitions: observed.transitions(),
+            ended: false,
         }
     }
 
@@ -175,7 +176,7 @@ impl Activation {
     ) -> Option<Held<C, Record>>
     where
         C: Command,
-        Self: Handler<Work<C, Record>>,
+        Self: Receive<Work<C, Record>>,
     {
         keeper::find(self, work, id, enough, missing, |_| {})
     }
@@ -188,7 +189,7 @@ impl Activation {
         enough: impl FnOnce(&C, &Record) -> bool,
     ) -> Option<Held<C, Record>>
     where
-        Self: Handler<Work<C, Record>>,
+        Self: Receive<Work<C, Record>>,
     {
         let enough = |asked: &C, known: &Record| asked.token().is_err() || enough(asked, known);
         let (work, activation, fate) = self.find(work, id, unknown, enough)?;
@@ -215,7 +216,7 @@ impl Activation {
 /// Sends a command to its first owner, here.
 fn begin_here<C: Command>(handles: &Handles, work: Work<C, Record>)
 where
-    Activation: Handler<Work<C, Record>>,
+    Activation: Receive<Work<C, Record>>,
 {
     handles.activation.send(work);
 }
@@ -291,13 +292,13 @@ pub(crate) fn happened(action: Action, to: &Record, at: Timestamp, from: IpAddr)
 }
 
 impl Actor for Activation {
-    type Context = Context<Self>;
+    fn has_ended(&self) -> bool {
+        self.ended
+    }
 }
 
-impl Handler<Work<Open, Record>> for Activation {
-    type Result = ();
-
-    fn handle(&mut self, mut work: Work<Open, Record>, _: &mut Context<Self>) {
+impl Receive<Work<Open, Record>> for Activation {
+    fn receive(&mut self, mut work: Work<Open, Record>) {
         self.metrics.taken();
         if !self.activations.is_current(&mut work.reply) {
             return work.reply.fail(Failure::StorageUnavailable);
@@ -348,10 +349,8 @@ impl Handler<Work<Open, Record>> for Activation {
     }
 }
 
-impl Handler<Work<PrecheckHeld, Record>> for Activation {
-    type Result = ();
-
-    fn handle(&mut self, work: Work<PrecheckHeld, Record>, _: &mut Context<Self>) {
+impl Receive<Work<PrecheckHeld, Record>> for Activation {
+    fn receive(&mut self, work: Work<PrecheckHeld, Record>) {
         let id = work.command.by.id;
         let never = |_: &PrecheckHeld, _: &Record| false;
         let missing = |handles: &Handles, work| held_by_none(handles, work, precheck_again);
@@ -365,10 +364,8 @@ impl Handler<Work<PrecheckHeld, Record>> for Activation {
     }
 }
 
-impl Handler<Work<Resume, Record>> for Activation {
-    type Result = ();
-
-    fn handle(&mut self, work: Work<Resume, Record>, _: &mut Context<Self>) {
+impl Receive<Work<Resume, Record>> for Activation {
+    fn receive(&mut self, work: Work<Resume, Record>) {
         let id = work.command.by.id;
         let never = |_: &Resume, _: &Record| false;
         let missing = |handles: &Handles, work| held_by_none(handles, work, activate_again);
@@ -412,10 +409,8 @@ impl Handler<Work<Resume, Record>> for Activation {
     }
 }
 
-impl Handler<Work<Confirm, Record>> for Activation {
-    type Result = ();
-
-    fn handle(&mut self, work: Work<Confirm, Record>, _: &mut Context<Self>) {
+impl Receive<Work<Confirm, Record>> for Activation {
+    fn receive(&mut self, work: Work<Confirm, Record>) {
         let id = work.command.id;
         let confirms = |asked: &Confirm, known: &Record| known.confirm(asked.now).is_ok();
         let Some((work, activation, fate)) = self.find_tokened(work, id, confirms) else { return };
@@ -459,10 +454,8 @@ impl Handler<Work<Confirm, Record>> for Activation {
     }
 }
 
-impl Handler<Work<Release, Record>> for Activation {
-    type Result = ();
-
-    fn handle(&mut self, work: Work<Release, Record>, _: &mut Context<Self>) {
+impl Receive<Work<Release, Record>> for Activation {
+    fn receive(&mut self, work: Work<Release, Record>) {
         let id = work.command.id;
         let gives_back = |asked: &Release, known: &Record| {
             matches!(known.release(asked.now), Ok(Verdict::GiveBack(_)))
@@ -520,22 +513,18 @@ impl Keeper for Activation {
     }
 }
 
-impl Handler<Upkeep<Record>> for Activation {
-    type Result = ();
-
-    fn handle(&mut self, upkeep: Upkeep<Record>, _: &mut Context<Self>) {
+impl Receive<Upkeep<Record>> for Activation {
+    fn receive(&mut self, upkeep: Upkeep<Record>) {
         self.metrics.taken();
         self.keep(upkeep);
         self.observed.activations_in_memory.set(self.activations.len() as i64);
     }
 }
 
-impl Handler<Shutdown> for Activation {
-    type Result = ();
-
-    fn handle(&mut self, shutdown: Shutdown, context: &mut Context<Self>) {
+impl Receive<Shutdown> for Activation {
+    fn receive(&mut self, shutdown: Shutdown) {
         self.metrics.taken();
         self.handles.server_registry.send(shutdown);
-        context.stop();
+        self.ended = true;
     }
 }

@@ -17,20 +17,19 @@ enum Job {
 /// The way to the thread. Bounded by the permits of the requests that wait in it.
 pub(crate) struct Charger(Mutex<Option<Sender<Job>>>);
 
+/// Takes out what waits to be counted.
+pub(crate) struct Counting(Receiver<Job>);
+
 /// Requests that are counted at once: their statements travel together, and the last one's answer
 /// waits for all.
 const BATCH: usize = 256;
 
 impl Charger {
-    /// Starts the thread; `None` where the store is this server's alone.
-    pub(crate) fn spawn(store: &Arc<dyn Store>) -> std::io::Result<Option<(Self, JoinHandle<()>)>> {
-        if store.shared().is_none() {
-            return Ok(None);
-        }
-        let ((sender, jobs), store) = (channel(), Arc::clone(store));
-        let thread = std::thread::Builder::new().name("charger".into());
-        let thread = thread.spawn(move || run(&jobs, store.as_ref()))?;
-        Ok(Some((Self(Mutex::new(Some(sender))), thread)))
+    /// The way, and its other end; `None` where the store is this server's alone.
+    pub(crate) fn new(store: &dyn Store) -> Option<(Self, Counting)> {
+        store.shared()?;
+        let (sender, jobs) = channel();
+        Some((Self(Mutex::new(Some(sender))), Counting(jobs)))
     }
 
     fn send(&self, job: Job) {
@@ -61,33 +60,50 @@ impl Charger {
     }
 }
 
-fn run(jobs: &Receiver<Job>, store: &dyn Store) {
-    let Some(shared) = store.shared() else { return };
-    let failed = |error: ReadError| tracing::warn!(%error, "the store does not count");
-    while let Ok(first) = jobs.recv() {
-        let (mut charges, mut waiting, mut back) = (Vec::new(), Vec::new(), Vec::new());
-        for job in std::iter::once(first).chain(jobs.try_iter().take(BATCH)) {
-            match job {
-                Job::Charge(counters, done) => {
-                    charges.push(counters);
-                    waiting.push(done);
-                }
-                Job::GiveBack(counters) => back.extend(counters),
+/// Hands on what the store said of requests.
+pub(crate) type HandOn = Box<dyn FnOnce() + Send>;
+
+impl Counting {
+    /// Starts the thread.
+    pub(crate) fn spawn(self, store: Arc<dyn Store>) -> std::io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name("charger".into()).spawn(move || {
+            while let Ok(first) = self.0.recv() {
+                let jobs = std::iter::once(first).chain(self.0.try_iter().take(BATCH));
+                count(store.as_ref(), jobs).into_iter().for_each(|hand_on| hand_on());
             }
-        }
-        if !back.is_empty() {
-            // What cannot be given back counts until its window ends.
-            let _ = shared.give_back(back).map_err(failed);
-        }
-        if charges.is_empty() {
-            continue;
-        }
-        match shared.charge(charges).map_err(failed) {
-            Ok(charged) => {
-                let answers = charged.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
-                waiting.into_iter().zip(answers).for_each(|(done, answer)| done(answer));
+        })
+    }
+
+    /// Counts what waits now. What the store said is handed on by calling what is returned, each
+    /// once; `None` where nothing waits.
+    pub(crate) fn count_now(&self, store: &dyn Store) -> Option<Vec<HandOn>> {
+        let jobs: Vec<Job> = self.0.try_iter().take(BATCH).collect();
+        (!jobs.is_empty()).then(|| count(store, jobs))
+    }
+}
+
+fn count(store: &dyn Store, jobs: impl IntoIterator<Item = Job>) -> Vec<HandOn> {
+    let (mut charges, mut waiting, mut back) = (Vec::new(), Vec::new(), Vec::new());
+    for job in jobs {
+        match job {
+            Job::Charge(counters, done) => {
+                charges.push(counters);
+                waiting.push(done);
             }
-            Err(()) => waiting.into_iter().for_each(|done| done(None)),
+            Job::GiveBack(counters) => back.extend(counters),
         }
     }
+    let failed = |error: ReadError| tracing::warn!(%error, "the store does not count");
+    let Some(shared) = store.shared() else { return Vec::new() };
+    if !back.is_empty() {
+        // What cannot be given back counts until its window ends.
+        let _ = shared.give_back(back).map_err(failed);
+    }
+    if charges.is_empty() {
+        return Vec::new();
+    }
+    let charged = shared.charge(charges).map_err(failed).unwrap_or_default();
+    let answers = charged.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+    let hand_on = |(done, answer): (Done, Option<Charged>)| -> HandOn { Box::new(|| done(answer)) };
+    waiting.into_iter().zip(answers).map(hand_on).collect()
 }

@@ -8,7 +8,7 @@ use crate::activation::{Activated, Open, PrecheckHeld, ReleaseOutcome, Resume, h
 use crate::attempts::{not_activated, prechecked};
 use crate::handles::Handles;
 use crate::keeper::{self, Held, Keeper, Kept, Memory, Upkeep};
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Actor, Mailbox, Receive};
 use crate::numbers::Numbers;
 use crate::observed::{ActorMetrics, Observed, Transitions};
 use crate::persistence::{Committed, Fate};
@@ -17,7 +17,6 @@ use crate::reply::Reply;
 use crate::tuning::Tuning;
 use crate::work::{Command, Shutdown, Work};
 use crate::{Failure, activation};
-use actix::{Actor, ActorContext, Context, Handler};
 use arc_swap::ArcSwap;
 use iptunnel_domain::activation::{
     Activation, ActivationId, ActivationNumber, ActivationRef, Holder, Request,
@@ -179,6 +178,7 @@ pub(crate) struct CodeRegistry {
     metrics: ActorMetrics,
     observed: Observed,
     transitions: Transitions,
+    ended: bool,
 }
 
 impl CodeRegistry {
@@ -202,6 +202,7 @@ impl CodeRegistry {
             metrics: observed.actor("code_registry"),
             observed: observed.clone(),
             transitions: observed.transitions(),
+            ended: false,
         }
     }
 
@@ -215,7 +216,7 @@ impl CodeRegistry {
     ) -> Option<Held<C, Code>>
     where
         C: Command,
-        Self: Handler<Work<C, Code>>,
+        Self: Receive<Work<C, Code>>,
     {
         let undo_there = undo.clone();
         let missing = |handles: &Handles, work: Work<C, Code>| {
@@ -251,19 +252,19 @@ impl CodeRegistry {
 /// Sends a command to its first owner, here.
 pub(crate) fn begin<C: Command>(handles: &Handles, work: Work<C, Code>)
 where
-    CodeRegistry: Handler<Work<C, Code>>,
+    CodeRegistry: Receive<Work<C, Code>>,
 {
     handles.code_registry.send(work);
 }
 
 impl Actor for CodeRegistry {
-    type Context = Context<Self>;
+    fn has_ended(&self) -> bool {
+        self.ended
+    }
 }
 
-impl Handler<Work<Issue, Code>> for CodeRegistry {
-    type Result = ();
-
-    fn handle(&mut self, mut work: Work<Issue, Code>, _: &mut Context<Self>) {
+impl Receive<Work<Issue, Code>> for CodeRegistry {
+    fn receive(&mut self, mut work: Work<Issue, Code>) {
         self.metrics.taken();
         if !self.codes.is_current(&mut work.reply) {
             return work.reply.fail(Failure::StorageUnavailable);
@@ -304,10 +305,8 @@ impl Handler<Work<Issue, Code>> for CodeRegistry {
     }
 }
 
-impl Handler<Work<PrecheckCode, Code>> for CodeRegistry {
-    type Result = ();
-
-    fn handle(&mut self, work: Work<PrecheckCode, Code>, _: &mut Context<Self>) {
+impl Receive<Work<PrecheckCode, Code>> for CodeRegistry {
+    fn receive(&mut self, work: Work<PrecheckCode, Code>) {
         let hash = work.command.code;
         let Some((work, code, fate)) = self.find(work, hash, |_, _| false, |_| {}) else {
             return;
@@ -328,10 +327,8 @@ impl Handler<Work<PrecheckCode, Code>> for CodeRegistry {
     }
 }
 
-impl Handler<Work<Activate, Code>> for CodeRegistry {
-    type Result = ();
-
-    fn handle(&mut self, work: Work<Activate, Code>, _: &mut Context<Self>) {
+impl Receive<Work<Activate, Code>> for CodeRegistry {
+    fn receive(&mut self, work: Work<Activate, Code>) {
         let hash = work.command.code;
         let consumes = |asked: &Activate, code: &Code| {
             let by = ActivationRef { number: ActivationNumber(0), id: ActivationId(0) };
@@ -375,10 +372,8 @@ impl CodeRegistry {
     }
 }
 
-impl Handler<Work<Replace, Code>> for CodeRegistry {
-    type Result = ();
-
-    fn handle(&mut self, mut work: Work<Replace, Code>, _: &mut Context<Self>) {
+impl Receive<Work<Replace, Code>> for CodeRegistry {
+    fn receive(&mut self, mut work: Work<Replace, Code>) {
         self.metrics.taken();
         if !self.codes.is_current(&mut work.reply) {
             return work.reply.fail(Failure::StorageUnavailable);
@@ -394,10 +389,8 @@ impl Handler<Work<Replace, Code>> for CodeRegistry {
     }
 }
 
-impl Handler<Work<Restore, Code>> for CodeRegistry {
-    type Result = ();
-
-    fn handle(&mut self, work: Work<Restore, Code>, _: &mut Context<Self>) {
+impl Receive<Work<Restore, Code>> for CodeRegistry {
+    fn receive(&mut self, work: Work<Restore, Code>) {
         let (hash, id) = (work.command.released.code, work.command.released.at.id);
         // The activation is released in memory already, which must not stay so.
         let fate = work.command.fate.clone();
@@ -470,22 +463,18 @@ impl Keeper for CodeRegistry {
     }
 }
 
-impl Handler<Upkeep<Code>> for CodeRegistry {
-    type Result = ();
-
-    fn handle(&mut self, upkeep: Upkeep<Code>, _: &mut Context<Self>) {
+impl Receive<Upkeep<Code>> for CodeRegistry {
+    fn receive(&mut self, upkeep: Upkeep<Code>) {
         self.metrics.taken();
         self.keep(upkeep);
         self.observed.codes_in_memory.set(self.codes.len() as i64);
     }
 }
 
-impl Handler<Shutdown> for CodeRegistry {
-    type Result = ();
-
-    fn handle(&mut self, shutdown: Shutdown, context: &mut Context<Self>) {
+impl Receive<Shutdown> for CodeRegistry {
+    fn receive(&mut self, shutdown: Shutdown) {
         self.metrics.taken();
         self.handles.activation.send(shutdown);
-        context.stop();
+        self.ended = true;
     }
 }

@@ -3,14 +3,15 @@
 use crate::Failure;
 use crate::activation::{self, Activation, Confirm, Release};
 use crate::attempts::{Gathered, RefusedEarly};
-use crate::charger::Charger;
+use crate::charger::{Charger, Counting};
 use crate::code_registry::CodeRegistry;
+use crate::counters::Counters;
 use crate::health::Health;
 use crate::keeper::Upkeep;
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Address, Hosted, Mailbox};
 use crate::numbers::Numbers;
 use crate::observed::Observed;
-use crate::persistence::{Committed, Fate, Persistence};
+use crate::persistence::{Committed, Fate, Persistence, Writer};
 use crate::rate_limiter::{Limited, LimitedCommand, RateLimiter, restore_counters};
 use crate::reader::Reader;
 use crate::reply::{Pending, Permits, Reply};
@@ -19,7 +20,7 @@ use crate::server_registry::{
 };
 use crate::tuning::Tuning;
 use crate::work::{Command, Shutdown, Tick, Work};
-use actix::{Actor, Arbiter, AsyncContext, Context};
+use actix::{Arbiter, AsyncContext, Context};
 use arc_swap::ArcSwap;
 use iptunnel_domain::activation::ActivationId;
 use iptunnel_domain::audit::Event;
@@ -27,7 +28,7 @@ use iptunnel_domain::code::CodeHash;
 use iptunnel_domain::lookup::LookupKey;
 use iptunnel_domain::server::ServerId;
 use iptunnel_domain::{Refusal, Timestamp};
-use iptunnel_storage::{Change, ReadError, Setting, Store, Write};
+use iptunnel_storage::{Change, Frontier, ReadError, Setting, Store, Write};
 use rand_chacha::ChaCha20Rng;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -104,15 +105,12 @@ pub struct Handles {
     servers: Arc<Servers>,
     store: Arc<dyn Store>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    arbiter: actix::ArbiterHandle,
+    /// Where actix runs the actors.
+    arbiter: Option<actix::ArbiterHandle>,
 }
 
 /// A command with its reply, and what its caller waits for.
 type Begun<C, R> = (Work<C, R>, Pending<<C as Command>::Answer>);
-
-/// Places in a mailbox beyond those for requests: for ticks, acknowledgements and charges given
-/// back, of which each request causes at most one and the actors themselves a few.
-const RESERVE: usize = 1024;
 
 /// Starts the actors: all four on one arbiter (their messages to each other then cross no thread),
 /// persistence and the readers on threads of their own.
@@ -120,88 +118,142 @@ const RESERVE: usize = 1024;
 /// # Errors
 /// Where the store cannot be read or a thread cannot be started.
 pub fn start(parts: Parts) -> Result<Arc<Handles>, StartError> {
-    let Parts { store, tuning, permits, health, observed, random, lookup_key, now } = parts;
-    let frontier = store.frontier()?;
-    let registered = Registered::load(store.as_ref())?;
-    let counters = restore_counters(store.as_ref(), now)?;
-    let (reader, mut threads) = Reader::spawn(&store)?;
-    let (charger, thread) = Charger::spawn(&store)?.unzip();
-    threads.extend(thread);
-    let process = store.shared().map(iptunnel_storage::Shared::process);
-    let persistence = Arc::new(Persistence::new(&observed));
-    let servers = registered.published();
     let arbiter = Arbiter::new();
     let (send, receive) = std::sync::mpsc::channel();
-
-    let (store_of_handles, persistence_of_handles) = (Arc::clone(&store), Arc::clone(&persistence));
-    let (tuning_of_actors, observed_of_actors) = (Arc::clone(&tuning), observed.clone());
-    let health_of_mailboxes = Arc::clone(&health);
-    let handle_of_arbiter = arbiter.handle();
+    let permits = Permits::new(parts.permits);
+    let loaded = Loaded::read(parts)?;
+    let handle = arbiter.handle();
     arbiter.spawn_fn(move || {
-        let capacity = permits + RESERVE;
-        let mut limiter = context::<RateLimiter>(capacity);
-        let mut codes = context::<CodeRegistry>(capacity);
-        let mut activations = context::<Activation>(capacity);
-        let mut registry = context::<ServerRegistry>(capacity);
-        let (observed, health) = (observed_of_actors, health_of_mailboxes);
-        let handles = Arc::new(Handles {
-            rate_limiter: mailbox(&mut limiter, "rate_limiter", &observed, &health),
-            code_registry: mailbox(&mut codes, "code_registry", &observed, &health),
-            activation: mailbox(&mut activations, "activation", &observed, &health),
-            server_registry: mailbox(&mut registry, "server_registry", &observed, &health),
-            persistence: persistence_of_handles,
-            reader,
-            charger,
-            missed: Mutex::default(),
-            attempts: Gathered::new(observed.attempts_not_kept.clone()),
-            permits: Permits::new(permits),
-            servers,
-            store: store_of_handles,
-            threads: Mutex::default(),
-            arbiter: handle_of_arbiter,
-        });
-        let (tuning, shared) = (tuning_of_actors, || Arc::clone(&handles));
-        limiter.run(RateLimiter::new(counters, Arc::clone(&tuning), shared(), &observed));
-        codes.run(CodeRegistry::new(
-            Numbers::new(frontier.code.0, process),
-            Numbers::new(frontier.activation.0, process),
-            random,
-            lookup_key,
-            Arc::clone(&tuning),
-            shared(),
-            &observed,
-        ));
-        activations.run(Activation::new(Arc::clone(&tuning), shared(), &observed));
-        registry.run(ServerRegistry::new(registered, tuning, shared(), &observed));
+        let (limiter, codes) = (Context::new(), Context::new());
+        let (activations, registry) = (Context::new(), Context::new());
+        let addresses = Addresses {
+            rate_limiter: Address::Actix(limiter.address()),
+            code_registry: Address::Actix(codes.address()),
+            activation: Address::Actix(activations.address()),
+            server_registry: Address::Actix(registry.address()),
+        };
+        let assembled = loaded.assemble(addresses, permits, Some(handle));
+        let Assembled { handles, actors, writer, counting } = assembled;
+        limiter.run(Hosted(actors.rate_limiter));
+        codes.run(Hosted(actors.code_registry));
+        activations.run(Hosted(actors.activation));
+        registry.run(Hosted(actors.server_registry));
         // Received below, unless that thread is gone, and then all of this is.
-        let _ = send.send(handles);
+        let _ = send.send((handles, writer, counting));
     });
-    let handles = receive.recv().map_err(|_| std::io::Error::other("the arbiter has ended"))?;
-
-    let reloaded = Arc::downgrade(&handles);
-    threads.push(persistence.spawn(store, tuning, health, &observed, move |generation| {
-        if let Some(handles) = reloaded.upgrade() {
-            handles.activation.send(Upkeep::Reload(generation));
-            handles.code_registry.send(Upkeep::Reload(generation));
-        }
-    })?);
+    let (handles, writer, counting) =
+        receive.recv().map_err(|_| std::io::Error::other("the arbiter has ended"))?;
+    let mut threads = handles.reader.spawn(&handles.store)?;
+    if let Some(counting) = counting {
+        threads.push(counting.spawn(Arc::clone(&handles.store))?);
+    }
+    threads.push(writer.spawn()?);
     *handles.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
     Ok(handles)
 }
 
-fn context<A: Actor<Context = Context<A>>>(capacity: usize) -> Context<A> {
-    let mut context = Context::new();
-    context.set_mailbox_capacity(capacity);
-    context
+/// What the actors begin with.
+pub(crate) struct Loaded {
+    parts: Parts,
+    frontier: Frontier,
+    registered: Registered,
+    counters: Counters,
 }
 
-fn mailbox<A: Actor<Context = Context<A>>>(
-    context: &mut Context<A>,
-    name: &'static str,
-    observed: &Observed,
-    health: &Arc<Health>,
-) -> Mailbox<A> {
-    Mailbox::new(context.address(), observed.actor(name), Arc::clone(health))
+/// Where the actors get their messages.
+pub(crate) struct Addresses {
+    pub(crate) rate_limiter: Address<RateLimiter>,
+    pub(crate) code_registry: Address<CodeRegistry>,
+    pub(crate) activation: Address<Activation>,
+    pub(crate) server_registry: Address<ServerRegistry>,
+}
+
+/// The actors, whoever runs them.
+pub(crate) struct Actors {
+    pub(crate) rate_limiter: RateLimiter,
+    pub(crate) code_registry: CodeRegistry,
+    pub(crate) activation: Activation,
+    pub(crate) server_registry: ServerRegistry,
+}
+
+/// All that has to be run, and the way to it.
+pub(crate) struct Assembled {
+    pub(crate) handles: Arc<Handles>,
+    pub(crate) actors: Actors,
+    pub(crate) writer: Writer,
+    /// Where servers share the store.
+    pub(crate) counting: Option<Counting>,
+}
+
+impl Loaded {
+    /// Reads what the store holds.
+    pub(crate) fn read(parts: Parts) -> Result<Self, StartError> {
+        let store = parts.store.as_ref();
+        let (frontier, registered) = (store.frontier()?, Registered::load(store)?);
+        let counters = restore_counters(store, parts.now)?;
+        Ok(Self { parts, frontier, registered, counters })
+    }
+
+    /// Makes the actors, each with the way to all.
+    pub(crate) fn assemble(
+        self,
+        addresses: Addresses,
+        permits: Permits,
+        arbiter: Option<actix::ArbiterHandle>,
+    ) -> Assembled {
+        let Self { parts, frontier, registered, counters } = self;
+        let Parts { store, tuning, health, observed, random, lookup_key, .. } = parts;
+        let process = store.shared().map(iptunnel_storage::Shared::process);
+        let (charger, counting) = Charger::new(store.as_ref()).unzip();
+        let persistence = Arc::new(Persistence::new(&observed));
+        let mailbox_of = |name| (observed.actor(name), Arc::clone(&health));
+        let Addresses { rate_limiter, code_registry, activation, server_registry } = addresses;
+        let handles = Arc::new(Handles {
+            rate_limiter: Mailbox::new(rate_limiter, mailbox_of("rate_limiter")),
+            code_registry: Mailbox::new(code_registry, mailbox_of("code_registry")),
+            activation: Mailbox::new(activation, mailbox_of("activation")),
+            server_registry: Mailbox::new(server_registry, mailbox_of("server_registry")),
+            persistence: Arc::clone(&persistence),
+            reader: Reader::default(),
+            charger,
+            missed: Mutex::default(),
+            attempts: Gathered::new(observed.attempts_not_kept.clone()),
+            permits,
+            servers: registered.published(),
+            store: Arc::clone(&store),
+            threads: Mutex::default(),
+            arbiter,
+        });
+        let reloaded = Arc::downgrade(&handles);
+        let recovered = move |generation| {
+            if let Some(handles) = reloaded.upgrade() {
+                handles.activation.send(Upkeep::Reload(generation));
+                handles.code_registry.send(Upkeep::Reload(generation));
+            }
+        };
+        let shared = || Arc::clone(&handles);
+        let actors = Actors {
+            rate_limiter: RateLimiter::new(counters, Arc::clone(&tuning), shared(), &observed),
+            code_registry: CodeRegistry::new(
+                Numbers::new(frontier.code.0, process),
+                Numbers::new(frontier.activation.0, process),
+                random,
+                lookup_key,
+                Arc::clone(&tuning),
+                shared(),
+                &observed,
+            ),
+            activation: Activation::new(Arc::clone(&tuning), shared(), &observed),
+            server_registry: ServerRegistry::new(
+                registered,
+                Arc::clone(&tuning),
+                shared(),
+                &observed,
+            ),
+        };
+        let writer = persistence.writer(store, tuning, health, &observed, recovered);
+        Assembled { handles, actors, writer, counting }
+    }
 }
 
 impl Handles {
@@ -373,7 +425,9 @@ impl Handles {
             let _ = done.send(());
         });
         let _ = ended.await;
-        self.arbiter.stop();
+        if let Some(arbiter) = &self.arbiter {
+            arbiter.stop();
+        }
         // Here and not when the last of many owners is gone: whoever waits for the end may open
         // the store again at once.
         self.store.close();

@@ -3,14 +3,14 @@
 
 use crate::Failure;
 use crate::handles::Handles;
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Actor, Mailbox, Receive};
 use crate::observed::ActorMetrics;
 use crate::persistence::{Committed, Fate};
 use crate::reader::Sought;
 use crate::reply::Reply;
 use crate::tuning::Tuning;
 use crate::work::{Command, Work};
-use actix::{Actor, Context, Handler, Message};
+use actix::Message;
 use hashbrown::HashMap;
 use iptunnel_domain::{Timestamp, Version};
 use iptunnel_storage::{Change, ReadError, Store, Write};
@@ -156,9 +156,7 @@ impl<R: Kept> Message for Upkeep<R> {
 }
 
 /// An actor that keeps records.
-pub(crate) trait Keeper:
-    Actor<Context = Context<Self>> + Handler<Upkeep<Self::Record>>
-{
+pub(crate) trait Keeper: Actor + Receive<Upkeep<Self::Record>> {
     type Record: Kept;
 
     fn memory(&mut self) -> &mut Memory<Self::Record>;
@@ -200,7 +198,7 @@ pub(crate) fn find<K, C>(
     on_error: impl FnOnce(&Handles) + Send + 'static,
 ) -> Option<Held<C, K::Record>>
 where
-    K: Keeper + Handler<Work<C, K::Record>>,
+    K: Keeper + Receive<Work<C, K::Record>>,
     K::Record: Sought<Key = <K::Record as Kept>::Key>,
     C: Command,
 {

@@ -33,6 +33,7 @@ mod rate_limiter;
 mod reader;
 mod reply;
 pub mod server_registry;
+pub mod stepped;
 mod tuning;
 mod work;
 

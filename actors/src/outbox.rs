@@ -14,7 +14,12 @@ type Delivery = Box<dyn Deliver>;
 
 /// The queue of one thread. It has no bound of its own: every answer in it holds a permit.
 #[derive(Clone)]
-pub(crate) struct Outbox(UnboundedSender<Delivery>);
+pub(crate) enum Outbox {
+    /// A task of the thread hands answers out.
+    Thread(UnboundedSender<Delivery>),
+    /// Whoever waits looks for the answer: there is no task and no thread.
+    Direct,
+}
 
 thread_local! {
     static HERE: RefCell<Option<Outbox>> = const { RefCell::new(None) };
@@ -28,7 +33,7 @@ impl Outbox {
     pub(crate) fn of_this_thread() -> Self {
         HERE.with_borrow_mut(|here| match here {
             // Closed where an earlier runtime on this thread, and the task with it, has ended.
-            Some(outbox) if !outbox.0.is_closed() => outbox.clone(),
+            Some(Self::Thread(sender)) if !sender.is_closed() => Self::Thread(sender.clone()),
             _ => here.insert(Self::open()).clone(),
         })
     }
@@ -36,12 +41,17 @@ impl Outbox {
     fn open() -> Self {
         let (sender, receiver) = unbounded_channel();
         tokio::task::spawn_local(hand_out(receiver));
-        Self(sender)
+        Self::Thread(sender)
     }
 
     /// Sends an answer. Where the thread has ended nobody waits for it any more.
-    pub(crate) fn send(&self, delivery: Delivery) {
-        let _ = self.0.send(delivery);
+    pub(crate) fn send(&self, mut delivery: Delivery) {
+        match self {
+            Self::Thread(sender) => {
+                let _ = sender.send(delivery);
+            }
+            Self::Direct => delivery.deliver(),
+        }
     }
 }
 

@@ -122,17 +122,22 @@ impl Persistence {
         Some(std::mem::take(&mut queue.jobs))
     }
 
-    /// Starts the thread. `recovered` is called with the new generation when the store works again
-    /// after it has refused.
-    pub(crate) fn spawn(
+    /// How many changes wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.lock().jobs.len()
+    }
+
+    /// Who takes the changes out. `recovered` is called with the new generation when the store
+    /// works again after it has refused.
+    pub(crate) fn writer(
         self: &Arc<Self>,
         store: Arc<dyn Store>,
         tuning: Arc<ArcSwap<Tuning>>,
         health: Arc<Health>,
         observed: &Observed,
         recovered: impl Fn(u32) + Send + 'static,
-    ) -> std::io::Result<JoinHandle<()>> {
-        let writer = Writer {
+    ) -> Writer {
+        Writer {
             inbox: Arc::clone(self),
             store,
             tuning,
@@ -140,8 +145,7 @@ impl Persistence {
             observed: observed.clone(),
             recovered: Box::new(recovered),
             refusing: false,
-        };
-        std::thread::Builder::new().name("persistence".into()).spawn(move || writer.run())
+        }
     }
 }
 
@@ -150,7 +154,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The thread has nothing to do on its own; it wakes up all the same, which costs nothing.
 const IDLE: Duration = Duration::from_secs(60);
 
-struct Writer {
+/// Commits what has gathered, and answers: three steps, which a thread takes one after the other and
+/// a simulation with other things between them.
+pub(crate) struct Writer {
     inbox: Arc<Persistence>,
     store: Arc<dyn Store>,
     tuning: Arc<ArcSwap<Tuning>>,
@@ -169,7 +175,33 @@ impl Drop for Writer {
     }
 }
 
+/// Changes that are committed together, and who waits for each.
+pub(crate) struct Batch {
+    changes: Vec<Change>,
+    /// Whether one of the changes is theirs; else they only wait for what was sent before.
+    waiting: Vec<(bool, Done)>,
+}
+
 impl Writer {
+    /// Starts the thread.
+    pub(crate) fn spawn(self) -> std::io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name("persistence".into()).spawn(move || self.run())
+    }
+
+    /// Whether the store refuses, and is only probed.
+    pub(crate) fn is_refusing(&self) -> bool {
+        self.refusing
+    }
+
+    /// What waits now, as much as goes into one commit; `None` where there is nothing.
+    pub(crate) fn gather_now(&mut self) -> Option<Batch> {
+        let mut queue = self.inbox.lock();
+        let count = self.tuning.load().batches.persistence.max(1).min(queue.jobs.len());
+        let jobs: Vec<Job> = queue.jobs.drain(..count).collect();
+        drop(queue);
+        (count > 0).then(|| self.gather(jobs))
+    }
+
     fn run(mut self) {
         let mut probed = Instant::now();
         let patience = |refusing| if refusing { RETRY } else { IDLE };
@@ -181,7 +213,9 @@ impl Writer {
                 if step.is_empty() {
                     break;
                 }
-                self.commit(step);
+                let batch = self.gather(step);
+                let outcome = self.write(&batch);
+                self.answer(batch, outcome);
             }
             if self.refusing && probed.elapsed() >= RETRY {
                 probed = Instant::now();
@@ -190,7 +224,8 @@ impl Writer {
         }
     }
 
-    fn commit(&mut self, jobs: Vec<Job>) {
+    /// Takes up what may be committed; the rest hears that it may not.
+    fn gather(&mut self, jobs: Vec<Job>) -> Batch {
         let metrics = &self.inbox.metrics;
         metrics.depth.dec_by(jobs.len() as i64);
         metrics.messages.inc_by(jobs.len() as u64);
@@ -208,11 +243,15 @@ impl Writer {
             }
             waiting.push((writes, done));
         }
-        let outcome = if changes.is_empty() { Ok(Vec::new()) } else { self.write(&changes) };
-        self.answer(waiting, outcome);
+        Batch { changes, waiting }
     }
 
-    fn write(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
+    /// Writes a batch.
+    pub(crate) fn write(&self, batch: &Batch) -> Result<Vec<Verdict>, CommitError> {
+        let changes = &batch.changes;
+        if changes.is_empty() {
+            return Ok(Vec::new());
+        }
         self.inbox.metrics.batch.observe(changes.len() as f64);
         let started = Instant::now();
         let outcome = self.store.commit(changes);
@@ -221,7 +260,9 @@ impl Writer {
         outcome
     }
 
-    fn answer(&mut self, waiting: Vec<(bool, Done)>, outcome: Result<Vec<Verdict>, CommitError>) {
+    /// Tells everyone what became of their change.
+    pub(crate) fn answer(&mut self, batch: Batch, outcome: Result<Vec<Verdict>, CommitError>) {
+        let waiting = batch.waiting;
         let failed = match outcome {
             Ok(verdicts) => {
                 let mut verdicts = verdicts.into_iter();
@@ -261,7 +302,8 @@ impl Writer {
         self.inbox.generation.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn probe(&mut self) {
+    /// Tries whether the store takes commits again.
+    pub(crate) fn probe(&mut self) {
         if self.health.has_failed() {
             return;
         }

@@ -4,13 +4,14 @@ mod shared;
 
 use crate::counters::Counters;
 use crate::handles::Handles;
+use crate::mailbox::{Actor, Receive};
 use crate::observed::{ActorMetrics, LimitMetrics};
 use crate::persistence::Committed;
 use crate::reply::Reply;
 use crate::tuning::Tuning;
 use crate::work::{Command, Shutdown, Tick};
 use crate::{Failure, observed::Observed};
-use actix::{Actor, ActorContext, Context, Handler, Message};
+use actix::Message;
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 use iptunnel_domain::limit::{Policy, Standing, Subject, retry_after};
@@ -89,6 +90,7 @@ pub(crate) struct RateLimiter {
     /// Limits that the shared store said are reached, by key.
     reached: HashMap<u64, Reached>,
     next_forget: Timestamp,
+    ended: bool,
 }
 
 impl RateLimiter {
@@ -109,6 +111,7 @@ impl RateLimiter {
             to_flush: 0,
             reached: HashMap::new(),
             next_forget: Timestamp(0),
+            ended: false,
         }
     }
 
@@ -168,13 +171,13 @@ enum Admission {
 }
 
 impl Actor for RateLimiter {
-    type Context = Context<Self>;
+    fn has_ended(&self) -> bool {
+        self.ended
+    }
 }
 
-impl<C: LimitedCommand> Handler<Limited<C>> for RateLimiter {
-    type Result = ();
-
-    fn handle(&mut self, message: Limited<C>, _: &mut Context<Self>) {
+impl<C: LimitedCommand> Receive<Limited<C>> for RateLimiter {
+    fn receive(&mut self, message: Limited<C>) {
         self.metrics.taken();
         if self.handles.is_shared() {
             return self.ask_the_store(message);
@@ -215,10 +218,8 @@ impl RateLimiter {
     }
 }
 
-impl Handler<GiveBack> for RateLimiter {
-    type Result = ();
-
-    fn handle(&mut self, GiveBack(counters): GiveBack, _: &mut Context<Self>) {
+impl Receive<GiveBack> for RateLimiter {
+    fn receive(&mut self, GiveBack(counters): GiveBack) {
         self.metrics.taken();
         if let Some(charger) = &self.handles.charger {
             for (key, _) in &counters {
@@ -232,10 +233,8 @@ impl Handler<GiveBack> for RateLimiter {
     }
 }
 
-impl Handler<Flushed> for RateLimiter {
-    type Result = ();
-
-    fn handle(&mut self, Flushed { still_dirty }: Flushed, _: &mut Context<Self>) {
+impl Receive<Flushed> for RateLimiter {
+    fn receive(&mut self, Flushed { still_dirty }: Flushed) {
         self.metrics.taken();
         if still_dirty.is_empty() {
             let step = self.tuning.load().batches.rate_limiter;
@@ -249,10 +248,8 @@ impl Handler<Flushed> for RateLimiter {
     }
 }
 
-impl Handler<Tick> for RateLimiter {
-    type Result = ();
-
-    fn handle(&mut self, Tick(now): Tick, _: &mut Context<Self>) {
+impl Receive<Tick> for RateLimiter {
+    fn receive(&mut self, Tick(now): Tick) {
         self.metrics.taken();
         if self.handles.is_shared() {
             self.forget_ended(now);
@@ -270,15 +267,13 @@ impl Handler<Tick> for RateLimiter {
     }
 }
 
-impl Handler<Shutdown> for RateLimiter {
-    type Result = ();
-
-    fn handle(&mut self, shutdown: Shutdown, context: &mut Context<Self>) {
+impl Receive<Shutdown> for RateLimiter {
+    fn receive(&mut self, shutdown: Shutdown) {
         self.metrics.taken();
         self.to_flush = self.counters.dirty();
         self.flush(usize::MAX);
         self.handles.code_registry.send(shutdown);
-        context.stop();
+        self.ended = true;
     }
 }
 

@@ -86,17 +86,21 @@ struct Queue {
 pub(crate) struct Reader(Arc<(Mutex<Queue>, Condvar)>);
 
 impl Reader {
-    pub(crate) fn spawn(store: &Arc<dyn Store>) -> std::io::Result<(Self, Vec<JoinHandle<()>>)> {
-        let reader = Self::default();
-        let threads = (0..THREADS)
+    /// Starts the threads that read.
+    pub(crate) fn spawn(&self, store: &Arc<dyn Store>) -> std::io::Result<Vec<JoinHandle<()>>> {
+        (0..THREADS)
             .map(|number| {
-                let (reader, store) = (reader.clone(), Arc::clone(store));
+                let (reader, store) = (self.clone(), Arc::clone(store));
                 std::thread::Builder::new()
                     .name(format!("reader-{number}"))
                     .spawn(move || reader.work(store.as_ref()))
             })
-            .collect::<Result<_, _>>()?;
-        Ok((reader, threads))
+            .collect()
+    }
+
+    /// How many wait to be read for.
+    pub(crate) fn waiting(&self) -> usize {
+        self.lock().jobs.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -160,10 +164,7 @@ impl Reader {
         let idle = |queue: &mut Queue| queue.jobs.is_empty() && !queue.stopped;
         let queue = self.0.1.wait_while(self.lock(), idle);
         let mut queue = queue.unwrap_or_else(PoisonError::into_inner);
-        let lookup = |job: &Job| !matches!(job, Job::Other(_));
-        let lookups = queue.jobs.iter().take(together).take_while(|job| lookup(job)).count();
-        let count = lookups.max(1).min(queue.jobs.len());
-        queue.jobs.drain(..count).collect()
+        queue.take(together)
     }
 
     fn work(&self, store: &dyn Store) {
@@ -173,23 +174,48 @@ impl Reader {
             if jobs.is_empty() {
                 return;
             }
-            let (mut codes, mut activations, mut servers) = (Vec::new(), Vec::new(), Vec::new());
-            for job in jobs {
-                match job {
-                    Job::Code(lookup) => codes.push(lookup),
-                    Job::Activation(lookup) => activations.push(lookup),
-                    Job::Server(lookup) => servers.push(lookup),
-                    Job::Other(job) => job(store),
-                }
-            }
-            read_all(store, codes);
-            read_all(store, activations);
-            read_all(store, servers);
+            read(store, jobs).into_iter().for_each(|found| found());
         }
+    }
+
+    /// Reads for whoever waits now. What was found is handed on by calling what is returned, each
+    /// once.
+    pub(crate) fn read_now(&self, store: &dyn Store, together: usize) -> Vec<HandOn> {
+        let jobs = self.lock().take(together);
+        read(store, jobs)
     }
 }
 
-fn read_all<R: Sought>(store: &dyn Store, lookups: Vec<Lookup<R>>) {
+impl Queue {
+    fn take(&mut self, together: usize) -> Vec<Job> {
+        let lookup = |job: &Job| !matches!(job, Job::Other(_));
+        let lookups = self.jobs.iter().take(together).take_while(|job| lookup(job)).count();
+        let count = lookups.max(1).min(self.jobs.len());
+        self.jobs.drain(..count).collect()
+    }
+}
+
+/// Hands what was read on to whoever waits for it.
+pub(crate) type HandOn = Box<dyn FnOnce() + Send>;
+
+fn read(store: &dyn Store, jobs: Vec<Job>) -> Vec<HandOn> {
+    let (mut codes, mut activations, mut servers) = (Vec::new(), Vec::new(), Vec::new());
+    let mut found = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        match job {
+            Job::Code(lookup) => codes.push(lookup),
+            Job::Activation(lookup) => activations.push(lookup),
+            Job::Server(lookup) => servers.push(lookup),
+            Job::Other(job) => job(store),
+        }
+    }
+    read_all(store, codes, &mut found);
+    read_all(store, activations, &mut found);
+    read_all(store, servers, &mut found);
+    found
+}
+
+fn read_all<R: Sought>(store: &dyn Store, lookups: Vec<Lookup<R>>, hand_on: &mut Vec<HandOn>) {
     if lookups.is_empty() {
         return;
     }
@@ -197,13 +223,18 @@ fn read_all<R: Sought>(store: &dyn Store, lookups: Vec<Lookup<R>>) {
     match R::read(store, &keys) {
         Ok(found) => {
             let found = found.into_iter().chain(std::iter::repeat_with(|| None));
-            lookups.into_iter().zip(found).for_each(|(lookup, found)| (lookup.done)(Ok(found)));
+            for (lookup, found) in lookups.into_iter().zip(found) {
+                hand_on.push(Box::new(move || (lookup.done)(Ok(found))));
+            }
         }
         Err(error) if lookups.len() == 1 => {
-            lookups.into_iter().for_each(|lookup| (lookup.done)(Err(error.clone())));
+            for lookup in lookups {
+                let error = error.clone();
+                hand_on.push(Box::new(move || (lookup.done)(Err(error))));
+            }
         }
         // One that cannot be read must not keep the others from theirs.
-        Err(_) => lookups.into_iter().for_each(|lookup| read_all(store, vec![lookup])),
+        Err(_) => lookups.into_iter().for_each(|lookup| read_all(store, vec![lookup], hand_on)),
     }
 }
 

@@ -53,17 +53,26 @@ impl Drop for Permit {
 
 /// The permits that are left.
 #[derive(Clone)]
-pub(crate) struct Permits(Arc<AtomicUsize>);
+pub(crate) struct Permits {
+    left: Arc<AtomicUsize>,
+    /// How answers come back.
+    outbox: fn() -> Outbox,
+}
 
 impl Permits {
     pub(crate) fn new(count: usize) -> Self {
-        Self(Arc::new(AtomicUsize::new(count)))
+        Self { left: Arc::new(AtomicUsize::new(count)), outbox: Outbox::of_this_thread }
+    }
+
+    /// The same where answers are looked for and not waited for.
+    pub(crate) fn stepped(count: usize) -> Self {
+        Self { outbox: || Outbox::Direct, ..Self::new(count) }
     }
 
     fn take(&self) -> Option<Permit> {
         let one_less = |left: usize| left.checked_sub(1);
-        self.0.fetch_update(Ordering::Acquire, Ordering::Relaxed, one_less).ok()?;
-        Some(Permit(Arc::clone(&self.0)))
+        self.left.fetch_update(Ordering::Acquire, Ordering::Relaxed, one_less).ok()?;
+        Some(Permit(Arc::clone(&self.left)))
     }
 
     /// A reply for whoever works on the request, and what the caller waits for; `None` where the
@@ -73,7 +82,7 @@ impl Permits {
         let (sender, receiver) = oneshot::channel();
         let progress = Arc::new(AtomicU8::new(0));
         let inner = Inner {
-            outbox: Outbox::of_this_thread(),
+            outbox: (self.outbox)(),
             sender: Some(sender),
             answer: None,
             progress: Arc::clone(&progress),
@@ -214,11 +223,25 @@ impl<T> Pending<T> {
         if let Ok(answer) = tokio::time::timeout(deadline, &mut self.receiver).await {
             return answer.unwrap_or_else(|_| self.lost().into());
         }
-        let before = self.progress.fetch_or(ABANDONED, Ordering::AcqRel);
-        if before & ANSWERED != 0 {
-            return self.receiver.await.unwrap_or_else(|_| Failure::Overloaded.into());
+        match self.abandon() {
+            Some(failure) => failure.into(),
+            None => self.receiver.await.unwrap_or_else(|_| Failure::Overloaded.into()),
         }
-        unless_claimed(before).into()
+    }
+
+    /// The answer, where it has come; to look for it again is to look for nothing.
+    pub fn answered(&mut self) -> Option<Answer<T>> {
+        match self.receiver.try_recv() {
+            Ok(answer) => Some(answer),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => Some(self.lost().into()),
+        }
+    }
+
+    /// Stops waiting, and says what the caller hears; `None` where the answer is on its way.
+    pub fn abandon(&self) -> Option<Failure> {
+        let before = self.progress.fetch_or(ABANDONED, Ordering::AcqRel);
+        (before & ANSWERED == 0).then(|| unless_claimed(before))
     }
 
     fn lost(&self) -> Failure {

@@ -14,12 +14,13 @@ pub use published::{Filter, Servers, Sort};
 
 use crate::check_ins::CheckIns;
 use crate::handles::Handles;
+use crate::mailbox::{Actor, Receive};
 use crate::observed::{ActorMetrics, Observed};
 use crate::persistence::Committed;
 use crate::reply::Reply;
 use crate::tuning::Tuning;
 use crate::work::{Command, Shutdown, Tick, Work};
-use actix::{Actor, ActorContext, Context, Handler, Message};
+use actix::Message;
 use arc_swap::ArcSwap;
 use iptunnel_domain::audit::{Action, Actor as Who, Event};
 use iptunnel_domain::lookup::KeyedHash;
@@ -79,6 +80,7 @@ pub(crate) struct ServerRegistry {
     handles: Arc<Handles>,
     metrics: ActorMetrics,
     observed: Observed,
+    ended: bool,
 }
 
 impl ServerRegistry {
@@ -100,6 +102,7 @@ impl ServerRegistry {
             handles,
             metrics: observed.actor("server_registry"),
             observed: observed.clone(),
+            ended: false,
         }
     }
 
@@ -107,7 +110,7 @@ impl ServerRegistry {
     fn wait<C>(&self, mut work: Work<C, Server>)
     where
         C: Command,
-        Self: Handler<Work<C, Server>>,
+        Self: Receive<Work<C, Server>>,
     {
         let handles = Arc::clone(&self.handles);
         work.found = None;
@@ -145,7 +148,7 @@ impl ServerRegistry {
     fn look_up<C>(&self, work: Work<C, Server>, id: ServerId, number: Option<ServerNumber>)
     where
         C: Command,
-        Self: Handler<Work<C, Server>>,
+        Self: Receive<Work<C, Server>>,
     {
         let handles = Arc::clone(&self.handles);
         self.handles.persistence.commit(Change::default(), None, move |committed| {
@@ -169,7 +172,7 @@ impl ServerRegistry {
     fn look_up_again<C>(&self, work: Work<C, Server>, id: ServerId, number: Option<ServerNumber>)
     where
         C: Command,
-        Self: Handler<Work<C, Server>>,
+        Self: Receive<Work<C, Server>>,
     {
         if let Some(work) = work.again() {
             self.look_up(work, id, number);
@@ -185,7 +188,7 @@ impl ServerRegistry {
         grant: impl FnOnce(Reply<C::Answer>, Server) + Send + 'static,
     ) where
         C: Command,
-        Self: Handler<Work<C, Server>>,
+        Self: Receive<Work<C, Server>>,
     {
         self.changing.insert(server.id);
         let handles = Arc::clone(&self.handles);
@@ -264,13 +267,13 @@ fn registered(server: &Server, asked: &Register) -> Event {
 }
 
 impl Actor for ServerRegistry {
-    type Context = Context<Self>;
+    fn has_ended(&self) -> bool {
+        self.ended
+    }
 }
 
-impl Handler<Work<CheckIn, Server>> for ServerRegistry {
-    type Result = ();
-
-    fn handle(&mut self, mut work: Work<CheckIn, Server>, _: &mut Context<Self>) {
+impl Receive<Work<CheckIn, Server>> for ServerRegistry {
+    fn receive(&mut self, mut work: Work<CheckIn, Server>) {
         self.metrics.taken();
         let looked_up = work.found.is_some();
         if let Some(Some(server)) = work.found.take() {
@@ -301,10 +304,8 @@ impl Handler<Work<CheckIn, Server>> for ServerRegistry {
     }
 }
 
-impl Handler<Work<Register, Server>> for ServerRegistry {
-    type Result = ();
-
-    fn handle(&mut self, mut work: Work<Register, Server>, _: &mut Context<Self>) {
+impl Receive<Work<Register, Server>> for ServerRegistry {
+    fn receive(&mut self, mut work: Work<Register, Server>) {
         self.metrics.taken();
         let id = work.command.id;
         if self.changing.contains(&id) {
@@ -356,10 +357,8 @@ impl ServerRegistry {
     }
 }
 
-impl Handler<Work<SetRevoked, Server>> for ServerRegistry {
-    type Result = ();
-
-    fn handle(&mut self, work: Work<SetRevoked, Server>, _: &mut Context<Self>) {
+impl Receive<Work<SetRevoked, Server>> for ServerRegistry {
+    fn receive(&mut self, work: Work<SetRevoked, Server>) {
         self.metrics.taken();
         let SetRevoked { id, revoked, from, now } = work.command;
         let action = if revoked { Action::ServerRevoked } else { Action::ServerRestored };
@@ -371,10 +370,8 @@ impl Handler<Work<SetRevoked, Server>> for ServerRegistry {
     }
 }
 
-impl Handler<Work<SetNote, Server>> for ServerRegistry {
-    type Result = ();
-
-    fn handle(&mut self, work: Work<SetNote, Server>, _: &mut Context<Self>) {
+impl Receive<Work<SetNote, Server>> for ServerRegistry {
+    fn receive(&mut self, work: Work<SetNote, Server>) {
         self.metrics.taken();
         let SetNote { id, note, from, now } = work.command.clone();
         self.change(work, id, |server| {
@@ -397,7 +394,7 @@ impl ServerRegistry {
         id: ServerId,
         change: impl FnOnce(&Server) -> Option<(Server, Event)>,
     ) where
-        Self: Handler<Work<C, Server>>,
+        Self: Receive<Work<C, Server>>,
     {
         if self.changing.contains(&id) {
             return self.wait(work);
@@ -433,10 +430,8 @@ impl ServerRegistry {
     }
 }
 
-impl Handler<SeenElsewhere> for ServerRegistry {
-    type Result = ();
-
-    fn handle(&mut self, SeenElsewhere(seen): SeenElsewhere, _: &mut Context<Self>) {
+impl Receive<SeenElsewhere> for ServerRegistry {
+    fn receive(&mut self, SeenElsewhere(seen): SeenElsewhere) {
         self.metrics.taken();
         for (id, at) in &seen {
             if let Some(mut live) = self.servers.0.get_mut(id) {
@@ -447,19 +442,15 @@ impl Handler<SeenElsewhere> for ServerRegistry {
     }
 }
 
-impl Handler<Found> for ServerRegistry {
-    type Result = ();
-
-    fn handle(&mut self, Found(server): Found, _: &mut Context<Self>) {
+impl Receive<Found> for ServerRegistry {
+    fn receive(&mut self, Found(server): Found) {
         self.metrics.taken();
         self.is_fresh(&server);
     }
 }
 
-impl Handler<Written> for ServerRegistry {
-    type Result = ();
-
-    fn handle(&mut self, Written { server, answer }: Written, _: &mut Context<Self>) {
+impl Receive<Written> for ServerRegistry {
+    fn receive(&mut self, Written { server, answer }: Written) {
         self.metrics.taken();
         self.changing.remove(&server.id);
         self.publish(&server);
@@ -468,19 +459,15 @@ impl Handler<Written> for ServerRegistry {
     }
 }
 
-impl Handler<NotWritten> for ServerRegistry {
-    type Result = ();
-
-    fn handle(&mut self, NotWritten(id): NotWritten, _: &mut Context<Self>) {
+impl Receive<NotWritten> for ServerRegistry {
+    fn receive(&mut self, NotWritten(id): NotWritten) {
         self.metrics.taken();
         self.changing.remove(&id);
     }
 }
 
-impl Handler<Tick> for ServerRegistry {
-    type Result = ();
-
-    fn handle(&mut self, Tick(now): Tick, _: &mut Context<Self>) {
+impl Receive<Tick> for ServerRegistry {
+    fn receive(&mut self, Tick(now): Tick) {
         self.metrics.taken();
         self.observed.servers.set(self.servers.0.len() as i64);
         if now >= self.next_flush {
@@ -500,10 +487,8 @@ impl Handler<Tick> for ServerRegistry {
     }
 }
 
-impl Handler<Shutdown> for ServerRegistry {
-    type Result = ();
-
-    fn handle(&mut self, Shutdown(done): Shutdown, context: &mut Context<Self>) {
+impl Receive<Shutdown> for ServerRegistry {
+    fn receive(&mut self, Shutdown(done): Shutdown) {
         self.metrics.taken();
         self.unwritten.finish(&self.handles);
         self.handles.persistence.commit(Change::default(), None, move |_| {
@@ -511,6 +496,6 @@ impl Handler<Shutdown> for ServerRegistry {
             let _ = done.send(());
         });
         self.handles.persistence.stop();
-        context.stop();
+        self.ended = true;
     }
 }

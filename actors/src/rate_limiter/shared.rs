@@ -2,7 +2,8 @@
 
 use super::{Limited, LimitedCommand, RateLimiter};
 use crate::Failure;
-use actix::{Context, Handler, Message};
+use crate::mailbox::Receive;
+use actix::Message;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::limit::{Standing, Subject, retry_after};
 use iptunnel_storage::{Charged, Counted};
@@ -35,10 +36,8 @@ impl<C: LimitedCommand> Message for Weighed<C> {
     type Result = ();
 }
 
-impl<C: LimitedCommand> Handler<Weighed<C>> for RateLimiter {
-    type Result = ();
-
-    fn handle(&mut self, weighed: Weighed<C>, _: &mut Context<Self>) {
+impl<C: LimitedCommand> Receive<Weighed<C>> for RateLimiter {
+    fn receive(&mut self, weighed: Weighed<C>) {
         self.metrics.taken();
         let Weighed { request, mut standings, charged } = weighed;
         let Some(Charged { granted, used }) = charged else {

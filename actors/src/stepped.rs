@@ -1,0 +1,203 @@
+//! The same actors, run by hand: one message, one commit, one read at a time, in whatever order a
+//! simulation likes. There is no thread, no arbiter and no timer; nothing happens between two steps.
+//!
+//! What really happens on threads of their own in several moments is several steps here: a batch is
+//! gathered, written, answered; a record is read, and then handed on.
+
+use crate::charger::Counting;
+use crate::handles::{Actors, Addresses, Assembled, Handles, Loaded, Parts, StartError};
+use crate::mailbox::{Address, Inbox};
+use crate::persistence::{Batch, Writer};
+use crate::reply::Permits;
+use crate::{
+    activation::Activation, code_registry::CodeRegistry, rate_limiter::RateLimiter,
+    server_registry::ServerRegistry,
+};
+use iptunnel_storage::{CommitError, Verdict};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Something that can be done next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Step {
+    /// The rate limiter takes a message.
+    RateLimiter,
+    /// The code registry takes one.
+    CodeRegistry,
+    /// The activation actor takes one.
+    Activation,
+    /// The server registry takes one.
+    ServerRegistry,
+    /// What waits for the store is made into a batch.
+    Gather,
+    /// The batch is written.
+    Write,
+    /// Everyone in the batch hears what became of it.
+    Answer,
+    /// A store that refused is tried again.
+    Probe,
+    /// What was looked for is read.
+    Read,
+    /// The first of what was read is handed on.
+    HandOn,
+    /// What waits is counted by a shared store.
+    Count,
+    /// The first of what was counted is handed on.
+    HandOnCounted,
+}
+
+type HandOn = Box<dyn FnOnce() + Send>;
+
+/// A batch on its way.
+enum Commit {
+    None,
+    Gathered(Batch),
+    Written(Batch, Result<Vec<Verdict>, CommitError>),
+}
+
+/// The actors of one server, run by hand. Dropped, the server is killed: nobody is answered any
+/// more, and nothing more is written.
+pub struct Stepped {
+    handles: Arc<Handles>,
+    actors: Actors,
+    inboxes: Inboxes,
+    writer: Writer,
+    commit: Commit,
+    counting: Option<Counting>,
+    read: VecDeque<HandOn>,
+    counted: VecDeque<HandOn>,
+}
+
+struct Inboxes {
+    rate_limiter: Inbox<RateLimiter>,
+    code_registry: Inbox<CodeRegistry>,
+    activation: Inbox<Activation>,
+    server_registry: Inbox<ServerRegistry>,
+}
+
+/// Records that are read together.
+const TOGETHER: usize = 16;
+
+impl Stepped {
+    /// The actors as they begin.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub fn start(parts: Parts) -> Result<Self, StartError> {
+        let permits = Permits::stepped(parts.permits);
+        let inboxes = Inboxes {
+            rate_limiter: Inbox::new(),
+            code_registry: Inbox::new(),
+            activation: Inbox::new(),
+            server_registry: Inbox::new(),
+        };
+        let addresses = Addresses {
+            rate_limiter: Address::Stepped(inboxes.rate_limiter.clone()),
+            code_registry: Address::Stepped(inboxes.code_registry.clone()),
+            activation: Address::Stepped(inboxes.activation.clone()),
+            server_registry: Address::Stepped(inboxes.server_registry.clone()),
+        };
+        let Assembled { handles, actors, writer, counting } =
+            Loaded::read(parts)?.assemble(addresses, permits, None);
+        let (read, counted) = (VecDeque::new(), VecDeque::new());
+        let commit = Commit::None;
+        Ok(Self { handles, actors, inboxes, writer, commit, counting, read, counted })
+    }
+
+    /// The way to the actors.
+    pub const fn handles(&self) -> &Arc<Handles> {
+        &self.handles
+    }
+
+    /// How many messages, changes and reads wait.
+    pub fn queued(&self) -> usize {
+        let Inboxes { rate_limiter, code_registry, activation, server_registry } = &self.inboxes;
+        rate_limiter.len()
+            + code_registry.len()
+            + activation.len()
+            + server_registry.len()
+            + self.handles.persistence.waiting()
+            + self.handles.reader.waiting()
+            + self.read.len()
+            + self.counted.len()
+    }
+
+    /// Whether the store has refused, and nothing but a probe is tried.
+    pub fn is_refusing(&self) -> bool {
+        self.writer.is_refusing()
+    }
+
+    /// What can be done next. Whether anything waits to be counted is found out by counting; a probe
+    /// is always possible.
+    pub fn ready(&self, steps: &mut Vec<Step>) {
+        steps.clear();
+        let Inboxes { rate_limiter, code_registry, activation, server_registry } = &self.inboxes;
+        let commit = match self.commit {
+            Commit::None => (Step::Gather, self.handles.persistence.waiting() > 0),
+            Commit::Gathered(_) => (Step::Write, true),
+            Commit::Written(..) => (Step::Answer, true),
+        };
+        let all = [
+            (Step::RateLimiter, rate_limiter.len() > 0),
+            (Step::CodeRegistry, code_registry.len() > 0),
+            (Step::Activation, activation.len() > 0),
+            (Step::ServerRegistry, server_registry.len() > 0),
+            commit,
+            (Step::Probe, self.writer.is_refusing()),
+            (Step::Read, self.handles.reader.waiting() > 0),
+            (Step::HandOn, !self.read.is_empty()),
+            (Step::Count, self.counting.is_some()),
+            (Step::HandOnCounted, !self.counted.is_empty()),
+        ];
+        steps.extend(all.into_iter().filter(|(_, ready)| *ready).map(|(step, _)| step));
+    }
+
+    /// Does one thing. `false` where there was nothing to do.
+    pub fn step(&mut self, step: Step) -> bool {
+        match step {
+            Step::RateLimiter => self.inboxes.rate_limiter.step(&mut self.actors.rate_limiter),
+            Step::CodeRegistry => self.inboxes.code_registry.step(&mut self.actors.code_registry),
+            Step::Activation => self.inboxes.activation.step(&mut self.actors.activation),
+            Step::ServerRegistry => {
+                self.inboxes.server_registry.step(&mut self.actors.server_registry)
+            }
+            Step::Gather | Step::Write | Step::Answer => self.commit(),
+            Step::Probe => {
+                self.writer.probe();
+                true
+            }
+            Step::Read => {
+                let found = self.handles.reader.read_now(self.handles.store().as_ref(), TOGETHER);
+                self.read.extend(found);
+                true
+            }
+            Step::HandOn => self.read.pop_front().map(|hand_on| hand_on()).is_some(),
+            Step::Count => {
+                let store = self.handles.store().as_ref();
+                let counted = self.counting.as_ref().and_then(|counting| counting.count_now(store));
+                let did = counted.is_some();
+                self.counted.extend(counted.into_iter().flatten());
+                did
+            }
+            Step::HandOnCounted => self.counted.pop_front().map(|hand_on| hand_on()).is_some(),
+        }
+    }
+
+    fn commit(&mut self) -> bool {
+        self.commit = match std::mem::replace(&mut self.commit, Commit::None) {
+            Commit::None => match self.writer.gather_now() {
+                Some(batch) => Commit::Gathered(batch),
+                None => return false,
+            },
+            Commit::Gathered(batch) => {
+                let outcome = self.writer.write(&batch);
+                Commit::Written(batch, outcome)
+            }
+            Commit::Written(batch, outcome) => {
+                self.writer.answer(batch, outcome);
+                Commit::None
+            }
+        };
+        true
+    }
+}
