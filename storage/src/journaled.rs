@@ -1,8 +1,8 @@
 //! The embedded store: a [`Journal`] before a [`RedbStore`].
 //!
-//! A commit is answered when it is in the journal. A thread takes what has gathered over into the
-//! engine, many commits at a time; until then it is *pending*, and whoever asks is told of it from
-//! memory. After a crash the engine first takes over what it lacks.
+//! A commit is answered when it is in the journal. A [`Checkpointer`], run by a thread, hands what has
+//! gathered over to the engine, many commits at a time; until then it is *pending*, and whoever asks
+//! is told of it from memory. After a crash the engine first takes over what it lacks.
 //!
 //! Nothing is pending that is not in the journal, and nothing leaves the journal that the engine
 //! has not synced.
@@ -53,10 +53,14 @@ pub struct JournaledStore {
     /// `None` once the store is closed.
     journal: Mutex<Option<Journal>>,
     shared: Arc<Shared>,
+    checkpointer: Arc<Checkpointer>,
     feed: Feed,
     /// How often this store was found to be an earlier one, as far as its mark says.
     epoch: AtomicU64,
+    /// What runs the checkpointer. `None` once the store is closed, and where it is stepped: there
+    /// whoever has to wait for the engine takes the step.
     thread: Mutex<Option<JoinHandle<()>>>,
+    stepped: bool,
 }
 
 #[derive(Default)]
@@ -102,19 +106,6 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Waits until the engine has taken over record `last`.
-    fn wait_for(&self, last: u64) -> Result<(), CommitError> {
-        let mut state = self.lock();
-        while state.taken_over < last {
-            state.trouble.check()?;
-            if !std::mem::replace(&mut state.urgent, true) {
-                self.changed.notify_all();
-            }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        Ok(())
-    }
 }
 
 impl JournaledStore {
@@ -124,6 +115,36 @@ impl JournaledStore {
     /// # Errors
     /// As [`RedbStore::open`]; also where the journal lacks what the engine has not taken over.
     pub fn open(disks: Disks) -> Result<Self, OpenError> {
+        let store = Self::open_without_thread(disks)?;
+        let checkpointer = Arc::clone(&store.checkpointer);
+        let thread = std::thread::Builder::new()
+            .name("rows".into())
+            .spawn(move || checkpointer.run())
+            .map_err(|e| OpenError::Engine(format!("a thread could not be started: {e}")))?;
+        *store.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(store)
+    }
+
+    /// As [`Self::open`], without a thread: the engine is handed what is pending by
+    /// [`Self::checkpoint`] and by whoever has to wait for it, so that a simulation decides when.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    #[cfg(any(test, feature = "simulated"))]
+    pub fn open_stepped(disks: Disks) -> Result<Self, OpenError> {
+        let mut store = Self::open_without_thread(disks)?;
+        store.stepped = true;
+        Ok(store)
+    }
+
+    /// Hands the engine what is pending, once. Whether it took anything over: `false` also where it
+    /// refused, and is to be tried again.
+    #[cfg(any(test, feature = "simulated"))]
+    pub fn checkpoint(&self) -> bool {
+        matches!(self.checkpointer.step(), Step::TakenOver)
+    }
+
+    fn open_without_thread(disks: Disks) -> Result<Self, OpenError> {
         let unreadable = |e: std::io::Error| OpenError::Engine(format!("the journal: {e}"));
         let disk = (disks.journal)().map_err(unreadable)?;
         let engine = Arc::new(RedbStore::open(disks.rows)?);
@@ -132,18 +153,20 @@ impl JournaledStore {
         journal.begin_after(last);
         let shared = Arc::new(Shared::default());
         shared.lock().taken_over = last;
-        let thread = Taker { engine: Arc::clone(&engine), shared: Arc::clone(&shared) };
-        let thread = std::thread::Builder::new()
-            .name("rows".into())
-            .spawn(move || thread.run())
-            .map_err(|e| OpenError::Engine(format!("a thread could not be started: {e}")))?;
+        let checkpointer = Checkpointer {
+            engine: Arc::clone(&engine),
+            shared: Arc::clone(&shared),
+            batch: Mutex::default(),
+        };
         Ok(Self {
             engine,
             journal: Mutex::new(Some(journal)),
             shared,
+            checkpointer: Arc::new(checkpointer),
             feed: Feed::default(),
             epoch: AtomicU64::new(1),
-            thread: Mutex::new(Some(thread)),
+            thread: Mutex::default(),
+            stepped: false,
         })
     }
 
@@ -179,10 +202,26 @@ impl JournaledStore {
         Ok(verdicts)
     }
 
+    /// Waits until the engine has taken over record `last`.
+    fn wait_for(&self, last: u64) -> Result<(), CommitError> {
+        if self.stepped && self.shared.lock().taken_over < last {
+            self.checkpointer.step();
+        }
+        let mut state = self.shared.lock();
+        while state.taken_over < last {
+            state.trouble.check()?;
+            if !std::mem::replace(&mut state.urgent, true) {
+                self.shared.changed.notify_all();
+            }
+            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+
     /// Lets the engine write by itself what is too large for the journal.
     fn write_through(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
         let last = self.shared.lock().pending.last();
-        self.shared.wait_for(last)?;
+        self.wait_for(last)?;
         let verdicts = self.engine.commit(changes)?;
         self.feed.publish(changes, &verdicts);
         Ok(verdicts)
@@ -201,13 +240,13 @@ impl JournaledStore {
         let last = state.pending.last();
         self.shared.changed.notify_all();
         drop(state);
-        self.shared.wait_for(last)
+        self.wait_for(last)
     }
 
     /// The engine, once it has taken over the record that `last` names.
     fn engine_knowing(&self, last: fn(&Pending) -> u64) -> Result<&RedbStore, ReadError> {
         let last = last(&self.shared.lock().pending);
-        self.shared.wait_for(last).map_err(|e| ReadError(e.to_string()))?;
+        self.wait_for(last).map_err(|e| ReadError(e.to_string()))?;
         Ok(&self.engine)
     }
 }
@@ -238,79 +277,113 @@ fn recover(engine: &RedbStore, records: Vec<crate::journal::Record>) -> Result<u
     Ok(last)
 }
 
-/// The thread that lets the engine take over what is pending.
-struct Taker {
+/// Hands over to the engine what is pending.
+struct Checkpointer {
     engine: Arc<RedbStore>,
     shared: Arc<Shared>,
+    /// The changes that the engine is being handed, and the last record that they come from: kept
+    /// until it has them. Locked for a whole step, so that there is one at a time.
+    batch: Mutex<Option<(Vec<Change>, u64)>>,
 }
 
-impl Drop for Taker {
+/// What came of a step of the checkpointer.
+enum Step {
+    /// Nothing was pending.
+    Nothing,
+    /// The engine has all that was pending.
+    TakenOver,
+    /// It refuses, and is to be tried again.
+    Refused(String),
+    /// Only a new start can help.
+    Fatal(String),
+}
+
+/// Leaves word when the thread of the checkpointer ends: whoever waits would wait for ever.
+struct LastWord<'a>(&'a Shared);
+
+impl Drop for LastWord<'_> {
     fn drop(&mut self) {
-        let mut state = self.shared.lock();
+        let mut state = self.0.lock();
         if !state.stopping && !matches!(state.trouble, Trouble::Fatal(_)) {
             state.trouble = Trouble::Fatal("the thread that writes rows has ended".into());
         }
-        self.shared.changed.notify_all();
+        self.0.changed.notify_all();
     }
 }
 
-impl Taker {
-    fn run(self) {
-        while let Some((changes, last)) = self.next() {
-            let outcome = self.take_over(&changes, last);
-            let mut state = self.shared.lock();
-            match outcome {
-                Some(Ok(())) => {
-                    state.trouble = Trouble::None;
-                    state.taken_over = last;
-                    state.pending.forget(last);
-                    self.shared.changed.notify_all();
+impl Checkpointer {
+    fn run(&self) {
+        let _last_word = LastWord(&self.shared);
+        while self.has_gathered() {
+            // As often as it refuses. At the end the journal has what is left, and the next start
+            // takes it over.
+            loop {
+                match self.step() {
+                    Step::Nothing | Step::TakenOver => break,
+                    Step::Refused(reason) if self.pause_after(&reason) => {}
+                    Step::Refused(_) | Step::Fatal(_) => return,
                 }
-                Some(Err(reason)) => {
-                    state.trouble = Trouble::Fatal(reason);
-                    return;
-                }
-                None => return,
             }
         }
     }
 
-    /// Lets the engine take `changes` over, as often as it refuses. The error is for good; `None`
-    /// where the end came first: the journal has them, and the next start takes them over.
-    fn take_over(&self, changes: &[Change], last: u64) -> Option<Result<(), String>> {
-        loop {
-            let reason = match self.engine.take_over(changes, last) {
-                Ok(verdicts) if verdicts.contains(&Verdict::Conflict) => {
-                    return Some(Err("the journal does not follow on the store".into()));
-                }
-                Ok(_) => return Some(Ok(())),
-                Err(CommitError::Unknown(reason)) if self.engine.has_failed_a_sync() => {
-                    return Some(Err(reason));
-                }
-                Err(CommitError::Refused(reason) | CommitError::Unknown(reason)) => reason,
-            };
-            if !self.pause_after(reason) {
-                return None;
+    /// Hands the engine all that is pending, once. Where it refuses, the next step hands it the same.
+    fn step(&self) -> Step {
+        let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_tried_again = batch.is_some();
+        let mut state = self.shared.lock();
+        if let Trouble::Fatal(reason) = &state.trouble {
+            return Step::Fatal(reason.clone());
+        }
+        if batch.is_none() {
+            state.urgent = false;
+            *batch = state.pending.take();
+        }
+        drop(state);
+        let Some((changes, last)) = batch.as_ref() else { return Step::Nothing };
+        // Where nobody could say whether they were taken over, the engine can now.
+        let has_them = is_tried_again && self.engine.taken_over().is_ok_and(|taken| taken >= *last);
+        let step = if has_them { Step::TakenOver } else { self.hand_over(changes, *last) };
+        let mut state = self.shared.lock();
+        match &step {
+            Step::Nothing => {}
+            Step::TakenOver => {
+                state.trouble = Trouble::None;
+                state.taken_over = *last;
+                state.pending.forget(*last);
+                *batch = None;
             }
-            // Where nobody could say whether they were taken over, the engine can now.
-            if self.engine.taken_over().is_ok_and(|taken_over| taken_over >= last) {
-                return Some(Ok(()));
+            Step::Refused(reason) => state.trouble = Trouble::Refuses(reason.clone()),
+            Step::Fatal(reason) => state.trouble = Trouble::Fatal(reason.clone()),
+        }
+        self.shared.changed.notify_all();
+        step
+    }
+
+    fn hand_over(&self, changes: &[Change], last: u64) -> Step {
+        match self.engine.take_over(changes, last) {
+            Ok(verdicts) if verdicts.contains(&Verdict::Conflict) => {
+                Step::Fatal("the journal does not follow on the store".into())
+            }
+            Ok(_) => Step::TakenOver,
+            Err(CommitError::Unknown(reason)) if self.engine.has_failed_a_sync() => {
+                Step::Fatal(reason)
+            }
+            Err(CommitError::Refused(reason) | CommitError::Unknown(reason)) => {
+                Step::Refused(reason)
             }
         }
     }
 
-    /// The changes to take over next, and the last record that they come from; `None` at the end.
-    fn next(&self) -> Option<(Vec<Change>, u64)> {
+    /// Waits until enough is pending to be handed over; `false` at the end.
+    fn has_gathered(&self) -> bool {
         let mut state = self.shared.lock();
         loop {
             let waited = state.pending.waited();
             let enough = state.pending.waiting() >= ENOUGH || state.urgent || state.stopping;
             match waited {
-                Some(waited) if enough || waited >= PATIENCE => {
-                    state.urgent = false;
-                    return Some(state.pending.take());
-                }
-                None if state.stopping => return None,
+                Some(waited) if enough || waited >= PATIENCE => return true,
+                None if state.stopping => return false,
                 _ => {}
             }
             let patience = waited.map_or(PATIENCE * 600, |waited| PATIENCE - waited);
@@ -323,11 +396,9 @@ impl Taker {
     }
 
     /// Says that the engine refuses, and waits until it is time to try again. `false` at the end.
-    fn pause_after(&self, reason: String) -> bool {
+    fn pause_after(&self, reason: &str) -> bool {
         tracing::error!(reason, "the store does not take over its journal");
-        let mut state = self.shared.lock();
-        state.trouble = Trouble::Refuses(reason);
-        self.shared.changed.notify_all();
+        let state = self.shared.lock();
         let (state, _) = self
             .shared
             .changed
@@ -364,7 +435,7 @@ impl Store for JournaledStore {
         if !Journal::can_hold(payload.len()) {
             return self.write_through(changes);
         }
-        self.shared.wait_for(journal.waits_for(payload.len()))?;
+        self.wait_for(journal.waits_for(payload.len()))?;
         let number = journal.append(&payload).map_err(|error| match error {
             AppendError::Refused(reason) => CommitError::Refused(reason),
             AppendError::Unknown(reason) => CommitError::Unknown(reason),
@@ -412,6 +483,8 @@ impl Store for JournaledStore {
         if let Some(thread) = thread {
             // A thread that panicked has left its trouble behind.
             let _ = thread.join();
+        } else if self.stepped {
+            self.checkpointer.step();
         }
         self.engine.close();
         // Whoever opens the store next must find neither file held, however long somebody still

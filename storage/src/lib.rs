@@ -9,8 +9,6 @@
 //! and survives the loss of the process and of power, as far as the disk keeps what it says it
 //! has synced.
 
-#[cfg(test)]
-pub(crate) mod bad_disk;
 mod copy;
 mod disk;
 mod epoch;
@@ -20,6 +18,8 @@ mod journaled;
 mod postgres;
 mod record;
 mod redb_store;
+#[cfg(any(test, feature = "simulated"))]
+pub mod simulated;
 mod walk;
 
 pub use copy::{CopyError, Sum, copy, sums};

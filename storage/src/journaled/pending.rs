@@ -83,10 +83,10 @@ impl Pending {
         self.waiting.extend(changes);
     }
 
-    /// Hands out what the engine has not been handed yet, and the last record it comes from.
-    pub(super) fn take(&mut self) -> (Vec<Change>, u64) {
-        self.since = None;
-        (std::mem::take(&mut self.waiting), self.last)
+    /// Hands out what the engine has not been handed yet, and the last record it comes from; `None`
+    /// where there is nothing.
+    pub(super) fn take(&mut self) -> Option<(Vec<Change>, u64)> {
+        self.since.take().map(|_| (std::mem::take(&mut self.waiting), self.last))
     }
 
     /// Forgets what comes from records up to `last`: the engine has it.

@@ -1,11 +1,10 @@
 //! What a store with a journal promises, whenever its process ends and whatever its disks do.
 
 use super::*;
-use crate::bad_disk::{
-    BadDisk, End, Fault, consumed, consumption, contents, everything, everything_before_format_3,
-    one,
+use crate::redb_store::samples::{
+    self, consumed, consumption, contents, everything, everything_before_format_3, one,
 };
-use crate::redb_store::samples;
+use crate::simulated::{BadDisk, End, Fault};
 use crate::{CheckIn, FORMAT_VERSION, FileDisk, Write};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
@@ -35,6 +34,11 @@ impl Pair {
     }
     fn store(&self) -> JournaledStore {
         self.try_store().unwrap()
+    }
+    /// As [`Self::store`], without a thread.
+    fn stepped(&self) -> JournaledStore {
+        let disks = Disks { rows: self.rows.opener(), journal: self.journal.opener() };
+        JournaledStore::open_stepped(disks).unwrap()
     }
     /// Lets the process end after so many changes to either disk.
     fn dies_after(&self, changes: u64) {
@@ -280,6 +284,37 @@ fn what_gathers_is_taken_over_without_being_asked_for() {
     until("a single change is taken over", || store.oldest_codes(None, 9).unwrap().len() == 1);
     until("it is pending no more", || store.shared.lock().pending.version(Row::Code(1)).is_none());
     assert!(has_code(&store, 1));
+}
+
+#[test]
+fn a_stepped_store_hands_over_when_it_is_told_to_or_somebody_waits_and_at_its_end() {
+    let pair = Pair::new();
+    let store = pair.stepped();
+    let pending = |number| store.shared.lock().pending.version(Row::Code(number)).is_some();
+    assert!(!store.checkpoint());
+    store.commit(&issue(1..=300)).unwrap();
+    assert!(pending(1) && has_code(&store, 1));
+    assert!(store.checkpoint() && !pending(1) && !store.checkpoint());
+    store.commit(&issue(301..=301)).unwrap();
+    assert_eq!(store.frontier().unwrap().code.0, 301);
+    assert!(!pending(301));
+    store.commit(&issue(302..=302)).unwrap();
+    store.close();
+    assert_eq!(pair.rows_alone(), 302);
+}
+
+#[test]
+fn a_stepped_store_whose_rows_refuse_says_so_and_hands_over_the_same_once_they_take_it() {
+    let pair = Pair::new();
+    let store = pair.stepped();
+    store.commit(&issue(1..=1)).unwrap();
+    pair.rows.fault(Fault::FailsWrites);
+    assert!(!store.checkpoint() && store.frontier().is_err());
+    assert!(matches!(store.commit(&issue(2..=2)), Err(CommitError::Refused(_))));
+    pair.rows.fault(Fault::None);
+    until("the store comes back", || store.commit(&[]).is_ok());
+    store.commit(&issue(2..=2)).unwrap();
+    assert_eq!(store.oldest_codes(None, 9).unwrap().len(), 2);
 }
 
 fn ended_in_taking_over_and_again_in_the_recovery(end: End) {

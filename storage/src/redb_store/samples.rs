@@ -1,5 +1,7 @@
-//! Records for tests: any seed gives one, the same seed the same.
+//! Records for tests: any seed gives one, the same seed the same. And what the tests of both stores
+//! write and look for afterwards.
 
+use crate::{Change, CheckIn, Counter, CounterRow, Setting, Store, Write};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{
     Activation, ActivationId, ActivationNumber, ActivationRef, ActivationState, Binding, Holder,
@@ -8,6 +10,7 @@ use iptunnel_domain::activation::{
 use iptunnel_domain::address::HostName;
 use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
+use iptunnel_domain::limit::Policy;
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use std::net::IpAddr;
@@ -89,4 +92,79 @@ pub(crate) fn server(number: u32, version: u32) -> Server {
         note: "a note".into(),
         version,
     }
+}
+
+pub(crate) fn one(write: Write) -> Change {
+    Change(vec![write])
+}
+
+/// A second version of every second code and an activation for it, as one commit.
+pub(crate) fn consumption(codes: u64) -> Vec<Change> {
+    let consume =
+        |n| Change(vec![Write::Activation(activation(n, 1, 0)), Write::Code(code(n, 2, 1))]);
+    (1..=codes).step_by(2).map(consume).collect()
+}
+
+/// How many of the `codes` are consumed; each is there, and is with its activation or without.
+pub(crate) fn consumed(store: &dyn Store, codes: u64, when: &str) -> usize {
+    let is_consumed = |n: &u64| {
+        let code = store.code(code(*n, 1, 0).hash).unwrap();
+        let code = code.unwrap_or_else(|| panic!("code {n} is lost, {when}"));
+        let activation = store.activation(at(*n).id).unwrap();
+        assert_eq!(code.version == 2, activation.is_some(), "code {n} is half consumed, {when}");
+        activation.is_some()
+    };
+    (1..=codes).filter(is_consumed).count()
+}
+
+/// One of everything, as format 1 keeps it.
+pub(crate) fn everything() -> Vec<Change> {
+    let mut changes = everything_before_format_3();
+    let setting = Setting { key: "limits.issue_per_ip_hour".into(), value: Some("7".into()) };
+    changes.push(one(Write::Audit(Arc::new(event(1)))));
+    changes.push(Change(vec![Write::Audit(Arc::new(event(2))), Write::Setting(setting)]));
+    changes.push(one(Write::Attempt(event(1))));
+    changes
+}
+
+/// Ditto, before there were an audit log, attempts and settings.
+pub(crate) fn everything_before_format_3() -> Vec<Change> {
+    let counter = Counter {
+        key: 7,
+        policy: Policy::ActivatePerMachineDay,
+        used: 3,
+        window_end: Timestamp(86_400),
+    };
+    let seen = CheckIn { server: ServerNumber(1), at: Timestamp(5000) };
+    let mut changes: Vec<Change> = Vec::new();
+    for (number, state) in [(1, 0), (2, 1), (3, 2)] {
+        changes.push(one(Write::Code(code(number, 1, state))));
+        changes.push(one(Write::Activation(activation(number, 1, state))));
+    }
+    changes.extend([0, 1].map(|number| one(Write::Server(server(number, 1)))));
+    changes.push(one(Write::CheckIns(vec![seen])));
+    changes.push(one(Write::Counters(vec![CounterRow { slot: 9, counter: Some(counter) }])));
+    changes
+}
+
+/// All that a store holds of [`everything`].
+pub(crate) fn contents(store: &dyn Store) -> String {
+    let mut counters = Vec::new();
+    store.each_counter(&mut |slot, counter| counters.push((slot, counter))).unwrap();
+    let codes: Vec<_> = (1..=3).map(|n| store.code(code(n, 1, 0).hash).unwrap().unwrap()).collect();
+    let activations: Vec<_> =
+        (1..=3).map(|n| store.activation(at(n).id).unwrap().unwrap()).collect();
+    let servers = store.servers_before(None, 10).unwrap();
+    let mut log = Vec::new();
+    let each = &mut |entry| {
+        log.push(entry);
+        true
+    };
+    store.audit_from(1, each).unwrap();
+    let attempts = store.attempts(code(1, 1, 0).hash).unwrap();
+    let settings = store.settings().unwrap();
+    format!(
+        "{codes:#?}{activations:#?}{servers:#?}{counters:#?}{:#?}{log:#?}{attempts:#?}{settings:#?}",
+        store.frontier().unwrap()
+    )
 }

@@ -1,11 +1,10 @@
 //! What a store promises, tried on an honest disk and on worse ones.
 
-use super::samples;
-use super::*;
-use crate::bad_disk::{
-    BadDisk, End, Fault, consumed, consumption, contents, everything, everything_before_format_3,
-    one,
+use super::samples::{
+    self, consumed, consumption, contents, everything, everything_before_format_3, one,
 };
+use super::*;
+use crate::simulated::{BadDisk, End, Fault};
 use crate::{ATTEMPTS, CheckIn, CounterRow, FileDisk, Setting, Write};
 use iptunnel_domain::audit::Event;
 use iptunnel_domain::limit::Policy;
