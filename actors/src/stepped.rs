@@ -127,6 +127,11 @@ impl Stepped {
         self.writer.is_refusing()
     }
 
+    /// Whether a batch has been gathered that nobody has been told of.
+    pub const fn is_committing(&self) -> bool {
+        !matches!(self.commit, Commit::None)
+    }
+
     /// What can be done next. Whether anything waits to be counted is found out by counting; a probe
     /// is always possible.
     pub fn ready(&self, steps: &mut Vec<Step>) {

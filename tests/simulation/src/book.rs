@@ -1,0 +1,605 @@
+//! What callers asked and heard, and what must hold of it: an observer who sees every request and
+//! every answer, and nothing of the inside.
+
+use iptunnel_actors::Failure;
+use iptunnel_domain::activation::ActivationId;
+use iptunnel_domain::code::CodeHash;
+use iptunnel_domain::{Refusal, Timestamp};
+use std::fmt::Write as _;
+
+/// What a caller asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Asked {
+    Issue,
+    Precheck { code: usize, machine: usize },
+    Activate { code: usize, machine: usize, host: usize },
+    Confirm { code: usize, machine: usize, id: ActivationId },
+    Release { code: usize, machine: usize, id: ActivationId },
+    Register { agent: usize },
+    CheckIn { agent: usize },
+    SetRevoked { agent: usize, revoked: bool },
+}
+
+impl Asked {
+    const fn code(&self) -> Option<usize> {
+        match self {
+            Self::Precheck { code, .. }
+            | Self::Activate { code, .. }
+            | Self::Confirm { code, .. }
+            | Self::Release { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+}
+
+/// What a caller heard.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Heard {
+    Issued {
+        code: CodeHash,
+        expires_at: Timestamp,
+    },
+    Ready,
+    Granted {
+        id: ActivationId,
+        machine: usize,
+        host: usize,
+        expires_at: Timestamp,
+    },
+    Confirmed,
+    Released {
+        restored: bool,
+    },
+    AlreadyConfirmed,
+    Registered,
+    Active,
+    Revoked,
+    Done,
+    Refused(Refusal),
+    Failed(Failure),
+    /// Nothing: the answer was lost, or the server with it.
+    Nothing,
+}
+
+impl Heard {
+    /// Whether what was asked for may have happened all the same.
+    const fn is_perhaps(&self) -> bool {
+        matches!(self, Self::Nothing | Self::Failed(Failure::OutcomeUnknown))
+    }
+}
+
+/// One request.
+#[derive(Clone, Debug)]
+struct Operation {
+    asked: Asked,
+    server: usize,
+    invoked: u64,
+    /// When it was heard of, and what.
+    heard: Option<(u64, Heard)>,
+    /// When the request was sent, by the clock.
+    at: Timestamp,
+}
+
+/// An activation as its machine knows it.
+#[derive(Clone, Debug)]
+struct Grant {
+    id: ActivationId,
+    machine: usize,
+    host: usize,
+    /// When the request was sent that was first granted, and when that was heard.
+    invoked: u64,
+    acked: u64,
+    expires_at: Timestamp,
+    /// When somebody first asked for something that may close it.
+    may_be_closed: Option<u64>,
+    released: Option<u64>,
+    /// When somebody first asked to confirm it: from then on it may be confirmed.
+    confirm_invoked: Option<u64>,
+    confirmed: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct OfCode {
+    grants: Vec<Grant>,
+}
+
+/// An agent's standing as far as operators have heard.
+#[derive(Clone, Copy, Debug, Default)]
+struct OfAgent {
+    /// A revocation was answered, and nobody has asked to undo it since.
+    revoked: Option<(u64, usize)>,
+    restore_invoked: Option<u64>,
+    registered: Option<u64>,
+}
+
+/// The book of one run.
+#[derive(Default)]
+pub struct Book {
+    operations: Vec<Operation>,
+    codes: Vec<OfCode>,
+    agents: Vec<OfAgent>,
+    /// When epochs began, by steps: what was acknowledged before may be gone.
+    epochs: Vec<u64>,
+    /// What was found wrong.
+    pub violations: Vec<String>,
+}
+
+/// Seconds around a deadline in which either answer is right: servers' clocks differ, and time goes on
+/// while a request is under way.
+const SLACK: u64 = 30;
+
+impl Book {
+    /// Notes a request; its number.
+    pub fn invoke(&mut self, step: u64, server: usize, asked: Asked, at: Timestamp) -> usize {
+        match &asked {
+            Asked::Release { code, id, .. } => self.may_close(*code, *id, step),
+            Asked::Confirm { code, id, .. } => {
+                for grant in &mut self.of(*code).grants {
+                    if grant.id == *id {
+                        grant.confirm_invoked.get_or_insert(step);
+                    }
+                }
+            }
+            // Another binding of the same machine takes the place of its activation.
+            Asked::Activate { code, machine, host } => {
+                for grant in &mut self.of(*code).grants {
+                    if grant.machine == *machine && grant.host != *host {
+                        grant.may_be_closed.get_or_insert(step);
+                    }
+                }
+            }
+            Asked::SetRevoked { agent, revoked: false } => {
+                self.agent(*agent).restore_invoked = Some(step);
+                self.agent(*agent).revoked = None;
+            }
+            _ => {}
+        }
+        self.operations.push(Operation { asked, server, invoked: step, heard: None, at });
+        self.operations.len() - 1
+    }
+
+    fn of(&mut self, code: usize) -> &mut OfCode {
+        if self.codes.len() <= code {
+            self.codes.resize(code + 1, OfCode::default());
+        }
+        &mut self.codes[code]
+    }
+
+    fn agent(&mut self, agent: usize) -> &mut OfAgent {
+        if self.agents.len() <= agent {
+            self.agents.resize(agent + 1, OfAgent::default());
+        }
+        &mut self.agents[agent]
+    }
+
+    fn may_close(&mut self, code: usize, id: ActivationId, step: u64) {
+        for grant in &mut self.of(code).grants {
+            if grant.id == id {
+                grant.may_be_closed.get_or_insert(step);
+            }
+        }
+    }
+
+    /// An epoch has begun.
+    pub fn epoch(&mut self, step: u64) {
+        self.epochs.push(step);
+    }
+
+    /// Whether an epoch began at this step or later.
+    fn epoch_since(&self, step: u64) -> bool {
+        self.epochs.iter().any(|epoch| *epoch >= step)
+    }
+
+    fn violated(&mut self, step: u64, operation: usize, what: &str) {
+        let mut words = format!("step {step}: {what}");
+        let code = self.operations.get(operation).and_then(|one| one.asked.code());
+        for (number, one) in self.operations.iter().enumerate() {
+            let same = code.is_some() && one.asked.code() == code;
+            if same || number == operation {
+                let _ = write!(
+                    words,
+                    "\n    {:>5}..{:<5} server {} {:?} -> {:?}",
+                    one.invoked,
+                    one.heard.as_ref().map_or_else(|| "".into(), |(at, _)| at.to_string()),
+                    one.server,
+                    one.asked,
+                    one.heard.as_ref().map(|(_, heard)| heard),
+                );
+            }
+        }
+        self.violations.push(words);
+    }
+
+    /// Notes what was heard, and checks it.
+    pub fn hear(&mut self, step: u64, operation: usize, heard: Heard, now: Timestamp) {
+        let Some(one) = self.operations.get_mut(operation) else { return };
+        one.heard = Some((step, heard.clone()));
+        let (asked, invoked, at, server) = (one.asked.clone(), one.invoked, one.at, one.server);
+        let checked = match &asked {
+            Asked::Activate { code, machine, host } => {
+                self.activated(step, invoked, at, (*code, *machine, *host), &heard, now)
+            }
+            Asked::Precheck { code, machine } => {
+                self.prechecked(invoked, at, (*code, *machine), &heard, now)
+            }
+            Asked::Confirm { code, id, .. } => {
+                self.confirmed(step, invoked, *code, *id, &heard, now)
+            }
+            Asked::Release { code, id, .. } => self.released(step, invoked, *code, *id, &heard),
+            Asked::Register { agent } => self.registered(step, invoked, *agent, &heard),
+            Asked::CheckIn { agent } => self.checked_in(invoked, server, *agent, &heard),
+            Asked::SetRevoked { agent, revoked } => {
+                self.set_revoked(step, invoked, server, (*agent, *revoked), &heard)
+            }
+            Asked::Issue => Ok(()),
+        };
+        if let Err(what) = checked {
+            self.violated(step, operation, &what);
+        }
+    }
+
+    fn activated(
+        &mut self,
+        step: u64,
+        invoked: u64,
+        at: Timestamp,
+        (code, machine, host): (usize, usize, usize),
+        heard: &Heard,
+        now: Timestamp,
+    ) -> Result<(), String> {
+        match heard {
+            Heard::Granted { id, machine: holder, host: bound, expires_at } => {
+                if *holder != machine || *bound != host {
+                    let what = format!("the activation of machine {holder} for host {bound}");
+                    return Err(format!("machine {machine} got {what}"));
+                }
+                // What was asked for before and may still be on its way, or have come through.
+                let replaced = self.operations.iter().any(|one| {
+                    matches!(one.asked, Asked::Activate { code: c, machine: m, host: h }
+                        if c == code && m == machine && h != host)
+                        && one
+                            .heard
+                            .as_ref()
+                            .is_none_or(|(at, heard)| heard.is_perhaps() || *at > invoked)
+                });
+                let fenced: Vec<u64> = self.epochs.clone();
+                for other in &self.of(code).grants {
+                    if other.id == *id {
+                        if other.released.is_some_and(|released| released < invoked) {
+                            return Err("an activation was granted after its release".into());
+                        }
+                        continue;
+                    }
+                    if other.confirmed.is_some_and(|confirmed| confirmed < step) {
+                        return Err(format!(
+                            "granted to {id:?} though {:?} is confirmed",
+                            other.id
+                        ));
+                    }
+                    let lapsed = at.plus(SLACK) >= other.expires_at;
+                    let lost = fenced.iter().any(|epoch| *epoch >= other.invoked);
+                    let same = other.machine == machine && other.host == host;
+                    let untouched =
+                        other.may_be_closed.is_none() && other.confirm_invoked.is_none();
+                    if same && untouched && !lapsed && !lost {
+                        return Err(format!("another activation instead of {:?}", other.id));
+                    }
+                    if other.machine != machine && other.may_be_closed.is_none() {
+                        return Err(format!(
+                            "granted to machine {machine} though machine {} holds it by {:?}",
+                            other.machine, other.id
+                        ));
+                    }
+                }
+                let grants = &mut self.of(code).grants;
+                if !grants.iter().any(|grant| grant.id == *id) {
+                    grants.push(Grant {
+                        id: *id,
+                        machine,
+                        host,
+                        invoked,
+                        acked: step,
+                        expires_at: *expires_at,
+                        may_be_closed: replaced.then_some(step),
+                        released: None,
+                        confirm_invoked: None,
+                        confirmed: None,
+                    });
+                }
+                Ok(())
+            }
+            Heard::Refused(Refusal::CodeUsed) => self.not_burnt(invoked, at, (code, machine), now),
+            Heard::Refused(Refusal::CodeNotFound) if !self.epoch_since(0) => {
+                Err("a code that was issued is not found".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Somebody heard that a code is used: it must not be the machine that holds it.
+    fn not_burnt(
+        &mut self,
+        invoked: u64,
+        at: Timestamp,
+        (code, machine): (usize, usize),
+        now: Timestamp,
+    ) -> Result<(), String> {
+        let fenced = |grant: &Grant| self.epochs.iter().any(|epoch| *epoch >= grant.invoked);
+        let holds = self.codes.get(code).and_then(|of_code| {
+            of_code.grants.iter().find(|grant| {
+                grant.machine == machine
+                    && grant.acked < invoked
+                    && grant.may_be_closed.is_none_or(|by| by == invoked)
+                    && grant.confirm_invoked.is_none()
+                    && at.plus(SLACK) < grant.expires_at
+                    && now.plus(SLACK) < grant.expires_at
+                    && !fenced(grant)
+            })
+        });
+        match holds {
+            Some(grant) => Err(format!("used, for the machine that holds it by {:?}", grant.id)),
+            None => Ok(()),
+        }
+    }
+
+    fn prechecked(
+        &mut self,
+        invoked: u64,
+        at: Timestamp,
+        (code, machine): (usize, usize),
+        heard: &Heard,
+        now: Timestamp,
+    ) -> Result<(), String> {
+        match heard {
+            Heard::Refused(Refusal::CodeUsed) => self.not_burnt(invoked, at, (code, machine), now),
+            Heard::Refused(Refusal::CodeNotFound) if !self.epoch_since(0) => {
+                Err("a code that was issued is not found".into())
+            }
+            Heard::Ready => {
+                let of_code = self.of(code);
+                let taken = of_code.grants.iter().find(|grant| {
+                    grant.acked < invoked && grant.confirmed.is_some_and(|by| by < invoked)
+                });
+                match taken {
+                    Some(grant) => Err(format!("ready, though {:?} is confirmed", grant.id)),
+                    None => Ok(()),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn confirmed(
+        &mut self,
+        step: u64,
+        invoked: u64,
+        code: usize,
+        id: ActivationId,
+        heard: &Heard,
+        now: Timestamp,
+    ) -> Result<(), String> {
+        let epochs = self.epochs.clone();
+        let of_code = self.of(code);
+        let Some(grant) = of_code.grants.iter().find(|grant| grant.id == id).cloned() else {
+            return Ok(());
+        };
+        match heard {
+            Heard::Confirmed => {
+                if grant.confirmed.is_some_and(|before| before < invoked) {
+                    return Err("confirmed twice".into());
+                }
+                if grant.released.is_some_and(|before| before < invoked) {
+                    return Err("confirmed after its release".into());
+                }
+                let other =
+                    of_code.grants.iter().find(|one| one.id != id && one.confirmed.is_some());
+                if let Some(other) = other {
+                    return Err(format!("confirmed besides {:?}", other.id));
+                }
+                for one in &mut of_code.grants {
+                    if one.id == id {
+                        one.confirmed = Some(step);
+                        one.may_be_closed.get_or_insert(step);
+                    }
+                }
+                Ok(())
+            }
+            Heard::Refused(Refusal::ActivationNotFound | Refusal::TokenInvalid) => {
+                let closed = grant.may_be_closed.is_some();
+                let fenced = epochs.iter().any(|epoch| *epoch >= grant.invoked);
+                if closed || fenced || now.plus(SLACK) >= grant.expires_at {
+                    Ok(())
+                } else {
+                    Err("an activation that was granted cannot be confirmed".into())
+                }
+            }
+            Heard::Refused(Refusal::TokenUsed) => Ok(()),
+            _ => Ok(()),
+        }
+    }
+
+    fn released(
+        &mut self,
+        step: u64,
+        invoked: u64,
+        code: usize,
+        id: ActivationId,
+        heard: &Heard,
+    ) -> Result<(), String> {
+        let fenced = self.epochs.clone();
+        let of_code = self.of(code);
+        let Some(grant) = of_code.grants.iter_mut().find(|grant| grant.id == id) else {
+            return Ok(());
+        };
+        match heard {
+            Heard::Released { .. } => {
+                let lost = fenced.iter().any(|epoch| *epoch >= grant.invoked);
+                if grant.confirmed.is_some_and(|before| before < invoked) && !lost {
+                    return Err("released after it was confirmed".into());
+                }
+                grant.released = Some(step);
+                Ok(())
+            }
+            Heard::AlreadyConfirmed => {
+                if grant.released.is_some_and(|before| before < invoked) {
+                    return Err("confirmed after its release".into());
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn registered(
+        &mut self,
+        step: u64,
+        invoked: u64,
+        agent: usize,
+        heard: &Heard,
+    ) -> Result<(), String> {
+        let of_agent = *self.agent(agent);
+        if *heard == Heard::Registered {
+            if of_agent.revoked.is_some_and(|(by, _)| by < invoked && !self.epoch_since(by)) {
+                return Err("a revoked server registered again".into());
+            }
+            self.agent(agent).registered.get_or_insert(step);
+        }
+        Ok(())
+    }
+
+    fn checked_in(
+        &mut self,
+        invoked: u64,
+        server: usize,
+        agent: usize,
+        heard: &Heard,
+    ) -> Result<(), String> {
+        let of_agent = *self.agent(agent);
+        let lost = |by: u64| self.epoch_since(by);
+        match heard {
+            // Other servers are told within a second; the one that answered the revocation knows.
+            Heard::Active
+                if of_agent
+                    .revoked
+                    .is_some_and(|(by, at)| by < invoked && at == server && !lost(by)) =>
+            {
+                Err("a revoked server may go on".into())
+            }
+            Heard::Refused(Refusal::ServerNotFound)
+                if of_agent.registered.is_some_and(|by| by < invoked && !lost(by)) =>
+            {
+                Err("a registered server is not found".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn set_revoked(
+        &mut self,
+        step: u64,
+        invoked: u64,
+        server: usize,
+        (agent, revoked): (usize, bool),
+        heard: &Heard,
+    ) -> Result<(), String> {
+        if *heard == Heard::Done && revoked {
+            let of_agent = self.agent(agent);
+            // Whoever asked to restore it meanwhile may have come later.
+            if of_agent.restore_invoked.is_none_or(|by| by < invoked) {
+                let pending_restore = self.operations.iter().any(|one| {
+                    one.asked == Asked::SetRevoked { agent, revoked: false }
+                        && one
+                            .heard
+                            .as_ref()
+                            .is_none_or(|(at, heard)| heard.is_perhaps() || *at > invoked)
+                });
+                if !pending_restore {
+                    self.agent(agent).revoked = Some((step, server));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How many requests there were.
+    pub fn operations(&self) -> usize {
+        self.operations.len()
+    }
+
+    /// Requests that have heard nothing yet.
+    pub fn unanswered(&self) -> Vec<usize> {
+        let open = self.operations.iter().enumerate().filter(|(_, one)| one.heard.is_none());
+        open.map(|(number, _)| number).collect()
+    }
+
+    /// Notes something that was found wrong from outside.
+    pub fn found(&mut self, step: u64, operation: Option<usize>, what: &str) {
+        self.violated(step, operation.unwrap_or(usize::MAX), what);
+    }
+
+    /// Who holds `code` for sure at `now`, by which activation and for which host: it was granted,
+    /// nobody has asked for anything that closes it, and its token is good for a while.
+    pub fn holder(&self, code: usize, now: Timestamp) -> Option<(usize, ActivationId, usize)> {
+        let of_code = self.codes.get(code)?;
+        let grant = of_code.grants.iter().find(|grant| {
+            grant.may_be_closed.is_none()
+                && grant.confirm_invoked.is_none()
+                && now.plus(2 * SLACK) < grant.expires_at
+                && !self.epoch_since(grant.invoked)
+        })?;
+        Some((grant.machine, grant.id, grant.host))
+    }
+
+    /// Activations that were granted, and that no epoch can have lost.
+    pub fn granted_for_sure(&self) -> Vec<ActivationId> {
+        let all = self.codes.iter().flat_map(|of_code| &of_code.grants);
+        all.filter(|grant| !self.epoch_since(grant.invoked)).map(|grant| grant.id).collect()
+    }
+
+    /// The machine that was last granted the code.
+    pub fn was_granted(&self, code: usize) -> Option<usize> {
+        Some(self.codes.get(code)?.grants.last()?.machine)
+    }
+
+    /// Whether any epoch has begun.
+    pub fn fenced(&self) -> bool {
+        !self.epochs.is_empty()
+    }
+
+    /// Whether an agent is revoked for sure.
+    pub fn is_revoked(&self, agent: usize) -> bool {
+        let of_agent = self.agents.get(agent).copied().unwrap_or_default();
+        of_agent.revoked.is_some_and(|(by, _)| !self.epoch_since(by))
+    }
+
+    /// What a request asked for.
+    pub fn asked(&self, operation: usize) -> Option<Asked> {
+        self.operations.get(operation).map(|one| one.asked.clone())
+    }
+
+    /// What a request heard.
+    pub fn heard(&self, operation: usize) -> Option<Heard> {
+        self.operations.get(operation)?.heard.clone().map(|(_, heard)| heard)
+    }
+
+    /// The operations of a code that may have changed it: who asked for an activate that was not
+    /// answered with a refusal.
+    pub fn perhaps_taken(&self, code: usize) -> Vec<usize> {
+        let taken = self.operations.iter().filter_map(|one| match (&one.asked, &one.heard) {
+            (Asked::Activate { code: of, machine, .. }, heard) if *of == code => {
+                let may_have = heard.as_ref().is_none_or(|(_, heard)| {
+                    heard.is_perhaps() || matches!(heard, Heard::Granted { .. })
+                });
+                may_have.then_some(*machine)
+            }
+            _ => None,
+        });
+        taken.collect()
+    }
+
+    /// Requests on `code` under way, by what they are.
+    pub fn under_way(&self, code: usize) -> Vec<&Asked> {
+        let open = self.operations.iter().filter(|one| one.heard.is_none());
+        open.map(|one| &one.asked).filter(|asked| asked.code() == Some(code)).collect()
+    }
+}

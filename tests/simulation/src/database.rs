@@ -1,0 +1,779 @@
+//! A model of the database that servers share: its guards, its transactions, its synchronous standby,
+//! and how it and the way to it fail. What a commit writes and when a guard holds is the same as the
+//! engine's statements have it; a test of the storage crate holds both against each other.
+//!
+//! A commit is atomic and takes no time here. What takes time in reality (the way there, the standby,
+//! the way back) are states: a commit that *waits* for the standby is not visible, and holds its rows.
+
+use crate::chance::Chance;
+use crate::coverage::{Coverage, State};
+use crate::planted::{Fault, Planted};
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::activation::{
+    Activation, ActivationId, ActivationNumber, ActivationRef, ActivationState,
+};
+use iptunnel_domain::audit::{Action, Actor, Event, Head};
+use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState};
+use iptunnel_domain::lookup::KeyedHash;
+use iptunnel_domain::server::{Server, ServerId, ServerNumber};
+use iptunnel_storage::{
+    Attempts, Change, Charged, CommitError, Counted, Counter, Entry, Finding, Frontier, Listener,
+    Mark, ReadError, Setting, Shared, Sighting, Store, Verdict, Write,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What a database holds.
+#[derive(Clone, Default)]
+pub struct Tables {
+    /// By their numbers.
+    pub codes: BTreeMap<u64, Code>,
+    /// By their numbers.
+    pub activations: BTreeMap<u64, Activation>,
+    servers: BTreeMap<ServerId, Server>,
+    seen: BTreeMap<ServerId, Timestamp>,
+    counters: BTreeMap<(u64, Timestamp), u32>,
+    settings: BTreeMap<String, String>,
+    /// The events of each process, in their order.
+    events: Vec<(u32, Event)>,
+    /// The last batch of each process.
+    batches: BTreeMap<u32, u64>,
+    epoch: u64,
+}
+
+/// A row, for whoever must wait for who holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Row {
+    Code(u64),
+    Activation(u64),
+    Server(ServerId),
+    Process(u32),
+}
+
+/// A transaction on its way.
+#[derive(Clone)]
+struct Transaction {
+    process: u32,
+    batch: u64,
+    rows: BTreeSet<Row>,
+    writes: Vec<Write>,
+}
+
+/// The way between the primary and its standby.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standby {
+    /// It confirms every commit before that is answered.
+    Synchronous,
+    /// It is cut off: commits wait for it.
+    CutOff,
+    /// Commits are answered before it has them.
+    Asynchronous,
+}
+
+struct Cluster {
+    primary: Tables,
+    /// What the standby has of it.
+    replica: Tables,
+    /// Commits that wait for the standby: not visible, and their rows are held.
+    waiting: Vec<Transaction>,
+    /// Whether something is visible that the standby lacks, though commits wait for it.
+    unconfirmed: bool,
+    standby: Standby,
+    next_process: u32,
+    next_server: u32,
+    timeline: u32,
+    chance: Chance,
+    coverage: Coverage,
+    trace: Vec<String>,
+    reachable: bool,
+    planted: Planted,
+}
+
+/// The database, as whoever brings trouble sees it.
+#[derive(Clone)]
+pub struct Database(Arc<Mutex<Cluster>>);
+
+impl Database {
+    /// A fresh one.
+    pub fn new(standby: Standby, chance: Chance, planted: Planted) -> Self {
+        let tables = Tables { epoch: 1, ..Tables::default() };
+        Self(Arc::new(Mutex::new(Cluster {
+            primary: tables.clone(),
+            replica: tables,
+            waiting: Vec::new(),
+            unconfirmed: false,
+            standby,
+            next_process: 1,
+            next_server: 0,
+            timeline: 1,
+            chance,
+            coverage: Coverage::default(),
+            trace: Vec::new(),
+            reachable: true,
+            planted,
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Cluster> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it holds, for whoever looks when all is over.
+    pub fn tables(&self) -> Tables {
+        self.lock().primary.clone()
+    }
+
+    /// What was reached since this was last asked.
+    pub fn coverage(&self) -> Coverage {
+        std::mem::take(&mut self.lock().coverage)
+    }
+
+    /// What happened since this was last asked.
+    pub fn trace(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().trace)
+    }
+
+    /// Nobody reaches it, or everybody does again.
+    pub fn set_reachable(&self, reachable: bool) {
+        self.lock().reachable = reachable;
+    }
+
+    /// The standby is cut off from its primary.
+    pub fn cut_off(&self) {
+        let mut cluster = self.lock();
+        if cluster.standby == Standby::Synchronous {
+            cluster.standby = Standby::CutOff;
+        }
+    }
+
+    /// The standby is there again and catches up: what waited for it is confirmed.
+    pub fn rejoin(&self) {
+        let cluster = &mut *self.lock();
+        if cluster.standby == Standby::CutOff {
+            cluster.standby = Standby::Synchronous;
+            cluster.end_waiting();
+        }
+        cluster.replica = cluster.primary.clone();
+        cluster.unconfirmed = false;
+    }
+
+    /// The primary is started again, or its sessions are ended: what waited is visible, though no
+    /// standby has it.
+    pub fn restart(&self) {
+        let cluster = &mut *self.lock();
+        if !cluster.waiting.is_empty() {
+            cluster.coverage.reach(State::VisibleUnconfirmed);
+            cluster.unconfirmed = true;
+            cluster.end_waiting();
+        }
+    }
+
+    /// The primary is lost and its standby promoted; a new standby stands beside it.
+    pub fn fail_over(&self) {
+        let cluster = &mut *self.lock();
+        if !cluster.waiting.is_empty() || cluster.unconfirmed {
+            cluster.coverage.reach(State::LostUnconfirmed);
+        }
+        if cluster.standby == Standby::Asynchronous {
+            cluster.coverage.reach(State::LostAcknowledged);
+        } else {
+            cluster.standby = Standby::Synchronous;
+        }
+        cluster.waiting.clear();
+        cluster.unconfirmed = false;
+        cluster.primary = cluster.replica.clone();
+        cluster.timeline += 1;
+    }
+
+    /// An asynchronous standby catches up.
+    pub fn catch_up(&self) {
+        let cluster = &mut *self.lock();
+        if cluster.standby == Standby::Asynchronous {
+            cluster.replica = cluster.primary.clone();
+        }
+    }
+
+    /// Events from the `from`th on, and who wrote each.
+    pub fn events_from(&self, from: usize) -> Vec<(u32, Event)> {
+        self.lock().primary.events.get(from..).unwrap_or_default().to_vec()
+    }
+
+    /// How many events there are: fewer than before where a tail was lost.
+    pub fn events(&self) -> usize {
+        self.lock().primary.events.len()
+    }
+
+    /// The epoch it is in.
+    pub fn epoch(&self) -> u64 {
+        self.lock().primary.epoch
+    }
+
+    /// A start of a server.
+    pub fn open(&self) -> Result<Connection, ReadError> {
+        let cluster = &mut *self.lock();
+        cluster.reach()?;
+        let process = cluster.next_process;
+        cluster.next_process += 1;
+        cluster.primary.batches.insert(process, 0);
+        // The row of a start is a commit like any other, and there before the server serves.
+        if cluster.standby != Standby::Asynchronous {
+            cluster.replica.batches.insert(process, 0);
+        }
+        let (epoch, timeline) = (cluster.primary.epoch, cluster.timeline);
+        let others = BTreeMap::new();
+        let own = Own { process, batch: 0, in_doubt: false, epoch, timeline, others };
+        Ok(Connection { database: self.clone(), own: Mutex::new(own), process })
+    }
+}
+
+impl Cluster {
+    fn reach(&self) -> Result<(), ReadError> {
+        if self.reachable { Ok(()) } else { Err(ReadError("the database is away".into())) }
+    }
+
+    fn end_waiting(&mut self) {
+        for transaction in std::mem::take(&mut self.waiting) {
+            self.primary.batches.insert(transaction.process, transaction.batch);
+            for write in transaction.writes {
+                self.primary.write(transaction.process, write, &mut self.next_server);
+            }
+        }
+    }
+
+    /// Writes a batch of `process`: what of it holds its guards, and the rows it holds meanwhile.
+    fn judge(&self, process: u32, changes: &[Change]) -> Judged {
+        let mut scratch = self.primary.clone();
+        let mut next_server = self.next_server;
+        let (mut verdicts, mut writes) = (Vec::with_capacity(changes.len()), Vec::new());
+        let mut rows = BTreeSet::from([Row::Process(process)]);
+        for change in changes {
+            rows.extend(change.0.iter().filter_map(row));
+            if scratch.holds(change, &self.planted) {
+                for write in &change.0 {
+                    scratch.write(process, write.clone(), &mut next_server);
+                    writes.push(write.clone());
+                }
+                verdicts.push(Verdict::Written);
+            } else {
+                verdicts.push(Verdict::Conflict);
+            }
+        }
+        Judged { verdicts, writes, rows }
+    }
+}
+
+struct Judged {
+    verdicts: Vec<Verdict>,
+    writes: Vec<Write>,
+    rows: BTreeSet<Row>,
+}
+
+/// The activation that a change closes: the code of the change must be held by it, or by none where
+/// it closes none.
+fn closed_by(Change(writes): &Change) -> Option<ActivationRef> {
+    writes.iter().find_map(|write| match write {
+        Write::Activation(activation) if activation.version > 1 => Some(activation.at),
+        _ => None,
+    })
+}
+
+fn row(write: &Write) -> Option<Row> {
+    Some(match write {
+        Write::Code(code) => Row::Code(code.number.0),
+        Write::Activation(activation) => Row::Activation(activation.at.number.0),
+        Write::Server(server) => Row::Server(server.id),
+        Write::ForgetCode(number, _) => Row::Code(number.0),
+        Write::ForgetActivation(number, _) => Row::Activation(number.0),
+        _ => return None,
+    })
+}
+
+impl Tables {
+    /// Whether every guard of a change holds, as the engine's statements have it.
+    fn holds(&self, change: &Change, planted: &Planted) -> bool {
+        change.0.iter().all(|write| match write {
+            Write::Code(code) if code.version == 1 => {
+                !self.codes.contains_key(&code.number.0)
+                    && self.codes.values().all(|other| other.hash != code.hash)
+            }
+            Write::Code(code) => {
+                let Some(before) = self.codes.get(&code.number.0) else { return false };
+                let holder = match before.state {
+                    CodeState::Issued => None,
+                    CodeState::Consumed(by) => Some(by),
+                };
+                planted.has(Fault::NoGuard)
+                    || before.version + 1 == code.version
+                        && (planted.has(Fault::GuardByVersion) || holder == closed_by(change))
+            }
+            Write::Activation(activation) if activation.version == 1 => {
+                let closes = |one: &Activation| {
+                    change.0.iter().any(|write| {
+                        matches!(write, Write::Activation(other)
+                            if other.at == one.at && other.version > 1)
+                    })
+                };
+                let holds_the_code = |one: &Activation| {
+                    one.code == activation.code
+                        && one.state == ActivationState::Open
+                        && !closes(one)
+                };
+                !self.activations.contains_key(&activation.at.number.0)
+                    && self.activations.values().all(|one| one.at.id != activation.at.id)
+                    && !self.activations.values().any(holds_the_code)
+            }
+            Write::Activation(activation) => {
+                let before = self.activations.get(&activation.at.number.0);
+                before.is_some_and(|before| before.version + 1 == activation.version)
+            }
+            Write::Server(server) if server.version == 1 => !self.servers.contains_key(&server.id),
+            Write::Server(server) => {
+                let before = self.servers.get(&server.id);
+                before.is_some_and(|before| before.version + 1 == server.version)
+            }
+            Write::ForgetCode(number, version) => {
+                self.codes.get(&number.0).is_some_and(|code| code.version == *version)
+            }
+            Write::ForgetActivation(number, version) => {
+                self.activations.get(&number.0).is_some_and(|one| one.version == *version)
+            }
+            Write::CheckIns(_)
+            | Write::Counters(_)
+            | Write::Audit(_)
+            | Write::Attempt(_)
+            | Write::Setting(_) => true,
+        })
+    }
+
+    fn write(&mut self, process: u32, write: Write, next_server: &mut u32) {
+        match write {
+            Write::Code(code) => {
+                self.codes.insert(code.number.0, code);
+            }
+            Write::Activation(activation) => {
+                self.activations.insert(activation.at.number.0, activation);
+            }
+            Write::Server(mut server) => {
+                if server.version == 1 {
+                    server.number = ServerNumber(*next_server);
+                    *next_server += 1;
+                } else if let Some(before) = self.servers.get(&server.id) {
+                    server.number = before.number;
+                }
+                self.seen.insert(server.id, server.last_checkin);
+                self.servers.insert(server.id, server);
+            }
+            Write::ForgetCode(number, _) => {
+                self.codes.remove(&number.0);
+            }
+            Write::ForgetActivation(number, _) => {
+                self.activations.remove(&number.0);
+            }
+            Write::Audit(event) => self.events.push((process, event.as_ref().clone())),
+            Write::Setting(Setting { key, value: Some(value) }) => {
+                self.settings.insert(key, value);
+            }
+            Write::Setting(Setting { key, value: None }) => {
+                self.settings.remove(&key);
+            }
+            Write::CheckIns(_) | Write::Counters(_) | Write::Attempt(_) => {}
+        }
+    }
+
+    /// Makes what could be spent void, in the next epoch.
+    fn void(&mut self, process: u32, why: &str) {
+        self.epoch += 1;
+        for code in self.codes.values_mut() {
+            if code.state == CodeState::Issued && code.expires_at > code.issued_at {
+                code.expires_at = code.issued_at;
+                code.version += 1;
+            }
+        }
+        for one in self.activations.values_mut() {
+            if one.state == ActivationState::Open && one.expires_at > one.opened_at {
+                one.expires_at = one.opened_at;
+                one.version += 1;
+            }
+        }
+        let event = Event::new(Action::StoreFenced, Actor::Administrator, Timestamp(0), None);
+        self.events.push((process, Event { detail: why.to_owned(), ..event }));
+    }
+}
+
+/// What a server knows of its own commits.
+struct Own {
+    process: u32,
+    batch: u64,
+    in_doubt: bool,
+    epoch: u64,
+    /// Of the primary that took the last commit.
+    timeline: u32,
+    /// What other processes had committed when the mark was last written.
+    others: BTreeMap<u32, u64>,
+}
+
+/// One start of a server on the database.
+pub struct Connection {
+    database: Database,
+    own: Mutex<Own>,
+    /// As it was at the start.
+    process: u32,
+}
+
+impl Connection {
+    fn own(&self) -> MutexGuard<'_, Own> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Tables) -> T) -> Result<T, ReadError> {
+        let cluster = self.database.lock();
+        cluster.reach()?;
+        Ok(read(&cluster.primary))
+    }
+
+    /// What became of a batch in doubt, where that can be told.
+    fn settle(cluster: &mut Cluster, own: &mut Own) -> Result<(), CommitError> {
+        let refused = |words: &str| CommitError::Refused(words.to_owned());
+        if cluster.waiting.iter().any(|waiting| waiting.process == own.process) {
+            return Err(refused("the commit in doubt still waits for the standby"));
+        }
+        // Finding out writes, and so waits for the standby as well.
+        if cluster.standby == Standby::CutOff {
+            return Err(refused("nothing is confirmed by the standby"));
+        }
+        match cluster.primary.batches.get(&own.process) {
+            Some(found) if *found == own.batch => cluster.coverage.reach(State::ReadBackWritten),
+            Some(found) if found + 1 == own.batch => {
+                cluster.coverage.reach(State::ReadBackNever);
+                cluster.set_batch(own.process, own.batch);
+            }
+            _ => return Err(Self::begin_anew(cluster, own)),
+        }
+        own.in_doubt = false;
+        Ok(())
+    }
+
+    /// The database lacks what was acknowledged.
+    fn begin_anew(cluster: &mut Cluster, own: &mut Own) -> CommitError {
+        let epoch = begin(cluster, own.epoch, "the database lacked what had been acknowledged");
+        let process = cluster.next_process;
+        cluster.next_process += 1;
+        cluster.set_batch(process, 0);
+        let (timeline, others) = (cluster.timeline, BTreeMap::new());
+        *own = Own { process, batch: 0, in_doubt: false, epoch, timeline, others };
+        CommitError::Refused("a new epoch has begun".into())
+    }
+}
+
+impl Cluster {
+    fn set_batch(&mut self, process: u32, batch: u64) {
+        self.primary.batches.insert(process, batch);
+        if self.standby == Standby::Synchronous {
+            self.replica.batches.insert(process, batch);
+        }
+    }
+}
+
+/// Lets the epoch after `last` begin, unless a later one has; the present one.
+fn begin(cluster: &mut Cluster, last: u64, why: &str) -> u64 {
+    if cluster.primary.epoch > last {
+        cluster.coverage.reach(State::EpochFoundBegun);
+        return cluster.primary.epoch;
+    }
+    cluster.coverage.reach(State::EpochBegan);
+    cluster.trace.push(format!("epoch {} begins: {why}", last + 1));
+    cluster.primary.epoch = last;
+    let process = cluster.next_process;
+    cluster.next_process += 1;
+    cluster.primary.void(process, why);
+    // It is answered when the standby has it.
+    if cluster.standby == Standby::Synchronous {
+        cluster.replica = cluster.primary.clone();
+    }
+    cluster.primary.epoch
+}
+
+impl Store for Connection {
+    fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
+        let (cluster, own) = (&mut *self.database.lock(), &mut *self.own());
+        let away = |error: ReadError| CommitError::Refused(error.0);
+        cluster.reach().map_err(away)?;
+        if own.timeline != cluster.timeline {
+            own.timeline = cluster.timeline;
+            // What is known of others must be there before anything is decided on what is.
+            let lacks = |(id, batch): (&u32, &u64)| cluster.primary.batches.get(id) < Some(batch);
+            if own.others.iter().any(lacks) {
+                return Err(Self::begin_anew(cluster, own));
+            }
+            if !cluster.planted.has(Fault::SilentFailover) {
+                return Err(CommitError::Refused("another primary has taken over".into()));
+            }
+        }
+        if changes.is_empty() && cluster.planted.has(Fault::NoBarrier) && !own.in_doubt {
+            return Ok(Vec::new());
+        }
+        if own.in_doubt {
+            Self::settle(cluster, own)?;
+        }
+        if cluster.primary.batches.get(&own.process) != Some(&own.batch) {
+            return Err(Self::begin_anew(cluster, own));
+        }
+        let Judged { verdicts, writes, rows } = cluster.judge(own.process, changes);
+        own.batch += 1;
+        if cluster.waiting.iter().any(|waiting| !waiting.rows.is_disjoint(&rows)) {
+            // It waits for rows that are held, until its connection is given up.
+            own.in_doubt = true;
+            cluster.coverage.reach(State::Unknown);
+            return Err(CommitError::Unknown("rows are held".into()));
+        }
+        let fate = cluster.chance.below(60);
+        if fate == 0 {
+            // The connection broke on the way there, and nothing could be asked for long.
+            own.in_doubt = true;
+            cluster.coverage.reach(State::Unknown);
+            return Err(CommitError::Unknown("the connection broke".into()));
+        }
+        let transaction = Transaction { process: own.process, batch: own.batch, rows, writes };
+        cluster.waiting.push(transaction);
+        if cluster.standby == Standby::CutOff {
+            cluster.coverage.reach(State::WaitedForStandby);
+            cluster.coverage.reach(State::Unknown);
+            own.in_doubt = true;
+            return Err(CommitError::Unknown("no standby confirms".into()));
+        }
+        cluster.end_waiting();
+        if cluster.standby == Standby::Synchronous {
+            cluster.replica = cluster.primary.clone();
+        }
+        if fate == 1 {
+            // The connection broke on the way back.
+            own.in_doubt = true;
+            if cluster.chance.one_in(2) {
+                cluster.coverage.reach(State::Unknown);
+                return Err(CommitError::Unknown("the connection broke".into()));
+            }
+            Self::settle(cluster, own)?;
+        }
+        if verdicts.contains(&Verdict::Conflict) {
+            cluster.coverage.reach(State::Conflict);
+        }
+        own.epoch = own.epoch.max(cluster.primary.epoch);
+        Ok(verdicts)
+    }
+
+    fn shared(&self) -> Option<&dyn Shared> {
+        Some(self)
+    }
+
+    fn mark(&self) -> Option<Mark> {
+        let (cluster, mut own) = (self.database.lock(), self.own());
+        let commits = own.batch.saturating_sub(u64::from(own.in_doubt));
+        // What is visible may be on no standby.
+        let unconfirmed = cluster.unconfirmed || cluster.standby == Standby::CutOff;
+        let moved = own.timeline != cluster.timeline;
+        if !unconfirmed && !moved && !cluster.planted.has(Fault::OwnMark) {
+            own.others = cluster.primary.batches.clone();
+        }
+        let process = own.process;
+        own.others.remove(&process);
+        let others = own.others.iter().map(|(id, batch)| (id.to_string(), *batch)).collect();
+        let process = process.to_string();
+        Some(Mark { epoch: own.epoch, process, commits, timeline: own.timeline, others })
+    }
+
+    fn holds(&self, mark: &Mark) -> Result<bool, ReadError> {
+        self.read(|tables| {
+            let own = [(mark.process.clone(), mark.commits)];
+            let mut all = own.iter().chain(&mark.others);
+            all.all(|(process, commits)| {
+                let found = process.parse().ok().and_then(|id: u32| tables.batches.get(&id));
+                found.is_some_and(|found| found >= commits)
+            }) && tables.epoch >= mark.epoch
+        })
+    }
+
+    fn begin_epoch(&self, last: u64, why: &str, _: Timestamp) -> Result<u64, CommitError> {
+        let (cluster, own) = (&mut *self.database.lock(), &mut *self.own());
+        cluster.reach().map_err(|error| CommitError::Refused(error.0))?;
+        if cluster.standby == Standby::CutOff {
+            return Err(CommitError::Refused("no standby confirms".into()));
+        }
+        let epoch = begin(cluster, last, why);
+        own.epoch = own.epoch.max(epoch);
+        Ok(epoch)
+    }
+
+    fn close(&self) {}
+
+    fn frontier(&self) -> Result<Frontier, ReadError> {
+        Ok(Frontier::default())
+    }
+
+    fn code(&self, hash: CodeHash) -> Result<Option<Code>, ReadError> {
+        self.read(|tables| tables.codes.values().find(|code| code.hash == hash).cloned())
+    }
+
+    fn activation(&self, id: ActivationId) -> Result<Option<Activation>, ReadError> {
+        self.read(|tables| tables.activations.values().find(|one| one.at.id == id).cloned())
+    }
+
+    fn server(&self, number: ServerNumber) -> Result<Option<Server>, ReadError> {
+        self.read(|tables| tables.servers.values().find(|one| one.number == number).cloned())
+    }
+
+    fn servers_before(
+        &self,
+        before: Option<ServerNumber>,
+        limit: usize,
+    ) -> Result<Vec<Server>, ReadError> {
+        self.read(|tables| {
+            let mut servers: Vec<Server> = tables.servers.values().cloned().collect();
+            servers.retain(|server| before.is_none_or(|before| server.number < before));
+            servers.sort_by_key(|server| std::cmp::Reverse(server.number));
+            servers.truncate(limit);
+            servers
+        })
+    }
+
+    fn each_server(&self, each: &mut dyn FnMut(Server)) -> Result<(), ReadError> {
+        self.read(|tables| tables.servers.values().cloned().for_each(each))
+    }
+
+    fn each_counter(&self, _: &mut dyn FnMut(u32, Counter)) -> Result<(), ReadError> {
+        Ok(())
+    }
+
+    fn follow(&self, _: Listener) {}
+
+    fn audit_head(&self) -> Result<Head, ReadError> {
+        Ok(Head::default())
+    }
+
+    fn audit_from(&self, _: u64, _: &mut dyn FnMut(Entry) -> bool) -> Result<(), ReadError> {
+        Ok(())
+    }
+
+    fn audit_before(&self, _: u64, _: &mut dyn FnMut(Entry) -> bool) -> Result<(), ReadError> {
+        Ok(())
+    }
+
+    fn audit_number_at(&self, _: Timestamp) -> Result<u64, ReadError> {
+        Ok(1)
+    }
+
+    fn attempts(&self, _: CodeHash) -> Result<Attempts, ReadError> {
+        Ok(Attempts::default())
+    }
+
+    fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {
+        self.read(|tables| tables.settings.clone().into_iter().collect())
+    }
+
+    fn newest_codes(&self, _: usize) -> Result<Vec<Code>, ReadError> {
+        Ok(Vec::new())
+    }
+
+    fn newest_activations(&self, _: usize) -> Result<Vec<Activation>, ReadError> {
+        Ok(Vec::new())
+    }
+
+    fn oldest_codes(
+        &self,
+        after: Option<CodeNumber>,
+        limit: usize,
+    ) -> Result<Vec<Code>, ReadError> {
+        let first = after.map_or(0, |number| number.0 + 1);
+        self.read(|tables| {
+            tables.codes.range(first..).take(limit).map(|(_, code)| code.clone()).collect()
+        })
+    }
+
+    fn oldest_activations(
+        &self,
+        after: Option<ActivationNumber>,
+        limit: usize,
+    ) -> Result<Vec<Activation>, ReadError> {
+        let first = after.map_or(0, |number| number.0 + 1);
+        self.read(|tables| {
+            tables.activations.range(first..).take(limit).map(|(_, one)| one.clone()).collect()
+        })
+    }
+}
+
+impl Shared for Connection {
+    fn process(&self) -> u32 {
+        self.process
+    }
+
+    fn servers_of(&self, ids: &[ServerId]) -> Result<Vec<Option<Server>>, ReadError> {
+        self.read(|tables| ids.iter().map(|id| tables.servers.get(id).cloned()).collect())
+    }
+
+    fn check_in(&self, seen: Vec<Sighting>) -> Result<Vec<Sighting>, ReadError> {
+        let cluster = &mut *self.database.lock();
+        cluster.reach()?;
+        for Sighting { seen, id } in seen {
+            let last = cluster.primary.seen.entry(id).or_default();
+            *last = (*last).max(seen.at);
+        }
+        Ok(Vec::new())
+    }
+
+    fn seen_elsewhere(&self) -> Result<Vec<(ServerId, Timestamp)>, ReadError> {
+        Ok(Vec::new())
+    }
+
+    fn agree(&self, _: &str, _: KeyedHash) -> Result<bool, ReadError> {
+        Ok(true)
+    }
+
+    fn charge(&self, requests: Vec<Vec<Counted>>) -> Result<Vec<Charged>, ReadError> {
+        let cluster = &mut *self.database.lock();
+        cluster.reach()?;
+        let counters = &mut cluster.primary.counters;
+        let mut charged = Vec::with_capacity(requests.len());
+        for request in &requests {
+            let place = |one: &Counted| (one.key, one.window_end);
+            let granted = request
+                .iter()
+                .all(|one| counters.get(&place(one)).copied().unwrap_or(0) < one.allowed);
+            let mut used = Vec::with_capacity(request.len());
+            for one in request {
+                let count = counters.entry(place(one)).or_default();
+                *count += u32::from(granted);
+                used.push(*count);
+            }
+            charged.push(Charged { granted, used });
+        }
+        Ok(charged)
+    }
+
+    fn give_back(&self, counters: Vec<(u64, Timestamp)>) -> Result<(), ReadError> {
+        let cluster = &mut *self.database.lock();
+        cluster.reach()?;
+        if cluster.planted.has(Fault::KeepCharges) {
+            return Ok(());
+        }
+        for place in counters {
+            if let Some(count) = cluster.primary.counters.get_mut(&place) {
+                *count = count.saturating_sub(1);
+            }
+        }
+        Ok(())
+    }
+
+    fn examine(&self) -> Result<Vec<Finding>, ReadError> {
+        Ok(Vec::new())
+    }
+
+    fn forget_counters(&self, now: Timestamp, _: u32) -> Result<(), ReadError> {
+        let cluster = &mut *self.database.lock();
+        cluster.reach()?;
+        cluster.primary.counters.retain(|(_, end), _| *end > now);
+        Ok(())
+    }
+
+    fn clock(&self) -> Result<u64, ReadError> {
+        Ok(0)
+    }
+}

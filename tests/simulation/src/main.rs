@@ -1,0 +1,101 @@
+//! The whole server under one seeded scheduler in virtual time: the real rules, the real actors and
+//! the real embedded store, or a model of the database that servers share; callers as they really
+//! behave; and trouble. Every answer is held against what was answered before.
+//!
+//! A seed replays exactly. Run by `scripts/simulate`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod book;
+mod chance;
+mod client;
+mod coverage;
+mod database;
+mod layer;
+mod planted;
+mod server;
+mod world;
+
+use clap::Parser;
+use coverage::{Coverage, State};
+use planted::{Fault, Planted};
+use std::process::ExitCode;
+use world::Kind;
+
+/// Runs simulated worlds and says what was found.
+#[derive(Parser)]
+struct Options {
+    /// How many seeds, of each world.
+    #[arg(long, default_value_t = 200)]
+    seeds: u64,
+    /// The first of them.
+    #[arg(long, default_value_t = 1)]
+    from: u64,
+    /// One seed only, with a trace of all that happens.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// One world only: shared, asynchronous or alone.
+    #[arg(long)]
+    world: Option<String>,
+    /// Plants a fault, to see that it is found; the run then succeeds where it is.
+    #[arg(long)]
+    plant: Vec<Fault>,
+    /// Says nothing of states that were not reached.
+    #[arg(long)]
+    no_coverage: bool,
+}
+
+const WORLDS: [(&str, Kind); 3] =
+    [("shared", Kind::Shared), ("asynchronous", Kind::Asynchronous), ("alone", Kind::Alone)];
+
+/// Seeds that failed, of one world, as many as are shown.
+const SHOWN: usize = 5;
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let planted = Planted(options.plant.clone());
+    let (mut coverage, mut failed) = (Coverage::default(), 0);
+    let seeds = match options.seed {
+        Some(seed) => seed..seed + 1,
+        None => options.from..options.from + options.seeds,
+    };
+    for (name, kind) in WORLDS {
+        if options.world.as_deref().is_some_and(|wanted| wanted != name) {
+            continue;
+        }
+        let (mut steps, mut requests, mut found) = (0, 0, Vec::new());
+        for seed in seeds.clone() {
+            let outcome = world::run(seed, kind, &planted, options.seed.is_some());
+            coverage.add(&outcome.coverage);
+            steps += outcome.steps;
+            requests += outcome.requests;
+            outcome.trace.iter().for_each(|line| println!("{line}"));
+            if let Some(first) = outcome.violations.first() {
+                found.push(seed);
+                if found.len() <= SHOWN {
+                    println!("{name}, seed {seed}: {first}");
+                }
+            }
+        }
+        failed += found.len();
+        println!(
+            "{name}: {} seeds, {steps} steps, {requests} requests, {} violations {:?}",
+            seeds.end - seeds.start,
+            found.len(),
+            found.iter().take(20).collect::<Vec<_>>(),
+        );
+    }
+    if !planted.0.is_empty() {
+        return if failed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    for state in State::ALL {
+        println!("{:>8} {state:?}", coverage.of(state));
+    }
+    let all = options.seed.is_none() && options.world.is_none() && !options.no_coverage;
+    let missed: Vec<State> =
+        State::ALL.into_iter().filter(|state| coverage.of(*state) == 0).collect();
+    if all && !missed.is_empty() {
+        println!("never reached, so nothing of it was tested: {missed:?}");
+        return ExitCode::FAILURE;
+    }
+    if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}

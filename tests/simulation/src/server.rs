@@ -1,0 +1,131 @@
+//! One server of a simulated world: its actors, run by hand, and what it keeps besides the store.
+
+use crate::chance::Chance;
+use crate::planted::Planted;
+use arc_swap::ArcSwap;
+use iptunnel_actors::stepped::{Step, Stepped};
+use iptunnel_actors::{Batches, Handles, Health, Observed, Parts, Tuning};
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::limit::Limits;
+use iptunnel_domain::lookup::LookupKey;
+use iptunnel_domain::time::Lifetimes;
+use iptunnel_storage::{Mark, Store};
+use std::sync::Arc;
+
+/// A running server.
+pub struct Running {
+    pub stepped: Stepped,
+    pub store: Arc<dyn Store>,
+    pub health: Arc<Health>,
+    /// The epoch in which it started: in a later one it ends.
+    pub epoch: u64,
+    /// Events it has been told of.
+    pub told: usize,
+}
+
+/// A server and what outlives its processes.
+#[derive(Default)]
+pub struct Site {
+    pub running: Option<Running>,
+    /// The file beside the store.
+    pub mark: Option<Mark>,
+    /// Until when by virtual milliseconds it stands still.
+    pub paused_until: u64,
+}
+
+/// What all servers of a world have in common.
+pub struct Common {
+    pub limits: Limits,
+    pub key: LookupKey,
+    pub planted: Planted,
+    pub permits: usize,
+}
+
+/// The lifetimes of all simulated servers: the defaults.
+pub fn life() -> Lifetimes {
+    Lifetimes::default()
+}
+
+impl Site {
+    /// Starts the server over `store`, as the real one starts: what the store must hold is looked at
+    /// first. `Err` where it does not come up.
+    pub fn start(
+        &mut self,
+        store: Arc<dyn Store>,
+        common: &Common,
+        now: Timestamp,
+        told: usize,
+        chance: &mut Chance,
+    ) -> Result<bool, String> {
+        let mut fenced = false;
+        if let Some(mark) = &self.mark
+            && !store.holds(mark).map_err(|error| error.to_string())?
+        {
+            let begun = store.begin_epoch(mark.epoch, "it lacked what had been acknowledged", now);
+            begun.map_err(|error| error.to_string())?;
+            fenced = true;
+            self.mark = store.mark();
+        }
+        let health = Arc::new(Health::default());
+        let tuning = Tuning {
+            lifetimes: life(),
+            limits: common.limits,
+            retention_seconds: 90 * 86_400,
+            checkin_flush_seconds: 1,
+            batches: Batches {
+                code_registry: 16,
+                activation: 16,
+                rate_limiter: 16,
+                server_registry: 16,
+                persistence: 8,
+            },
+        };
+        let parts = Parts {
+            store: Arc::clone(&store),
+            tuning: Arc::new(ArcSwap::from_pointee(tuning)),
+            permits: common.permits,
+            health: Arc::clone(&health),
+            observed: Observed::new(&mut prometheus_client::registry::Registry::default()),
+            random: chance.generator(),
+            lookup_key: common.key.clone(),
+            now,
+        };
+        let stepped = Stepped::start(parts).map_err(|error| error.to_string())?;
+        let epoch = store.mark().map_or(0, |mark| mark.epoch);
+        self.running = Some(Running { stepped, store, health, epoch, told });
+        Ok(fenced)
+    }
+}
+
+impl Running {
+    pub fn handles(&self) -> &Arc<Handles> {
+        self.stepped.handles()
+    }
+
+    /// Lets one of the things that can be done happen; what it was.
+    pub fn step(&mut self, chance: &mut Chance, ready: &mut Vec<Step>) -> Option<Step> {
+        self.stepped.ready(ready);
+        // A probe comes once a second, and is one of many things to do only by chance.
+        if ready.len() > 1 && !chance.one_in(8) {
+            ready.retain(|step| *step != Step::Probe);
+        }
+        let step = *chance.pick(ready)?;
+        self.stepped.step(step).then_some(step)
+    }
+
+    /// Does all there is to do.
+    pub fn settle(&mut self, ready: &mut Vec<Step>) -> usize {
+        let mut done = 0;
+        loop {
+            self.stepped.ready(ready);
+            let mut any = false;
+            for step in ready.iter().filter(|step| **step != Step::Probe) {
+                any |= self.stepped.step(*step);
+                done += 1;
+            }
+            if !any || done > 100_000 {
+                return done;
+            }
+        }
+    }
+}
