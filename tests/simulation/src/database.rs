@@ -82,6 +82,10 @@ struct Cluster {
     next_process: u32,
     next_server: u32,
     timeline: u32,
+    /// How many events each promoted standby had.
+    promoted: Vec<usize>,
+    /// Connections do not break by chance any more.
+    spared: bool,
     chance: Chance,
     coverage: Coverage,
     trace: Vec<String>,
@@ -106,6 +110,8 @@ impl Database {
             next_process: 1,
             next_server: 0,
             timeline: 1,
+            promoted: Vec::new(),
+            spared: false,
             chance,
             coverage: Coverage::default(),
             trace: Vec::new(),
@@ -183,6 +189,7 @@ impl Database {
         cluster.unconfirmed = false;
         cluster.primary = cluster.replica.clone();
         cluster.timeline += 1;
+        cluster.promoted.push(cluster.primary.events.len());
     }
 
     /// An asynchronous standby catches up.
@@ -201,6 +208,23 @@ impl Database {
     /// How many events there are: fewer than before where a tail was lost.
     pub fn events(&self) -> usize {
         self.lock().primary.events.len()
+    }
+
+    /// The timeline of the primary.
+    pub fn timeline(&self) -> u32 {
+        self.lock().timeline
+    }
+
+    /// How many events were there at the least since `timeline` was the present one.
+    pub fn shortest_since(&self, timeline: u32) -> usize {
+        let cluster = self.lock();
+        let since = cluster.promoted.get(timeline as usize - 1..).unwrap_or_default();
+        since.iter().copied().min().unwrap_or(usize::MAX)
+    }
+
+    /// From now on no connection breaks by chance.
+    pub fn spare(&self) {
+        self.lock().spared = true;
     }
 
     /// The epoch it is in.
@@ -526,7 +550,7 @@ impl Store for Connection {
             cluster.coverage.reach(State::Unknown);
             return Err(CommitError::Unknown("rows are held".into()));
         }
-        let fate = cluster.chance.below(60);
+        let fate = if cluster.spared { 2 } else { cluster.chance.below(60) };
         if fate == 0 {
             // The connection broke on the way there, and nothing could be asked for long.
             own.in_doubt = true;

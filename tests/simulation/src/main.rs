@@ -18,6 +18,7 @@ mod world;
 use clap::Parser;
 use coverage::{Coverage, State};
 use planted::{Fault, Planted};
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use world::Kind;
 
@@ -47,8 +48,16 @@ struct Options {
 const WORLDS: [(&str, Kind); 3] =
     [("shared", Kind::Shared), ("asynchronous", Kind::Asynchronous), ("alone", Kind::Alone)];
 
-/// Seeds that failed, of one world, as many as are shown.
-const SHOWN: usize = 5;
+/// Seeds that are named of a kind of violation.
+const SHOWN: usize = 8;
+
+/// A violation without what differs from seed to seed: of its first line the words.
+fn kind_of(violation: &str) -> String {
+    let first = violation.lines().next().unwrap_or_default();
+    let words = first.split_once(": ").map_or(first, |(_, words)| words);
+    let words = words.split_whitespace().filter(|word| word.chars().all(|c| !c.is_ascii_digit()));
+    words.take(12).collect::<Vec<_>>().join(" ")
+}
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -62,7 +71,8 @@ fn main() -> ExitCode {
         if options.world.as_deref().is_some_and(|wanted| wanted != name) {
             continue;
         }
-        let (mut steps, mut requests, mut found) = (0, 0, Vec::new());
+        let (mut steps, mut requests) = (0, 0);
+        let mut found: BTreeMap<String, Vec<u64>> = BTreeMap::new();
         for seed in seeds.clone() {
             let outcome = world::run(seed, kind, &planted, options.seed.is_some());
             coverage.add(&outcome.coverage);
@@ -70,19 +80,23 @@ fn main() -> ExitCode {
             requests += outcome.requests;
             outcome.trace.iter().for_each(|line| println!("{line}"));
             if let Some(first) = outcome.violations.first() {
-                found.push(seed);
-                if found.len() <= SHOWN {
+                let of_kind: &mut Vec<u64> = found.entry(kind_of(first)).or_default();
+                of_kind.push(seed);
+                if of_kind.len() == 1 {
                     println!("{name}, seed {seed}: {first}");
                 }
             }
         }
-        failed += found.len();
+        let violations: usize = found.values().map(Vec::len).sum();
+        failed += violations;
         println!(
-            "{name}: {} seeds, {steps} steps, {requests} requests, {} violations {:?}",
+            "{name}: {} seeds, {steps} steps, {requests} requests, {violations} violations",
             seeds.end - seeds.start,
-            found.len(),
-            found.iter().take(20).collect::<Vec<_>>(),
         );
+        for (kind, seeds) in found {
+            let first: Vec<u64> = seeds.iter().copied().take(SHOWN).collect();
+            println!("    {} times, first by seeds {first:?}: {kind}", seeds.len());
+        }
     }
     if !planted.0.is_empty() {
         return if failed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE };

@@ -21,6 +21,8 @@ pub struct Running {
     pub epoch: u64,
     /// Events it has been told of.
     pub told: usize,
+    /// The timeline on which it was.
+    pub timeline: u32,
 }
 
 /// A server and what outlives its processes.
@@ -31,6 +33,8 @@ pub struct Site {
     pub mark: Option<Mark>,
     /// Until when by virtual milliseconds it stands still.
     pub paused_until: u64,
+    /// For how many steps nothing of its goes to the store.
+    pub slow_for: u64,
 }
 
 /// What all servers of a world have in common.
@@ -54,7 +58,7 @@ impl Site {
         store: Arc<dyn Store>,
         common: &Common,
         now: Timestamp,
-        told: usize,
+        (told, timeline): (usize, u32),
         chance: &mut Chance,
     ) -> Result<bool, String> {
         let mut fenced = false;
@@ -92,7 +96,7 @@ impl Site {
         };
         let stepped = Stepped::start(parts).map_err(|error| error.to_string())?;
         let epoch = store.mark().map_or(0, |mark| mark.epoch);
-        self.running = Some(Running { stepped, store, health, epoch, told });
+        self.running = Some(Running { stepped, store, health, epoch, told, timeline });
         Ok(fenced)
     }
 }
@@ -103,10 +107,16 @@ impl Running {
     }
 
     /// Lets one of the things that can be done happen; what it was.
-    pub fn step(&mut self, chance: &mut Chance, ready: &mut Vec<Step>) -> Option<Step> {
+    pub fn step(
+        &mut self,
+        chance: &mut Chance,
+        ready: &mut Vec<Step>,
+        commits: bool,
+    ) -> Option<Step> {
         self.stepped.ready(ready);
+        ready.retain(|step| commits || !matches!(step, Step::Gather | Step::Write));
         // A probe comes once a second, and is one of many things to do only by chance.
-        if ready.len() > 1 && !chance.one_in(8) {
+        if ready.len() > 1 && !chance.one_in(3) {
             ready.retain(|step| *step != Step::Probe);
         }
         let step = *chance.pick(ready)?;

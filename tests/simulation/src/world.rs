@@ -45,7 +45,7 @@ const START: u64 = 1_900_000_000;
 /// Milliseconds that a request may take.
 const DEADLINE: u64 = 10_000;
 /// Codes of one run.
-const CODES: usize = 5;
+const CODES: usize = 3;
 /// Agents of one run.
 const AGENTS: usize = 3;
 
@@ -119,12 +119,15 @@ struct World {
     healed: bool,
     /// How rare trouble is.
     calm: u64,
+    /// Callers do not wait, change their minds, and ways to the store are often slow.
+    hectic: bool,
 }
 
 impl World {
     fn new(seed: u64, kind: Kind, planted: &Planted, traced: bool) -> Self {
         let mut chance = Chance::new(seed);
-        let (tight, calm) = (chance.one_in(4), chance.between(1, 6));
+        let (tight, calm) = (chance.one_in(6), chance.between(1, 12));
+        let hectic = chance.one_in(3);
         let allowed = move |policy| match policy {
             Policy::ActivatePerMachineDay if tight => 4,
             Policy::PrecheckPerMachineDay if tight => 8,
@@ -178,6 +181,7 @@ impl World {
             epoch: 1,
             healed: false,
             calm,
+            hectic,
         };
         (0..servers).for_each(|server| world.start(server));
         world
@@ -241,9 +245,16 @@ impl World {
     fn step_a_server(&mut self) {
         let running = self.running();
         let Some(server) = self.chance.pick(&running).copied() else { return };
+        let slow = self.chance.one_in(if self.hectic { 80 } else { 400 });
         let Some(site) = self.sites.get_mut(server) else { return };
+        if slow {
+            // Its way to the store is slow for a while, and all else goes on.
+            site.slow_for = self.chance.between(20, 400);
+        }
+        site.slow_for = site.slow_for.saturating_sub(1);
+        let commits = site.slow_for == 0;
         let Some(running) = &mut site.running else { return };
-        let step = running.step(&mut self.chance, &mut self.ready);
+        let step = running.step(&mut self.chance, &mut self.ready, commits);
         let queued = running.stepped.queued();
         if let Some(step) = step {
             self.tell(|| format!("server {server}: {step:?}"));
@@ -304,8 +315,9 @@ impl World {
         else {
             return;
         };
-        // A tail may be gone.
-        running.told = running.told.min(database.events());
+        // A tail may be gone: the log is followed from where it is still the same.
+        running.told = running.told.min(database.shortest_since(running.timeline));
+        running.timeline = database.timeline();
         let news = database.events_from(running.told);
         running.told += news.len();
         for (_, event) in &news {
@@ -351,12 +363,12 @@ impl World {
                 }
             }
         };
-        let told = match &self.beneath {
-            Beneath::Database(database) => database.events(),
-            Beneath::Disk(_) => 0,
+        let (told, timeline) = match &self.beneath {
+            Beneath::Database(database) => (database.events(), database.timeline()),
+            Beneath::Disk(_) => (0, 0),
         };
         let Some(site) = self.sites.get_mut(server) else { return };
-        let started = site.start(store, &self.common, now, told, &mut self.chance);
+        let started = site.start(store, &self.common, now, (told, timeline), &mut self.chance);
         match started {
             Ok(fenced) => {
                 self.tell(|| format!("server {server} starts, fenced: {fenced}"));
@@ -592,21 +604,21 @@ impl World {
 
     fn call_of_an_installer(&mut self) {
         let (code, machine) = (self.chance.below(self.known.len()), self.chance.below(2));
-        // The second machine comes to some codes only.
-        let machine = if code.is_multiple_of(2) { machine } else { 0 };
         let Some(known) = self.known.get(code) else { return };
         let Some(of_machine) = known.machines.get(machine) else { return };
-        if of_machine.busy || of_machine.done {
+        // Some people do not wait, and run the installer once more beside the one that hangs.
+        let impatience = if self.hectic { 2 } else { 8 };
+        if of_machine.done || of_machine.busy && !self.chance.one_in(impatience) {
             return;
         }
         let now = self.clock();
         let prechecked = of_machine.prechecked_at.filter(|at| now < at.plus(life().precheck_token));
         let asked = match (of_machine.granted, prechecked) {
             (Some((id, _)), _) => match self.chance.below(20) {
-                0..=8 => Asked::Confirm { code, machine, id },
-                9..=13 => Asked::Release { code, machine, id },
-                14..=17 => Asked::Precheck { code, machine },
-                18 if prechecked.is_some() => Asked::Activate { code, machine, host: 0 },
+                0..=5 => Asked::Confirm { code, machine, id },
+                6..=10 => Asked::Release { code, machine, id },
+                11..=12 => Asked::Precheck { code, machine },
+                13..=15 if prechecked.is_some() => Asked::Activate { code, machine, host: 0 },
                 _ if prechecked.is_some() => Asked::Activate { code, machine, host: 1 },
                 _ => Asked::Precheck { code, machine },
             },
@@ -765,6 +777,7 @@ impl World {
     /// What an installer makes of an answer.
     fn learn(&mut self, code: usize, machine: usize, asked: &Asked, heard: &Heard, now: Timestamp) {
         let granted_before = self.book.was_granted(code);
+        let impatient = self.chance.one_in(2);
         let Some(known) = self.known.get_mut(code) else { return };
         let Some(of_machine) = known.machines.get_mut(machine) else { return };
         of_machine.busy = false;
@@ -787,7 +800,8 @@ impl World {
                 of_machine.granted = None;
             }
             (Asked::Release { .. }, Heard::Released { .. }) => of_machine.granted = None,
-            // It exits and knows no more.
+            // It exits and knows no more; who did not wait may have been told by the other run.
+            (_, Heard::Nothing) if impatient => {}
             (_, Heard::Nothing) => {
                 of_machine.granted = None;
                 of_machine.prechecked_at = None;
@@ -802,6 +816,7 @@ impl World {
         if let Beneath::Database(database) = &self.beneath {
             database.set_reachable(true);
             database.rejoin();
+            database.spare();
         }
         if let Beneath::Disk(disk) = &mut self.beneath {
             disk.rows.fault(DiskFault::None);
@@ -809,7 +824,7 @@ impl World {
             disk.trouble = false;
         }
         for site in &mut self.sites {
-            site.paused_until = 0;
+            (site.paused_until, site.slow_for) = (0, 0);
         }
         self.drain();
         let left = self.book.unanswered();
