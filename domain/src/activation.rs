@@ -241,13 +241,24 @@ impl Activation {
         }
     }
 
-    /// Whether the activation has been closed for `retention` seconds.
-    pub fn is_forgettable(&self, now: Timestamp, retention: u64) -> bool {
-        let closed = match self.state {
+    /// When it was closed: by its confirmation or its release, else by the end of its token.
+    const fn closed_at(&self) -> Timestamp {
+        match self.state {
             ActivationState::Open => self.expires_at,
             ActivationState::Confirmed(at) | ActivationState::Released(at) => at,
-        };
-        now >= closed.plus(retention)
+        }
+    }
+
+    /// Whether the activation has been closed for `retention` seconds.
+    pub fn is_forgettable(&self, now: Timestamp, retention: u64) -> bool {
+        now >= self.closed_at().plus(retention)
+    }
+
+    /// Whether it was opened, confirmed or released in a future that never came.
+    pub fn is_dated_ahead(&self, now: Timestamp) -> bool {
+        let is_open = self.state == ActivationState::Open;
+        let last = if is_open { self.opened_at } else { self.closed_at() };
+        self.opened_at.max(last).is_ahead_of(now)
     }
 
     fn become_state(&self, state: ActivationState) -> Self {

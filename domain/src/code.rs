@@ -297,6 +297,11 @@ impl Code {
         !Lifespan { from: self.issued_at, until }.is_over(now)
     }
 
+    /// Whether it was issued in a future that never came: it is over, and stays where it is until then.
+    pub const fn is_dated_ahead(&self, now: Timestamp) -> bool {
+        self.issued_at.is_ahead_of(now)
+    }
+
     /// Whether nothing has happened to the code, and nothing could, for `retention` seconds.
     pub fn is_forgettable(&self, now: Timestamp, retention: u64, life: &Lifetimes) -> bool {
         let longest = life.max_lifetime.max(life.code) + life.precheck_token + life.install_token;
