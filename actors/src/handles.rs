@@ -172,7 +172,7 @@ pub fn start(parts: Parts) -> Result<Arc<Handles>, StartError> {
             &observed,
         ));
         activations.run(Activation::new(Arc::clone(&tuning), shared(), &observed));
-        registry.run(ServerRegistry::new(registered, tuning, shared(), &observed));
+        registry.run(ServerRegistry::new(registered, tuning, shared(), &observed, now));
         // Received below, unless that thread is gone, and then all of this is.
         let _ = send.send(handles);
     });

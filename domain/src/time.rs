@@ -24,6 +24,16 @@ impl Timestamp {
         self.since(now) > SLACK
     }
 
+    /// The later one of two dates, but of one that a wrong clock wrote and one that it did not the
+    /// latter.
+    pub fn or_later(self, other: Self, now: Self) -> Self {
+        match (self.is_ahead_of(now), other.is_ahead_of(now)) {
+            (true, false) => other,
+            (false, true) => self,
+            _ => self.max(other),
+        }
+    }
+
     /// Whether an `end` that was set at most `seconds` ahead is still to come. One that lies further
     /// ahead was set by a clock that was wrong, and counts as past.
     pub const fn is_before(self, end: Self, seconds: u64) -> bool {
@@ -139,6 +149,17 @@ mod tests {
             }
             let rings = (now..=now + pause).any(|at| timer.is_due(Timestamp(at), pause));
             prop_assert!(rings);
+        }
+    }
+
+    #[test]
+    fn of_two_dates_the_later_one_counts_unless_it_lies_in_the_future() {
+        let now = Timestamp(1000);
+        for (one, other, counts) in
+            [(1, 2, 2), (900, 1005, 1005), (900, 1006, 900), (1006, 1007, 1007)]
+        {
+            assert_eq!(Timestamp(one).or_later(Timestamp(other), now), Timestamp(counts));
+            assert_eq!(Timestamp(other).or_later(Timestamp(one), now), Timestamp(counts));
         }
     }
 
