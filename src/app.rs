@@ -137,6 +137,7 @@ pub async fn run(
     let Surroundings { clock, disks, public: public_socket, admin: admin_socket } = surroundings;
     let mut registry = Registry::with_prefix("iptunnel");
     let (offset, epoch) = (clock_offset(&mut registry), store_epoch(&mut registry));
+    clock.set_backs().register(&mut registry);
 
     // The store, which knows what operators have changed; then secrets; then the actors.
     let base = layers.with(&[])?.config;

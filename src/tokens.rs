@@ -1,15 +1,15 @@
 //! Signed tokens: precheck, install, and the browser's session.
 //!
 //! JWTs whose header is exactly `{"alg":"HS256"}`. Each kind has an audience and a key of its own,
-//! so that none passes for another. The library judges signatures; whether a token has run out is
-//! judged here, by the time that is handed in.
+//! so that none passes for another. The library judges signatures; whether a token has run out follows
+//! from its [`Lifespan`]: it has where it was made in a future that never came, too.
 
 use crate::secrets::SigningFile;
 use hmac::{Hmac, KeyInit, Mac};
-use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, ActivationId, Holder};
 use iptunnel_domain::code::CodeHash;
 use iptunnel_domain::lookup::KeyedHash;
+use iptunnel_domain::time::{Lifespan, Timestamp};
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
 use jsonwebtoken::signature::{Error as SignatureError, Signer, Verifier};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
@@ -170,6 +170,7 @@ struct PrecheckClaims {
 #[derive(Deserialize)]
 struct InstallClaims {
     sub: String,
+    iat: u64,
     exp: u64,
 }
 
@@ -177,6 +178,7 @@ struct InstallClaims {
 #[derive(Deserialize)]
 struct SessionClaims {
     sub: String,
+    iat: u64,
     exp: u64,
     user_agent_hash: Hex,
 }
@@ -200,10 +202,8 @@ pub struct PrecheckPass {
     pub holder: Holder,
     /// The product's name.
     pub product: String,
-    /// When.
-    pub at: Timestamp,
-    /// When the token runs out.
-    pub expires_at: Timestamp,
+    /// From when that was until the token runs out.
+    pub life: Lifespan,
 }
 
 /// What a session cookie says.
@@ -213,8 +213,15 @@ pub struct SessionPass {
     pub id: String,
     /// The keyed hash of the browser's `User-Agent`.
     pub user_agent: KeyedHash,
-    /// When it runs out.
-    pub expires_at: Timestamp,
+    /// From when it was signed until it runs out.
+    pub life: Lifespan,
+}
+
+impl SessionPass {
+    /// Whether the session's id may be kept: it has run out no longer than `grace` seconds ago.
+    pub const fn is_renewable(&self, now: Timestamp, grace: u64) -> bool {
+        !Lifespan { until: self.life.until.plus(grace), ..self.life }.is_over(now)
+    }
 }
 
 /// What an install token says that the server relies on.
@@ -222,8 +229,13 @@ pub struct SessionPass {
 pub struct InstallPass {
     /// The activation it was made for.
     pub activation: ActivationId,
-    /// When it runs out.
-    pub expires_at: Timestamp,
+    /// From when that was opened until the token runs out.
+    pub life: Lifespan,
+}
+
+/// The lifespan that a token's claims name.
+const fn lifespan(iat: u64, exp: u64) -> Lifespan {
+    Lifespan { from: Timestamp(iat), until: Timestamp(exp) }
 }
 
 impl Tokens {
@@ -297,8 +309,8 @@ impl Tokens {
             iss: ISSUER,
             aud: Kind::Precheck.audience(),
             sub: &code_hash,
-            iat: pass.at.0,
-            exp: pass.expires_at.0,
+            iat: pass.life.from.0,
+            exp: pass.life.until.0,
             jti,
             own: PrecheckOwn {
                 code_hash: &code_hash,
@@ -321,8 +333,7 @@ impl Tokens {
                 fingerprint: claims.ssh_fingerprint_hash.0,
             },
             product: claims.product,
-            at: Timestamp(claims.iat),
-            expires_at: Timestamp(claims.exp),
+            life: lifespan(claims.iat, claims.exp),
         })
     }
 
@@ -357,19 +368,19 @@ impl Tokens {
         let claims: InstallClaims = self.verify(Kind::Install, token)?;
         Some(InstallPass {
             activation: ActivationId::parse(&claims.sub)?,
-            expires_at: Timestamp(claims.exp),
+            life: lifespan(claims.iat, claims.exp),
         })
     }
 
     /// A session cookie. `None` only where there is no key to sign with.
-    pub fn sign_session(&self, pass: &SessionPass, now: Timestamp) -> Option<String> {
+    pub fn sign_session(&self, pass: &SessionPass) -> Option<String> {
         let user_agent_hash = pass.user_agent.to_hex();
         let claims = Claims {
             iss: ISSUER,
             aud: Kind::Session.audience(),
             sub: &pass.id,
-            iat: now.0,
-            exp: pass.expires_at.0,
+            iat: pass.life.from.0,
+            exp: pass.life.until.0,
             jti: &pass.id,
             own: SessionOwn { user_agent_hash: &user_agent_hash },
         };
@@ -382,7 +393,7 @@ impl Tokens {
         Some(SessionPass {
             user_agent: claims.user_agent_hash.0,
             id: claims.sub,
-            expires_at: Timestamp(claims.exp),
+            life: lifespan(claims.iat, claims.exp),
         })
     }
 }
@@ -428,8 +439,7 @@ mod tests {
             code: CodeHash(KeyedHash([1; 16])),
             holder: Holder { machine: KeyedHash([2; 16]), fingerprint: KeyedHash([3; 16]) },
             product: "slowdns".into(),
-            at: Timestamp(100),
-            expires_at: Timestamp(1000),
+            life: lifespan(100, 1000),
         }
     }
 
@@ -454,6 +464,19 @@ mod tests {
         assert_eq!(tokens.verify_session(&token), None);
         file.prune(None).unwrap();
         assert_eq!(Tokens::new(&file).verify_precheck(&token), None);
+    }
+
+    #[test]
+    fn a_token_of_each_kind_says_from_when_until_when_it_is_good() {
+        let (_folder, file) = file();
+        let tokens = Tokens::new(&file);
+        let user_agent = KeyedHash([4; 16]);
+        let session = SessionPass { id: "s".into(), user_agent, life: lifespan(7, 9) };
+        let cookie = tokens.sign_session(&session).unwrap();
+        assert_eq!(tokens.verify_session(&cookie), Some(session.clone()));
+        assert!(session.is_renewable(Timestamp(9), 1) && !session.is_renewable(Timestamp(10), 1));
+        let ahead = SessionPass { life: lifespan(1_000_000, 1_000_900), ..session };
+        assert!(ahead.life.is_over(Timestamp(7)) && !ahead.is_renewable(Timestamp(7), 86_400));
     }
 
     #[test]

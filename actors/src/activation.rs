@@ -12,8 +12,8 @@ use crate::tuning::Tuning;
 use crate::work::{Command, Shutdown, Work};
 use arc_swap::ArcSwap;
 use iptunnel_domain::activation::{
-    Activation as Record, ActivationId, ActivationRef, Release as Verdict, Request,
-    Resume as Resumption,
+    Activation as Record, ActivationId, ActivationNumber, ActivationRef, Release as Verdict,
+    Request, Resume as Resumption,
 };
 use iptunnel_domain::audit::{Action, Actor as Who, Event};
 use iptunnel_domain::code::Code;
@@ -117,9 +117,13 @@ pub enum ReleaseOutcome {
 
 impl Kept for Record {
     type Key = ActivationId;
+    type Number = ActivationNumber;
 
     fn key(&self) -> ActivationId {
         self.at.id
+    }
+    fn number(&self) -> ActivationNumber {
+        self.at.number
     }
     fn version(&self) -> Version {
         self.version
@@ -130,11 +134,18 @@ impl Kept for Record {
     fn is_forgettable(&self, now: Timestamp, tuning: &Tuning) -> bool {
         Self::is_forgettable(self, now, tuning.retention_seconds)
     }
+    fn is_dated_ahead(&self, now: Timestamp) -> bool {
+        Self::is_dated_ahead(self, now)
+    }
     fn forget(&self) -> Write {
         Write::ForgetActivation(self.at.number, self.version)
     }
-    fn oldest(store: &dyn Store, count: usize) -> Result<Vec<Self>, ReadError> {
-        store.oldest_activations(None, count)
+    fn oldest(
+        store: &dyn Store,
+        after: Option<ActivationNumber>,
+        count: usize,
+    ) -> Result<Vec<Self>, ReadError> {
+        store.oldest_activations(after, count)
     }
 }
 

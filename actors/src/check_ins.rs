@@ -74,9 +74,8 @@ impl CheckIns {
             State::Writing => return,
         };
         for Sighting { seen, id } in left {
-            // A later one may have been noted since.
-            let noted = self.noted.entry(id).or_insert(seen);
-            noted.at = noted.at.max(seen.at);
+            // What has been noted since is newer, also where the clock was set back.
+            self.noted.entry(id).or_insert(seen);
         }
     }
 

@@ -145,9 +145,13 @@ impl Command for Restore {
 
 impl Kept for Code {
     type Key = CodeHash;
+    type Number = CodeNumber;
 
     fn key(&self) -> CodeHash {
         self.hash
+    }
+    fn number(&self) -> CodeNumber {
+        self.number
     }
     fn version(&self) -> Version {
         self.version
@@ -158,11 +162,18 @@ impl Kept for Code {
     fn is_forgettable(&self, now: Timestamp, tuning: &Tuning) -> bool {
         Self::is_forgettable(self, now, tuning.retention_seconds, &tuning.lifetimes)
     }
+    fn is_dated_ahead(&self, now: Timestamp) -> bool {
+        Self::is_dated_ahead(self, now)
+    }
     fn forget(&self) -> Write {
         Write::ForgetCode(self.number, self.version)
     }
-    fn oldest(store: &dyn Store, count: usize) -> Result<Vec<Self>, ReadError> {
-        store.oldest_codes(None, count)
+    fn oldest(
+        store: &dyn Store,
+        after: Option<CodeNumber>,
+        count: usize,
+    ) -> Result<Vec<Self>, ReadError> {
+        store.oldest_codes(after, count)
     }
 }
 

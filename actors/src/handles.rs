@@ -202,7 +202,7 @@ impl Loaded {
         arbiter: Option<actix::ArbiterHandle>,
     ) -> Assembled {
         let Self { parts, frontier, registered, counters } = self;
-        let Parts { store, tuning, health, observed, random, lookup_key, .. } = parts;
+        let Parts { store, tuning, health, observed, random, lookup_key, now, .. } = parts;
         let process = store.shared().map(iptunnel_storage::Shared::process);
         let (charger, counting) = Charger::new(store.as_ref()).unzip();
         let persistence = Arc::new(Persistence::new(&observed));
@@ -249,6 +249,7 @@ impl Loaded {
                 Arc::clone(&tuning),
                 shared(),
                 &observed,
+                now,
             ),
         };
         let writer = persistence.writer(store, tuning, health, &observed, recovered);

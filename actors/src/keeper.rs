@@ -12,6 +12,7 @@ use crate::tuning::Tuning;
 use crate::work::{Command, Work};
 use actix::Message;
 use hashbrown::HashMap;
+use iptunnel_domain::time::Timer;
 use iptunnel_domain::{Timestamp, Version};
 use iptunnel_storage::{Change, ReadError, Store, Write};
 use std::collections::VecDeque;
@@ -22,17 +23,26 @@ use std::sync::Arc;
 pub(crate) trait Kept: Clone + Send + 'static {
     /// What it is found by.
     type Key: Copy + Eq + Hash + Send;
+    /// Its place in the order in which they came.
+    type Number: Copy;
 
     fn key(&self) -> Self::Key;
+    fn number(&self) -> Self::Number;
     fn version(&self) -> Version;
     /// Whether it can still play a part on the way of a request.
     fn is_at_work(&self, now: Timestamp, tuning: &Tuning) -> bool;
     /// Whether it has been closed for as long as it is kept.
     fn is_forgettable(&self, now: Timestamp, tuning: &Tuning) -> bool;
+    /// Whether its date lies in a future that never came.
+    fn is_dated_ahead(&self, now: Timestamp) -> bool;
     /// Removes it from the store.
     fn forget(&self) -> Write;
-    /// The oldest in the store.
-    fn oldest(store: &dyn Store, count: usize) -> Result<Vec<Self>, ReadError>;
+    /// The oldest in the store, those after a number only.
+    fn oldest(
+        store: &dyn Store,
+        after: Option<Self::Number>,
+        count: usize,
+    ) -> Result<Vec<Self>, ReadError>;
 }
 
 /// The records at work. Runs ahead of the disk; void where another generation has begun.
@@ -42,7 +52,10 @@ pub(crate) struct Memory<R: Kept> {
     /// Keys in the order in which they came, to be looked at in turn.
     watched: VecDeque<R::Key>,
     generation: u32,
-    next_retention: Timestamp,
+    retention: Timer,
+    /// Where retention is due: for how many ticks more the clock has to say so, and the earliest that
+    /// it has said since.
+    to_retain: Option<(u8, Timestamp)>,
 }
 
 impl<R: Kept> Memory<R> {
@@ -51,7 +64,8 @@ impl<R: Kept> Memory<R> {
             records: HashMap::new(),
             watched: VecDeque::new(),
             generation: 0,
-            next_retention: Timestamp(0),
+            retention: Timer::default(),
+            to_retain: None,
         }
     }
 
@@ -120,6 +134,23 @@ impl<R: Kept> Memory<R> {
         done
     }
 
+    /// The time by which records may be forgotten, where it is time to look for such.
+    ///
+    /// What is forgotten does not come back. So a clock that is ahead for a moment decides nothing:
+    /// the earliest of what it says over some seconds does.
+    fn retain_at(&mut self, now: Timestamp) -> Option<Timestamp> {
+        let (ticks, earliest) = match self.to_retain.take() {
+            Some((ticks, earliest)) => (ticks, earliest.min(now)),
+            None if self.retention.is_due(now, RETENTION_EVERY) => (RETENTION_TICKS, now),
+            None => return None,
+        };
+        if ticks == 0 {
+            return Some(earliest);
+        }
+        self.to_retain = Some((ticks - 1, earliest));
+        None
+    }
+
     /// Drops what has not changed since it was found to be done.
     fn evict(&mut self, done: Vec<(R::Key, Version)>) {
         for (key, version) in done {
@@ -141,8 +172,8 @@ pub(crate) enum Upkeep<R: Kept> {
     Tick(Timestamp),
     /// These are on disk and were done when they were last looked at.
     Evict(Vec<(R::Key, Version)>),
-    /// The oldest in the store, as read for the retention at this time.
-    Oldest(Vec<R>, Timestamp),
+    /// Records in the store that may be forgotten at this time.
+    Forgettable(Vec<R>, Timestamp),
     /// So many were forgotten that there may be more.
     LookAgain(Timestamp),
     /// A commit showed that what memory holds of this record is not what the store holds.
@@ -172,7 +203,7 @@ pub(crate) trait Keeper: Actor + Receive<Upkeep<Self::Record>> {
         match upkeep {
             Upkeep::Tick(now) => tick(self, now),
             Upkeep::Evict(done) => self.memory().evict(done),
-            Upkeep::Oldest(records, now) => forget(self, &records, now),
+            Upkeep::Forgettable(records, now) => forget(self, &records, now),
             Upkeep::LookAgain(now) => look_for_forgettable(self, now),
             Upkeep::Disown(key) => {
                 self.memory().records.remove(&key);
@@ -231,6 +262,11 @@ where
 
 /// Seconds between two looks at the oldest records.
 const RETENTION_EVERY: u64 = 60;
+/// Pages of the oldest records that are looked at in one go: a clock that has fallen far behind takes
+/// all that there are for records of the future.
+const PAGES: usize = 100;
+/// Ticks for which the clock must say that it is time: five seconds.
+const RETENTION_TICKS: u8 = 25;
 
 fn tick<K: Keeper>(keeper: &mut K, now: Timestamp) {
     let tuning = keeper.tuning();
@@ -243,35 +279,61 @@ fn tick<K: Keeper>(keeper: &mut K, now: Timestamp) {
             K::mailbox(&handles).send(Upkeep::Evict(done));
         });
     }
-    if now >= keeper.memory().next_retention {
-        keeper.memory().next_retention = now.plus(RETENTION_EVERY);
+    if let Some(now) = keeper.memory().retain_at(now) {
         look_for_forgettable(keeper, now);
     }
 }
 
-/// Reads the oldest records; [`Upkeep::Oldest`] brings them back.
+/// Looks for records that may be forgotten; [`Upkeep::Forgettable`] brings them back.
 fn look_for_forgettable<K: Keeper>(keeper: &K, now: Timestamp) {
-    let handles = Arc::clone(keeper.handles());
-    let count = K::step(&keeper.tuning());
-    keeper.handles().reader.run(move |store| match K::Record::oldest(store, count) {
+    let (handles, tuning) = (Arc::clone(keeper.handles()), keeper.tuning());
+    let count = K::step(&tuning).max(1);
+    keeper.handles().reader.run(move |store| match forgettable(store, count, now, &tuning) {
         Ok(records) => {
-            K::mailbox(&handles).send(Upkeep::Oldest(records, now));
+            K::mailbox(&handles).send(Upkeep::Forgettable(records, now));
         }
         Err(error) => tracing::warn!(%error, "the oldest records could not be read"),
     });
 }
 
+/// The oldest records that may be forgotten, at most `count`. Those dated in the future are passed
+/// over, so that they keep no others.
+fn forgettable<R: Kept>(
+    store: &dyn Store,
+    count: usize,
+    now: Timestamp,
+    tuning: &Tuning,
+) -> Result<Vec<R>, ReadError> {
+    let (mut found, mut after) = (Vec::new(), None);
+    for _ in 0..PAGES {
+        let page = R::oldest(store, after, count)?;
+        let is_last = page.len() < count;
+        for record in page {
+            after = Some(record.number());
+            if record.is_forgettable(now, tuning) {
+                found.push(record);
+            } else if !record.is_dated_ahead(now) {
+                return Ok(found);
+            }
+            if found.len() == count {
+                return Ok(found);
+            }
+        }
+        if is_last {
+            break;
+        }
+    }
+    Ok(found)
+}
+
 fn forget<K: Keeper>(keeper: &mut K, records: &[K::Record], now: Timestamp) {
-    let tuning = keeper.tuning();
-    let forgettable = |record: &&K::Record| record.is_forgettable(now, &tuning);
-    let forgotten: Vec<_> = records.iter().take_while(forgettable).collect();
-    for record in &forgotten {
+    for record in records {
         keeper.memory().records.remove(&record.key());
         let change = Change(vec![record.forget()]);
         // Where it has changed since it was read, the guard keeps it.
         keeper.handles().persistence.commit(change, None, |_| {});
     }
-    if !forgotten.is_empty() && forgotten.len() == records.len() {
+    if records.len() >= K::step(&keeper.tuning()).max(1) {
         let handles = Arc::clone(keeper.handles());
         keeper.handles().persistence.commit(Change::default(), None, move |committed| {
             if committed == Committed::Written {

@@ -13,8 +13,8 @@ use crate::work::{Command, Shutdown, Tick};
 use crate::{Failure, observed::Observed};
 use actix::Message;
 use arc_swap::ArcSwap;
-use hashbrown::HashMap;
 use iptunnel_domain::limit::{Policy, Standing, Subject, retry_after};
+use iptunnel_domain::time::Timer;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{Change, CounterRow, Write};
 use shared::Reached;
@@ -87,9 +87,9 @@ pub(crate) struct RateLimiter {
     ticks: u8,
     /// How many counters the flush under way has yet to send.
     to_flush: usize,
-    /// Limits that the shared store said are reached, by key.
-    reached: HashMap<u64, Reached>,
-    next_forget: Timestamp,
+    /// Limits that the shared store said are reached.
+    reached: Reached,
+    forget: Timer,
     ended: bool,
 }
 
@@ -109,8 +109,8 @@ impl RateLimiter {
             observed: observed.clone(),
             ticks: 0,
             to_flush: 0,
-            reached: HashMap::new(),
-            next_forget: Timestamp(0),
+            reached: Reached::default(),
+            forget: Timer::default(),
             ended: false,
         }
     }
@@ -223,7 +223,7 @@ impl Receive<GiveBack> for RateLimiter {
         self.metrics.taken();
         if let Some(charger) = &self.handles.charger {
             for (key, _) in &counters {
-                self.reached.remove(key);
+                self.reached.remove(*key);
             }
             return charger.give_back(counters);
         }

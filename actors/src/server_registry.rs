@@ -25,6 +25,7 @@ use arc_swap::ArcSwap;
 use iptunnel_domain::audit::{Action, Actor as Who, Event};
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerId, ServerNumber};
+use iptunnel_domain::time::Timer;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{Change, CheckIn as Seen, ReadError, Store, Write};
 use published::Tokens;
@@ -75,7 +76,9 @@ pub(crate) struct ServerRegistry {
     changing: HashSet<ServerId>,
     /// Check-ins since they were last written down: of each server the last.
     unwritten: CheckIns,
-    next_flush: Timestamp,
+    flush: Timer,
+    /// What the last tick said.
+    now: Timestamp,
     tuning: Arc<ArcSwap<Tuning>>,
     handles: Arc<Handles>,
     metrics: ActorMetrics,
@@ -89,6 +92,7 @@ impl ServerRegistry {
         tuning: Arc<ArcSwap<Tuning>>,
         handles: Arc<Handles>,
         observed: &Observed,
+        now: Timestamp,
     ) -> Self {
         let Registered { servers, tokens, last_number } = registered;
         Self {
@@ -97,7 +101,8 @@ impl ServerRegistry {
             next_number: last_number.map_or(0, |last| last.0 + 1),
             changing: HashSet::new(),
             unwritten: CheckIns::default(),
-            next_flush: Timestamp(0),
+            flush: Timer::default(),
+            now,
             tuning,
             handles,
             metrics: observed.actor("server_registry"),
@@ -138,7 +143,8 @@ impl ServerRegistry {
     fn publish(&mut self, server: &Server) {
         let mut live = self.tokens.live(server);
         if let Some(before) = self.servers.0.get(&server.id) {
-            live.last_checkin = live.last_checkin.max(before.last_checkin);
+            let (now, known) = (self.now, before.last_checkin());
+            live.set_last_checkin(live.last_checkin().or_later(known, now));
         }
         self.servers.0.insert(server.id, live);
     }
@@ -294,9 +300,8 @@ impl Receive<Work<CheckIn, Server>> for ServerRegistry {
         if live.revoked {
             return reply.grant(CheckedIn::Revoked);
         }
-        let seconds = u32::try_from(now.0).unwrap_or(u32::MAX);
-        if live.last_checkin < seconds {
-            live.last_checkin = seconds;
+        if live.last_checkin().or_later(now, now) != live.last_checkin() {
+            live.set_last_checkin(now);
             self.unwritten.note(id, Seen { server: live.number, at: now });
         }
         drop(live);
@@ -435,8 +440,8 @@ impl Receive<SeenElsewhere> for ServerRegistry {
         self.metrics.taken();
         for (id, at) in &seen {
             if let Some(mut live) = self.servers.0.get_mut(id) {
-                let at = u32::try_from(at.0).unwrap_or(u32::MAX);
-                live.last_checkin = live.last_checkin.max(at);
+                let last = live.last_checkin().or_later(*at, self.now);
+                live.set_last_checkin(last);
             }
         }
     }
@@ -470,9 +475,9 @@ impl Receive<Tick> for ServerRegistry {
     fn receive(&mut self, Tick(now): Tick) {
         self.metrics.taken();
         self.observed.servers.set(self.servers.0.len() as i64);
-        if now >= self.next_flush {
-            let tuning = self.tuning.load_full();
-            self.next_flush = now.plus(tuning.checkin_flush_seconds);
+        self.now = now;
+        let tuning = self.tuning.load_full();
+        if self.flush.is_due(now, tuning.checkin_flush_seconds) {
             let step = tuning.batches.server_registry;
             let flushed = self.unwritten.flush(&self.handles, step);
             if flushed > 0 {

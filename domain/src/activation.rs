@@ -3,7 +3,7 @@
 use crate::address::HostName;
 use crate::code::{Code, CodeHash};
 use crate::lookup::KeyedHash;
-use crate::time::{Lifetimes, Timestamp};
+use crate::time::{Lifespan, Lifetimes, Timestamp};
 use crate::{Refusal, Version};
 use std::fmt;
 use std::net::IpAddr;
@@ -155,9 +155,14 @@ impl Activation {
         }
     }
 
+    /// Whether its token has run out, or was made in a future that never came.
+    const fn is_over(&self, now: Timestamp) -> bool {
+        Lifespan { from: self.opened_at, until: self.expires_at }.is_over(now)
+    }
+
     /// Neither confirmed nor released, and its token still good.
     pub fn is_open(&self, now: Timestamp) -> bool {
-        self.state == ActivationState::Open && now < self.expires_at
+        self.state == ActivationState::Open && !self.is_over(now)
     }
 
     /// Where it stands, as people call it: `open`, `lapsed`, `confirmed` or `released`.
@@ -216,7 +221,7 @@ impl Activation {
         match self.state {
             ActivationState::Confirmed(_) => Err(Refusal::TokenUsed),
             ActivationState::Released(_) => Err(Refusal::ActivationNotFound),
-            ActivationState::Open if now >= self.expires_at => Err(Refusal::TokenInvalid),
+            ActivationState::Open if self.is_over(now) => Err(Refusal::TokenInvalid),
             ActivationState::Open => Ok(self.become_state(ActivationState::Confirmed(now))),
         }
     }
@@ -229,20 +234,31 @@ impl Activation {
         match self.state {
             ActivationState::Released(_) => Err(Refusal::ActivationNotFound),
             ActivationState::Confirmed(_) => Ok(Release::Confirmed),
-            ActivationState::Open if now >= self.expires_at => Ok(Release::Lapsed),
+            ActivationState::Open if self.is_over(now) => Ok(Release::Lapsed),
             ActivationState::Open => {
                 Ok(Release::GiveBack(self.become_state(ActivationState::Released(now))))
             }
         }
     }
 
-    /// Whether the activation has been closed for `retention` seconds.
-    pub fn is_forgettable(&self, now: Timestamp, retention: u64) -> bool {
-        let closed = match self.state {
+    /// When it was closed: by its confirmation or its release, else by the end of its token.
+    const fn closed_at(&self) -> Timestamp {
+        match self.state {
             ActivationState::Open => self.expires_at,
             ActivationState::Confirmed(at) | ActivationState::Released(at) => at,
-        };
-        now >= closed.plus(retention)
+        }
+    }
+
+    /// Whether the activation has been closed for `retention` seconds.
+    pub fn is_forgettable(&self, now: Timestamp, retention: u64) -> bool {
+        now >= self.closed_at().plus(retention)
+    }
+
+    /// Whether it was opened, confirmed or released in a future that never came.
+    pub fn is_dated_ahead(&self, now: Timestamp) -> bool {
+        let is_open = self.state == ActivationState::Open;
+        let last = if is_open { self.opened_at } else { self.closed_at() };
+        self.opened_at.max(last).is_ahead_of(now)
     }
 
     fn become_state(&self, state: ActivationState) -> Self {
@@ -254,6 +270,8 @@ impl Activation {
 mod tests {
     use super::*;
     use crate::code::{CodeNumber, ProductLetters};
+    use crate::time::SLACK;
+    use proptest::prelude::*;
 
     const NOW: Timestamp = Timestamp(1000);
 
@@ -317,6 +335,20 @@ mod tests {
         let (_, activation) = opened();
         assert_eq!(activation.release(lapsed), Ok(Release::Lapsed));
         assert_eq!(activation.confirm(lapsed), Err(Refusal::TokenInvalid));
+    }
+
+    proptest! {
+        #[test]
+        fn an_activation_is_open_for_its_lifetime_and_the_slack_at_most(now in 0u64..10_000) {
+            let (_, activation) = opened();
+            let now = Timestamp(now);
+            let earliest = NOW.0 - SLACK;
+            let may_be_open = earliest <= now.0 && now < NOW.plus(600);
+            prop_assert_eq!(activation.is_open(now), may_be_open);
+            prop_assert_eq!(activation.confirm(now).is_ok(), may_be_open);
+            let given_back = matches!(activation.release(now), Ok(Release::GiveBack(_)));
+            prop_assert_eq!(given_back, may_be_open);
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::activation::ActivationRef;
 use crate::lookup::{KeyedHash, LookupKey, Purpose};
-use crate::time::{Lifetimes, Timestamp};
+use crate::time::{Lifespan, Lifetimes, Timestamp};
 use crate::{Refusal, Version};
 use std::fmt;
 
@@ -212,9 +212,19 @@ impl Code {
         }
     }
 
-    /// Over from the second of `expires_at` on; there is no leeway.
-    pub fn is_expired(&self, now: Timestamp) -> bool {
-        now >= self.expires_at
+    const fn lifespan(&self) -> Lifespan {
+        Lifespan { from: self.issued_at, until: self.expires_at }
+    }
+
+    /// Seconds until the code expires.
+    pub const fn left(&self, now: Timestamp) -> u64 {
+        self.lifespan().left(now)
+    }
+
+    /// Over from the second of `expires_at` on; there is no leeway. A code that was issued in a future
+    /// that never came is over as well.
+    pub const fn is_expired(&self, now: Timestamp) -> bool {
+        self.lifespan().is_over(now)
     }
 
     /// Whether the code may begin an installation. Changes nothing.
@@ -283,7 +293,13 @@ impl Code {
     /// Whether the code can still play a part on the hot path: it is unexpired, a precheck in time
     /// may carry it, or an activation that took it at the last moment may be open.
     pub fn is_live(&self, now: Timestamp, life: &Lifetimes) -> bool {
-        now < self.expires_at.plus(life.precheck_token).plus(life.install_token)
+        let until = self.expires_at.plus(life.precheck_token).plus(life.install_token);
+        !Lifespan { from: self.issued_at, until }.is_over(now)
+    }
+
+    /// Whether it was issued in a future that never came: it is over, and stays where it is until then.
+    pub const fn is_dated_ahead(&self, now: Timestamp) -> bool {
+        self.issued_at.is_ahead_of(now)
     }
 
     /// Whether nothing has happened to the code, and nothing could, for `retention` seconds.
@@ -298,6 +314,7 @@ impl Code {
 mod tests {
     use super::*;
     use crate::activation::{ActivationId, ActivationNumber};
+    use crate::time::SLACK;
     use proptest::prelude::*;
 
     const LIFE: Lifetimes = Lifetimes {
@@ -394,6 +411,38 @@ mod tests {
         let code = InstallCode::parse("IPT-SD-ABCDEF-GHJKLM-NPQRST").unwrap();
         assert_eq!(code.hint(), "IPT-SD-ABCD...NPQRST");
         assert_eq!(format!("{code:?}"), "InstallCode(IPT-SD-…)");
+    }
+
+    proptest! {
+        /// Whatever the clock says later, and whatever it said when the code was made or given back.
+        #[test]
+        fn what_is_left_of_a_code_is_never_more_than_its_lifetime_and_the_slack(
+            issued in 0u64..10_000, lag in 0u64..10_000, now in 0u64..20_000,
+        ) {
+            let now = Timestamp(now);
+            let code = issued_at(issued);
+            prop_assert!(code.left(now) <= LIFE.code + SLACK);
+            prop_assert_eq!(code.is_expired(now), code.left(now) == 0);
+            let consumed = consume(&code, 1, issued);
+            let restored = consumed.restore(by(1), Timestamp(issued + lag), &LIFE).unwrap();
+            prop_assert!(restored.left(now) <= LIFE.max_lifetime + SLACK);
+        }
+    }
+
+    #[test]
+    fn a_code_dated_in_a_future_that_never_came_is_expired() {
+        let code = issued_at(1000 + 10 * 365 * 86_400);
+        assert_eq!(code.precheck(Timestamp(1000), &LIFE), Err(Refusal::CodeExpired));
+        assert_eq!(code.activate(by(1), Timestamp(1000), &LIFE), Err(Refusal::CodeExpired));
+        assert!(!code.is_live(Timestamp(1000), &LIFE));
+    }
+
+    #[test]
+    fn a_code_is_good_on_a_server_whose_clock_is_a_little_behind() {
+        let code = issued_at(1000);
+        let behind = Timestamp(1000 - SLACK);
+        assert_eq!(code.precheck(behind, &LIFE), Ok(Precheck::Ready));
+        assert!(code.is_expired(Timestamp(behind.0 - 1)));
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! * [`address`]: host names, public addresses, a caller's network
 //! * [`audit`]: what happened and who did it, as a chain that shows tampering
 //! * [`lookup`]: the keyed hashes under which secrets are found again
-//! * [`time`]: whole seconds since the Unix epoch
+//! * [`time`]: whole seconds since the Unix epoch, and why a date in the future is not believed
 //! * [`refusal`]: every way in which the rules say no
 
 pub mod activation;

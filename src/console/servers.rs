@@ -80,9 +80,12 @@ fn invalid(message: &str) -> ApiError {
 }
 
 /// The filter that a query asks for, and before when a server is stale.
-fn filter(console: &Console, query: &ServersQuery) -> Result<(Filter, Timestamp), ApiError> {
+fn filter(
+    console: &Console,
+    query: &ServersQuery,
+    now: Timestamp,
+) -> Result<(Filter, Timestamp), ApiError> {
     let hours = console.state.config.load().servers.stale_after_hours;
-    let now = console.state.clock.now();
     let stale = Timestamp(now.0.saturating_sub(hours.saturating_mul(3600)));
     let filter = match query.show.as_str() {
         "all" => Filter::default(),
@@ -95,7 +98,8 @@ fn filter(console: &Console, query: &ServersQuery) -> Result<(Filter, Timestamp)
 }
 
 async fn list(console: &Console, query: &ServersQuery) -> Result<List, ApiError> {
-    let (filter, stale) = filter(console, query)?;
+    let now = console.state.clock.now();
+    let (filter, stale) = filter(console, query, now)?;
     let sort = match query.sort.as_str() {
         "newest" => Sort::Newest,
         "oldest" => Sort::Oldest,
@@ -109,9 +113,9 @@ async fn list(console: &Console, query: &ServersQuery) -> Result<List, ApiError>
     read(console, move |store| {
         let count = servers.count(&filter);
         let (found, next) = if text.is_empty() {
-            sorted(store, &servers, &filter, sort, cursor)?
+            sorted(store, &servers, &filter, sort, cursor, now)?
         } else {
-            search(store, &servers, &filter, &text, cursor)?
+            search(store, &servers, &filter, &text, cursor, now)?
         };
         let servers = found.into_iter().map(|server| row(server, stale)).collect();
         Ok(List { count, servers, next_cursor: next.map(|place| place.to_string()) })
@@ -129,6 +133,7 @@ fn sorted(
     filter: &Filter,
     sort: Sort,
     cursor: Option<u64>,
+    now: Timestamp,
 ) -> Result<Found, ReadError> {
     // One more than is shown tells whether there is a next page.
     let mut page = servers.page(filter, sort, cursor, PAGE + 1);
@@ -137,7 +142,7 @@ fn sorted(
     let next = page.last().filter(|_| more).map(|(place, _)| *place);
     let mut found = Vec::with_capacity(page.len());
     for (_, number) in page {
-        found.extend(store.server(number)?.map(|server| servers.as_last_seen(server)));
+        found.extend(store.server(number)?.map(|server| servers.as_last_seen(server, now)));
     }
     Ok((found, next))
 }
@@ -149,6 +154,7 @@ fn search(
     filter: &Filter,
     text: &str,
     cursor: Option<u64>,
+    now: Timestamp,
 ) -> Result<Found, ReadError> {
     let mut before = cursor.and_then(|n| u32::try_from(n).ok()).map(ServerNumber);
     let (mut found, mut looked, mut is_last) = (Vec::new(), 0, false);
@@ -158,7 +164,7 @@ fn search(
         looked += page.len();
         for server in page {
             before = Some(server.number);
-            let server = servers.as_last_seen(server);
+            let server = servers.as_last_seen(server, now);
             if filter.matches(&server) && matches(&server, text) {
                 found.push(server);
             }

@@ -19,7 +19,7 @@ use iptunnel_actors::code_registry::{Issue, Issued};
 use iptunnel_actors::{Limited, Rates};
 use iptunnel_domain::limit::{Policy, Subject};
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
-use iptunnel_domain::time::Lifetimes;
+use iptunnel_domain::time::{Lifespan, Lifetimes};
 use iptunnel_domain::{Refusal, Timestamp};
 use serde::Serialize;
 use std::net::IpAddr;
@@ -71,13 +71,13 @@ fn session_cookie<'c>(
 ) -> Option<Cookie<'c>> {
     let kept = session(state, request, product)
         .ok()
-        .filter(|pass| now < pass.expires_at.plus(RENEWABLE_SECONDS))
+        .filter(|pass| pass.is_renewable(now, RENEWABLE_SECONDS))
         .map(|pass| pass.id);
     let id = kept.or_else(new_session_id)?;
     let config = state.config.load();
-    let expires_at = now.plus(config.session_ttl_seconds);
-    let pass = SessionPass { id, user_agent: user_agent_hash(state, request), expires_at };
-    let value = state.tokens.load().sign_session(&pass, now)?;
+    let life = Lifespan { from: now, until: now.plus(config.session_ttl_seconds) };
+    let pass = SessionPass { id, user_agent: user_agent_hash(state, request), life };
+    let value = state.tokens.load().sign_session(&pass)?;
     let cookie = Cookie::build(cookie_name(product), value)
         .path("/")
         .http_only(true)
@@ -131,7 +131,7 @@ fn may_issue(
         return Err(Refusal::SessionInvalid);
     }
     let pass = session(state, request, product)?;
-    if now < pass.expires_at { Ok(pass) } else { Err(Refusal::SessionRequired) }
+    if pass.life.is_over(now) { Err(Refusal::SessionRequired) } else { Ok(pass) }
 }
 
 /// The bytes under which a network is hashed.

@@ -224,7 +224,7 @@ fn standing(
         state,
         hostname,
         expires_at: rfc3339(code.expires_at),
-        ttl_seconds: code.expires_at.0.saturating_sub(now.0),
+        ttl_seconds: code.left(now),
     };
     Ok(Some((code, standing)))
 }
@@ -316,7 +316,7 @@ impl Stream {
             // Without a word: the page comes back by itself, to whichever server is there then.
             return None;
         }
-        if self.state.clock.now() >= self.until {
+        if !self.state.clock.now().is_before(self.until, LONGEST) {
             self.has_ended = true;
             return Some("event: end\ndata: {}\n\n".into());
         }
@@ -348,7 +348,7 @@ pub async fn events(
 ) -> HttpResponse {
     let now = state.clock.now();
     let pass = match session(&state, &request, &product.name) {
-        Ok(pass) if now < pass.expires_at.plus(super::codes::RENEWABLE_SECONDS) => pass,
+        Ok(pass) if pass.is_renewable(now, super::codes::RENEWABLE_SECONDS) => pass,
         Ok(_) => return failure(iptunnel_domain::Refusal::SessionRequired),
         Err(refusal) => return failure(refusal),
     };

@@ -2,7 +2,7 @@
 
 use crate::database::Database;
 use iptunnel_domain::Timestamp;
-use iptunnel_server::ambient::Clock;
+use iptunnel_server::ambient::{Clock, Reading, SetBacks, SystemClock, TimeSource};
 use iptunnel_server::app::{self, Signal, Surroundings, files};
 use iptunnel_server::config::{Config, Layers, Sources};
 use iptunnel_storage::Disks;
@@ -10,8 +10,8 @@ use reqwest::blocking::{Client, RequestBuilder};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -20,18 +20,52 @@ use tokio::sync::mpsc;
 /// 2030-03-17 17:46:40 UTC: in the middle of an hour and of a day.
 pub const START: u64 = 1_900_000_000;
 
-/// A clock that stands until it is moved.
-pub struct ManualClock(AtomicU64);
+/// The server's own clock over a machine's that stands until it is moved.
+pub struct ManualClock {
+    clock: SystemClock<Clocks>,
+    clocks: Clocks,
+}
+
+/// What the machine's clocks say.
+#[derive(Clone)]
+struct Clocks(Arc<Mutex<Reading>>);
+
+impl TimeSource for Clocks {
+    fn read(&self) -> Reading {
+        *self.0.lock().unwrap()
+    }
+}
 
 impl ManualClock {
+    fn at(seconds: u64) -> Self {
+        let reading = Reading { wall: seconds * 1000, monotonic: 0 };
+        let clocks = Clocks(Arc::new(Mutex::new(reading)));
+        Self { clock: SystemClock::new(clocks.clone()), clocks }
+    }
+
+    /// Time passes.
     pub fn advance(&self, seconds: u64) {
-        self.0.fetch_add(seconds, Ordering::SeqCst);
+        let mut reading = self.clocks.0.lock().unwrap();
+        reading.wall += seconds * 1000;
+        reading.monotonic += seconds * 1000;
+    }
+
+    /// Somebody sets the machine's wall clock, and a second later the server must have followed.
+    pub fn set(&self, seconds: u64) {
+        let mut reading = self.clocks.0.lock().unwrap();
+        reading.wall = seconds * 1000;
+        reading.monotonic += 1000;
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
-        Timestamp(self.0.load(Ordering::SeqCst))
+        self.clock.now()
+    }
+    /// The database's clock is the real machine's, which is not this one.
+    fn correct(&self, _: i64) {}
+    fn set_backs(&self) -> &SetBacks {
+        self.clock.set_backs()
     }
 }
 
@@ -177,7 +211,7 @@ impl TestApp {
         change(&mut flags);
         let flags = flags.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         let config = Config::load(&Sources { file: None, env: vec![], flags }).unwrap();
-        let clock = Arc::new(ManualClock(AtomicU64::new(START)));
+        let clock = Arc::new(ManualClock::at(START));
         let app = Self::run_over(config, folder, clock, make_disk, database);
         app.unwrap_or_else(|error| panic!("{error}"))
     }

@@ -4,6 +4,7 @@
 
 mod browser;
 mod cli;
+mod clock;
 mod cluster;
 mod codes;
 mod console;

@@ -4,22 +4,77 @@ use super::{Limited, LimitedCommand, RateLimiter};
 use crate::Failure;
 use crate::mailbox::Receive;
 use actix::Message;
+use hashbrown::HashMap;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::limit::{Standing, Subject, retry_after};
 use iptunnel_storage::{Charged, Counted};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// A limit that was reached when the store was last asked.
+/// Seconds for which a limit that was reached counts as reached: another server may have given a
+/// charge back meanwhile, and a flood costs the store one question in this time.
+const REACHED: u64 = 5;
+
+/// Limits that are remembered at the most: a table of this size grows in some hundred microseconds,
+/// and a flood of more callers than that asks the store.
+const REMEMBERED: usize = 1 << 14;
+
+/// Limits that were reached when the store was last asked.
+#[derive(Default)]
 pub(super) struct Reached {
+    by_key: HashMap<u64, ReachedLimit>,
+    /// Keys in the order in which they are forgotten, each with the time.
+    in_order: VecDeque<(u64, Timestamp)>,
+}
+
+#[derive(Clone, Copy)]
+struct ReachedLimit {
     window_end: Timestamp,
     used: u32,
     /// Until when the store is not asked again.
     until: Timestamp,
 }
 
-/// Seconds for which a limit that was reached counts as reached: another server may have given a
-/// charge back meanwhile, and a flood costs the store one question in this time.
-const REACHED: u64 = 5;
+impl Reached {
+    pub(super) fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// How many were charged in the window that ends at `window_end`, where its limit counts as
+    /// reached.
+    fn used(&self, key: u64, window_end: Timestamp, now: Timestamp) -> Option<u32> {
+        let reached = self.by_key.get(&key)?;
+        let counts = reached.window_end == window_end && now.is_before(reached.until, REACHED);
+        counts.then_some(reached.used)
+    }
+
+    /// Remembers a limit that is reached. What there is no room for is asked again.
+    fn remember(&mut self, key: u64, window_end: Timestamp, used: u32, now: Timestamp) {
+        if self.in_order.len() < REMEMBERED {
+            let until = now.plus(REACHED);
+            self.by_key.insert(key, ReachedLimit { window_end, used, until });
+            self.in_order.push_back((key, until));
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: u64) {
+        self.by_key.remove(&key);
+    }
+
+    /// Forgets those that count as reached no more.
+    fn forget(&mut self, now: Timestamp) {
+        while let Some((key, until)) = self.in_order.front().copied() {
+            if now.is_before(until, REACHED) {
+                return;
+            }
+            self.in_order.pop_front();
+            // It may have been reached again since.
+            if self.by_key.get(&key).is_some_and(|reached| reached.until == until) {
+                self.by_key.remove(&key);
+            }
+        }
+    }
+}
 
 /// Seconds between two times that a shared store is told to forget counters of ended windows.
 const FORGET_EVERY: u64 = 60;
@@ -63,12 +118,8 @@ impl RateLimiter {
         let tuning = self.tuning.load();
         let standing = |subject: &Subject| {
             let window_end = subject.policy.window_end(request.now);
-            let known = self
-                .reached
-                .get(&subject.key())
-                .filter(|reached| reached.window_end == window_end && request.now < reached.until);
             let allowed = tuning.limits.allowed(subject.policy);
-            let used = known.map_or(0, |reached| reached.used);
+            let used = self.reached.used(subject.key(), window_end, request.now).unwrap_or(0);
             Standing { policy: subject.policy, allowed, used, window_end }
         };
         let standings: Vec<Standing> = request.subjects.iter().map(standing).collect();
@@ -89,24 +140,20 @@ impl RateLimiter {
         }
     }
 
-    /// Remembers which limits are reached, so that a flood costs the store nothing. What there is no
-    /// room for is asked again.
+    /// Remembers which limits are reached, so that a flood costs the store nothing.
     fn remember(&mut self, subjects: &[Subject], standings: &[Standing], now: Timestamp) {
-        let room = self.tuning.load().limits.max_tracked as usize;
         for (subject, standing) in subjects.iter().zip(standings) {
-            if standing.refuses() && self.reached.len() < room {
+            if standing.refuses() {
                 let Standing { window_end, used, .. } = *standing;
-                let reached = Reached { window_end, used, until: now.plus(REACHED) };
-                self.reached.insert(subject.key(), reached);
+                self.reached.remember(subject.key(), window_end, used, now);
             }
         }
     }
 
     /// Forgets limits that are reached no more, here and in the store.
     pub(super) fn forget_ended(&mut self, now: Timestamp) {
-        if now >= self.next_forget {
-            self.next_forget = now.plus(FORGET_EVERY);
-            self.reached.retain(|_, reached| reached.until > now);
+        self.reached.forget(now);
+        if self.forget.is_due(now, FORGET_EVERY) {
             let most = self.tuning.load().limits.max_tracked;
             self.handles.reader.run(move |store| {
                 let forgotten = store.shared().map(|shared| shared.forget_counters(now, most));
@@ -115,5 +162,51 @@ impl RateLimiter {
                 }
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const END: Timestamp = Timestamp(86_400);
+
+    #[test]
+    fn a_limit_counts_as_reached_for_some_seconds_of_its_window() {
+        let mut reached = Reached::default();
+        reached.remember(1, END, 5, Timestamp(100));
+        assert_eq!(reached.used(1, END, Timestamp(104)), Some(5));
+        assert_eq!(reached.used(1, END.plus(86_400), Timestamp(104)), None, "another window");
+        assert_eq!(reached.used(1, END, Timestamp(105)), None);
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_leaves_no_limit_reached() {
+        let mut reached = Reached::default();
+        reached.remember(1, END, 5, Timestamp(7200));
+        assert_eq!(reached.used(1, END, Timestamp(100)), None);
+        reached.remember(2, END, 5, Timestamp(100));
+        reached.forget(Timestamp(101));
+        assert_eq!((reached.len(), reached.used(2, END, Timestamp(101))), (1, Some(5)));
+    }
+
+    #[test]
+    fn what_was_reached_again_is_remembered_for_as_long_again() {
+        let mut reached = Reached::default();
+        reached.remember(1, END, 5, Timestamp(100));
+        reached.remember(1, END, 6, Timestamp(103));
+        reached.forget(Timestamp(105));
+        assert_eq!(reached.used(1, END, Timestamp(105)), Some(6));
+        reached.forget(Timestamp(108));
+        assert_eq!((reached.len(), reached.in_order.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_flood_is_remembered_up_to_a_bound() {
+        let mut reached = Reached::default();
+        for key in 0..20_000 {
+            reached.remember(key, END, 5, Timestamp(100));
+        }
+        assert_eq!(reached.len(), REMEMBERED);
     }
 }

@@ -21,6 +21,16 @@ pub(super) struct Live {
     pub(super) revoked: bool,
 }
 
+impl Live {
+    pub(super) fn last_checkin(&self) -> Timestamp {
+        Timestamp(u64::from(self.last_checkin))
+    }
+
+    pub(super) fn set_last_checkin(&mut self, at: Timestamp) {
+        self.last_checkin = u32::try_from(at.0).unwrap_or(u32::MAX);
+    }
+}
+
 /// All servers, as far as they are on disk, for whoever only looks.
 #[derive(Default)]
 pub struct Servers(pub(super) DashMap<ServerId, Live>);
@@ -68,9 +78,7 @@ impl Servers {
         if *filter == Filter::default() {
             return self.0.len();
         }
-        let matches = |live: &Live| {
-            filter.matches_state(live.revoked, Timestamp(u64::from(live.last_checkin)))
-        };
+        let matches = |live: &Live| filter.matches_state(live.revoked, live.last_checkin());
         self.0.iter().filter(|entry| matches(entry.value())).count()
     }
 
@@ -89,7 +97,7 @@ impl Servers {
         for entry in &self.0 {
             let live = entry.value();
             let seen = live.last_checkin;
-            if !filter.matches_state(live.revoked, Timestamp(u64::from(seen))) {
+            if !filter.matches_state(live.revoked, live.last_checkin()) {
                 continue;
             }
             let number = live.number.0;
@@ -112,16 +120,11 @@ impl Servers {
 
     /// A record read from disk with the time at which its server was last seen, which the disk may
     /// not know yet.
-    pub fn as_last_seen(&self, mut server: Server) -> Server {
-        if let Some(seen) = self.last_checkin(server.id) {
-            server.last_checkin = server.last_checkin.max(seen);
+    pub fn as_last_seen(&self, mut server: Server, now: Timestamp) -> Server {
+        if let Some(seen) = self.0.get(&server.id).map(|live| live.last_checkin()) {
+            server.last_checkin = server.last_checkin.or_later(seen, now);
         }
         server
-    }
-
-    /// When the server was last seen, which the disk may not know yet.
-    fn last_checkin(&self, id: ServerId) -> Option<Timestamp> {
-        self.0.get(&id).map(|live| Timestamp(u64::from(live.last_checkin)))
     }
 }
 
@@ -165,12 +168,14 @@ impl Tokens {
     }
 
     pub(super) fn live(&mut self, server: &Server) -> Live {
-        Live {
+        let mut live = Live {
             number: server.number,
-            last_checkin: u32::try_from(server.last_checkin.0).unwrap_or(u32::MAX),
+            last_checkin: 0,
             token: self.place(server.token),
             version: server.version as u16,
             revoked: server.revoked,
-        }
+        };
+        live.set_last_checkin(server.last_checkin);
+        live
     }
 }

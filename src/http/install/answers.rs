@@ -10,8 +10,8 @@ use crate::config::Product;
 use crate::tokens::PrecheckPass;
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
-use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::Activation;
+use iptunnel_domain::time::{Lifespan, Timestamp};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -100,8 +100,7 @@ pub(super) fn prechecked(
         code: identity.hash,
         holder: identity.holder,
         product: product.name.clone(),
-        at: now,
-        expires_at,
+        life: Lifespan { from: now, until: expires_at },
     };
     let jti = random_bytes::<8>().ok().map(|bytes| format!("{:016x}", u64::from_be_bytes(bytes)));
     let tokens = state.tokens.load();

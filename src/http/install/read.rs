@@ -195,7 +195,7 @@ fn read_pass(
         return Err(Refusal::PrecheckTokenInvalid);
     };
     let pass = state.tokens.load().verify_precheck(token).ok_or(Refusal::PrecheckTokenInvalid)?;
-    let genuine_for_this = now < pass.expires_at
+    let genuine_for_this = !pass.life.is_over(now)
         && pass.code == identity.hash
         && pass.holder == identity.holder
         && pass.product == product.name;
@@ -238,7 +238,7 @@ pub(super) fn read_activate(
         signing_key: state.tokens.load().signing_key().to_string(),
     });
     let life = state.tuning.load().lifetimes;
-    let (code, prechecked_at) = (identity.hash, pass.at);
+    let (code, prechecked_at) = (identity.hash, pass.life.from);
     Ok((Activate { code, prechecked_at, request, from, life, now }, identity))
 }
 
@@ -270,7 +270,7 @@ pub(super) fn read_confirm(state: &State, bytes: &Body, now: Timestamp) -> Resul
     let id = body.activation_id.required("activation_id", ACTIVATION_ID)?;
     let token = body.install_token.required("install_token", TOKEN)?;
     let id = ActivationId::parse(&id);
-    named(id, check_install_token(state, &token, id, |pass| now >= pass.expires_at))
+    named(id, check_install_token(state, &token, id, |pass| pass.life.is_over(now)))
 }
 
 pub(super) fn read_release(state: &State, bytes: &Body) -> Result<Named, Refusal> {

@@ -109,6 +109,7 @@ struct Walk {
     servers: Arc<Servers>,
     filter: Filter,
     before: Option<ServerNumber>,
+    now: Timestamp,
     done: bool,
 }
 
@@ -118,7 +119,7 @@ impl Walk {
         let page = self.store.servers_before(self.before, PAGE)?;
         self.done = page.len() < PAGE;
         self.before = page.last().map(|last| last.number).or(self.before);
-        let seen = page.into_iter().map(|server| self.servers.as_last_seen(server));
+        let seen = page.into_iter().map(|server| self.servers.as_last_seen(server, self.now));
         Ok(seen.filter(|server| self.filter.matches(server)).collect())
     }
 }
@@ -160,7 +161,8 @@ pub async fn status(state: Data<State>, request: HttpRequest) -> HttpResponse {
         return forbidden("The master token is required.");
     }
     let hours = state.config.load().servers.stale_after_hours;
-    let listing = match Listing::read(request.query_string(), state.clock.now(), hours) {
+    let now = state.clock.now();
+    let listing = match Listing::read(request.query_string(), now, hours) {
         Ok(listing) => listing,
         Err(message) => return bad_request(message),
     };
@@ -169,6 +171,7 @@ pub async fn status(state: Data<State>, request: HttpRequest) -> HttpResponse {
         servers: Arc::clone(state.handles.servers()),
         filter: listing.filter,
         before: listing.before,
+        now,
         done: false,
     };
     match listing.limit {

@@ -20,13 +20,11 @@ const COUNTERS_PER_PAGE: u32 = 192;
 /// Bytes of a counter: key 8, window end 8, used 4, policy 1; all zero where the place is free.
 const COUNTER: usize = 21;
 
-/// Replaces parts of the arrays in a table of pages, where the new one `wins` over the old one.
-/// `items` come as (place, bytes).
+/// Replaces parts of the arrays in a table of pages. `items` come as (place, bytes).
 fn patch<const N: usize>(
     table: &mut Table<'_, u32, &'static [u8]>,
     per_page: u32,
     items: impl Iterator<Item = (u32, [u8; N])>,
-    wins: impl Fn(&[u8], &[u8]) -> bool,
 ) -> Result<(), ReadError> {
     let mut items: Vec<(u32, [u8; N])> = items.collect();
     // Stable: of two items for one place the later one stays the last and wins.
@@ -41,9 +39,7 @@ fn patch<const N: usize>(
             if bytes.len() < at + N {
                 bytes.resize(at + N, 0);
             }
-            if let Some(hole) = bytes.get_mut(at..at + N)
-                && wins(item, hole)
-            {
+            if let Some(hole) = bytes.get_mut(at..at + N) {
                 hole.copy_from_slice(item);
             }
         }
@@ -52,15 +48,15 @@ fn patch<const N: usize>(
     Ok(())
 }
 
-/// Writes when servers were last seen: the later time wins, whichever is written first.
+/// Writes when servers were last seen. They come in their order, so that the last one counts, also
+/// where the one before was dated by a clock that was ahead.
 pub(super) fn write_check_ins(
     table: &mut Table<'_, u32, &'static [u8]>,
     check_ins: &[CheckIn],
 ) -> Result<(), ReadError> {
     let seconds = |at: Timestamp| u32::try_from(at.0).unwrap_or(u32::MAX).to_be_bytes();
     let check_ins = check_ins.iter().map(|c| (c.server.0, seconds(c.at)));
-    // In the order of their bytes times are in theirs.
-    patch(table, SERVERS_PER_PAGE, check_ins, |new, old| new > old)
+    patch(table, SERVERS_PER_PAGE, check_ins)
 }
 
 /// Reads check-ins of servers in a row, each page once.
@@ -95,12 +91,7 @@ pub(super) fn write_counters(
     table: &mut Table<'_, u32, &'static [u8]>,
     rows: &[CounterRow],
 ) -> Result<(), ReadError> {
-    patch(
-        table,
-        COUNTERS_PER_PAGE,
-        rows.iter().map(|row| (row.slot, encode_counter(row.counter))),
-        |_, _| true,
-    )
+    patch(table, COUNTERS_PER_PAGE, rows.iter().map(|row| (row.slot, encode_counter(row.counter))))
 }
 
 fn encode_counter(counter: Option<Counter>) -> [u8; COUNTER] {

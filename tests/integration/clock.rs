@@ -1,0 +1,169 @@
+//! The machine's clock is wrong for a moment and then right again: nothing of that lasts.
+
+use crate::harness::{Answer, Machine, START, TestApp, alone, wait_until};
+use serde_json::{Value, json};
+
+const DAY: u64 = 86_400;
+const MONTH: u64 = 30 * DAY;
+const TEN_YEARS: u64 = 3650 * DAY;
+
+fn with_settings(settings: &[(&'static str, &str)]) -> TestApp {
+    let settings = settings.iter().map(|(key, value)| (*key, (*value).to_owned()));
+    TestApp::start_with(|flags| flags.extend(settings))
+}
+
+/// Does something while the clock is `ahead` by so many seconds.
+fn while_ahead<T>(app: &TestApp, ahead: u64, does: impl FnOnce() -> T) -> T {
+    app.clock.set(START + ahead);
+    let done = does();
+    app.clock.set(START + 1);
+    done
+}
+
+fn refused(answer: &Answer) -> bool {
+    answer.told() == (429, "rate_limit_exceeded".into())
+}
+
+#[test]
+fn limits_begin_anew_once_the_clock_is_right_again() {
+    let app = with_settings(&[("limits.issue_per_session_hour", "2")]);
+    let mut browser = app.browser("slowdns");
+    while_ahead(&app, MONTH, || {
+        browser.open();
+        assert_eq!([1, 2].map(|_| browser.issue().status), [201, 201]);
+        assert!(refused(&browser.issue()));
+    });
+    // The session that the page was given then is over; opened again, the page gets another one.
+    browser.open();
+    assert_eq!([1, 2].map(|_| browser.issue().status), [201, 201]);
+    let wait = || {
+        let answer = browser.issue();
+        assert!(refused(&answer));
+        answer.header("retry-after").parse::<u64>().unwrap()
+    };
+    let first = wait();
+    app.clock.advance(60);
+    assert_eq!(first - wait(), 60, "time goes on");
+    let app = app.restart();
+    let mut browser = app.browser("slowdns");
+    browser.open();
+    assert_eq!(browser.issue().status, 201);
+}
+
+#[test]
+fn a_limit_that_was_reached_in_the_future_is_not_reached_now() {
+    let app = with_settings(&[("limits.precheck_per_machine_day", "1")]);
+    let machine = Machine::new(1);
+    let code = app.issue();
+    while_ahead(&app, MONTH, || {
+        machine.precheck(&app, &code);
+        assert!(refused(&machine.precheck(&app, &code)));
+    });
+    assert_eq!(machine.precheck(&app, &code).status, 200);
+    assert!(refused(&machine.precheck(&app, &code)));
+    let app = app.restart();
+    assert!(refused(&machine.precheck(&app, &code)), "what is charged now counts");
+}
+
+#[test]
+fn the_step_back_is_counted() {
+    let app = TestApp::start();
+    assert_eq!(app.metric("iptunnel_clock_set_backs_total"), 0.0);
+    while_ahead(&app, MONTH, || app.issue());
+    if alone() {
+        wait_until("the step is noticed", || app.metric("iptunnel_clock_set_backs_total") == 1.0);
+        let seconds = app.metric("iptunnel_clock_set_back_seconds_total");
+        assert!((seconds - MONTH as f64).abs() < 2.0, "{seconds}");
+    }
+}
+
+#[test]
+fn a_code_of_a_future_that_never_came_is_expired_also_after_a_restart() {
+    let app = with_settings(&[("codes.ttl_seconds", "3")]);
+    let code = while_ahead(&app, TEN_YEARS, || app.issue());
+    let told = |app: &TestApp| Machine::new(1).precheck(app, &code).code();
+    assert_eq!(told(&app), "install_code_expired");
+    app.clock.advance(20);
+    assert_eq!(told(&app), "install_code_expired");
+    let app = app.restart();
+    assert_eq!(told(&app), "install_code_expired");
+}
+
+#[test]
+fn tokens_and_activations_of_a_future_that_never_came_are_over() {
+    let app = TestApp::start();
+    let (machine, mut browser) = (Machine::new(1), app.browser("slowdns"));
+    let code = app.issue();
+    let (token, activation) = while_ahead(&app, 200, || {
+        browser.open();
+        let token = machine.prechecked(&app, &code);
+        let other = app.issue();
+        (token, Machine::new(2).install(&app, &other))
+    });
+    assert_eq!(browser.issue().code(), "browser_session_required");
+    assert_eq!(machine.activate(&app, &code, &token).code(), "precheck_token_invalid");
+    assert_eq!(activation.confirm(&app).code(), "token_invalid");
+    let released = activation.release(&app);
+    assert_eq!(released.json()["data"]["install_code_restored"], false, "{}", released.text);
+    // What was made before the clock was wrong goes on.
+    let activation = machine.install(&app, &code);
+    assert_eq!(activation.confirm(&app).status, 200);
+}
+
+fn last_checkin(app: &TestApp) -> Value {
+    app.get_as(&app.master(), "/status").json()["servers"][0]["last_checkin"].clone()
+}
+
+#[test]
+fn a_check_in_of_the_present_takes_the_place_of_one_of_the_future() {
+    let app = TestApp::start();
+    let body = json!({"token": app.master(), "ip": "8.8.8.8", "hostname": "one.example.com"});
+    let id = app.post("/register", &body).json()["server_id"].as_str().unwrap().to_owned();
+    let check_in = |app: &TestApp| {
+        app.settle();
+        assert_eq!(app.post("/checkin", &json!({"server_id": id})).status, 200);
+    };
+    while_ahead(&app, TEN_YEARS, || check_in(&app));
+    app.clock.advance(59);
+    check_in(&app);
+    let present = json!("2030-03-17T17:47:40+00:00");
+    wait_until("all servers know it", || last_checkin(&app) == present);
+    // Over a shared store another server may be the one that writes it down.
+    let app = if alone() { app.restart() } else { app };
+    assert_eq!(last_checkin(&app), present);
+    // Registered in the future, ditto.
+    while_ahead(&app, TEN_YEARS, || app.post("/register", &body));
+    app.clock.advance(119);
+    check_in(&app);
+    let present = json!("2030-03-17T17:48:40+00:00");
+    wait_until("all servers know it", || last_checkin(&app) == present);
+}
+
+fn codes_in_memory(app: &TestApp) -> f64 {
+    app.metric("iptunnel_codes_in_memory")
+}
+
+#[test]
+fn nothing_is_forgotten_by_a_clock_that_is_ahead_for_a_moment() {
+    let app = with_settings(&[("storage.retention_days", "2")]);
+    let code = app.issue();
+    let activation = Machine::new(1).install(&app, &code);
+    assert_eq!(activation.confirm(&app).status, 200);
+    wait_until("the actors know the time", || codes_in_memory(&app) > 0.0);
+    while_ahead(&app, TEN_YEARS, || {
+        wait_until("the actors are told that time", || codes_in_memory(&app) == 0.0);
+    });
+    assert_eq!(Machine::new(2).precheck(&app, &code).code(), "install_code_used");
+    assert_eq!(activation.confirm(&app).code(), "token_used");
+}
+
+#[test]
+fn what_is_dated_in_the_future_keeps_nothing_else_from_being_forgotten() {
+    let app = with_settings(&[("storage.retention_days", "2")]);
+    while_ahead(&app, TEN_YEARS, || app.issue());
+    let code = app.issue();
+    app.clock.advance(2 * DAY + 7200);
+    wait_until("it is forgotten", || {
+        Machine::new(1).precheck(&app, &code).code() == "install_code_not_found"
+    });
+}
