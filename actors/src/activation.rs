@@ -2,12 +2,14 @@
 
 use crate::Failure;
 use crate::attempts::{not_activated, prechecked, refused};
-use crate::code_registry::{Activate, PrecheckCode, Replace, Restore, begin};
+use crate::code_registry::{Activate, CodeRegistry, PrecheckCode, Replace, Restore, begin};
 use crate::handles::Handles;
-use crate::keeper::{self, Held, Keeper, Kept, Memory, Upkeep};
+use crate::keeper::{
+    self, Held, Keeper, Kept, Memory, UnderWay, Upkeep, begin_change, forward_change, run_ahead,
+};
 use crate::mailbox::{Actor, Mailbox, Receive};
 use crate::observed::{ActorMetrics, Observed, Transitions};
-use crate::persistence::{Committed, Fate};
+use crate::persistence::Committed;
 use crate::tuning::Tuning;
 use crate::work::{Command, Shutdown, Work};
 use arc_swap::ArcSwap;
@@ -35,11 +37,19 @@ pub(crate) struct Open {
     pub(crate) at: ActivationRef,
     /// The code as consumed.
     pub(crate) code: Code,
+    /// What changes of the code.
+    pub(crate) of_code: UnderWay<CodeRegistry>,
     /// The activation of the same machine that makes room.
-    pub(crate) replaces: Option<Record>,
+    pub(crate) replaces: Option<Closing>,
     pub(crate) activate: Activate,
-    /// What becomes of all this.
-    pub(crate) fate: Fate,
+}
+
+/// An activation that is being released: it gives its code back, or makes room for another one of
+/// the same machine.
+pub(crate) struct Closing {
+    /// As released.
+    pub(crate) released: Record,
+    pub(crate) change: UnderWay<Activation>,
 }
 
 impl Command for Open {
@@ -189,7 +199,7 @@ impl Activation {
         C: Command,
         Self: Receive<Work<C, Record>>,
     {
-        keeper::find(self, work, id, enough, missing, |_| {})
+        keeper::find(self, work, id, enough, missing)
     }
 
     /// The same where a token comes with the command: nothing is left to do where that is wrong.
@@ -203,33 +213,19 @@ impl Activation {
         Self: Receive<Work<C, Record>>,
     {
         let enough = |asked: &C, known: &Record| asked.token().is_err() || enough(asked, known);
-        let (work, activation, fate) = self.find(work, id, unknown, enough)?;
+        let (work, activation) = self.find(work, id, unknown, enough)?;
         if let Err(refusal) = work.command.token().clone() {
             self.handles.attempts.add(work.command.refused(&activation, &refusal));
             work.reply.refuse(refusal);
             return None;
         }
-        Some((work, activation, fate))
+        Some((work, activation))
     }
 
-    fn answer<C: Command>(
-        &self,
-        work: Work<C, Record>,
-        decision: Result<C::Answer, Refusal>,
-        rests_on: Fate,
-        begin_again: fn(&Handles, Work<C, Record>),
-    ) {
-        let generation = self.activations.generation();
-        self.handles.answer_behind_the_disk(work, generation, decision, rests_on, begin_again);
+    /// Gives an answer that changes nothing once what it rests on is on disk.
+    fn answer<C: Command>(&self, work: Work<C, Record>, decision: Result<C::Answer, Refusal>) {
+        self.handles.answer_once_confirmed(work.reply, self.activations.generation(), decision);
     }
-}
-
-/// Sends a command to its first owner, here.
-fn begin_here<C: Command>(handles: &Handles, work: Work<C, Record>)
-where
-    Activation: Receive<Work<C, Record>>,
-{
-    handles.activation.send(work);
 }
 
 /// What an installer asks of an activation, by its name and with a token.
@@ -314,9 +310,8 @@ impl Receive<Work<Open, Record>> for Activation {
         if !self.activations.is_current(&mut work.reply) {
             return work.reply.fail(Failure::StorageUnavailable);
         }
-        let Work { command, reply, attempts, .. } = work;
-        let Open { at, code, replaces, activate, fate } = command;
-        let (replaced, fate_of_memory) = (replaces.as_ref().map(|old| old.at.id), fate.clone());
+        let Work { command, reply, retries, .. } = work;
+        let Open { at, code, of_code, replaces, activate } = command;
         let Activate { request, from, life, now, prechecked_at, .. } = activate;
         let opened = Record::open(at, code.hash, request, now, &life);
         let (transition, action) = match replaces {
@@ -324,13 +319,15 @@ impl Receive<Work<Open, Record>> for Activation {
             None => (self.transitions.activated.clone(), Action::Activated),
         };
         let mut change = Change(Vec::with_capacity(4));
-        change.0.extend(replaces.map(Write::Activation));
+        change.0.extend(replaces.iter().map(|old| Write::Activation(old.released.clone())));
         let event = happened(action, &opened, now, from);
         change.0.extend([
-            Write::Code(code),
+            Write::Code(code.clone()),
             Write::Activation(opened.clone()),
             Write::Audit(Arc::new(event)),
         ]);
+        // Its id is known to nobody before it is answered: no command waits for this one.
+        let of_activation = begin_change(self, at.id);
         let handles = Arc::clone(&self.handles);
         let activation = opened.clone();
         self.handles.persistence.commit(
@@ -339,24 +336,25 @@ impl Receive<Work<Open, Record>> for Activation {
             move |committed| match committed {
                 Committed::Written => {
                     transition.inc();
+                    of_code.is_written(&code);
+                    of_activation.is_written(&activation);
+                    if let Some(Closing { released, change }) = replaces {
+                        change.is_written(&released);
+                    }
                     reply.grant(Activated { activation });
                 }
                 Committed::Conflict => {
-                    fate.fail();
-                    handles.disown(activation.code, activation.at.id);
-                    if let Some(replaced) = replaced {
-                        handles.activation.send(Upkeep::Disown(replaced));
-                    }
+                    drop((of_code, of_activation, replaces));
                     let Record { code, request, .. } = activation;
                     let command = Activate { code, prechecked_at, request, from, life, now };
-                    if let Some(work) = (Work { command, reply, found: None, attempts }).again() {
+                    if let Some(work) = (Work { command, reply, found: None, retries }).again() {
                         handles.code_registry.send(work);
                     }
                 }
                 Committed::Failed(failure) => reply.fail(failure),
             },
         );
-        self.activations.remember(opened, fate_of_memory);
+        run_ahead(self, opened);
     }
 }
 
@@ -365,13 +363,16 @@ impl Receive<Work<PrecheckHeld, Record>> for Activation {
         let id = work.command.by.id;
         let never = |_: &PrecheckHeld, _: &Record| false;
         let missing = |handles: &Handles, work| held_by_none(handles, work, precheck_again);
-        let Some((work, activation, fate)) = self.find(work, id, missing, never) else {
+        let Some((work, activation)) = self.find(work, id, missing, never) else {
             return;
         };
         let asked = &work.command.precheck;
         let decision = activation.precheck(&asked.holder, asked.now);
+        if let (Err(_), Some(limit)) = (&decision, work.reply.limit_reached()) {
+            return work.reply.refuse(limit);
+        }
         self.handles.attempts.add(prechecked(asked, decision.as_ref().map(|&()| ())));
-        self.answer(work, decision, fate, precheck_again);
+        self.answer(work, decision);
     }
 }
 
@@ -380,34 +381,48 @@ impl Receive<Work<Resume, Record>> for Activation {
         let id = work.command.by.id;
         let never = |_: &Resume, _: &Record| false;
         let missing = |handles: &Handles, work| held_by_none(handles, work, activate_again);
-        let Some((mut work, activation, fate)) = self.find(work, id, missing, never) else {
+        let Some((work, activation)) = self.find(work, id, missing, never) else {
             return;
         };
         let Resume { code, activate, .. } = &work.command;
-        match activation.resume(&activate.request, code, activate.now, &activate.life) {
+        let resumed = activation.resume(&activate.request, code, activate.now, &activate.life);
+        if let (Err(_) | Ok(Resumption::Replace(_)), Some(limit)) =
+            (&resumed, work.reply.limit_reached())
+        {
+            return work.reply.refuse(limit);
+        }
+        match resumed {
             Err(refusal) => {
                 self.handles.attempts.add(not_activated(activate, &refusal));
-                self.answer(work, Err(refusal), fate, activate_again);
+                self.answer(work, Err(refusal));
             }
             Ok(Resumption::Repeat) => {
-                self.transitions.repeated.inc();
-                work.reply.give_back_charge();
-                self.answer(work, Ok(Activated { activation }), fate, activate_again);
+                let repeated = self.transitions.repeated.clone();
+                let generation = Some(self.activations.generation());
+                let mut reply = work.reply;
+                self.handles.persistence.confirm(generation, move |committed| match committed {
+                    Committed::Failed(failure) => reply.fail(failure),
+                    Committed::Written | Committed::Conflict => {
+                        repeated.inc();
+                        // It counts as the one that it repeats.
+                        reply.give_back_charge();
+                        reply.grant(Activated { activation });
+                    }
+                });
             }
             Ok(Resumption::Replace(released)) => {
                 if !work.reply.claim() {
                     return;
                 }
-                let (fate, memory) = (Fate::default(), released.clone());
-                let theirs = fate.clone();
+                let change = forward_change(self, id);
+                let memory = released.clone();
                 let replace = |Resume { code, activate, .. }| Replace {
                     code,
-                    released,
+                    replaced: Closing { released, change },
                     activate,
-                    fate: theirs,
                 };
                 if self.handles.code_registry.send(work.then(replace)) {
-                    self.activations.remember(memory, fate);
+                    run_ahead(self, memory);
                 }
             }
             Ok(Resumption::Stale) => {
@@ -424,36 +439,36 @@ impl Receive<Work<Confirm, Record>> for Activation {
     fn receive(&mut self, work: Work<Confirm, Record>) {
         let id = work.command.id;
         let confirms = |asked: &Confirm, known: &Record| known.confirm(asked.now).is_ok();
-        let Some((work, activation, fate)) = self.find_tokened(work, id, confirms) else { return };
+        let Some((work, activation)) = self.find_tokened(work, id, confirms) else { return };
         let confirmed = match activation.confirm(work.command.now) {
             Ok(confirmed) => confirmed,
             Err(refusal) => {
                 self.handles.attempts.add(work.command.refused(&activation, &refusal));
-                return self.answer(work, Err(refusal), fate, begin_here);
+                return self.answer(work, Err(refusal));
             }
         };
         if !work.reply.claim() {
             return;
         }
         let transition = self.transitions.confirmed.clone();
-        let fate = Fate::default();
-        let fate_of_memory = fate.clone();
+        let under_way = begin_change(self, id);
         let handles = Arc::clone(&self.handles);
         let Confirm { now, from, .. } = work.command;
         let event = happened(Action::Confirmed, &confirmed, now, from);
         let change =
             Change(vec![Write::Activation(confirmed.clone()), Write::Audit(Arc::new(event))]);
+        let record = confirmed.clone();
         self.handles.persistence.commit(
             change,
             Some(self.activations.generation()),
             move |committed| match committed {
                 Committed::Written => {
                     transition.inc();
+                    under_way.is_written(&record);
                     work.reply.grant(());
                 }
                 Committed::Conflict => {
-                    fate.fail();
-                    handles.activation.send(Upkeep::Disown(id));
+                    drop(under_way);
                     if let Some(work) = work.again() {
                         handles.activation.send(work);
                     }
@@ -461,7 +476,7 @@ impl Receive<Work<Confirm, Record>> for Activation {
                 Committed::Failed(failure) => work.reply.fail(failure),
             },
         );
-        self.activations.remember(confirmed, fate_of_memory);
+        run_ahead(self, confirmed);
     }
 }
 
@@ -471,30 +486,28 @@ impl Receive<Work<Release, Record>> for Activation {
         let gives_back = |asked: &Release, known: &Record| {
             matches!(known.release(asked.now), Ok(Verdict::GiveBack(_)))
         };
-        let Some((work, activation, fate)) = self.find_tokened(work, id, gives_back) else {
+        let Some((work, activation)) = self.find_tokened(work, id, gives_back) else {
             return;
         };
         match activation.release(work.command.now) {
             Err(refusal) => {
                 self.handles.attempts.add(work.command.refused(&activation, &refusal));
-                self.answer(work, Err(refusal), fate, begin_here);
+                self.answer(work, Err(refusal));
             }
-            Ok(Verdict::Confirmed) => {
-                self.answer(work, Ok(ReleaseOutcome::Confirmed), fate, begin_here);
-            }
+            Ok(Verdict::Confirmed) => self.answer(work, Ok(ReleaseOutcome::Confirmed)),
             Ok(Verdict::Lapsed) => {
-                let lapsed = ReleaseOutcome::Released { code_restored: false };
-                self.answer(work, Ok(lapsed), fate, begin_here);
+                self.answer(work, Ok(ReleaseOutcome::Released { code_restored: false }));
             }
             Ok(Verdict::GiveBack(released)) => {
                 if !work.reply.claim() {
                     return;
                 }
-                let fate = Fate::default();
-                let (memory, theirs) = (released.clone(), fate.clone());
-                let restore = |release| Restore { released, release, fate: theirs };
+                let change = forward_change(self, id);
+                let memory = released.clone();
+                let released = Closing { released, change };
+                let restore = |release| Restore { released, release };
                 if self.handles.code_registry.send(work.then(restore)) {
-                    self.activations.remember(memory, fate);
+                    run_ahead(self, memory);
                 }
             }
         }

@@ -4,14 +4,14 @@
 //! Memory holds the codes at work. It runs ahead of the disk, but no answer does: whatever rests
 //! on memory goes back through the persistence actor's queue.
 
-use crate::activation::{Activated, Open, PrecheckHeld, ReleaseOutcome, Resume, happened};
+use crate::activation::{Activated, Closing, Open, PrecheckHeld, ReleaseOutcome, Resume, happened};
 use crate::attempts::{not_activated, prechecked};
 use crate::handles::Handles;
-use crate::keeper::{self, Held, Keeper, Kept, Memory, Upkeep};
+use crate::keeper::{self, Held, Keeper, Kept, Memory, Upkeep, begin_change, run_ahead};
 use crate::mailbox::{Actor, Mailbox, Receive};
 use crate::numbers::Numbers;
 use crate::observed::{ActorMetrics, Observed, Transitions};
-use crate::persistence::{Committed, Fate};
+use crate::persistence::Committed;
 use crate::rate_limiter::LimitedCommand;
 use crate::reply::Reply;
 use crate::tuning::Tuning;
@@ -61,6 +61,8 @@ impl Command for Issue {
 }
 
 impl LimitedCommand for Issue {
+    const MAY_REPEAT: bool = false;
+
     fn forward(self, reply: Reply<Issued>, handles: &Handles) {
         handles.code_registry.send(Work::<_, Code>::new(self, reply));
     }
@@ -85,6 +87,8 @@ impl Command for PrecheckCode {
 }
 
 impl LimitedCommand for PrecheckCode {
+    const MAY_REPEAT: bool = true;
+
     fn forward(self, reply: Reply<()>, handles: &Handles) {
         handles.code_registry.send(Work::new(self, reply));
     }
@@ -113,6 +117,8 @@ impl Command for Activate {
 }
 
 impl LimitedCommand for Activate {
+    const MAY_REPEAT: bool = true;
+
     fn forward(self, reply: Reply<Activated>, handles: &Handles) {
         handles.code_registry.send(Work::new(self, reply));
     }
@@ -122,9 +128,8 @@ impl LimitedCommand for Activate {
 /// activation actor, which has released the old activation.
 pub(crate) struct Replace {
     pub(crate) code: Code,
-    pub(crate) released: Activation,
+    pub(crate) replaced: Closing,
     pub(crate) activate: Activate,
-    pub(crate) fate: Fate,
 }
 
 impl Command for Replace {
@@ -134,9 +139,8 @@ impl Command for Replace {
 /// Gives a code back. Sent by the activation actor, which has released its activation; answered
 /// when both are on disk.
 pub(crate) struct Restore {
-    pub(crate) released: Activation,
+    pub(crate) released: Closing,
     pub(crate) release: activation::Release,
-    pub(crate) fate: Fate,
 }
 
 impl Command for Restore {
@@ -217,24 +221,22 @@ impl CodeRegistry {
         }
     }
 
-    /// As [`keeper::find`]; `undo` is called where the code cannot be had.
+    /// As [`keeper::find`].
     fn find<C>(
         &mut self,
         work: Work<C, Code>,
         hash: CodeHash,
         enough: impl FnOnce(&C, &Code) -> bool,
-        undo: impl FnOnce(&Handles) + Clone + Send + 'static,
     ) -> Option<Held<C, Code>>
     where
         C: Command,
         Self: Receive<Work<C, Code>>,
     {
-        let undo_there = undo.clone();
-        let missing = |handles: &Handles, work: Work<C, Code>| {
-            undo(handles);
-            work.reply.refuse(Refusal::CodeNotFound);
+        let missing = |_: &Handles, work: Work<C, Code>| {
+            let limit = work.reply.limit_reached();
+            work.reply.refuse(limit.unwrap_or(Refusal::CodeNotFound));
         };
-        keeper::find(self, work, hash, enough, missing, undo_there)
+        keeper::find(self, work, hash, enough, missing)
     }
 
     fn next_activation(&mut self, now: Timestamp) -> ActivationRef {
@@ -247,16 +249,9 @@ impl CodeRegistry {
         InstallCode::from_random_bits(product, bits)
     }
 
-    /// Sends a decision that changes nothing back through the queue of what may change it.
-    fn answer<C: Command>(
-        &self,
-        work: Work<C, Code>,
-        decision: Result<C::Answer, Refusal>,
-        rests_on: Fate,
-        begin_again: fn(&Handles, Work<C, Code>),
-    ) {
-        let generation = self.codes.generation();
-        self.handles.answer_behind_the_disk(work, generation, decision, rests_on, begin_again);
+    /// Gives an answer that changes nothing once what it rests on is on disk.
+    fn answer<C: Command>(&self, work: Work<C, Code>, decision: Result<C::Answer, Refusal>) {
+        self.handles.answer_once_confirmed(work.reply, self.codes.generation(), decision);
     }
 }
 
@@ -295,41 +290,45 @@ impl Receive<Work<Issue, Code>> for CodeRegistry {
         };
         let issued = Issued { code, expires_at: record.expires_at };
         let transitions = self.transitions.issued.clone();
-        let (handles, hash) = (Arc::clone(&self.handles), record.hash);
+        // Nobody knows the code before it is on disk: no command waits for this one.
+        let under_way = begin_change(self, record.hash);
+        let written = record.clone();
         let change = Change(vec![Write::Code(record.clone()), Write::Audit(Arc::new(event))]);
         self.handles.persistence.commit(change, Some(self.codes.generation()), move |committed| {
             match committed {
                 Committed::Written => {
                     transitions.inc();
+                    under_way.is_written(&written);
                     reply.grant(issued);
                 }
                 // A new number that is taken: another server was faster. The caller asks again.
-                Committed::Conflict => {
-                    handles.code_registry.send(Upkeep::Disown(hash));
-                    reply.fail(Failure::Overloaded);
-                }
+                Committed::Conflict => reply.fail(Failure::Overloaded),
                 Committed::Failed(failure) => reply.fail(failure),
             }
         });
-        // Nobody knows the code before it is on disk: nothing can rest on it.
-        self.codes.remember(record, Fate::default());
+        run_ahead(self, record);
     }
 }
 
 impl Receive<Work<PrecheckCode, Code>> for CodeRegistry {
     fn receive(&mut self, work: Work<PrecheckCode, Code>) {
         let hash = work.command.code;
-        let Some((work, code, fate)) = self.find(work, hash, |_, _| false, |_| {}) else {
+        let Some((work, code)) = self.find(work, hash, |_, _| false) else {
             return;
         };
-        match code.precheck(work.command.now, &work.command.life) {
+        let decision = code.precheck(work.command.now, &work.command.life);
+        if let (Err(_) | Ok(Precheck::Ready), Some(limit)) = (&decision, work.reply.limit_reached())
+        {
+            return work.reply.refuse(limit);
+        }
+        match decision {
             Err(refusal) => {
                 self.handles.attempts.add(prechecked(&work.command, Err(&refusal)));
-                self.answer(work, Err(refusal), fate, begin);
+                self.answer(work, Err(refusal));
             }
             Ok(Precheck::Ready) => {
                 self.handles.attempts.add(prechecked(&work.command, Ok(())));
-                self.answer(work, Ok(()), fate, begin);
+                self.answer(work, Ok(()));
             }
             Ok(Precheck::Held(by)) => {
                 self.handles.activation.send(work.then(|precheck| PrecheckHeld { by, precheck }));
@@ -346,25 +345,32 @@ impl Receive<Work<Activate, Code>> for CodeRegistry {
             let decision = code.activate(by, asked.prechecked_at, &asked.life);
             matches!(decision, Ok(Consumption::Consume(_)))
         };
-        let Some((work, code, fate)) = self.find(work, hash, consumes, |_| {}) else { return };
+        let Some((work, code)) = self.find(work, hash, consumes) else { return };
         let Activate { prechecked_at, life, .. } = work.command;
         let by = self.next_activation(work.command.now);
-        match code.activate(by, prechecked_at, &life) {
+        let decision = code.activate(by, prechecked_at, &life);
+        if let (Err(_) | Ok(Consumption::Consume(_)), Some(limit)) =
+            (&decision, work.reply.limit_reached())
+        {
+            return work.reply.refuse(limit);
+        }
+        match decision {
             Err(refusal) => {
                 self.handles.attempts.add(not_activated(&work.command, &refusal));
-                self.answer(work, Err(refusal), fate, begin);
+                self.answer(work, Err(refusal));
             }
             Ok(Consumption::Held(by)) => {
                 self.handles.activation.send(work.then(|activate| Resume { by, code, activate }));
             }
             Ok(Consumption::Consume(code)) => {
                 if work.reply.claim() {
+                    let of_code = begin_change(self, hash);
                     self.open(work.then(|activate| Open {
                         at: by,
                         code,
+                        of_code,
                         replaces: None,
                         activate,
-                        fate: Fate::default(),
                     }));
                 }
             }
@@ -373,12 +379,12 @@ impl Receive<Work<Activate, Code>> for CodeRegistry {
 }
 
 impl CodeRegistry {
-    /// Forwards the opening of an activation and, that done, takes the code for consumed.
+    /// Forwards the opening of an activation and, that done, takes the code for consumed where memory
+    /// may run ahead of the store.
     fn open(&mut self, work: Work<Open, Activation>) {
         let code = work.command.code.clone();
-        let fate = work.command.fate.clone();
         if self.handles.activation.send(work) {
-            self.codes.remember(code, fate);
+            run_ahead(self, code);
         }
     }
 }
@@ -389,65 +395,76 @@ impl Receive<Work<Replace, Code>> for CodeRegistry {
         if !self.codes.is_current(&mut work.reply) {
             return work.reply.fail(Failure::StorageUnavailable);
         }
+        let hash = work.command.code.hash;
+        if self.codes.is_changing(hash) {
+            let handles = Arc::clone(&self.handles);
+            let command = Box::new(move || {
+                handles.code_registry.send(work);
+            });
+            return self.codes.park(hash, command);
+        }
         let at = self.next_activation(work.command.activate.now);
-        self.open(work.then(|Replace { code, released, activate, fate }| Open {
+        let of_code = begin_change(self, hash);
+        self.open(work.then(|Replace { code, replaced, activate }| Open {
             at,
             code: code.consumed_by(at),
-            replaces: Some(released),
+            of_code,
+            replaces: Some(replaced),
             activate,
-            fate,
         }));
     }
 }
 
 impl Receive<Work<Restore, Code>> for CodeRegistry {
     fn receive(&mut self, work: Work<Restore, Code>) {
-        let (hash, id) = (work.command.released.code, work.command.released.at.id);
-        // The activation is released in memory already, which must not stay so.
-        let fate = work.command.fate.clone();
-        let undo = move |handles: &Handles| {
-            fate.fail();
-            handles.activation.send(Upkeep::Disown(id));
+        let hash = work.command.released.released.code;
+        let restored = |asked: &Restore, code: &Code| {
+            let Restore { released, release } = asked;
+            code.restore(released.released.at, release.now, &release.life)
         };
-        let restores = |asked: &Restore, code: &Code| {
-            code.restore(asked.released.at, asked.release.now, &asked.release.life).is_some()
-        };
-        let Some((work, code, _)) = self.find(work, hash, restores, undo) else { return };
-        let Work { command: Restore { released, release, fate }, reply, attempts, .. } = work;
-        let fate_of_code = fate.clone();
-        let restored = code.restore(released.at, release.now, &release.life);
-        let good = restored.as_ref().is_some_and(|code| !code.is_expired(release.now));
-        let mut change = Change(Vec::with_capacity(3));
-        change.0.push(Write::Activation(released.clone()));
-        change.0.extend(restored.clone().map(Write::Code));
-        change.0.push(Write::Audit(Arc::new(happened(
-            Action::Released,
-            &released,
-            release.now,
-            release.from,
-        ))));
+        let restores = |asked: &Restore, code: &Code| restored(asked, code).is_some();
+        let Some((work, code)) = self.find(work, hash, restores) else { return };
+        let restored = restored(&work.command, &code);
+        let Work { command, reply, retries, .. } = work;
+        let Restore { released: Closing { released, change: of_activation }, release } = command;
         let handles = Arc::clone(&self.handles);
-        let transitions = self.transitions.released.clone();
+        let begin_again = move |reply, release| {
+            let work = Work { command: release, reply, found: None, retries };
+            if let Some(work) = work.again() {
+                handles.activation.send(work);
+            }
+        };
+        let Some(code) = restored else {
+            // What was read of the code is older than what was read of its activation, and to release
+            // the one without the other would burn the code.
+            drop(of_activation);
+            return begin_again(reply, release);
+        };
+        let good = !code.is_expired(release.now);
+        let event = happened(Action::Released, &released, release.now, release.from);
+        let change = Change(vec![
+            Write::Activation(released.clone()),
+            Write::Code(code.clone()),
+            Write::Audit(Arc::new(event)),
+        ]);
+        let of_code = begin_change(self, hash);
+        let (transitions, memory) = (self.transitions.released.clone(), code.clone());
         self.handles.persistence.commit(change, Some(self.codes.generation()), move |committed| {
             match committed {
                 Committed::Written => {
                     transitions.inc();
+                    of_code.is_written(&code);
+                    of_activation.is_written(&released);
                     reply.grant(ReleaseOutcome::Released { code_restored: good });
                 }
                 Committed::Conflict => {
-                    fate.fail();
-                    handles.disown(hash, released.at.id);
-                    let work = Work { command: release, reply, found: None, attempts };
-                    if let Some(work) = work.again() {
-                        handles.activation.send(work);
-                    }
+                    drop((of_code, of_activation));
+                    begin_again(reply, release);
                 }
                 Committed::Failed(failure) => reply.fail(failure),
             }
         });
-        if let Some(code) = restored {
-            self.codes.remember(code, fate_of_code);
-        }
+        run_ahead(self, memory);
     }
 }
 

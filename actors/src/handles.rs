@@ -11,7 +11,7 @@ use crate::keeper::Upkeep;
 use crate::mailbox::{Address, Hosted, Mailbox};
 use crate::numbers::Numbers;
 use crate::observed::Observed;
-use crate::persistence::{Committed, Fate, Persistence, Writer};
+use crate::persistence::{Committed, Persistence, Writer};
 use crate::rate_limiter::{Limited, LimitedCommand, RateLimiter, restore_counters};
 use crate::reader::Reader;
 use crate::reply::{Pending, Permits, Reply};
@@ -22,9 +22,7 @@ use crate::tuning::Tuning;
 use crate::work::{Command, Shutdown, Tick, Work};
 use actix::{Arbiter, AsyncContext, Context};
 use arc_swap::ArcSwap;
-use iptunnel_domain::activation::ActivationId;
 use iptunnel_domain::audit::Event;
-use iptunnel_domain::code::CodeHash;
 use iptunnel_domain::lookup::LookupKey;
 use iptunnel_domain::server::ServerId;
 use iptunnel_domain::{Refusal, Timestamp};
@@ -33,6 +31,7 @@ use rand_chacha::ChaCha20Rng;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// What the actors are given.
@@ -102,12 +101,19 @@ pub struct Handles {
     /// again at the next tick.
     pub(crate) missed: Mutex<HashSet<ServerId>>,
     permits: Permits,
+    /// For what is answered from memory: it goes on where all others wait for the store.
+    quick_permits: Permits,
+    health: Arc<Health>,
     servers: Arc<Servers>,
     store: Arc<dyn Store>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Where actix runs the actors.
     arbiter: Option<actix::ArbiterHandle>,
 }
+
+/// A commit that takes longer than this stands still: a thousand times what one takes on a good disk,
+/// and less than a caller waits.
+const STANDS_STILL: Duration = Duration::from_secs(2);
 
 /// A command with its reply, and what its caller waits for.
 type Begun<C, R> = (Work<C, R>, Pending<<C as Command>::Answer>);
@@ -120,7 +126,7 @@ type Begun<C, R> = (Work<C, R>, Pending<<C as Command>::Answer>);
 pub fn start(parts: Parts) -> Result<Arc<Handles>, StartError> {
     let arbiter = Arbiter::new();
     let (send, receive) = std::sync::mpsc::channel();
-    let permits = Permits::new(parts.permits);
+    let permits = Permits::shared_out(parts.permits, Permits::new);
     let loaded = Loaded::read(parts)?;
     let handle = arbiter.handle();
     arbiter.spawn_fn(move || {
@@ -198,7 +204,7 @@ impl Loaded {
     pub(crate) fn assemble(
         self,
         addresses: Addresses,
-        permits: Permits,
+        (permits, quick_permits): (Permits, Permits),
         arbiter: Option<actix::ArbiterHandle>,
     ) -> Assembled {
         let Self { parts, frontier, registered, counters } = self;
@@ -219,6 +225,8 @@ impl Loaded {
             missed: Mutex::default(),
             attempts: Gathered::new(observed.attempts_not_kept.clone()),
             permits,
+            quick_permits,
+            health: Arc::clone(&health),
             servers: registered.published(),
             store: Arc::clone(&store),
             threads: Mutex::default(),
@@ -263,13 +271,22 @@ impl Handles {
         &self,
         request: impl FnOnce(Reply<C::Answer>) -> Limited<C>,
     ) -> Result<Pending<C::Answer>, Failure> {
-        let (reply, pending) = self.permits.request().ok_or(Failure::Overloaded)?;
+        let (reply, pending) = self.request()?;
         self.rate_limiter.send(request(reply));
         Ok(pending)
     }
 
+    /// A request that may have to wait for the store. While that stands still nobody joins those who
+    /// wait: they hear so at once.
+    fn request<A>(&self) -> Result<(Reply<A>, Pending<A>), Failure> {
+        if !self.health.commits_flow() {
+            return Err(Failure::StorageUnavailable);
+        }
+        self.permits.request().ok_or(Failure::Overloaded)
+    }
+
     fn begin<C: Command, R>(&self, command: C) -> Result<Begun<C, R>, Failure> {
-        let (reply, pending) = self.permits.request().ok_or(Failure::Overloaded)?;
+        let (reply, pending) = self.request()?;
         Ok((Work::new(command, reply), pending))
     }
 
@@ -305,8 +322,8 @@ impl Handles {
         &self,
         command: CheckIn,
     ) -> Result<Pending<crate::server_registry::CheckedIn>, Failure> {
-        let (work, pending) = self.begin(command)?;
-        self.server_registry.send(work);
+        let (reply, pending) = self.quick_permits.request().ok_or(Failure::Overloaded)?;
+        self.server_registry.send(Work::<_, iptunnel_domain::server::Server>::new(command, reply));
         Ok(pending)
     }
 
@@ -330,7 +347,7 @@ impl Handles {
         settings: Vec<Setting>,
         events: Vec<Event>,
     ) -> Result<Pending<()>, Failure> {
-        let (reply, pending) = self.permits.request().ok_or(Failure::Overloaded)?;
+        let (reply, pending) = self.request()?;
         if !reply.claim() {
             return Ok(pending);
         }
@@ -390,6 +407,7 @@ impl Handles {
     /// Tells every actor what time it is.
     pub fn tick(self: &Arc<Self>, now: Timestamp) {
         self.flush_attempts();
+        self.health.note_commits_flow(self.persistence.writes_for() < STANDS_STILL);
         let missed =
             std::mem::take(&mut *self.missed.lock().unwrap_or_else(PoisonError::into_inner));
         missed.into_iter().for_each(|server| server_registry::follow(self, server));
@@ -440,31 +458,17 @@ impl Handles {
         std::thread::spawn(move || store.close());
     }
 
-    /// Answers once everything sent before is on disk, so that nobody hears of what may not last.
-    /// Where the change that the decision rests on did not come to be, the command is begun again.
-    pub(crate) fn answer_behind_the_disk<C: Command, R: Send + 'static>(
-        self: &Arc<Self>,
-        work: Work<C, R>,
+    /// Gives an answer that changes nothing once what it rests on is on disk, so that nobody hears of
+    /// what may not last.
+    pub(crate) fn answer_once_confirmed<A: Send + 'static>(
+        &self,
+        reply: Reply<A>,
         generation: u32,
-        decision: Result<C::Answer, Refusal>,
-        rests_on: Fate,
-        begin_again: fn(&Self, Work<C, R>),
+        decision: Result<A, Refusal>,
     ) {
-        let (change, handles) = (Change::default(), Arc::clone(self));
-        self.persistence.commit(change, Some(generation), move |committed| match committed {
-            Committed::Written | Committed::Conflict if rests_on.has_failed() => {
-                if let Some(work) = work.again() {
-                    begin_again(&handles, work);
-                }
-            }
-            Committed::Written | Committed::Conflict => work.reply.decide(decision),
-            Committed::Failed(failure) => work.reply.fail(failure),
+        self.persistence.confirm(Some(generation), move |committed| match committed {
+            Committed::Written | Committed::Conflict => reply.decide(decision),
+            Committed::Failed(failure) => reply.fail(failure),
         });
-    }
-
-    /// Makes memory forget a code and an activation that a commit showed to be out of date.
-    pub(crate) fn disown(&self, code: CodeHash, activation: ActivationId) {
-        self.activation.send(Upkeep::Disown(activation));
-        self.code_registry.send(Upkeep::Disown(code));
     }
 }

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 #[derive(Debug)]
 pub struct Health {
     store_works: AtomicBool,
+    commits_flow: AtomicBool,
     store_is_there: AtomicBool,
     clock_is_right: AtomicBool,
     store_is_safe: AtomicBool,
@@ -18,6 +19,7 @@ impl Default for Health {
     fn default() -> Self {
         Self {
             store_works: AtomicBool::new(true),
+            commits_flow: AtomicBool::new(true),
             store_is_there: AtomicBool::new(true),
             clock_is_right: AtomicBool::new(true),
             store_is_safe: AtomicBool::new(true),
@@ -31,6 +33,7 @@ impl Health {
     /// Whether requests should be sent here.
     pub fn is_ready(&self) -> bool {
         self.store_works.load(Ordering::Relaxed)
+            && self.commits_flow()
             && self.store_is_there.load(Ordering::Relaxed)
             && self.clock_is_right.load(Ordering::Relaxed)
             && self.store_is_safe.load(Ordering::Relaxed)
@@ -66,6 +69,23 @@ impl Health {
     /// Whether the store keeps what it promises, as far as it can be asked.
     pub fn store_is_safe(&self, safe: bool) {
         self.store_is_safe.store(safe, Ordering::Relaxed);
+    }
+
+    /// Whether the store ends the commits that it has begun.
+    pub fn commits_flow(&self) -> bool {
+        self.commits_flow.load(Ordering::Relaxed)
+    }
+
+    /// Logged where it changes: an outage once at its begin and once at its end.
+    pub(crate) fn note_commits_flow(&self, flow: bool) {
+        match (self.commits_flow.swap(flow, Ordering::Relaxed), flow) {
+            (true, false) => tracing::error!(
+                "the store does not end a commit: not ready, and requests that need it are refused. \
+                 `iptunnel-server doctor` says what it waits for"
+            ),
+            (false, true) => tracing::warn!("the store ends commits again"),
+            _ => {}
+        }
     }
 
     pub(crate) fn store_works(&self, works: bool) {

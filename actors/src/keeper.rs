@@ -5,7 +5,7 @@ use crate::Failure;
 use crate::handles::Handles;
 use crate::mailbox::{Actor, Mailbox, Receive};
 use crate::observed::ActorMetrics;
-use crate::persistence::{Committed, Fate};
+use crate::persistence::Committed;
 use crate::reader::Sought;
 use crate::reply::Reply;
 use crate::tuning::Tuning;
@@ -45,10 +45,19 @@ pub(crate) trait Kept: Clone + Send + 'static {
     ) -> Result<Vec<Self>, ReadError>;
 }
 
-/// The records at work. Runs ahead of the disk; void where another generation has begun.
+/// A command that waits for the end of a change, and how it is sent on its way again.
+pub(crate) type Parked = Box<dyn FnOnce() + Send>;
+
+/// The records at work; void where another generation of the store has begun.
+///
+/// Where the store is this server's alone memory runs ahead of it: a record is taken for what it will
+/// be as soon as its change is on its way. Where servers share the store it follows: another server
+/// may be faster, and whatever had been decided on a change that never came to be would be wrong. There
+/// a record with a change under way is not looked at; commands about it wait for the end of the change.
 pub(crate) struct Memory<R: Kept> {
-    /// Each with the fate of its last change.
-    records: HashMap<R::Key, (R, Fate)>,
+    records: HashMap<R::Key, R>,
+    /// Of which records a change is under way, and what waits for its end.
+    changing: HashMap<R::Key, Vec<Parked>>,
     /// Keys in the order in which they came, to be looked at in turn.
     watched: VecDeque<R::Key>,
     generation: u32,
@@ -62,6 +71,7 @@ impl<R: Kept> Memory<R> {
     pub(crate) fn new() -> Self {
         Self {
             records: HashMap::new(),
+            changing: HashMap::new(),
             watched: VecDeque::new(),
             generation: 0,
             retention: Timer::default(),
@@ -73,28 +83,56 @@ impl<R: Kept> Memory<R> {
         self.records.len()
     }
 
-    pub(crate) fn get(&self, key: R::Key) -> Option<(R, Fate)> {
+    pub(crate) fn get(&self, key: R::Key) -> Option<R> {
         self.records.get(&key).cloned()
     }
 
     /// What is known of a record, where `found` is what the store was found to hold, if it was looked
     /// at: memory may be ahead of it, or behind what another server has written.
-    pub(crate) fn newest(&mut self, key: R::Key, found: Option<&Option<R>>) -> Option<(R, Fate)> {
+    pub(crate) fn newest(&mut self, key: R::Key, found: Option<&Option<R>>) -> Option<R> {
         match (self.get(key), found) {
-            (Some((known, _)), Some(Some(found))) if known.version() < found.version() => {
+            (Some(known), Some(Some(found))) if known.version() < found.version() => {
                 self.records.remove(&key);
-                Some((found.clone(), Fate::default()))
+                Some(found.clone())
             }
-            (None, Some(found)) => found.clone().map(|found| (found, Fate::default())),
+            (None, Some(found)) => found.clone(),
             (known, _) => known,
         }
     }
 
-    /// Takes a record for what it will be once its change, whose fate this is, is on disk.
-    pub(crate) fn remember(&mut self, record: R, fate: Fate) {
+    /// Takes a record for what the store holds, or soon will.
+    pub(crate) fn remember(&mut self, record: R) {
         let key = record.key();
-        if self.records.insert(key, (record, fate)).is_none() {
+        if self.records.insert(key, record).is_none() {
             self.watched.push_back(key);
+        }
+    }
+
+    /// Whether a change of the record is under way.
+    pub(crate) fn is_changing(&self, key: R::Key) -> bool {
+        self.changing.contains_key(&key)
+    }
+
+    /// Lets a command wait for the end of the change that is under way; at once where there is none.
+    pub(crate) fn park(&mut self, key: R::Key, command: Parked) {
+        match self.changing.get_mut(&key) {
+            Some(parked) => parked.push(command),
+            None => command(),
+        }
+    }
+
+    /// A change has come to its end: the record as it is then, or nothing where that is not known. Who
+    /// waited goes on, in the order in which they came.
+    fn settle(&mut self, key: R::Key, generation: u32, record: Option<R>) {
+        match record {
+            Some(record) if generation == self.generation => self.remember(record),
+            // Where another generation has begun there is nothing that this could be wrong about.
+            _ => {
+                self.records.remove(&key);
+            }
+        }
+        for command in self.changing.remove(&key).unwrap_or_default() {
+            command();
         }
     }
 
@@ -127,8 +165,8 @@ impl<R: Kept> Memory<R> {
             let Some(key) = self.watched.pop_front() else { break };
             match self.records.get(&key) {
                 None => {}
-                Some((record, _)) if record.is_at_work(now, tuning) => self.watched.push_back(key),
-                Some((record, _)) => done.push((key, record.version())),
+                Some(record) if record.is_at_work(now, tuning) => self.watched.push_back(key),
+                Some(record) => done.push((key, record.version())),
             }
         }
         done
@@ -155,7 +193,7 @@ impl<R: Kept> Memory<R> {
     fn evict(&mut self, done: Vec<(R::Key, Version)>) {
         for (key, version) in done {
             match self.records.get(&key) {
-                Some((record, _)) if record.version() == version => {
+                Some(record) if record.version() == version => {
                     self.records.remove(&key);
                 }
                 Some(_) => self.watched.push_back(key),
@@ -176,8 +214,9 @@ pub(crate) enum Upkeep<R: Kept> {
     Forgettable(Vec<R>, Timestamp),
     /// So many were forgotten that there may be more.
     LookAgain(Timestamp),
-    /// A commit showed that what memory holds of this record is not what the store holds.
-    Disown(R::Key),
+    /// A change of this record has come to its end, decided in this generation: the record as it is
+    /// then, or nothing where that is not known.
+    Settled(R::Key, u32, Option<R>),
     /// The store works again after it had refused: whatever memory holds is void.
     Reload(u32),
 }
@@ -205,28 +244,92 @@ pub(crate) trait Keeper: Actor + Receive<Upkeep<Self::Record>> {
             Upkeep::Evict(done) => self.memory().evict(done),
             Upkeep::Forgettable(records, now) => forget(self, &records, now),
             Upkeep::LookAgain(now) => look_for_forgettable(self, now),
-            Upkeep::Disown(key) => {
-                self.memory().records.remove(&key);
+            Upkeep::Settled(key, generation, record) => {
+                self.memory().settle(key, generation, record);
             }
             Upkeep::Reload(generation) => self.memory().reload(generation),
         }
     }
 }
 
-/// A command with what is known of its record, and what becomes of the change that this rests on.
-pub(crate) type Held<C, R> = (Work<C, R>, R, Fate);
+/// A change of a record that is under way. It travels with the change; however that ends, by a
+/// commit, a conflict, a failure, or by being dropped on its way, the record's owner hears of it:
+/// whoever waits goes on, and what memory was ahead with is forgotten where it never came to be.
+pub(crate) struct UnderWay<K: Keeper>(Option<Settling<K>>);
+
+struct Settling<K: Keeper> {
+    handles: Arc<Handles>,
+    key: <K::Record as Kept>::Key,
+    generation: u32,
+    /// Memory shows the record as changed already.
+    ahead: bool,
+    outcome: Option<K::Record>,
+}
+
+impl<K: Keeper> UnderWay<K> {
+    /// The change was written, and this is the record now.
+    pub(crate) fn is_written(mut self, record: &K::Record) {
+        match &mut self.0 {
+            Some(Settling { ahead: true, .. }) => self.0 = None,
+            Some(settling) => settling.outcome = Some(record.clone()),
+            None => {}
+        }
+    }
+}
+
+impl<K: Keeper> Drop for UnderWay<K> {
+    fn drop(&mut self) {
+        if let Some(Settling { handles, key, generation, outcome, .. }) = self.0.take() {
+            K::mailbox(&handles).send(Upkeep::Settled(key, generation, outcome));
+        }
+    }
+}
+
+/// A change of the record with this key begins, and is committed at once: over a shared store nothing
+/// may be decided on it until it has ended.
+pub(crate) fn begin_change<K: Keeper>(
+    keeper: &mut K,
+    key: <K::Record as Kept>::Key,
+) -> UnderWay<K> {
+    if keeper.handles().is_shared() { forward_change(keeper, key) } else { UnderWay(None) }
+}
+
+/// The same where another actor has to agree before it is committed.
+pub(crate) fn forward_change<K: Keeper>(
+    keeper: &mut K,
+    key: <K::Record as Kept>::Key,
+) -> UnderWay<K> {
+    let handles = Arc::clone(keeper.handles());
+    let ahead = !handles.is_shared();
+    let memory = keeper.memory();
+    if !ahead {
+        memory.changing.entry(key).or_default();
+    }
+    let generation = memory.generation;
+    UnderWay(Some(Settling { handles, key, generation, ahead, outcome: None }))
+}
+
+/// Takes a record for what its change, which has been sent on its way, will make of it, where memory
+/// may run ahead of the store.
+pub(crate) fn run_ahead<K: Keeper>(keeper: &mut K, record: K::Record) {
+    if !keeper.handles().is_shared() {
+        keeper.memory().remember(record);
+    }
+}
+
+/// A command with what is known of its record.
+pub(crate) type Held<C, R> = (Work<C, R>, R);
 
 /// The command with its record; nothing where there is no such record, which is for `missing` to
-/// answer, or where the command went to look the record up first. Where servers share the store it is
-/// looked up even though memory holds it, unless what memory holds is `enough`: it leads to a write,
-/// which the guard keeps from being wrong. `on_error` is called where it cannot be read.
+/// answer, or where the command waits for the end of a change, or went to look the record up first.
+/// Where servers share the store it is looked up even though memory holds it, unless what memory holds
+/// is `enough`: it leads to a write, which the guard keeps from being wrong.
 pub(crate) fn find<K, C>(
     keeper: &mut K,
     mut work: Work<C, K::Record>,
     key: <K::Record as Kept>::Key,
     enough: impl FnOnce(&C, &K::Record) -> bool,
     missing: impl FnOnce(&Handles, Work<C, K::Record>),
-    on_error: impl FnOnce(&Handles) + Send + 'static,
 ) -> Option<Held<C, K::Record>>
 where
     K: Keeper + Receive<Work<C, K::Record>>,
@@ -238,23 +341,32 @@ where
         work.reply.fail(Failure::StorageUnavailable);
         return None;
     }
-    let found = work.found.take();
     let handles = Arc::clone(keeper.handles());
+    let back = Arc::clone(&handles);
+    if keeper.memory().is_changing(key) {
+        // What was read of it is out of date when the change has ended.
+        work.found = None;
+        let command = Box::new(move || {
+            K::mailbox(&back).send(work);
+        });
+        keeper.memory().park(key, command);
+        return None;
+    }
+    let found = work.found.take();
     match (keeper.memory().newest(key, found.as_ref()), found) {
-        (Some((record, fate)), Some(_)) => Some((work, record, fate)),
-        (Some((record, fate)), None) if !handles.is_shared() || enough(&work.command, &record) => {
-            Some((work, record, fate))
+        (Some(record), Some(_)) => Some((work, record)),
+        (Some(record), None) if !handles.is_shared() || enough(&work.command, &record) => {
+            Some((work, record))
         }
         (None, Some(_)) => {
             missing(&handles, work);
             None
         }
         (_, None) => {
-            let (back, of_error) = (Arc::clone(&handles), Arc::clone(&handles));
             let forward = move |work| {
                 K::mailbox(&back).send(work);
             };
-            handles.reader.look_up(work, key, forward, move || on_error(&of_error));
+            handles.reader.look_up(work, key, forward);
             None
         }
     }
@@ -275,7 +387,7 @@ fn tick<K: Keeper>(keeper: &mut K, now: Timestamp) {
         keeper.metrics().batch.observe(done.len() as f64);
         let handles = Arc::clone(keeper.handles());
         // Behind the queue, so that whatever was last written of them is on disk.
-        keeper.handles().persistence.commit(Change::default(), None, move |_| {
+        keeper.handles().persistence.follow(move |_| {
             K::mailbox(&handles).send(Upkeep::Evict(done));
         });
     }
@@ -335,7 +447,7 @@ fn forget<K: Keeper>(keeper: &mut K, records: &[K::Record], now: Timestamp) {
     }
     if records.len() >= K::step(&keeper.tuning()).max(1) {
         let handles = Arc::clone(keeper.handles());
-        keeper.handles().persistence.commit(Change::default(), None, move |committed| {
+        keeper.handles().persistence.follow(move |committed| {
             if committed == Committed::Written {
                 K::mailbox(&handles).send(Upkeep::LookAgain(now));
             }

@@ -11,7 +11,7 @@ use crate::observed::{ActorMetrics, Observed};
 use crate::tuning::Tuning;
 use arc_swap::ArcSwap;
 use iptunnel_storage::{Change, CommitError, Store, Verdict};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -27,35 +27,31 @@ pub(crate) enum Committed {
     Failed(Failure),
 }
 
-/// What becomes of a change, shared with whatever is decided on memory that runs ahead of it: an
-/// answer that rests on a change which conflicts must not be given.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Fate(Arc<AtomicBool>);
-
-impl Fate {
-    /// The change did not come to be. Called before anything sent later is answered.
-    pub(crate) fn fail(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn has_failed(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 type Done = Box<dyn FnOnce(Committed) + Send>;
 
 struct Job {
-    change: Change,
-    /// The generation of the store on which the change was decided; `None` where it rests on
-    /// nothing that a refused commit could have taken back.
+    what: What,
+    /// The generation of the store on which this was decided; `None` where it rests on nothing that
+    /// a refused commit could have taken back.
     generation: Option<u32>,
     done: Done,
+}
+
+/// What somebody waits for.
+enum What {
+    /// A change, until it is on disk.
+    Write(Change),
+    /// That what was read, or what memory held, is on disk, so that an answer may rest on it.
+    Confirm,
+    /// That everything sent before has come to its end.
+    Follow,
 }
 
 #[derive(Default)]
 struct Queue {
     jobs: Vec<Job>,
+    /// The store refuses: whoever comes hears so at once, and waits for nobody.
+    refusing: bool,
     stopping: bool,
 }
 
@@ -67,6 +63,8 @@ pub(crate) struct Persistence {
     /// Grows each time the store refuses a commit: what was decided before rests on changes that
     /// never came to be.
     generation: AtomicU32,
+    /// Since when the store has had the batch that it has now.
+    writing_since: Mutex<Option<Instant>>,
 }
 
 impl Persistence {
@@ -76,26 +74,61 @@ impl Persistence {
             arrived: Condvar::new(),
             metrics: observed.actor("persistence"),
             generation: AtomicU32::new(0),
+            writing_since: Mutex::default(),
         }
     }
 
-    /// Queues `change` and calls `done` when its fate is known. An empty change is a way to answer
-    /// after everything sent before is on disk.
+    /// Queues `change` and calls `done` when it is known what became of it.
     pub(crate) fn commit(
         &self,
         change: Change,
         generation: Option<u32>,
         done: impl FnOnce(Committed) + Send + 'static,
     ) {
-        let job = Job { change, generation, done: Box::new(done) };
-        self.metrics.depth.inc();
+        self.queue(What::Write(change), generation, done);
+    }
+
+    /// Calls `done` once an answer may be given that rests on what was read or on what memory holds:
+    /// everything sent before is on disk, and so is whatever other servers have written that was
+    /// visible when it was read. What is visible in a shared store need not be confirmed by its
+    /// standby; a commit of our own that comes later, and is, proves all before it.
+    pub(crate) fn confirm(
+        &self,
+        generation: Option<u32>,
+        done: impl FnOnce(Committed) + Send + 'static,
+    ) {
+        self.queue(What::Confirm, generation, done);
+    }
+
+    /// Calls `done` once everything sent before has come to its end.
+    pub(crate) fn follow(&self, done: impl FnOnce(Committed) + Send + 'static) {
+        self.queue(What::Follow, None, done);
+    }
+
+    fn queue(
+        &self,
+        what: What,
+        generation: Option<u32>,
+        done: impl FnOnce(Committed) + Send + 'static,
+    ) {
         let mut queue = self.lock();
-        queue.jobs.push(job);
+        if queue.refusing {
+            drop(queue);
+            return done(Committed::Failed(Failure::StorageUnavailable));
+        }
+        self.metrics.depth.inc();
+        queue.jobs.push(Job { what, generation, done: Box::new(done) });
         let first = queue.jobs.len() == 1;
         drop(queue);
         if first {
             self.arrived.notify_one();
         }
+    }
+
+    /// For how long the store has had the batch that it has now.
+    pub(crate) fn writes_for(&self) -> Duration {
+        let since = *self.writing_since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Lets the thread end once its queue is empty.
@@ -151,6 +184,8 @@ impl Persistence {
 
 /// How often a store that refused is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a shared store is left without a commit: whether it takes any is known within seconds.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 /// The thread has nothing to do on its own; it wakes up all the same, which costs nothing.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -178,6 +213,8 @@ impl Drop for Writer {
 /// Changes that are committed together, and who waits for each.
 pub(crate) struct Batch {
     changes: Vec<Change>,
+    /// Whether somebody waits for what others have written to be confirmed.
+    confirms: bool,
     /// Whether one of the changes is theirs; else they only wait for what was sent before.
     waiting: Vec<(bool, Done)>,
 }
@@ -204,8 +241,15 @@ impl Writer {
 
     fn run(mut self) {
         let mut probed = Instant::now();
-        let patience = |refusing| if refusing { RETRY } else { IDLE };
+        let idle = if self.store.shared().is_some() { SIGN_OF_LIFE } else { IDLE };
+        let patience = |refusing| if refusing { RETRY } else { idle };
         while let Some(jobs) = self.inbox.take(patience(self.refusing)) {
+            if jobs.is_empty() && !self.refusing && self.store.shared().is_some() {
+                // Nobody waits; but a server that could not commit must not be called ready.
+                let alive = Batch { changes: Vec::new(), confirms: true, waiting: Vec::new() };
+                let outcome = self.write(&alive);
+                self.answer(alive, outcome);
+            }
             let batch = self.tuning.load().batches.persistence.max(1);
             let mut jobs = jobs.into_iter();
             loop {
@@ -232,32 +276,43 @@ impl Writer {
         let generation = self.inbox.generation.load(Ordering::Relaxed);
         let mut changes = Vec::with_capacity(jobs.len());
         let mut waiting = Vec::with_capacity(jobs.len());
-        for Job { change, generation: decided_on, done } in jobs {
+        let mut confirms = false;
+        for Job { what, generation: decided_on, done } in jobs {
             if self.refusing || decided_on.is_some_and(|decided_on| decided_on != generation) {
                 done(Committed::Failed(Failure::StorageUnavailable));
                 continue;
             }
-            let writes = !change.0.is_empty();
-            if writes {
-                changes.push(change);
+            let writes = matches!(what, What::Write(_));
+            match what {
+                What::Write(change) => changes.push(change),
+                What::Confirm => confirms = true,
+                What::Follow => {}
             }
             waiting.push((writes, done));
         }
-        Batch { changes, waiting }
+        // What is this server's alone holds nothing that this server has not written.
+        confirms &= self.store.shared().is_some();
+        Batch { changes, confirms, waiting }
     }
 
     /// Writes a batch.
     pub(crate) fn write(&self, batch: &Batch) -> Result<Vec<Verdict>, CommitError> {
         let changes = &batch.changes;
-        if changes.is_empty() {
+        if changes.is_empty() && !batch.confirms {
             return Ok(Vec::new());
         }
         self.inbox.metrics.batch.observe(changes.len() as f64);
         let started = Instant::now();
+        self.is_writing(Some(started));
         let outcome = self.store.commit(changes);
+        self.is_writing(None);
         self.observed.commit_seconds.observe(started.elapsed().as_secs_f64());
         self.observed.commits.inc();
         outcome
+    }
+
+    fn is_writing(&self, since: Option<Instant>) {
+        *self.inbox.writing_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
     /// Tells everyone what became of their change.
@@ -290,14 +345,19 @@ impl Writer {
         // A shared store finds out what became of it before it takes the next one.
         if failed == Failure::OutcomeUnknown && self.store.shared().is_none() {
             // After the answers: from here on the server is on its way out.
-            self.health.fail("the fate of a commit is unknown");
+            self.health.fail("the outcome of a commit is unknown");
         }
+    }
+
+    fn set_refusing(&mut self, refusing: bool) {
+        self.refusing = refusing;
+        self.inbox.lock().refusing = refusing;
     }
 
     /// Everything decided so far may rest on what was refused: a new generation begins.
     fn refuse(&mut self, reason: &str) {
         tracing::error!(reason, "the store does not take commits");
-        self.refusing = true;
+        self.set_refusing(true);
         self.health.store_works(false);
         self.inbox.generation.fetch_add(1, Ordering::Relaxed);
     }
@@ -310,7 +370,7 @@ impl Writer {
         // A commit without changes writes the count of commits, and so tries the whole way.
         match self.store.commit(&[]) {
             Ok(_) => {
-                self.refusing = false;
+                self.set_refusing(false);
                 (self.recovered)(self.inbox.generation.load(Ordering::Relaxed));
                 self.health.store_works(true);
                 tracing::warn!("the store takes commits again");
@@ -321,7 +381,7 @@ impl Writer {
             Err(CommitError::Unknown(reason)) => {
                 tracing::error!(reason, "the store cannot be opened again");
                 if self.store.shared().is_none() {
-                    self.health.fail("the fate of a commit is unknown");
+                    self.health.fail("the outcome of a commit is unknown");
                 }
             }
         }

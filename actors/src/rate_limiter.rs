@@ -22,6 +22,9 @@ use std::sync::Arc;
 
 /// A command that is let through only within limits.
 pub trait LimitedCommand: Command {
+    /// Whether it may be granted as what was granted before, which no limit refuses.
+    const MAY_REPEAT: bool;
+
     /// Hands the command to the actor that decides it.
     fn forward(self, reply: Reply<Self::Answer>, handles: &Handles);
 }
@@ -182,14 +185,13 @@ impl<C: LimitedCommand> Receive<Limited<C>> for RateLimiter {
         if self.handles.is_shared() {
             return self.ask_the_store(message);
         }
-        let Limited { subjects, command, now, mut reply } = message;
+        let Limited { subjects, command, now, reply } = message;
         match self.admit(&subjects, now) {
             Admission::Granted(standings) => {
                 self.let_through(Limited { subjects, command, now, reply }, standings);
             }
             Admission::Refused { retry_after, standings } => {
-                reply.charged(None, standings);
-                reply.refuse(Refusal::RateLimited { retry_after });
+                self.over_limit(Limited { subjects, command, now, reply }, retry_after, standings);
             }
             Admission::NoRoom => reply.fail(Failure::Overloaded),
         }
@@ -211,10 +213,24 @@ impl RateLimiter {
 
     fn refuse<C: LimitedCommand>(&self, request: Limited<C>, standings: Vec<Standing>) {
         self.count(&standings);
-        let Limited { now, mut reply, .. } = request;
-        let retry_after = retry_after(&standings, now).unwrap_or(1);
-        reply.charged(None, standings);
-        reply.refuse(Refusal::RateLimited { retry_after });
+        let retry_after = retry_after(&standings, request.now).unwrap_or(1);
+        self.over_limit(request, retry_after, standings);
+    }
+
+    /// A limit is reached. It must not cost a machine what it holds: what may repeat what was granted
+    /// before goes on, and is granted nothing else.
+    fn over_limit<C: LimitedCommand>(
+        &self,
+        request: Limited<C>,
+        retry_after: u64,
+        standings: Vec<Standing>,
+    ) {
+        let Limited { command, mut reply, .. } = request;
+        reply.over_limit(retry_after, standings);
+        match command {
+            Ok(command) if C::MAY_REPEAT => command.forward(reply, &self.handles),
+            _ => reply.refuse(Refusal::RateLimited { retry_after }),
+        }
     }
 }
 

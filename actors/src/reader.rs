@@ -123,15 +123,14 @@ impl Reader {
     }
 
     /// Reads the record with this key and hands the command on with what was found. Where that
-    /// fails the caller is told, after `on_error` has been called.
+    /// fails the caller is told.
     pub(crate) fn look_up<C: Command, R: Sought>(
         &self,
         work: Work<C, R>,
         key: R::Key,
         forward: impl FnOnce(Work<C, R>) + Send + 'static,
-        on_error: impl FnOnce() + Send + 'static,
     ) {
-        self.find(key, move |found| hand_on(found, work, forward, on_error));
+        self.find(key, move |found| hand_on(found, work, forward));
     }
 
     /// Reads the record with this key.
@@ -150,7 +149,7 @@ impl Reader {
         read: impl FnOnce(&dyn Store) -> Result<Option<R>, ReadError> + Send + 'static,
         forward: impl FnOnce(Work<C, R>) + Send + 'static,
     ) {
-        self.run(move |store| hand_on(read(store), work, forward, || {}));
+        self.run(move |store| hand_on(read(store), work, forward));
     }
 
     /// Lets the threads end once their queue is empty.
@@ -242,7 +241,6 @@ fn hand_on<C: Command, R: Send + 'static>(
     found: Result<Option<R>, ReadError>,
     mut work: Work<C, R>,
     forward: impl FnOnce(Work<C, R>),
-    on_error: impl FnOnce(),
 ) {
     match found {
         Ok(found) => {
@@ -251,7 +249,6 @@ fn hand_on<C: Command, R: Send + 'static>(
         }
         Err(error) => {
             tracing::error!(%error, "a record could not be read");
-            on_error();
             work.reply.fail(Failure::StorageUnavailable);
         }
     }

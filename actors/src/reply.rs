@@ -69,6 +69,12 @@ impl Permits {
         Self { outbox: || Outbox::Direct, ..Self::new(count) }
     }
 
+    /// So many permits, of which one in eight is for what is answered from memory.
+    pub(crate) fn shared_out(count: usize, make: fn(usize) -> Self) -> (Self, Self) {
+        let quick = (count / 8).max(1);
+        (make(count.saturating_sub(quick).max(1)), make(quick))
+    }
+
     fn take(&self) -> Option<Permit> {
         let one_less = |left: usize| left.checked_sub(1);
         self.left.fetch_update(Ordering::Acquire, Ordering::Relaxed, one_less).ok()?;
@@ -89,6 +95,7 @@ impl Permits {
             generation: None,
             charge: None,
             rates: None,
+            over_limit: None,
             _permit: permit,
         };
         Some((Reply(Some(Box::new(inner))), Pending { receiver, progress }))
@@ -117,6 +124,9 @@ struct Inner<T> {
     generation: Option<u32>,
     charge: Option<Charge>,
     rates: Option<Rates>,
+    /// A limit is reached: nothing may be granted but what was granted before. Seconds until it is
+    /// over.
+    over_limit: Option<u64>,
     _permit: Permit,
 }
 
@@ -190,6 +200,21 @@ impl<T> Reply<T> {
             inner.charge = charge;
             inner.rates = Some(rates);
         }
+    }
+
+    /// Goes on although a limit is reached, for a machine must not lose what it holds: nothing is
+    /// charged, and nothing new may be granted.
+    pub(crate) fn over_limit(&mut self, retry_after: u64, rates: Rates) {
+        if let Some(inner) = &mut self.0 {
+            inner.over_limit = Some(retry_after);
+            inner.rates = Some(rates);
+        }
+    }
+
+    /// The refusal of whatever is new, where a limit is reached.
+    pub(crate) fn limit_reached(&self) -> Option<Refusal> {
+        let retry_after = self.0.as_ref()?.over_limit?;
+        Some(Refusal::RateLimited { retry_after })
     }
 
     /// Undoes the charge: the request turned out to be one that does not count.

@@ -14,6 +14,7 @@ pub use published::{Filter, Servers, Sort};
 
 use crate::check_ins::CheckIns;
 use crate::handles::Handles;
+use crate::keeper::Parked;
 use crate::mailbox::{Actor, Receive};
 use crate::observed::{ActorMetrics, Observed};
 use crate::persistence::Committed;
@@ -29,7 +30,7 @@ use iptunnel_domain::time::Timer;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{Change, CheckIn as Seen, ReadError, Store, Write};
 use published::Tokens;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 
@@ -72,8 +73,8 @@ pub(crate) struct ServerRegistry {
     servers: Arc<Servers>,
     tokens: Tokens,
     next_number: u32,
-    /// Servers of which a change is on its way to the disk: the next one waits for it.
-    changing: HashSet<ServerId>,
+    /// Servers of which a change is on its way to the disk, and what waits for its end.
+    changing: HashMap<ServerId, Vec<Parked>>,
     /// Check-ins since they were last written down: of each server the last.
     unwritten: CheckIns,
     flush: Timer,
@@ -99,7 +100,7 @@ impl ServerRegistry {
             servers,
             tokens,
             next_number: last_number.map_or(0, |last| last.0 + 1),
-            changing: HashSet::new(),
+            changing: HashMap::new(),
             unwritten: CheckIns::default(),
             flush: Timer::default(),
             now,
@@ -111,17 +112,28 @@ impl ServerRegistry {
         }
     }
 
-    /// Sends the command around once everything sent before is on disk.
-    fn wait<C>(&self, mut work: Work<C, Server>)
+    /// Lets the command wait for the end of the change that is under way; gives it back where there is
+    /// none.
+    fn park<C>(&mut self, id: ServerId, mut work: Work<C, Server>) -> Option<Work<C, Server>>
     where
         C: Command,
         Self: Receive<Work<C, Server>>,
     {
+        let Some(parked) = self.changing.get_mut(&id) else { return Some(work) };
         let handles = Arc::clone(&self.handles);
+        // What was read is out of date when the change has ended.
         work.found = None;
-        self.handles.persistence.commit(Change::default(), None, move |_| {
+        parked.push(Box::new(move || {
             handles.server_registry.send(work);
-        });
+        }));
+        None
+    }
+
+    /// A change has come to its end: whoever waited goes on, in the order in which they came.
+    fn has_ended(&mut self, id: ServerId) {
+        for command in self.changing.remove(&id).unwrap_or_default() {
+            command();
+        }
     }
 
     /// Whether a record that was read is no older than what memory knows. A newer one (another
@@ -157,7 +169,7 @@ impl ServerRegistry {
         Self: Receive<Work<C, Server>>,
     {
         let handles = Arc::clone(&self.handles);
-        self.handles.persistence.commit(Change::default(), None, move |committed| {
+        self.handles.persistence.follow(move |committed| {
             if let Committed::Failed(failure) = committed {
                 return work.reply.fail(failure);
             }
@@ -166,7 +178,7 @@ impl ServerRegistry {
                 back.server_registry.send(work);
             };
             if handles.is_shared() {
-                return handles.reader.look_up(work, id, forward, || {});
+                return handles.reader.look_up(work, id, forward);
             }
             let read =
                 move |store: &dyn Store| number.map_or(Ok(None), |number| store.server(number));
@@ -185,6 +197,15 @@ impl ServerRegistry {
         }
     }
 
+    /// Gives an answer that changes nothing once what it rests on is on disk.
+    fn answer<C: Command>(&self, work: Work<C, Server>, decision: Result<C::Answer, Refusal>) {
+        let reply = work.reply;
+        self.handles.persistence.confirm(None, move |committed| match committed {
+            Committed::Failed(failure) => reply.fail(failure),
+            Committed::Written | Committed::Conflict => reply.decide(decision),
+        });
+    }
+
     /// Writes a server's record and answers with what `grant` makes of it.
     fn write<C>(
         &mut self,
@@ -196,7 +217,7 @@ impl ServerRegistry {
         C: Command,
         Self: Receive<Work<C, Server>>,
     {
-        self.changing.insert(server.id);
+        self.changing.entry(server.id).or_default();
         let handles = Arc::clone(&self.handles);
         let change = Change(vec![Write::Server(server.clone()), Write::Audit(Arc::new(event))]);
         self.handles.persistence.commit(change, None, move |committed| {
@@ -310,12 +331,10 @@ impl Receive<Work<CheckIn, Server>> for ServerRegistry {
 }
 
 impl Receive<Work<Register, Server>> for ServerRegistry {
-    fn receive(&mut self, mut work: Work<Register, Server>) {
+    fn receive(&mut self, work: Work<Register, Server>) {
         self.metrics.taken();
         let id = work.command.id;
-        if self.changing.contains(&id) {
-            return self.wait(work);
-        }
+        let Some(mut work) = self.park(id, work) else { return };
         let found = work.found.take();
         if found.is_none() && self.lacks(id) {
             return self.look_up(work, id, None);
@@ -327,7 +346,8 @@ impl Receive<Work<Register, Server>> for ServerRegistry {
             (Some(Some(server)), _) if self.is_fresh(&server) => {
                 let Register { hostname, token, now, .. } = &work.command;
                 match server.register_again(hostname.clone(), *token, *now) {
-                    Err(refusal) => work.reply.refuse(refusal),
+                    // It rests on what was read.
+                    Err(refusal) => self.answer(work, Err(refusal)),
                     Ok(server) if work.reply.claim() => {
                         let event = registered(&server, &work.command);
                         self.write(server, event, work, Reply::grant);
@@ -395,15 +415,13 @@ impl ServerRegistry {
     /// where there is nothing to change.
     fn change<C: Command<Answer = ()>>(
         &mut self,
-        mut work: Work<C, Server>,
+        work: Work<C, Server>,
         id: ServerId,
         change: impl FnOnce(&Server) -> Option<(Server, Event)>,
     ) where
         Self: Receive<Work<C, Server>>,
     {
-        if self.changing.contains(&id) {
-            return self.wait(work);
-        }
+        let Some(mut work) = self.park(id, work) else { return };
         let found = work.found.take();
         if found.is_none() && self.lacks(id) {
             return self.look_up(work, id, None);
@@ -419,7 +437,7 @@ impl ServerRegistry {
             };
         };
         match change(&server) {
-            None => work.reply.grant(()),
+            None => self.answer(work, Ok(())),
             Some((server, event)) if work.reply.claim() => {
                 self.write(server, event, work, |reply, _| reply.grant(()));
             }
@@ -457,17 +475,18 @@ impl Receive<Found> for ServerRegistry {
 impl Receive<Written> for ServerRegistry {
     fn receive(&mut self, Written { server, answer }: Written) {
         self.metrics.taken();
-        self.changing.remove(&server.id);
         self.publish(&server);
         self.observed.servers.set(self.servers.0.len() as i64);
+        let id = server.id;
         answer(server);
+        self.has_ended(id);
     }
 }
 
 impl Receive<NotWritten> for ServerRegistry {
     fn receive(&mut self, NotWritten(id): NotWritten) {
         self.metrics.taken();
-        self.changing.remove(&id);
+        self.has_ended(id);
     }
 }
 
@@ -496,7 +515,7 @@ impl Receive<Shutdown> for ServerRegistry {
     fn receive(&mut self, Shutdown(done): Shutdown) {
         self.metrics.taken();
         self.unwritten.finish(&self.handles);
-        self.handles.persistence.commit(Change::default(), None, move |_| {
+        self.handles.persistence.follow(move |_| {
             // Whoever waited for the end may have given up; then nobody is told.
             let _ = done.send(());
         });

@@ -18,16 +18,16 @@ pub struct Work<C: Command, R = ()> {
     /// What the store holds, where memory lacked the record and it was looked up.
     pub(crate) found: Option<Option<R>>,
     /// How often it was decided and had to be decided again.
-    pub(crate) attempts: u8,
+    pub(crate) retries: u8,
 }
 
 /// How often a command whose decision was overtaken is decided again before the server gives up.
-const MAX_ATTEMPTS: u8 = 3;
+const MAX_RETRIES: u8 = 3;
 
 impl<C: Command, R> Work<C, R> {
     /// A command at the start of its way.
     pub fn new(command: C, reply: Reply<C::Answer>) -> Self {
-        Self { command, reply, found: None, attempts: 0 }
+        Self { command, reply, found: None, retries: 0 }
     }
 
     /// The same request with another command for the next room.
@@ -35,21 +35,21 @@ impl<C: Command, R> Work<C, R> {
     where
         D: Command<Answer = C::Answer>,
     {
-        let Self { command, reply, attempts, .. } = self;
-        Work { command: next(command), reply, found: None, attempts }
+        let Self { command, reply, retries, .. } = self;
+        Work { command: next(command), reply, found: None, retries }
     }
 
     /// Whether it may be decided once more.
     pub(crate) fn may_try_again(&self) -> bool {
-        self.attempts < MAX_ATTEMPTS
+        self.retries < MAX_RETRIES
     }
 
     /// The command once more, to be decided on fresh records; `None` (and `overloaded` for the
     /// caller) where that happened often enough.
     pub(crate) fn again(mut self) -> Option<Self> {
-        self.attempts += 1;
+        self.retries += 1;
         self.found = None;
-        if self.attempts <= MAX_ATTEMPTS {
+        if self.retries <= MAX_RETRIES {
             return Some(self);
         }
         self.reply.fail(crate::Failure::Overloaded);

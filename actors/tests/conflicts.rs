@@ -22,10 +22,12 @@ use iptunnel_domain::server::{Bearer, Server, ServerId, ServerNumber};
 use iptunnel_domain::time::Lifetimes;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{
-    Attempts, Change, CommitError, Counter, Entry, FileDisk, Frontier, Listener, Mark, ReadError,
-    RedbStore, Store, Verdict, Write,
+    Attempts, Change, Charged, CommitError, Counted, Counter, Entry, FileDisk, Finding, Frontier,
+    Listener, Mark, ReadError, RedbStore, Shared as SharedByServers, Sighting, Store, Verdict,
+    Write,
 };
 use rand_core::SeedableRng;
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -45,6 +47,8 @@ struct Shared {
     plan: Mutex<Plan>,
     /// Held by a test for as long as commits are to wait.
     busy: Mutex<()>,
+    /// What limits have counted.
+    counters: Mutex<HashMap<u64, u32>>,
 }
 
 #[derive(Default)]
@@ -109,6 +113,9 @@ impl Store for Shared {
             return self.engine.commit(changes);
         }
         changes.iter().map(|change| self.commit_one(plan, change)).collect()
+    }
+    fn shared(&self) -> Option<&dyn SharedByServers> {
+        Some(self)
     }
     fn mark(&self) -> Option<Mark> {
         self.engine.mark()
@@ -182,6 +189,65 @@ impl Store for Shared {
     }
 }
 
+impl SharedByServers for Shared {
+    fn process(&self) -> u32 {
+        1
+    }
+    fn servers_of(&self, ids: &[ServerId]) -> Read<Vec<Option<Server>>> {
+        self.read("server", |engine| {
+            let mut found = HashMap::new();
+            engine.each_server(&mut |server| {
+                found.insert(server.id, server);
+            })?;
+            Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
+        })
+    }
+    fn check_in(&self, seen: Vec<Sighting>) -> Read<Vec<Sighting>> {
+        if self.plan().refusing {
+            return Err(ReadError("the test wants it so".into()));
+        }
+        let seen = Write::CheckIns(seen.into_iter().map(|one| one.seen).collect());
+        let written = self.engine.commit(&[Change(vec![seen])]);
+        written.map(|_| Vec::new()).map_err(|error| ReadError(error.to_string()))
+    }
+    fn seen_elsewhere(&self) -> Read<Vec<(ServerId, Timestamp)>> {
+        Ok(Vec::new())
+    }
+    fn agree(&self, _: &str, _: KeyedHash) -> Read<bool> {
+        Ok(true)
+    }
+    fn charge(&self, requests: Vec<Vec<Counted>>) -> Read<Vec<Charged>> {
+        let mut counters = self.counters.lock().unwrap();
+        let charge = |request: Vec<Counted>| {
+            let used = |one: &Counted| counters.get(&one.key).copied().unwrap_or(0);
+            let granted = request.iter().all(|one| used(one) < one.allowed);
+            let used = request.iter().map(|one| {
+                let used = counters.entry(one.key).or_default();
+                *used += u32::from(granted);
+                *used
+            });
+            Charged { granted, used: used.collect() }
+        };
+        Ok(requests.into_iter().map(charge).collect())
+    }
+    fn give_back(&self, counters: Vec<(u64, Timestamp)>) -> Read<()> {
+        let mut counted = self.counters.lock().unwrap();
+        for (key, _) in counters {
+            *counted.entry(key).or_default() -= 1;
+        }
+        Ok(())
+    }
+    fn examine(&self) -> Read<Vec<Finding>> {
+        Ok(Vec::new())
+    }
+    fn forget_counters(&self, _: Timestamp, _: u32) -> Read<()> {
+        Ok(())
+    }
+    fn clock(&self) -> Read<u64> {
+        Ok(0)
+    }
+}
+
 /// The actors of one server, over a store that it shares.
 struct House {
     store: Arc<Shared>,
@@ -197,7 +263,12 @@ fn in_a_house(test: impl AsyncFnOnce(&House)) {
         Ok(Box::new(FileDisk::open(&path)?))
     };
     let engine = RedbStore::open(Box::new(open)).unwrap();
-    let store = Arc::new(Shared { engine, plan: Mutex::default(), busy: Mutex::default() });
+    let store = Arc::new(Shared {
+        engine,
+        plan: Mutex::default(),
+        busy: Mutex::default(),
+        counters: Mutex::default(),
+    });
     actix::System::new().block_on(async {
         let house = House::start(store);
         test(&house).await;
