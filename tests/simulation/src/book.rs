@@ -90,8 +90,8 @@ struct Grant {
     invoked: u64,
     acked: u64,
     expires_at: Timestamp,
-    /// When somebody first asked for something that may close it.
-    may_be_closed: Option<u64>,
+    /// Requests that may close it.
+    closers: Vec<usize>,
     released: Option<u64>,
     /// When somebody first asked to confirm it: from then on it may be confirmed.
     confirm_invoked: Option<u64>,
@@ -103,13 +103,23 @@ struct OfCode {
     grants: Vec<Grant>,
 }
 
+/// A revocation that was answered.
+#[derive(Clone, Copy, Debug)]
+struct Revoked {
+    /// When it was asked for, and when that was heard, and from whom.
+    invoked: u64,
+    acked: u64,
+    server: usize,
+}
+
 /// An agent's standing as far as operators have heard.
 #[derive(Clone, Copy, Debug, Default)]
 struct OfAgent {
     /// A revocation was answered, and nobody has asked to undo it since.
-    revoked: Option<(u64, usize)>,
+    revoked: Option<Revoked>,
     restore_invoked: Option<u64>,
-    registered: Option<u64>,
+    /// When the request was sent that registered it, and when that was heard.
+    registered: Option<(u64, u64)>,
 }
 
 /// The book of one run.
@@ -132,7 +142,7 @@ impl Book {
     /// Notes a request; its number.
     pub fn invoke(&mut self, step: u64, server: usize, asked: Asked, at: Timestamp) -> usize {
         match &asked {
-            Asked::Release { code, id, .. } => self.may_close(*code, *id, step),
+            Asked::Release { code, id, .. } => self.may_close(*code, *id),
             Asked::Confirm { code, id, .. } => {
                 for grant in &mut self.of(*code).grants {
                     if grant.id == *id {
@@ -142,9 +152,10 @@ impl Book {
             }
             // Another binding of the same machine takes the place of its activation.
             Asked::Activate { code, machine, host } => {
+                let closer = self.operations.len();
                 for grant in &mut self.of(*code).grants {
                     if grant.machine == *machine && grant.host != *host {
-                        grant.may_be_closed.get_or_insert(step);
+                        grant.closers.push(closer);
                     }
                 }
             }
@@ -172,10 +183,11 @@ impl Book {
         &mut self.agents[agent]
     }
 
-    fn may_close(&mut self, code: usize, id: ActivationId, step: u64) {
+    fn may_close(&mut self, code: usize, id: ActivationId) {
+        let closer = self.operations.len();
         for grant in &mut self.of(code).grants {
             if grant.id == id {
-                grant.may_be_closed.get_or_insert(step);
+                grant.closers.push(closer);
             }
         }
     }
@@ -216,11 +228,16 @@ impl Book {
         one.heard = Some((step, heard.clone()));
         let (asked, invoked, at, server) = (one.asked.clone(), one.invoked, one.at, one.server);
         let checked = match &asked {
-            Asked::Activate { code, machine, host } => {
-                self.activated(step, invoked, at, (*code, *machine, *host), &heard, now)
-            }
+            Asked::Activate { code, machine, host } => self.activated(
+                step,
+                (operation, invoked),
+                at,
+                (*code, *machine, *host),
+                &heard,
+                now,
+            ),
             Asked::Precheck { code, machine } => {
-                self.prechecked(invoked, at, (*code, *machine), &heard, now)
+                self.prechecked((operation, invoked), at, (*code, *machine), &heard, now)
             }
             Asked::Confirm { code, id, .. } => {
                 self.confirmed(step, invoked, *code, *id, &heard, now)
@@ -241,7 +258,7 @@ impl Book {
     fn activated(
         &mut self,
         step: u64,
-        invoked: u64,
+        (operation, invoked): (usize, u64),
         at: Timestamp,
         (code, machine, host): (usize, usize, usize),
         heard: &Heard,
@@ -254,15 +271,21 @@ impl Book {
                     return Err(format!("machine {machine} got {what}"));
                 }
                 // What was asked for before and may still be on its way, or have come through.
-                let replaced = self.operations.iter().any(|one| {
-                    matches!(one.asked, Asked::Activate { code: c, machine: m, host: h }
-                        if c == code && m == machine && h != host)
-                        && one
-                            .heard
-                            .as_ref()
-                            .is_none_or(|(at, heard)| heard.is_perhaps() || *at > invoked)
-                });
+                let replaces = |one: &Operation| {
+                    let another = matches!(one.asked,
+                        Asked::Activate { code: c, machine: m, host: h }
+                            if c == code && m == machine && h != host);
+                    let over = |(at, heard): &(u64, Heard)| !heard.is_perhaps() && *at <= invoked;
+                    another && !one.heard.as_ref().is_some_and(over)
+                };
+                let all = self.operations.iter().enumerate();
+                let replaced: Vec<usize> =
+                    all.filter(|(_, one)| replaces(one)).map(|(number, _)| number).collect();
                 let fenced: Vec<u64> = self.epochs.clone();
+                let mut known = self.of(code).grants.iter();
+                // Its answer may have come late, when it had long been closed.
+                let may_be_over = !replaced.is_empty()
+                    || known.any(|grant| grant.id == *id && !grant.closers.is_empty());
                 for other in &self.of(code).grants {
                     if other.id == *id {
                         if other.released.is_some_and(|released| released < invoked) {
@@ -270,7 +293,8 @@ impl Book {
                         }
                         continue;
                     }
-                    if other.confirmed.is_some_and(|confirmed| confirmed < step) {
+                    if other.confirmed.is_some_and(|confirmed| confirmed < invoked || !may_be_over)
+                    {
                         return Err(format!(
                             "granted to {id:?} though {:?} is confirmed",
                             other.id
@@ -279,12 +303,11 @@ impl Book {
                     let lapsed = at.plus(SLACK) >= other.expires_at;
                     let lost = fenced.iter().any(|epoch| *epoch >= other.invoked);
                     let same = other.machine == machine && other.host == host;
-                    let untouched =
-                        other.may_be_closed.is_none() && other.confirm_invoked.is_none();
-                    if same && untouched && !lapsed && !lost {
+                    let untouched = other.closers.is_empty() && other.confirm_invoked.is_none();
+                    if same && untouched && !lapsed && !lost && !may_be_over {
                         return Err(format!("another activation instead of {:?}", other.id));
                     }
-                    if other.machine != machine && other.may_be_closed.is_none() {
+                    if other.machine != machine && other.closers.is_empty() && !may_be_over {
                         return Err(format!(
                             "granted to machine {machine} though machine {} holds it by {:?}",
                             other.machine, other.id
@@ -300,7 +323,7 @@ impl Book {
                         invoked,
                         acked: step,
                         expires_at: *expires_at,
-                        may_be_closed: replaced.then_some(step),
+                        closers: replaced,
                         released: None,
                         confirm_invoked: None,
                         confirmed: None,
@@ -308,7 +331,9 @@ impl Book {
                 }
                 Ok(())
             }
-            Heard::Refused(Refusal::CodeUsed) => self.not_burnt(invoked, at, (code, machine), now),
+            Heard::Refused(Refusal::CodeUsed) => {
+                self.not_burnt((operation, invoked), at, (code, machine), now)
+            }
             Heard::Refused(Refusal::CodeNotFound) if !self.epoch_since(0) => {
                 Err("a code that was issued is not found".into())
             }
@@ -319,7 +344,7 @@ impl Book {
     /// Somebody heard that a code is used: it must not be the machine that holds it.
     fn not_burnt(
         &mut self,
-        invoked: u64,
+        (operation, invoked): (usize, u64),
         at: Timestamp,
         (code, machine): (usize, usize),
         now: Timestamp,
@@ -329,7 +354,7 @@ impl Book {
             of_code.grants.iter().find(|grant| {
                 grant.machine == machine
                     && grant.acked < invoked
-                    && grant.may_be_closed.is_none_or(|by| by == invoked)
+                    && grant.closers.iter().all(|closer| *closer == operation)
                     && grant.confirm_invoked.is_none()
                     && at.plus(SLACK) < grant.expires_at
                     && now.plus(SLACK) < grant.expires_at
@@ -344,14 +369,16 @@ impl Book {
 
     fn prechecked(
         &mut self,
-        invoked: u64,
+        (operation, invoked): (usize, u64),
         at: Timestamp,
         (code, machine): (usize, usize),
         heard: &Heard,
         now: Timestamp,
     ) -> Result<(), String> {
         match heard {
-            Heard::Refused(Refusal::CodeUsed) => self.not_burnt(invoked, at, (code, machine), now),
+            Heard::Refused(Refusal::CodeUsed) => {
+                self.not_burnt((operation, invoked), at, (code, machine), now)
+            }
             Heard::Refused(Refusal::CodeNotFound) if !self.epoch_since(0) => {
                 Err("a code that was issued is not found".into())
             }
@@ -399,13 +426,12 @@ impl Book {
                 for one in &mut of_code.grants {
                     if one.id == id {
                         one.confirmed = Some(step);
-                        one.may_be_closed.get_or_insert(step);
                     }
                 }
                 Ok(())
             }
             Heard::Refused(Refusal::ActivationNotFound | Refusal::TokenInvalid) => {
-                let closed = grant.may_be_closed.is_some();
+                let closed = !grant.closers.is_empty();
                 let fenced = epochs.iter().any(|epoch| *epoch >= grant.invoked);
                 if closed || fenced || now.plus(SLACK) >= grant.expires_at {
                     Ok(())
@@ -459,10 +485,13 @@ impl Book {
     ) -> Result<(), String> {
         let of_agent = *self.agent(agent);
         if *heard == Heard::Registered {
-            if of_agent.revoked.is_some_and(|(by, _)| by < invoked && !self.epoch_since(by)) {
+            if of_agent
+                .revoked
+                .is_some_and(|by| by.acked < invoked && !self.epoch_since(by.invoked))
+            {
                 return Err("a revoked server registered again".into());
             }
-            self.agent(agent).registered.get_or_insert(step);
+            self.agent(agent).registered.get_or_insert((invoked, step));
         }
         Ok(())
     }
@@ -479,14 +508,14 @@ impl Book {
         match heard {
             // Other servers are told within a second; the one that answered the revocation knows.
             Heard::Active
-                if of_agent
-                    .revoked
-                    .is_some_and(|(by, at)| by < invoked && at == server && !lost(by)) =>
+                if of_agent.revoked.is_some_and(|by| {
+                    by.acked < invoked && by.server == server && !lost(by.invoked)
+                }) =>
             {
                 Err("a revoked server may go on".into())
             }
             Heard::Refused(Refusal::ServerNotFound)
-                if of_agent.registered.is_some_and(|by| by < invoked && !lost(by)) =>
+                if of_agent.registered.is_some_and(|(since, by)| by < invoked && !lost(since)) =>
             {
                 Err("a registered server is not found".into())
             }
@@ -514,7 +543,7 @@ impl Book {
                             .is_none_or(|(at, heard)| heard.is_perhaps() || *at > invoked)
                 });
                 if !pending_restore {
-                    self.agent(agent).revoked = Some((step, server));
+                    self.agent(agent).revoked = Some(Revoked { invoked, acked: step, server });
                 }
             }
         }
@@ -542,7 +571,7 @@ impl Book {
     pub fn holder(&self, code: usize, now: Timestamp) -> Option<(usize, ActivationId, usize)> {
         let of_code = self.codes.get(code)?;
         let grant = of_code.grants.iter().find(|grant| {
-            grant.may_be_closed.is_none()
+            grant.closers.is_empty()
                 && grant.confirm_invoked.is_none()
                 && now.plus(2 * SLACK) < grant.expires_at
                 && !self.epoch_since(grant.invoked)
@@ -569,7 +598,7 @@ impl Book {
     /// Whether an agent is revoked for sure.
     pub fn is_revoked(&self, agent: usize) -> bool {
         let of_agent = self.agents.get(agent).copied().unwrap_or_default();
-        of_agent.revoked.is_some_and(|(by, _)| !self.epoch_since(by))
+        of_agent.revoked.is_some_and(|by| !self.epoch_since(by.invoked))
     }
 
     /// What a request asked for.

@@ -546,10 +546,11 @@ impl World {
     /// Puts the backup in the place of the store. The mark beside it stays.
     fn restore(&mut self) {
         let Beneath::Disk(disk) = &self.beneath else { return };
-        if disk.backup.is_none() {
+        let runs = self.sites.first().is_some_and(|site| site.running.is_some());
+        if disk.backup.is_none() || !runs {
             return;
         }
-        // In order: the last mark is as it was when the server ended.
+        // The mark is written every other second, and nobody restores a backup within that.
         let mark = self.sites.first().and_then(|site| site.running.as_ref()?.store.mark());
         if let (Some(site), Some(mark)) = (self.sites.first_mut(), mark) {
             site.mark = Some(mark);
@@ -935,6 +936,11 @@ impl World {
 
     /// What the store holds must fit together, and hold what was answered.
     fn look_inside(&mut self) {
+        if self.kind == Kind::Alone {
+            // As it is on the disk, and not in a process that may have trouble with it.
+            self.kill(0, End::Killed);
+            self.start(0);
+        }
         let mut found = Vec::new();
         let (codes, activations, events) = match &self.beneath {
             Beneath::Database(database) => {
