@@ -29,8 +29,11 @@ const LATER: Duration = Duration::from_millis(300);
 const STEP: i64 = 500;
 /// Rows of links read at once.
 const LINKS: i64 = 100;
+/// The last event of a process that stands in the log. Kept in a table that no commit writes: a server
+/// that stands still while it settles holds up nobody who commits.
+const CHAINED: &str = "coalesce((SELECT seq FROM chained WHERE chained.process = process.id), 0)";
 /// The last event of a process: one look into the index for each. Were it asked whether there is any
-/// behind `chained`, a plan made while the table is small would go on to read all of it.
+/// behind the last one chained, a plan made while the table is small would go on to read all of it.
 const LAST: &str = "(SELECT coalesce(max(seq), 0) FROM event WHERE event.process = process.id)";
 /// How far times may be out of order in the log: see the embedded engine.
 const SLACK: u64 = 60;
@@ -97,7 +100,7 @@ const TRY: &str = "SELECT pg_try_advisory_xact_lock($1)";
 /// `turn`.
 async fn settle_some(client: &mut Client, turn: &str) -> Result<Vec<Entry>, ReadError> {
     let pending =
-        format!("SELECT EXISTS (SELECT FROM process WHERE NOT ended AND chained < {LAST})");
+        format!("SELECT EXISTS (SELECT FROM process WHERE NOT ended AND {CHAINED} < {LAST})");
     if !answer::<bool>(client, &pending, &[]).await? {
         return Ok(Vec::new());
     }
@@ -108,7 +111,7 @@ async fn settle_some(client: &mut Client, turn: &str) -> Result<Vec<Entry>, Read
     let before = head(&step).await?;
     let sql = format!(
         "SELECT {EVENT} FROM process CROSS JOIN LATERAL (
-             SELECT * FROM event WHERE event.process = process.id AND seq > process.chained
+             SELECT * FROM event WHERE event.process = process.id AND seq > {CHAINED}
              ORDER BY seq LIMIT $1) AS of_process
          WHERE NOT process.ended
          ORDER BY max(at) OVER (PARTITION BY process ORDER BY seq), process, seq"
@@ -141,10 +144,10 @@ async fn settle_some(client: &mut Client, turn: &str) -> Result<Vec<Entry>, Read
     let values: [&(dyn ToSql + Sync); 7] =
         [&first, &last, &processes, &seqs, &hash_before, &hash_after, &time(latest)];
     rows(&step, link, &values).await?;
-    let chained = "UPDATE process SET chained = last.seq
-         FROM (SELECT process, max(seq) AS seq FROM unnest($1::integer[], $2::bigint[])
-               AS settled (process, seq) GROUP BY process) AS last
-         WHERE process.id = last.process";
+    let chained = "INSERT INTO chained (process, seq)
+         SELECT process, max(seq) FROM unnest($1::integer[], $2::bigint[])
+             AS settled (process, seq) GROUP BY process
+         ON CONFLICT (process) DO UPDATE SET seq = excluded.seq";
     rows(&step, chained, &[&processes, &seqs]).await?;
     step.commit().await.map_err(unreadable)?;
     Ok(settled)
@@ -343,7 +346,7 @@ async fn tell(inner: &Inner, rounds: u64) -> Result<(), ReadError> {
         let alive = "UPDATE process SET seen_at = clock_timestamp(), ended = false WHERE id = $1";
         client.execute(alive, &[&inner.process()]).await.map_err(unreadable)?;
         let ended = format!(
-            "UPDATE process SET ended = true WHERE NOT ended AND chained >= {LAST}
+            "UPDATE process SET ended = true WHERE NOT ended AND {CHAINED} >= {LAST}
              AND seen_at < clock_timestamp() - interval '1 hour'"
         );
         client.execute(&ended, &[]).await.map_err(unreadable)?;

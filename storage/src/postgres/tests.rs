@@ -1,6 +1,6 @@
 //! Against a real database: `scripts/test` starts a cluster and names it in `TEST_POSTGRES`.
 
-use super::PostgresStore;
+use super::{PostgresStore, migrate};
 use crate::redb_store::samples::{activation, at, code, event, server};
 use crate::{
     Attempts, Change, Charged, CheckIn, CommitError, Counted, Entry, OpenError, Setting, Shared,
@@ -280,6 +280,92 @@ fn the_log_of_several_servers_has_one_order_and_one_chain_without_gaps() {
     assert_eq!(some, [59, 58, 57]);
 }
 
+/// A number for locks of tests that no part of the program takes.
+const GATE: i64 = 42;
+
+/// What is asked of the database by whoever looks at it from outside: a number.
+fn number_of(url: &str, sql: &str) -> i64 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (client, connection) =
+            tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.query_one(sql, &[]).await.unwrap().get(0)
+    })
+}
+
+fn wait_until(what: &str, is: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_server_that_is_paused_while_it_settles_the_log_holds_up_nobodys_commits() {
+    let database = Database::new();
+    let stores: Vec<_> = (0..3).map(|_| database.store()).collect();
+    for (number, store) in (1..).zip(&stores) {
+        commit(store, &[issue(number)]);
+    }
+    // Whoever settles stands still just before it has committed, as long as the gate is held.
+    let url = database.url();
+    execute(
+        &url,
+        &format!(
+            "CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN PERFORM pg_advisory_xact_lock({GATE}); RETURN NULL; END $$;
+             CREATE CONSTRAINT TRIGGER pause AFTER INSERT ON link DEFERRABLE INITIALLY DEFERRED
+                 FOR EACH ROW EXECUTE FUNCTION pause()"
+        ),
+    );
+    let paused = "SELECT count(*) FROM pg_locks JOIN pg_database ON oid = database
+         WHERE datname = current_database() AND locktype = 'advisory' AND objid = 42 AND NOT granted";
+    std::thread::scope(|scope| {
+        while_in_hand(&url, &format!("SELECT pg_advisory_xact_lock({GATE})"), || {
+            scope.spawn(|| stores[0].audit_head().unwrap());
+            wait_until("somebody settles", || number_of(&url, paused) == 1);
+            let (done, committed) = std::sync::mpsc::channel();
+            for (number, store) in (11..).zip(&stores) {
+                let done = done.clone();
+                scope.spawn(move || done.send(commit(store, &[issue(number)])));
+            }
+            for _ in &stores {
+                let within = Duration::from_secs(3);
+                assert_eq!(committed.recv_timeout(within).expect("a commit waits"), [Written]);
+            }
+            assert_eq!(number_of(&url, paused), 1, "nobody settles any more");
+        });
+    });
+    assert_eq!(log(&stores[1]).len(), 6);
+}
+
+#[test]
+fn what_was_settled_before_a_schemas_second_step_is_not_settled_again() {
+    let database = Database::new();
+    execute(&database.url(), migrate::STEPS[0]);
+    let old = "CREATE TABLE schema_step (
+             step integer PRIMARY KEY, done_at timestamptz NOT NULL DEFAULT clock_timestamp());
+         INSERT INTO schema_step (step) VALUES (1);
+         INSERT INTO process (batch, chained) VALUES (3, 2), (0, 0);
+         INSERT INTO event (process, seq, at, action, actor, subject, detail)
+         SELECT 1, seq, '2001-01-01', 'code_issued', 'browser', '', ''
+         FROM generate_series(1, 3) AS seq;
+         INSERT INTO link VALUES (1, 2, ARRAY[1, 1], ARRAY[1, 2], decode(repeat('00', 32), 'hex'),
+             decode(repeat('77', 32), 'hex'), '2001-01-01')";
+    execute(&database.url(), old);
+    let store = database.store();
+    assert_eq!(store.audit_head().unwrap().entries, 3);
+    // A server of before finds nothing to settle, whatever it has written since.
+    commit(&store, &[issue(1)]);
+    let pending = "SELECT count(*) FROM process WHERE NOT ended AND chained <
+         (SELECT coalesce(max(seq), 0) FROM event WHERE event.process = process.id)";
+    assert_eq!(number_of(&database.url(), pending), 0);
+    execute(&database.url(), "INSERT INTO process DEFAULT VALUES");
+    assert_eq!(number_of(&database.url(), "SELECT min(chained) FROM process"), i64::MAX);
+}
+
 #[test]
 fn whoever_follows_hears_of_what_every_server_does() {
     let database = Database::new();
@@ -322,7 +408,7 @@ fn what_a_newer_program_does_is_heard_of_though_it_is_not_understood() {
     assert_eq!(log(&one).len(), 1);
     let link = "INSERT INTO link SELECT last + 1, last + 1, ARRAY[(SELECT max(id) FROM process)],
              ARRAY[1::bigint], after, after, latest FROM link ORDER BY first DESC LIMIT 1;
-         UPDATE process SET chained = 1 WHERE id = (SELECT max(id) FROM process)";
+         INSERT INTO chained SELECT max(id), 1 FROM process";
     execute(&database.url(), link);
     commit(&one, &[issue(2)]);
     let begun = Instant::now();
