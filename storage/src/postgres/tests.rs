@@ -6,6 +6,7 @@ use crate::{
     Attempts, Change, Charged, CheckIn, CommitError, Counted, Entry, OpenError, Setting, Shared,
     Sighting, Store, Verdict, Write,
 };
+use iptunnel_domain::activation::Activation;
 use iptunnel_domain::audit::{Event, Head};
 use iptunnel_domain::code::{Code, CodeState};
 use iptunnel_domain::limit::Policy;
@@ -163,14 +164,14 @@ fn changes_of_one_batch_that_are_about_the_same_follow_one_another() {
     let database = Database::new();
     let store = database.store();
     let again = |version, state| Change(vec![Write::Code(code(1, version, state)), audited(1)]);
-    let moved = |version, state| {
-        let write = Write::Activation(activation(1, version, state));
-        Change(vec![write, audited(1)])
-    };
+    let released = Change(vec![
+        Write::Activation(activation(1, 2, 2)),
+        Write::Code(code(1, 3, 0)),
+        audited(1),
+    ]);
     // Between those of others, which do the same.
-    let batch =
-        [issue(1), issue(2), open(1), open(2), moved(2, 2), again(3, 0), again(4, 0), issue(3)];
-    assert_eq!(commit(&store, &batch), [Written; 8]);
+    let batch = [issue(1), issue(2), open(1), open(2), released, again(4, 0), issue(3)];
+    assert_eq!(commit(&store, &batch), [Written; 7]);
     assert_eq!(store.code(code(1, 1, 0).hash).unwrap(), Some(code(1, 4, 0)));
     assert_eq!(store.activation(at(1).id).unwrap(), Some(activation(1, 2, 2)));
     // What rests on a change that was not written is not written either.
@@ -233,6 +234,60 @@ fn a_code_cannot_have_two_open_activations() {
     let change = Change(vec![Write::Code(again), Write::Activation(second), audited(2)]);
     assert_eq!(commit(&store, &[change, issue(5)]), [Conflict, Written]);
     assert_eq!(store.code(code(1, 1, 0).hash).unwrap(), Some(consumed(1, 2)));
+}
+
+#[test]
+fn a_change_decided_on_what_another_server_has_replaced_is_not_written_though_the_number_fits() {
+    let database = Database::new();
+    let (one, other) = (database.store(), database.store());
+    let activation_of_1 = |number, version, state| {
+        Write::Activation(Activation {
+            code: code(1, 1, 0).hash,
+            ..activation(number, version, state)
+        })
+    };
+    let consumed_by = |number, version, activations| {
+        let state = CodeState::Consumed(at(number));
+        Write::Code(Code { state, activations, ..code(1, version, 0) })
+    };
+    let given_back =
+        |version, activations| Write::Code(Code { activations, ..code(1, version, 0) });
+    let first = Change(vec![consumed_by(1, 2, 1), activation_of_1(1, 1, 0), audited(1)]);
+    assert_eq!(commit(&one, &[issue(1), first]), [Written; 2]);
+    // One releases the first activation, and decides on that: another machine gets the code.
+    let released = Change(vec![activation_of_1(1, 2, 2), given_back(3, 1), audited(1)]);
+    let third = Change(vec![consumed_by(3, 4, 2), activation_of_1(3, 1, 0), audited(3)]);
+    // The other was faster: its machine has replaced the first activation, and is done.
+    let replaced = Change(vec![
+        activation_of_1(1, 2, 2),
+        consumed_by(2, 3, 2),
+        activation_of_1(2, 1, 0),
+        audited(2),
+    ]);
+    let confirmed = Change(vec![activation_of_1(2, 2, 1), audited(2)]);
+    assert_eq!(commit(&other, &[replaced, confirmed]), [Written; 2]);
+    assert_eq!(commit(&one, &[released, third]), [Conflict; 2]);
+    let stored = one.code(code(1, 1, 0).hash).unwrap().unwrap();
+    assert_eq!((stored.version, stored.state), (3, CodeState::Consumed(at(2))));
+}
+
+#[test]
+fn a_code_is_changed_only_over_what_the_change_itself_closes() {
+    let database = Database::new();
+    let store = database.store();
+    assert_eq!(commit(&store, &[issue(1), open(1), issue(2), open(2), issue(3)]), [Written; 5]);
+    let closing = |closed: u64, changed: u64, version| {
+        let write = Write::Activation(activation(closed, 2, 2));
+        Change(vec![write, Write::Code(code(changed, version, 0)), audited(1)])
+    };
+    let alone = |number, version| Change(vec![Write::Code(code(number, version, 0)), audited(1)]);
+    // Nothing is closed; another code's holder is; a code is that nobody holds.
+    for torn in [alone(1, 3), closing(1, 2, 3), closing(1, 3, 2)] {
+        assert_eq!(commit(&store, &[torn]), [Conflict]);
+    }
+    // Side by side in one statement, each by its own.
+    assert_eq!(commit(&store, &[closing(1, 1, 3), closing(2, 2, 3), alone(3, 2)]), [Written; 3]);
+    assert_eq!(store.code(code(2, 1, 0).hash).unwrap(), Some(code(2, 3, 0)));
 }
 
 #[test]
