@@ -17,6 +17,7 @@ mod examine;
 mod inspect;
 mod log;
 mod migrate;
+mod others;
 mod quick;
 mod rows;
 mod shared;
@@ -42,6 +43,7 @@ use iptunnel_domain::audit::Head;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
 use iptunnel_domain::limit::Policy;
 use iptunnel_domain::server::{Server, ServerNumber};
+use others::Others;
 use quick::Quick;
 use rows::{ACTIVATION, CODE, SERVER, signed};
 use sighting::Sightings;
@@ -76,6 +78,8 @@ struct Inner {
     /// The epoch in which this server began, or which it began. In a later one memory is void, all of
     /// it.
     epoch: AtomicI64,
+    /// What the other servers have committed.
+    others: Others,
     feed: Feed,
     /// How far the feed has come.
     told: tokio::sync::Mutex<log::Told>,
@@ -86,6 +90,11 @@ struct Inner {
 impl Inner {
     fn process(&self) -> i32 {
         self.process.load(Ordering::Relaxed)
+    }
+
+    /// What the database must hold from now on, of the others' commits as well.
+    fn mark(&self, writer: &Writer) -> Mark {
+        Mark { others: self.others.counts(), ..writer.mark() }
     }
 
     fn set_process(&self, process: i32) {
@@ -138,6 +147,8 @@ impl PostgresStore {
             let mut client = client.map_err(|error| read(no_connection(&error)))?;
             migrate::migrate(&mut client).await?;
             let epoch = epoch::present(&client).await.map_err(failed)?;
+            // Before this server commits for the first time, which confirms it.
+            let others = others::read_first(&client).await.map_err(read)?;
             let process = commit::register(&client).await?;
             log::settle(&mut client).await.map_err(read)?;
             let told = log::Told::now(&client).await.map_err(read)?;
@@ -150,6 +161,7 @@ impl PostgresStore {
                 counting: tokio::sync::Mutex::default(),
                 flushing: tokio::sync::Mutex::default(),
                 epoch: AtomicI64::new(epoch),
+                others: Others::of(others),
                 feed: Feed::default(),
                 told: tokio::sync::Mutex::new(told),
                 sightings: tokio::sync::Mutex::new(sightings),
@@ -256,7 +268,7 @@ impl Store for PostgresStore {
 
     fn mark(&self) -> Option<Mark> {
         let inner = Arc::clone(&self.inner);
-        wait(&self.handle, async move { inner.writer.lock().await.mark() })
+        wait(&self.handle, async move { inner.mark(&*inner.writer.lock().await) })
     }
 
     fn holds(&self, mark: &Mark) -> Result<bool, ReadError> {
@@ -357,6 +369,7 @@ impl Store for PostgresStore {
     fn follow(&self, listener: Listener) {
         self.inner.feed.follow(listener);
         self.handle.spawn(log::follow(Arc::downgrade(&self.inner)));
+        self.handle.spawn(others::follow(Arc::downgrade(&self.inner)));
     }
 
     fn audit_head(&self) -> Result<Head, ReadError> {

@@ -716,6 +716,76 @@ fn an_idle_server_notices_that_its_database_has_become_an_earlier_one() {
     assert_eq!(expiry(&store, 100), Timestamp(100));
 }
 
+/// Makes the database one that lacks the last commit of one server.
+fn lose_the_last_of(database: &Database, store: &PostgresStore) {
+    let process = store.process();
+    execute(&database.url(), &format!("UPDATE process SET batch = batch - 1 WHERE id = {process}"));
+}
+
+/// Lets a store learn what the others have committed, as it does every two seconds.
+fn learn(store: &PostgresStore) {
+    let inner = Arc::clone(&store.inner);
+    let learned = super::wait(&store.handle, async move {
+        let client = inner.pool.get().await.unwrap();
+        inner.others.learn(&client, inner.process()).await
+    });
+    learned.unwrap().unwrap();
+}
+
+#[test]
+fn what_a_server_that_is_gone_has_committed_must_be_there_for_the_others() {
+    let database = Database::new();
+    let (one, gone) = (database.store(), database.store());
+    commit(&one, &[issue(100), issue(200)]);
+    commit(&gone, &[open(200)]);
+    let of_gone = gone.mark().unwrap();
+    learn(&one);
+    let before = one.mark().unwrap();
+    assert_eq!(before.others, [(of_gone.process, of_gone.commits)]);
+    assert!(one.holds(&before).unwrap());
+    lose_the_last_of(&database, &gone);
+    drop(gone);
+    // A start on that mark finds it out, and so does the server that runs.
+    assert!(!database.store().holds(&before).unwrap());
+    one.follow(Box::new(|_| {}));
+    wait_until("an epoch", || one.mark().unwrap().epoch == before.epoch + 1);
+    assert_eq!(expiry(&one, 100), Timestamp(100));
+    // It is noticed once.
+    let after = one.mark().unwrap();
+    assert!(one.holds(&after).unwrap());
+    assert_eq!(commit(&one, &[issue(300)]), [Written]);
+    one.audit_head().unwrap();
+    let epoch = number_of(&database.url(), "SELECT number FROM epoch");
+    assert_eq!(epoch.cast_unsigned(), after.epoch);
+}
+
+#[test]
+fn a_start_has_what_the_others_have_committed_before_in_its_mark() {
+    let database = Database::new();
+    let one = database.store();
+    commit(&one, &[issue(100)]);
+    let of_one = one.mark().unwrap();
+    let late = database.store();
+    assert_eq!(late.mark().unwrap().others, [(of_one.process, of_one.commits)]);
+}
+
+#[test]
+fn a_server_that_has_ended_leaves_the_mark_once_a_later_commit_stands_for_its_own() {
+    let database = Database::new();
+    let (one, ended) = (database.store(), database.store());
+    commit(&ended, &[issue(1)]);
+    learn(&one);
+    let known = one.mark().unwrap().others;
+    assert_eq!(known.len(), 1);
+    let end = format!("UPDATE process SET ended = true WHERE id = {}", ended.process());
+    execute(&database.url(), &end);
+    learn(&one);
+    assert_eq!(one.mark().unwrap().others, known, "nothing else tells of its commits");
+    commit(&one, &[issue(2)]);
+    learn(&one);
+    assert!(one.mark().unwrap().others.is_empty());
+}
+
 #[test]
 fn an_epoch_begins_once_for_all_who_find_the_same() {
     let database = Database::new();

@@ -15,4 +15,6 @@ INSERT INTO chained SELECT id, chained FROM process WHERE chained > 0;
 -- is left for it to settle, and goes on to hear of what the others have settled.
 ALTER TABLE process ALTER COLUMN chained SET DEFAULT 9223372036854775807;
 UPDATE process SET chained = DEFAULT;
+-- Servers look for each other's starts by their names, in every tenth of a second.
+CREATE UNIQUE INDEX process_name ON process (CAST(name AS text));
 COMMENT ON COLUMN process.chained IS 'Read by programs that know only the first step of the schema.';
