@@ -6,7 +6,7 @@
 //! reads it waits for its order: no installer and no agent does.
 
 use super::rows::{EVENT, event, event_heard_of, get_hash, is_understood, place, signed, time};
-use super::{Inner, no_connection, sighting, unreadable};
+use super::{Inner, counting, no_connection, sighting, unreadable};
 use crate::{Attempts, Entry, ReadError};
 use deadpool_postgres::{Client, GenericClient};
 use iptunnel_domain::Timestamp;
@@ -351,6 +351,10 @@ async fn tell(inner: &Inner, rounds: u64) -> Result<(), ReadError> {
         );
         client.execute(&ended, &[]).await.map_err(unreadable)?;
         sighting::forget(&client).await?;
+        counting::forget(&client).await?;
+        if let Ok(mut counting) = inner.counting.try_lock() {
+            counting.settle(inner).await?;
+        }
     }
     // An idle server must notice, too, that the database has become an earlier one.
     if let Ok(mut writer) = inner.writer.try_lock() {

@@ -12,6 +12,7 @@ mod batch;
 mod charge;
 mod commit;
 mod connect;
+mod counting;
 mod epoch;
 mod examine;
 mod inspect;
@@ -36,6 +37,7 @@ use crate::{
     Store, Verdict,
 };
 use commit::Writer;
+use counting::Counting;
 use deadpool_postgres::{Client, Pool, PoolError};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
@@ -73,7 +75,7 @@ struct Inner {
     /// The number of this start of this server.
     process: AtomicI32,
     writer: tokio::sync::Mutex<Writer>,
-    counting: tokio::sync::Mutex<Quick>,
+    counting: tokio::sync::Mutex<Counting>,
     flushing: tokio::sync::Mutex<Quick>,
     /// The epoch in which this server began, or which it began. In a later one memory is void, all of
     /// it.

@@ -5,6 +5,7 @@ use super::log::rows;
 use super::{Inner, no_connection, unreadable};
 use crate::ReadError;
 use deadpool_postgres::Client;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -77,31 +78,34 @@ impl Others {
     }
 }
 
-/// What all but `process` have committed. A server that has ended is left out once this one has
-/// committed since it learned of its last commit: who holds the later one holds the earlier, too.
+/// What all but `process` have committed. What was known stays, also where the database has less: it
+/// lacks what was acknowledged, and whoever looks for that must find it. A server that has ended is left
+/// out once this one has committed since it learned of its last commit: a database that holds the later
+/// one holds the earlier, too.
 async fn read(client: &Client, process: i32, before: &[Count]) -> Result<Read, ReadError> {
     let names: Vec<&str> = before.iter().map(|one| one.name.as_str()).collect();
     let sql = "SELECT name::text AS name, batch, ended,
              coalesce((SELECT batch FROM process WHERE id = $1), 0) AS own
-         FROM process WHERE id <> $1 AND batch > 0 AND (NOT ended OR name::text = ANY ($2))
-         ORDER BY name::text";
-    let mut counts = Vec::new();
-    for row in rows(client, sql, &[&process, &names]).await? {
-        let mut count = Count {
-            name: row.try_get("name").map_err(unreadable)?,
-            batch: row.try_get("batch").map_err(unreadable)?,
-            own: row.try_get("own").map_err(unreadable)?,
-        };
+         FROM process WHERE id <> $1 AND (NOT ended AND batch > 0 OR name::text = ANY ($2))";
+    let mut counts: BTreeMap<&str, Count> =
+        before.iter().map(|one| (one.name.as_str(), one.clone())).collect();
+    let rows = rows(client, sql, &[&process, &names]).await?;
+    for row in &rows {
+        let name: &str = row.try_get("name").map_err(unreadable)?;
+        let batch: i64 = row.try_get("batch").map_err(unreadable)?;
+        let own: i64 = row.try_get("own").map_err(unreadable)?;
         let ended: bool = row.try_get("ended").map_err(unreadable)?;
-        let known = before.iter().find(|one| one.name == count.name && one.batch == count.batch);
-        let is_implied = known.is_some_and(|known| known.own < count.own);
-        if ended && is_implied {
-            continue;
+        match counts.get(name) {
+            Some(known) if ended && known.batch == batch && known.own < own => {
+                counts.remove(name);
+            }
+            Some(known) if known.batch >= batch => {}
+            _ => {
+                counts.insert(name, Count { name: name.to_owned(), batch, own });
+            }
         }
-        count.own = known.map_or(count.own, |known| known.own);
-        counts.push(count);
     }
-    Ok(Read(counts))
+    Ok(Read(counts.into_values().collect()))
 }
 
 /// The same for a server that is about to register: its registration is the commit that confirms them.

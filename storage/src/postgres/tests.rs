@@ -1,5 +1,7 @@
 //! Against a real database: `scripts/test` starts a cluster and names it in `TEST_POSTGRES`.
 
+mod proxy;
+
 use super::{PostgresStore, migrate};
 use crate::redb_store::samples::{activation, at, code, event, server};
 use crate::{
@@ -11,6 +13,7 @@ use iptunnel_domain::audit::{Event, Head};
 use iptunnel_domain::code::{Code, CodeState};
 use iptunnel_domain::limit::Policy;
 use iptunnel_domain::{Timestamp, Version};
+use proxy::{Mishap, Proxy};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -560,6 +563,88 @@ fn servers_count_together_and_never_let_one_too_many_through() {
     assert!(kept > 0, "all are forgotten, none is handed out");
 }
 
+/// A store that reaches its database through a network of its own.
+fn through_a_proxy(database: &Database) -> (Proxy, PostgresStore) {
+    let proxy = Proxy::before(&database.cluster);
+    let store = PostgresStore::open(&proxy.url(&database.name)).unwrap();
+    (proxy, store)
+}
+
+/// Charges one request, and says how many its limit has counted.
+fn count_one(store: &PostgresStore) -> Result<u32, crate::ReadError> {
+    let charged = store.charge(vec![vec![limit(7, 40)]])?;
+    assert!(charged[0].granted);
+    Ok(charged[0].used[0])
+}
+
+#[test]
+fn a_charge_whose_answer_was_lost_is_counted_once_and_granted() {
+    let database = Database::new();
+    let (proxy, store) = through_a_proxy(&database);
+    assert_eq!(count_one(&store).unwrap(), 1);
+    proxy.set(Mishap::AnswerLost, Mishap::None);
+    assert_eq!(count_one(&store).unwrap(), 2);
+    assert_eq!(count_one(&store).unwrap(), 3);
+}
+
+#[test]
+fn a_charge_that_arrives_after_its_connection_broke_counts_nothing() {
+    let database = Database::new();
+    let (proxy, store) = through_a_proxy(&database);
+    assert_eq!(count_one(&store).unwrap(), 1);
+    proxy.set(Mishap::Delayed, Mishap::None);
+    assert_eq!(count_one(&store).unwrap(), 2);
+    proxy.let_through();
+    assert_eq!(count_one(&store).unwrap(), 3);
+}
+
+#[test]
+fn a_charge_that_nobody_was_told_of_is_given_back_as_soon_as_the_database_answers() {
+    let database = Database::new();
+    let (proxy, store) = through_a_proxy(&database);
+    assert_eq!(count_one(&store).unwrap(), 1);
+    proxy.set(Mishap::AnswerLost, Mishap::Away);
+    assert!(count_one(&store).is_err());
+    proxy.set(Mishap::None, Mishap::None);
+    assert_eq!(count_one(&store).unwrap(), 2);
+    // The same where the statement never came to be.
+    proxy.set(Mishap::Delayed, Mishap::Away);
+    assert!(count_one(&store).is_err());
+    proxy.set(Mishap::None, Mishap::None);
+    assert_eq!(count_one(&store).unwrap(), 3);
+    proxy.let_through();
+    assert_eq!(count_one(&store).unwrap(), 4);
+}
+
+#[test]
+fn what_is_given_back_is_given_back_once_whatever_becomes_of_the_answer() {
+    let database = Database::new();
+    let (proxy, store) = through_a_proxy(&database);
+    (1..=5).for_each(|used| assert_eq!(count_one(&store).unwrap(), used));
+    let back = || store.give_back(vec![(7, Timestamp(86_400))]);
+    for mishap in [Mishap::AnswerLost, Mishap::Delayed] {
+        proxy.set(mishap, Mishap::None);
+        back().unwrap();
+        assert_eq!(count_one(&store).unwrap(), 5, "{mishap:?}");
+    }
+    proxy.let_through();
+    assert_eq!(count_one(&store).unwrap(), 6);
+    // What could not be given back is owed.
+    proxy.set(Mishap::Delayed, Mishap::Away);
+    assert!(back().is_err());
+    proxy.set(Mishap::None, Mishap::None);
+    assert_eq!(count_one(&store).unwrap(), 6);
+}
+
+#[test]
+fn a_server_counts_on_over_a_database_that_does_not_know_it() {
+    let database = Database::new();
+    let store = database.store();
+    assert_eq!(count_one(&store).unwrap(), 1);
+    execute(&database.url(), "TRUNCATE charge");
+    assert_eq!(count_one(&store).unwrap(), 2);
+}
+
 #[test]
 fn a_check_in_is_kept_where_it_is_later() {
     let database = Database::new();
@@ -745,6 +830,8 @@ fn what_a_server_that_is_gone_has_committed_must_be_there_for_the_others() {
     assert!(one.holds(&before).unwrap());
     lose_the_last_of(&database, &gone);
     drop(gone);
+    learn(&one);
+    assert_eq!(one.mark().unwrap(), before, "what is lost is not forgotten");
     // A start on that mark finds it out, and so does the server that runs.
     assert!(!database.store().holds(&before).unwrap());
     one.follow(Box::new(|_| {}));

@@ -18,3 +18,23 @@ UPDATE process SET chained = DEFAULT;
 -- Servers look for each other's starts by their names, in every tenth of a second.
 CREATE UNIQUE INDEX process_name ON process (CAST(name AS text));
 COMMENT ON COLUMN process.chained IS 'Read by programs that know only the first step of the schema.';
+
+-- Short arrays, written anew each time: kept in their row.
+CREATE TABLE charge (
+    id     uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    number bigint NOT NULL DEFAULT 0,
+    at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    keys   bigint[],
+    ends   timestamptz[],
+    before integer[],
+    used   integer[],
+    CONSTRAINT of_one_length CHECK (
+        cardinality(keys) = cardinality(ends) AND cardinality(keys) = cardinality(before)
+        AND cardinality(keys) = cardinality(used))
+);
+ALTER TABLE charge ALTER COLUMN keys SET STORAGE MAIN, ALTER COLUMN ends SET STORAGE MAIN,
+    ALTER COLUMN before SET STORAGE MAIN, ALTER COLUMN used SET STORAGE MAIN;
+COMMENT ON TABLE charge IS 'What each server has counted last: after a broken connection it tells whether that came to be.';
+COMMENT ON COLUMN charge.number IS 'The last statement of the server that counted.';
+COMMENT ON COLUMN charge.at IS 'When that was.';
+COMMENT ON COLUMN charge.keys IS 'The counters it counted up, with ends, from before to used.';
