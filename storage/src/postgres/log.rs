@@ -136,9 +136,11 @@ async fn settle_some(client: &mut Client, turn: &str) -> Result<Vec<Entry>, Read
     if settled.is_empty() {
         return Ok(settled);
     }
+    // A time from a future that never came does not stay the latest.
     let link = "INSERT INTO link (first, last, processes, seqs, before, after, latest)
-         SELECT $1, $2, $3, $4, $5, $6,
-             greatest($7, (SELECT latest FROM link ORDER BY first DESC LIMIT 1))";
+         SELECT $1, $2, $3, $4, $5, $6, greatest($7, (
+             SELECT CASE WHEN latest < clock_timestamp() + interval '1 minute' THEN latest END
+             FROM link ORDER BY first DESC LIMIT 1))";
     let (first, last) = (signed(before.entries + 1), signed(after.entries));
     let (hash_before, hash_after) = (&before.hash.0[..], &after.hash.0[..]);
     let values: [&(dyn ToSql + Sync); 7] =
@@ -350,6 +352,10 @@ async fn tell(inner: &Inner, rounds: u64) -> Result<(), ReadError> {
              AND seen_at < clock_timestamp() - interval '1 hour'"
         );
         client.execute(&ended, &[]).await.map_err(unreadable)?;
+        // Heard of at a time that never came: from now on an hour counts for it as well.
+        let ahead = "UPDATE process SET seen_at = clock_timestamp()
+             WHERE seen_at > clock_timestamp() + interval '1 minute'";
+        client.execute(ahead, &[]).await.map_err(unreadable)?;
         sighting::forget(&client).await?;
         counting::forget(&client).await?;
         if let Ok(mut counting) = inner.counting.try_lock() {

@@ -23,7 +23,8 @@ const FLUSH: &str = "WITH seen AS (
          INSERT INTO sighting (process, seq, servers, times) VALUES ($3, $4, $5, $2)),
      written AS (
          UPDATE presence SET last_seen = free.at FROM free
-         WHERE presence.server = free.server AND presence.last_seen < free.at)
+         WHERE presence.server = free.server
+             AND is_news(presence.last_seen, free.at, (SELECT max(at) FROM seen)))
      SELECT server FROM presence JOIN (
          SELECT server FROM seen WHERE server NOT IN (SELECT server FROM free)) AS held
          USING (server)";

@@ -408,7 +408,8 @@ impl<'a> Statement<'a> {
         self.update("server", of, "", last_said(servers));
         self.part("UPDATE presence SET last_seen = a.last_seen");
         self.source([place("number"), times("last_seen", servers, |server| server.last_checkin)]);
-        self.push(" WHERE presence.server = a.number AND presence.last_seen < a.last_seen");
+        self.push(" WHERE presence.server = a.number");
+        self.push(" AND is_news(presence.last_seen, a.last_seen, a.last_seen)");
         self.guard("AND");
         self.end_part();
     }

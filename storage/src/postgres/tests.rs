@@ -12,6 +12,7 @@ use iptunnel_domain::activation::Activation;
 use iptunnel_domain::audit::{Event, Head};
 use iptunnel_domain::code::{Code, CodeState};
 use iptunnel_domain::limit::Policy;
+use iptunnel_domain::server::Server;
 use iptunnel_domain::{Timestamp, Version};
 use proxy::{Mishap, Proxy};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -645,18 +646,104 @@ fn a_server_counts_on_over_a_database_that_does_not_know_it() {
     assert_eq!(count_one(&store).unwrap(), 2);
 }
 
+/// Two registered servers.
+fn two_servers(store: &PostgresStore) -> [Server; 2] {
+    let both: Vec<Change> = (5..7).map(|n| Change(vec![Write::Server(server(n, 1))])).collect();
+    commit(store, &both);
+    let known = store.servers_of(&[server(5, 1).id, server(6, 1).id]).unwrap();
+    [known[0].clone().unwrap(), known[1].clone().unwrap()]
+}
+
+/// Times at which two servers are seen, and what the first one's is then. A later one counts; and
+/// whatever lies in the future, as far as the latest of those that come together tells.
+const SEEN: [([u64; 2], u64); 7] = [
+    ([900, 0], 900),
+    ([880, 0], 900),
+    ([901, 0], 901),
+    ([100, 850], 901),
+    ([100, 840], 100),
+    ([5_000_000, 0], 5_000_000),
+    ([200, 0], 200),
+];
+
 #[test]
-fn a_check_in_is_kept_where_it_is_later() {
+fn a_check_in_is_kept_where_it_is_later_or_what_stands_there_lies_in_the_future() {
     let database = Database::new();
     let store = database.store();
-    commit(&store, &[Change(vec![Write::Server(server(5, 1))])]);
-    let number = store.servers_of(&[server(5, 1).id]).unwrap()[0].clone().unwrap().number;
-    for (at, kept) in [(900, 900), (100, 900), (901, 901)] {
-        let seen = CheckIn { server: number, at: Timestamp(at) };
-        assert_eq!(commit(&store, &[Change(vec![Write::CheckIns(vec![seen])])]), [Written]);
-        let found = store.server(number).unwrap().unwrap();
-        assert_eq!((found.last_checkin, found.version), (Timestamp(kept), 1));
+    let known = two_servers(&store);
+    for beside_commits in [false, true] {
+        execute(&database.url(), "UPDATE presence SET last_seen = to_timestamp(0)");
+        for (times, kept) in SEEN {
+            let times = times.map(Timestamp);
+            let seen = |place: usize| CheckIn { server: known[place].number, at: times[place] };
+            if beside_commits {
+                let seen = |place: usize| Sighting { seen: seen(place), id: known[place].id };
+                assert!(store.check_in(vec![seen(0), seen(1)]).unwrap().is_empty());
+            } else {
+                let both = Write::CheckIns(vec![seen(0), seen(1)]);
+                assert_eq!(commit(&store, &[Change(vec![both])]), [Written]);
+            }
+            let found = store.server(known[0].number).unwrap().unwrap();
+            assert_eq!((found.last_checkin, found.version), (Timestamp(kept), 1), "{times:?}");
+        }
     }
+}
+
+#[test]
+fn a_registration_counts_as_a_check_in_also_over_one_from_the_future() {
+    let database = Database::new();
+    let store = database.store();
+    let [mut known, _] = two_servers(&store);
+    for (at, kept) in [(900, 900), (880, 900), (5_000_000, 5_000_000), (200, 200)] {
+        known = Server { last_checkin: Timestamp(at), version: known.version + 1, ..known };
+        assert_eq!(commit(&store, &[Change(vec![Write::Server(known.clone())])]), [Written]);
+        let found = store.server(known.number).unwrap().unwrap();
+        assert_eq!((found.last_checkin, found.version), (Timestamp(kept), known.version));
+    }
+}
+
+#[test]
+fn nothing_of_a_future_that_never_came_is_kept_for_good() {
+    let database = Database::new();
+    let (store, gone) = (database.store(), database.store());
+    commit(&gone, &[issue(1)]);
+    // The database's clock was a month ahead for a moment.
+    let now = number_of(&database.url(), "SELECT extract(epoch FROM clock_timestamp())::bigint");
+    let month = now.cast_unsigned() + 30 * 86_400;
+    let of_hour = |end| Counted { window_end: Timestamp(end), ..limit(1, 9) };
+    store.charge(vec![vec![of_hour(month)], vec![of_hour(now.cast_unsigned() + 3600)]]).unwrap();
+    let ahead = format!(
+        "UPDATE process SET seen_at = to_timestamp({month}) WHERE id = {};
+         UPDATE charge SET at = to_timestamp({month});
+         INSERT INTO sighting VALUES ({}, 1, to_timestamp({month}), '{{}}', '{{}}')",
+        gone.process(),
+        gone.process()
+    );
+    execute(&database.url(), &ahead);
+    let late = Event { at: Timestamp(month), ..event(7) };
+    commit(&store, &[Change(vec![Write::Audit(Arc::new(late))])]);
+    assert_eq!(store.audit_head().unwrap().entries, 2);
+    // Then it is right again.
+    store.forget_counters(Timestamp(now.cast_unsigned()), 1000).unwrap();
+    let mut ends = Vec::new();
+    store.each_counter(&mut |_, counter| ends.push(counter.window_end)).unwrap();
+    assert_eq!(ends, [Timestamp(now.cast_unsigned() + 3600)]);
+    store.follow(Box::new(|_| {}));
+    let url = database.url();
+    let of_future = |sql: &str| number_of(&url, &sql.replace("NOW", "clock_timestamp()"));
+    wait_until("all of it is gone", || {
+        of_future("SELECT count(*) FROM process WHERE seen_at > NOW") == 0
+            && of_future("SELECT count(*) FROM charge WHERE at > NOW") == 0
+            && of_future("SELECT count(*) FROM sighting WHERE at > NOW") == 0
+    });
+    // What is looked for in the log by its time is found again.
+    for number in 1..=3 {
+        let at = Timestamp(now.cast_unsigned() + 1000 * number);
+        commit(&store, &[Change(vec![Write::Audit(Arc::new(Event { at, ..event(number) }))])]);
+        assert_eq!(store.audit_head().unwrap().entries, 2 + number);
+        assert_eq!(store.audit_number_at(at).unwrap(), 2 + number);
+    }
+    assert_eq!(store.audit_number_at(Timestamp(month)).unwrap(), 1);
 }
 
 #[test]

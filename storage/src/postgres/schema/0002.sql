@@ -38,3 +38,8 @@ COMMENT ON TABLE charge IS 'What each server has counted last: after a broken co
 COMMENT ON COLUMN charge.number IS 'The last statement of the server that counted.';
 COMMENT ON COLUMN charge.at IS 'When that was.';
 COMMENT ON COLUMN charge.keys IS 'The counters it counted up, with ends, from before to used.';
+
+CREATE FUNCTION is_news(known timestamptz, seen timestamptz, latest timestamptz) RETURNS boolean
+LANGUAGE sql STABLE AS $$ SELECT known < seen OR known > latest + interval '1 minute' $$;
+COMMENT ON FUNCTION is_news IS
+    'Whether a server was seen after the time that is known, or that time lies in the future: by more than a minute after the latest time that is written with it.';
