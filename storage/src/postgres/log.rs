@@ -86,15 +86,22 @@ pub(super) async fn head(client: &impl GenericClient) -> Result<Head, ReadError>
 /// Gives every event that has none its place in the log, for whoever is about to read it: where
 /// another server is at it, that is waited for.
 pub(super) async fn settle(client: &mut Client) -> Result<(), ReadError> {
-    let wait = "SELECT true FROM pg_advisory_xact_lock($1)";
+    let wait = turn("true FROM pg_advisory_xact_lock($1)");
     // A turn takes up all that was there when it began, unless a process has had more than a step of it:
     // what comes meanwhile is not waited for, or under load there would be no end.
-    while settle_some(client, wait).await?.len() >= STEP as usize {}
+    while settle_some(client, &wait).await?.len() >= STEP as usize {}
     Ok(())
 }
 
 /// Leaves the log to another server that is at it.
-const TRY: &str = "SELECT pg_try_advisory_xact_lock($1)";
+const TRY: &str = "pg_try_advisory_xact_lock($1)";
+
+/// Takes a turn as `lock` says. A server that stands still in it loses it after a second, in which nothing
+/// that happens is heard of: a revocation must bind everywhere in about that time.
+fn turn(lock: &str) -> String {
+    let soon = "set_config('idle_in_transaction_session_timeout', '1000', true)";
+    format!("SELECT locked FROM (SELECT {lock}) AS turn (locked), {soon}")
+}
 
 /// Gives some events their places; none where there is nothing to do here, or not for whoever takes
 /// `turn`.
@@ -374,7 +381,7 @@ async fn tell(inner: &Inner, rounds: u64) -> Result<(), ReadError> {
     }
     let mut told = inner.told.lock().await;
     loop {
-        let settled = settle_some(&mut client, TRY).await?;
+        let settled = settle_some(&mut client, &turn(TRY)).await?;
         if settled.is_empty() {
             break;
         }

@@ -447,6 +447,34 @@ fn whoever_follows_hears_of_what_every_server_does() {
 }
 
 #[test]
+fn what_happens_is_heard_of_though_a_server_stands_still_while_it_settles() {
+    let database = Database::new();
+    let (proxy, one) = through_a_proxy(&database);
+    let other = database.store();
+    let heard = Arc::new(Mutex::new(Vec::<Event>::new()));
+    let of_listener = Arc::clone(&heard);
+    other.follow(Box::new(move |event| of_listener.lock().unwrap().push(event.clone())));
+    // The one has taken its turn, and says nothing more.
+    proxy.stall_at("INSERT INTO link");
+    std::thread::scope(|scope| {
+        let stalled = scope.spawn(|| {
+            for number in 1.. {
+                commit(&one, &[issue(number)]);
+                if one.audit_head().is_err() {
+                    return;
+                }
+            }
+        });
+        wait_until("one stands still", || proxy.has_stalled());
+        let begun = Instant::now();
+        commit(&other, &[issue(1000)]);
+        wait_until("it is heard of", || heard.lock().unwrap().contains(&event(1000)));
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        stalled.join().unwrap();
+    });
+}
+
+#[test]
 fn what_a_newer_program_does_is_heard_of_though_it_is_not_understood() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());

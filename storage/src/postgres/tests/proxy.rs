@@ -25,6 +25,9 @@ struct State {
     delayed: Vec<(Vec<u8>, UnixStream)>,
     /// Answers that nobody waited for.
     answered: usize,
+    /// Whoever sends this stands still.
+    stalls: Option<&'static str>,
+    stalled: usize,
 }
 
 #[derive(Clone)]
@@ -68,6 +71,24 @@ impl Proxy {
     pub(super) fn set(&self, mishap: Mishap, then: Mishap) {
         let mut state = self.state.lock().unwrap();
         (state.mishap, state.then) = (Some(mishap), Some(then));
+    }
+
+    /// From now on whoever prepares a statement that begins so says no more, until the database ends the
+    /// connection.
+    pub(super) fn stall_at(&self, statement: &'static str) {
+        self.state.lock().unwrap().stalls = Some(statement);
+    }
+
+    pub(super) fn has_stalled(&self) -> bool {
+        self.state.lock().unwrap().stalled > 0
+    }
+
+    fn stalls(&self, message: &[u8]) -> bool {
+        let mut state = self.state.lock().unwrap();
+        let at = state.stalls.map(str::as_bytes).unwrap_or_default();
+        let stalls = !at.is_empty() && message.windows(at.len()).any(|part| part == at);
+        state.stalled += usize::from(stalls);
+        stalls
     }
 
     /// Lets through what was delayed, and waits for the database to have dealt with it.
@@ -124,6 +145,10 @@ impl Proxy {
             let mut buffer = vec![0; 65_536];
             while let Ok(length @ 1..) = client.read(&mut buffer) {
                 let message = &buffer[..length];
+                if proxy.stalls(message) {
+                    while client.read(&mut buffer).is_ok_and(|length| length > 0) {}
+                    return;
+                }
                 match proxy.befalls(message) {
                     Mishap::None => {}
                     Mishap::AnswerLost => *lost.lock().unwrap() = true,
