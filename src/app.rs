@@ -11,7 +11,7 @@ use crate::http::reference::Reference;
 use crate::http::state::{State, master_hash, tuning_of};
 use crate::http::watch::Watchers;
 use crate::http::{ROUTES, around, operators, public};
-use crate::mark;
+use crate::mark::{self, MarkError};
 use crate::secrets::{SecretError, SigningFile, lookup_key};
 use crate::sharing::{agree, clock_offset, share};
 use crate::tokens::Tokens;
@@ -70,6 +70,9 @@ pub enum RunError {
     /// The store could not be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// What the store must hold could not be read.
+    #[error(transparent)]
+    Mark(#[from] MarkError),
     /// The actors could not be started.
     #[error(transparent)]
     Actors(#[from] StartError),

@@ -23,19 +23,38 @@ pub fn file_of(path: &Path) -> PathBuf {
 }
 
 /// The mark in a file; `None` where there is none yet.
-fn read(path: &Path) -> std::io::Result<Option<Mark>> {
+fn read(path: &Path) -> Result<Option<Mark>, MarkError> {
+    let unreadable = |problem: String| MarkError { file: path.to_owned(), problem };
     match std::fs::read_to_string(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        text => text?
-            .parse()
-            .map(Some)
-            .map_err(|()| std::io::Error::other(format!("{}: this is not a mark", path.display()))),
+        Err(error) => Err(unreadable(error.to_string())),
+        Ok(text) => match text.parse() {
+            Ok(mark) => Ok(Some(mark)),
+            Err(()) if text.trim().is_empty() => Err(unreadable("the file is empty".into())),
+            Err(()) => Err(unreadable("the file holds something else".into())),
+        },
     }
 }
 
+/// Why a mark cannot be read. Without it nobody can tell whether the store has become an earlier one.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the mark of the store, {}, cannot be read: {problem}. It tells whether the store lacks what was \
+     answered. Put the file back as it was, or run iptunnel-server fence: it writes a new one, and \
+     codes that are not spent are no longer good",
+    file.display()
+)]
+pub struct MarkError {
+    file: PathBuf,
+    problem: String,
+}
+
 /// Puts a mark in the place of the one before. It may get lost with the power, but not be torn: a
-/// server does not start on a mark that it cannot read.
+/// server does not start on a mark that it cannot read. Its timeline only grows: a database of an
+/// earlier one stays refused, whatever this server has seen since it started.
 fn write(path: &Path, mark: &Mark) -> std::io::Result<()> {
+    let before = read(path).ok().flatten().map_or(0, |before| before.timeline);
+    let mark = Mark { timeline: mark.timeline.max(before), ..mark.clone() };
     let new = beside(path, ".new");
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
@@ -101,8 +120,15 @@ fn begin_epoch(
 
 /// Writes the mark; `None` where the store is closed, which then has none to tell.
 pub fn keep_now(store: &dyn Store, path: &Path) -> Option<Mark> {
+    keep_moved(store, path, None)
+}
+
+/// The same where it is another one than the `last`.
+fn keep_moved(store: &dyn Store, path: &Path, last: Option<&Mark>) -> Option<Mark> {
     let (file, mark) = (file_of(path), store.mark()?);
-    if let Err(error) = write(&file, &mark) {
+    if last != Some(&mark)
+        && let Err(error) = write(&file, &mark)
+    {
         tracing::error!(file = %file.display(), %error, "the mark of the store cannot be written");
     }
     Some(mark)
@@ -113,11 +139,44 @@ pub async fn keep(store: Arc<dyn Store>, path: PathBuf, epoch: Gauge) {
     let mut last = None;
     loop {
         let (store, path, before) = (Arc::clone(&store), path.clone(), last.clone());
-        let kept = move || if store.mark() == before { before } else { keep_now(&*store, &path) };
+        let kept = move || keep_moved(&*store, &path, before.as_ref());
         if let Ok(Some(mark)) = actix_web::web::block(kept).await {
             epoch.set(mark.epoch.cast_signed());
             last = Some(mark);
         }
         tokio::time::sleep(EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_timeline_of_a_mark_never_goes_down() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("x.mark");
+        let mark =
+            |commits, timeline| Mark { commits, timeline, process: "p".into(), ..Mark::default() };
+        for (written, found) in [(mark(1, 3), 3), (mark(2, 0), 3), (mark(3, 4), 4)] {
+            write(&file, &written).unwrap();
+            assert_eq!(read(&file).unwrap(), Some(Mark { timeline: found, ..written }));
+        }
+    }
+
+    #[test]
+    fn a_mark_that_cannot_be_read_is_named_and_what_mends_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("x.mark");
+        assert_eq!(read(&file).unwrap(), None);
+        for (text, problem) in [("", "empty"), (" \n", "empty"), ("nonsense", "something else")] {
+            std::fs::write(&file, text).unwrap();
+            let error = read(&file).unwrap_err().to_string();
+            for words in ["x.mark", problem, "iptunnel-server fence"] {
+                assert!(error.contains(words), "{error}");
+            }
+        }
+        // What cannot be looked at is not said to be missing.
+        assert!(read(folder.path()).is_err());
     }
 }

@@ -42,6 +42,12 @@ use std::sync::Arc;
 ///
 /// A record carries its own guard: version 1 is written only where nothing is stored, version
 /// *n* only over version *n* − 1.
+///
+/// Over a store that several servers share a version is no identity for a code: two servers may each
+/// have decided on a version of the same number. There a code is written only over one that is
+/// consumed by the activation which the same change closes (its first [`Write::Activation`] of a
+/// version above 1), or by none where the change closes none. What else is guarded by its version was
+/// read from the store when it was decided on, or changes only once.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Write {
     /// A code, new or changed. New codes arrive in the order of their numbers.

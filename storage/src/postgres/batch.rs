@@ -190,9 +190,10 @@ pub(super) fn check_ins_of(check_ins: &[CheckIn]) -> Option<Statement<'_>> {
         return None;
     }
     let sql = "UPDATE presence SET last_seen = seen.at
-         FROM (SELECT server, max(at) AS at
+         FROM (SELECT server, max(at) AS at, max(max(at)) OVER () AS latest
              FROM unnest($1::integer[], $2::timestamptz[]) AS seen (server, at) GROUP BY server) AS seen
-         WHERE presence.server = seen.server AND presence.last_seen < seen.at";
+         WHERE presence.server = seen.server
+             AND is_news(presence.last_seen, seen.at, seen.latest)";
     let values = vec![
         each(Type::INT4_ARRAY, check_ins, |seen| seen.server.0.cast_signed()),
         each(Type::TIMESTAMPTZ_ARRAY, check_ins, |seen| time(seen.at)),

@@ -1,26 +1,73 @@
 //! Requests counted against their limits: all that have gathered as one statement, in which each
 //! counter is written once, however many ask for it.
 
-use super::rows::{signed, time};
+use super::rows::{signed, time, timestamp};
 use super::statement::{Value, each};
-use crate::{Charged, Counted};
+use super::unreadable;
+use crate::{Charged, Counted as Limit, ReadError};
 use iptunnel_domain::Timestamp;
 use std::collections::BTreeMap;
+use std::time::SystemTime;
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Error, Row};
 
 /// Counts as many requests as a limit still allows. Says nothing of a limit that was reached before.
-/// Counters come in the order of their keys, so that no two statements wait for each other.
-pub(super) const CHARGE: &str = "INSERT INTO counter AS c
-         (key, window_end, policy, before, used, allowed)
-     SELECT key, window_end, policy, 0, least(times, allowed), allowed
-     FROM unnest($1::bigint[], $2::timestamptz[], $3::text[], $4::bigint[], $5::bigint[])
-         AS asked (key, window_end, policy, times, allowed)
-     WHERE allowed > 0 ORDER BY key, window_end
-     ON CONFLICT (key, window_end) DO UPDATE SET before = c.used,
-         used = least(c.used + excluded.used, excluded.allowed), allowed = excluded.allowed
-     WHERE c.used < excluded.allowed
-     RETURNING key, extract(epoch FROM window_end)::bigint, before, used";
+/// Counters come in the order of their keys, so that no two statements wait for each other. What was
+/// counted is noted in the row of this server, so that it can be read again: see [`super::counting`].
+pub(super) const CHARGE: &str = "WITH turn AS (
+         SELECT FROM charge WHERE id = $1::text::uuid AND number = $2 FOR UPDATE),
+     counted AS (
+         INSERT INTO counter AS c (key, window_end, policy, before, used, allowed)
+         SELECT key, window_end, policy, 0, least(times, allowed), allowed
+         FROM unnest($3::bigint[], $4::timestamptz[], $5::text[], $6::bigint[], $7::bigint[])
+             AS asked (key, window_end, policy, times, allowed)
+         WHERE allowed > 0 AND EXISTS (SELECT FROM turn) ORDER BY key, window_end
+         ON CONFLICT (key, window_end) DO UPDATE SET before = c.used,
+             used = least(c.used + excluded.used, excluded.allowed), allowed = excluded.allowed
+         WHERE c.used < excluded.allowed
+         RETURNING key, window_end, before, used)
+     UPDATE charge SET number = number + 1, at = clock_timestamp(),
+         keys = counted.keys, ends = counted.ends, before = counted.before, used = counted.used
+     FROM (SELECT array_agg(key) AS keys, array_agg(window_end) AS ends,
+               array_agg(before) AS before, array_agg(used) AS used FROM counted) AS counted
+     WHERE id = $1::text::uuid AND number = $2
+     RETURNING charge.keys, charge.ends, charge.before, charge.used";
+
+/// What was counted of one counter.
+pub(super) struct Counted {
+    place: (i64, Timestamp),
+    before: u32,
+    used: u32,
+}
+
+impl Counted {
+    /// Each request that was counted.
+    pub(super) fn charges(&self) -> impl Iterator<Item = (u64, Timestamp)> {
+        let (key, end) = self.place;
+        let times = self.used.saturating_sub(self.before);
+        std::iter::repeat_n((key.cast_unsigned(), end), times as usize)
+    }
+}
+
+/// What a server's row says of the statement that counted last; nothing where it counted nothing.
+pub(super) fn counted(row: &Row) -> Result<Vec<Counted>, ReadError> {
+    let keys: Option<Vec<i64>> = row.try_get("keys").map_err(unreadable)?;
+    let ends: Option<Vec<SystemTime>> = row.try_get("ends").map_err(unreadable)?;
+    let before: Option<Vec<i32>> = row.try_get("before").map_err(unreadable)?;
+    let used: Option<Vec<i32>> = row.try_get("used").map_err(unreadable)?;
+    let places = keys.unwrap_or_default().into_iter().zip(ends.unwrap_or_default());
+    let counts = before.unwrap_or_default().into_iter().zip(used.unwrap_or_default());
+    places
+        .zip(counts)
+        .map(|((key, end), (before, used))| {
+            Ok(Counted {
+                place: (key, timestamp(end, "ends")?),
+                before: before.cast_unsigned(),
+                used: used.cast_unsigned(),
+            })
+        })
+        .collect()
+}
 
 /// What requests ask of one counter, and what it has.
 struct Asked {
@@ -38,12 +85,12 @@ type Counters = BTreeMap<(i64, Timestamp), Asked>;
 
 /// Requests that are counted at once.
 pub(super) struct Charge {
-    requests: Vec<Vec<Counted>>,
+    requests: Vec<Vec<Limit>>,
     counters: Counters,
 }
 
 impl Charge {
-    pub(super) fn of(requests: Vec<Vec<Counted>>) -> Self {
+    pub(super) fn of(requests: Vec<Vec<Limit>>) -> Self {
         let mut counters = Counters::new();
         for one in requests.iter().flatten() {
             let asked = counters.entry(place(one)).or_insert_with(|| Asked {
@@ -60,7 +107,7 @@ impl Charge {
         Self { requests, counters }
     }
 
-    /// The values of [`CHARGE`].
+    /// The values of [`CHARGE`], behind those that name this server's row.
     pub(super) fn values(&self) -> [Value<'static>; 5] {
         let counters = &self.counters;
         [
@@ -72,15 +119,11 @@ impl Charge {
         ]
     }
 
-    /// What the database says of a counter.
-    pub(super) fn counted(&mut self, row: &Row) -> Result<(), Error> {
-        let end = row.try_get::<_, i64>(1)?.cast_unsigned();
-        let (before, used): (i32, i32) = (row.try_get(2)?, row.try_get(3)?);
-        self.stands(
-            (row.try_get(0)?, Timestamp(end)),
-            before.cast_unsigned(),
-            used.cast_unsigned(),
-        );
+    /// What the database says of the counters.
+    pub(super) fn counted(&mut self, row: &Row) -> Result<(), ReadError> {
+        for Counted { place, before, used } in counted(row)? {
+            self.stands(place, before, used);
+        }
         Ok(())
     }
 
@@ -116,7 +159,7 @@ impl Charge {
     }
 }
 
-fn place(one: &Counted) -> (i64, Timestamp) {
+fn place(one: &Limit) -> (i64, Timestamp) {
     (signed(one.key), one.window_end)
 }
 
@@ -128,8 +171,8 @@ mod tests {
 
     const END: Timestamp = Timestamp(3600);
 
-    fn limit(key: u64, allowed: u32) -> Counted {
-        Counted { key, policy: Policy::IssuePerIpDay, window_end: END, allowed }
+    fn limit(key: u64, allowed: u32) -> Limit {
+        Limit { key, policy: Policy::IssuePerIpDay, window_end: END, allowed }
     }
 
     fn granted(charged: &[Charged]) -> Vec<bool> {

@@ -9,7 +9,7 @@
 use super::batch::{self, Member};
 use super::connect::Planned;
 use super::statement::{Statement, reference, types};
-use super::{Inner, epoch, failed, no_connection, told, unreadable};
+use super::{Inner, epoch, failed, no_connection, others, told, unreadable};
 use crate::{Change, CommitError, Mark, ReadError, Verdict};
 use deadpool_postgres::{Client, Pool};
 use std::future::{Future, poll_fn};
@@ -99,7 +99,7 @@ impl Writer {
         }
     }
 
-    /// What the database must hold from now on.
+    /// What the database must hold of this server's commits from now on.
     pub(super) fn mark(&self) -> Mark {
         let commits = if self.in_doubt { self.batch - 1 } else { self.batch };
         Mark {
@@ -123,7 +123,9 @@ impl Writer {
             let mut client = store.pool.get().await.map_err(|error| no_connection(&error).0)?;
             let why = "the database lacked what had been acknowledged";
             let epoch = epoch::begin(&mut client, self.epoch, why, None).await?;
+            let others = others::read_first(&client).await.map_err(|error| error.to_string())?;
             let process = register(&client).await.map_err(|error| error.to_string())?;
+            store.others.replace(others);
             Ok::<_, String>((epoch, process))
         };
         match anew.await {
@@ -144,7 +146,7 @@ impl Writer {
         client: &Client,
         store: &Inner,
     ) -> Result<(), ReadError> {
-        let held = epoch::holds(client, &self.mark()).await.map_err(unreadable)?;
+        let held = epoch::holds(client, &store.mark(self)).await.map_err(unreadable)?;
         if !held {
             let error = self.begin_anew(store).await;
             tracing::error!(%error, "the database has become an earlier one");

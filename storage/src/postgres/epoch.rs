@@ -12,11 +12,17 @@ use std::time::SystemTime;
 
 /// Whether the database holds what `mark` says it must.
 pub(super) async fn holds(client: &Client, mark: &Mark) -> Result<bool, tokio_postgres::Error> {
-    let found = "SELECT EXISTS (SELECT FROM process WHERE name::text = $1 AND batch >= $2)
-         AND (SELECT number FROM epoch) >= $3";
-    let (commits, epoch) = (mark.commits.cast_signed(), mark.epoch.cast_signed());
+    let found = "SELECT (SELECT number FROM epoch) >= $1 AND NOT EXISTS (
+             SELECT FROM unnest($2::text[], $3::bigint[]) AS held (name, batch)
+             WHERE NOT EXISTS (SELECT FROM process
+                 WHERE process.name::text = held.name AND process.batch >= held.batch))";
+    let own = (mark.process.as_str(), mark.commits);
+    let all = std::iter::once(own)
+        .chain(mark.others.iter().map(|(process, commits)| (process.as_str(), *commits)));
+    let (names, commits): (Vec<&str>, Vec<i64>) =
+        all.map(|(process, commits)| (process, commits.cast_signed())).unzip();
     let found = client.prepare_cached(found).await?;
-    client.query_one(&found, &[&mark.process, &commits, &epoch]).await?.try_get(0)
+    client.query_one(&found, &[&mark.epoch.cast_signed(), &names, &commits]).await?.try_get(0)
 }
 
 /// The epoch of the database.

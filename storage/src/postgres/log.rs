@@ -6,7 +6,7 @@
 //! reads it waits for its order: no installer and no agent does.
 
 use super::rows::{EVENT, event, event_heard_of, get_hash, is_understood, place, signed, time};
-use super::{Inner, no_connection, sighting, unreadable};
+use super::{Inner, counting, no_connection, sighting, unreadable};
 use crate::{Attempts, Entry, ReadError};
 use deadpool_postgres::{Client, GenericClient};
 use iptunnel_domain::Timestamp;
@@ -29,8 +29,11 @@ const LATER: Duration = Duration::from_millis(300);
 const STEP: i64 = 500;
 /// Rows of links read at once.
 const LINKS: i64 = 100;
+/// The last event of a process that stands in the log. Kept in a table that no commit writes: a server
+/// that stands still while it settles holds up nobody who commits.
+const CHAINED: &str = "coalesce((SELECT seq FROM chained WHERE chained.process = process.id), 0)";
 /// The last event of a process: one look into the index for each. Were it asked whether there is any
-/// behind `chained`, a plan made while the table is small would go on to read all of it.
+/// behind the last one chained, a plan made while the table is small would go on to read all of it.
 const LAST: &str = "(SELECT coalesce(max(seq), 0) FROM event WHERE event.process = process.id)";
 /// How far times may be out of order in the log: see the embedded engine.
 const SLACK: u64 = 60;
@@ -83,21 +86,28 @@ pub(super) async fn head(client: &impl GenericClient) -> Result<Head, ReadError>
 /// Gives every event that has none its place in the log, for whoever is about to read it: where
 /// another server is at it, that is waited for.
 pub(super) async fn settle(client: &mut Client) -> Result<(), ReadError> {
-    let wait = "SELECT true FROM pg_advisory_xact_lock($1)";
+    let wait = turn("true FROM pg_advisory_xact_lock($1)");
     // A turn takes up all that was there when it began, unless a process has had more than a step of it:
     // what comes meanwhile is not waited for, or under load there would be no end.
-    while settle_some(client, wait).await?.len() >= STEP as usize {}
+    while settle_some(client, &wait).await?.len() >= STEP as usize {}
     Ok(())
 }
 
 /// Leaves the log to another server that is at it.
-const TRY: &str = "SELECT pg_try_advisory_xact_lock($1)";
+const TRY: &str = "pg_try_advisory_xact_lock($1)";
+
+/// Takes a turn as `lock` says. A server that stands still in it loses it after a second, in which nothing
+/// that happens is heard of: a revocation must bind everywhere in about that time.
+fn turn(lock: &str) -> String {
+    let soon = "set_config('idle_in_transaction_session_timeout', '1000', true)";
+    format!("SELECT locked FROM (SELECT {lock}) AS turn (locked), {soon}")
+}
 
 /// Gives some events their places; none where there is nothing to do here, or not for whoever takes
 /// `turn`.
 async fn settle_some(client: &mut Client, turn: &str) -> Result<Vec<Entry>, ReadError> {
     let pending =
-        format!("SELECT EXISTS (SELECT FROM process WHERE NOT ended AND chained < {LAST})");
+        format!("SELECT EXISTS (SELECT FROM process WHERE NOT ended AND {CHAINED} < {LAST})");
     if !answer::<bool>(client, &pending, &[]).await? {
         return Ok(Vec::new());
     }
@@ -108,7 +118,7 @@ async fn settle_some(client: &mut Client, turn: &str) -> Result<Vec<Entry>, Read
     let before = head(&step).await?;
     let sql = format!(
         "SELECT {EVENT} FROM process CROSS JOIN LATERAL (
-             SELECT * FROM event WHERE event.process = process.id AND seq > process.chained
+             SELECT * FROM event WHERE event.process = process.id AND seq > {CHAINED}
              ORDER BY seq LIMIT $1) AS of_process
          WHERE NOT process.ended
          ORDER BY max(at) OVER (PARTITION BY process ORDER BY seq), process, seq"
@@ -133,18 +143,20 @@ async fn settle_some(client: &mut Client, turn: &str) -> Result<Vec<Entry>, Read
     if settled.is_empty() {
         return Ok(settled);
     }
+    // A time from a future that never came does not stay the latest.
     let link = "INSERT INTO link (first, last, processes, seqs, before, after, latest)
-         SELECT $1, $2, $3, $4, $5, $6,
-             greatest($7, (SELECT latest FROM link ORDER BY first DESC LIMIT 1))";
+         SELECT $1, $2, $3, $4, $5, $6, greatest($7, (
+             SELECT CASE WHEN latest < clock_timestamp() + interval '1 minute' THEN latest END
+             FROM link ORDER BY first DESC LIMIT 1))";
     let (first, last) = (signed(before.entries + 1), signed(after.entries));
     let (hash_before, hash_after) = (&before.hash.0[..], &after.hash.0[..]);
     let values: [&(dyn ToSql + Sync); 7] =
         [&first, &last, &processes, &seqs, &hash_before, &hash_after, &time(latest)];
     rows(&step, link, &values).await?;
-    let chained = "UPDATE process SET chained = last.seq
-         FROM (SELECT process, max(seq) AS seq FROM unnest($1::integer[], $2::bigint[])
-               AS settled (process, seq) GROUP BY process) AS last
-         WHERE process.id = last.process";
+    let chained = "INSERT INTO chained (process, seq)
+         SELECT process, max(seq) FROM unnest($1::integer[], $2::bigint[])
+             AS settled (process, seq) GROUP BY process
+         ON CONFLICT (process) DO UPDATE SET seq = excluded.seq";
     rows(&step, chained, &[&processes, &seqs]).await?;
     step.commit().await.map_err(unreadable)?;
     Ok(settled)
@@ -343,11 +355,19 @@ async fn tell(inner: &Inner, rounds: u64) -> Result<(), ReadError> {
         let alive = "UPDATE process SET seen_at = clock_timestamp(), ended = false WHERE id = $1";
         client.execute(alive, &[&inner.process()]).await.map_err(unreadable)?;
         let ended = format!(
-            "UPDATE process SET ended = true WHERE NOT ended AND chained >= {LAST}
+            "UPDATE process SET ended = true WHERE NOT ended AND {CHAINED} >= {LAST}
              AND seen_at < clock_timestamp() - interval '1 hour'"
         );
         client.execute(&ended, &[]).await.map_err(unreadable)?;
+        // Heard of at a time that never came: from now on an hour counts for it as well.
+        let ahead = "UPDATE process SET seen_at = clock_timestamp()
+             WHERE seen_at > clock_timestamp() + interval '1 minute'";
+        client.execute(ahead, &[]).await.map_err(unreadable)?;
         sighting::forget(&client).await?;
+        counting::forget(&client).await?;
+        if let Ok(mut counting) = inner.counting.try_lock() {
+            counting.settle(inner).await?;
+        }
     }
     // An idle server must notice, too, that the database has become an earlier one.
     if let Ok(mut writer) = inner.writer.try_lock() {
@@ -361,7 +381,7 @@ async fn tell(inner: &Inner, rounds: u64) -> Result<(), ReadError> {
     }
     let mut told = inner.told.lock().await;
     loop {
-        let settled = settle_some(&mut client, TRY).await?;
+        let settled = settle_some(&mut client, &turn(TRY)).await?;
         if settled.is_empty() {
             break;
         }

@@ -6,7 +6,8 @@ use tokio_postgres::Client;
 
 /// Every step from an empty database on. What has shipped is never changed: a new need is a new
 /// step.
-const STEPS: [&str; 1] = [include_str!("schema/0001.sql")];
+pub(super) const STEPS: [&str; 2] =
+    [include_str!("schema/0001.sql"), include_str!("schema/0002.sql")];
 
 /// Any number that no other program on the database is likely to lock: `IPTunnel` in ASCII.
 const LOCK: i64 = 0x4950_5475_6E6E_656C;

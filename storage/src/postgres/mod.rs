@@ -12,11 +12,13 @@ mod batch;
 mod charge;
 mod commit;
 mod connect;
+mod counting;
 mod epoch;
 mod examine;
 mod inspect;
 mod log;
 mod migrate;
+mod others;
 mod quick;
 mod rows;
 mod shared;
@@ -35,6 +37,7 @@ use crate::{
     Store, Verdict,
 };
 use commit::Writer;
+use counting::Counting;
 use deadpool_postgres::{Client, Pool, PoolError};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
@@ -42,6 +45,7 @@ use iptunnel_domain::audit::Head;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
 use iptunnel_domain::limit::Policy;
 use iptunnel_domain::server::{Server, ServerNumber};
+use others::Others;
 use quick::Quick;
 use rows::{ACTIVATION, CODE, SERVER, signed};
 use sighting::Sightings;
@@ -71,11 +75,13 @@ struct Inner {
     /// The number of this start of this server.
     process: AtomicI32,
     writer: tokio::sync::Mutex<Writer>,
-    counting: tokio::sync::Mutex<Quick>,
+    counting: tokio::sync::Mutex<Counting>,
     flushing: tokio::sync::Mutex<Quick>,
     /// The epoch in which this server began, or which it began. In a later one memory is void, all of
     /// it.
     epoch: AtomicI64,
+    /// What the other servers have committed.
+    others: Others,
     feed: Feed,
     /// How far the feed has come.
     told: tokio::sync::Mutex<log::Told>,
@@ -86,6 +92,11 @@ struct Inner {
 impl Inner {
     fn process(&self) -> i32 {
         self.process.load(Ordering::Relaxed)
+    }
+
+    /// What the database must hold from now on, of the others' commits as well.
+    fn mark(&self, writer: &Writer) -> Mark {
+        Mark { others: self.others.counts(), ..writer.mark() }
     }
 
     fn set_process(&self, process: i32) {
@@ -138,6 +149,8 @@ impl PostgresStore {
             let mut client = client.map_err(|error| read(no_connection(&error)))?;
             migrate::migrate(&mut client).await?;
             let epoch = epoch::present(&client).await.map_err(failed)?;
+            // Before this server commits for the first time, which confirms it.
+            let others = others::read_first(&client).await.map_err(read)?;
             let process = commit::register(&client).await?;
             log::settle(&mut client).await.map_err(read)?;
             let told = log::Told::now(&client).await.map_err(read)?;
@@ -150,6 +163,7 @@ impl PostgresStore {
                 counting: tokio::sync::Mutex::default(),
                 flushing: tokio::sync::Mutex::default(),
                 epoch: AtomicI64::new(epoch),
+                others: Others::of(others),
                 feed: Feed::default(),
                 told: tokio::sync::Mutex::new(told),
                 sightings: tokio::sync::Mutex::new(sightings),
@@ -256,7 +270,7 @@ impl Store for PostgresStore {
 
     fn mark(&self) -> Option<Mark> {
         let inner = Arc::clone(&self.inner);
-        wait(&self.handle, async move { inner.writer.lock().await.mark() })
+        wait(&self.handle, async move { inner.mark(&*inner.writer.lock().await) })
     }
 
     fn holds(&self, mark: &Mark) -> Result<bool, ReadError> {
@@ -357,6 +371,7 @@ impl Store for PostgresStore {
     fn follow(&self, listener: Listener) {
         self.inner.feed.follow(listener);
         self.handle.spawn(log::follow(Arc::downgrade(&self.inner)));
+        self.handle.spawn(others::follow(Arc::downgrade(&self.inner)));
     }
 
     fn audit_head(&self) -> Result<Head, ReadError> {

@@ -99,7 +99,8 @@ impl Shared for PostgresStore {
         self.read(move |client| async move {
             let sql = format!(
                 "DELETE FROM counter WHERE (key, window_end) IN (
-                     SELECT key, window_end FROM counter WHERE window_end <= $1 LIMIT {FORGET}
+                     SELECT key, window_end FROM counter
+                     WHERE window_end <= $1 OR window_end > $1 + interval '25 hours' LIMIT {FORGET}
                      FOR UPDATE SKIP LOCKED)"
             );
             let some = client.prepare_cached(&sql).await.map_err(unreadable)?;

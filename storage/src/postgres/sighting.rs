@@ -58,6 +58,7 @@ impl Sightings {
 
 /// Forgets what everybody has been told long since.
 pub(super) async fn forget(client: &impl GenericClient) -> Result<(), ReadError> {
-    let old = "DELETE FROM sighting WHERE at < clock_timestamp() - interval '10 minutes'";
+    let old = "DELETE FROM sighting WHERE at NOT BETWEEN
+         clock_timestamp() - interval '10 minutes' AND clock_timestamp() + interval '10 minutes'";
     rows(client, old, &[]).await.map(|_| ())
 }

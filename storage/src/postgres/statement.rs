@@ -10,7 +10,7 @@
 use super::rows::{closed_at, signed, state_name, text, time};
 use crate::{Change, Setting, Write};
 use iptunnel_domain::Timestamp;
-use iptunnel_domain::activation::Activation;
+use iptunnel_domain::activation::{Activation, ActivationNumber};
 use iptunnel_domain::audit::Event;
 use iptunnel_domain::code::{Code, CodeState};
 use iptunnel_domain::server::Server;
@@ -114,9 +114,9 @@ impl<'a> Statement<'a> {
     pub(super) fn of(parts: &[Part], changes: &[(&'a Change, i64)], process: i32) -> Self {
         let mut statement = Self::default();
         // Row by row, in the order of the parts.
-        let rows: Vec<Vec<(&'a Write, i64)>> = changes.iter().map(rows_of).collect();
+        let rows: Vec<Vec<Placed<'a>>> = changes.iter().map(rows_of).collect();
         for (place, part) in parts.iter().enumerate() {
-            let writes: Vec<(&'a Write, i64)> =
+            let writes: Vec<Placed<'a>> =
                 rows.iter().filter_map(|row| row.get(place).copied()).collect();
             statement.add(*part, &writes, process);
         }
@@ -181,20 +181,24 @@ impl<'a> Statement<'a> {
         self.needed.push(part);
     }
 
-    /// Ends a part with the rows it is about.
-    fn of_version(&mut self, table: &str, more: &str) {
-        let _ =
-            write!(self.sql, " WHERE {table}.number = a.number AND {table}.version = a.version");
+    /// Ends a part with the rows it is about. `and` is what else must hold of them.
+    fn of_version(&mut self, table: &str, and: &str, returning: &str) {
+        let _ = write!(
+            self.sql,
+            " WHERE {table}.number = a.number AND {table}.version = a.version{and}"
+        );
         self.guard("AND");
-        let _ = write!(self.sql, " RETURNING a.i{more}");
+        let _ = write!(self.sql, " RETURNING a.i{returning}");
         self.end_named();
     }
 
-    /// Changes `columns` of the rows with these numbers, as long as they have these versions.
+    /// Changes `columns` of the rows that have the number and the version in `of`, and of which `and`
+    /// holds.
     fn update<const N: usize>(
         &mut self,
         table: &str,
-        of: [Column<'a>; 2],
+        of: impl IntoIterator<Item = Column<'a>>,
+        and: &str,
         columns: [Column<'a>; N],
     ) {
         self.part(&format!("UPDATE {table} SET "));
@@ -203,7 +207,7 @@ impl<'a> Statement<'a> {
         }
         let _ = write!(self.sql, "version = {table}.version + 1");
         self.source(of.into_iter().chain(columns));
-        self.of_version(table, "");
+        self.of_version(table, and, "");
     }
 
     /// New rows. Those with a number of this process are new; where one is not, by what else is
@@ -274,10 +278,10 @@ impl<'a> Statement<'a> {
         );
     }
 
-    fn add(&mut self, part: Part, writes: &[(&'a Write, i64)], process: i32) {
+    fn add(&mut self, part: Part, writes: &[Placed<'a>], process: i32) {
         match part {
             Part::NewCode => self.new_codes(&records(writes, code)),
-            Part::Code => self.codes(&records(writes, code)),
+            Part::Code => self.codes(&records(writes, code), writes),
             Part::NewActivation => self.new_activations(&records(writes, activation)),
             Part::Activation => self.activations(&records(writes, activation)),
             Part::NewServer => self.new_servers(&records(writes, server)),
@@ -332,9 +336,16 @@ impl<'a> Statement<'a> {
         );
     }
 
-    fn codes(&mut self, codes: &[&'a Code]) {
-        let of = [number(codes, |code| code.number.0), before(codes, |code| code.version)];
-        self.update("code", of, changing(codes));
+    /// A version only counts: two servers may each have one of the same number. Who holds the code tells
+    /// them apart.
+    fn codes(&mut self, codes: &[&'a Code], writes: &[Placed<'a>]) {
+        let of = [
+            number(codes, |code| code.number.0),
+            before(codes, |code| code.version),
+            column("held_by", Type::INT8_ARRAY, writes, |one| one.closes.map(|at| signed(at.0))),
+        ];
+        let held = " AND code.consumed_by IS NOT DISTINCT FROM a.held_by";
+        self.update("code", of, held, changing(codes));
     }
 
     fn new_activations(&mut self, activations: &[&'a Activation]) {
@@ -363,7 +374,7 @@ impl<'a> Statement<'a> {
 
     fn activations(&mut self, all: &[&'a Activation]) {
         let of = [number(all, |one| one.at.number.0), before(all, |one| one.version)];
-        self.update("activation", of, state(all));
+        self.update("activation", of, "", state(all));
     }
 
     /// The database gives them their numbers.
@@ -394,10 +405,11 @@ impl<'a> Statement<'a> {
         let place =
             |name| column(name, Type::INT4_ARRAY, servers, |server| server.number.0.cast_signed());
         let of = [place("number"), before(servers, |server| server.version)];
-        self.update("server", of, last_said(servers));
+        self.update("server", of, "", last_said(servers));
         self.part("UPDATE presence SET last_seen = a.last_seen");
         self.source([place("number"), times("last_seen", servers, |server| server.last_checkin)]);
-        self.push(" WHERE presence.server = a.number AND presence.last_seen < a.last_seen");
+        self.push(" WHERE presence.server = a.number");
+        self.push(" AND is_news(presence.last_seen, a.last_seen, a.last_seen)");
         self.guard("AND");
         self.end_part();
     }
@@ -416,7 +428,7 @@ impl<'a> Statement<'a> {
             column("version", Type::INT8_ARRAY, rows, |(_, version)| i64::from(version)),
         ]);
         self.push(") AS a");
-        self.of_version(table, more);
+        self.of_version(table, "", more);
     }
 }
 
@@ -517,9 +529,19 @@ fn words<'a, R>(
     column(name, Type::TEXT_ARRAY, records, |one| text(of(one)))
 }
 
+/// A write, and what its statement must know of the change around it.
+#[derive(Clone, Copy)]
+struct Placed<'a> {
+    write: &'a Write,
+    /// Its number where it is an event.
+    seq: i64,
+    /// The activation that the change closes.
+    closes: Option<ActivationNumber>,
+}
+
 /// The records of writes that all do the same.
-fn records<'a, R>(writes: &[(&'a Write, i64)], of: fn(&'a Write, i64) -> Option<R>) -> Vec<R> {
-    writes.iter().filter_map(|(write, seq)| of(write, *seq)).collect()
+fn records<'a, R>(writes: &[Placed<'a>], of: fn(&'a Write, i64) -> Option<R>) -> Vec<R> {
+    writes.iter().filter_map(|one| of(one.write, one.seq)).collect()
 }
 
 const fn code(write: &Write, _: i64) -> Option<&Code> {
@@ -550,12 +572,21 @@ const fn forgotten(write: &Write, _: i64) -> Option<(u64, u32)> {
     }
 }
 
-/// The writes of a change, each with the number of its event where it is one.
-fn rows_of<'a>(&(change, mut seq): &(&'a Change, i64)) -> Vec<(&'a Write, i64)> {
+/// The writes of a change, in their order.
+fn rows_of<'a>(&(change, mut seq): &(&'a Change, i64)) -> Vec<Placed<'a>> {
+    let closes = change.0.iter().find_map(closed);
     let row = |write: &'a Write| {
-        let own = seq;
+        let placed = Placed { write, seq, closes };
         seq += i64::from(matches!(write, Write::Audit(_)));
-        (write, own)
+        placed
     };
     change.0.iter().map(row).collect()
+}
+
+/// An activation that is written over an earlier version is closed by that.
+const fn closed(write: &Write) -> Option<ActivationNumber> {
+    match write {
+        Write::Activation(activation) if activation.version > 1 => Some(activation.at.number),
+        _ => None,
+    }
 }

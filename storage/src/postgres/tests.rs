@@ -1,15 +1,20 @@
 //! Against a real database: `scripts/test` starts a cluster and names it in `TEST_POSTGRES`.
 
-use super::PostgresStore;
+mod proxy;
+
+use super::{PostgresStore, migrate};
 use crate::redb_store::samples::{activation, at, code, event, server};
 use crate::{
     Attempts, Change, Charged, CheckIn, CommitError, Counted, Entry, OpenError, Setting, Shared,
     Sighting, Store, Verdict, Write,
 };
+use iptunnel_domain::activation::Activation;
 use iptunnel_domain::audit::{Event, Head};
 use iptunnel_domain::code::{Code, CodeState};
 use iptunnel_domain::limit::Policy;
+use iptunnel_domain::server::Server;
 use iptunnel_domain::{Timestamp, Version};
+use proxy::{Mishap, Proxy};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -163,14 +168,14 @@ fn changes_of_one_batch_that_are_about_the_same_follow_one_another() {
     let database = Database::new();
     let store = database.store();
     let again = |version, state| Change(vec![Write::Code(code(1, version, state)), audited(1)]);
-    let moved = |version, state| {
-        let write = Write::Activation(activation(1, version, state));
-        Change(vec![write, audited(1)])
-    };
+    let released = Change(vec![
+        Write::Activation(activation(1, 2, 2)),
+        Write::Code(code(1, 3, 0)),
+        audited(1),
+    ]);
     // Between those of others, which do the same.
-    let batch =
-        [issue(1), issue(2), open(1), open(2), moved(2, 2), again(3, 0), again(4, 0), issue(3)];
-    assert_eq!(commit(&store, &batch), [Written; 8]);
+    let batch = [issue(1), issue(2), open(1), open(2), released, again(4, 0), issue(3)];
+    assert_eq!(commit(&store, &batch), [Written; 7]);
     assert_eq!(store.code(code(1, 1, 0).hash).unwrap(), Some(code(1, 4, 0)));
     assert_eq!(store.activation(at(1).id).unwrap(), Some(activation(1, 2, 2)));
     // What rests on a change that was not written is not written either.
@@ -236,6 +241,60 @@ fn a_code_cannot_have_two_open_activations() {
 }
 
 #[test]
+fn a_change_decided_on_what_another_server_has_replaced_is_not_written_though_the_number_fits() {
+    let database = Database::new();
+    let (one, other) = (database.store(), database.store());
+    let activation_of_1 = |number, version, state| {
+        Write::Activation(Activation {
+            code: code(1, 1, 0).hash,
+            ..activation(number, version, state)
+        })
+    };
+    let consumed_by = |number, version, activations| {
+        let state = CodeState::Consumed(at(number));
+        Write::Code(Code { state, activations, ..code(1, version, 0) })
+    };
+    let given_back =
+        |version, activations| Write::Code(Code { activations, ..code(1, version, 0) });
+    let first = Change(vec![consumed_by(1, 2, 1), activation_of_1(1, 1, 0), audited(1)]);
+    assert_eq!(commit(&one, &[issue(1), first]), [Written; 2]);
+    // One releases the first activation, and decides on that: another machine gets the code.
+    let released = Change(vec![activation_of_1(1, 2, 2), given_back(3, 1), audited(1)]);
+    let third = Change(vec![consumed_by(3, 4, 2), activation_of_1(3, 1, 0), audited(3)]);
+    // The other was faster: its machine has replaced the first activation, and is done.
+    let replaced = Change(vec![
+        activation_of_1(1, 2, 2),
+        consumed_by(2, 3, 2),
+        activation_of_1(2, 1, 0),
+        audited(2),
+    ]);
+    let confirmed = Change(vec![activation_of_1(2, 2, 1), audited(2)]);
+    assert_eq!(commit(&other, &[replaced, confirmed]), [Written; 2]);
+    assert_eq!(commit(&one, &[released, third]), [Conflict; 2]);
+    let stored = one.code(code(1, 1, 0).hash).unwrap().unwrap();
+    assert_eq!((stored.version, stored.state), (3, CodeState::Consumed(at(2))));
+}
+
+#[test]
+fn a_code_is_changed_only_over_what_the_change_itself_closes() {
+    let database = Database::new();
+    let store = database.store();
+    assert_eq!(commit(&store, &[issue(1), open(1), issue(2), open(2), issue(3)]), [Written; 5]);
+    let closing = |closed: u64, changed: u64, version| {
+        let write = Write::Activation(activation(closed, 2, 2));
+        Change(vec![write, Write::Code(code(changed, version, 0)), audited(1)])
+    };
+    let alone = |number, version| Change(vec![Write::Code(code(number, version, 0)), audited(1)]);
+    // Nothing is closed; another code's holder is; a code is that nobody holds.
+    for torn in [alone(1, 3), closing(1, 2, 3), closing(1, 3, 2)] {
+        assert_eq!(commit(&store, &[torn]), [Conflict]);
+    }
+    // Side by side in one statement, each by its own.
+    assert_eq!(commit(&store, &[closing(1, 1, 3), closing(2, 2, 3), alone(3, 2)]), [Written; 3]);
+    assert_eq!(store.code(code(2, 1, 0).hash).unwrap(), Some(code(2, 3, 0)));
+}
+
+#[test]
 fn the_log_of_several_servers_has_one_order_and_one_chain_without_gaps() {
     let database = Database::new();
     let stores: Vec<_> = (0..3).map(|_| database.store()).collect();
@@ -280,6 +339,92 @@ fn the_log_of_several_servers_has_one_order_and_one_chain_without_gaps() {
     assert_eq!(some, [59, 58, 57]);
 }
 
+/// A number for locks of tests that no part of the program takes.
+const GATE: i64 = 42;
+
+/// What is asked of the database by whoever looks at it from outside: a number.
+fn number_of(url: &str, sql: &str) -> i64 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (client, connection) =
+            tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.query_one(sql, &[]).await.unwrap().get(0)
+    })
+}
+
+fn wait_until(what: &str, is: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_server_that_is_paused_while_it_settles_the_log_holds_up_nobodys_commits() {
+    let database = Database::new();
+    let stores: Vec<_> = (0..3).map(|_| database.store()).collect();
+    for (number, store) in (1..).zip(&stores) {
+        commit(store, &[issue(number)]);
+    }
+    // Whoever settles stands still just before it has committed, as long as the gate is held.
+    let url = database.url();
+    execute(
+        &url,
+        &format!(
+            "CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS
+                 $$ BEGIN PERFORM pg_advisory_xact_lock({GATE}); RETURN NULL; END $$;
+             CREATE CONSTRAINT TRIGGER pause AFTER INSERT ON link DEFERRABLE INITIALLY DEFERRED
+                 FOR EACH ROW EXECUTE FUNCTION pause()"
+        ),
+    );
+    let paused = "SELECT count(*) FROM pg_locks JOIN pg_database ON oid = database
+         WHERE datname = current_database() AND locktype = 'advisory' AND objid = 42 AND NOT granted";
+    std::thread::scope(|scope| {
+        while_in_hand(&url, &format!("SELECT pg_advisory_xact_lock({GATE})"), || {
+            scope.spawn(|| stores[0].audit_head().unwrap());
+            wait_until("somebody settles", || number_of(&url, paused) == 1);
+            let (done, committed) = std::sync::mpsc::channel();
+            for (number, store) in (11..).zip(&stores) {
+                let done = done.clone();
+                scope.spawn(move || done.send(commit(store, &[issue(number)])));
+            }
+            for _ in &stores {
+                let within = Duration::from_secs(3);
+                assert_eq!(committed.recv_timeout(within).expect("a commit waits"), [Written]);
+            }
+            assert_eq!(number_of(&url, paused), 1, "nobody settles any more");
+        });
+    });
+    assert_eq!(log(&stores[1]).len(), 6);
+}
+
+#[test]
+fn what_was_settled_before_a_schemas_second_step_is_not_settled_again() {
+    let database = Database::new();
+    execute(&database.url(), migrate::STEPS[0]);
+    let old = "CREATE TABLE schema_step (
+             step integer PRIMARY KEY, done_at timestamptz NOT NULL DEFAULT clock_timestamp());
+         INSERT INTO schema_step (step) VALUES (1);
+         INSERT INTO process (batch, chained) VALUES (3, 2), (0, 0);
+         INSERT INTO event (process, seq, at, action, actor, subject, detail)
+         SELECT 1, seq, '2001-01-01', 'code_issued', 'browser', '', ''
+         FROM generate_series(1, 3) AS seq;
+         INSERT INTO link VALUES (1, 2, ARRAY[1, 1], ARRAY[1, 2], decode(repeat('00', 32), 'hex'),
+             decode(repeat('77', 32), 'hex'), '2001-01-01')";
+    execute(&database.url(), old);
+    let store = database.store();
+    assert_eq!(store.audit_head().unwrap().entries, 3);
+    // A server of before finds nothing to settle, whatever it has written since.
+    commit(&store, &[issue(1)]);
+    let pending = "SELECT count(*) FROM process WHERE NOT ended AND chained <
+         (SELECT coalesce(max(seq), 0) FROM event WHERE event.process = process.id)";
+    assert_eq!(number_of(&database.url(), pending), 0);
+    execute(&database.url(), "INSERT INTO process DEFAULT VALUES");
+    assert_eq!(number_of(&database.url(), "SELECT min(chained) FROM process"), i64::MAX);
+}
+
 #[test]
 fn whoever_follows_hears_of_what_every_server_does() {
     let database = Database::new();
@@ -299,6 +444,34 @@ fn whoever_follows_hears_of_what_every_server_does() {
     }
     let attempts = other.attempts(code(1, 1, 0).hash).unwrap();
     assert_eq!(attempts.kept.len(), 1);
+}
+
+#[test]
+fn what_happens_is_heard_of_though_a_server_stands_still_while_it_settles() {
+    let database = Database::new();
+    let (proxy, one) = through_a_proxy(&database);
+    let other = database.store();
+    let heard = Arc::new(Mutex::new(Vec::<Event>::new()));
+    let of_listener = Arc::clone(&heard);
+    other.follow(Box::new(move |event| of_listener.lock().unwrap().push(event.clone())));
+    // The one has taken its turn, and says nothing more.
+    proxy.stall_at("INSERT INTO link");
+    std::thread::scope(|scope| {
+        let stalled = scope.spawn(|| {
+            for number in 1.. {
+                commit(&one, &[issue(number)]);
+                if one.audit_head().is_err() {
+                    return;
+                }
+            }
+        });
+        wait_until("one stands still", || proxy.has_stalled());
+        let begun = Instant::now();
+        commit(&other, &[issue(1000)]);
+        wait_until("it is heard of", || heard.lock().unwrap().contains(&event(1000)));
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        stalled.join().unwrap();
+    });
 }
 
 #[test]
@@ -322,7 +495,7 @@ fn what_a_newer_program_does_is_heard_of_though_it_is_not_understood() {
     assert_eq!(log(&one).len(), 1);
     let link = "INSERT INTO link SELECT last + 1, last + 1, ARRAY[(SELECT max(id) FROM process)],
              ARRAY[1::bigint], after, after, latest FROM link ORDER BY first DESC LIMIT 1;
-         UPDATE process SET chained = 1 WHERE id = (SELECT max(id) FROM process)";
+         INSERT INTO chained SELECT max(id), 1 FROM process";
     execute(&database.url(), link);
     commit(&one, &[issue(2)]);
     let begun = Instant::now();
@@ -419,18 +592,186 @@ fn servers_count_together_and_never_let_one_too_many_through() {
     assert!(kept > 0, "all are forgotten, none is handed out");
 }
 
+/// A store that reaches its database through a network of its own.
+fn through_a_proxy(database: &Database) -> (Proxy, PostgresStore) {
+    let proxy = Proxy::before(&database.cluster);
+    let store = PostgresStore::open(&proxy.url(&database.name)).unwrap();
+    (proxy, store)
+}
+
+/// Charges one request, and says how many its limit has counted.
+fn count_one(store: &PostgresStore) -> Result<u32, crate::ReadError> {
+    let charged = store.charge(vec![vec![limit(7, 40)]])?;
+    assert!(charged[0].granted);
+    Ok(charged[0].used[0])
+}
+
 #[test]
-fn a_check_in_is_kept_where_it_is_later() {
+fn a_charge_whose_answer_was_lost_is_counted_once_and_granted() {
+    let database = Database::new();
+    let (proxy, store) = through_a_proxy(&database);
+    assert_eq!(count_one(&store).unwrap(), 1);
+    proxy.set(Mishap::AnswerLost, Mishap::None);
+    assert_eq!(count_one(&store).unwrap(), 2);
+    assert_eq!(count_one(&store).unwrap(), 3);
+}
+
+#[test]
+fn a_charge_that_arrives_after_its_connection_broke_counts_nothing() {
+    let database = Database::new();
+    let (proxy, store) = through_a_proxy(&database);
+    assert_eq!(count_one(&store).unwrap(), 1);
+    proxy.set(Mishap::Delayed, Mishap::None);
+    assert_eq!(count_one(&store).unwrap(), 2);
+    proxy.let_through();
+    assert_eq!(count_one(&store).unwrap(), 3);
+}
+
+#[test]
+fn a_charge_that_nobody_was_told_of_is_given_back_as_soon_as_the_database_answers() {
+    let database = Database::new();
+    let (proxy, store) = through_a_proxy(&database);
+    assert_eq!(count_one(&store).unwrap(), 1);
+    proxy.set(Mishap::AnswerLost, Mishap::Away);
+    assert!(count_one(&store).is_err());
+    proxy.set(Mishap::None, Mishap::None);
+    assert_eq!(count_one(&store).unwrap(), 2);
+    // The same where the statement never came to be.
+    proxy.set(Mishap::Delayed, Mishap::Away);
+    assert!(count_one(&store).is_err());
+    proxy.set(Mishap::None, Mishap::None);
+    assert_eq!(count_one(&store).unwrap(), 3);
+    proxy.let_through();
+    assert_eq!(count_one(&store).unwrap(), 4);
+}
+
+#[test]
+fn what_is_given_back_is_given_back_once_whatever_becomes_of_the_answer() {
+    let database = Database::new();
+    let (proxy, store) = through_a_proxy(&database);
+    (1..=5).for_each(|used| assert_eq!(count_one(&store).unwrap(), used));
+    let back = || store.give_back(vec![(7, Timestamp(86_400))]);
+    for mishap in [Mishap::AnswerLost, Mishap::Delayed] {
+        proxy.set(mishap, Mishap::None);
+        back().unwrap();
+        assert_eq!(count_one(&store).unwrap(), 5, "{mishap:?}");
+    }
+    proxy.let_through();
+    assert_eq!(count_one(&store).unwrap(), 6);
+    // What could not be given back is owed.
+    proxy.set(Mishap::Delayed, Mishap::Away);
+    assert!(back().is_err());
+    proxy.set(Mishap::None, Mishap::None);
+    assert_eq!(count_one(&store).unwrap(), 6);
+}
+
+#[test]
+fn a_server_counts_on_over_a_database_that_does_not_know_it() {
     let database = Database::new();
     let store = database.store();
-    commit(&store, &[Change(vec![Write::Server(server(5, 1))])]);
-    let number = store.servers_of(&[server(5, 1).id]).unwrap()[0].clone().unwrap().number;
-    for (at, kept) in [(900, 900), (100, 900), (901, 901)] {
-        let seen = CheckIn { server: number, at: Timestamp(at) };
-        assert_eq!(commit(&store, &[Change(vec![Write::CheckIns(vec![seen])])]), [Written]);
-        let found = store.server(number).unwrap().unwrap();
-        assert_eq!((found.last_checkin, found.version), (Timestamp(kept), 1));
+    assert_eq!(count_one(&store).unwrap(), 1);
+    execute(&database.url(), "TRUNCATE charge");
+    assert_eq!(count_one(&store).unwrap(), 2);
+}
+
+/// Two registered servers.
+fn two_servers(store: &PostgresStore) -> [Server; 2] {
+    let both: Vec<Change> = (5..7).map(|n| Change(vec![Write::Server(server(n, 1))])).collect();
+    commit(store, &both);
+    let known = store.servers_of(&[server(5, 1).id, server(6, 1).id]).unwrap();
+    [known[0].clone().unwrap(), known[1].clone().unwrap()]
+}
+
+/// Times at which two servers are seen, and what the first one's is then. A later one counts; and
+/// whatever lies in the future, as far as the latest of those that come together tells.
+const SEEN: [([u64; 2], u64); 7] = [
+    ([900, 0], 900),
+    ([880, 0], 900),
+    ([901, 0], 901),
+    ([100, 850], 901),
+    ([100, 840], 100),
+    ([5_000_000, 0], 5_000_000),
+    ([200, 0], 200),
+];
+
+#[test]
+fn a_check_in_is_kept_where_it_is_later_or_what_stands_there_lies_in_the_future() {
+    let database = Database::new();
+    let store = database.store();
+    let known = two_servers(&store);
+    for beside_commits in [false, true] {
+        execute(&database.url(), "UPDATE presence SET last_seen = to_timestamp(0)");
+        for (times, kept) in SEEN {
+            let times = times.map(Timestamp);
+            let seen = |place: usize| CheckIn { server: known[place].number, at: times[place] };
+            if beside_commits {
+                let seen = |place: usize| Sighting { seen: seen(place), id: known[place].id };
+                assert!(store.check_in(vec![seen(0), seen(1)]).unwrap().is_empty());
+            } else {
+                let both = Write::CheckIns(vec![seen(0), seen(1)]);
+                assert_eq!(commit(&store, &[Change(vec![both])]), [Written]);
+            }
+            let found = store.server(known[0].number).unwrap().unwrap();
+            assert_eq!((found.last_checkin, found.version), (Timestamp(kept), 1), "{times:?}");
+        }
     }
+}
+
+#[test]
+fn a_registration_counts_as_a_check_in_also_over_one_from_the_future() {
+    let database = Database::new();
+    let store = database.store();
+    let [mut known, _] = two_servers(&store);
+    for (at, kept) in [(900, 900), (880, 900), (5_000_000, 5_000_000), (200, 200)] {
+        known = Server { last_checkin: Timestamp(at), version: known.version + 1, ..known };
+        assert_eq!(commit(&store, &[Change(vec![Write::Server(known.clone())])]), [Written]);
+        let found = store.server(known.number).unwrap().unwrap();
+        assert_eq!((found.last_checkin, found.version), (Timestamp(kept), known.version));
+    }
+}
+
+#[test]
+fn nothing_of_a_future_that_never_came_is_kept_for_good() {
+    let database = Database::new();
+    let (store, gone) = (database.store(), database.store());
+    commit(&gone, &[issue(1)]);
+    // The database's clock was a month ahead for a moment.
+    let now = number_of(&database.url(), "SELECT extract(epoch FROM clock_timestamp())::bigint");
+    let month = now.cast_unsigned() + 30 * 86_400;
+    let of_hour = |end| Counted { window_end: Timestamp(end), ..limit(1, 9) };
+    store.charge(vec![vec![of_hour(month)], vec![of_hour(now.cast_unsigned() + 3600)]]).unwrap();
+    let ahead = format!(
+        "UPDATE process SET seen_at = to_timestamp({month}) WHERE id = {};
+         UPDATE charge SET at = to_timestamp({month});
+         INSERT INTO sighting VALUES ({}, 1, to_timestamp({month}), '{{}}', '{{}}')",
+        gone.process(),
+        gone.process()
+    );
+    execute(&database.url(), &ahead);
+    let late = Event { at: Timestamp(month), ..event(7) };
+    commit(&store, &[Change(vec![Write::Audit(Arc::new(late))])]);
+    assert_eq!(store.audit_head().unwrap().entries, 2);
+    // Then it is right again.
+    store.forget_counters(Timestamp(now.cast_unsigned()), 1000).unwrap();
+    let mut ends = Vec::new();
+    store.each_counter(&mut |_, counter| ends.push(counter.window_end)).unwrap();
+    assert_eq!(ends, [Timestamp(now.cast_unsigned() + 3600)]);
+    store.follow(Box::new(|_| {}));
+    let url = database.url();
+    let of_future = |sql: &str| number_of(&url, &sql.replace("NOW", "clock_timestamp()"));
+    wait_until("all of it is gone", || {
+        of_future("SELECT count(*) FROM process WHERE seen_at > NOW") == 0
+            && of_future("SELECT count(*) FROM charge WHERE at > NOW") == 0
+            && of_future("SELECT count(*) FROM sighting WHERE at > NOW") == 0
+    });
+    // What is looked for in the log by its time is found again.
+    for number in 1..=3 {
+        let at = Timestamp(now.cast_unsigned() + 1000 * number);
+        commit(&store, &[Change(vec![Write::Audit(Arc::new(Event { at, ..event(number) }))])]);
+        assert_eq!(store.audit_head().unwrap().entries, 2 + number);
+        assert_eq!(store.audit_number_at(at).unwrap(), 2 + number);
+    }
+    assert_eq!(store.audit_number_at(Timestamp(month)).unwrap(), 1);
 }
 
 #[test]
@@ -573,6 +914,78 @@ fn an_idle_server_notices_that_its_database_has_become_an_earlier_one() {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(expiry(&store, 100), Timestamp(100));
+}
+
+/// Makes the database one that lacks the last commit of one server.
+fn lose_the_last_of(database: &Database, store: &PostgresStore) {
+    let process = store.process();
+    execute(&database.url(), &format!("UPDATE process SET batch = batch - 1 WHERE id = {process}"));
+}
+
+/// Lets a store learn what the others have committed, as it does every two seconds.
+fn learn(store: &PostgresStore) {
+    let inner = Arc::clone(&store.inner);
+    let learned = super::wait(&store.handle, async move {
+        let client = inner.pool.get().await.unwrap();
+        inner.others.learn(&client, inner.process()).await
+    });
+    learned.unwrap().unwrap();
+}
+
+#[test]
+fn what_a_server_that_is_gone_has_committed_must_be_there_for_the_others() {
+    let database = Database::new();
+    let (one, gone) = (database.store(), database.store());
+    commit(&one, &[issue(100), issue(200)]);
+    commit(&gone, &[open(200)]);
+    let of_gone = gone.mark().unwrap();
+    learn(&one);
+    let before = one.mark().unwrap();
+    assert_eq!(before.others, [(of_gone.process, of_gone.commits)]);
+    assert!(one.holds(&before).unwrap());
+    lose_the_last_of(&database, &gone);
+    drop(gone);
+    learn(&one);
+    assert_eq!(one.mark().unwrap(), before, "what is lost is not forgotten");
+    // A start on that mark finds it out, and so does the server that runs.
+    assert!(!database.store().holds(&before).unwrap());
+    one.follow(Box::new(|_| {}));
+    wait_until("an epoch", || one.mark().unwrap().epoch == before.epoch + 1);
+    assert_eq!(expiry(&one, 100), Timestamp(100));
+    // It is noticed once.
+    let after = one.mark().unwrap();
+    assert!(one.holds(&after).unwrap());
+    assert_eq!(commit(&one, &[issue(300)]), [Written]);
+    one.audit_head().unwrap();
+    let epoch = number_of(&database.url(), "SELECT number FROM epoch");
+    assert_eq!(epoch.cast_unsigned(), after.epoch);
+}
+
+#[test]
+fn a_start_has_what_the_others_have_committed_before_in_its_mark() {
+    let database = Database::new();
+    let one = database.store();
+    commit(&one, &[issue(100)]);
+    let of_one = one.mark().unwrap();
+    let late = database.store();
+    assert_eq!(late.mark().unwrap().others, [(of_one.process, of_one.commits)]);
+}
+
+#[test]
+fn a_server_that_has_ended_leaves_the_mark_once_a_later_commit_stands_for_its_own() {
+    let database = Database::new();
+    let (one, ended) = (database.store(), database.store());
+    commit(&ended, &[issue(1)]);
+    learn(&one);
+    let known = one.mark().unwrap().others;
+    assert_eq!(known.len(), 1);
+    let end = format!("UPDATE process SET ended = true WHERE id = {}", ended.process());
+    execute(&database.url(), &end);
+    learn(&one);
+    assert_eq!(one.mark().unwrap().others, known, "nothing else tells of its commits");
+    commit(&one, &[issue(2)]);
+    learn(&one);
+    assert!(one.mark().unwrap().others.is_empty());
 }
 
 #[test]

@@ -1,0 +1,216 @@
+//! Counting, once: what becomes of a statement whose answer was lost.
+//!
+//! Each server has a row of its own, and every statement that counts moves the number in it on and notes
+//! what it has counted. After a connection has broken the row tells whether the statement came to be;
+//! where it did not, moving the number on makes sure that it never will, wherever it still is.
+
+use super::charge::{CHARGE, Charge, counted};
+use super::quick::{Quick, query};
+use super::rows::{signed, time};
+use super::statement::{Value, each, value};
+use super::{Inner, unreadable};
+use crate::{Charged, Counted, ReadError};
+use deadpool_postgres::GenericClient;
+use iptunnel_domain::Timestamp;
+use tokio_postgres::error::Severity;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Error, Row};
+
+/// Takes back what was counted, in the order in which [`CHARGE`] counts, and in its way: rows that are
+/// inserted anew are taken one after the other. How many are to be taken back travels in `before`. This
+/// server's row is written last, since it joins what was given back: the turn is taken before it ends.
+const GIVE_BACK: &str = "WITH turn AS (
+         SELECT FROM charge WHERE id = $1::text::uuid AND number = $2 FOR UPDATE),
+     given AS (
+         INSERT INTO counter AS c (key, window_end, policy, before, used, allowed)
+         SELECT key, window_end, policy, times, 0, allowed FROM counter JOIN (
+             SELECT key, window_end, count(*)::integer AS times
+             FROM unnest($3::bigint[], $4::timestamptz[]) AS back (key, window_end)
+             GROUP BY key, window_end) AS back USING (key, window_end)
+         WHERE EXISTS (SELECT FROM turn) ORDER BY key, window_end
+         ON CONFLICT (key, window_end) DO UPDATE SET used = greatest(c.used - excluded.before, 0)
+         RETURNING key)
+     UPDATE charge SET number = number + 1, at = clock_timestamp(),
+         keys = NULL, ends = NULL, before = NULL, used = NULL
+     FROM (SELECT count(*) FROM given) AS given
+     WHERE id = $1::text::uuid AND number = $2
+     RETURNING charge.keys, charge.ends, charge.before, charge.used";
+
+/// Where the row of this server stands, and that the statement after number $2 can count no more where it
+/// has not. Waits for it where it is still under way.
+const FENCE: &str = "WITH found AS (
+         SELECT id, number FROM charge WHERE id = $1::text::uuid FOR UPDATE)
+     UPDATE charge SET at = clock_timestamp(),
+         number = CASE WHEN found.number = $2 THEN $2 + 2 ELSE found.number END
+     FROM found WHERE charge.id = found.id
+     RETURNING found.number AS found, charge.number, keys, ends, before, used";
+
+/// The connection that counts, and what it has counted.
+#[derive(Default)]
+pub(super) struct Counting {
+    quick: Quick,
+    /// None until it is first needed.
+    row: Option<Place>,
+    /// Charges that are to be given back. No more than were charged: when the database is away none is.
+    owed: Vec<(u64, Timestamp)>,
+}
+
+/// This server's row.
+struct Place {
+    id: String,
+    /// The statement that counted last.
+    number: i64,
+    /// The next one may or may not have come to be: how many of those owed it gives back.
+    in_doubt: Option<usize>,
+}
+
+impl Counting {
+    /// Counts requests.
+    pub(super) async fn charge(
+        &mut self,
+        inner: &Inner,
+        requests: Vec<Vec<Counted>>,
+    ) -> Result<Vec<Charged>, ReadError> {
+        self.settle(inner).await?;
+        let mut charge = Charge::of(requests);
+        let row = self.once(inner, CHARGE, 0, charge.values().into()).await?;
+        charge.counted(&row)?;
+        let (charged, too_much) = charge.outcome();
+        self.owed.extend(too_much);
+        if let Err(error) = self.settle(inner).await {
+            tracing::warn!(%error, "what was counted too much is still to be given back");
+        }
+        Ok(charged)
+    }
+
+    /// Takes back what was counted. On an error that is owed, and done before anything is counted next.
+    pub(super) async fn give_back(
+        &mut self,
+        inner: &Inner,
+        counters: Vec<(u64, Timestamp)>,
+    ) -> Result<(), ReadError> {
+        self.owed.extend(counters);
+        self.settle(inner).await
+    }
+
+    /// Finds out about a statement in doubt, and gives back what is owed: that, too, of which nobody was
+    /// told that it was counted.
+    pub(super) async fn settle(&mut self, inner: &Inner) -> Result<(), ReadError> {
+        if let Some(row) = self.look(inner).await? {
+            for one in counted(&row)? {
+                self.owed.extend(one.charges());
+            }
+        }
+        let owed = self.owed.len();
+        if owed > 0 {
+            let values = vec![
+                each(Type::INT8_ARRAY, &self.owed, |(key, _)| signed(*key)),
+                each(Type::TIMESTAMPTZ_ARRAY, &self.owed, |(_, end)| time(*end)),
+            ];
+            self.once(inner, GIVE_BACK, owed, values).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs a statement that counts, and gives back `given` of those owed: over another connection where
+    /// one broke before it came to be. What the row of this server says after it.
+    async fn once(
+        &mut self,
+        inner: &Inner,
+        sql: &str,
+        given: usize,
+        values: Vec<Value<'static>>,
+    ) -> Result<Row, ReadError> {
+        let mut all = vec![value(Type::TEXT, String::new()), value(Type::INT8, 0i64)];
+        all.extend(values);
+        let mut last_try = false;
+        loop {
+            let client = self.quick.client(inner).await?;
+            let place = match &mut self.row {
+                Some(place) => place,
+                none => none.insert(Place::new(client).await?),
+            };
+            if let [id, number, ..] = all.as_mut_slice() {
+                *id = value(Type::TEXT, place.id.clone());
+                *number = value(Type::INT8, place.number);
+            }
+            let error = match query(client, sql, &all).await.map(|mut rows| rows.pop()) {
+                Ok(Some(row)) => {
+                    place.number += 1;
+                    self.is_given_back(given);
+                    return Ok(row);
+                }
+                Ok(None) => {
+                    self.row = None;
+                    ReadError("this database does not know who counts".into())
+                }
+                Err(error) if is_rolled_back(&error) => return Err(unreadable(error)),
+                Err(error) => {
+                    place.in_doubt = Some(given);
+                    let error = unreadable(error);
+                    tracing::debug!(%error, "what was counted is read back");
+                    if let Some(row) = self.look(inner).await? {
+                        return Ok(row);
+                    }
+                    error
+                }
+            };
+            if last_try {
+                return Err(error);
+            }
+            last_try = true;
+        }
+    }
+
+    /// What became of the statement in doubt. From here on it is so for good: what this server's row says
+    /// after it, `None` where there is no doubt or it never came to be.
+    async fn look(&mut self, inner: &Inner) -> Result<Option<Row>, ReadError> {
+        let Some(place) = &mut self.row else { return Ok(None) };
+        let Some(given) = place.in_doubt else { return Ok(None) };
+        let client = self.quick.client(inner).await?;
+        let asked = [value(Type::TEXT, place.id.clone()), value(Type::INT8, place.number)];
+        let found = query(client, FENCE, &asked).await.map_err(unreadable)?.pop();
+        let Some(row) = found else {
+            // Another database, or an earlier state of it: whatever it was is not in it.
+            self.row = None;
+            return Ok(None);
+        };
+        let found: i64 = row.try_get("found").map_err(unreadable)?;
+        let happened = found == place.number + 1;
+        place.number = row.try_get("number").map_err(unreadable)?;
+        place.in_doubt = None;
+        if happened {
+            self.is_given_back(given);
+        }
+        Ok(happened.then_some(row))
+    }
+
+    fn is_given_back(&mut self, count: usize) {
+        self.owed.drain(..count.min(self.owed.len()));
+    }
+}
+
+impl Place {
+    async fn new(client: &tokio_postgres::Client) -> Result<Self, ReadError> {
+        let new = "INSERT INTO charge DEFAULT VALUES RETURNING id::text, number";
+        let row = client.query_one(new, &[]).await.map_err(unreadable)?;
+        Ok(Self {
+            id: row.try_get("id").map_err(unreadable)?,
+            number: row.try_get("number").map_err(unreadable)?,
+            in_doubt: None,
+        })
+    }
+}
+
+/// Whether the database says that nothing came of a statement. What it says while it ends a connection may
+/// come after the statement's end.
+fn is_rolled_back(error: &Error) -> bool {
+    error.as_db_error().is_some_and(|said| said.parsed_severity() == Some(Severity::Error))
+}
+
+/// Forgets the rows of servers that have counted nothing for a day. One that comes back gets another.
+pub(super) async fn forget(client: &impl GenericClient) -> Result<(), ReadError> {
+    let old = "DELETE FROM charge WHERE at NOT BETWEEN
+         clock_timestamp() - interval '1 day' AND clock_timestamp() + interval '1 day'";
+    super::log::rows(client, old, &[]).await.map(|_| ())
+}
