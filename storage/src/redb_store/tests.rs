@@ -105,6 +105,47 @@ fn past_rows_are_found_through_runs_and_forgotten_ones_are_not() {
     assert_eq!(again, [Verdict::Conflict]);
 }
 
+/// New codes, each a change of its own.
+fn issue(numbers: std::ops::RangeInclusive<u64>) -> Vec<Change> {
+    numbers.map(|n| one(Write::Code(samples::code(n, 1, 0)))).collect()
+}
+
+#[test]
+fn a_reader_finds_what_its_snapshot_holds_whatever_is_written_meanwhile() {
+    let store = BadDisk::new().store();
+    let codes = 32_768;
+    store.commit(&issue(1..=codes)).unwrap();
+    let read = store.begin_read().unwrap();
+    // As many commits as it takes until the index is written in another way.
+    for number in codes + 1..codes + 9 {
+        store.commit(&issue(number..=number)).unwrap();
+        for number in [1, codes / 2, codes] {
+            let key = samples::code(number, 1, 0).hash.0.as_u128();
+            assert_eq!(index::CODES.find(&read, key).unwrap(), Some(number));
+        }
+    }
+}
+
+#[test]
+fn what_a_store_holds_is_found_by_its_hash_however_often_it_had_to_be_opened_again() {
+    for changes in 0..40 {
+        let disk = BadDisk::new();
+        let store = disk.store();
+        store.commit(&issue(1..=3)).unwrap();
+        // The disk fails from some change on, so that the store cannot be opened again either.
+        disk.dies_after(changes);
+        let returned = store.commit(&issue(4..=6)).is_ok();
+        disk.dies_after(u64::MAX);
+        assert!((0..5).any(|_| store.commit(&[]).is_ok()), "it does not come back");
+        let listed = store.oldest_codes(None, 9).unwrap();
+        assert!(listed.len() == 6 || !returned && listed.len() == 3);
+        for code in listed {
+            let found = store.code(code.hash).unwrap();
+            assert_eq!(found, Some(code), "after {changes} changes");
+        }
+    }
+}
+
 #[test]
 fn numbers_are_not_given_out_twice_though_every_row_is_forgotten() {
     let folder = folder();
@@ -180,13 +221,13 @@ fn a_store_of_a_newer_format_is_refused_by_name() {
     {
         let database = Database::create(&path).unwrap();
         let write = database.begin_write().unwrap();
-        write.open_table(META).unwrap().insert(FORMAT_KEY, 4).unwrap();
+        write.open_table(META).unwrap().insert(FORMAT_KEY, u64::from(FORMAT_VERSION) + 1).unwrap();
         write.commit().unwrap();
     }
     let opened = RedbStore::open(Box::new(move || Ok(Box::new(FileDisk::open(&path)?))));
     let error = opened.err().unwrap();
-    assert!(matches!(error, OpenError::NewerFormat { found: 4, known: 3 }));
-    assert!(error.to_string().contains("format 4"));
+    assert!(matches!(error, OpenError::NewerFormat { found: 5, known: 4 }));
+    assert!(error.to_string().contains("format 5"));
 }
 
 #[test]
@@ -361,6 +402,63 @@ fn a_record_of_the_journal_is_read_as_it_was_shipped() {
         let bytes = std::fs::read(fixture(&format!("journal-record-{number}.bin"))).unwrap();
         assert_eq!(record::decode_changes(&bytes).unwrap(), changes);
         assert_eq!(record::encode_changes(&changes).unwrap(), bytes);
+    }
+}
+
+/// Gives a store the indexes of data format 3: whole runs, and nothing of the rows behind them.
+fn make_format_3(path: &Path, rows: u64) {
+    let database = Database::create(path).unwrap();
+    let write = database.begin_write().unwrap();
+    for (name, runs) in [("code_index", "code_runs"), ("activation_index", "activation_runs")] {
+        write.delete_table(TableDefinition::<u32, (u64, u64, Option<u32>)>::new(name)).unwrap();
+        write.delete_table(TableDefinition::<(u32, u128), &[u8]>::new(runs)).unwrap();
+    }
+    let mut spans =
+        write.open_table(TableDefinition::<(&str, u32), (u64, u64)>::new("run_spans")).unwrap();
+    let mut pages =
+        write.open_table(TableDefinition::<(u32, u128), &[u8]>::new("code_runs")).unwrap();
+    let numbers: Vec<u64> = (1..=rows).collect();
+    for (run, numbers) in (0u32..).zip(numbers.chunks_exact(32_768)) {
+        let key = |number: u64| samples::code(number, 1, 0).hash.0.as_u128();
+        let mut entries: Vec<_> = numbers.iter().map(|number| (key(*number), *number)).collect();
+        entries.sort_unstable();
+        for page in entries.chunks(160) {
+            let bytes = page
+                .iter()
+                .flat_map(|(key, number)| [&key.to_be_bytes()[..], &number.to_be_bytes()].concat());
+            let bytes: Vec<u8> = bytes.collect();
+            pages.insert((run, page[0].0), bytes.as_slice()).unwrap();
+        }
+        let span = (numbers[0], numbers[numbers.len() - 1]);
+        spans.insert(("code_runs", run), span).unwrap();
+    }
+    drop((spans, pages));
+    write.open_table(TableDefinition::<(u32, u128), &[u8]>::new("activation_runs")).unwrap();
+    write.open_table(META).unwrap().insert(FORMAT_KEY, 3).unwrap();
+    write.commit().unwrap();
+}
+
+#[test]
+fn all_rows_of_a_store_of_format_3_are_found_in_runs_or_not() {
+    let folder = folder();
+    let path = folder.path().join("s.redb");
+    let rows = 2 * 32_768 + 5000;
+    {
+        let store = on_file(&path);
+        store.commit(&issue(1..=rows)).unwrap();
+        store.commit(&[one(Write::Activation(samples::activation(1, 1, 0)))]).unwrap();
+    }
+    make_format_3(&path, rows);
+    let mut last = rows;
+    for _ in 0..3 {
+        let store = on_file(&path);
+        for number in (1..=last).step_by(331).chain([last]) {
+            let code = samples::code(number, 1, 0);
+            assert_eq!(store.code(code.hash).unwrap().as_ref(), Some(&code));
+        }
+        assert!(store.activation(samples::at(1).id).unwrap().is_some());
+        store.commit(&issue(last + 1..=last + 5000)).unwrap();
+        last += 5000;
     }
 }
 
