@@ -62,7 +62,7 @@ pub enum Write {
     /// the journal, to the engine and to whoever follows at once.
     Audit(Arc<Event>),
     /// Notes an attempt on a code that exists: the first [`ATTEMPTS`] whole, then their number.
-    /// Not guarded. An event that names no code is not noted.
+    /// Not guarded. An event that names no code, or one that is not there, is not noted.
     Attempt(Event),
     /// Keeps a setting that an operator has changed, or forgets that it was. Not guarded: settings
     /// have one writer.

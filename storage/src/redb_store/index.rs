@@ -142,6 +142,14 @@ impl Writer<'_> {
         self.forgot = true;
     }
 
+    /// The number of the row with this key; it may be one that this transaction brings.
+    pub(super) fn find(&self, key: u128) -> Result<Option<u64>, ReadError> {
+        match self.added.iter().find(|(added, _)| *added == key) {
+            Some((_, number)) => Ok(Some(*number)),
+            None => find(&self.runs, &self.pages, key),
+        }
+    }
+
     /// Writes what was added, carries a merge on and drops what belongs to rows that are gone.
     pub(super) fn close(
         mut self,

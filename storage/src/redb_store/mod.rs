@@ -58,6 +58,10 @@ const COMMITS_KEY: &str = "commits";
 /// The last record of the journal whose changes are in the tables.
 const TAKEN_OVER_KEY: &str = "taken_over";
 
+/// While there may be attempts of before data format 4 on codes that are not there: up to where commits
+/// have looked for them.
+const OLD_ATTEMPTS_KEY: &str = "old_attempts";
+
 /// Whose commits a mark counts where there is one server only.
 pub(crate) const ALONE: &str = "redb";
 
@@ -213,6 +217,7 @@ fn upgrade(database: &Database) -> Result<(), ReadError> {
     index::end_upgrade(&write)?;
     let mut meta = write.open_table(META).map_err(unreadable)?;
     meta.insert(FORMAT_KEY, u64::from(FORMAT_VERSION)).map_err(unreadable)?;
+    meta.insert(OLD_ATTEMPTS_KEY, 0).map_err(unreadable)?;
     drop(meta);
     write.commit().map_err(unreadable)
 }

@@ -559,6 +559,59 @@ fn attempts_on_a_code_are_kept_then_counted_and_go_with_the_code() {
 }
 
 #[test]
+fn attempts_on_codes_that_are_not_there_are_not_kept() {
+    let store = BadDisk::new().store();
+    let attempt = |n| one(Write::Attempt(samples::event(n)));
+    let code = |n| one(Write::Code(samples::code(n, 1, 0)));
+    let kept = |n: u64| store.attempts(samples::code(n, 1, 0).hash).unwrap().kept.len();
+    let forget = one(Write::ForgetCode(CodeNumber(1), 1));
+    // In the commit that brings the code or later, and not before; nor after it is forgotten.
+    store.commit(&[attempt(1), code(1), attempt(1), attempt(2)]).unwrap();
+    store.commit(&[attempt(1), attempt(2), code(2)]).unwrap();
+    assert_eq!((kept(1), kept(2), kept(3)), (2, 0, 0));
+    store.commit(&[attempt(2), attempt(3), forget, attempt(1)]).unwrap();
+    assert_eq!((kept(1), kept(2), kept(3)), (0, 1, 0));
+    assert_eq!(store.attempts_kept(), 1);
+}
+
+impl RedbStore {
+    /// Of how many codes attempts are kept.
+    fn attempts_kept(&self) -> u64 {
+        audit::count_codes_with_attempts(&self.begin_read().unwrap())
+    }
+}
+
+#[test]
+fn attempts_of_before_on_codes_that_are_not_there_are_dropped_some_with_each_commit() {
+    let folder = folder();
+    let path = folder.path().join("s.redb");
+    on_file(&path).commit(&issue(1..=20)).unwrap();
+    {
+        let database = Database::create(&path).unwrap();
+        let write = database.begin_write().unwrap();
+        for number in 1..=300 {
+            audit::keep_attempt_unasked(&write, &samples::event(number));
+        }
+        write.open_table(META).unwrap().insert(FORMAT_KEY, 3).unwrap();
+        write.commit().unwrap();
+    }
+    let mut before = 300;
+    let mut commits = 0;
+    while before > 20 {
+        // Whatever was looked at stays so over a new start.
+        let store = on_file(&path);
+        store.commit(&[]).unwrap();
+        let now = store.attempts_kept();
+        assert!(now <= before && before - now < 40, "{before} {now}");
+        (before, commits) = (now, commits + 1);
+        assert!(commits < 50, "{now} are left");
+    }
+    let store = on_file(&path);
+    (0..9).for_each(|_| assert!(store.commit(&[]).is_ok()));
+    assert!((1..=20).all(|n| store.attempts(samples::code(n, 1, 0).hash).unwrap().kept.len() == 1));
+}
+
+#[test]
 fn settings_are_kept_replaced_and_forgotten() {
     let folder = folder();
     let path = folder.path().join("s.redb");

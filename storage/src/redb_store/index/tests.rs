@@ -44,6 +44,10 @@ impl Rows {
             self.first += 1;
             index.forget();
         }
+        for number in [self.first, self.last] {
+            let expected = (number <= self.last).then_some(number);
+            assert_eq!(index.find(key(number)).unwrap(), expected);
+        }
         index.close(&rows).unwrap();
         drop(rows);
         write.commit().unwrap();
