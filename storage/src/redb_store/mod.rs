@@ -294,9 +294,9 @@ impl Store for RedbStore {
         Ok(mark.process != ALONE || mark.commits <= self.taken_over()?)
     }
 
-    fn begin_epoch(&self, last: u64, why: &str, now: Timestamp) -> Result<u64, CommitError> {
+    fn begin_epoch(&self, last: &Mark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
         crate::epoch::void(self, why, now)?;
-        Ok(last.saturating_add(1))
+        Ok(last.epoch.saturating_add(1))
     }
 
     fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
