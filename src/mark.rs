@@ -91,8 +91,10 @@ pub fn check(store: &dyn Store, path: &Path, now: Timestamp) -> Result<(), RunEr
 pub fn fence(store: &dyn Store, path: &Path, now: Timestamp) -> Result<u64, CommitError> {
     let known = read(&file_of(path)).ok().flatten();
     let present = store.mark().unwrap_or_default();
-    let epoch = known.map_or(0, |mark| mark.epoch).max(present.epoch);
-    let last = Mark { epoch, ..present };
+    let known = known.unwrap_or_default();
+    let epoch = known.epoch.max(present.epoch);
+    let acknowledged = if known.process == present.process { known.acknowledged() } else { 0 };
+    let last = Mark { epoch, commits: acknowledged.max(present.commits), ..present };
     begin_epoch(store, path, last, "an operator has raised the epoch", now)
 }
 
@@ -107,13 +109,13 @@ fn begin_epoch(
     now: Timestamp,
 ) -> Result<u64, CommitError> {
     if store.shared().is_none() {
-        let unfinished = Mark { commits: i64::MAX.cast_unsigned(), ..last.clone() };
+        let unfinished = last.unfinished();
         // It must be there before the first of them is, also after a loss of power.
         write(&file_of(path), &unfinished)
             .and_then(|()| sync_folder_of(path))
             .map_err(|error| CommitError::Refused(error.to_string()))?;
     }
-    let epoch = store.begin_epoch(last.epoch, why, now)?;
+    let epoch = store.begin_epoch(&last, why, now)?;
     keep_now(store, path);
     Ok(epoch)
 }

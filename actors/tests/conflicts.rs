@@ -123,7 +123,7 @@ impl Store for Shared {
     fn holds(&self, mark: &Mark) -> Read<bool> {
         self.engine.holds(mark)
     }
-    fn begin_epoch(&self, last: u64, why: &str, now: Timestamp) -> Result<u64, CommitError> {
+    fn begin_epoch(&self, last: &Mark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
         self.engine.begin_epoch(last, why, now)
     }
     fn close(&self) {

@@ -44,6 +44,8 @@ pub struct Disks {
 const ENOUGH: usize = 200;
 /// How long fewer than [`ENOUGH`] wait for more. Bounds what a start after a crash has to take over.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// By how many commits a mark may be behind: some seconds, in which there are never so many.
+const MARK_IS_BEHIND: u64 = 1 << 20;
 /// How often an engine that refuses is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -218,13 +220,44 @@ impl JournaledStore {
         Ok(())
     }
 
-    /// Lets the engine write by itself what is too large for the journal.
-    fn write_through(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
+    /// Lets the engine write `changes` by itself, as record `number`, behind all that is pending. The
+    /// journal goes on behind it.
+    fn write_through(
+        &self,
+        journal: &mut Journal,
+        changes: &[Change],
+        number: u64,
+    ) -> Result<(), CommitError> {
         let last = self.shared.lock().pending.last();
         self.wait_for(last)?;
-        let verdicts = self.engine.commit(changes)?;
-        self.feed.publish(changes, &verdicts);
-        Ok(verdicts)
+        let outcome = match self.engine.take_over(changes, number) {
+            Ok(verdicts) if verdicts.contains(&Verdict::Conflict) => {
+                Err(CommitError::Refused("the store has changed meanwhile".into()))
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        let mut state = self.shared.lock();
+        match &outcome {
+            Ok(()) => {
+                journal.begin_after(number);
+                state.taken_over = number;
+            }
+            // Whether the engine has the number is unknown: no record may be given it.
+            Err(CommitError::Unknown(reason)) => state.trouble = Trouble::Fatal(reason.clone()),
+            Err(CommitError::Refused(_)) => {}
+        }
+        self.shared.changed.notify_all();
+        outcome
+    }
+
+    /// Lets the numbers of records go on above all that a mark can have named: what a mark asks for
+    /// never grows less, and every older copy of the store is noticed.
+    fn go_on_above(&self, acknowledged: u64) -> Result<(), CommitError> {
+        let mut journal = self.journal();
+        let journal = journal.as_mut().ok_or_else(is_closed)?;
+        let number = acknowledged.max(journal.last()).saturating_add(MARK_IS_BEHIND);
+        self.write_through(journal, &[], number)
     }
 
     /// Lets the engine try again where it refuses.
@@ -249,6 +282,10 @@ impl JournaledStore {
         self.wait_for(last).map_err(|e| ReadError(e.to_string()))?;
         Ok(&self.engine)
     }
+}
+
+fn is_closed() -> CommitError {
+    CommitError::Refused("the store is closed".into())
 }
 
 /// Lets the engine take over what it lacks; the last record it has then.
@@ -413,9 +450,7 @@ impl Checkpointer {
 impl Store for JournaledStore {
     fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
         let mut journal = self.journal();
-        let Some(journal) = journal.as_mut() else {
-            return Err(CommitError::Refused("the store is closed".into()));
-        };
+        let journal = journal.as_mut().ok_or_else(is_closed)?;
         if changes.is_empty() {
             self.probe()?;
         }
@@ -433,7 +468,10 @@ impl Store for JournaledStore {
         let payload =
             record::encode_changes(&held).map_err(|e| CommitError::Refused(e.to_string()))?;
         if !Journal::can_hold(payload.len()) {
-            return self.write_through(changes);
+            let number = journal.last().saturating_add(1);
+            self.write_through(journal, &held, number)?;
+            self.feed.publish(changes, &verdicts);
+            return Ok(verdicts);
         }
         self.wait_for(journal.waits_for(payload.len()))?;
         let number = journal.append(&payload).map_err(|error| match error {
@@ -468,9 +506,10 @@ impl Store for JournaledStore {
         Ok(mark.process != ALONE || mark.commits <= held)
     }
 
-    fn begin_epoch(&self, last: u64, why: &str, now: Timestamp) -> Result<u64, CommitError> {
+    fn begin_epoch(&self, last: &Mark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
+        self.go_on_above(if last.process == ALONE { last.acknowledged() } else { 0 })?;
         let (codes, activations) = crate::epoch::void(self, why, now)?;
-        let epoch = last.saturating_add(1);
+        let epoch = last.epoch.saturating_add(1);
         self.epoch.fetch_max(epoch, Ordering::Relaxed);
         tracing::error!(epoch, why, codes, activations, "codes and open activations are void");
         Ok(epoch)

@@ -68,7 +68,7 @@ pub enum Write {
     /// the journal, to the engine and to whoever follows at once.
     Audit(Arc<Event>),
     /// Notes an attempt on a code that exists: the first [`ATTEMPTS`] whole, then their number.
-    /// Not guarded. An event that names no code is not noted.
+    /// Not guarded. An event that names no code, or one that is not there, is not noted.
     Attempt(Event),
     /// Keeps a setting that an operator has changed, or forgets that it was. Not guarded: settings
     /// have one writer.
@@ -235,6 +235,30 @@ pub struct Mark {
     pub others: Vec<(String, u64)>,
 }
 
+/// By how much the mark of an unfinished epoch asks for more than was acknowledged: no store holds it.
+const UNFINISHED: u64 = 1 << 62;
+/// What earlier programs wrote for it, without saying what was acknowledged.
+const UNFINISHED_BEFORE: u64 = i64::MAX.cast_unsigned();
+
+impl Mark {
+    /// The mark of an epoch whose beginning takes many commits, until the last of them: a start after
+    /// an interruption finds that the store does not hold it, and begins anew.
+    #[must_use]
+    pub fn unfinished(&self) -> Self {
+        Self { commits: self.acknowledged().saturating_add(UNFINISHED), ..self.clone() }
+    }
+
+    /// How many commits were acknowledged, also where the epoch is unfinished; 0 where that is not
+    /// known.
+    #[must_use]
+    pub fn acknowledged(&self) -> u64 {
+        match self.commits {
+            UNFINISHED_BEFORE => 0,
+            commits => commits.checked_sub(UNFINISHED).unwrap_or(commits),
+        }
+    }
+}
+
 impl std::fmt::Display for Mark {
     /// A first line that programs before timelines read as well, and a line for each other server.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -352,8 +376,9 @@ pub trait Store: Send + Sync + 'static {
     fn holds(&self, mark: &Mark) -> Result<bool, ReadError>;
 
     /// Lets the epoch after `last` begin, unless a later one has begun already: every code that is not
-    /// spent, and every open activation, is void. Returns the present epoch.
-    fn begin_epoch(&self, last: u64, why: &str, now: Timestamp) -> Result<u64, CommitError>;
+    /// spent, and every open activation, is void. What the store asks for from then on is more than
+    /// `last` did, so that no older copy of it holds that. Returns the present epoch.
+    fn begin_epoch(&self, last: &Mark, why: &str, now: Timestamp) -> Result<u64, CommitError>;
 
     /// Lets go of the engine, in order: whoever opens the store next finds nothing to repair.
     /// Nothing may be asked of it afterwards.
@@ -445,6 +470,17 @@ mod tests {
     fn a_mark_of_before_timelines_is_read() {
         let mark = Mark { epoch: 1, process: "redb".into(), commits: 5, ..Mark::default() };
         assert_eq!("1 redb 5\n".parse(), Ok(mark));
+    }
+
+    #[test]
+    fn an_unfinished_mark_asks_for_more_than_there_is_and_still_says_what_was_acknowledged() {
+        let mark = Mark { commits: 7, ..Mark::default() };
+        let unfinished = mark.unfinished();
+        assert!(unfinished.commits > u64::from(u32::MAX));
+        assert_eq!((mark.acknowledged(), unfinished.acknowledged()), (7, 7));
+        assert_eq!(unfinished.unfinished(), unfinished);
+        let before = Mark { commits: i64::MAX.cast_unsigned(), ..mark };
+        assert_eq!(before.acknowledged(), 0);
     }
 
     #[test]

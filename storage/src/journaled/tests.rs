@@ -720,26 +720,17 @@ fn a_file_of_format_1_is_read_whole_and_is_then_of_the_present_format() {
 #[test]
 fn a_segment_is_not_begun_again_before_the_engine_has_taken_it_over() {
     let pair = Pair::new();
-    let store = pair.store();
-    // The engine takes over nothing more.
-    store.shared.lock().stopping = true;
-    store.shared.changed.notify_all();
-    store.thread.lock().unwrap().take().unwrap().join().unwrap();
+    let store = pair.stepped();
     let large = |number| {
         let note = "n".repeat(1_200_000);
         [one(Write::Server(Server { note, ..samples::server(number, 1) }))]
     };
     (0..2).for_each(|number| assert!(store.commit(&large(number)).is_ok()));
-    std::thread::scope(|scope| {
-        let third = scope.spawn(|| store.commit(&large(2)));
-        until("the third waits or returns", || store.shared.lock().urgent || third.is_finished());
-        assert!(!third.is_finished(), "it has overwritten the first");
-        store.shared.lock().trouble = Trouble::Fatal("it is over".into());
-        store.shared.changed.notify_all();
-        assert!(third.join().unwrap().is_err());
-    });
+    pair.rows.fault(Fault::Full);
+    assert!(store.commit(&large(2)).is_err(), "it has overwritten the first");
     let store = pair.restart(store, End::Killed);
     assert_eq!(store.servers_before(None, 9).unwrap().len(), 2);
+    store.commit(&large(2)).unwrap();
 }
 
 #[test]
@@ -767,7 +758,8 @@ fn a_new_epoch_voids_all_that_could_be_spent_twice_and_nothing_else_however_much
     };
     let all = 1..=1700;
     store.commit(&all.clone().map(change).collect::<Vec<_>>()).unwrap();
-    assert_eq!(store.begin_epoch(4, "a test", Timestamp(1)).unwrap(), 5);
+    let last = Mark { epoch: 4, ..store.mark().unwrap() };
+    assert_eq!(store.begin_epoch(&last, "a test", Timestamp(1)).unwrap(), 5);
     assert_eq!(store.mark().unwrap().epoch, 5);
     let store = pair.restart(store, End::PowerLost);
     for number in all {
@@ -788,4 +780,52 @@ fn a_new_epoch_voids_all_that_could_be_spent_twice_and_nothing_else_however_much
         .unwrap();
     // 1134 of 1700 are no multiples of 3; of 566 that are, 283 are odd.
     assert_eq!(said, "1134 codes, 283 activations");
+}
+
+#[test]
+fn every_older_copy_of_a_store_is_noticed_however_often_one_was_restored() {
+    for end in ENDS {
+        let pair = Pair::new();
+        let mut store = pair.store();
+        let mut copies = Vec::new();
+        for number in 1..=30 {
+            store.commit(&issue(number..=number)).unwrap();
+            if number % 10 == 0 {
+                store = pair.restart(store, end);
+                copies.push(pair.copy());
+            }
+        }
+        let mut mark = store.mark().unwrap();
+        // Each is newer than the one before it, and older than the first mark.
+        for copy in &copies[..2] {
+            let store = copy.store();
+            assert!(!store.holds(&mark).unwrap(), "{mark:?} {end:?}");
+            store.begin_epoch(&mark, "a test", Timestamp(1)).unwrap();
+            let next = store.mark().unwrap();
+            assert!(next.commits > mark.commits && next.epoch > mark.epoch);
+            mark = next;
+            let store = copy.restart(store, end);
+            assert!(store.holds(&mark).unwrap());
+            store.commit(&issue(31..=31)).unwrap();
+            assert!(copy.restart(store, end).holds(&mark).unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_commit_that_goes_past_the_journal_is_one_that_a_store_must_hold() {
+    let pair = Pair::new();
+    let store = pair.store();
+    store.commit(&issue(1..=1)).unwrap();
+    let store = pair.restart(store, End::Killed);
+    let earlier = pair.copy();
+    let before = store.mark().unwrap();
+    let note = "n".repeat(3 << 20);
+    store.commit(&[one(Write::Server(Server { note, ..samples::server(1, 1) }))]).unwrap();
+    let mark = store.mark().unwrap();
+    assert_eq!(mark.commits, before.commits + 1);
+    store.commit(&issue(2..=2)).unwrap();
+    let store = pair.restart(store, End::PowerLost);
+    assert!(store.holds(&mark).unwrap() && has_code(&store, 2));
+    assert!(!earlier.store().holds(&mark).unwrap());
 }

@@ -282,8 +282,8 @@ impl Store for PostgresStore {
         self.read(|client| async move { epoch::holds(&client, &mark).await.map_err(unreadable) })
     }
 
-    fn begin_epoch(&self, last: u64, why: &str, now: Timestamp) -> Result<u64, CommitError> {
-        let (why, inner) = (why.to_owned(), Arc::clone(&self.inner));
+    fn begin_epoch(&self, last: &Mark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
+        let (last, why, inner) = (last.epoch, why.to_owned(), Arc::clone(&self.inner));
         let begun = self.read(move |mut client| async move {
             let begun = epoch::begin(&mut client, last.cast_signed(), &why, Some(now)).await;
             let begun = begun.map_err(ReadError)?;

@@ -993,13 +993,15 @@ fn an_epoch_begins_once_for_all_who_find_the_same() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     commit(&one, &[issue(100)]);
-    let last = one.mark().unwrap().epoch;
-    assert_eq!(one.begin_epoch(last, "a test", Timestamp(7)).unwrap(), last + 1);
+    let mark = one.mark().unwrap();
+    let last = mark.epoch;
+    assert_eq!(one.begin_epoch(&mark, "a test", Timestamp(7)).unwrap(), last + 1);
     commit(&one, &[issue(200)]);
-    assert_eq!(other.begin_epoch(last, "a test", Timestamp(8)).unwrap(), last + 1);
+    assert_eq!(other.begin_epoch(&mark, "a test", Timestamp(8)).unwrap(), last + 1);
     assert_eq!((expiry(&one, 100), expiry(&one, 200)), (Timestamp(100), Timestamp(500)));
     // A mark of a later epoch than the database's: both were restored, the mark less far back.
-    assert_eq!(other.begin_epoch(last + 5, "a test", Timestamp(9)).unwrap(), last + 6);
+    let later = crate::Mark { epoch: last + 5, ..mark };
+    assert_eq!(other.begin_epoch(&later, "a test", Timestamp(9)).unwrap(), last + 6);
     assert_eq!(expiry(&one, 200), Timestamp(200));
 }
 

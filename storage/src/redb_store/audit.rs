@@ -8,10 +8,11 @@
 //! happened at a known time or is looked for from the newest backwards.
 
 use super::unreadable;
-use crate::{ATTEMPTS, Attempts, Entry, ReadError, record};
+use crate::{ATTEMPTS, Attempts, Entry, ReadError};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::audit::{ChainHash, Event, Head};
 use iptunnel_domain::code::CodeHash;
+use iptunnel_domain::lookup::KeyedHash;
 use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransaction};
 
 type Pages = TableDefinition<'static, u64, &'static [u8]>;
@@ -62,8 +63,14 @@ impl<'txn> Log<'txn> {
         self.ends.push(self.added.len());
     }
 
-    pub(super) fn note_attempt(&mut self, event: &Event) -> Result<(), ReadError> {
-        let Some(code) = event.code.map(|code| code.0.as_u128()) else { return Ok(()) };
+    /// Whether attempts on this code are kept.
+    pub(super) fn has_attempts_on(&self, code: CodeHash) -> Result<bool, ReadError> {
+        Ok(self.of_codes.get(code.0.as_u128()).map_err(unreadable)?.is_some())
+    }
+
+    /// Notes an attempt on a code that is there.
+    pub(super) fn note_attempt(&mut self, code: CodeHash, event: &Event) -> Result<(), ReadError> {
+        let code = code.0.as_u128();
         let before = self.of_codes.get(code).map_err(unreadable)?;
         let before = before.map(|row| row.value().to_vec()).unwrap_or_else(|| vec![0; COUNT]);
         let attempts = decode_attempts(&before)?;
@@ -77,17 +84,24 @@ impl<'txn> Log<'txn> {
         Ok(())
     }
 
-    /// Forgets what was tried on the code with this number.
-    pub(super) fn forget_attempts_on(
-        &mut self,
-        codes: &impl ReadableTable<u64, &'static [u8]>,
-        number: u64,
-    ) -> Result<(), ReadError> {
-        if let Some(row) = codes.get(number).map_err(unreadable)? {
-            let code = record::decode_code(number, row.value())?;
-            self.of_codes.remove(code.hash.0.as_u128()).map_err(unreadable)?;
-        }
+    /// Forgets what was tried on a code.
+    pub(super) fn forget_attempts_on(&mut self, code: CodeHash) -> Result<(), ReadError> {
+        self.of_codes.remove(code.0.as_u128()).map_err(unreadable)?;
         Ok(())
+    }
+
+    /// At most `limit` codes on which attempts are kept, in the order of their hashes.
+    pub(super) fn codes_with_attempts(
+        &self,
+        first: CodeHash,
+        limit: usize,
+    ) -> Result<Vec<CodeHash>, ReadError> {
+        let rows = self.of_codes.range(first.0.as_u128()..).map_err(unreadable)?.take(limit);
+        rows.map(|row| {
+            let (code, _) = row.map_err(unreadable)?;
+            Ok(CodeHash(KeyedHash(code.value().to_be_bytes())))
+        })
+        .collect()
     }
 
     /// Writes what was added as one page.
@@ -219,4 +233,18 @@ fn decode_attempts(row: &[u8]) -> Result<Attempts, ReadError> {
         rest = behind;
     }
     Ok(attempts)
+}
+
+#[cfg(test)]
+pub(super) fn count_codes_with_attempts(read: &ReadTransaction) -> u64 {
+    redb::ReadableTableMetadata::len(&read.open_table(OF_CODES).unwrap()).unwrap()
+}
+
+/// Keeps an attempt as programs did that did not ask whether its code is there.
+#[cfg(test)]
+pub(super) fn keep_attempt_unasked(write: &WriteTransaction, event: &Event) {
+    let mut row = vec![0; COUNT];
+    event.encode(&mut row);
+    let code = event.code.unwrap().0.as_u128();
+    write.open_table(OF_CODES).unwrap().insert(code, row.as_slice()).unwrap();
 }

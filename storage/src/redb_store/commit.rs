@@ -1,57 +1,47 @@
 //! One commit: guards judged and rows written in one redb transaction.
 
 use super::audit::Log;
-use super::index::{Index, Indexed};
 use super::{
-    ACTIVATIONS, CHECK_INS, CODES, COMMITS_KEY, COUNTERS, META, SERVERS, SETTINGS, TAKEN_OVER_KEY,
-    pages, unreadable,
+    ACTIVATIONS, CHECK_INS, CODES, COMMITS_KEY, COUNTERS, META, OLD_ATTEMPTS_KEY, SERVERS,
+    SETTINGS, TAKEN_OVER_KEY, index, pages, unreadable,
 };
 use crate::{Change, ReadError, Setting, Verdict, Write, record};
+use iptunnel_domain::code::CodeHash;
+use iptunnel_domain::lookup::KeyedHash;
 use redb::{Database, Key, ReadableTable, Table, TableHandle, WriteTransaction};
 
-/// What a commit wrote, and what the indexes have to learn once it is on disk.
-pub(super) struct Written {
-    verdicts: Vec<Verdict>,
-    indexed: [Indexed; 2],
-}
+/// Of how many codes a commit looks whether attempts that an earlier program kept are to be dropped:
+/// a million of them are through within a day, and a commit that looks takes half a millisecond longer.
+const OLD_ATTEMPTS: usize = 16;
 
-impl Written {
-    /// Makes the new rows findable and hands out the verdicts.
-    pub(super) fn publish(self, indexes: [&Index; 2]) -> Vec<Verdict> {
-        for (index, indexed) in indexes.into_iter().zip(self.indexed) {
-            index.publish(indexed);
-        }
-        self.verdicts
-    }
-}
+/// The verdicts. After an error what it says, and the verdicts too where it came from the commit itself.
+type Outcome = Result<Vec<Verdict>, (String, Option<Vec<Verdict>>)>;
 
 /// Commits `changes`, and with them that the journal is taken over up to a record. Returns which
-/// commit this was and, after an error, what was about to be written where the error came from the
-/// commit itself.
+/// commit this was, and what came of it.
 pub(super) fn commit(
     database: &Database,
     changes: &[Change],
     taken_over: Option<u64>,
-    indexes: [&Index; 2],
-) -> (u64, Result<Written, (String, Option<Written>)>) {
+) -> (u64, Outcome) {
     let mut write = match database.begin_write() {
         Ok(write) => write,
         Err(error) => return (u64::MAX, Err((error.to_string(), None))),
     };
     // So that a start after a crash need not look at every page of the file.
     write.set_quick_repair(true);
-    match apply(&write, changes, taken_over, indexes) {
+    match apply(&write, changes, taken_over) {
         Err(error) => (u64::MAX, Err((error.to_string(), None))),
         // What the journal holds was judged before: either all of it follows, or nothing of it may
         // be written. The transaction is dropped.
-        Ok((attempted, Written { verdicts, .. }))
+        Ok((attempted, verdicts))
             if taken_over.is_some() && verdicts.contains(&Verdict::Conflict) =>
         {
-            (attempted, Ok(Written { verdicts, indexed: Default::default() }))
+            (attempted, Ok(verdicts))
         }
-        Ok((attempted, written)) => match write.commit() {
-            Ok(()) => (attempted, Ok(written)),
-            Err(error) => (attempted, Err((error.to_string(), Some(written)))),
+        Ok((attempted, verdicts)) => match write.commit() {
+            Ok(()) => (attempted, Ok(verdicts)),
+            Err(error) => (attempted, Err((error.to_string(), Some(verdicts)))),
         },
     }
 }
@@ -60,8 +50,7 @@ fn apply(
     write: &WriteTransaction,
     changes: &[Change],
     taken_over: Option<u64>,
-    indexes: [&Index; 2],
-) -> Result<(u64, Written), ReadError> {
+) -> Result<(u64, Vec<Verdict>), ReadError> {
     let attempted = count_commit(write, taken_over)?;
     keep_last_numbers(write, changes)?;
     let mut tables = Tables::open(write)?;
@@ -69,12 +58,9 @@ fn apply(
     for change in changes {
         verdicts.push(tables.apply(change)?);
     }
-    let mut indexed = tables.close()?;
-    for (index, indexed) in indexes.into_iter().zip(&mut indexed) {
-        index.write_run(write, indexed)?;
-        index.forget_runs(write, indexed)?;
-    }
-    Ok((attempted, Written { verdicts, indexed }))
+    drop_old_attempts(write, &mut tables)?;
+    tables.close()?;
+    Ok((attempted, verdicts))
 }
 
 fn count_commit(write: &WriteTransaction, taken_over: Option<u64>) -> Result<u64, ReadError> {
@@ -86,6 +72,17 @@ fn count_commit(write: &WriteTransaction, taken_over: Option<u64>) -> Result<u64
         meta.insert(TAKEN_OVER_KEY, record).map_err(unreadable)?;
     }
     Ok(attempted)
+}
+
+fn drop_old_attempts(write: &WriteTransaction, tables: &mut Tables<'_>) -> Result<(), ReadError> {
+    let mut meta = write.open_table(META).map_err(unreadable)?;
+    let from = meta.get(OLD_ATTEMPTS_KEY).map_err(unreadable)?.map(|from| from.value());
+    match from.map(|from| tables.drop_old_attempts(from)).transpose()? {
+        Some(Some(next)) => meta.insert(OLD_ATTEMPTS_KEY, next).map_err(unreadable)?,
+        Some(None) => meta.remove(OLD_ATTEMPTS_KEY).map_err(unreadable)?,
+        None => None,
+    };
+    Ok(())
 }
 
 /// Before rows are forgotten, notes the last numbers given out: they may be among those rows.
@@ -129,8 +126,8 @@ struct Tables<'txn> {
     counters: Table<'txn, u32, &'static [u8]>,
     settings: Table<'txn, &'static str, &'static str>,
     log: Log<'txn>,
-    /// What the indexes of codes and of activations have to learn.
-    indexed: [Indexed; 2],
+    code_index: index::Writer<'txn>,
+    activation_index: index::Writer<'txn>,
 }
 
 impl<'txn> Tables<'txn> {
@@ -143,14 +140,43 @@ impl<'txn> Tables<'txn> {
             counters: write.open_table(COUNTERS).map_err(unreadable)?,
             settings: write.open_table(SETTINGS).map_err(unreadable)?,
             log: Log::open(write)?,
-            indexed: Default::default(),
+            code_index: index::CODES.open(write)?,
+            activation_index: index::ACTIVATIONS.open(write)?,
         })
     }
 
-    /// Lets go of the tables, which can be open once at a time.
-    fn close(self) -> Result<[Indexed; 2], ReadError> {
+    /// Writes what has gathered.
+    fn close(self) -> Result<(), ReadError> {
         self.log.close()?;
-        Ok(self.indexed)
+        self.code_index.close(&self.codes)?;
+        self.activation_index.close(&self.activations)
+    }
+
+    fn hash_of(&self, code: u64) -> Result<Option<CodeHash>, ReadError> {
+        let row = self.codes.get(code).map_err(unreadable)?;
+        row.map(|row| Ok(record::decode_code(code, row.value())?.hash)).transpose()
+    }
+
+    fn has_code(&self, hash: CodeHash) -> Result<bool, ReadError> {
+        let number = self.code_index.find(hash.0.as_u128())?;
+        Ok(number.map(|number| self.hash_of(number)).transpose()?.flatten() == Some(hash))
+    }
+
+    /// Drops some of the attempts that an earlier program kept on codes that are not there. `from` is
+    /// where the commit before this one stopped, in the order of the hashes: their first eight bytes.
+    /// Returns where this one stops; `None` at the end.
+    fn drop_old_attempts(&mut self, from: u64) -> Result<Option<u64>, ReadError> {
+        let first = CodeHash(KeyedHash((u128::from(from) << 64).to_be_bytes()));
+        let codes = self.log.codes_with_attempts(first, OLD_ATTEMPTS)?;
+        for code in &codes {
+            if !self.has_code(*code)? {
+                self.log.forget_attempts_on(*code)?;
+            }
+        }
+        let last = codes.last().filter(|_| codes.len() == OLD_ATTEMPTS);
+        let first_half =
+            |code: &CodeHash| code.0.0.first_chunk().map(|half| u64::from_be_bytes(*half));
+        Ok(last.and_then(first_half).and_then(|half| half.checked_add(1)))
     }
 
     fn apply(&mut self, Change(writes): &Change) -> Result<Verdict, ReadError> {
@@ -185,12 +211,11 @@ impl<'txn> Tables<'txn> {
     }
 
     fn write(&mut self, write: &Write) -> Result<(), ReadError> {
-        let [codes, activations] = &mut self.indexed;
         match write {
             Write::Code(code) => {
                 put(&mut self.codes, code.number.0, &record::encode_code(code)?)?;
                 if code.version == 1 {
-                    codes.added.push((code.hash.0.as_u128(), code.number.0));
+                    self.code_index.add(code.hash.0.as_u128(), code.number.0);
                 }
                 Ok(())
             }
@@ -198,7 +223,7 @@ impl<'txn> Tables<'txn> {
                 let number = activation.at.number.0;
                 put(&mut self.activations, number, &record::encode_activation(activation)?)?;
                 if activation.version == 1 {
-                    activations.added.push((u128::from(activation.at.id.0), number));
+                    self.activation_index.add(u128::from(activation.at.id.0), number);
                 }
                 Ok(())
             }
@@ -206,12 +231,14 @@ impl<'txn> Tables<'txn> {
                 put(&mut self.servers, server.number.0, &record::encode_server(server)?)
             }
             Write::ForgetCode(number, _) => {
-                codes.forgot = true;
-                self.log.forget_attempts_on(&self.codes, number.0)?;
+                self.code_index.forget();
+                if let Some(hash) = self.hash_of(number.0)? {
+                    self.log.forget_attempts_on(hash)?;
+                }
                 remove(&mut self.codes, number.0)
             }
             Write::ForgetActivation(number, _) => {
-                activations.forgot = true;
+                self.activation_index.forget();
                 remove(&mut self.activations, number.0)
             }
             Write::CheckIns(check_ins) => pages::write_check_ins(&mut self.check_ins, check_ins),
@@ -220,7 +247,13 @@ impl<'txn> Tables<'txn> {
                 self.log.add(event);
                 Ok(())
             }
-            Write::Attempt(event) => self.log.note_attempt(event),
+            Write::Attempt(event) => match event.code {
+                // Whoever invents codes is not given a row for each.
+                Some(code) if self.log.has_attempts_on(code)? || self.has_code(code)? => {
+                    self.log.note_attempt(code, event)
+                }
+                _ => Ok(()),
+            },
             Write::Setting(Setting { key, value: Some(value) }) => {
                 self.settings.insert(key.as_str(), value.as_str()).map_err(unreadable)?;
                 Ok(())

@@ -19,7 +19,6 @@ use crate::{
     Attempts, Change, CommitError, Counter, Disk, Entry, Frontier, Mark, OpenError, ReadError,
     Store, Verdict, record,
 };
-use index::Index;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
 use iptunnel_domain::audit::Head;
@@ -34,8 +33,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// The data format this program writes, and the newest it reads. 2: there may be a journal beside
-/// the file; otherwise as 1. 3: an audit log, attempts and settings.
-pub const FORMAT_VERSION: u32 = 3;
+/// the file; otherwise as 1. 3: an audit log, attempts and settings. 4: the indexes cover all rows.
+pub const FORMAT_VERSION: u32 = 4;
 
 /// Opens the disk; called again after a failure, when the disk opened before has been dropped.
 pub type OpenDisk = Box<dyn Fn() -> io::Result<Box<dyn Disk>> + Send + Sync>;
@@ -59,6 +58,10 @@ const COMMITS_KEY: &str = "commits";
 /// The last record of the journal whose changes are in the tables.
 const TAKEN_OVER_KEY: &str = "taken_over";
 
+/// While there may be attempts of before data format 4 on codes that are not there: up to where commits
+/// have looked for them.
+const OLD_ATTEMPTS_KEY: &str = "old_attempts";
+
 /// Whose commits a mark counts where there is one server only.
 pub(crate) const ALONE: &str = "redb";
 
@@ -68,8 +71,6 @@ pub struct RedbStore {
     sync_failed: Arc<AtomicBool>,
     /// `None` between a failure and the moment the file could be opened again.
     database: RwLock<Option<Database>>,
-    codes: Index,
-    activations: Index,
     feed: Feed,
 }
 
@@ -89,13 +90,10 @@ impl RedbStore {
             open_disk,
             sync_failed: Arc::new(AtomicBool::new(false)),
             database: RwLock::new(None),
-            codes: Index::new("code_runs", CODES),
-            activations: Index::new("activation_runs", ACTIVATIONS),
             feed: Feed::default(),
         };
         let database = store.open_database().map_err(OpenError::Engine)?;
         prepare(&database)?;
-        store.load_indexes(&database).map_err(|e| OpenError::Engine(e.to_string()))?;
         *store.write_lock() = Some(database);
         Ok(store)
     }
@@ -107,16 +105,6 @@ impl RedbStore {
             .set_cache_size(CACHE_BYTES)
             .create_with_backend(Watched::new(disk, Arc::clone(&self.sync_failed)))
             .map_err(|e| e.to_string())
-    }
-
-    fn load_indexes(&self, database: &Database) -> Result<(), ReadError> {
-        let read = database.begin_read().map_err(unreadable)?;
-        self.codes.load(&read, |number, bytes| {
-            Ok(record::decode_code(number, bytes)?.hash.0.as_u128())
-        })?;
-        self.activations.load(&read, |number, bytes| {
-            Ok(u128::from(record::decode_activation(number, bytes)?.at.id.0))
-        })
     }
 
     fn read_lock(&self) -> RwLockReadGuard<'_, Option<Database>> {
@@ -201,8 +189,8 @@ enum Fate {
 
 /// Makes the tables of a new file and checks the format of an old one.
 fn prepare(database: &Database) -> Result<(), OpenError> {
-    let engine = |e: redb::Error| OpenError::Engine(e.to_string());
-    let found = format_of(database).map_err(|e| OpenError::Engine(e.to_string()))?;
+    let engine = |e: ReadError| OpenError::Engine(e.to_string());
+    let found = format_of(database).map_err(engine)?;
     match found {
         Some(found) if found > u64::from(FORMAT_VERSION) => Err(OpenError::NewerFormat {
             found: u32::try_from(found).unwrap_or(u32::MAX),
@@ -210,19 +198,28 @@ fn prepare(database: &Database) -> Result<(), OpenError> {
         }),
         Some(found) if found < u64::from(FORMAT_VERSION) => upgrade(database).map_err(engine),
         Some(_) => Ok(()),
-        None => create(database).map_err(engine),
+        None => create(database).map_err(|e| OpenError::Engine(e.to_string())),
     }
 }
 
 /// Makes what an older file lacks, and marks it so that no older program opens it, which would miss
-/// the journal and the log.
-fn upgrade(database: &Database) -> Result<(), redb::Error> {
-    let write = database.begin_write()?;
-    audit::create(&write)?;
-    write.open_table(SETTINGS)?;
-    write.open_table(META)?.insert(FORMAT_KEY, u64::from(FORMAT_VERSION))?;
-    write.commit()?;
-    Ok(())
+/// the journal, the log or rows that are in an index only.
+fn upgrade(database: &Database) -> Result<(), ReadError> {
+    let write = database.begin_write().map_err(unreadable)?;
+    audit::create(&write).map_err(unreadable)?;
+    write.open_table(SETTINGS).map_err(unreadable)?;
+    index::upgrade(&index::CODES, &write, CODES, |number, row| {
+        Ok(record::decode_code(number, row)?.hash.0.as_u128())
+    })?;
+    index::upgrade(&index::ACTIVATIONS, &write, ACTIVATIONS, |number, row| {
+        Ok(u128::from(record::decode_activation(number, row)?.at.id.0))
+    })?;
+    index::end_upgrade(&write)?;
+    let mut meta = write.open_table(META).map_err(unreadable)?;
+    meta.insert(FORMAT_KEY, u64::from(FORMAT_VERSION)).map_err(unreadable)?;
+    meta.insert(OLD_ATTEMPTS_KEY, 0).map_err(unreadable)?;
+    drop(meta);
+    write.commit().map_err(unreadable)
 }
 
 fn format_of(database: &Database) -> Result<Option<u64>, ReadError> {
@@ -244,7 +241,9 @@ fn create(database: &Database) -> Result<(), redb::Error> {
     for table in [SERVERS, CHECK_INS, COUNTERS] {
         write.open_table(table)?;
     }
-    index::create(&write)?;
+    for index in [index::CODES, index::ACTIVATIONS] {
+        index.create(&write)?;
+    }
     audit::create(&write)?;
     write.open_table(SETTINGS)?;
     write.commit()?;
@@ -295,9 +294,9 @@ impl Store for RedbStore {
         Ok(mark.process != ALONE || mark.commits <= self.taken_over()?)
     }
 
-    fn begin_epoch(&self, last: u64, why: &str, now: Timestamp) -> Result<u64, CommitError> {
+    fn begin_epoch(&self, last: &Mark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
         crate::epoch::void(self, why, now)?;
-        Ok(last.saturating_add(1))
+        Ok(last.epoch.saturating_add(1))
     }
 
     fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
@@ -332,7 +331,7 @@ impl Store for RedbStore {
 
     fn code(&self, hash: CodeHash) -> Result<Option<Code>, ReadError> {
         let read = self.begin_read()?;
-        let Some(number) = self.codes.find(&read, hash.0.as_u128())? else { return Ok(None) };
+        let Some(number) = index::CODES.find(&read, hash.0.as_u128())? else { return Ok(None) };
         let table = read.open_table(CODES).map_err(unreadable)?;
         let Some(row) = table.get(number).map_err(unreadable)? else { return Ok(None) };
         let code = record::decode_code(number, row.value())?;
@@ -341,7 +340,7 @@ impl Store for RedbStore {
 
     fn activation(&self, id: ActivationId) -> Result<Option<Activation>, ReadError> {
         let read = self.begin_read()?;
-        let Some(number) = self.activations.find(&read, u128::from(id.0))? else {
+        let Some(number) = index::ACTIVATIONS.find(&read, u128::from(id.0))? else {
             return Ok(None);
         };
         let table = read.open_table(ACTIVATIONS).map_err(unreadable)?;
@@ -483,14 +482,12 @@ impl RedbStore {
                 drop(guard);
                 return self.reopen_then_refuse();
             };
-            commit::commit(database, changes, taken_over, [&self.codes, &self.activations])
+            commit::commit(database, changes, taken_over)
         };
         match outcome {
-            Ok(written) => Ok(written.publish([&self.codes, &self.activations])),
-            Err((reason, written)) => match (self.judge(attempted, reason), written) {
-                (Fate::Committed, Some(written)) => {
-                    Ok(written.publish([&self.codes, &self.activations]))
-                }
+            Ok(verdicts) => Ok(verdicts),
+            Err((reason, verdicts)) => match (self.judge(attempted, reason), verdicts) {
+                (Fate::Committed, Some(verdicts)) => Ok(verdicts),
                 (Fate::Committed, None) => {
                     Err(CommitError::Unknown("a commit came true that was not asked for".into()))
                 }

@@ -105,6 +105,47 @@ fn past_rows_are_found_through_runs_and_forgotten_ones_are_not() {
     assert_eq!(again, [Verdict::Conflict]);
 }
 
+/// New codes, each a change of its own.
+fn issue(numbers: std::ops::RangeInclusive<u64>) -> Vec<Change> {
+    numbers.map(|n| one(Write::Code(samples::code(n, 1, 0)))).collect()
+}
+
+#[test]
+fn a_reader_finds_what_its_snapshot_holds_whatever_is_written_meanwhile() {
+    let store = BadDisk::new().store();
+    let codes = 32_768;
+    store.commit(&issue(1..=codes)).unwrap();
+    let read = store.begin_read().unwrap();
+    // As many commits as it takes until the index is written in another way.
+    for number in codes + 1..codes + 9 {
+        store.commit(&issue(number..=number)).unwrap();
+        for number in [1, codes / 2, codes] {
+            let key = samples::code(number, 1, 0).hash.0.as_u128();
+            assert_eq!(index::CODES.find(&read, key).unwrap(), Some(number));
+        }
+    }
+}
+
+#[test]
+fn what_a_store_holds_is_found_by_its_hash_however_often_it_had_to_be_opened_again() {
+    for changes in 0..40 {
+        let disk = BadDisk::new();
+        let store = disk.store();
+        store.commit(&issue(1..=3)).unwrap();
+        // The disk fails from some change on, so that the store cannot be opened again either.
+        disk.dies_after(changes);
+        let returned = store.commit(&issue(4..=6)).is_ok();
+        disk.dies_after(u64::MAX);
+        assert!((0..5).any(|_| store.commit(&[]).is_ok()), "it does not come back");
+        let listed = store.oldest_codes(None, 9).unwrap();
+        assert!(listed.len() == 6 || !returned && listed.len() == 3);
+        for code in listed {
+            let found = store.code(code.hash).unwrap();
+            assert_eq!(found, Some(code), "after {changes} changes");
+        }
+    }
+}
+
 #[test]
 fn numbers_are_not_given_out_twice_though_every_row_is_forgotten() {
     let folder = folder();
@@ -180,13 +221,13 @@ fn a_store_of_a_newer_format_is_refused_by_name() {
     {
         let database = Database::create(&path).unwrap();
         let write = database.begin_write().unwrap();
-        write.open_table(META).unwrap().insert(FORMAT_KEY, 4).unwrap();
+        write.open_table(META).unwrap().insert(FORMAT_KEY, u64::from(FORMAT_VERSION) + 1).unwrap();
         write.commit().unwrap();
     }
     let opened = RedbStore::open(Box::new(move || Ok(Box::new(FileDisk::open(&path)?))));
     let error = opened.err().unwrap();
-    assert!(matches!(error, OpenError::NewerFormat { found: 4, known: 3 }));
-    assert!(error.to_string().contains("format 4"));
+    assert!(matches!(error, OpenError::NewerFormat { found: 5, known: 4 }));
+    assert!(error.to_string().contains("format 5"));
 }
 
 #[test]
@@ -364,6 +405,63 @@ fn a_record_of_the_journal_is_read_as_it_was_shipped() {
     }
 }
 
+/// Gives a store the indexes of data format 3: whole runs, and nothing of the rows behind them.
+fn make_format_3(path: &Path, rows: u64) {
+    let database = Database::create(path).unwrap();
+    let write = database.begin_write().unwrap();
+    for (name, runs) in [("code_index", "code_runs"), ("activation_index", "activation_runs")] {
+        write.delete_table(TableDefinition::<u32, (u64, u64, Option<u32>)>::new(name)).unwrap();
+        write.delete_table(TableDefinition::<(u32, u128), &[u8]>::new(runs)).unwrap();
+    }
+    let mut spans =
+        write.open_table(TableDefinition::<(&str, u32), (u64, u64)>::new("run_spans")).unwrap();
+    let mut pages =
+        write.open_table(TableDefinition::<(u32, u128), &[u8]>::new("code_runs")).unwrap();
+    let numbers: Vec<u64> = (1..=rows).collect();
+    for (run, numbers) in (0u32..).zip(numbers.chunks_exact(32_768)) {
+        let key = |number: u64| samples::code(number, 1, 0).hash.0.as_u128();
+        let mut entries: Vec<_> = numbers.iter().map(|number| (key(*number), *number)).collect();
+        entries.sort_unstable();
+        for page in entries.chunks(160) {
+            let bytes = page
+                .iter()
+                .flat_map(|(key, number)| [&key.to_be_bytes()[..], &number.to_be_bytes()].concat());
+            let bytes: Vec<u8> = bytes.collect();
+            pages.insert((run, page[0].0), bytes.as_slice()).unwrap();
+        }
+        let span = (numbers[0], numbers[numbers.len() - 1]);
+        spans.insert(("code_runs", run), span).unwrap();
+    }
+    drop((spans, pages));
+    write.open_table(TableDefinition::<(u32, u128), &[u8]>::new("activation_runs")).unwrap();
+    write.open_table(META).unwrap().insert(FORMAT_KEY, 3).unwrap();
+    write.commit().unwrap();
+}
+
+#[test]
+fn all_rows_of_a_store_of_format_3_are_found_in_runs_or_not() {
+    let folder = folder();
+    let path = folder.path().join("s.redb");
+    let rows = 2 * 32_768 + 5000;
+    {
+        let store = on_file(&path);
+        store.commit(&issue(1..=rows)).unwrap();
+        store.commit(&[one(Write::Activation(samples::activation(1, 1, 0)))]).unwrap();
+    }
+    make_format_3(&path, rows);
+    let mut last = rows;
+    for _ in 0..3 {
+        let store = on_file(&path);
+        for number in (1..=last).step_by(331).chain([last]) {
+            let code = samples::code(number, 1, 0);
+            assert_eq!(store.code(code.hash).unwrap().as_ref(), Some(&code));
+        }
+        assert!(store.activation(samples::at(1).id).unwrap().is_some());
+        store.commit(&issue(last + 1..=last + 5000)).unwrap();
+        last += 5000;
+    }
+}
+
 /// The entries of the log from one on, and before one.
 fn log_of(store: &dyn Store, first: u64, before: u64) -> (Vec<u64>, Vec<u64>) {
     let (mut forth, mut back) = (Vec::new(), Vec::new());
@@ -458,6 +556,59 @@ fn attempts_on_a_code_are_kept_then_counted_and_go_with_the_code() {
     assert!(attempts.kept.iter().all(|event| *event == samples::event(1)));
     store.commit(&[one(Write::ForgetCode(code.number, 1))]).unwrap();
     assert_eq!(store.attempts(code.hash).unwrap(), Attempts::default());
+}
+
+#[test]
+fn attempts_on_codes_that_are_not_there_are_not_kept() {
+    let store = BadDisk::new().store();
+    let attempt = |n| one(Write::Attempt(samples::event(n)));
+    let code = |n| one(Write::Code(samples::code(n, 1, 0)));
+    let kept = |n: u64| store.attempts(samples::code(n, 1, 0).hash).unwrap().kept.len();
+    let forget = one(Write::ForgetCode(CodeNumber(1), 1));
+    // In the commit that brings the code or later, and not before; nor after it is forgotten.
+    store.commit(&[attempt(1), code(1), attempt(1), attempt(2)]).unwrap();
+    store.commit(&[attempt(1), attempt(2), code(2)]).unwrap();
+    assert_eq!((kept(1), kept(2), kept(3)), (2, 0, 0));
+    store.commit(&[attempt(2), attempt(3), forget, attempt(1)]).unwrap();
+    assert_eq!((kept(1), kept(2), kept(3)), (0, 1, 0));
+    assert_eq!(store.attempts_kept(), 1);
+}
+
+impl RedbStore {
+    /// Of how many codes attempts are kept.
+    fn attempts_kept(&self) -> u64 {
+        audit::count_codes_with_attempts(&self.begin_read().unwrap())
+    }
+}
+
+#[test]
+fn attempts_of_before_on_codes_that_are_not_there_are_dropped_some_with_each_commit() {
+    let folder = folder();
+    let path = folder.path().join("s.redb");
+    on_file(&path).commit(&issue(1..=20)).unwrap();
+    {
+        let database = Database::create(&path).unwrap();
+        let write = database.begin_write().unwrap();
+        for number in 1..=300 {
+            audit::keep_attempt_unasked(&write, &samples::event(number));
+        }
+        write.open_table(META).unwrap().insert(FORMAT_KEY, 3).unwrap();
+        write.commit().unwrap();
+    }
+    let mut before = 300;
+    let mut commits = 0;
+    while before > 20 {
+        // Whatever was looked at stays so over a new start.
+        let store = on_file(&path);
+        store.commit(&[]).unwrap();
+        let now = store.attempts_kept();
+        assert!(now <= before && before - now < 40, "{before} {now}");
+        (before, commits) = (now, commits + 1);
+        assert!(commits < 50, "{now} are left");
+    }
+    let store = on_file(&path);
+    (0..9).for_each(|_| assert!(store.commit(&[]).is_ok()));
+    assert!((1..=20).all(|n| store.attempts(samples::code(n, 1, 0).hash).unwrap().kept.len() == 1));
 }
 
 #[test]
