@@ -139,7 +139,7 @@ impl ServerRegistry {
     /// Whether a record that was read is no older than what memory knows. A newer one (another
     /// server has written it) is taken over.
     fn is_fresh(&mut self, server: &Server) -> bool {
-        let Some(known) = self.servers.0.get(&server.id).map(|live| live.version) else {
+        let Some(known) = self.servers.live.get(&server.id).map(|live| live.version) else {
             self.publish(server);
             return true;
         };
@@ -154,11 +154,11 @@ impl ServerRegistry {
     /// Shows readers and check-ins what is on disk.
     fn publish(&mut self, server: &Server) {
         let mut live = self.tokens.live(server);
-        if let Some(before) = self.servers.0.get(&server.id) {
+        if let Some(before) = self.servers.live.get(&server.id) {
             let (now, known) = (self.now, before.last_checkin());
             live.set_last_checkin(live.last_checkin().or_later(known, now));
         }
-        self.servers.0.insert(server.id, live);
+        self.servers.insert(server.id, live);
     }
 
     /// Reads a server's record once everything sent before is on disk, and hands the command on
@@ -311,7 +311,7 @@ impl Receive<Work<CheckIn, Server>> for ServerRegistry {
             return self.look_up(work, id, None);
         }
         let Work { command: CheckIn { id, bearer, now }, reply, .. } = work;
-        let Some(mut live) = self.servers.0.get_mut(&id) else {
+        let Some(mut live) = self.servers.live.get_mut(&id) else {
             return reply.refuse(Refusal::ServerNotFound);
         };
         let speaks = |token: &KeyedHash| bearer.may_speak_for(token);
@@ -339,7 +339,7 @@ impl Receive<Work<Register, Server>> for ServerRegistry {
         if found.is_none() && self.lacks(id) {
             return self.look_up(work, id, None);
         }
-        let known = self.servers.0.get(&id).map(|live| live.number);
+        let known = self.servers.live.get(&id).map(|live| live.number);
         match (found, known) {
             (None | Some(None), None) if work.reply.claim() => self.register_new(work),
             (None | Some(None), None) => {}
@@ -428,7 +428,7 @@ impl ServerRegistry {
         }
         let looked_up = found.is_some();
         let found = found.flatten().filter(|server| self.is_fresh(server));
-        let number = self.servers.0.get(&id).map(|live| live.number);
+        let number = self.servers.live.get(&id).map(|live| live.number);
         let Some(server) = found else {
             return match number {
                 Some(_) if looked_up => self.look_up_again(work, id, number),
@@ -449,7 +449,7 @@ impl ServerRegistry {
 impl ServerRegistry {
     /// Whether a server that memory does not know may be known to the store.
     fn lacks(&self, id: ServerId) -> bool {
-        self.handles.is_shared() && !self.servers.0.contains_key(&id)
+        self.handles.is_shared() && !self.servers.live.contains_key(&id)
     }
 }
 
@@ -457,7 +457,7 @@ impl Receive<SeenElsewhere> for ServerRegistry {
     fn receive(&mut self, SeenElsewhere(seen): SeenElsewhere) {
         self.metrics.taken();
         for (id, at) in &seen {
-            if let Some(mut live) = self.servers.0.get_mut(id) {
+            if let Some(mut live) = self.servers.live.get_mut(id) {
                 let last = live.last_checkin().or_later(*at, self.now);
                 live.set_last_checkin(last);
             }
@@ -476,7 +476,7 @@ impl Receive<Written> for ServerRegistry {
     fn receive(&mut self, Written { server, answer }: Written) {
         self.metrics.taken();
         self.publish(&server);
-        self.observed.servers.set(self.servers.0.len() as i64);
+        self.observed.servers.set(self.servers.len() as i64);
         let id = server.id;
         answer(server);
         self.has_ended(id);
@@ -493,7 +493,7 @@ impl Receive<NotWritten> for ServerRegistry {
 impl Receive<Tick> for ServerRegistry {
     fn receive(&mut self, Tick(now): Tick) {
         self.metrics.taken();
-        self.observed.servers.set(self.servers.0.len() as i64);
+        self.observed.servers.set(self.servers.len() as i64);
         self.now = now;
         let tuning = self.tuning.load_full();
         if self.flush.is_due(now, tuning.checkin_flush_seconds) {

