@@ -16,6 +16,7 @@ mod envelopes;
 mod faults;
 mod forwarded;
 mod harness;
+mod histories;
 mod install;
 mod install_binding;
 mod install_life;

@@ -616,13 +616,13 @@ impl Store for Connection {
         })
     }
 
-    fn begin_epoch(&self, last: u64, why: &str, _: Timestamp) -> Result<u64, CommitError> {
+    fn begin_epoch(&self, last: &Mark, why: &str, _: Timestamp) -> Result<u64, CommitError> {
         let (cluster, own) = (&mut *self.database.lock(), &mut *self.own());
         cluster.reach().map_err(|error| CommitError::Refused(error.0))?;
         if cluster.standby == Standby::CutOff {
             return Err(CommitError::Refused("no standby confirms".into()));
         }
-        let epoch = begin(cluster, last, why);
+        let epoch = begin(cluster, last.epoch, why);
         own.epoch = own.epoch.max(epoch);
         Ok(epoch)
     }

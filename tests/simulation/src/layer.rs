@@ -58,7 +58,7 @@ impl<S: Store> Store for Layer<S> {
     fn holds(&self, mark: &Mark) -> Read<bool> {
         self.inner.holds(mark)
     }
-    fn begin_epoch(&self, last: u64, why: &str, now: Timestamp) -> Result<u64, CommitError> {
+    fn begin_epoch(&self, last: &Mark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
         self.inner.begin_epoch(last, why, now)
     }
     fn close(&self) {

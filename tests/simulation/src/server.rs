@@ -65,7 +65,7 @@ impl Site {
         if let Some(mark) = &self.mark
             && !store.holds(mark).map_err(|error| error.to_string())?
         {
-            let begun = store.begin_epoch(mark.epoch, "it lacked what had been acknowledged", now);
+            let begun = store.begin_epoch(mark, "it lacked what had been acknowledged", now);
             begun.map_err(|error| error.to_string())?;
             fenced = true;
             self.mark = store.mark();

@@ -1,0 +1,44 @@
+//! Checks a history that was written down: `cargo run -p iptunnel-checker -- FILE [--finished]`.
+//!
+//! `--finished` says that the recorder had brought every code to its end. Exit status: 0 where nothing
+//! is wrong, 1 where something is, 2 where the file cannot be read.
+
+use iptunnel_checker::{Rules, check, history};
+use std::fs::File;
+use std::io::BufReader;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut file = None;
+    // As `tests/integration/histories` sets servers up; see there.
+    let mut rules = Rules {
+        max_activations: 255,
+        lifetimes: None,
+        revocation_reaches: 120_000_000,
+        finished: false,
+    };
+    for argument in std::env::args().skip(1) {
+        if argument == "--finished" {
+            rules.finished = true;
+        } else {
+            file = Some(argument);
+        }
+    }
+    let Some(file) = file else {
+        eprintln!("usage: iptunnel-checker FILE [--finished]");
+        return ExitCode::from(2);
+    };
+    let operations = match File::open(&file).map(BufReader::new).and_then(history::read) {
+        Ok(operations) => operations,
+        Err(error) => {
+            eprintln!("{file}: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let violations = check(&operations, &rules);
+    for violation in &violations {
+        println!("{violation}");
+    }
+    println!("{} operations, {} violations", operations.len(), violations.len());
+    if violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
