@@ -366,6 +366,13 @@ impl Receive<Work<PrecheckHeld, Record>> for Activation {
         let Some((work, activation)) = self.find(work, id, missing, never) else {
             return;
         };
+        if activation.is_released() {
+            // The code is on its way back, or to another activation, ahead of this message.
+            if let Some(work) = work.again() {
+                precheck_again(&self.handles, work);
+            }
+            return;
+        }
         let asked = &work.command.precheck;
         let decision = activation.precheck(&asked.holder, asked.now);
         if let (Err(_), Some(limit)) = (&decision, work.reply.limit_reached()) {
@@ -415,15 +422,12 @@ impl Receive<Work<Resume, Record>> for Activation {
                     return;
                 }
                 let change = forward_change(self, id);
-                let memory = released.clone();
                 let replace = |Resume { code, activate, .. }| Replace {
                     code,
                     replaced: Closing { released, change },
                     activate,
                 };
-                if self.handles.code_registry.send(work.then(replace)) {
-                    run_ahead(self, memory);
-                }
+                self.handles.code_registry.send(work.then(replace));
             }
             Ok(Resumption::Stale) => {
                 // The code is on its way back to the registry, ahead of this message.
@@ -503,12 +507,9 @@ impl Receive<Work<Release, Record>> for Activation {
                     return;
                 }
                 let change = forward_change(self, id);
-                let memory = released.clone();
                 let released = Closing { released, change };
                 let restore = |release| Restore { released, release };
-                if self.handles.code_registry.send(work.then(restore)) {
-                    run_ahead(self, memory);
-                }
+                self.handles.code_registry.send(work.then(restore));
             }
         }
     }

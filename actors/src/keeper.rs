@@ -51,9 +51,11 @@ pub(crate) type Parked = Box<dyn FnOnce() + Send>;
 /// The records at work; void where another generation of the store has begun.
 ///
 /// Where the store is this server's alone memory runs ahead of it: a record is taken for what it will
-/// be as soon as its change is on its way. Where servers share the store it follows: another server
+/// be as soon as its change waits in persistence's queue, behind which every answer comes that rests on
+/// it. Where servers share the store memory follows: another server
 /// may be faster, and whatever had been decided on a change that never came to be would be wrong. There
 /// a record with a change under way is not looked at; commands about it wait for the end of the change.
+/// So they do in both cases where another actor has yet to agree to the change.
 pub(crate) struct Memory<R: Kept> {
     records: HashMap<R::Key, R>,
     /// Of which records a change is under way, and what waits for its end.
@@ -121,12 +123,13 @@ impl<R: Kept> Memory<R> {
         }
     }
 
-    /// A change has come to its end: the record as it is then, or nothing where that is not known. Who
-    /// waited goes on, in the order in which they came.
-    fn settle(&mut self, key: R::Key, generation: u32, record: Option<R>) {
+    /// A change has come to its end: the record as it is then, or nothing where it was not written.
+    /// Over a shared store another server has then perhaps been faster. Who waited goes on, in the order
+    /// in which they came.
+    fn settle(&mut self, key: R::Key, generation: u32, record: Option<R>, is_shared: bool) {
         match record {
             Some(record) if generation == self.generation => self.remember(record),
-            // Where another generation has begun there is nothing that this could be wrong about.
+            None if !is_shared => {}
             _ => {
                 self.records.remove(&key);
             }
@@ -245,7 +248,8 @@ pub(crate) trait Keeper: Actor + Receive<Upkeep<Self::Record>> {
             Upkeep::Forgettable(records, now) => forget(self, &records, now),
             Upkeep::LookAgain(now) => look_for_forgettable(self, now),
             Upkeep::Settled(key, generation, record) => {
-                self.memory().settle(key, generation, record);
+                let is_shared = self.handles().is_shared();
+                self.memory().settle(key, generation, record, is_shared);
             }
             Upkeep::Reload(generation) => self.memory().reload(generation),
         }
@@ -253,33 +257,29 @@ pub(crate) trait Keeper: Actor + Receive<Upkeep<Self::Record>> {
 }
 
 /// A change of a record that is under way. It travels with the change; however that ends, by a
-/// commit, a conflict, a failure, or by being dropped on its way, the record's owner hears of it:
-/// whoever waits goes on, and what memory was ahead with is forgotten where it never came to be.
+/// commit, a conflict, a failure, or by being dropped on its way, the record's owner hears of it, and
+/// whoever waits goes on.
 pub(crate) struct UnderWay<K: Keeper>(Option<Settling<K>>);
 
 struct Settling<K: Keeper> {
     handles: Arc<Handles>,
     key: <K::Record as Kept>::Key,
     generation: u32,
-    /// Memory shows the record as changed already.
-    ahead: bool,
     outcome: Option<K::Record>,
 }
 
 impl<K: Keeper> UnderWay<K> {
     /// The change was written, and this is the record now.
     pub(crate) fn is_written(mut self, record: &K::Record) {
-        match &mut self.0 {
-            Some(Settling { ahead: true, .. }) => self.0 = None,
-            Some(settling) => settling.outcome = Some(record.clone()),
-            None => {}
+        if let Some(settling) = &mut self.0 {
+            settling.outcome = Some(record.clone());
         }
     }
 }
 
 impl<K: Keeper> Drop for UnderWay<K> {
     fn drop(&mut self) {
-        if let Some(Settling { handles, key, generation, outcome, .. }) = self.0.take() {
+        if let Some(Settling { handles, key, generation, outcome }) = self.0.take() {
             K::mailbox(&handles).send(Upkeep::Settled(key, generation, outcome));
         }
     }
@@ -294,19 +294,17 @@ pub(crate) fn begin_change<K: Keeper>(
     if keeper.handles().is_shared() { forward_change(keeper, key) } else { UnderWay(None) }
 }
 
-/// The same where another actor has to agree before it is committed.
+/// The same where another actor has to agree before it is committed, whatever the store: until then
+/// nothing of it waits in persistence's queue, and an answer that rested on it would be too early.
 pub(crate) fn forward_change<K: Keeper>(
     keeper: &mut K,
     key: <K::Record as Kept>::Key,
 ) -> UnderWay<K> {
     let handles = Arc::clone(keeper.handles());
-    let ahead = !handles.is_shared();
     let memory = keeper.memory();
-    if !ahead {
-        memory.changing.entry(key).or_default();
-    }
+    memory.changing.entry(key).or_default();
     let generation = memory.generation;
-    UnderWay(Some(Settling { handles, key, generation, ahead, outcome: None }))
+    UnderWay(Some(Settling { handles, key, generation, outcome: None }))
 }
 
 /// Takes a record for what its change, which has been sent on its way, will make of it, where memory

@@ -165,6 +165,11 @@ impl Activation {
         self.state == ActivationState::Open && !self.is_over(now)
     }
 
+    /// Whether the code was given back, or another activation of the same machine took its place.
+    pub const fn is_released(&self) -> bool {
+        matches!(self.state, ActivationState::Released(_))
+    }
+
     /// Where it stands, as people call it: `open`, `lapsed`, `confirmed` or `released`.
     pub fn standing(&self, now: Timestamp) -> &'static str {
         match self.state {
@@ -199,7 +204,7 @@ impl Activation {
         now: Timestamp,
         life: &Lifetimes,
     ) -> Result<Resume, Refusal> {
-        if matches!(self.state, ActivationState::Released(_)) {
+        if self.is_released() {
             return Ok(Resume::Stale);
         }
         self.precheck(&request.holder, now)?;

@@ -41,10 +41,12 @@ impl Timestamp {
     }
 }
 
-/// Seconds by which clocks may differ: those of servers that share a store (one whose clock is off by
-/// more than a second is not ready), and one server's before and after a small correction. A date
-/// further ahead than this was written by a clock that was wrong.
-pub const SLACK: u64 = 5;
+/// Seconds by which a date may lie ahead of the time of a request. A request keeps the time at which it
+/// came, and may wait for ten seconds (`server.request_timeout_ms`) while others write what it then
+/// meets; and clocks may differ by some seconds more: those of servers that share a store (one whose
+/// clock is off by more than a second is not ready), and one server's before and after a small
+/// correction. A date further ahead than this was written by a clock that was wrong.
+pub const SLACK: u64 = 15;
 
 /// The time from when something is made until it is over: a code, an activation, a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

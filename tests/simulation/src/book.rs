@@ -2,6 +2,7 @@
 //! every answer, and nothing of the inside.
 
 use iptunnel_actors::Failure;
+use iptunnel_checker::history::{self, Answer, Call};
 use iptunnel_domain::activation::ActivationId;
 use iptunnel_domain::code::CodeHash;
 use iptunnel_domain::{Refusal, Timestamp};
@@ -78,6 +79,10 @@ struct Operation {
     heard: Option<(u64, Heard)>,
     /// When the request was sent, by the clock.
     at: Timestamp,
+    /// The same, and when it was heard of, by virtual microseconds, of which no two are the same.
+    span: (u64, u64),
+    /// When the precheck was that an activate rests on, likewise.
+    prechecked: u64,
 }
 
 /// An activation as its machine knows it.
@@ -140,7 +145,13 @@ const SLACK: u64 = 30;
 
 impl Book {
     /// Notes a request; its number.
-    pub fn invoke(&mut self, step: u64, server: usize, asked: Asked, at: Timestamp) -> usize {
+    pub fn invoke(
+        &mut self,
+        (step, moment): (u64, u64),
+        server: usize,
+        asked: Asked,
+        at: Timestamp,
+    ) -> usize {
         match &asked {
             Asked::Release { code, id, .. } => self.may_close(*code, *id),
             Asked::Confirm { code, id, .. } => {
@@ -165,7 +176,12 @@ impl Book {
             }
             _ => {}
         }
-        self.operations.push(Operation { asked, server, invoked: step, heard: None, at });
+        let prechecked = match &asked {
+            Asked::Activate { code, machine, .. } => self.last_precheck(*code, *machine),
+            _ => 0,
+        };
+        let (invoked, heard, span) = (step, None, (moment, u64::MAX));
+        self.operations.push(Operation { asked, server, invoked, heard, at, span, prechecked });
         self.operations.len() - 1
     }
 
@@ -223,9 +239,16 @@ impl Book {
     }
 
     /// Notes what was heard, and checks it.
-    pub fn hear(&mut self, step: u64, operation: usize, heard: Heard, now: Timestamp) {
+    pub fn hear(
+        &mut self,
+        (step, moment): (u64, u64),
+        operation: usize,
+        heard: Heard,
+        now: Timestamp,
+    ) {
         let Some(one) = self.operations.get_mut(operation) else { return };
         one.heard = Some((step, heard.clone()));
+        one.span.1 = moment;
         let (asked, invoked, at, server) = (one.asked.clone(), one.invoked, one.at, one.server);
         let checked = match &asked {
             Asked::Activate { code, machine, host } => self.activated(
@@ -548,6 +571,88 @@ impl Book {
             }
         }
         Ok(())
+    }
+
+    fn last_precheck(&self, code: usize, machine: usize) -> u64 {
+        let ready = |one: &&Operation| {
+            one.asked == Asked::Precheck { code, machine }
+                && matches!(&one.heard, Some((_, Heard::Ready)))
+        };
+        self.operations.iter().filter(ready).map(|one| one.span.1).max().unwrap_or(0)
+    }
+
+    /// What was asked about codes and what was answered, for the search for one order of all of it.
+    pub fn history(&self) -> Vec<history::Operation> {
+        let mut names: Vec<ActivationId> = Vec::new();
+        let mut name = |id: ActivationId| {
+            let known = names.iter().position(|one| *one == id);
+            let place = known.unwrap_or_else(|| {
+                names.push(id);
+                names.len() - 1
+            });
+            place as u32
+        };
+        let mut all = Vec::new();
+        for (client, one) in self.operations.iter().enumerate() {
+            let call = match one.asked {
+                Asked::Issue => {
+                    // Codes are known by the order in which they were heard of.
+                    let Some((_, Heard::Issued { .. })) = &one.heard else { continue };
+                    Call::Issue { code: self.place_of_issue(one.span.1) }
+                }
+                Asked::Precheck { code, machine } => {
+                    Call::Precheck { code: code as u32, machine: machine as u32 }
+                }
+                Asked::Activate { code, machine, host } => Call::Activate {
+                    code: code as u32,
+                    machine: machine as u32,
+                    binding: host as u32,
+                    prechecked: (one.prechecked, one.prechecked),
+                },
+                Asked::Confirm { code, id, .. } => {
+                    Call::Confirm { code: code as u32, activation: name(id) }
+                }
+                Asked::Release { code, id, .. } => {
+                    Call::Release { code: code as u32, activation: name(id) }
+                }
+                _ => continue,
+            };
+            let answer = match one.heard.as_ref().map(|(_, heard)| heard) {
+                None | Some(Heard::Nothing | Heard::Failed(Failure::OutcomeUnknown)) => {
+                    Answer::Perhaps
+                }
+                Some(Heard::Failed(_) | Heard::Refused(Refusal::RateLimited { .. })) => {
+                    Answer::Nothing
+                }
+                Some(Heard::Issued { .. }) => Answer::Issued,
+                Some(Heard::Ready) => Answer::Ready,
+                Some(Heard::Granted { id, .. }) => {
+                    let activation = name(*id);
+                    Answer::Granted(history::Grant { activation, token: activation })
+                }
+                Some(Heard::Confirmed) => Answer::Confirmed,
+                Some(Heard::Released { restored }) => Answer::Released { restored: *restored },
+                Some(Heard::AlreadyConfirmed) => Answer::StaysConfirmed,
+                Some(Heard::Refused(Refusal::CodeUsed)) => Answer::Used,
+                Some(Heard::Refused(Refusal::CodeExpired)) => Answer::Expired,
+                Some(Heard::Refused(Refusal::CodeMaxActivations)) => Answer::MaxActivations,
+                Some(Heard::Refused(Refusal::TokenInvalid)) => Answer::TokenInvalid,
+                Some(Heard::Refused(Refusal::TokenUsed)) => Answer::TokenUsed,
+                Some(Heard::Refused(Refusal::ActivationNotFound)) => Answer::ActivationNotFound,
+                Some(other) => Answer::Other(format!("{other:?}")),
+            };
+            let (invoked, returned) = one.span;
+            let (client, server) = (client as u32, one.server as u32);
+            all.push(history::Operation { client, server, invoked, returned, call, answer });
+        }
+        all
+    }
+
+    fn place_of_issue(&self, heard: u64) -> u32 {
+        let issued = self.operations.iter().filter(|one| {
+            matches!(&one.heard, Some((_, Heard::Issued { .. }))) && one.span.1 < heard
+        });
+        issued.count() as u32
     }
 
     /// How many requests there were.

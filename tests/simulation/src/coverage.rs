@@ -26,8 +26,6 @@ pub enum State {
     LimitRefused,
     /// A guard did not hold: another server was faster.
     Conflict,
-    /// A request whose change conflicted was decided again and granted.
-    DecidedAgain,
     /// A commit was refused.
     Refused,
     /// What became of a commit was unknown.
@@ -78,6 +76,10 @@ pub enum State {
     Lapsed,
     /// A request met a server without a permit left.
     NoPermit,
+    /// One order was found that explains all answers.
+    OrderFound,
+    /// The search for such an order took too long.
+    OrderUndecided,
 }
 
 impl State {
@@ -93,7 +95,6 @@ impl State {
         Self::AbandonedClaimed,
         Self::LimitRefused,
         Self::Conflict,
-        Self::DecidedAgain,
         Self::Refused,
         Self::Unknown,
         Self::ReadBackWritten,
@@ -119,6 +120,7 @@ impl State {
         Self::Expired,
         Self::Lapsed,
         Self::NoPermit,
+        Self::OrderFound,
     ];
 }
 

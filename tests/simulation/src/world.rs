@@ -11,6 +11,8 @@ use crate::planted::Planted;
 use crate::server::{Common, Site, life};
 use iptunnel_actors::Failure;
 use iptunnel_actors::stepped::Step;
+use iptunnel_checker::Rules;
+use iptunnel_checker::check::Broken;
 use iptunnel_domain::activation::{ActivationId, ActivationState};
 use iptunnel_domain::audit::Action;
 use iptunnel_domain::limit::{Limits, Policy};
@@ -68,6 +70,9 @@ pub fn run(seed: u64, kind: Kind, planted: &Planted, traced: bool) -> Outcome {
     if world.book.violations.is_empty() {
         world.look_inside();
     }
+    if world.book.violations.is_empty() {
+        world.find_one_order();
+    }
     Outcome {
         coverage: world.coverage,
         violations: world.book.violations,
@@ -109,6 +114,7 @@ struct World {
     step: u64,
     /// Virtual milliseconds since the start.
     now: u64,
+    moment: u64,
     /// What the clocks of all machines are off by, in seconds.
     skew: u64,
     ready: Vec<Step>,
@@ -174,6 +180,7 @@ impl World {
             traced,
             step: 0,
             now: 0,
+            moment: 0,
             skew: 0,
             ready: Vec::new(),
             sessions: 0,
@@ -185,6 +192,12 @@ impl World {
         };
         (0..servers).for_each(|server| world.start(server));
         world
+    }
+
+    /// The present in virtual microseconds; no two moments are the same.
+    fn moment(&mut self) -> u64 {
+        self.moment = (self.moment + 1).max(self.now * 1000);
+        self.moment
     }
 
     fn clock(&self) -> Timestamp {
@@ -686,7 +699,8 @@ impl World {
             token,
             session: self.sessions,
         };
-        let operation = self.book.invoke(self.step, server, asked.clone(), now);
+        let moment = self.moment();
+        let operation = self.book.invoke((self.step, moment), server, asked.clone(), now);
         self.book_operations = self.book.operations();
         self.tell(|| format!("server {server} is asked {operation}: {asked:?}"));
         let Some(running) = self.sites.get(server).and_then(|site| site.running.as_ref()) else {
@@ -772,7 +786,8 @@ impl World {
             }
             _ => {}
         }
-        self.book.hear(self.step, operation, heard, now);
+        let moment = self.moment();
+        self.book.hear((self.step, moment), operation, heard, now);
     }
 
     /// What an installer makes of an answer.
@@ -932,6 +947,38 @@ impl World {
                 }
             }
         }
+    }
+
+    /// All that was answered about a code must be explained by one order of what was asked. Where an
+    /// epoch has begun what is void is not what the contract says of a code, and is left out.
+    fn find_one_order(&mut self) {
+        if self.book.fenced() {
+            return;
+        }
+        let life = life();
+        let seconds = |seconds: u64| seconds * 1_000_000;
+        let lifetimes = iptunnel_checker::Lifetimes {
+            code: seconds(life.code),
+            precheck_token: seconds(life.precheck_token),
+            install_token: seconds(life.install_token),
+            restored: seconds(life.restored),
+            max_lifetime: seconds(life.max_lifetime),
+            tolerance: seconds(2),
+        };
+        let rules = Rules {
+            max_activations: life.max_activations,
+            lifetimes: Some(lifetimes),
+            revocation_reaches: 0,
+            finished: false,
+        };
+        for violation in iptunnel_checker::check(&self.book.history(), &rules) {
+            if violation.broken == Broken::Undecided {
+                self.coverage.reach(State::OrderUndecided);
+            } else {
+                self.book.found(self.step, None, &violation.to_string());
+            }
+        }
+        self.coverage.reach(State::OrderFound);
     }
 
     /// What the store holds must fit together, and hold what was answered.
