@@ -81,6 +81,8 @@ struct State {
     /// Somebody waits for what is pending.
     urgent: bool,
     stopping: bool,
+    /// The thread has ended: whatever is pending then stays so.
+    ended: bool,
 }
 
 /// What is wrong with the engine.
@@ -212,6 +214,9 @@ impl JournaledStore {
         let mut state = self.shared.lock();
         while state.taken_over < last {
             state.trouble.check()?;
+            if state.ended {
+                return Err(is_closed());
+            }
             if !std::mem::replace(&mut state.urgent, true) {
                 self.shared.changed.notify_all();
             }
@@ -265,7 +270,13 @@ impl JournaledStore {
         if !matches!(self.shared.lock().trouble, Trouble::Refuses(_)) {
             return Ok(());
         }
-        self.engine.commit(&[])?;
+        match self.engine.commit(&[]) {
+            // Nothing was asked for whose fate could be unknown.
+            Err(CommitError::Unknown(reason)) if !self.engine.has_failed_a_sync() => {
+                return Err(CommitError::Refused(reason));
+            }
+            outcome => outcome?,
+        };
         let mut state = self.shared.lock();
         if matches!(state.trouble, Trouble::Refuses(_)) {
             state.trouble = Trouble::None;
@@ -341,6 +352,7 @@ struct LastWord<'a>(&'a Shared);
 impl Drop for LastWord<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
+        state.ended = true;
         if !state.stopping && !matches!(state.trouble, Trouble::Fatal(_)) {
             state.trouble = Trouble::Fatal("the thread that writes rows has ended".into());
         }

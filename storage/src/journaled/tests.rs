@@ -829,3 +829,39 @@ fn a_commit_that_goes_past_the_journal_is_one_that_a_store_must_hold() {
     assert!(store.holds(&mark).unwrap() && has_code(&store, 2));
     assert!(!earlier.store().holds(&mark).unwrap());
 }
+
+#[test]
+fn whoever_waits_for_the_engine_when_the_store_is_closed_is_told_so() {
+    let pair = Pair::new();
+    let store = Arc::new(pair.store());
+    // The thread has ended, and a commit that was under way is in the journal.
+    store.shared.lock().stopping = true;
+    store.shared.changed.notify_all();
+    store.thread.lock().unwrap().take().unwrap().join().unwrap();
+    let committed = store.commit(&issue(1..=1)).is_ok();
+    let reader = Arc::clone(&store);
+    let reader = std::thread::spawn(move || reader.frontier().is_err());
+    until("the reader is told", || reader.is_finished());
+    assert!(reader.join().unwrap());
+    store.close();
+    let reopened = pair.store();
+    assert_eq!(has_code(&reopened, 1), committed);
+}
+
+#[test]
+fn a_probe_that_cannot_open_the_rows_refuses_and_is_made_again() {
+    let pair = Pair::new();
+    let store = pair.stepped();
+    store.commit(&issue(1..=1)).unwrap();
+    pair.rows.fault(Fault::Full);
+    assert!(!store.checkpoint());
+    // Now they cannot be opened either. Nothing was asked of them whose fate could be unknown.
+    pair.rows.fault(Fault::FailsWrites);
+    for _ in 0..3 {
+        let probed = store.commit(&[]);
+        assert!(matches!(probed, Err(CommitError::Refused(_))), "{probed:?}");
+    }
+    pair.rows.fault(Fault::None);
+    until("the store comes back", || store.commit(&[]).is_ok());
+    assert_eq!(store.frontier().unwrap().code.0, 1);
+}

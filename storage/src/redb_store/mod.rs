@@ -555,6 +555,10 @@ impl RedbStore {
     /// A commit on a closed store opens it again, but never succeeds itself: whoever built on what
     /// was in memory has to look first.
     fn reopen_then_refuse<T>(&self) -> Result<T, CommitError> {
+        if self.has_failed_a_sync() {
+            // What could be read then need not be what the disk holds.
+            return Err(CommitError::Unknown("a sync has failed".into()));
+        }
         let mut guard = self.write_lock();
         match self.open_database() {
             Ok(database) => {
