@@ -17,6 +17,7 @@ mod epoch;
 mod feed;
 mod journal;
 mod journaled;
+mod outage;
 mod postgres;
 mod record;
 mod redb_store;
@@ -26,6 +27,7 @@ pub use copy::{CopyError, Sum, copy, sums};
 pub use disk::{Disk, FileDisk};
 pub use feed::Listener;
 pub use journaled::{Disks, JournaledStore};
+pub use outage::Outage;
 pub use postgres::{Inspection, PostgresStore};
 pub use redb_store::{FORMAT_VERSION, OpenDisk, RedbStore};
 
