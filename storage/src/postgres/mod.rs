@@ -25,6 +25,7 @@ mod statement;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 mod tests;
+mod tls;
 
 pub use inspect::Inspection;
 
