@@ -268,6 +268,8 @@ pub enum Grade {
     Good,
     /// It costs speed, or will cause trouble.
     Warns,
+    /// Requests are refused or wait for as long as it lasts; nothing is lost by it.
+    Stops,
     /// What was answered may be lost, so that a spent code comes back.
     Breaks,
 }
@@ -318,6 +320,19 @@ pub trait Shared: Send + Sync {
     fn give_back(&self, counters: Vec<(u64, Timestamp)>) -> Result<(), ReadError>;
     /// Whether the database keeps what a store promises.
     fn examine(&self) -> Result<Vec<Finding>, ReadError>;
+    /// Whether a commit would come to be now: one that changes nothing is tried, and waited for at most
+    /// some seconds. It is no commit of [`Store::commit`], so nothing is decided by it.
+    ///
+    /// # Errors
+    /// Why it would not.
+    fn takes_commits(&self) -> Result<(), ReadError> {
+        Ok(())
+    }
+    /// How many hosts said that they are the primary when they were last asked. More than one means
+    /// that a standby was promoted and the old primary has come back.
+    fn primaries(&self) -> u32 {
+        1
+    }
     /// Forgets the counters whose windows are over, and, where there are more than `most`, those that
     /// have counted least and have not reached their limit.
     fn forget_counters(&self, now: Timestamp, most: u32) -> Result<(), ReadError>;
@@ -334,6 +349,15 @@ pub trait Store: Send + Sync + 'static {
     /// [`CommitError::Refused`] where certainly nothing was written; the store works again as soon
     /// as a later commit succeeds. [`CommitError::Unknown`] where only a new start can tell.
     fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError>;
+
+    /// Tries the whole way of a commit, after one was refused: as much as can be tried without changing
+    /// anything. What it does not find out shows in the next commit.
+    ///
+    /// # Errors
+    /// Those of [`Store::commit`].
+    fn probe(&self) -> Result<(), CommitError> {
+        self.commit(&[]).map(|_| ())
+    }
 
     /// The store as several servers share it; `None` where it is this server's alone, so that what
     /// memory holds is what the store holds or soon will.
