@@ -13,7 +13,7 @@ use crate::http::watch::Watchers;
 use crate::http::{ROUTES, around, operators, public};
 use crate::mark::{self, MarkError};
 use crate::secrets::{SecretError, SigningFile, lookup_key};
-use crate::sharing::{agree, clock_offset, share};
+use crate::sharing::{Figures, agree, share};
 use crate::tokens::Tokens;
 use crate::tuning::{OnChange, Tuner};
 use actix_web::dev::ServerHandle;
@@ -139,7 +139,7 @@ pub async fn run(
 ) -> Result<(), RunError> {
     let Surroundings { clock, disks, public: public_socket, admin: admin_socket } = surroundings;
     let mut registry = Registry::with_prefix("iptunnel");
-    let (offset, epoch) = (clock_offset(&mut registry), store_epoch(&mut registry));
+    let (figures, epoch) = (Figures::new(&mut registry), store_epoch(&mut registry));
     clock.set_backs().register(&mut registry);
 
     // The store, which knows what operators have changed; then secrets; then the actors.
@@ -226,7 +226,7 @@ pub async fn run(
     let marker = mark::keep(Arc::clone(handles.store()), base.storage.path.clone(), epoch);
     let marker = actix_web::rt::spawn(marker);
     let sharing = handles.store().shared().is_some();
-    let sharer = sharing.then(|| actix_web::rt::spawn(share(state.clone(), resettle, offset)));
+    let sharer = sharing.then(|| actix_web::rt::spawn(share(state.clone(), resettle, figures)));
     started();
 
     tracing::info!(public = %address, admin = %bind, "the server is up");

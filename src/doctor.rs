@@ -2,9 +2,10 @@
 
 use crate::cli::tell;
 use crate::config::{Backend, Config};
+use crate::mark;
 use crate::remote::Output;
-use crate::sharing::{clock_ahead, clock_is_right};
-use iptunnel_storage::{Finding, Grade, Inspection};
+use crate::sharing::{clock_ahead, clock_is_right, clock_words};
+use iptunnel_storage::{Finding, Grade, Inspection, Mark};
 use serde_json::json;
 use std::path::Path;
 
@@ -12,7 +13,7 @@ const fn word(grade: Grade) -> &'static str {
     match grade {
         Grade::Good => "good",
         Grade::Warns => "warning",
-        Grade::Breaks => "bad",
+        Grade::Stops | Grade::Breaks => "bad",
     }
 }
 
@@ -22,15 +23,19 @@ const fn word(grade: Grade) -> &'static str {
 /// Where a database cannot be asked, or something is bad.
 pub fn examine(config: &Config, output: Output) -> Result<(), String> {
     let findings = match config.storage.backend {
-        Backend::Postgres => of_database(&config.storage.url)?,
+        Backend::Postgres => of_database(config)?,
         Backend::Redb => vec![of_file(&config.storage.path)],
     };
-    let bad = findings.iter().any(|finding| finding.grade == Grade::Breaks);
+    let has = |grade: Grade| findings.iter().any(|finding| finding.grade == grade);
+    let (breaks, stops) = (has(Grade::Breaks), has(Grade::Stops));
     show(&findings, output);
-    match (bad, config.storage.allow_async_failover) {
-        (false, _) => Ok(()),
-        (true, false) => Err("a spent code could come back, and servers are not ready".into()),
-        (true, true) => {
+    match (breaks, stops, config.storage.allow_async_failover) {
+        (false, false, _) => Ok(()),
+        (false, true, _) => {
+            Err("servers are not ready, or refuse requests, until what is bad is mended".into())
+        }
+        (true, _, false) => Err("a spent code could come back, and servers are not ready".into()),
+        (true, _, true) => {
             Err("a spent code could come back; allow_async_failover says: known".into())
         }
     }
@@ -47,19 +52,28 @@ fn of_file(path: &Path) -> Finding {
     }
 }
 
-fn of_database(url: &str) -> Result<Vec<Finding>, String> {
-    let database = Inspection::of(url).map_err(|error| error.to_string())?;
-    let mut findings = database.examine().map_err(|error| error.to_string())?;
+fn of_database(config: &Config) -> Result<Vec<Finding>, String> {
+    let newest = newest_seen(&config.storage.path);
+    let database =
+        Inspection::of(&config.storage.url, newest).map_err(|error| error.to_string())?;
+    let mut findings = database.examine();
     if let Some(ahead) = clock_ahead(|| database.clock()) {
         let right = clock_is_right(ahead);
         findings.push(Finding {
-            grade: if right { Grade::Good } else { Grade::Breaks },
-            what: format!("the database's clock is ahead of this machine's by {ahead} ms"),
+            grade: if right { Grade::Good } else { Grade::Stops },
+            what: clock_words(ahead),
             why: "servers go by the database's clock, and above a second are not ready",
             mend: if right { String::new() } else { "keep both by NTP".into() },
         });
     }
     Ok(findings)
+}
+
+/// The highest timeline of the database that the server of this folder has seen; 0 where it has left
+/// no mark that can be read.
+fn newest_seen(path: &Path) -> u32 {
+    let mark = std::fs::read_to_string(mark::file_of(path)).ok();
+    mark.and_then(|text| text.parse().ok()).map_or(0, |mark: Mark| mark.timeline)
 }
 
 fn show(findings: &[Finding], output: Output) {

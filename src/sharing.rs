@@ -6,7 +6,7 @@ use crate::app::RunError;
 use crate::http::state::State;
 use actix_web::web::Data;
 use iptunnel_domain::lookup::{LookupKey, Purpose};
-use iptunnel_storage::{Finding, Grade, ReadError, Shared, Store};
+use iptunnel_storage::{Finding, Grade, Outage, ReadError, Shared, Store};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::pin::pin;
@@ -28,15 +28,25 @@ pub fn agree(store: &dyn Store, lookup: &LookupKey) -> Result<(), RunError> {
     }
 }
 
-/// Seconds by which the store's clock is ahead.
-pub type Offset = Gauge<f64, AtomicU64>;
+/// What `/metrics` says of a shared store.
+pub struct Figures {
+    /// Seconds by which the store's clock is ahead.
+    offset: Gauge<f64, AtomicU64>,
+    /// Hosts that say that they are the primary.
+    primaries: Gauge,
+}
 
-/// Makes the gauge of the clock.
-pub fn clock_offset(registry: &mut Registry) -> Offset {
-    let offset = Offset::default();
-    let help = "Seconds by which the shared store's clock is ahead of this machine's";
-    registry.register("clock_offset_seconds", help, offset.clone());
-    offset
+impl Figures {
+    /// Makes the figures known to the registry.
+    pub fn new(registry: &mut Registry) -> Self {
+        let figures = Self { offset: Gauge::default(), primaries: Gauge::default() };
+        let help = "Seconds by which the shared store's clock is ahead of this machine's";
+        registry.register("clock_offset_seconds", help, figures.offset.clone());
+        let help =
+            "Hosts of storage.url that say that they are the primary: more than one is wrong";
+        registry.register("store_primaries", help, figures.primaries.clone());
+        figures
+    }
 }
 
 /// How often the shared store is asked for the time, and so whether it is there.
@@ -54,6 +64,12 @@ const CLOCK_MAY_DIFFER: i64 = 1000;
 /// Whether a server may go by its machine's clock where the store's is so far `ahead` of it.
 pub const fn clock_is_right(ahead: i64) -> bool {
     ahead.abs() <= CLOCK_MAY_DIFFER
+}
+
+/// A sentence about a store's clock that is so many milliseconds `ahead` of this machine's.
+pub fn clock_words(ahead: i64) -> String {
+    let (by, side) = (ahead.unsigned_abs(), if ahead < 0 { "behind" } else { "ahead of" });
+    format!("the database's clock is {side} this machine's by {by} ms")
 }
 
 /// How often the store is asked for the time in a row: what took longest tells least.
@@ -79,7 +95,7 @@ pub fn clock_ahead(clock: impl Fn() -> Result<u64, ReadError>) -> Option<i64> {
 
 /// The same of the shared store, beside everything else. Where it says nothing for a while it counts
 /// as away until it does.
-async fn store_ahead(state: &State) -> Option<i64> {
+async fn store_ahead(state: &State, silent: &Outage) -> Option<i64> {
     let mut best: Option<Look> = None;
     for _ in 0..LOOKS {
         let store = Arc::clone(state.handles.store());
@@ -90,56 +106,92 @@ async fn store_ahead(state: &State) -> Option<i64> {
         } else {
             // It may stand still without having closed a connection.
             state.health.store_is_there(false);
-            tracing::error!("the store does not answer");
+            silent.begins("it was asked for the time");
             asked.await
         };
         if let Some(told) = told.ok().flatten() {
             best = Some(best.map_or(told, |best| best.min(told)));
         }
     }
+    if best.is_some() {
+        silent.ends();
+    }
     best.map(|(_, ahead)| ahead)
+}
+
+/// Whether the shared store takes commits: nobody has to lose a request to find out.
+async fn takes_commits(state: &State, refuses: &Outage) -> bool {
+    let store = Arc::clone(state.handles.store());
+    let tried = move || store.shared().map_or(Ok(()), Shared::takes_commits);
+    match actix_web::web::block(tried).await {
+        Ok(Ok(())) => {
+            refuses.ends();
+            true
+        }
+        Ok(Err(ReadError(why))) => {
+            refuses.begins(&why);
+            false
+        }
+        Err(_) => false,
+    }
 }
 
 /// Whether the shared store keeps what it promises. Where it does not the server is not ready, unless
 /// its operator knows.
-async fn look_at_the_store(state: &State) {
+async fn look_at_the_store(state: &State, unsafe_store: &Outage) {
     let store = Arc::clone(state.handles.store());
     let examined = move || store.shared().map(Shared::examine);
     let Ok(Some(Ok(findings))) = actix_web::web::block(examined).await else { return };
     let broken = findings.iter().filter(|finding| finding.grade == Grade::Breaks);
     let known = state.config.load().storage.allow_async_failover;
-    let mut safe = true;
-    for Finding { what, why, mend, .. } in broken {
-        safe = false;
-        if known {
-            tracing::debug!(what, why, mend, "the store may lose what was answered");
-        } else {
-            tracing::error!(what, why, mend, "the store may lose what was answered: not ready");
-        }
+    let broken: Vec<String> = broken
+        .map(|Finding { what, why, mend, .. }| format!("{what}: {why}; mend it with: {mend}"))
+        .collect();
+    if broken.is_empty() || known {
+        unsafe_store.ends();
+    } else {
+        unsafe_store.begins(&broken.join("; "));
     }
-    state.health.store_is_safe(safe || known);
+    state.health.store_is_safe(broken.is_empty() || known);
 }
 
 /// What a server does that shares its store: it goes by the store's clock, and by the settings that
 /// operators change on other servers.
-pub async fn share(state: Data<State>, resettle: Arc<Notify>, offset: Offset) {
+pub async fn share(state: Data<State>, resettle: Arc<Notify>, figures: Figures) {
+    let silent = Outage::new("the store does not answer", "the store answers again");
+    let refuses = Outage::new("the store takes no commits: not ready", "the store takes commits");
+    let differs = Outage::new(
+        "the machine's clock differs from the store's: not ready",
+        "the machine's clock is the store's again",
+    );
+    let loses = Outage::new(
+        "the store may lose what was answered: not ready",
+        "the store keeps what was answered",
+    );
     let (mut ask, mut rounds) = (tokio::time::interval(ASK_TIME), 0u32);
     loop {
         tokio::select! {
             _ = ask.tick() => {
-                let ahead = store_ahead(&state).await;
-                state.health.store_is_there(ahead.is_some());
+                let ahead = store_ahead(&state, &silent).await;
+                let works = ahead.is_some() && takes_commits(&state, &refuses).await;
+                state.health.store_is_there(works);
                 if let Some(ahead) = ahead {
                     state.clock.correct(ahead);
-                    offset.set(ahead as f64 / 1000.0);
+                    figures.offset.set(ahead as f64 / 1000.0);
                     let fit = clock_is_right(ahead);
-                    if !fit {
-                        tracing::error!(ahead, "the machine's clock differs from the store's");
+                    if fit {
+                        differs.ends();
+                    } else {
+                        differs.begins(&clock_words(ahead));
                     }
                     state.health.clock_is_right(fit);
                 }
                 if ahead.is_some() && rounds.is_multiple_of(EXAMINE) {
-                    let _ = tokio::time::timeout(PATIENCE, look_at_the_store(&state)).await;
+                    let looked = look_at_the_store(&state, &loses);
+                    let _ = tokio::time::timeout(PATIENCE, looked).await;
+                }
+                if let Some(shared) = state.handles.store().shared() {
+                    figures.primaries.set(i64::from(shared.primaries()));
                 }
                 rounds = rounds.wrapping_add(1);
             }

@@ -15,6 +15,7 @@ mod epoch;
 mod feed;
 mod journal;
 mod journaled;
+mod outage;
 mod postgres;
 mod record;
 mod redb_store;
@@ -26,6 +27,7 @@ pub use copy::{CopyError, Sum, copy, sums};
 pub use disk::{Disk, FileDisk};
 pub use feed::Listener;
 pub use journaled::{Disks, JournaledStore};
+pub use outage::Outage;
 pub use postgres::{Inspection, PostgresStore};
 pub use redb_store::{FORMAT_VERSION, OpenDisk, RedbStore};
 
@@ -296,6 +298,8 @@ pub enum Grade {
     Good,
     /// It costs speed, or will cause trouble.
     Warns,
+    /// Requests are refused or wait for as long as it lasts; nothing is lost by it.
+    Stops,
     /// What was answered may be lost, so that a spent code comes back.
     Breaks,
 }
@@ -346,6 +350,19 @@ pub trait Shared: Send + Sync {
     fn give_back(&self, counters: Vec<(u64, Timestamp)>) -> Result<(), ReadError>;
     /// Whether the database keeps what a store promises.
     fn examine(&self) -> Result<Vec<Finding>, ReadError>;
+    /// Whether a commit would come to be now: one that changes nothing is tried, and waited for at most
+    /// some seconds. It is no commit of [`Store::commit`], so nothing is decided by it.
+    ///
+    /// # Errors
+    /// Why it would not.
+    fn takes_commits(&self) -> Result<(), ReadError> {
+        Ok(())
+    }
+    /// How many hosts said that they are the primary when they were last asked. More than one means
+    /// that a standby was promoted and the old primary has come back.
+    fn primaries(&self) -> u32 {
+        1
+    }
     /// Forgets the counters whose windows are over, and, where there are more than `most`, those that
     /// have counted least and have not reached their limit.
     fn forget_counters(&self, now: Timestamp, most: u32) -> Result<(), ReadError>;
@@ -362,6 +379,15 @@ pub trait Store: Send + Sync + 'static {
     /// [`CommitError::Refused`] where certainly nothing was written; the store works again as soon
     /// as a later commit succeeds. [`CommitError::Unknown`] where only a new start can tell.
     fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError>;
+
+    /// Tries the whole way of a commit, after one was refused: as much as can be tried without changing
+    /// anything. What it does not find out shows in the next commit.
+    ///
+    /// # Errors
+    /// Those of [`Store::commit`].
+    fn probe(&self) -> Result<(), CommitError> {
+        self.commit(&[]).map(|_| ())
+    }
 
     /// The store as several servers share it; `None` where it is this server's alone, so that what
     /// memory holds is what the store holds or soon will.

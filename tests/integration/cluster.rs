@@ -48,6 +48,26 @@ impl Cluster {
         Self { folder, bin: versions.pop().unwrap(), port }
     }
 
+    /// A standby of this one, which runs and has to confirm every commit.
+    pub fn standby(&self) -> Self {
+        let standby = Self::empty();
+        let from =
+            format!("host=127.0.0.1 port={} user=postgres application_name=standby", self.port);
+        standby.run("pg_basebackup", &["-R", "-C", "-S", "standby", "-d", &from]);
+        standby.start();
+        self.set("synchronous_standby_names = 'standby'");
+        wait_until("the standby is synchronous", || {
+            self.psql("SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'") == "1"
+        });
+        standby
+    }
+
+    /// Changes a setting.
+    pub fn set(&self, setting: &str) {
+        self.psql(&format!("ALTER SYSTEM SET {setting}"));
+        self.psql("SELECT pg_reload_conf()");
+    }
+
     /// Where its files are.
     pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
@@ -129,6 +149,10 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        // One that stands still would not end.
+        if self.data().join("postmaster.pid").exists() {
+            self.signal(Signal::SIGCONT);
+        }
         let mut stop = self.command("pg_ctl");
         let _ = stop.arg("-D").arg(self.data()).args(["-s", "-m", "immediate", "stop"]).output();
     }

@@ -13,6 +13,7 @@ mod database;
 mod database_tls;
 mod disk;
 mod envelopes;
+mod failover;
 mod faults;
 mod forwarded;
 mod harness;

@@ -7,15 +7,17 @@
 //! be any more.
 
 use super::batch::{self, Member};
-use super::connect::Planned;
+use super::connect::{Found, Line, Planned, Use, Way};
 use super::statement::{Statement, reference, types};
 use super::{Inner, epoch, failed, no_connection, others, told, unreadable};
 use crate::{Change, CommitError, Mark, ReadError, Verdict};
-use deadpool_postgres::{Client, Pool};
+use deadpool_postgres::{Client, ClientWrapper};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
+use tokio::time::timeout;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Row};
 
@@ -23,6 +25,8 @@ use tokio_postgres::{Error, Row};
 /// wait for it are told that it is unknown: longer than a standby takes to be promoted (0.3 s were
 /// measured, and some seconds until somebody does it).
 const SETTLE: Duration = Duration::from_secs(10);
+/// How long one look may take, and how long those together that come before a later commit.
+const LOOK: Duration = Duration::from_secs(3);
 /// Between two looks.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -40,10 +44,25 @@ const FENCE_BATCH: &str = "WITH before AS (
     SET batch = CASE WHEN before.batch = $2::bigint - 1 THEN $3::bigint ELSE before.batch END
     FROM before WHERE id = $1 RETURNING before.batch";
 
-/// The one connection that commits, and what it has committed.
+/// The one connection that commits.
+struct Open {
+    client: ClientWrapper,
+    line: Arc<Line>,
+}
+
+impl From<Found> for Open {
+    fn from(found: Found) -> Self {
+        Self { client: ClientWrapper::new(found.client, found.driver), line: found.line }
+    }
+}
+
+/// Who commits, and what was committed.
 pub(super) struct Writer {
-    client: Option<Client>,
+    open: Option<Open>,
     planned: Planned,
+    /// The timeline on which everything counts that was committed, and that was read for what is to
+    /// be committed.
+    timeline: u32,
     /// The last batch that was written or will never be.
     batch: i64,
     /// The number of the next event.
@@ -82,15 +101,18 @@ enum Trouble {
     Broken(String),
     /// The database lacks what was acknowledged.
     Behind,
+    /// A standby was promoted: this is its timeline.
+    Replaced(u32),
 }
 
 type Answers<'a> = Pin<Box<dyn Future<Output = Result<Option<Row>, Error>> + Send + 'a>>;
 
 impl Writer {
-    pub(super) fn new(process: Process, epoch: i64) -> Self {
+    pub(super) fn new(process: Process, epoch: i64, timeline: u32) -> Self {
         Self {
-            client: None,
+            open: None,
             planned: Planned::default(),
+            timeline,
             batch: 0,
             next_seq: 1,
             in_doubt: false,
@@ -118,11 +140,11 @@ impl Writer {
     /// The database has become an earlier one: what is left of it that could be spent twice is void,
     /// unless another server has seen to that. Nothing that was decided counts any more.
     async fn begin_anew(&mut self, store: &Inner) -> CommitError {
-        self.client = None;
+        self.open = None;
         let anew = async {
-            let mut client = store.pool.get().await.map_err(|error| no_connection(&error).0)?;
             let why = "the database lacked what had been acknowledged";
-            let epoch = epoch::begin(&mut client, self.epoch, why, None).await?;
+            let epoch = store.begin_epoch(self.epoch, why, None).await?;
+            let client = store.pool.get().await.map_err(|error| no_connection(&error).0)?;
             let others = others::read_first(&client).await.map_err(|error| error.to_string())?;
             let process = register(&client).await.map_err(|error| error.to_string())?;
             store.others.replace(others);
@@ -131,7 +153,7 @@ impl Writer {
         match anew.await {
             Ok((epoch, process)) => {
                 store.set_process(process.id);
-                *self = Self::new(process, epoch);
+                *self = Self::new(process, epoch, self.timeline);
                 let words =
                     format!("the database lacked what had been acknowledged: epoch {epoch}");
                 CommitError::Refused(words)
@@ -154,17 +176,19 @@ impl Writer {
         Ok(())
     }
 
-    async fn client(&mut self, pool: &Pool) -> Result<&Client, CommitError> {
-        let client = match self.client.take() {
-            Some(client) if !client.is_closed() => client,
-            _ => pool.get().await.map_err(|error| CommitError::Refused(no_connection(&error).0))?,
+    async fn open(&mut self, way: &Arc<Way>) -> Result<&Open, String> {
+        let open = match self.open.take() {
+            Some(open) if !open.client.is_closed() => open,
+            _ => way.connect(Use::Commit).await?.into(),
         };
         // What goes wrong shows in what is sent next.
-        let _ = self.planned.anew(&client).await;
-        Ok(self.client.insert(client))
+        let _ = self.planned.anew(&open.client).await;
+        Ok(self.open.insert(open))
     }
 
-    /// Commits a batch; one verdict a change, in the order of the changes.
+    /// Commits a batch; one verdict a change, in the order of the changes. One without changes is a
+    /// commit like any other: it counts the batch, and is confirmed by whatever confirms commits. So
+    /// is everything that was read before, for it stands before it in the database's log.
     pub(super) async fn commit(
         &mut self,
         store: &Inner,
@@ -172,7 +196,7 @@ impl Writer {
     ) -> Result<Vec<Verdict>, CommitError> {
         if self.in_doubt {
             // Whoever waited for it has been told; from here on it is one or the other.
-            let settled = self.settle(store, Instant::now()).await;
+            let settled = self.settle(store, Instant::now() + LOOK).await;
             if let Settled::Behind = settled.map_err(CommitError::Refused)? {
                 return Err(self.begin_anew(store).await);
             }
@@ -185,9 +209,6 @@ impl Writer {
             batch::counters_of(&rest.counters),
         ];
         let sets: Vec<Statement<'_>> = sets.into_iter().flatten().collect();
-        if members.is_empty() && sets.is_empty() && !verdicts.is_empty() {
-            return Ok(verdicts);
-        }
         let written = match self.write_surely(store, &members, &sets).await? {
             Ok(written) => written,
             Err(error) if members.is_empty() || !is_of_statement(&error) => {
@@ -236,12 +257,19 @@ impl Writer {
         loop {
             let error = match self.write(store, members, sets).await {
                 Ok(written) => return Ok(Ok(written)),
-                Err(Trouble::RolledBack(error)) if self.client.is_some() || last_try => {
+                Err(Trouble::RolledBack(error)) if self.open.is_some() || last_try => {
                     return Ok(Err(error));
                 }
                 Err(Trouble::RolledBack(error)) => told(&error),
                 Err(Trouble::NotSent(error)) => error,
                 Err(Trouble::Behind) => return Err(self.begin_anew(store).await),
+                Err(Trouble::Replaced(timeline)) => {
+                    self.timeline = timeline;
+                    return Err(CommitError::Refused(format!(
+                        "the database was replaced by its standby, which begins timeline \
+                         {timeline}: what was read before may not be there"
+                    )));
+                }
                 Err(Trouble::Broken(error)) => {
                     if let Some(written) = self.read_back(store, members, &error).await? {
                         return Ok(Ok(written));
@@ -266,10 +294,13 @@ impl Writer {
         sets: &[Statement<'_>],
     ) -> Result<Vec<bool>, Trouble> {
         let (before, batch, process) = (self.batch, self.batch + 1, self.process.clone());
-        let client = match self.client(&store.pool).await {
-            Ok(client) => client,
-            Err(error) => return Err(Trouble::NotSent(error.to_string())),
-        };
+        let timeline = self.timeline;
+        let Open { client, line } = self.open(&store.way).await.map_err(Trouble::NotSent)?;
+        let line = Arc::clone(line);
+        if line.timeline() != timeline {
+            return Err(Trouble::Replaced(line.timeline()));
+        }
+        line.take_cancelled();
         let groups: Vec<&[Member]> = members.chunk_by(Member::goes_with).collect();
         let own: Vec<Statement<'_>> =
             groups.iter().map(|group| batch::statement_of(group, process.id)).collect();
@@ -287,8 +318,9 @@ impl Writer {
         let mark = match prepared.await {
             Ok(mark) => mark,
             Err(error) => {
-                self.client = None;
-                return Err(Trouble::NotSent(told(&error)));
+                let error = said(&line, &error);
+                self.open = None;
+                return Err(Trouble::NotSent(error));
             }
         };
         let marked: [&(dyn ToSql + Sync); 4] = [&process.id, &batch, &before, &process.name];
@@ -315,8 +347,8 @@ impl Writer {
                     }
                 }
                 Err(error) if place == 0 => {
-                    self.client = None;
-                    return Err(Trouble::Broken(told(&error)));
+                    self.open = None;
+                    return Err(Trouble::Broken(said(&line, &error)));
                 }
                 Err(error) if place == 1 && error.code().is_some_and(|c| c.code() == "IP001") => {
                     self.batch = before;
@@ -325,16 +357,19 @@ impl Writer {
                 // Said by the database of a statement before the end: the end was a rollback.
                 Err(error) if place < last && error.as_db_error().is_some() => {
                     if !is_of_statement(&error) {
-                        self.client = None;
+                        self.open = None;
                     }
                     self.batch = before;
                     return Err(Trouble::RolledBack(error));
                 }
                 Err(error) => {
-                    self.client = None;
-                    return Err(Trouble::Broken(told(&error)));
+                    self.open = None;
+                    return Err(Trouble::Broken(said(&line, &error)));
                 }
             }
+        }
+        if line.take_cancelled() {
+            return Err(Trouble::Broken("the wait for a standby was cancelled".into()));
         }
         self.epoch = epoch;
         Ok(written)
@@ -366,36 +401,46 @@ impl Writer {
 
     async fn events(&mut self, store: &Inner, seqs: &[i64]) -> Result<Vec<i64>, String> {
         let process = self.process.id;
-        let client = self.client(&store.pool).await.map_err(|error| error.to_string())?;
+        let Open { client, line } = self.open(&store.way).await?;
         let read = "SELECT seq FROM event WHERE process = $1 AND seq = ANY ($2)";
         let rows = client.query(read, &[&process, &seqs]).await;
-        let rows = rows.map_err(|error| told(&error))?;
+        let rows = rows.map_err(|error| said(line, &error))?;
         rows.iter().map(|row| row.try_get(0).map_err(|error| error.to_string())).collect()
     }
 
     /// What became of the batch in doubt. From here on it is so for good.
     async fn settle(&mut self, store: &Inner, until: Instant) -> Result<Settled, String> {
         loop {
-            match self.look(store).await {
+            let looked = timeout(LOOK, self.look(store)).await;
+            match looked.unwrap_or_else(|_| Err("the database does not say".into())) {
                 // In doubt until a new epoch has begun.
                 Ok(Settled::Behind) => return Ok(Settled::Behind),
                 Ok(settled) => {
                     self.in_doubt = false;
                     return Ok(settled);
                 }
-                Err(error) if Instant::now() >= until => return Err(error),
-                Err(error) => tracing::debug!(error, "the database is away"),
+                Err(error) => {
+                    self.open = None;
+                    if Instant::now() + AGAIN >= until {
+                        return Err(error);
+                    }
+                    tracing::debug!(error, "the outcome is looked for again");
+                }
             }
-            self.client = None;
             tokio::time::sleep(AGAIN).await;
         }
     }
 
     async fn look(&mut self, store: &Inner) -> Result<Settled, String> {
         let (process, batch) = (self.process.clone(), self.batch);
-        let client = self.client(&store.pool).await.map_err(|error| error.to_string())?;
+        let Open { client, line } = self.open(&store.way).await?;
+        line.take_cancelled();
         let asked: [&(dyn ToSql + Sync); 4] = [&process.id, &batch, &(batch + 1), &process.name];
-        let row = client.query_opt(FENCE_BATCH, &asked).await.map_err(|error| told(&error))?;
+        let row = client.query_opt(FENCE_BATCH, &asked).await;
+        let row = row.map_err(|error| said(line, &error))?;
+        if line.take_cancelled() {
+            return Err("the wait for a standby was cancelled".into());
+        }
         let Some(row) = row else { return Ok(Settled::Behind) };
         let found: i64 = row.try_get(0).map_err(|error| told(&error))?;
         Ok(match found - batch {
@@ -407,6 +452,14 @@ impl Writer {
             }
             _ => Settled::Behind,
         })
+    }
+}
+
+/// What became of a statement: the database's words, or why its connection has ended.
+fn said(line: &Line, error: &Error) -> String {
+    match (error.as_db_error(), line.why_it_ended()) {
+        (None, Some(why)) => format!("{}: {why}", line.host),
+        _ => format!("{}: {}", line.host, told(error)),
     }
 }
 

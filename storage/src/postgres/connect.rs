@@ -1,34 +1,72 @@
-//! The way to the database: its address, TLS as libpq's `sslmode` names it, a pool of connections.
+//! The way to the database: its hosts, of which one is the primary, and a pool of connections to it.
+//!
+//! Whoever needs a connection asks all hosts side by side, and takes the primary of the newest
+//! *timeline*: each promotion of a standby begins another one, so a primary that was left behind is
+//! known by its older timeline, and is never used again. As soon as a newer timeline is known every
+//! connection to an older one ends by itself.
 
+use super::tls::Tls;
+use super::told;
+use super::watched::{Socket, Watched, WatchedTls};
 use crate::OpenError;
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts};
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+use crate::outage::Outage;
+use deadpool_postgres::{
+    Connect, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts,
 };
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tokio_postgres::config::SslMode;
-use tokio_postgres::{Config, NoTls};
+use socket2::{SockRef, TcpKeepalive};
+use std::collections::HashSet;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_postgres::config::{Host, SslMode, SslNegotiation, TargetSessionAttrs};
+use tokio_postgres::error::{DbError, Severity};
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::{
+    AsyncMessage, Client, Config, Connection, Error, NoTls, SimpleQueryMessage, SimpleQueryRow,
+};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// Connections of one server: one commits, one charges limits, one follows; the others read.
-pub(super) const CONNECTIONS: usize = 8;
-/// How long a connection may take to come about, to each address.
+/// Connections in the pool of one server: one follows what happens, the others read.
+const POOL: usize = 7;
+/// Connections of one server, at most: those of the pool, one that commits, one that charges limits,
+/// one that writes check-ins, one that tries whether commits come to be, one for upkeep.
+pub(super) const CONNECTIONS: usize = POOL + 5;
+/// How long one host may take until a connection has come about, where the address does not say.
 const CONNECT: Duration = Duration::from_secs(3);
+/// How long the other hosts are waited for once a primary has answered: one of a newer timeline
+/// answers as fast, and a host that stands still does not answer at all.
+const OTHERS: Duration = Duration::from_secs(1);
 /// How long a reader waits for a connection before the store counts as away.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the network may leave what was sent without an acknowledgement.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+/// After this long without a word the other end is asked whether it is there, so that whatever lies
+/// between does not forget the connection.
+const KEEPALIVE: Duration = Duration::from_secs(10);
 /// What every session is told. A server that stands still in the middle of a transaction must not
-/// hold its rows for long; no statement of this program runs for minutes. Statements are planned once,
-/// and by index: what is planned while a table is empty would else go on to look at all of it when it
-/// is full. (Those that join an array to a table are planned anew every few seconds: see `Planned`.)
-const OPTIONS: &str = "-c idle_in_transaction_session_timeout=5000 -c statement_timeout=60000 \
-     -c timezone=UTC -c client_min_messages=warning -c plan_cache_mode=force_generic_plan \
-     -c enable_seqscan=off -c jit=off";
+/// hold its rows for long. Statements are planned once, and by index: what is planned while a table
+/// is empty would else go on to look at all of it when it is full. (Those that join an array to a
+/// table are planned anew every few seconds: see `Planned`.)
+const OPTIONS: &str = "-c idle_in_transaction_session_timeout=5000 -c timezone=UTC \
+     -c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c jit=off";
+/// What nobody may change, said after what the address says: a cancelled wait for a standby is told
+/// by a warning.
+const WARNINGS: &str = "-c client_min_messages=warning";
+/// What a host is asked first. Its timeline only a primary may be asked for. The instant of its start
+/// tells a server that has two addresses from two servers.
+const WHO: &str = "SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() THEN 0 ELSE
+         ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::integer END,
+     pg_postmaster_start_time()::text, current_setting('default_transaction_read_only')";
 
 /// When statements that join arrays to tables were last planned. The database takes an array for ten
 /// values, and a table for as large as it was then: planned while a table was nearly empty, such a
@@ -53,185 +91,656 @@ impl Planned {
     }
 }
 
-/// Where the database is and how to reach it: a URL as libpq takes it.
-///
-/// # Errors
-/// What is wrong with it. The text never holds the URL, which may hold a password.
-pub(super) fn pool(url: &str) -> Result<Pool, OpenError> {
-    let wrong = |problem: String| OpenError::Engine(format!("storage.url: {problem}"));
-    let (url, tls) = Tls::take_from(url).map_err(wrong)?;
-    let mut config: Config = url.parse().map_err(|error: tokio_postgres::Error| {
-        let cause = std::error::Error::source(&error).map(ToString::to_string);
-        wrong(cause.unwrap_or_else(|| error.to_string()))
-    })?;
-    config.ssl_mode(tls.mode());
-    config.connect_timeout(CONNECT);
-    config.tcp_user_timeout(Duration::from_secs(10));
-    config.keepalives_idle(Duration::from_secs(10));
-    config.application_name("iptunnel-server");
-    let own = config.get_options().map(|own| format!(" {own}")).unwrap_or_default();
-    config.options(format!("{OPTIONS}{own}"));
-    let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-    let manager = match tls.connector().map_err(wrong)? {
-        Some(connector) => Manager::from_config(config, connector, recycling),
-        None => Manager::from_config(config, NoTls, recycling),
-    };
-    let timeouts =
-        Timeouts { wait: Some(PATIENCE), create: Some(PATIENCE * 2), recycle: Some(PATIENCE) };
-    let pool = Pool::builder(manager).max_size(CONNECTIONS).timeouts(timeouts);
-    pool.runtime(Runtime::Tokio1).build().map_err(|error| wrong(error.to_string()))
+/// What a connection is for, which decides how long it is worth waiting for an answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Use {
+    /// What callers wait for, and what is asked again soon.
+    Read,
+    /// Commits: whoever waits for one that hangs must hear so before long, and a standby that was
+    /// away for a moment must not make it fail.
+    Commit,
+    /// Changes to the schema and a new epoch, which touch many rows and wait for other servers'.
+    Upkeep,
 }
 
-/// What `sslmode` asks for, with the meaning it has in libpq.
-enum Tls {
-    Disable,
-    /// Encrypted where the server can, whoever it is. `allow`, which would rather do without, as well:
-    /// either takes what the server gives.
-    Prefer,
-    /// Encrypted, whoever the server is.
-    Require,
-    /// The server's certificate is signed by one of these.
-    VerifyCa(String),
-    /// Ditto, and it is for the host that was asked for.
-    VerifyFull(String),
+impl Use {
+    /// How long the database may say nothing while it is to answer.
+    const fn patience(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Read => 5,
+            Self::Commit => 10,
+            Self::Upkeep => 600,
+        })
+    }
+
+    /// How the database is told to give up first. What waits for a row or a table in vain is then
+    /// known to have failed, and nothing of it is left behind. (A wait for a standby has no such end.)
+    const fn limits(self) -> &'static str {
+        match self {
+            Self::Read => "-c lock_timeout=4000 -c statement_timeout=60000",
+            Self::Commit => "-c lock_timeout=8000 -c statement_timeout=60000",
+            Self::Upkeep => "-c lock_timeout=0 -c statement_timeout=600000",
+        }
+    }
 }
 
-impl Tls {
-    /// What a URL says of TLS, and the URL without it: tokio-postgres does not know all of it.
-    fn take_from(url: &str) -> Result<(String, Self), String> {
-        let (base, query) = url.split_once('?').unwrap_or((url, ""));
-        let (mut mode, mut roots, mut rest) = ("prefer", None, Vec::new());
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            match pair.split_once('=') {
-                Some(("sslmode", value)) => mode = value,
-                Some(("sslrootcert", value)) => {
-                    let decoded = percent_encoding::percent_decode_str(value).decode_utf8();
-                    roots = Some(decoded.map_err(|error| error.to_string())?.into_owned());
+/// A host of the address.
+#[derive(Debug)]
+struct Place {
+    /// As people know it.
+    shown: String,
+    reach: Reach,
+    /// For whom its certificate must be.
+    name: String,
+    port: u16,
+}
+
+#[derive(Debug)]
+enum Reach {
+    Name(String),
+    Address(IpAddr),
+    /// The folder of a socket.
+    Folder(PathBuf),
+}
+
+/// Where one server is.
+#[derive(Clone, Debug)]
+enum Address {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl Place {
+    /// The hosts of an address, in their order.
+    fn all_of(config: &Config) -> Result<Vec<Self>, String> {
+        let (hosts, addresses) = (config.get_hosts(), config.get_hostaddrs());
+        let (count, ports) = (hosts.len().max(addresses.len()), config.get_ports());
+        if count == 0 {
+            return Err("it names no host".into());
+        }
+        if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
+            return Err("host and hostaddr must name equally many".into());
+        }
+        if ports.len() > 1 && ports.len() != count {
+            return Err("there must be one port, or one for each host".into());
+        }
+        let place = |number: usize| {
+            let port = ports.get(number).or(ports.first()).copied().unwrap_or(5432);
+            let (name, mut reach) = match hosts.get(number) {
+                Some(Host::Tcp(name)) => (name.clone(), Reach::Name(name.clone())),
+                Some(Host::Unix(folder)) => (String::new(), Reach::Folder(folder.clone())),
+                None => (String::new(), Reach::Name(String::new())),
+            };
+            if let Some(address) = addresses.get(number) {
+                reach = Reach::Address(*address);
+            }
+            let shown = match &reach {
+                _ if name.contains(':') => format!("[{name}]:{port}"),
+                Reach::Folder(folder) => format!("{}:{port}", folder.display()),
+                Reach::Address(address) if name.is_empty() => {
+                    SocketAddr::new(*address, port).to_string()
                 }
-                _ => rest.push(pair),
+                _ => format!("{name}:{port}"),
+            };
+            Self { shown, reach, name, port }
+        };
+        Ok((0..count).map(place).collect())
+    }
+
+    async fn addresses(&self) -> io::Result<Vec<Address>> {
+        Ok(match &self.reach {
+            Reach::Name(name) => {
+                let found = tokio::net::lookup_host((name.as_str(), self.port)).await?;
+                found.map(Address::Tcp).collect()
+            }
+            Reach::Address(address) => vec![Address::Tcp(SocketAddr::new(*address, self.port))],
+            Reach::Folder(folder) => {
+                vec![Address::Unix(folder.join(format!(".s.PGSQL.{}", self.port)))]
+            }
+        })
+    }
+}
+
+impl Address {
+    async fn dial(&self) -> io::Result<Socket> {
+        Ok(match self {
+            Self::Unix(path) => Socket::Unix(UnixStream::connect(path).await?),
+            Self::Tcp(address) => {
+                let socket = TcpStream::connect(address).await?;
+                socket.set_nodelay(true)?;
+                let options = SockRef::from(&socket);
+                options.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+                #[cfg(target_os = "linux")]
+                options.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+                Socket::Tcp(socket)
+            }
+        })
+    }
+}
+
+/// What is known of one connection.
+#[derive(Debug)]
+pub(super) struct Line {
+    /// The host as people know it.
+    pub(super) host: String,
+    address: Address,
+    /// For whom its certificate must be.
+    name: String,
+    /// The timeline of its primary; 0 until it is known.
+    timeline: AtomicU32,
+    /// A wait for a standby was cancelled since this was last asked for.
+    cancelled: AtomicBool,
+    /// Why the connection ended.
+    ended: OnceLock<String>,
+}
+
+impl Line {
+    pub(super) fn timeline(&self) -> u32 {
+        self.timeline.load(Ordering::Relaxed)
+    }
+
+    /// Whether a commit has ended without its standby since this was last asked: the wait for it was
+    /// cancelled, by an operator or the database's end. It is visible, and may be lost with a
+    /// failover.
+    pub(super) fn take_cancelled(&self) -> bool {
+        self.cancelled.swap(false, Ordering::Relaxed)
+    }
+
+    /// Why the connection ended, where that is known.
+    pub(super) fn why_it_ended(&self) -> Option<&str> {
+        self.ended.get().map(String::as_str)
+    }
+
+    /// Takes note of a cancelled wait. The function that waits is told whatever language the database
+    /// speaks; a warning that does not say where it comes from is taken for one.
+    fn heed(&self, notice: &DbError) {
+        let of_wait = notice.routine().is_none_or(|routine| routine == "SyncRepWaitForLSN");
+        if of_wait && notice.parsed_severity() == Some(Severity::Warning) {
+            tracing::debug!(host = self.host, notice = notice.message(), "the database warns");
+            self.cancelled.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Carries what one connection says and hears, until it ends or its primary was left behind: then
+/// nothing more is sent to it.
+async fn drive<S, T>(
+    mut connection: Connection<S, T>,
+    line: Arc<Line>,
+    mut newest: watch::Receiver<u32>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let why = loop {
+        tokio::select! {
+            biased;
+            changed = newest.changed() => {
+                let (newest, own) = (*newest.borrow(), line.timeline());
+                if changed.is_err() || (own > 0 && own < newest) {
+                    break format!("{} was left behind by timeline {newest}", line.host);
+                }
+            }
+            message = poll_fn(|context| connection.poll_message(context)) => match message {
+                Some(Ok(AsyncMessage::Notice(notice))) => line.heed(&notice),
+                Some(Ok(_)) => {}
+                Some(Err(error)) => break told(&error),
+                None => return,
+            },
+        }
+    };
+    tracing::debug!(host = line.host, why, "a connection to the database has ended");
+    let _ = line.ended.set(why);
+}
+
+/// A connection to a primary.
+pub(super) struct Found {
+    pub(super) client: Client,
+    pub(super) driver: JoinHandle<()>,
+    pub(super) line: Arc<Line>,
+    /// Tells the server from any other, whatever its address.
+    instance: String,
+}
+
+/// What a host is.
+pub(super) enum Answer {
+    /// It takes commits.
+    Primary(Found),
+    /// It would, and was told to take none.
+    ReadOnly,
+    Standby,
+    /// It has let itself be connected, and says nothing.
+    Silent,
+    /// Nothing is there, as far as can be seen from here.
+    Unreached(String),
+    /// It refuses to speak with us.
+    Refused(String),
+}
+
+/// What was found at a host.
+pub(super) struct Seen {
+    /// Its place among the hosts of the address.
+    place: usize,
+    pub(super) host: String,
+    pub(super) is: Answer,
+}
+
+impl Seen {
+    /// A sentence.
+    pub(super) fn words(&self) -> String {
+        let host = &self.host;
+        match &self.is {
+            Answer::Primary(found) => {
+                format!("{host} is the primary of timeline {}", found.line.timeline())
+            }
+            Answer::ReadOnly => {
+                format!("{host} is a primary with default_transaction_read_only = on")
+            }
+            Answer::Standby => format!("{host} is a standby"),
+            Answer::Silent => {
+                format!("{host} takes connections and says nothing: it stands still")
+            }
+            Answer::Unreached(why) | Answer::Refused(why) => format!("{host} {why}"),
+        }
+    }
+}
+
+/// What to do where no host is a primary and one is a standby.
+pub(super) const PROMOTE: &str = "make sure that the old primary is shut off, and then promote the standby (pg_ctl promote, or \
+     SELECT pg_promote())";
+
+/// Why a primary is not used whose timeline is older than one that was seen.
+pub(super) fn left_behind(host: &str, timeline: u32, newest: u32) -> String {
+    format!(
+        "{host} is a primary of timeline {timeline}, and timeline {newest} has been seen: a standby \
+         was promoted, and this one was left behind. Shut it down and make it a standby of the new \
+         primary. Only where it was restored on purpose: stop all servers and run `iptunnel-server \
+         fence`"
+    )
+}
+
+/// Where the database is and how to reach it.
+pub(super) struct Way {
+    places: Vec<Place>,
+    config: Config,
+    tls: Option<MakeRustlsConnect>,
+    /// How long one host may take until a connection has come about.
+    end: Duration,
+    /// The highest timeline that was ever seen; 0 while none was.
+    newest: watch::Sender<u32>,
+    /// How many hosts were primaries when they were last asked.
+    primaries: AtomicU32,
+    away: Outage,
+    split: Outage,
+}
+
+impl Way {
+    /// The way to a URL as libpq takes it.
+    ///
+    /// # Errors
+    /// What is wrong with it. The text never holds the URL, which may hold a password.
+    pub(super) fn to(url: &str) -> Result<Arc<Self>, OpenError> {
+        let wrong = |problem: String| OpenError::Engine(format!("storage.url: {problem}"));
+        let (url, tls) = Tls::take_from(url).map_err(wrong)?;
+        let mut config: Config = url.parse().map_err(|error: Error| {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            wrong(cause.unwrap_or_else(|| error.to_string()))
+        })?;
+        if config.get_target_session_attrs() == TargetSessionAttrs::ReadOnly {
+            return Err(wrong("target_session_attrs must be any or read-write".into()));
+        }
+        config.ssl_mode(tls.mode());
+        config.application_name("iptunnel-server");
+        Ok(Arc::new(Self {
+            places: Place::all_of(&config).map_err(wrong)?,
+            end: config.get_connect_timeout().copied().unwrap_or(CONNECT),
+            config,
+            tls: tls.connector().map_err(wrong)?,
+            newest: watch::Sender::new(0),
+            primaries: AtomicU32::new(0),
+            away: Outage::new("the database is away", "the database is back"),
+            split: Outage::new(
+                "several hosts of storage.url are primaries",
+                "one host of storage.url is the primary",
+            ),
+        }))
+    }
+
+    /// The highest timeline that was ever seen; 0 while none was.
+    pub(super) fn newest(&self) -> u32 {
+        *self.newest.borrow()
+    }
+
+    /// How many hosts were primaries when they were last asked.
+    pub(super) fn primaries(&self) -> u32 {
+        self.primaries.load(Ordering::Relaxed)
+    }
+
+    /// From now on no primary of an older timeline is used. Returns the highest that is known.
+    pub(super) fn know(&self, timeline: u32) -> u32 {
+        let mut newest = 0;
+        self.newest.send_if_modified(|known| {
+            let news = timeline > *known;
+            *known = timeline.max(*known);
+            newest = *known;
+            news
+        });
+        newest
+    }
+
+    /// A pool of connections to the primary.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub(super) fn pool(self: &Arc<Self>, of: Use) -> Result<Pool, OpenError> {
+        let connector = Connector { way: Arc::clone(self), of };
+        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let manager = Manager::from_connect(self.config.clone(), connector, recycling);
+        let timeouts = Timeouts {
+            wait: Some(PATIENCE),
+            // The connector has an end of its own.
+            create: Some(self.end * 2),
+            recycle: Some(PATIENCE),
+        };
+        let size = if matches!(of, Use::Upkeep) { 1 } else { POOL };
+        // What has ended is left without a word: the outage was logged.
+        let is_open = Hook::sync_fn(|client: &mut deadpool_postgres::ClientWrapper, _| {
+            if client.is_closed() { Err(HookError::message("it has ended")) } else { Ok(()) }
+        });
+        let pool = Pool::builder(manager).max_size(size).timeouts(timeouts).pre_recycle(is_open);
+        pool.runtime(Runtime::Tokio1)
+            .build()
+            .map_err(|error| OpenError::Engine(format!("storage.url: {error}")))
+    }
+
+    /// A connection to the primary of the newest timeline.
+    ///
+    /// # Errors
+    /// What each host is, and what to do.
+    pub(super) async fn connect(self: &Arc<Self>, of: Use) -> Result<Found, String> {
+        let found = self.choose(self.survey(of, Some(OTHERS)).await);
+        match &found {
+            Ok(_) => self.away.ends(),
+            Err(why) => {
+                self.away.begins(why);
             }
         }
-        let tls = match (mode, roots) {
-            ("disable", _) => Self::Disable,
-            ("allow" | "prefer", _) => Self::Prefer,
-            ("require", None) => Self::Require,
-            ("require" | "verify-ca", Some(roots)) => Self::VerifyCa(roots),
-            ("verify-full", Some(roots)) => Self::VerifyFull(roots),
-            ("verify-ca" | "verify-full", None) => {
-                return Err(format!("sslmode={mode} needs sslrootcert=FILE beside it"));
+        found
+    }
+
+    /// Asks all hosts side by side what they are. Once one is a primary the others are waited for as
+    /// long as `others` says, or until each has come to its end.
+    pub(super) async fn survey(self: &Arc<Self>, of: Use, others: Option<Duration>) -> Vec<Seen> {
+        let (answers, mut heard) = mpsc::unbounded_channel();
+        // Whoever is still asked when this returns is asked no more.
+        let mut asked = JoinSet::new();
+        for place in 0..self.places.len() {
+            asked.spawn(Arc::clone(self).ask(place, of, answers.clone()));
+        }
+        drop(answers);
+        let (mut seen, mut until) = (Vec::<Seen>::new(), None);
+        loop {
+            let next = match until {
+                None => heard.recv().await,
+                Some(until) => timeout_at(until, heard.recv()).await.unwrap_or(None),
+            };
+            let Some(next) = next else { break };
+            if let (Answer::Primary(_), Some(others), None) = (&next.is, others, until) {
+                until = Some(Instant::now() + others);
+            }
+            seen.push(next);
+        }
+        seen.sort_by_key(|seen| seen.place);
+        // A name may have addresses at which nothing is.
+        let there: HashSet<usize> =
+            seen.iter().filter(|seen| seen.is_there()).map(|seen| seen.place).collect();
+        seen.retain(|seen| seen.is_there() || !there.contains(&seen.place));
+        seen
+    }
+
+    /// Asks a host under all of its addresses what it is.
+    async fn ask(self: Arc<Self>, place: usize, of: Use, answers: mpsc::UnboundedSender<Seen>) {
+        let Some(host) = self.places.get(place) else { return };
+        let until = Instant::now() + self.end;
+        let tell = {
+            let shown = host.shown.clone();
+            move |is: Answer| answers.send(Seen { place, host: shown.clone(), is })
+        };
+        let addresses = match timeout_at(until, host.addresses()).await {
+            Ok(Ok(addresses)) if !addresses.is_empty() => addresses,
+            Ok(Err(error)) => {
+                let _ = tell(Answer::Unreached(format!("has no address: {error}")));
+                return;
             }
             _ => {
-                return Err(
-                    "sslmode must be disable, allow, prefer, require, verify-ca or verify-full"
-                        .into(),
-                );
+                let _ = tell(Answer::Unreached("has no address that could be found".into()));
+                return;
             }
         };
-        let query = rest.join("&");
-        let url = if query.is_empty() { base.to_owned() } else { format!("{base}?{query}") };
-        Ok((url, tls))
+        let mut asked = JoinSet::new();
+        for address in addresses {
+            let (way, tell) = (Arc::clone(&self), tell.clone());
+            asked.spawn(async move {
+                let _ = tell(way.ask_at(place, address, of, until).await);
+            });
+        }
+        while asked.join_next().await.is_some() {}
     }
 
-    fn mode(&self) -> SslMode {
-        match self {
-            Self::Disable => SslMode::Disable,
-            Self::Prefer => SslMode::Prefer,
-            _ => SslMode::Require,
+    async fn ask_at(&self, place: usize, address: Address, of: Use, until: Instant) -> Answer {
+        let socket = match timeout_at(until, address.dial()).await {
+            Ok(Ok(socket)) => socket,
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                let words = "refuses connections: no database runs there";
+                return Answer::Unreached(words.into());
+            }
+            Ok(Err(error)) => return Answer::Unreached(format!("cannot be reached: {error}")),
+            Err(_) => {
+                let words = "does not answer: it is off, or there is no way to it from here";
+                return Answer::Unreached(words.into());
+            }
+        };
+        let greeted = timeout_at(until, self.greet(place, address, socket, of)).await;
+        match greeted {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(why)) => Answer::Refused(format!("refuses this server: {why}")),
+            Err(_) => Answer::Silent,
         }
     }
 
-    fn connector(&self) -> Result<Option<MakeRustlsConnect>, String> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?;
-        let config = match self {
-            Self::Disable => return Ok(None),
-            Self::VerifyFull(roots) => {
-                builder.with_root_certificates(read_roots(roots)?).with_no_client_auth()
-            }
-            Self::Prefer | Self::Require => {
-                let anybody = Lenient { provider, signed_by: None };
-                let dangerous = builder.dangerous();
-                dangerous.with_custom_certificate_verifier(Arc::new(anybody)).with_no_client_auth()
-            }
-            Self::VerifyCa(roots) => {
-                let roots = Arc::new(read_roots(roots)?);
-                let signed_by =
-                    WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
-                        .build()
-                        .map_err(|error| error.to_string())?;
-                let any_host = Lenient { provider, signed_by: Some(signed_by) };
-                let dangerous = builder.dangerous();
-                dangerous.with_custom_certificate_verifier(Arc::new(any_host)).with_no_client_auth()
-            }
-        };
-        Ok(Some(MakeRustlsConnect::new(config)))
-    }
-}
-
-fn read_roots(path: &str) -> Result<RootCertStore, String> {
-    let failed = |error: String| format!("sslrootcert {path}: {error}");
-    let mut roots = RootCertStore::empty();
-    let certificates = CertificateDer::pem_file_iter(path).map_err(|e| failed(e.to_string()))?;
-    for certificate in certificates {
-        let certificate = certificate.map_err(|error| failed(error.to_string()))?;
-        roots.add(certificate).map_err(|error| failed(error.to_string()))?;
-    }
-    if roots.is_empty() { Err(failed("holds no certificate".into())) } else { Ok(roots) }
-}
-
-/// Looks at less of a certificate than the web does, as the modes below `verify-full` promise.
-#[derive(Debug)]
-struct Lenient {
-    provider: Arc<CryptoProvider>,
-    /// Who must have signed it; `None` where anybody may.
-    signed_by: Option<Arc<WebPkiServerVerifier>>,
-}
-
-impl ServerCertVerifier for Lenient {
-    fn verify_server_cert(
+    async fn greet(
         &self,
-        certificate: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        host: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let Some(signed_by) = &self.signed_by else {
-            return Ok(ServerCertVerified::assertion());
+        place: usize,
+        address: Address,
+        socket: Socket,
+        of: Use,
+    ) -> Result<Answer, String> {
+        let Some(Place { shown, name, .. }) = self.places.get(place) else {
+            return Err("there is no such host".into());
         };
-        match signed_by.verify_server_cert(certificate, intermediates, host, ocsp, now) {
-            Err(Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
-            verdict => verdict,
+        let line = Arc::new(Line {
+            host: shown.clone(),
+            address,
+            name: name.clone(),
+            timeline: AtomicU32::new(0),
+            cancelled: AtomicBool::new(false),
+            ended: OnceLock::new(),
+        });
+        let spoken = match &self.tls {
+            None => self.speak(socket, NoTls, line, of).await,
+            Some(tls) => {
+                let tls = MakeTlsConnect::<Socket>::make_tls_connect(&mut tls.clone(), name);
+                let tls = tls.map_err(|error| error.to_string())?;
+                self.speak(socket, WatchedTls { tls, patience: of.patience() }, line, of).await
+            }
+        };
+        spoken.map_err(|error| told(&error))
+    }
+
+    async fn speak<T>(
+        &self,
+        socket: Socket,
+        tls: T,
+        line: Arc<Line>,
+        of: Use,
+    ) -> Result<Answer, Error>
+    where
+        T: TlsConnect<Watched<Socket>>,
+        T::Stream: Send + 'static,
+    {
+        let mut config = self.config.clone();
+        let own = config.get_options().map(|own| format!(" {own}")).unwrap_or_default();
+        config.options(format!("{OPTIONS} {}{own} {WARNINGS}", of.limits()));
+        // The question for TLS is answered by one byte.
+        let asks = self.tls.is_some() && config.get_ssl_negotiation() == SslNegotiation::Postgres;
+        let watched = Watched::new(socket, of.patience(), usize::from(asks));
+        let (client, connection) = config.connect_raw(watched, tls).await?;
+        let driver = tokio::spawn(drive(connection, Arc::clone(&line), self.newest.subscribe()));
+        let said = client.simple_query(WHO).await?;
+        let row = said.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        let value = |place: usize| row.and_then(|row: &SimpleQueryRow| row.get(place));
+        if value(0) != Some("f") {
+            return Ok(Answer::Standby);
+        }
+        if value(3) == Some("on") {
+            return Ok(Answer::ReadOnly);
+        }
+        let timeline = value(1).and_then(|timeline| timeline.parse().ok()).unwrap_or_default();
+        line.timeline.store(timeline, Ordering::Relaxed);
+        let instance = value(2).unwrap_or_default().to_owned();
+        Ok(Answer::Primary(Found { client, driver, line, instance }))
+    }
+
+    /// Takes note of which hosts are primaries, and of the newest timeline among them; returns them,
+    /// that one first.
+    fn heed(&self, seen: Vec<Seen>) -> Vec<Found> {
+        let silent = seen.iter().any(|seen| matches!(seen.is, Answer::Silent));
+        let hosts: HashSet<usize> = seen.iter().map(|seen| seen.place).collect();
+        let all_have_answered = !silent && hosts.len() == self.places.len();
+        let primaries = primaries_of(seen);
+        self.primaries.store(primaries.len() as u32, Ordering::Relaxed);
+        if primaries.len() > 1 {
+            self.split.begins(&several(&primaries));
+        } else if all_have_answered {
+            self.split.ends();
+        }
+        let (before, newest) = (self.newest(), primaries.first());
+        if let Some(Line { host, timeline, .. }) = newest.map(|found| &*found.line) {
+            let timeline = timeline.load(Ordering::Relaxed);
+            if self.know(timeline) > before && before > 0 {
+                tracing::warn!(host, timeline, "a standby was promoted: its database is used now");
+            }
+        }
+        primaries
+    }
+
+    /// Finds out whether another host has become a primary: also where no connection has broken.
+    pub(super) async fn look_around(self: &Arc<Self>) {
+        if self.places.len() > 1 {
+            self.heed(self.survey(Use::Read, None).await);
         }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
+    /// The primary of the newest timeline among those that were found.
+    fn choose(&self, seen: Vec<Seen>) -> Result<Found, String> {
+        let standby = seen.iter().any(|seen| matches!(seen.is, Answer::Standby));
+        let words: Vec<String> = seen.iter().map(Seen::words).collect();
+        let mut primaries = self.heed(seen);
+        if primaries.is_empty() {
+            let advice = if standby { format!(": {PROMOTE}") } else { String::new() };
+            return Err(format!("no host is a primary ({}){advice}", words.join("; ")));
+        }
+        let found = primaries.remove(0);
+        let (timeline, newest) = (found.line.timeline(), self.newest());
+        if timeline < newest {
+            return Err(left_behind(&found.line.host, timeline, newest));
+        }
+        if primaries.first().is_some_and(|other| other.line.timeline() == timeline) {
+            primaries.insert(0, found);
+            return Err(format!("nobody can tell which is the right one: {}", several(&primaries)));
+        }
+        Ok(found)
     }
 
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
+    /// Lets the database give up what a connection waits for.
+    pub(super) async fn cancel(&self, found: &Found) {
+        let token = found.client.cancel_token();
+        let cancelled = async {
+            let socket = found.line.address.dial().await.ok()?;
+            match &self.tls {
+                None => token.cancel_query_raw(socket, NoTls).await.ok(),
+                Some(tls) => {
+                    let name = &found.line.name;
+                    let tls = MakeTlsConnect::<Socket>::make_tls_connect(&mut tls.clone(), name);
+                    token.cancel_query_raw(socket, tls.ok()?).await.ok()
+                }
+            }
+        };
+        let _ = timeout(OTHERS, cancelled).await;
     }
+}
 
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+impl Seen {
+    fn is_there(&self) -> bool {
+        !matches!(self.is, Answer::Unreached(_))
     }
+}
+
+/// That there are several primaries, which, and what to do.
+pub(super) fn several(primaries: &[Found]) -> String {
+    let shown =
+        |found: &Found| format!("{} of timeline {}", found.line.host, found.line.timeline());
+    let shown: Vec<String> = primaries.iter().map(shown).collect();
+    format!("{} hosts are primaries: {}", shown.len(), shown.join(", "))
+}
+
+/// The primaries among those that were found, each server once, that of the newest timeline first.
+pub(super) fn primaries_of(seen: Vec<Seen>) -> Vec<Found> {
+    let mut primaries: Vec<Found> = seen
+        .into_iter()
+        .filter_map(|seen| match seen.is {
+            Answer::Primary(found) => Some(found),
+            _ => None,
+        })
+        .collect();
+    let mut instances = HashSet::new();
+    primaries.retain(|found| instances.insert(found.instance.clone()));
+    primaries.sort_by_key(|found| std::cmp::Reverse(found.line.timeline()));
+    primaries
+}
+
+/// Makes the connections of a pool.
+struct Connector {
+    way: Arc<Way>,
+    of: Use,
+}
+
+type Connecting<'a> =
+    Pin<Box<dyn Future<Output = Result<(Client, JoinHandle<()>), Error>> + Send + 'a>>;
+
+impl Connect for Connector {
+    fn connect(&self, _: &Config) -> Connecting<'_> {
+        Box::pin(async move {
+            match self.way.connect(self.of).await {
+                Ok(found) => Ok((found.client, found.driver)),
+                Err(why) => nowhere(why).await,
+            }
+        })
+    }
+}
+
+/// An error with words of ours: the library makes its errors itself, of what a socket says.
+async fn nowhere(why: String) -> Result<(Client, JoinHandle<()>), Error> {
+    let mut config = Config::new();
+    config.user("nobody").ssl_mode(SslMode::Disable);
+    let (client, connection) = config.connect_raw(Socket::Nowhere(why), NoTls).await?;
+    let driver = tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    Ok((client, driver))
 }
 
 #[cfg(test)]
@@ -247,7 +756,7 @@ mod tests {
             ("postgres://u:geheim@h/d?nonsense=1", "nonsense"),
             ("postgres://u:geheim@h/d?sslmode=verify-ca&sslrootcert=/none", "/none"),
         ] {
-            let error = pool(url).err().map(|error| error.to_string()).unwrap_or_default();
+            let error = Way::to(url).err().map(|error| error.to_string()).unwrap_or_default();
             assert!(error.contains(words) && !error.contains("geheim"), "{url}: {error}");
         }
     }
@@ -261,7 +770,9 @@ mod tests {
             "?sslmode=prefer&target_session_attrs=read-write",
             "?target_session_attrs=read-write&sslmode=require",
         ] {
-            assert!(pool(&format!("postgres://u:p@h1:5432,h2:5433/d{query}")).is_ok(), "{query}");
+            let way = Way::to(&format!("postgres://u:p@h1:5432,h2:5433/d{query}")).unwrap();
+            let hosts: Vec<_> = way.places.iter().map(|place| place.shown.as_str()).collect();
+            assert_eq!(hosts, ["h1:5432", "h2:5433"], "{query}");
         }
     }
 }

@@ -1,12 +1,12 @@
 //! Whether a database keeps what a store promises, as far as it can be asked.
 
-use super::{migrate, unreadable};
+use super::connect::{Answer, Found, PROMOTE, Seen, Way, left_behind};
+use super::{migrate, told, trial, unreadable};
 use crate::{Finding, Grade, ReadError};
-use deadpool_postgres::Client;
-use tokio_postgres::Row;
+use tokio_postgres::{Client, Error, Row, SimpleQueryMessage};
 
-/// Connections that one server opens, at most: two are taken out of the pool for good.
-const CONNECTIONS: i64 = super::connect::CONNECTIONS as i64 + 2;
+/// Connections that one server opens, at most.
+const CONNECTIONS: i64 = super::connect::CONNECTIONS as i64;
 /// Updates of the presence table before their share in place says anything.
 const ENOUGH_UPDATES: i64 = 10_000;
 /// Per cent of the check-ins that must rewrite their row in its own page: the others write to the
@@ -15,6 +15,8 @@ const HOT: i64 = 95;
 /// The oldest version with all that the schema uses (`gen_random_uuid`).
 const OLDEST: i32 = 130_000;
 
+/// A backup under way (`pg_basebackup`, `pg_receivewal`) replicates as a standby does. It replays
+/// nothing, and so is none.
 const ASK: &str = "SELECT
     current_setting('server_version_num')::integer AS version,
     current_setting('server_version') AS version_name,
@@ -23,8 +25,13 @@ const ASK: &str = "SELECT
     current_setting('full_page_writes') AS full_page_writes,
     current_setting('synchronous_commit') AS synchronous_commit,
     current_setting('synchronous_standby_names') AS names,
-    (SELECT count(*) FROM pg_stat_replication) AS standbys,
-    (SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')) AS synchronous,
+    (SELECT count(*) FROM pg_stat_replication WHERE replay_lsn IS NOT NULL) AS standbys,
+    (SELECT string_agg(DISTINCT quote_ident(application_name), ', ') FROM pg_stat_replication
+        WHERE replay_lsn IS NOT NULL) AS called,
+    (SELECT count(*) FROM pg_stat_replication
+        WHERE replay_lsn IS NOT NULL AND sync_state IN ('sync', 'quorum')) AS synchronous,
+    (SELECT count(*) FROM pg_stat_replication
+        WHERE replay_lsn IS NULL AND sync_state IN ('sync', 'quorum')) AS copies,
     (SELECT count(*) FROM pg_stat_replication WHERE sync_state IS NULL) AS unseen,
     current_setting('max_connections')::bigint
         - current_setting('superuser_reserved_connections')::bigint
@@ -32,12 +39,37 @@ const ASK: &str = "SELECT
     (SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'presence') AS updates,
     (SELECT n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'presence') AS hot";
 
-/// What the database's clock says, in milliseconds since the Unix epoch.
+/// Whoever has connections, those with the most first.
+const HOLDERS: &str = "SELECT coalesce(nullif(application_name, ''), usename, 'others'), count(*)
+     FROM pg_stat_activity WHERE backend_type = 'client backend'
+     GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 5";
+
+/// Tables that others hold in a way that a commit has to wait for.
+const LOCKS: &str = "SELECT DISTINCT relname, pg_locks.pid,
+         coalesce(nullif(application_name, ''), usename, 'somebody') AS holder,
+         coalesce(extract(epoch FROM clock_timestamp() - xact_start)::bigint, 0) AS seconds
+     FROM pg_locks JOIN pg_class ON pg_class.oid = relation
+     LEFT JOIN pg_stat_activity ON pg_stat_activity.pid = pg_locks.pid
+     WHERE granted AND locktype = 'relation' AND relkind = 'r'
+     AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'code'::regclass)
+     AND mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+     AND pg_locks.pid <> pg_backend_pid() ORDER BY relname, pg_locks.pid";
+
+/// What to do where commits wait for a standby.
+const WITHOUT_STANDBY: &str = "start the standby. Where it is gone for good, first make sure that this is still the primary \
+     and that no standby was promoted, and only then take its name out of synchronous_standby_names";
+
+/// What the database's clock says, in milliseconds since the Unix epoch. One question and one answer:
+/// how long that takes says how far the clock is known.
 pub(super) async fn store_clock(client: &Client) -> Result<u64, ReadError> {
     let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
-    let now = client.prepare_cached(now).await.map_err(unreadable)?;
-    let row = client.query_one(&now, &[]).await.map_err(unreadable)?;
-    row.try_get(0).map(i64::cast_unsigned).map_err(unreadable)
+    let said = client.simple_query(now).await.map_err(unreadable)?;
+    let milliseconds = said.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0)?.parse::<i64>().ok(),
+        _ => None,
+    });
+    let milliseconds = milliseconds.ok_or_else(|| ReadError("the clock says no time".into()))?;
+    Ok(milliseconds.cast_unsigned())
 }
 
 fn get<'row, T: tokio_postgres::types::FromSql<'row>>(
@@ -96,8 +128,13 @@ pub(super) async fn examine(client: &Client) -> Result<Vec<Finding>, ReadError> 
         "ALTER SYSTEM SET synchronous_commit = on; SELECT pg_reload_conf();",
     );
     let (names, unseen): (&str, i64) = (get(&row, "names")?, get(&row, "unseen")?);
+    let copies: i64 = get(&row, "copies")?;
+    let called = get::<Option<&str>>(&row, "called")?.unwrap_or_default().to_owned();
     let standbys_are = format!(
         "{standbys} standbys, {synchronous} of them synchronous; synchronous_standby_names = '{names}'"
+    );
+    let name_them = format!(
+        "ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 ({called})'; SELECT pg_reload_conf();"
     );
     let of_standbys = if unseen > 0 {
         (
@@ -109,14 +146,20 @@ pub(super) async fn examine(client: &Client) -> Result<Vec<Finding>, ReadError> 
         (
             Grade::Breaks,
             "a standby that has not heard of a commit, once promoted, brings a spent code back",
-            "ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (*)'; SELECT pg_reload_conf();",
+            name_them.as_str(),
         )
-    } else if !names.is_empty() && synchronous == 0 {
+    } else if !names.is_empty() && synchronous == 0 && copies == 0 {
+        (Grade::Stops, "every commit waits for a standby, and none is there", WITHOUT_STANDBY)
+    } else if copies > 0 {
         (
             Grade::Warns,
-            "every commit waits for a standby, and none is there",
-            "start the standby, or, knowing what it means, take its name out of \
-             synchronous_standby_names",
+            "a backup that runs confirms commits in the place of a standby: what was answered is \
+             then on no standby that could be promoted",
+            if standbys > 0 {
+                name_them.as_str()
+            } else {
+                "name the standbys, and no backup, there"
+            },
         )
     } else {
         (Grade::Good, "a failover loses nothing that was answered", "")
@@ -124,11 +167,18 @@ pub(super) async fn examine(client: &Client) -> Result<Vec<Finding>, ReadError> 
     let (grade, why, mend) = of_standbys;
     judge(grade == Grade::Good, grade, standbys_are, why, mend);
     let free: i64 = get(&row, "free")?;
+    let holders = client.query(HOLDERS, &[]).await.map_err(unreadable)?;
+    let holder = |row: &Row| -> Result<String, ReadError> {
+        let who: &str = row.try_get(0).map_err(unreadable)?;
+        let count: i64 = row.try_get(1).map_err(unreadable)?;
+        Ok(format!("{who} has {count}"))
+    };
+    let holders = holders.iter().map(holder).collect::<Result<Vec<_>, _>>()?;
     judge(
         free >= CONNECTIONS,
         Grade::Warns,
-        format!("{free} connections are free"),
-        "each server opens up to ten",
+        format!("{free} connections are free; {}", holders.join(", ")),
+        "each server opens up to twelve",
         "ALTER SYSTEM SET max_connections = 200; and start PostgreSQL again",
     );
     let updates = get::<Option<i64>>(&row, "updates")?.unwrap_or_default();
@@ -148,7 +198,7 @@ pub(super) async fn examine(client: &Client) -> Result<Vec<Finding>, ReadError> 
 
 /// What there is to say of the store in the database, which may have none yet. A server that runs goes
 /// on when a newer one has brought the schema further: this is for whoever wants to start one.
-pub(super) async fn of_store(client: &Client) -> Result<Vec<Finding>, tokio_postgres::Error> {
+pub(super) async fn of_store(client: &Client) -> Result<Vec<Finding>, Error> {
     let Some(found) = migrate::step_of(client).await? else {
         let what = "there is no schema yet".to_owned();
         return Ok(vec![finding(Grade::Good, what, "the first server that starts makes it", "")]);
@@ -161,13 +211,154 @@ pub(super) async fn of_store(client: &Client) -> Result<Vec<Finding>, tokio_post
         "a program does not start on a schema that a newer one has made",
         "start the newer program",
     );
-    let epoch = client.query_one("SELECT number, since::text FROM epoch", &[]).await?;
-    let (epoch, since): (i64, &str) = (epoch.try_get(0)?, epoch.try_get(1)?);
-    let epoch = finding(
-        Grade::Good,
-        format!("epoch {epoch}, since {since}"),
-        "it grows where the database was found to lack what had been acknowledged",
-        "",
-    );
+    let asked =
+        "SELECT number, to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC',
+             clock_timestamp() - since < interval '30 days' FROM epoch";
+    let row = client.query_one(asked, &[]).await?;
+    let (epoch, since, lately): (i64, &str, bool) =
+        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let epoch = if epoch > 1 {
+        finding(
+            if lately { Grade::Warns } else { Grade::Good },
+            format!("epoch {epoch} began at {since}: data was lost, or an operator has said so"),
+            "what was answered shortly before that may be gone: codes not spent by then are void, \
+             and revocations may have been undone",
+            "revoke again whom you had revoked shortly before (`iptunnel-server servers list` shows \
+             who is); this is said for 30 days",
+        )
+    } else {
+        let why = "it grows where the database was found to lack what had been acknowledged";
+        finding(Grade::Good, format!("epoch {epoch}, since {since}"), why, "")
+    };
     Ok(vec![schema, epoch])
+}
+
+/// What there is to say of the hosts of the address; `newest` is the highest timeline that was ever
+/// seen.
+pub(super) fn of_hosts(seen: &[Seen], newest: u32) -> Vec<Finding> {
+    let timeline = |seen: &Seen| match &seen.is {
+        Answer::Primary(found) => Some(found.line.timeline()),
+        _ => None,
+    };
+    let newest = seen.iter().filter_map(timeline).fold(newest, u32::max);
+    let has_primary = seen.iter().any(|seen| timeline(seen) == Some(newest));
+    let trouble = if has_primary { Grade::Warns } else { Grade::Stops };
+    let mut findings: Vec<Finding> = seen
+        .iter()
+        .map(|seen| match &seen.is {
+            Answer::Primary(found) if found.line.timeline() < newest => finding(
+                Grade::Breaks,
+                left_behind(&seen.host, found.line.timeline(), newest),
+                "what it is given by whoever still uses it will be thrown away",
+                "shut it down and make it a standby (pg_rewind, or pg_basebackup into an empty folder)",
+            ),
+            Answer::Primary(_) | Answer::Standby => {
+                finding(Grade::Good, seen.words(), "servers use the primary of the newest timeline", "")
+            }
+            Answer::Silent => finding(
+                trouble,
+                seen.words(),
+                "when it goes on it may take itself for the primary",
+                "start it again, or shut it off",
+            ),
+            Answer::ReadOnly => finding(
+                trouble,
+                seen.words(),
+                "servers pass it over",
+                "where it is the right one: ALTER SYSTEM RESET default_transaction_read_only; SELECT \
+                 pg_reload_conf();",
+            ),
+            Answer::Refused(why) if why.contains("(53300)") => finding(
+                trouble,
+                seen.words(),
+                "all of its connections are taken, and each server needs up to twelve",
+                "see who has them, as a superuser, for whom some are kept: SELECT application_name, \
+                 usename, client_addr, count(*) FROM pg_stat_activity GROUP BY 1, 2, 3 ORDER BY 4 \
+                 DESC; and raise max_connections where it is too low",
+            ),
+            Answer::Unreached(_) | Answer::Refused(_) => finding(
+                trouble,
+                seen.words(),
+                "servers cannot use it",
+                "start it, or see to the address, the network and pg_hba.conf",
+            ),
+        })
+        .collect();
+    if !has_primary {
+        let has = |wanted: fn(&Answer) -> bool| seen.iter().any(|seen| wanted(&seen.is));
+        let mend = if has(|is| matches!(is, Answer::Standby)) {
+            PROMOTE
+        } else if has(|is| !matches!(is, Answer::Unreached(_))) {
+            "see to what is said of each host"
+        } else {
+            "start the database"
+        };
+        let what = "no host is a primary that servers may use".into();
+        findings.push(finding(Grade::Stops, what, "requests are refused", mend));
+    }
+    findings
+}
+
+/// That there are several primaries.
+pub(super) fn of_primaries(primaries: &[Found]) -> Option<Finding> {
+    (primaries.len() > 1).then(|| {
+        finding(
+            Grade::Breaks,
+            super::connect::several(primaries),
+            "servers use that of the newest timeline; what others give to another one is lost",
+            "shut off all but the right one, and make the others standbys of it",
+        )
+    })
+}
+
+/// What can only be found out by doing it: whether commits come to be, whether there is room, whether
+/// nobody holds a table. It leaves the database as it is.
+pub(super) async fn of_trials(way: &Way, found: &Found) -> Result<Vec<Finding>, Error> {
+    let client = &found.client;
+    let names = client.query_one("SHOW synchronous_standby_names", &[]).await?;
+    let names: &str = names.try_get(0)?;
+    let mut findings = Vec::new();
+    findings.push(match trial::commits(way, found).await {
+        Ok(()) => finding(
+            Grade::Good,
+            "a commit that changes nothing is confirmed".into(),
+            "all others are, too",
+            "",
+        ),
+        Err(why) => {
+            let mend = if names.is_empty() {
+                "look into the log of the database"
+            } else {
+                WITHOUT_STANDBY
+            };
+            finding(Grade::Stops, why, "every request that has to be kept is refused", mend)
+        }
+    });
+    if client.is_closed() {
+        return Ok(findings);
+    }
+    findings.push(match trial::room(client).await {
+        Ok(()) => {
+            finding(Grade::Good, "there is room for more".into(), "commits need some of it", "")
+        }
+        Err(error) => finding(
+            Grade::Stops,
+            format!("there is no room for 2 MiB more: {}", told(&error)),
+            "every request that has to be kept is refused",
+            "make room on the disk of the database",
+        ),
+    });
+    if migrate::step_of(client).await?.is_some() && trial::tables_are_free(client).await.is_err() {
+        for row in client.query(LOCKS, &[]).await? {
+            let (table, pid, holder, seconds): (&str, i32, &str, i64) =
+                (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+            findings.push(finding(
+                Grade::Stops,
+                format!("table {table} is locked by {holder}, process {pid}, for {seconds} s"),
+                "every request that has to be kept waits for it and is refused",
+                &format!("let it end, or end it: SELECT pg_terminate_backend({pid});"),
+            ));
+        }
+    }
+    Ok(findings)
 }

@@ -27,6 +27,9 @@ mod statement;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 mod tests;
+mod tls;
+mod trial;
+mod watched;
 
 pub use inspect::Inspection;
 
@@ -37,8 +40,9 @@ use crate::{
     Store, Verdict,
 };
 use commit::Writer;
+use connect::{Use, Way};
 use counting::Counting;
-use deadpool_postgres::{Client, Pool, PoolError};
+use deadpool_postgres::{Client, Pool, PoolError, TimeoutType};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
 use iptunnel_domain::audit::Head;
@@ -55,6 +59,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Row};
+use trial::Trial;
 
 /// Threads that speak with the database. One, so that what a connection hears reaches whoever asked
 /// without waking another thread for each answer; the database does the work.
@@ -71,7 +76,12 @@ pub struct PostgresStore {
 
 /// What tasks share.
 struct Inner {
+    way: Arc<Way>,
+    /// Whoever reads.
     pool: Pool,
+    /// Whoever may take long: the schema, and a new epoch.
+    upkeep: Pool,
+    trial: tokio::sync::Mutex<Trial>,
     /// The number of this start of this server.
     process: AtomicI32,
     writer: tokio::sync::Mutex<Writer>,
@@ -102,6 +112,19 @@ impl Inner {
     fn set_process(&self, process: i32) {
         self.process.store(process, Ordering::Relaxed);
     }
+
+    /// Lets the epoch after `last` begin, unless a later one has begun already: the present one. Where
+    /// no commit comes to be that is found out first, rather than by waiting for the end of this one.
+    async fn begin_epoch(
+        &self,
+        last: i64,
+        why: &str,
+        now: Option<Timestamp>,
+    ) -> Result<i64, String> {
+        self.trial.lock().await.commits(&self.way).await?;
+        let mut client = self.upkeep.get().await.map_err(|error| no_connection(&error).0)?;
+        epoch::begin(&mut client, last, why, now).await
+    }
 }
 
 /// What the database said, without the values it may name.
@@ -109,6 +132,9 @@ fn told(error: &Error) -> String {
     match error.as_db_error() {
         Some(said) => format!("{} ({})", said.message(), said.code().code()),
         None => {
+            if let Some(ours) = ours(error) {
+                return ours;
+            }
             let mut words = error.to_string();
             let mut cause = std::error::Error::source(error);
             while let Some(next) = cause {
@@ -118,6 +144,12 @@ fn told(error: &Error) -> String {
             words
         }
     }
+}
+
+/// What a connection says that never came about: words of ours.
+fn ours(error: &Error) -> Option<String> {
+    let cause = std::error::Error::source(error)?.downcast_ref::<std::io::Error>()?;
+    (cause.kind() == std::io::ErrorKind::NotConnected).then(|| cause.to_string())
 }
 
 fn failed(error: Error) -> OpenError {
@@ -135,7 +167,8 @@ impl PostgresStore {
     /// Where the URL is wrong, the database cannot be reached or refuses, or a later program has
     /// made its schema.
     pub fn open(url: &str) -> Result<Self, OpenError> {
-        let pool = connect::pool(url)?;
+        let way = Way::to(url)?;
+        let (pool, upkeep) = (way.pool(Use::Read)?, way.pool(Use::Upkeep)?);
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
             .thread_name("postgres")
@@ -145,9 +178,14 @@ impl PostgresStore {
         let handle = runtime.handle().clone();
         let opened = wait(&handle, async move {
             let read = |error: ReadError| OpenError::Engine(error.0);
-            let client = pool.get().await;
+            let mut trial = Trial::default();
+            trial.commits(&way).await.map_err(OpenError::Engine)?;
+            let client = upkeep.get().await;
             let mut client = client.map_err(|error| read(no_connection(&error)))?;
             migrate::migrate(&mut client).await?;
+            drop(client);
+            let client = pool.get().await;
+            let mut client = client.map_err(|error| read(no_connection(&error)))?;
             let epoch = epoch::present(&client).await.map_err(failed)?;
             // Before this server commits for the first time, which confirms it.
             let others = others::read_first(&client).await.map_err(read)?;
@@ -156,10 +194,14 @@ impl PostgresStore {
             let told = log::Told::now(&client).await.map_err(read)?;
             let sightings = Sightings::now(&client).await.map_err(read)?;
             drop(client);
+            let timeline = way.newest();
             Ok(Inner {
+                way,
                 pool,
+                upkeep,
+                trial: tokio::sync::Mutex::new(trial),
                 process: AtomicI32::new(process.id),
-                writer: tokio::sync::Mutex::new(Writer::new(process, epoch)),
+                writer: tokio::sync::Mutex::new(Writer::new(process, epoch, timeline)),
                 counting: tokio::sync::Mutex::default(),
                 flushing: tokio::sync::Mutex::default(),
                 epoch: AtomicI64::new(epoch),
@@ -190,7 +232,10 @@ impl PostgresStore {
         let inner = Arc::clone(&self.inner);
         let found = wait(&self.handle, async move {
             let client = inner.pool.get().await.map_err(|error| no_connection(&error))?;
-            read(client).await
+            let timeline = inner.way.newest();
+            let found = read(client).await;
+            // It may have been read from a database that was left behind.
+            if inner.way.newest() == timeline { found } else { Err(replaced()) }
         });
         found.unwrap_or_else(|| Err(gone()))
     }
@@ -238,9 +283,16 @@ fn gone() -> ReadError {
     ReadError("the store is closed".into())
 }
 
+fn replaced() -> ReadError {
+    ReadError("a standby was promoted meanwhile".into())
+}
+
 fn no_connection(error: &PoolError) -> ReadError {
     ReadError(match error {
         PoolError::Backend(error) => told(error),
+        PoolError::Timeout(TimeoutType::Wait) => {
+            "all connections of this server to the database are in use".into()
+        }
         error => error.to_string(),
     })
 }
@@ -270,7 +322,10 @@ impl Store for PostgresStore {
 
     fn mark(&self) -> Option<Mark> {
         let inner = Arc::clone(&self.inner);
-        wait(&self.handle, async move { inner.mark(&*inner.writer.lock().await) })
+        wait(&self.handle, async move {
+            let mark = inner.mark(&*inner.writer.lock().await);
+            Mark { timeline: inner.way.newest(), ..mark }
+        })
     }
 
     fn holds(&self, mark: &Mark) -> Result<bool, ReadError> {
@@ -278,20 +333,42 @@ impl Store for PostgresStore {
         if mark.process == ALONE {
             return Ok(true);
         }
-        let mark = mark.clone();
-        self.read(|client| async move { epoch::holds(&client, &mark).await.map_err(unreadable) })
+        let (mark, way) = (mark.clone(), Arc::clone(&self.inner.way));
+        self.read(|client| async move {
+            let epoch = epoch::present(&client).await.map_err(unreadable)?.cast_unsigned();
+            // In a later epoch the mark is of a time that counts no more: it may have been begun on a
+            // database that was restored to an older timeline on purpose.
+            if epoch <= mark.epoch && way.newest() < mark.timeline {
+                let present = way.newest();
+                way.know(mark.timeline);
+                return Err(ReadError(connect::left_behind(
+                    "the database",
+                    present,
+                    mark.timeline,
+                )));
+            }
+            epoch::holds(&client, &mark).await.map_err(unreadable)
+        })
     }
 
     fn begin_epoch(&self, last: &Mark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
         let (last, why, inner) = (last.epoch, why.to_owned(), Arc::clone(&self.inner));
-        let begun = self.read(move |mut client| async move {
-            let begun = epoch::begin(&mut client, last.cast_signed(), &why, Some(now)).await;
-            let begun = begun.map_err(ReadError)?;
+        let begun = wait(&self.handle, async move {
+            let begun = inner.begin_epoch(last.cast_signed(), &why, Some(now)).await?;
             inner.epoch.fetch_max(begun, Ordering::Relaxed);
             inner.writer.lock().await.has_begun(begun);
             Ok(begun.cast_unsigned())
         });
-        begun.map_err(|error| CommitError::Refused(error.0))
+        begun.unwrap_or_else(|| Err(gone().0)).map_err(CommitError::Refused)
+    }
+
+    fn probe(&self) -> Result<(), CommitError> {
+        self.commit(&[])?;
+        let tried = self.read(|client| async move {
+            trial::tables_are_free(&client).await.map_err(unreadable)?;
+            trial::room(&client).await.map_err(unreadable)
+        });
+        tried.map_err(|error| CommitError::Refused(error.0))
     }
 
     fn close(&self) {

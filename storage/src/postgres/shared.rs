@@ -81,7 +81,23 @@ impl Shared for PostgresStore {
     }
 
     fn examine(&self) -> Result<Vec<Finding>, ReadError> {
-        self.read(|client| async move { examine::examine(&client).await })
+        let way = Arc::clone(&self.inner.way);
+        self.read(|client| async move {
+            // Also where nothing has broken another host may have become a primary.
+            way.look_around().await;
+            examine::examine(&client).await
+        })
+    }
+
+    fn takes_commits(&self) -> Result<(), ReadError> {
+        let inner = Arc::clone(&self.inner);
+        let tried =
+            wait(&self.handle, async move { inner.trial.lock().await.writes(&inner.way).await });
+        tried.unwrap_or_else(|| Err(gone().0)).map_err(ReadError)
+    }
+
+    fn primaries(&self) -> u32 {
+        self.inner.way.primaries()
     }
 
     fn agree(&self, what: &str, hash: KeyedHash) -> Result<bool, ReadError> {
