@@ -367,8 +367,7 @@ impl Writer {
         if self.health.has_failed() {
             return;
         }
-        // A commit without changes writes the count of commits, and so tries the whole way.
-        match self.store.commit(&[]) {
+        match self.store.probe() {
             Ok(_) => {
                 self.set_refusing(false);
                 (self.recovered)(self.inbox.generation.load(Ordering::Relaxed));

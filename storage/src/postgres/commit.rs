@@ -264,6 +264,11 @@ impl Writer {
                 Err(Trouble::NotSent(error)) => error,
                 Err(Trouble::Behind) => return Err(self.begin_anew(store).await),
                 Err(Trouble::Replaced(timeline)) => {
+                    // What others had committed must be there before anything is decided on what is.
+                    let client = store.pool.get().await;
+                    let client = client.map_err(|e| CommitError::Refused(no_connection(&e).0))?;
+                    let held = self.hold_against(&client, store).await;
+                    held.map_err(|error| CommitError::Refused(error.0))?;
                     self.timeline = timeline;
                     return Err(CommitError::Refused(format!(
                         "the database was replaced by its standby, which begins timeline \

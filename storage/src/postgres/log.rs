@@ -12,7 +12,7 @@ use deadpool_postgres::{Client, GenericClient};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::audit::{Action, Actor, ChainHash, Event, Head};
 use iptunnel_domain::code::CodeHash;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -256,14 +256,23 @@ pub(super) async fn attempts(
 pub(super) struct Told {
     /// The last entry of the log.
     entry: u64,
+    /// Where links ended that were told lately, the newest last: a promoted standby may lack the end of
+    /// what its primary showed, and go on otherwise under the same numbers.
+    lately: VecDeque<Head>,
+    /// The timeline on which that was so.
+    timeline: u32,
     /// The last attempt of each process.
     attempts: HashMap<i32, i64>,
 }
 
+/// Ends of links that are remembered: some ten to a second under load, so that they reach back for
+/// longer than a standby can be cut off before commits wait for it.
+const LATELY: usize = 1000;
+
 impl Told {
     /// Everything so far counts as told.
-    pub(super) async fn now(client: &Client) -> Result<Self, ReadError> {
-        let entry = head(client).await?.entries;
+    pub(super) async fn now(client: &Client, timeline: u32) -> Result<Self, ReadError> {
+        let head = head(client).await?;
         let sql = "SELECT id, coalesce((SELECT max(seq) FROM attempt WHERE process = id), 0)
              FROM process WHERE NOT ended";
         let rows = rows(client, sql, &[]).await?;
@@ -271,17 +280,51 @@ impl Told {
             Ok((row.try_get(0).map_err(unreadable)?, row.try_get(1).map_err(unreadable)?))
         };
         let attempts = rows.iter().map(last).collect::<Result<_, ReadError>>()?;
-        Ok(Self { entry, attempts })
+        let (entry, lately) = (head.entries, VecDeque::from([head]));
+        Ok(Self { entry, lately, timeline, attempts })
+    }
+
+    fn has_told(&mut self, end: Head) {
+        self.entry = end.entries;
+        self.lately.push_back(end);
+        if self.lately.len() > LATELY {
+            self.lately.pop_front();
+        }
+    }
+
+    /// Goes back to where the log is still what was told, where another primary has taken over: what
+    /// stands there behind it is news. `false` where that is not known any more.
+    async fn go_back(&mut self, client: &Client, timeline: u32) -> Result<bool, ReadError> {
+        if timeline == self.timeline {
+            return Ok(true);
+        }
+        while let Some(end) = self.lately.back() {
+            let sql = "SELECT after FROM link WHERE last = $1";
+            let is_there = match rows(client, sql, &[&signed(end.entries)]).await?.first() {
+                Some(row) => hash(row, "after")? == end.hash,
+                None => end.entries == 0,
+            };
+            if is_there {
+                (self.entry, self.timeline) = (end.entries, timeline);
+                return Ok(true);
+            }
+            self.lately.pop_back();
+        }
+        Ok(false)
     }
 
     /// What of these entries has not been told, where they follow on what has.
     fn new_of(&mut self, settled: Vec<Entry>) -> Vec<Event> {
-        let mut news = Vec::with_capacity(settled.len());
+        let (mut news, mut end) = (Vec::with_capacity(settled.len()), None);
         for entry in settled {
             if entry.head.entries == self.entry + 1 {
                 self.entry += 1;
+                end = Some(entry.head);
                 news.push(entry.event);
             }
+        }
+        if let Some(end) = end {
+            self.has_told(end);
         }
         news
     }
@@ -293,7 +336,9 @@ impl Told {
         }
         let mut page = page_from(client, signed(self.entry + 1), event_heard_of).await?;
         page.retain(|entry| entry.head.entries > self.entry);
-        self.entry = page.last().map_or(self.entry, |last| last.head.entries);
+        if let Some(last) = page.last() {
+            self.has_told(last.head);
+        }
         Ok(page.into_iter().map(|entry| entry.event).collect())
     }
 
@@ -374,12 +419,13 @@ async fn tell(inner: &Inner, rounds: u64) -> Result<(), ReadError> {
         writer.hold_against(&client, inner).await?;
     }
     let epoch = super::epoch::present(&client).await.map_err(unreadable)?;
-    if epoch > inner.epoch.load(Ordering::Relaxed) {
+    let mut told = inner.told.lock().await;
+    let follows = told.go_back(&client, inner.way.newest()).await?;
+    if epoch > inner.epoch.load(Ordering::Relaxed) || !follows {
         let now = Timestamp(0);
         inner.feed.tell(&Event::new(Action::StoreFenced, Actor::Administrator, now, None));
         return Ok(());
     }
-    let mut told = inner.told.lock().await;
     loop {
         let settled = settle_some(&mut client, &turn(TRY)).await?;
         if settled.is_empty() {

@@ -191,7 +191,7 @@ impl PostgresStore {
             let others = others::read_first(&client).await.map_err(read)?;
             let process = commit::register(&client).await?;
             log::settle(&mut client).await.map_err(read)?;
-            let told = log::Told::now(&client).await.map_err(read)?;
+            let told = log::Told::now(&client, way.newest()).await.map_err(read)?;
             let sightings = Sightings::now(&client).await.map_err(read)?;
             drop(client);
             let timeline = way.newest();
