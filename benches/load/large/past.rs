@@ -25,8 +25,7 @@ use crate::failure::{Context, Failure, Result};
 use crate::server::Workspace;
 use crate::steps::scatter;
 
-/// Installations in one commit: as many rows as the store gathers for one run of its indexes, so that its runs
-/// are as long as a server makes them, and that a start finds as many rows outside of them as there may be.
+/// Installations in one commit: so many that writing millions of them is soon over.
 const BATCH: u64 = 32_768;
 /// How often progress is told, in installations.
 const TOLD_EVERY: u64 = BATCH * 32;
