@@ -50,10 +50,12 @@ pub struct MarkError {
 }
 
 /// Puts a mark in the place of the one before. It may get lost with the power, but not be torn: a
-/// server does not start on a mark that it cannot read. Its timeline only grows: a database of an
-/// earlier one stays refused, whatever this server has seen since it started.
+/// server does not start on a mark that it cannot read. Within an epoch its timeline only grows: a
+/// database of an earlier one stays refused, whatever this server has seen since it started. A new
+/// epoch may begin on a database that was restored to an earlier timeline.
 fn write(path: &Path, mark: &Mark) -> std::io::Result<()> {
-    let before = read(path).ok().flatten().map_or(0, |before| before.timeline);
+    let before = read(path).ok().flatten().filter(|before| before.epoch >= mark.epoch);
+    let before = before.map_or(0, |before| before.timeline);
     let mark = Mark { timeline: mark.timeline.max(before), ..mark.clone() };
     let new = beside(path, ".new");
     if let Some(folder) = path.parent() {
@@ -155,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_timeline_of_a_mark_never_goes_down() {
+    fn the_timeline_of_a_mark_never_goes_down_within_an_epoch() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("x.mark");
         let mark =
@@ -164,6 +166,10 @@ mod tests {
             write(&file, &written).unwrap();
             assert_eq!(read(&file).unwrap(), Some(Mark { timeline: found, ..written }));
         }
+        // On a database that was restored.
+        let later = Mark { epoch: 1, ..mark(4, 2) };
+        write(&file, &later).unwrap();
+        assert_eq!(read(&file).unwrap(), Some(later));
     }
 
     #[test]

@@ -125,6 +125,11 @@ impl Persistence {
         }
     }
 
+    /// The present generation: whoever reads in order to decide names the one in which they began.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
     /// For how long the store has had the batch that it has now.
     pub(crate) fn writes_for(&self) -> Duration {
         let since = *self.writing_since.lock().unwrap_or_else(PoisonError::into_inner);

@@ -163,11 +163,12 @@ impl ServerRegistry {
 
     /// Reads a server's record once everything sent before is on disk, and hands the command on
     /// with it.
-    fn look_up<C>(&self, work: Work<C, Server>, id: ServerId, number: Option<ServerNumber>)
+    fn look_up<C>(&self, mut work: Work<C, Server>, id: ServerId, number: Option<ServerNumber>)
     where
         C: Command,
         Self: Receive<Work<C, Server>>,
     {
+        self.generation_of(&mut work.reply);
         let handles = Arc::clone(&self.handles);
         self.handles.persistence.follow(move |committed| {
             if let Committed::Failed(failure) = committed {
@@ -197,10 +198,17 @@ impl ServerRegistry {
         }
     }
 
+    /// The generation of the store in which a request was first looked at. What was read for it before
+    /// another one began (before a standby was promoted, say) may not be what the store holds.
+    fn generation_of<A>(&self, reply: &mut Reply<A>) -> u32 {
+        reply.generation(self.handles.persistence.generation())
+    }
+
     /// Gives an answer that changes nothing once what it rests on is on disk.
     fn answer<C: Command>(&self, work: Work<C, Server>, decision: Result<C::Answer, Refusal>) {
-        let reply = work.reply;
-        self.handles.persistence.confirm(None, move |committed| match committed {
+        let mut reply = work.reply;
+        let generation = Some(self.generation_of(&mut reply));
+        self.handles.persistence.confirm(generation, move |committed| match committed {
             Committed::Failed(failure) => reply.fail(failure),
             Committed::Written | Committed::Conflict => reply.decide(decision),
         });
@@ -211,7 +219,7 @@ impl ServerRegistry {
         &mut self,
         server: Server,
         event: Event,
-        work: Work<C, Server>,
+        mut work: Work<C, Server>,
         grant: impl FnOnce(Reply<C::Answer>, Server) + Send + 'static,
     ) where
         C: Command,
@@ -220,7 +228,8 @@ impl ServerRegistry {
         self.changing.entry(server.id).or_default();
         let handles = Arc::clone(&self.handles);
         let change = Change(vec![Write::Server(server.clone()), Write::Audit(Arc::new(event))]);
-        self.handles.persistence.commit(change, None, move |committed| {
+        let generation = Some(self.generation_of(&mut work.reply));
+        self.handles.persistence.commit(change, generation, move |committed| {
             if committed == Committed::Written && server.version == 1 && handles.is_shared() {
                 return read_back(&handles, work.reply, server, grant);
             }
