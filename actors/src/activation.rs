@@ -92,6 +92,10 @@ pub struct Confirm {
 
 impl Command for Confirm {
     type Answer = ();
+
+    fn is_proven(&self) -> bool {
+        self.token.is_ok()
+    }
 }
 
 /// Gives a code back after a failed installation. Sent by the HTTP edge.
@@ -101,6 +105,8 @@ pub struct Release {
     pub id: ActivationId,
     /// The same for the token that may come with it.
     pub token: Result<(), Refusal>,
+    /// Whether one came, and is genuine.
+    pub proven: bool,
     /// The network it is asked from.
     pub from: IpAddr,
     /// The lifetimes in force.
@@ -111,6 +117,10 @@ pub struct Release {
 
 impl Command for Release {
     type Answer = ReleaseOutcome;
+
+    fn is_proven(&self) -> bool {
+        self.proven
+    }
 }
 
 /// What a release comes to.

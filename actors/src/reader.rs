@@ -78,8 +78,14 @@ pub(crate) enum Job {
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
+    /// Looked up when nothing else waits: for callers who have shown nothing that proves what they
+    /// ask about, or who are over a limit. However many they are, others do not wait for them.
+    unproven: VecDeque<Job>,
     stopped: bool,
 }
+
+/// How many unproven callers may wait: more are told at once that the server has its hands full.
+const UNPROVEN: usize = 256;
 
 /// The way to the readers. Bounded by the permits of the requests that wait in it.
 #[derive(Clone, Default)]
@@ -100,7 +106,8 @@ impl Reader {
 
     /// How many wait to be read for.
     pub(crate) fn waiting(&self) -> usize {
-        self.lock().jobs.len()
+        let queue = self.lock();
+        queue.jobs.len() + queue.unproven.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -130,7 +137,21 @@ impl Reader {
         key: R::Key,
         forward: impl FnOnce(Work<C, R>) + Send + 'static,
     ) {
-        self.find(key, move |found| hand_on(found, work, forward));
+        if work.command.is_proven() && work.reply.limit_reached().is_none() {
+            return self.find(key, move |found| hand_on(found, work, forward));
+        }
+        let mut queue = self.lock();
+        if queue.stopped || queue.unproven.len() >= UNPROVEN {
+            drop(queue);
+            return match work.reply.limit_reached() {
+                Some(limit) => work.reply.refuse(limit),
+                None => work.reply.fail(Failure::Overloaded),
+            };
+        }
+        let done = Box::new(move |found| hand_on(found, work, forward));
+        queue.unproven.push_back(R::job(Lookup { key, done }));
+        drop(queue);
+        self.0.1.notify_one();
     }
 
     /// Reads the record with this key.
@@ -160,7 +181,7 @@ impl Reader {
 
     /// The next job, and behind it what can be looked up together with it; none at the end.
     fn next(&self, together: usize) -> Vec<Job> {
-        let idle = |queue: &mut Queue| queue.jobs.is_empty() && !queue.stopped;
+        let idle = |queue: &mut Queue| queue.is_empty() && !queue.stopped;
         let queue = self.0.1.wait_while(self.lock(), idle);
         let mut queue = queue.unwrap_or_else(PoisonError::into_inner);
         queue.take(together)
@@ -188,9 +209,14 @@ impl Reader {
 impl Queue {
     fn take(&mut self, together: usize) -> Vec<Job> {
         let lookup = |job: &Job| !matches!(job, Job::Other(_));
-        let lookups = self.jobs.iter().take(together).take_while(|job| lookup(job)).count();
-        let count = lookups.max(1).min(self.jobs.len());
-        self.jobs.drain(..count).collect()
+        let jobs = if self.jobs.is_empty() { &mut self.unproven } else { &mut self.jobs };
+        let lookups = jobs.iter().take(together).take_while(|job| lookup(job)).count();
+        let count = lookups.max(1).min(jobs.len());
+        jobs.drain(..count).collect()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.jobs.is_empty() && self.unproven.is_empty()
     }
 }
 

@@ -7,6 +7,12 @@ use iptunnel_domain::Timestamp;
 pub trait Command: Send + 'static {
     /// What it answers where nothing refuses.
     type Answer: Send + 'static;
+
+    /// Whether whoever asks has shown something that proves what they ask about. An id or a code that
+    /// anybody can invent is looked up behind those that are not invented.
+    fn is_proven(&self) -> bool {
+        true
+    }
 }
 
 /// A command on its way.

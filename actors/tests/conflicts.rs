@@ -375,6 +375,7 @@ impl House {
             .release(Release {
                 id,
                 token: Ok(()),
+                proven: true,
                 from: FROM,
                 life: Lifetimes::default(),
                 now: NOW,

@@ -193,13 +193,13 @@ pub async fn release(state: Data<State>, request: HttpRequest, payload: Payload)
         Ok(bytes) => bytes,
         Err(error) => return failure(error),
     };
-    let (id, token) = match read_release(&state, &bytes) {
+    let ((id, token), proven) = match read_release(&state, &bytes) {
         Ok(named) => named,
         Err(refusal) => return failure(refusal),
     };
     let life = state.tuning.load().lifetimes;
     let from = network_of(&request, &state.proxies);
-    let release = Release { id, token, from, life, now };
+    let release = Release { id, token, proven, from, life, now };
     let answer = state.wait(state.handles.release(release)).await;
     let outcome = match answer.outcome {
         Ok(Ok(outcome)) => outcome,

@@ -273,18 +273,20 @@ pub(super) fn read_confirm(state: &State, bytes: &Body, now: Timestamp) -> Resul
     named(id, check_install_token(state, &token, id, |pass| pass.life.is_over(now)))
 }
 
-pub(super) fn read_release(state: &State, bytes: &Body) -> Result<Named, Refusal> {
+/// What a release names, and whether a genuine token came with it.
+pub(super) fn read_release(state: &State, bytes: &Body) -> Result<(Named, bool), Refusal> {
     let body: FinishBody<'_> = fields(bytes)?;
     let id = body.activation_id.required("activation_id", ACTIVATION_ID)?;
     let id = ActivationId::parse(&id);
     let token = match body.install_token {
-        Field::Absent => Ok(()),
-        Field::Text(token) if token.is_empty() => Ok(()),
+        Field::Absent => None,
+        Field::Text(token) if token.is_empty() => None,
         token => {
             let token = token.required("install_token", TOKEN)?;
             // A token that has run out still names its activation.
-            check_install_token(state, &token, id, |_| false)
+            Some(check_install_token(state, &token, id, |_| false))
         }
     };
-    named(id, token)
+    let proven = matches!(token, Some(Ok(())));
+    Ok((named(id, token.unwrap_or(Ok(())))?, proven))
 }
