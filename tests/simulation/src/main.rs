@@ -43,6 +43,9 @@ struct Options {
     /// Says nothing of states that were not reached.
     #[arg(long)]
     no_coverage: bool,
+    /// Succeeds where a promise is broken: something was planted in the sources.
+    #[arg(long)]
+    expect_violations: bool,
 }
 
 const WORLDS: [(&str, Kind); 3] =
@@ -98,7 +101,7 @@ fn main() -> ExitCode {
             println!("    {} times, first by seeds {first:?}: {kind}", seeds.len());
         }
     }
-    if !planted.0.is_empty() {
+    if options.expect_violations || !planted.0.is_empty() {
         return if failed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     for state in State::ALL {
