@@ -14,7 +14,9 @@ pub struct Violation {
     pub broken: Broken,
     /// What it is about: a code's or a server's number.
     pub about: u32,
-    /// The operations that show it, for people; several lines.
+    /// The operations that show it, the one that broke it last.
+    pub part: Vec<Operation>,
+    /// The same for people, in several lines.
     pub explanation: String,
 }
 
@@ -33,6 +35,17 @@ pub enum Broken {
     NothingBurnt,
     /// A revoked server was let in, or a registered one forgotten.
     Revocation,
+}
+
+impl Violation {
+    /// What kind it is, with the answer that broke it: violations with one cause mostly share it.
+    pub fn kind(&self) -> String {
+        let last = self.part.last().filter(|_| self.broken == Broken::OneOrder);
+        let Some(last) = last else { return format!("{:?}", self.broken) };
+        let words = format!("{} -> {}", last.call, last.answer);
+        let words = words.split(' ').filter(|word| word.parse::<u32>().is_err());
+        format!("OneOrder: {}", words.collect::<Vec<_>>().join(" "))
+    }
 }
 
 impl fmt::Display for Violation {
@@ -69,7 +82,8 @@ pub fn check(operations: &[Operation], rules: &Rules) -> Vec<Violation> {
             if owner != *code {
                 let explanation =
                     format!("  activation {activation} belongs to code {owner} as well\n");
-                violations.push(Violation { broken: Broken::OwnNames, about: *code, explanation });
+                let (broken, about, part) = (Broken::OwnNames, *code, Vec::new());
+                violations.push(Violation { broken, about, part, explanation });
             }
         }
     }
@@ -81,7 +95,8 @@ pub fn check(operations: &[Operation], rules: &Rules) -> Vec<Violation> {
 
 /// Everything that is wrong with what was asked about one code, whose issue is among the operations.
 pub fn check_code(code: u32, operations: &[Operation], rules: &Rules) -> Vec<Violation> {
-    let violation = |broken, explanation| Violation { broken, about: code, explanation };
+    let violation =
+        |broken, part, explanation| Violation { broken, about: code, part, explanation };
     let mut issue = None;
     let mut others = Vec::new();
     for operation in operations {
@@ -91,22 +106,28 @@ pub fn check_code(code: u32, operations: &[Operation], rules: &Rules) -> Vec<Vio
             issue = Some(Span { from: operation.invoked, to: operation.returned });
         } else if let Answer::Other(answer) = &operation.answer {
             let explanation = format!("  {operation}\n  an issue is never answered {answer}\n");
-            return vec![violation(Broken::OneOrder, explanation)];
+            return vec![violation(Broken::OneOrder, vec![operation.clone()], explanation)];
         }
     }
     let Some(issued) = issue else {
         // Nobody has seen it; then nobody can ask for it.
-        let seen = others
-            .first()
-            .map(|operation| format!("  asked for and never issued:\n  {operation}\n"));
-        return seen.into_iter().map(|text| violation(Broken::OneOrder, text)).collect();
+        let seen = others.first().map(|operation| {
+            let explanation = format!("  asked for and never issued:\n  {operation}\n");
+            violation(Broken::OneOrder, vec![operation.clone()], explanation)
+        });
+        return seen.into_iter().collect();
     };
     let model = Model::new(*rules, issued);
     let mut violations = Vec::new();
     match order(&model, &others) {
         Order::Exists => {}
-        Order::None => violations.push(violation(Broken::OneOrder, explain(&model, &others))),
-        Order::Undecided => violations.push(violation(Broken::Undecided, lines(&others))),
+        Order::None => {
+            let (part, explanation) = explain(&model, &others);
+            violations.push(violation(Broken::OneOrder, part, explanation));
+        }
+        Order::Undecided => {
+            violations.push(violation(Broken::Undecided, others.clone(), lines(&others)));
+        }
     }
     // What follows does without the search, and so finds the worst even where that had a fault.
     let installed = installed(&others);
@@ -118,10 +139,12 @@ pub fn check_code(code: u32, operations: &[Operation], rules: &Rules) -> Vec<Vio
             )
         };
         let shown: Vec<Operation> = others.iter().filter(of_installed).cloned().collect();
-        violations.push(violation(Broken::OneInstallation, lines(&shown)));
+        let explanation = lines(&shown);
+        violations.push(violation(Broken::OneInstallation, shown, explanation));
     }
     if rules.finished && installed.is_empty() {
-        violations.push(violation(Broken::NothingBurnt, lines(&others)));
+        let explanation = lines(&others);
+        violations.push(violation(Broken::NothingBurnt, others, explanation));
     }
     violations
 }
@@ -144,8 +167,18 @@ fn granted(operations: &[Operation]) -> BTreeSet<u32> {
     operations.iter().filter_map(of).collect()
 }
 
+/// The first and the last of the operations, one a line: what lies between is in the history.
 fn lines(operations: &[Operation]) -> String {
-    operations.iter().map(|operation| format!("  {operation}\n")).collect()
+    const EDGE: usize = 12;
+    let line = |operation: &Operation| format!("  {operation}\n");
+    let (first, rest) = operations.split_at(EDGE.min(operations.len()));
+    let (left_out, last) = rest.split_at(rest.len().saturating_sub(EDGE));
+    let mut text: String = first.iter().map(line).collect();
+    if !left_out.is_empty() {
+        text += &format!("  ... {} more ...\n", left_out.len());
+    }
+    text.extend(last.iter().map(line));
+    text
 }
 
 /// Whether what was answered about a server holds: once it is registered it is known, and once it is
@@ -155,7 +188,8 @@ fn check_node(node: u32, operations: &[Operation], rules: &Rules) -> Vec<Violati
     let mut violations = Vec::new();
     let told = |before: &Operation, now: &Operation| {
         let explanation = format!("  {before}\n  {now}\n");
-        Violation { broken: Broken::Revocation, about: node, explanation }
+        let part = vec![before.clone(), now.clone()];
+        Violation { broken: Broken::Revocation, about: node, part, explanation }
     };
     let settles = |before: &Operation, now: &Operation| {
         let at_once = before.server == now.server || matches!(now.call, Call::Register { .. });

@@ -122,8 +122,8 @@ fn possible(model: &Model, part: &[Operation]) -> Vec<Answer> {
 
 const NEW: u32 = u32::MAX;
 
-/// The explanation for people: the offending part, one operation a line, and what would have been right.
-pub fn explain(model: &Model, operations: &[Operation]) -> String {
+/// The offending part, and the same for people: one operation a line, and what would have been right.
+pub fn explain(model: &Model, operations: &[Operation]) -> (Vec<Operation>, String) {
     let whole = shortest_prefix(model, operations);
     let (part, others) = offending(model, operations);
     let mut text = String::from("no order explains these answers together:\n");
@@ -146,5 +146,5 @@ pub fn explain(model: &Model, operations: &[Operation]) -> String {
             "  {others} more on this code until then cannot make up for it, whatever became of them"
         );
     }
-    text
+    (part, text)
 }

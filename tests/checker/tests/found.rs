@@ -33,3 +33,15 @@ fn a_machine_that_hears_used_while_its_own_release_is_under_way() {
     assert!(said.contains("precheck by machine 387  ->  code used"), "{said}");
     assert!(said.contains("the last of them could have been: ready"), "{said}");
 }
+
+#[test]
+fn a_machine_that_is_granted_another_host_name_after_its_install_is_confirmed() {
+    let (broken, said) = found("granted-after-confirmed");
+    assert_eq!(broken, [Broken::OneOrder], "{said}");
+    assert!(said.contains("confirm activation 3377  ->  confirmed"), "{said}");
+    assert!(
+        said.contains("activate by machine 2119 for host 1  ->  granted activation 3379"),
+        "{said}"
+    );
+    assert!(said.contains("the last of them could have been: code used"), "{said}");
+}

@@ -88,19 +88,28 @@ pub struct Chaos<'a> {
     kinds: Vec<Fault>,
     /// What is left of the turn.
     turn: Vec<Fault>,
+    /// How long nothing goes wrong between two faults, at most.
+    calm: Duration,
 }
 
 impl<'a> Chaos<'a> {
-    pub fn new(seed: u64, fleet: &'a Fleet, pair: Option<&'a mut Pair>, kinds: &[Fault]) -> Self {
+    pub fn new(
+        seed: u64,
+        fleet: &'a Fleet,
+        pair: Option<&'a mut Pair>,
+        kinds: &[Fault],
+        calm: Duration,
+    ) -> Self {
         let (kinds, turn) = (kinds.to_vec(), Vec::new());
         fleet.weather.set(3, 5);
-        Self { chance: Chance::seeded(seed ^ 0xC4A05), fleet, pair, kinds, turn }
+        Self { chance: Chance::seeded(seed ^ 0xC4A05), fleet, pair, kinds, turn, calm }
     }
 
     /// Waits a little and lets something go wrong, unless all is over before.
     pub fn strike(&mut self, recorder: &Recorder, goes_on: &impl Fn() -> bool) -> Option<Happened> {
         self.fleet.weather.set(3, 5);
-        let wait = Duration::from_millis(200 + self.chance.below(1300));
+        let most = u64::try_from(self.calm.as_millis()).unwrap();
+        let wait = Duration::from_millis(200 + self.chance.below(most.max(1)));
         let begun = Instant::now();
         while begun.elapsed() < wait {
             if !goes_on() {

@@ -12,11 +12,13 @@ use super::installer::{Asker, Code, Plan, play};
 use super::pair::Pair;
 use super::recorder::Recorder;
 use super::{RULES, place};
-use iptunnel_checker::{Operation, check, check_code};
-use std::collections::HashMap;
+use iptunnel_checker::{Operation, Violation, check, check_code};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// How many violations of a round are told in full; the history has all.
+const SHOWN: usize = 8;
 /// Codes of each round that are asked for once more at the end.
 const KEPT: usize = 200;
 
@@ -30,6 +32,8 @@ struct Run {
     clients: u32,
     seed: u64,
     longest: Duration,
+    /// How long nothing goes wrong between two faults, at most.
+    calm: Duration,
     faults: Vec<Fault>,
 }
 
@@ -50,7 +54,7 @@ impl Run {
         let mut recorder = Recorder::new(&self.place(1));
         let mut kept: Vec<Kept> = Vec::new();
         // Turns of faults go on over the rounds.
-        let mut chaos = Chaos::new(self.seed, &fleet, Some(&mut pair), &self.faults);
+        let mut chaos = Chaos::new(self.seed, &fleet, Some(&mut pair), &self.faults, self.calm);
         while figures.redeems < self.redeems && begun.elapsed() < self.longest {
             let round = figures.rounds + 1;
             let plan = Plan {
@@ -68,12 +72,19 @@ impl Run {
             let checked_from = Instant::now();
             let violations = check(&operations, &RULES);
             figures.checked += checked_from.elapsed();
-            figures.violations += violations.len() + played.complaints.len();
+            for violation in &violations {
+                *figures.violations.entry(violation.kind()).or_default() += 1;
+            }
+            for complaint in &played.complaints {
+                let kind = complaint.lines().next().unwrap_or_default().to_owned();
+                *figures.violations.entry(kind).or_default() += 1;
+            }
             if violations.is_empty() && played.complaints.is_empty() {
                 std::fs::remove_file(&history).unwrap();
             } else {
                 fleet.keep_logs(&history);
-                violations.iter().for_each(|violation| wrong += &format!("{violation}\n"));
+                let shown = violations.iter().take(SHOWN);
+                shown.for_each(|violation| wrong += &format!("{violation}\n"));
                 played.complaints.iter().for_each(|complaint| wrong += &format!("{complaint}\n"));
                 wrong += &format!("round {round}, its history: {}\n", history.display());
                 let faults: Vec<String> = played
@@ -90,19 +101,27 @@ impl Run {
                     .collect();
                 wrong += &format!("the faults of that round:\n{}\n", faults.concat());
             }
-            kept.extend(keep(&played.codes, &operations));
+            // What is wrong already is not told twice.
+            let told: HashSet<u32> = violations.iter().map(|violation| violation.about).collect();
+            let codes = played.codes.iter().filter(|code| !told.contains(&code.number));
+            kept.extend(keep(&codes.cloned().collect::<Vec<_>>(), &operations));
             println!(
                 "round {round}: {} redeems, {} operations, {} faults, {} violations so far, {:.0} s",
                 played.redeems,
                 operations.len(),
                 played.faults.len(),
-                figures.violations,
+                figures.wrong(),
                 begun.elapsed().as_secs_f64()
             );
         }
         let again = ask_again(&fleet, &recorder, kept, self.seed);
-        figures.violations += again.len();
-        again.iter().for_each(|violation| wrong += &format!("at the very end: {violation}\n"));
+        for violation in &again {
+            *figures.violations.entry(violation.kind()).or_default() += 1;
+        }
+        again
+            .iter()
+            .take(SHOWN)
+            .for_each(|violation| wrong += &format!("at the very end: {violation}\n"));
         figures.ended = fleet.ended();
         if again.is_empty() {
             recorder.forget();
@@ -132,7 +151,7 @@ fn keep(codes: &[Arc<Code>], operations: &[Operation]) -> Vec<Kept> {
 }
 
 /// Asks for codes of earlier rounds; what is wrong with their whole histories.
-fn ask_again(fleet: &Fleet, recorder: &Recorder, kept: Vec<Kept>, seed: u64) -> Vec<String> {
+fn ask_again(fleet: &Fleet, recorder: &Recorder, kept: Vec<Kept>, seed: u64) -> Vec<Violation> {
     let mut asker = Asker::new(0, fleet, recorder, seed ^ 2);
     kept.iter().for_each(|kept| asker.look_again(&kept.code));
     let mut of_code: HashMap<u32, Vec<Operation>> = HashMap::new();
@@ -145,8 +164,7 @@ fn ask_again(fleet: &Fleet, recorder: &Recorder, kept: Vec<Kept>, seed: u64) -> 
     for mut kept in kept {
         let number = kept.code.number;
         kept.operations.extend(of_code.remove(&number).unwrap_or_default());
-        let violations = check_code(number, &kept.operations, &RULES);
-        wrong.extend(violations.iter().map(ToString::to_string));
+        wrong.extend(check_code(number, &kept.operations, &RULES));
     }
     wrong
 }
@@ -161,6 +179,7 @@ fn what_clients_hear_while_a_standby_is_promoted_is_one_story() {
         clients: 8,
         seed: crate::crash::seed(),
         longest: Duration::from_secs(40),
+        calm: Duration::from_secs(1),
         faults: vec![Fault::KillServer, Fault::Promote],
     };
     let (figures, wrong) = run.play();
@@ -195,6 +214,7 @@ fn the_long_run() {
         clients: number("CLIENTS"),
         seed: number("SEED").into(),
         longest: Duration::from_secs(60 * u64::from(number("MINUTES"))),
+        calm: Duration::from_secs(number("CALM").into()),
         faults: Fault::ALL.into_iter().filter(wanted).collect(),
     };
     let (figures, wrong) = run.play();

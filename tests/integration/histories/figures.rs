@@ -11,7 +11,8 @@ use std::time::Duration;
 pub struct Figures {
     pub rounds: u32,
     pub redeems: u32,
-    pub violations: usize,
+    /// What was wrong, by kind.
+    pub violations: BTreeMap<String, u32>,
     /// How often servers ended by themselves, and were started again.
     pub ended: u32,
     pub played: Duration,
@@ -32,6 +33,11 @@ pub struct Figures {
 }
 
 impl Figures {
+    /// How much was wrong.
+    pub fn wrong(&self) -> u32 {
+        self.violations.values().sum()
+    }
+
     /// Counts a round.
     pub fn add(&mut self, operations: &[Operation], faults: &[Happened]) {
         self.rounds += 1;
@@ -105,6 +111,9 @@ impl fmt::Display for Figures {
             let name = format!("fault {}", fault.name());
             writeln!(f, "{name:<38} {count:>10}   without a grant: at most {}", seconds(*gap))?;
         }
-        write!(f, "{:<38} {:>10}", "violations", self.violations)
+        for (kind, count) in &self.violations {
+            writeln!(f, "{:<38} {count:>10}   {kind}", "violations")?;
+        }
+        write!(f, "{:<38} {:>10}", "violations in all", self.wrong())
     }
 }

@@ -86,7 +86,7 @@ fn what_clients_hear_while_servers_are_killed_is_one_story() {
             Fleet::start(count, &shared)
         }
     };
-    let chaos =
-        Chaos::new(seed(), &fleet, None, &[Fault::KillServer, Fault::PauseServer, Fault::Storm]);
+    let faults = [Fault::KillServer, Fault::PauseServer, Fault::Storm];
+    let chaos = Chaos::new(seed(), &fleet, None, &faults, Duration::from_secs(1));
     plays_well("servers", &fleet, chaos, 400);
 }
