@@ -36,7 +36,7 @@ impl<'a> Agents<'a> {
             } else {
                 match self.asker.chance.below(8) {
                     0 => self.register(place),
-                    1 => drop(self.revoke(place)),
+                    1 => self.revoke(place),
                     _ => drop(self.check_in(place)),
                 }
             }

@@ -131,6 +131,8 @@ impl<'a> Chaos<'a> {
         let server = self.chance.below(self.fleet.count());
         let mut some = |most: u64| Duration::from_millis(100 + self.chance.below(most));
         let (short, long) = (some(2500), some(6000));
+        // Long enough for servers to find the database again and for people to ask again.
+        let shown = Duration::from_secs(2) + some(5000);
         match (fault, &mut self.pair) {
             (Fault::KillServer, _) => self.fleet.kill(server),
             (Fault::PauseServer, _) => self.fleet.pause(server, long),
@@ -163,13 +165,13 @@ impl<'a> Chaos<'a> {
                 pair.wait_synchronous();
             }
             (Fault::Promote, Some(pair)) => pair.promote(),
-            (Fault::PromoteBeside, Some(pair)) => pair.promote_beside(long, short),
-            (Fault::PromoteBehind, Some(pair)) => pair.promote_behind(long, short),
+            (Fault::PromoteBeside, Some(pair)) => pair.promote_beside(long, shown),
+            (Fault::PromoteBehind, Some(pair)) => pair.promote_behind(long, shown),
             (Fault::EndWaits, Some(pair)) => {
-                pair.promote_after_ending_sessions(long, short, "pg_terminate_backend");
+                pair.promote_after_ending_sessions(long, shown, "pg_terminate_backend");
             }
             (Fault::CancelWaits, Some(pair)) => {
-                pair.promote_after_ending_sessions(long, short, "pg_cancel_backend");
+                pair.promote_after_ending_sessions(long, shown, "pg_cancel_backend");
             }
             (_, None) => panic!("{fault:?} needs a database of its own"),
         }

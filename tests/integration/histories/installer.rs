@@ -64,6 +64,12 @@ struct Known {
     token: String,
 }
 
+/// A precheck's token, and between which instants it was made.
+struct Prechecked {
+    token: String,
+    at: (u64, u64),
+}
+
 /// A client: it asks one thing after the other.
 pub struct Asker<'a> {
     pub client: u32,
@@ -164,7 +170,7 @@ impl<'a> Asker<'a> {
     }
 
     /// Precheck: the token, where the machine may go on.
-    fn precheck(&mut self, code: &Code, machine: u32) -> (Answer, Option<(String, (u64, u64))>) {
+    fn precheck(&mut self, code: &Code, machine: u32) -> (Answer, Option<Prechecked>) {
         let asked = self.step("precheck", &Machine::new(machine).precheck_body(&code.text));
         let returned = self.recorder.now();
         let (answer, token) = match in_general(&asked) {
@@ -175,7 +181,7 @@ impl<'a> Asker<'a> {
             Ok((status, code)) => (refusal(status, &code), None),
         };
         self.record(&asked, Call::Precheck { code: code.number, machine }, &answer);
-        (answer, token.map(|token| (token, (asked.invoked, returned))))
+        (answer, token.map(|token| Prechecked { token, at: (asked.invoked, returned) }))
     }
 
     fn activate(
@@ -183,11 +189,11 @@ impl<'a> Asker<'a> {
         code: &Code,
         machine: u32,
         binding: u32,
-        (token, prechecked): &(String, (u64, u64)),
+        prechecked: &Prechecked,
     ) -> (Answer, Option<Known>) {
         let of = Machine::new(machine);
         let of = Machine { hostname: format!("b{binding}.{}", of.hostname), ..of };
-        let asked = self.step("activate", &of.activate_body(&code.text, token));
+        let asked = self.step("activate", &of.activate_body(&code.text, &prechecked.token));
         let (answer, known) = match in_general(&asked) {
             Err(answer) => (answer, None),
             Ok((200, _)) => {
@@ -200,7 +206,7 @@ impl<'a> Asker<'a> {
             }
             Ok((status, code)) => (refusal(status, &code), None),
         };
-        let prechecked = *prechecked;
+        let prechecked = prechecked.at;
         let call = Call::Activate { code: code.number, machine, binding, prechecked };
         self.record(&asked, call, &answer);
         if let Some(known) = &known {
@@ -264,15 +270,15 @@ impl<'a> Asker<'a> {
         binding: u32,
         sent: &AtomicU32,
     ) -> Option<Option<Known>> {
-        let (answer, token) = self.precheck(code, machine);
-        let Some(token) = token else {
+        let (answer, prechecked) = self.precheck(code, machine);
+        let Some(prechecked) = prechecked else {
             return matches!(answer, Answer::Perhaps | Answer::Nothing).then_some(None);
         };
         if self.chance.below(3) == 0 {
             std::thread::sleep(Duration::from_millis(self.chance.below(20)));
         }
         sent.fetch_add(1, Ordering::SeqCst);
-        let (answer, known) = self.activate(code, machine, binding, &token);
+        let (answer, known) = self.activate(code, machine, binding, &prechecked);
         match answer {
             Answer::Granted(_) => Some(known),
             Answer::Perhaps | Answer::Nothing => Some(None),
@@ -291,7 +297,8 @@ impl<'a> Asker<'a> {
                 }
             }
             4..=6 => {
-                if self.release(code, known) == Answer::Perhaps && self.chance.below(2) == 0 {
+                let lost = self.release(code, known) == Answer::Perhaps;
+                if lost && self.chance.below(2) == 0 {
                     self.release(code, known);
                 }
             }
