@@ -13,8 +13,8 @@ use crate::work::{Command, Shutdown, Work};
 use actix::{Actor, ActorContext, Context, Handler};
 use arc_swap::ArcSwap;
 use iptunnel_domain::activation::{
-    Activation as Record, ActivationId, ActivationRef, Release as Verdict, Request,
-    Resume as Resumption,
+    Activation as Record, ActivationId, ActivationRef, ActivationState, Release as Verdict,
+    Request, Resume as Resumption,
 };
 use iptunnel_domain::audit::{Action, Actor as Who, Event};
 use iptunnel_domain::code::Code;
@@ -358,6 +358,13 @@ impl Handler<Work<PrecheckHeld, Record>> for Activation {
         let Some((work, activation, fate)) = self.find(work, id, missing, never) else {
             return;
         };
+        if matches!(activation.state, ActivationState::Released(_)) {
+            // The code is on its way back to the registry, ahead of this message.
+            if let Some(work) = work.again() {
+                precheck_again(&self.handles, work);
+            }
+            return;
+        }
         let asked = &work.command.precheck;
         let decision = activation.precheck(&asked.holder, asked.now);
         self.handles.attempts.add(prechecked(asked, decision.as_ref().map(|&()| ())));
