@@ -45,3 +45,11 @@ fn a_machine_that_is_granted_another_host_name_after_its_install_is_confirmed() 
     );
     assert!(said.contains("the last of them could have been: code used"), "{said}");
 }
+
+#[test]
+fn a_code_that_is_confirmed_for_two_installations() {
+    let (broken, said) = found("two-installations");
+    assert_eq!(broken, [Broken::OneOrder, Broken::OneInstallation], "{said}");
+    assert!(said.contains("confirm activation 4811  ->  confirmed"), "{said}");
+    assert!(said.contains("confirm activation 4815  ->  confirmed"), "{said}");
+}
