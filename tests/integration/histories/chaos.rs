@@ -28,7 +28,7 @@ pub enum Fault {
     Promote,
     /// The standby is promoted beside a primary that only stands still, and goes on later.
     PromoteBeside,
-    /// The standby hears nothing; the primary restarts and shows what no standby has; it is lost and the
+    /// The standby is away; the primary restarts and shows what no standby has; it is lost and the
     /// standby promoted.
     PromoteBehind,
     /// As before, but the sessions that wait for the standby are ended.
@@ -166,12 +166,12 @@ impl<'a> Chaos<'a> {
             }
             (Fault::Promote, Some(pair)) => pair.promote(),
             (Fault::PromoteBeside, Some(pair)) => pair.promote_beside(long, shown),
-            (Fault::PromoteBehind, Some(pair)) => pair.promote_behind(long, shown),
+            (Fault::PromoteBehind, Some(pair)) => pair.promote_behind(long, shown, None),
             (Fault::EndWaits, Some(pair)) => {
-                pair.promote_after_ending_sessions(long, shown, "pg_terminate_backend");
+                pair.promote_behind(long, shown, Some("pg_terminate_backend"));
             }
             (Fault::CancelWaits, Some(pair)) => {
-                pair.promote_after_ending_sessions(long, shown, "pg_cancel_backend");
+                pair.promote_behind(long, shown, Some("pg_cancel_backend"));
             }
             (_, None) => panic!("{fault:?} needs a database of its own"),
         }

@@ -81,30 +81,26 @@ impl Pair {
         self.make_standby();
     }
 
-    /// The standby hears nothing while `cut`, and then the primary is started again: it shows what it
-    /// has, though no standby has confirmed it. After `shown` it is lost, and the standby takes its
-    /// place.
-    pub fn promote_behind(&mut self, cut: Duration, shown: Duration) {
-        self.standby().signal(Signal::SIGSTOP);
+    /// The standby is away, so that no commit is confirmed, and after `cut` the primary shows what it
+    /// has nevertheless: it is started again, or the sessions that wait are seen to by the function
+    /// `end`. After `shown` the primary is lost, and the standby comes back and takes its place. (A
+    /// standby that only stood still would find all of that in its socket.)
+    pub fn promote_behind(&mut self, cut: Duration, shown: Duration, end: Option<&str>) {
+        self.standby().kill();
         std::thread::sleep(cut);
-        self.primary().kill();
-        self.primary().start();
+        match end {
+            None => {
+                self.primary().kill();
+                self.primary().start();
+            }
+            Some(end) => {
+                let waiting = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+                self.primary().psql(&format!("SELECT {end}(pid) {waiting}"));
+            }
+        }
         std::thread::sleep(shown);
         self.primary().kill();
-        self.standby().signal(Signal::SIGCONT);
-        self.standby().run("pg_ctl", &["-s", "-w", "promote"]);
-        self.primary = 1 - self.primary;
-    }
-
-    /// As before, but it is the waiting sessions that are ended, while the primary lives.
-    pub fn promote_after_ending_sessions(&mut self, cut: Duration, shown: Duration, end: &str) {
-        self.standby().signal(Signal::SIGSTOP);
-        std::thread::sleep(cut);
-        self.primary()
-            .psql(&format!("SELECT {end}(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"));
-        std::thread::sleep(shown);
-        self.primary().kill();
-        self.standby().signal(Signal::SIGCONT);
+        self.standby().start();
         self.standby().run("pg_ctl", &["-s", "-w", "promote"]);
         self.primary = 1 - self.primary;
     }
