@@ -53,3 +53,11 @@ fn a_code_that_is_confirmed_for_two_installations() {
     assert!(said.contains("confirm activation 4811  ->  confirmed"), "{said}");
     assert!(said.contains("confirm activation 4815  ->  confirmed"), "{said}");
 }
+
+#[test]
+fn a_confirm_that_is_refused_for_a_release_that_another_server_does_not_show_yet() {
+    let (broken, said) = found("not-found-before-the-release");
+    assert_eq!(broken, [Broken::OneOrder], "{said}");
+    assert!(said.contains("confirm activation 4459  ->  activation not found"), "{said}");
+    assert!(said.contains("precheck by machine 2864  ->  code used"), "{said}");
+}

@@ -64,7 +64,14 @@ impl Run {
                 longest: self.longest.saturating_sub(begun.elapsed()),
             };
             let played_from = Instant::now();
-            let played = play(&plan, &fleet, &recorder, &mut chaos);
+            let epochs = fleet.epochs();
+            let mut played = play(&plan, &fleet, &recorder, &mut chaos);
+            // Every standby that was promoted was synchronous: then nothing that was acknowledged is lost.
+            for _ in epochs..fleet.epochs() {
+                played
+                    .complaints
+                    .push("the store lacked what had been acknowledged: a new epoch".into());
+            }
             figures.played += played_from.elapsed();
             figures.redeems += played.redeems;
             let (history, operations) = recorder.turn_over(&self.place(round + 1));

@@ -135,6 +135,13 @@ impl Fleet {
         self.slots.iter().map(|slot| slot.ended.load(Ordering::SeqCst)).sum()
     }
 
+    /// How often the servers have begun a new epoch, since the store lacked what had been acknowledged.
+    pub fn epochs(&self) -> usize {
+        let begun =
+            |slot: &Arc<Slot>| slot.log().matches("codes and open activations are void").count();
+        self.slots.iter().map(begun).sum()
+    }
+
     /// The last of what the servers have logged.
     pub fn logs(&self) -> String {
         let last = |slot: &Arc<Slot>| {
