@@ -711,6 +711,11 @@ impl Book {
         self.operations.get(operation).map(|one| one.asked.clone())
     }
 
+    /// When a request was sent, by the clock.
+    pub fn at(&self, operation: usize) -> Timestamp {
+        self.operations.get(operation).map_or(Timestamp(0), |one| one.at)
+    }
+
     /// What a request heard.
     pub fn heard(&self, operation: usize) -> Option<Heard> {
         self.operations.get(operation)?.heard.clone().map(|(_, heard)| heard)

@@ -115,7 +115,7 @@ struct World {
     /// Virtual milliseconds since the start.
     now: u64,
     moment: u64,
-    /// What the clocks of all machines are off by, in seconds.
+    /// What the clocks of all machines are ahead by, in seconds.
     skew: u64,
     ready: Vec<Step>,
     sessions: usize,
@@ -432,6 +432,9 @@ impl World {
         if self.healed || !self.chance.one_in(self.calm) {
             return;
         }
+        if self.chance.one_in(20) {
+            return self.set_clocks();
+        }
         let running = self.running();
         let server = self.chance.below(self.sites.len());
         match (self.chance.below(12), &self.beneath) {
@@ -502,6 +505,20 @@ impl World {
                 self.start(server);
             }
         }
+    }
+
+    /// All clocks are set ahead, or back to what they should be. What was dated in a future that never
+    /// came is void, like what an epoch voids.
+    fn set_clocks(&mut self) {
+        if self.skew > 0 {
+            self.skew = 0;
+            self.coverage.reach(State::ClockSetBack);
+        } else {
+            self.skew = self.chance.between(20, 40 * 86_400);
+        }
+        self.book.epoch(self.step);
+        let skew = self.skew;
+        self.tell(|| format!("the clocks are {skew} s ahead"));
     }
 
     /// The standby is promoted. Where it lacks a tail, servers notice: those that run have written down
@@ -626,7 +643,9 @@ impl World {
             return;
         }
         let now = self.clock();
-        let prechecked = of_machine.prechecked_at.filter(|at| now < at.plus(life().precheck_token));
+        // The edge refuses a token that has run out or is dated in the future.
+        let good = |at: &Timestamp| now < at.plus(life().precheck_token) && !at.is_ahead_of(now);
+        let prechecked = of_machine.prechecked_at.filter(good);
         let asked = match (of_machine.granted, prechecked) {
             (Some((id, _)), _) => match self.chance.below(20) {
                 0..=5 => Asked::Confirm { code, machine, id },
@@ -770,6 +789,7 @@ impl World {
 
     fn hear_for(&mut self, operation: usize, asked: &Asked, heard: Heard) {
         let now = self.clock();
+        self.must_not_outlive(operation, asked, &heard);
         self.tell(|| format!("{operation} hears {heard:?}"));
         match asked {
             Asked::Issue => {
@@ -788,6 +808,20 @@ impl World {
         }
         let moment = self.moment();
         self.book.hear((self.step, moment), operation, heard, now);
+    }
+
+    /// A code that was issued in a future that never came is good for nothing.
+    fn must_not_outlive(&mut self, operation: usize, asked: &Asked, heard: &Heard) {
+        let code = match (asked, heard) {
+            (Asked::Precheck { code, .. }, Heard::Ready)
+            | (Asked::Activate { code, .. }, Heard::Granted { .. }) => *code,
+            _ => return,
+        };
+        let at = self.book.at(operation);
+        let longest = at.plus(life().code + iptunnel_domain::time::SLACK);
+        if self.known.get(code).is_some_and(|known| known.expires_at > longest) {
+            self.book.found(self.step, Some(operation), "a code has more than its lifetime left");
+        }
     }
 
     /// What an installer makes of an answer.
@@ -829,6 +863,7 @@ impl World {
     /// All trouble ends, and all that is under way comes to its end.
     fn heal(&mut self) {
         self.healed = true;
+        self.skew = 0;
         if let Beneath::Database(database) = &self.beneath {
             database.set_reachable(true);
             database.rejoin();
