@@ -126,7 +126,7 @@ type Begun<C, R> = (Work<C, R>, Pending<<C as Command>::Answer>);
 pub fn start(parts: Parts) -> Result<Arc<Handles>, StartError> {
     let arbiter = Arbiter::new();
     let (send, receive) = std::sync::mpsc::channel();
-    let permits = Permits::shared_out(parts.permits, Permits::new);
+    let permits = Permits::with_quick(parts.permits, Permits::new);
     let loaded = Loaded::read(parts)?;
     let handle = arbiter.handle();
     arbiter.spawn_fn(move || {

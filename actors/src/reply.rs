@@ -69,10 +69,9 @@ impl Permits {
         Self { outbox: || Outbox::Direct, ..Self::new(count) }
     }
 
-    /// So many permits, of which one in eight is for what is answered from memory.
-    pub(crate) fn shared_out(count: usize, make: fn(usize) -> Self) -> (Self, Self) {
-        let quick = (count / 8).max(1);
-        (make(count.saturating_sub(quick).max(1)), make(quick))
+    /// So many permits, and as many again for what is answered from memory.
+    pub(crate) fn with_quick(count: usize, make: fn(usize) -> Self) -> (Self, Self) {
+        (make(count), make(count))
     }
 
     fn take(&self) -> Option<Permit> {

@@ -84,7 +84,7 @@ impl Stepped {
     /// # Errors
     /// Where the store cannot be read.
     pub fn start(parts: Parts) -> Result<Self, StartError> {
-        let permits = Permits::shared_out(parts.permits, Permits::stepped);
+        let permits = Permits::with_quick(parts.permits, Permits::stepped);
         let inboxes = Inboxes {
             rate_limiter: Inbox::new(),
             code_registry: Inbox::new(),

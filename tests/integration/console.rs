@@ -246,7 +246,7 @@ fn what_the_edge_refuses_is_in_the_story_as_well_and_what_a_limit_refuses_is_not
     assert_eq!(activate(with(body.clone(), "hostname", "nowhere")), "invalid_binding");
     assert_eq!(activate(with(body.clone(), "product", "other")), "product_mismatch");
     let activation = machine.install(&app, &code);
-    assert_eq!(activate(body), "rate_limit_exceeded");
+    assert_eq!(activate(with(body, "hostname", "ns9.example.com")), "rate_limit_exceeded");
     // Nobody knows of this activation but its installer, and whoever listened to it.
     let finish = |token: &str| json!({"activation_id": activation.id, "install_token": token});
     assert_eq!(step("confirm", &finish("forged")), "token_invalid");

@@ -412,3 +412,32 @@ fn of_twenty_requests_at_once_exactly_the_allowed_ones_pass() {
     let answers = at_once(20, |n| is_refused(&attempt(&app, "activate", &ip(1), n)));
     assert_eq!(answers.iter().filter(|refused| !**refused).count(), 5);
 }
+
+#[test]
+fn a_reached_limit_costs_no_machine_what_it_holds() {
+    let mut app = TestApp::start_with(|c| {
+        c.push(("limits.activate_per_machine_day", "1".into()));
+        c.push(("limits.precheck_per_machine_day", "1".into()));
+    });
+    let (code, other) = (app.issue(), app.issue());
+    let machine = Machine::new(1);
+    let token = machine.prechecked(&app, &code);
+    let first = machine.activate(&app, &code, &token);
+    assert_eq!(first.status, 200, "{}", first.text);
+    let held = Activation { id: first.data("activation_id"), token: first.data("install_token") };
+    // The answer to the last one that the day allows may be lost as well as any other.
+    for _ in 0..2 {
+        let again = machine.activate(&app, &code, &token);
+        assert_eq!((again.status, again.data("install_token")), (200, held.token.clone()));
+        assert!(again.header("ratelimit").contains("r=0"), "it is charged nothing");
+        assert_eq!(machine.precheck(&app, &code).status, 200);
+        app = app.restart();
+    }
+    // Whatever is new is refused.
+    let elsewhere = with(machine.activate_body(&code, &token), "hostname", "ns9.example.com");
+    assert!(is_refused(&app.post("/api/v2/slowdns/install/activate", &elsewhere)));
+    assert!(is_refused(&machine.activate(&app, &other, &token)));
+    assert!(is_refused(&machine.precheck(&app, &other)));
+    assert_eq!(held.confirm(&app).status, 200);
+    assert!(is_refused(&machine.precheck(&app, &code)), "a finished installation is not held");
+}
