@@ -274,11 +274,14 @@ fn unknown<C: Tokened>(_: &Handles, work: Work<C, Record>) {
 /// then the command goes back to where the code is looked up.
 fn held_by_none<C: Command>(
     handles: &Handles,
-    work: Work<C, Record>,
+    mut work: Work<C, Record>,
     begin_again: fn(&Handles, Work<C, Record>),
 ) {
     if !handles.is_shared() || !work.may_try_again() {
-        return work.reply.refuse(Refusal::CodeUsed);
+        // It rests on what is known of the code; the activation may be forgotten a little sooner.
+        let generation = work.reply.generation(handles.persistence.generation());
+        let refusal = work.reply.limit_reached().unwrap_or(Refusal::CodeUsed);
+        return handles.answer_once_confirmed(work.reply, generation, Err(refusal));
     }
     if let Some(work) = work.again() {
         begin_again(handles, work);

@@ -385,8 +385,11 @@ fn tick<K: Keeper>(keeper: &mut K, now: Timestamp) {
         keeper.metrics().batch.observe(done.len() as f64);
         let handles = Arc::clone(keeper.handles());
         // Behind the queue, so that whatever was last written of them is on disk.
-        keeper.handles().persistence.follow(move |_| {
-            K::mailbox(&handles).send(Upkeep::Evict(done));
+        keeper.handles().persistence.follow(move |committed| {
+            // Else memory is void, and read again when the store works.
+            if committed == Committed::Written {
+                K::mailbox(&handles).send(Upkeep::Evict(done));
+            }
         });
     }
     if let Some(now) = keeper.memory().retain_at(now) {

@@ -481,7 +481,9 @@ impl Book {
             return Ok(());
         };
         match heard {
-            Heard::Released { .. } => {
+            // It had lapsed, or the code is over: it may not have been released at all.
+            Heard::Released { restored: false } => Ok(()),
+            Heard::Released { restored: true } => {
                 let lost = fenced.iter().any(|epoch| *epoch >= grant.invoked);
                 if grant.confirmed.is_some_and(|before| before < invoked) && !lost {
                     return Err("released after it was confirmed".into());

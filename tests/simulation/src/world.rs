@@ -863,7 +863,9 @@ impl World {
     /// All trouble ends, and all that is under way comes to its end.
     fn heal(&mut self) {
         self.healed = true;
-        self.skew = 0;
+        if self.skew > 0 {
+            self.set_clocks();
+        }
         if let Beneath::Database(database) = &self.beneath {
             database.set_reachable(true);
             database.rejoin();
