@@ -349,10 +349,10 @@ impl Receive<Work<Open, Record>> for Activation {
             move |committed| match committed {
                 Committed::Written => {
                     transition.inc();
-                    of_code.is_written(&code);
-                    of_activation.is_written(&activation);
+                    of_code.written(&code);
+                    of_activation.written(&activation);
                     if let Some(Closing { released, change }) = replaces {
-                        change.is_written(&released);
+                        change.written(&released);
                     }
                     reply.grant(Activated { activation });
                 }
@@ -481,7 +481,7 @@ impl Receive<Work<Confirm, Record>> for Activation {
             move |committed| match committed {
                 Committed::Written => {
                     transition.inc();
-                    under_way.is_written(&record);
+                    under_way.written(&record);
                     work.reply.grant(());
                 }
                 Committed::Conflict => {

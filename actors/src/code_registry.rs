@@ -298,7 +298,7 @@ impl Receive<Work<Issue, Code>> for CodeRegistry {
             match committed {
                 Committed::Written => {
                     transitions.inc();
-                    under_way.is_written(&written);
+                    under_way.written(&written);
                     reply.grant(issued);
                 }
                 // A new number that is taken: another server was faster. The caller asks again.
@@ -453,8 +453,8 @@ impl Receive<Work<Restore, Code>> for CodeRegistry {
             match committed {
                 Committed::Written => {
                     transitions.inc();
-                    of_code.is_written(&code);
-                    of_activation.is_written(&released);
+                    of_code.written(&code);
+                    of_activation.written(&released);
                     reply.grant(ReleaseOutcome::Released { code_restored: good });
                 }
                 Committed::Conflict => {

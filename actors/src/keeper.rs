@@ -270,7 +270,7 @@ struct Settling<K: Keeper> {
 
 impl<K: Keeper> UnderWay<K> {
     /// The change was written, and this is the record now.
-    pub(crate) fn is_written(mut self, record: &K::Record) {
+    pub(crate) fn written(mut self, record: &K::Record) {
         if let Some(settling) = &mut self.0 {
             settling.outcome = Some(record.clone());
         }

@@ -438,11 +438,9 @@ impl World {
         let running = self.running();
         let server = self.chance.below(self.sites.len());
         match (self.chance.below(12), &self.beneath) {
-            (0 | 1, Beneath::Database(_)) => {
-                if running.contains(&server) {
-                    self.tell(|| format!("server {server} is killed"));
-                    self.kill(server, End::Killed);
-                }
+            (0 | 1, Beneath::Database(_)) if running.contains(&server) => {
+                self.tell(|| format!("server {server} is killed"));
+                self.kill(server, End::Killed);
             }
             (2 | 3, Beneath::Database(_)) => {
                 let pause = self.chance.between(1_000, 8_000);
