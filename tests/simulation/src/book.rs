@@ -6,6 +6,7 @@ use iptunnel_checker::history::{self, Answer, Call};
 use iptunnel_domain::activation::ActivationId;
 use iptunnel_domain::code::CodeHash;
 use iptunnel_domain::{Refusal, Timestamp};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 /// What a caller asked for.
@@ -135,6 +136,8 @@ pub struct Book {
     agents: Vec<OfAgent>,
     /// When epochs began, by steps: what was acknowledged before may be gone.
     epochs: Vec<u64>,
+    /// Servers that were killed at some time.
+    killed: BTreeSet<usize>,
     /// What was found wrong.
     pub violations: Vec<String>,
 }
@@ -206,6 +209,11 @@ impl Book {
                 grant.closers.push(closer);
             }
         }
+    }
+
+    /// A server is killed.
+    pub fn kill(&mut self, server: usize) {
+        self.killed.insert(server);
     }
 
     /// An epoch has begun.
@@ -711,6 +719,28 @@ impl Book {
     /// What a request asked for.
     pub fn asked(&self, operation: usize) -> Option<Asked> {
         self.operations.get(operation).map(|one| one.asked.clone())
+    }
+
+    /// How often a machine's activates may have been charged: each activation once, each refusal but a
+    /// limit's, and whatever nothing is known of. A server that is killed gives nothing back any more.
+    pub fn most_activates_charged(&self, machine: usize) -> u32 {
+        let (mut granted, mut others) = (Vec::new(), 0);
+        for one in &self.operations {
+            if !matches!(one.asked, Asked::Activate { machine: of, .. } if of == machine) {
+                continue;
+            }
+            match one.heard.as_ref().map(|(_, heard)| heard) {
+                Some(Heard::Granted { id, .. }) if granted.contains(id) => {}
+                Some(Heard::Granted { id, .. }) => granted.push(*id),
+                Some(Heard::Refused(Refusal::RateLimited { .. })) => {}
+                Some(Heard::Refused(_)) => others += 1,
+                Some(heard) if heard.is_perhaps() => others += 1,
+                Some(Heard::Failed(_)) if self.killed.contains(&one.server) => others += 1,
+                None => others += 1,
+                Some(_) => {}
+            }
+        }
+        granted.len() as u32 + others
     }
 
     /// When a request was sent, by the clock.

@@ -89,6 +89,11 @@ pub fn server_id(agent: usize) -> ServerId {
     ServerId(0xABCD_0000 + agent as u64)
 }
 
+/// Under what the activates of a machine are counted.
+pub fn activates_of(machine: usize) -> Subject {
+    Subject { policy: Policy::ActivatePerMachineDay, who: holder(machine).machine }
+}
+
 /// What a request needs to know beyond what is asked.
 pub struct Details {
     pub now: Timestamp,
@@ -140,11 +145,9 @@ pub fn send(
                 installer_version: "1".into(),
                 signing_key: "k".into(),
             });
-            let who = holder(*machine).machine;
             let prechecked_at = details.prechecked_at;
             let activate = Activate { code, prechecked_at, request, from: FROM, life: life(), now };
-            let subject = Subject { policy: Policy::ActivatePerMachineDay, who };
-            limited(handles, vec![subject], activate, now, |answer| {
+            limited(handles, vec![activates_of(*machine)], activate, now, |answer| {
                 let request = &answer.activation.request;
                 let machine = request.holder.machine.as_u64() as usize;
                 let host = request.binding.hostname.as_str();

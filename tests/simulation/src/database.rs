@@ -14,6 +14,7 @@ use iptunnel_domain::activation::{
 };
 use iptunnel_domain::audit::{Action, Actor, Event, Head};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState};
+use iptunnel_domain::limit::Subject;
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use iptunnel_storage::{
@@ -220,6 +221,12 @@ impl Database {
         let cluster = self.lock();
         let since = cluster.promoted.get(timeline as usize - 1..).unwrap_or_default();
         since.iter().copied().min().unwrap_or(usize::MAX)
+    }
+
+    /// What a limit has counted in the window of `now`.
+    pub fn used(&self, subject: &Subject, now: Timestamp) -> u32 {
+        let place = (subject.key(), subject.policy.window_end(now));
+        self.lock().primary.counters.get(&place).copied().unwrap_or(0)
     }
 
     /// From now on no connection breaks by chance.
@@ -773,8 +780,8 @@ impl Shared for Connection {
     }
 
     fn give_back(&self, counters: Vec<(u64, Timestamp)>) -> Result<(), ReadError> {
+        // Where the database is away the store owes it, and makes it good later.
         let cluster = &mut *self.database.lock();
-        cluster.reach()?;
         if cluster.planted.has(Fault::KeepCharges) {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 
 use crate::book::{Asked, Book, Heard};
 use crate::chance::Chance;
-use crate::client::{Call, Details, Known, Machine, send};
+use crate::client::{Call, Details, Known, Machine, activates_of, send};
 use crate::coverage::{Coverage, State};
 use crate::database::{Connection, Database, Standby};
 use crate::layer::Layer;
@@ -123,6 +123,10 @@ struct World {
     epoch: u64,
     /// No trouble is made any more.
     healed: bool,
+    /// The backup in whose place the server goes on has been noticed, or there was none.
+    noticed: bool,
+    /// At which step the primary is lost that has just shown what no standby has.
+    lost_at: Option<u64>,
     /// How rare trouble is.
     calm: u64,
     /// Callers do not wait, change their minds, and ways to the store are often slow.
@@ -187,6 +191,8 @@ impl World {
             issued: 0,
             epoch: 1,
             healed: false,
+            noticed: true,
+            lost_at: None,
             calm,
             hectic,
         };
@@ -221,6 +227,13 @@ impl World {
             // Long enough for what lives long to run out, once in a while.
             _ => self.chance.between(60_000, 400_000) * u64::from(self.chance.one_in(5)),
         };
+        if self.lost_at.is_some_and(|at| at <= self.step)
+            && let Beneath::Database(database) = &self.beneath
+        {
+            self.lost_at = None;
+            let database = database.clone();
+            self.fail_over(&database);
+        }
         match self.chance.below(100) {
             0..=76 => self.step_a_server(),
             77..=90 => self.call(),
@@ -242,6 +255,9 @@ impl World {
         }
         // Behind a failover it may be an earlier one.
         if epoch > self.epoch {
+            if self.kind == Kind::Shared {
+                self.book.found(self.step, None, "an epoch began though nothing was lost");
+            }
             if self.calls.iter().any(|call| !call.lost) {
                 self.coverage.reach(State::FencedAmidActivate);
             }
@@ -386,6 +402,9 @@ impl World {
             Ok(fenced) => {
                 self.tell(|| format!("server {server} starts, fenced: {fenced}"));
                 if fenced && self.kind == Kind::Alone {
+                    if std::mem::replace(&mut self.noticed, true) {
+                        self.book.found(self.step, None, "an epoch began though nothing was lost");
+                    }
                     self.coverage.reach(State::EpochBegan);
                     self.book.epoch(self.step);
                 }
@@ -404,6 +423,7 @@ impl World {
         let Some(site) = self.sites.get_mut(server) else { return };
         let Some(running) = site.running.take() else { return };
         site.paused_until = 0;
+        self.book.kill(server);
         if running.stepped.is_committing() {
             self.coverage.reach(State::KilledAmidCommit);
         }
@@ -462,6 +482,10 @@ impl World {
             }
             (7, Beneath::Database(database)) => {
                 database.restart();
+                // Often it does not live for long.
+                if self.chance.one_in(2) {
+                    self.lost_at = Some(self.step + self.chance.between(5, 150));
+                }
                 self.tell(|| "the primary is started again".into());
             }
             (8, Beneath::Database(database)) => {
@@ -533,6 +557,11 @@ impl World {
             database.fail_over();
             self.book.epoch(self.step);
             self.tell(|| "the standby is promoted, and lacks a tail".into());
+            // Who wrote the tail may be lost with the primary.
+            let other = self.chance.below(self.sites.len());
+            if other != first && self.chance.one_in(2) {
+                self.kill(other, End::Killed);
+            }
             self.follow_on(first);
             return;
         }
@@ -590,6 +619,7 @@ impl World {
             disk.journal = journal.copy_beside(&copy);
             disk.rows = copy;
         }
+        self.noticed = false;
         self.coverage.reach(State::Restored);
         self.tell(|| "the backup is restored".into());
         self.start(0);
@@ -1075,6 +1105,20 @@ impl World {
             .count();
         if opened < activations.len() {
             found.push("an activation is not in the audit log".to_owned());
+        }
+        // What was counted or given back last may be lost with a primary.
+        if let Beneath::Database(database) = &self.beneath
+            && database.timeline() == 1
+            && !self.book.fenced()
+        {
+            for machine in 0..2 {
+                let used = database.used(&activates_of(machine), self.clock());
+                let most = self.book.most_activates_charged(machine);
+                if used > most {
+                    let what = format!("machine {machine} was charged {used} times, not {most}");
+                    found.push(what);
+                }
+            }
         }
         let granted: Vec<ActivationId> = self.book.granted_for_sure();
         for id in granted {
