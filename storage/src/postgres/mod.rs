@@ -54,6 +54,7 @@ use quick::Quick;
 use rows::{ACTIVATION, CODE, SERVER, signed};
 use sighting::Sightings;
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -268,15 +269,25 @@ impl PostgresStore {
 }
 
 /// Runs a future on the runtime and waits for it; `None` where the runtime has ended.
+///
+/// The runtime is given one type of task for all: each further type is compiled anew, with all that
+/// the runtime does for it.
 fn wait<T: Send + 'static>(
     handle: &Handle,
     future: impl Future<Output = T> + Send + 'static,
 ) -> Option<T> {
-    let (send, receive) = std::sync::mpsc::sync_channel(1);
-    handle.spawn(async move {
-        let _ = send.send(future.await);
+    let (done, end) = std::sync::mpsc::sync_channel::<()>(0);
+    let found = Arc::new(Mutex::new(None));
+    let kept = Arc::clone(&found);
+    let task: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
+        let result = future.await;
+        *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        drop(done);
     });
-    receive.recv().ok()
+    handle.spawn(task);
+    // Nothing is ever sent: the sender is dropped when the task has ended, or was dropped itself.
+    let _ = end.recv();
+    found.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 fn gone() -> ReadError {
