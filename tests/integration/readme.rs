@@ -1,4 +1,5 @@
-//! The README is right: its tour is pasted into a shell as it stands, with the default limits.
+//! The documents are right: the README's tour is pasted into a shell as it stands, with the default
+//! limits, and the guide for operators names every setting.
 
 use crate::process::Process;
 use std::process::Command;
@@ -35,11 +36,11 @@ fn the_tour_can_be_pasted_as_it_stands() {
 }
 
 #[test]
-fn the_tables_name_every_key_of_the_configuration() {
-    let readme = include_str!("../../README.md");
+fn the_guide_for_operators_names_every_key_of_the_configuration() {
+    let guide = include_str!("../../docs/operating.md");
     let shown = iptunnel_server::config::Config::default().to_toml();
     let keys = shown.lines().filter_map(|line| line.split_once(" = ")).map(|(key, _)| key.trim());
     for key in keys.filter(|key| !["slowdns"].contains(key)) {
-        assert!(readme.contains(&format!("`{key}`")), "{key} is missing");
+        assert!(guide.contains(&format!("`{key}`")), "{key} is missing");
     }
 }
