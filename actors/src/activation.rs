@@ -1,17 +1,17 @@
 //! The activation actor: the only writer of activations.
 
 use crate::Failure;
-use crate::attempts::{not_activated, prechecked, refused};
 use crate::code_registry::{Activate, CodeRegistry, PrecheckCode, Replace, Restore, begin};
 use crate::handles::Handles;
-use crate::keeper::{
+use crate::memory::attempts::{not_activated, prechecked, refused};
+use crate::memory::record_cache::{
     self, Held, Keeper, Kept, Memory, UnderWay, Upkeep, begin_change, forward_change, run_ahead,
 };
-use crate::mailbox::{Actor, Mailbox, Receive};
-use crate::observed::{ActorMetrics, Observed, Transitions};
 use crate::persistence::Committed;
-use crate::tuning::Tuning;
-use crate::work::{Command, Shutdown, Work};
+use crate::runtime::mailbox::{Actor, Mailbox, Receive};
+use crate::runtime::metrics::{ActorMetrics, Observed, Transitions};
+use crate::runtime::tuning::Tuning;
+use crate::runtime::work::{Command, Shutdown, Work};
 use arc_swap::ArcSwap;
 use iptunnel_domain::activation::{
     Activation as Record, ActivationId, ActivationNumber, ActivationRef, Release as Verdict,
@@ -209,7 +209,7 @@ impl Activation {
         C: Command,
         Self: Receive<Work<C, Record>>,
     {
-        keeper::find(self, work, id, enough, missing)
+        record_cache::find(self, work, id, enough, missing)
     }
 
     /// The same where a token comes with the command: nothing is left to do where that is wrong.

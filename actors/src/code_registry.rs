@@ -5,17 +5,19 @@
 //! on memory goes back through the persistence actor's queue.
 
 use crate::activation::{Activated, Closing, Open, PrecheckHeld, ReleaseOutcome, Resume, happened};
-use crate::attempts::{not_activated, prechecked};
 use crate::handles::Handles;
-use crate::keeper::{self, Held, Keeper, Kept, Memory, Upkeep, begin_change, run_ahead};
-use crate::mailbox::{Actor, Mailbox, Receive};
-use crate::numbers::Numbers;
-use crate::observed::{ActorMetrics, Observed, Transitions};
+use crate::memory::attempts::{not_activated, prechecked};
+use crate::memory::numbers::Numbers;
+use crate::memory::record_cache::{
+    self, Held, Keeper, Kept, Memory, Upkeep, begin_change, run_ahead,
+};
 use crate::persistence::Committed;
 use crate::rate_limiter::LimitedCommand;
-use crate::reply::Reply;
-use crate::tuning::Tuning;
-use crate::work::{Command, Shutdown, Work};
+use crate::runtime::mailbox::{Actor, Mailbox, Receive};
+use crate::runtime::metrics::{ActorMetrics, Observed, Transitions};
+use crate::runtime::reply::Reply;
+use crate::runtime::tuning::Tuning;
+use crate::runtime::work::{Command, Shutdown, Work};
 use crate::{Failure, activation};
 use arc_swap::ArcSwap;
 use iptunnel_domain::activation::{
@@ -236,7 +238,7 @@ impl CodeRegistry {
             let limit = work.reply.limit_reached();
             work.reply.refuse(limit.unwrap_or(Refusal::CodeNotFound));
         };
-        keeper::find(self, work, hash, enough, missing)
+        record_cache::find(self, work, hash, enough, missing)
     }
 
     fn next_activation(&mut self, now: Timestamp) -> ActivationRef {

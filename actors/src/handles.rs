@@ -2,24 +2,24 @@
 
 use crate::Failure;
 use crate::activation::{self, Activation, Confirm, Release};
-use crate::attempts::{Gathered, RefusedEarly};
-use crate::charger::{Charger, Counting};
 use crate::code_registry::CodeRegistry;
-use crate::counters::Counters;
-use crate::health::Health;
-use crate::keeper::Upkeep;
-use crate::mailbox::{Address, Hosted, Mailbox};
-use crate::numbers::Numbers;
-use crate::observed::Observed;
+use crate::memory::attempts::{Gathered, RefusedEarly};
+use crate::memory::counters::Counters;
+use crate::memory::limit_counter::{Charger, Counting};
+use crate::memory::numbers::Numbers;
+use crate::memory::record_cache::Upkeep;
 use crate::persistence::{Committed, Persistence, Writer};
 use crate::rate_limiter::{Limited, LimitedCommand, RateLimiter, restore_counters};
-use crate::reader::Reader;
-use crate::reply::{Pending, Permits, Reply};
+use crate::runtime::health::Health;
+use crate::runtime::mailbox::{Address, Hosted, Mailbox};
+use crate::runtime::metrics::Observed;
+use crate::runtime::reader::Reader;
+use crate::runtime::reply::{Pending, Permits, Reply};
+use crate::runtime::tuning::Tuning;
+use crate::runtime::work::{Command, Shutdown, Tick, Work};
 use crate::server_registry::{
     self, CheckIn, Register, Registered, ServerRegistry, Servers, SetNote, SetRevoked,
 };
-use crate::tuning::Tuning;
-use crate::work::{Command, Shutdown, Tick, Work};
 use actix::{Arbiter, AsyncContext, Context};
 use arc_swap::ArcSwap;
 use iptunnel_domain::audit::Event;

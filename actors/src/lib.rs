@@ -10,38 +10,26 @@
 //! * [`Activation`](activation): the only writer of activations
 //! * [`ServerRegistry`](server_registry): the only writer of servers
 //! * [`Persistence`](persistence): a thread that commits whatever has gathered, then answers
-//! * [`Reader`](reader): threads that look up what memory lacks, before a command is decided
-//! * [`Charger`](charger): a thread that counts for the rate limiter where servers share a store
+//! * [`Reader`](runtime::reader): threads that look up what memory lacks, before a command is decided
+//! * [`Charger`](memory::limit_counter): a thread that counts for the rate limiter where servers share a store
 //!
 //! [`Handles`] is the whole of it as seen from outside.
 
 pub mod activation;
-mod attempts;
-mod charger;
-mod check_ins;
 pub mod code_registry;
-mod counters;
 mod handles;
-mod health;
-mod keeper;
-mod mailbox;
-mod numbers;
-mod observed;
-mod outbox;
+mod memory;
 mod persistence;
 mod rate_limiter;
-mod reader;
-mod reply;
+mod runtime;
 pub mod server_registry;
-pub mod stepped;
-mod tuning;
-mod work;
 
-pub use attempts::RefusedEarly;
 pub use handles::{Handles, Parts, StartError, start};
-pub use health::Health;
-pub use observed::Observed;
+pub use memory::attempts::RefusedEarly;
 pub use rate_limiter::{Limited, LimitedCommand};
-pub use reply::{Answer, Failure, Outcome, Pending, Rates, Reply};
-pub use tuning::{Batches, Tuning};
-pub use work::{Command, Tick, Work};
+pub use runtime::health::Health;
+pub use runtime::metrics::Observed;
+pub use runtime::reply::{Answer, Failure, Outcome, Pending, Rates, Reply};
+pub use runtime::stepped;
+pub use runtime::tuning::{Batches, Tuning};
+pub use runtime::work::{Command, Tick, Work};

@@ -6,9 +6,9 @@
 //! handed one message at a time and never learns that its queue has run dry.
 
 use crate::Failure;
-use crate::health::Health;
-use crate::observed::{ActorMetrics, Observed};
-use crate::tuning::Tuning;
+use crate::runtime::health::Health;
+use crate::runtime::metrics::{ActorMetrics, Observed};
+use crate::runtime::tuning::Tuning;
 use arc_swap::ArcSwap;
 use iptunnel_storage::{Change, CommitError, Store, Verdict};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -2,7 +2,7 @@
 
 use super::{Limited, LimitedCommand, RateLimiter};
 use crate::Failure;
-use crate::mailbox::Receive;
+use crate::runtime::mailbox::Receive;
 use actix::Message;
 use hashbrown::HashMap;
 use iptunnel_domain::Timestamp;

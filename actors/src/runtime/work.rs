@@ -1,6 +1,6 @@
 //! A command on its way, with everything it needs to be decided and answered.
 
-use crate::reply::Reply;
+use crate::runtime::reply::Reply;
 use iptunnel_domain::Timestamp;
 
 /// Something an actor can be asked to do.

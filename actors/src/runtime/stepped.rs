@@ -4,11 +4,11 @@
 //! What really happens on threads of their own in several moments is several steps here: a batch is
 //! gathered, written, answered; a record is read, and then handed on.
 
-use crate::charger::Counting;
 use crate::handles::{Actors, Addresses, Assembled, Handles, Loaded, Parts, StartError};
-use crate::mailbox::{Address, Inbox};
+use crate::memory::limit_counter::Counting;
 use crate::persistence::{Batch, Writer};
-use crate::reply::Permits;
+use crate::runtime::mailbox::{Address, Inbox};
+use crate::runtime::reply::Permits;
 use crate::{
     activation::Activation, code_registry::CodeRegistry, rate_limiter::RateLimiter,
     server_registry::ServerRegistry,

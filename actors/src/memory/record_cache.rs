@@ -3,13 +3,13 @@
 
 use crate::Failure;
 use crate::handles::Handles;
-use crate::mailbox::{Actor, Mailbox, Receive};
-use crate::observed::ActorMetrics;
 use crate::persistence::Committed;
-use crate::reader::Sought;
-use crate::reply::Reply;
-use crate::tuning::Tuning;
-use crate::work::{Command, Work};
+use crate::runtime::mailbox::{Actor, Mailbox, Receive};
+use crate::runtime::metrics::ActorMetrics;
+use crate::runtime::reader::Sought;
+use crate::runtime::reply::Reply;
+use crate::runtime::tuning::Tuning;
+use crate::runtime::work::{Command, Work};
 use actix::Message;
 use hashbrown::HashMap;
 use iptunnel_domain::time::Timer;

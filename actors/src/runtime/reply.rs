@@ -1,7 +1,7 @@
 //! The way back: a reply travels inside its message, with the permit and the charge of its request.
 
-use crate::outbox::{Deliver, Outbox};
 use crate::rate_limiter::Charge;
+use crate::runtime::reply_queue::{Deliver, Outbox};
 use iptunnel_domain::Refusal;
 use iptunnel_domain::limit::Standing;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! An actor's mailbox with its gauges, and who takes messages out of it.
 
-use crate::health::Health;
-use crate::observed::ActorMetrics;
+use crate::runtime::health::Health;
+use crate::runtime::metrics::ActorMetrics;
 use actix::{Addr, Context, Handler, Message};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

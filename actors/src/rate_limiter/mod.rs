@@ -2,15 +2,16 @@
 
 mod shared;
 
-use crate::counters::Counters;
+use crate::Failure;
 use crate::handles::Handles;
-use crate::mailbox::{Actor, Receive};
-use crate::observed::{ActorMetrics, LimitMetrics};
+use crate::memory::counters::Counters;
 use crate::persistence::Committed;
-use crate::reply::Reply;
-use crate::tuning::Tuning;
-use crate::work::{Command, Shutdown, Tick};
-use crate::{Failure, observed::Observed};
+use crate::runtime::mailbox::{Actor, Receive};
+use crate::runtime::metrics::Observed;
+use crate::runtime::metrics::{ActorMetrics, LimitMetrics};
+use crate::runtime::reply::Reply;
+use crate::runtime::tuning::Tuning;
+use crate::runtime::work::{Command, Shutdown, Tick};
 use actix::Message;
 use arc_swap::ArcSwap;
 use iptunnel_domain::limit::{Policy, Standing, Subject, retry_after};

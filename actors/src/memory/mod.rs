@@ -1,0 +1,8 @@
+//! What actors keep in memory: records, counters, check-ins and attempts that are not written yet.
+
+pub(crate) mod attempts;
+pub(crate) mod check_ins;
+pub(crate) mod counters;
+pub(crate) mod limit_counter;
+pub(crate) mod numbers;
+pub(crate) mod record_cache;
