@@ -10,26 +10,21 @@
 //! has synced.
 
 mod copy;
-mod disk;
+mod embedded;
 mod epoch;
 mod feed;
-mod journal;
-mod journaled;
 mod outage;
 mod postgres;
 mod record;
-mod redb_store;
-#[cfg(any(test, feature = "simulated"))]
-pub mod simulated;
 mod walk;
 
 pub use copy::{CopyError, Sum, copy, sums};
-pub use disk::{Disk, FileDisk};
+#[cfg(any(test, feature = "simulated"))]
+pub use embedded::simulated;
+pub use embedded::{Disk, Disks, FORMAT_VERSION, FileDisk, JournaledStore, OpenDisk, RedbStore};
 pub use feed::Listener;
-pub use journaled::{Disks, JournaledStore};
 pub use outage::Outage;
 pub use postgres::{Inspection, PostgresStore};
-pub use redb_store::{FORMAT_VERSION, OpenDisk, RedbStore};
 
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
 use iptunnel_domain::audit::{Event, Head};

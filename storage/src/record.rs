@@ -346,7 +346,7 @@ pub(crate) fn decode_changes(bytes: &[u8]) -> Result<Vec<Change>, ReadError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::redb_store::samples;
+    use crate::embedded::engine::samples;
     use proptest::prelude::*;
 
     proptest! {

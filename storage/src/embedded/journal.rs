@@ -160,7 +160,7 @@ fn read_record(bytes: &[u8]) -> Option<(u64, &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simulated::{BadDisk, End, Fault};
+    use crate::embedded::simulated::{BadDisk, End, Fault};
 
     fn payload(number: u64, len: usize) -> Vec<u8> {
         (0..len as u64).map(|at| (at.wrapping_mul(31) ^ number) as u8).collect()

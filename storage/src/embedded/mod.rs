@@ -7,16 +7,24 @@
 //! Nothing is pending that is not in the journal, and nothing leaves the journal that the engine
 //! has not synced.
 
+mod disk;
+pub(crate) mod engine;
+mod journal;
 mod pending;
+#[cfg(any(test, feature = "simulated"))]
+pub mod simulated;
 #[cfg(test)]
 mod tests;
 
+pub use disk::{Disk, FileDisk};
+pub use engine::{FORMAT_VERSION, OpenDisk, RedbStore};
+
+use crate::embedded::engine::{ALONE, Row};
+use crate::embedded::journal::{AppendError, Journal};
 use crate::feed::{Feed, Listener};
-use crate::journal::{AppendError, Journal};
-use crate::redb_store::{ALONE, Row};
 use crate::{
-    Attempts, Change, CommitError, Counter, Entry, Frontier, Mark, OpenDisk, OpenError, ReadError,
-    RedbStore, Store, Verdict, record,
+    Attempts, Change, CommitError, Counter, Entry, Frontier, Mark, OpenError, ReadError, Store,
+    Verdict, record,
 };
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
@@ -300,7 +308,10 @@ fn is_closed() -> CommitError {
 }
 
 /// Lets the engine take over what it lacks; the last record it has then.
-fn recover(engine: &RedbStore, records: Vec<crate::journal::Record>) -> Result<u64, String> {
+fn recover(
+    engine: &RedbStore,
+    records: Vec<crate::embedded::journal::Record>,
+) -> Result<u64, String> {
     let mut last = engine.taken_over().map_err(|e| e.to_string())?;
     let had = last;
     let mut changes = Vec::new();

@@ -1,6 +1,6 @@
 //! What is in the journal and not yet in the engine.
 
-use crate::redb_store::Row;
+use crate::embedded::engine::Row;
 use crate::{Change, Write};
 use iptunnel_domain::activation::{Activation, ActivationId};
 use iptunnel_domain::code::{Code, CodeHash};

@@ -1,10 +1,10 @@
 //! What a store with a journal promises, whenever its process ends and whatever its disks do.
 
 use super::*;
-use crate::redb_store::samples::{
+use crate::embedded::engine::samples::{
     self, consumed, consumption, contents, everything, everything_before_format_3, one,
 };
-use crate::simulated::{BadDisk, End, Fault};
+use crate::embedded::simulated::{BadDisk, End, Fault};
 use crate::{CheckIn, FORMAT_VERSION, FileDisk, Write};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};

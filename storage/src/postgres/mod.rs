@@ -33,8 +33,8 @@ mod watched;
 
 pub use inspect::Inspection;
 
+use crate::embedded::engine::ALONE;
 use crate::feed::{Feed, Listener};
-use crate::redb_store::ALONE;
 use crate::{
     Attempts, Change, CommitError, Counter, Entry, Frontier, Mark, OpenError, ReadError, Shared,
     Store, Verdict,

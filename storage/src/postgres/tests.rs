@@ -3,7 +3,7 @@
 mod proxy;
 
 use super::{PostgresStore, migrate};
-use crate::redb_store::samples::{activation, at, code, event, server};
+use crate::embedded::engine::samples::{activation, at, code, event, server};
 use crate::{
     Attempts, Change, Charged, CheckIn, CommitError, Counted, Entry, OpenError, Setting, Shared,
     Sighting, Store, Verdict, Write,

@@ -13,7 +13,7 @@ pub(crate) mod samples;
 #[cfg(test)]
 mod tests;
 
-use crate::disk::Watched;
+use crate::embedded::disk::Watched;
 use crate::feed::{Feed, Listener};
 use crate::{
     Attempts, Change, CommitError, Counter, Disk, Entry, Frontier, Mark, OpenError, ReadError,

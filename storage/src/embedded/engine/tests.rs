@@ -4,7 +4,7 @@ use super::samples::{
     self, consumed, consumption, contents, everything, everything_before_format_3, one,
 };
 use super::*;
-use crate::simulated::{BadDisk, End, Fault};
+use crate::embedded::simulated::{BadDisk, End, Fault};
 use crate::{ATTEMPTS, CheckIn, CounterRow, FileDisk, Setting, Write};
 use iptunnel_domain::audit::Event;
 use iptunnel_domain::limit::Policy;
