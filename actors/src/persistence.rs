@@ -10,7 +10,7 @@ use crate::runtime::health::Health;
 use crate::runtime::metrics::{ActorMetrics, Observed};
 use crate::runtime::tuning::Tuning;
 use arc_swap::ArcSwap;
-use iptunnel_storage::{Change, CommitError, Store, Verdict};
+use iptunnel_storage::{Change, CommitError, Outage, Store, Verdict};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -182,7 +182,10 @@ impl Persistence {
             health,
             observed: observed.clone(),
             recovered: Box::new(recovered),
-            refusing: false,
+            refuses: Outage::new(
+                "the store does not take commits",
+                "the store takes commits again",
+            ),
         }
     }
 }
@@ -203,8 +206,8 @@ pub(crate) struct Writer {
     health: Arc<Health>,
     observed: Observed,
     recovered: Box<dyn Fn(u32) + Send>,
-    /// Whether the last commit was refused: then nothing is tried but a probe, once a second.
-    refusing: bool,
+    /// On where the last commit was refused: then nothing is tried but a probe, once a second.
+    refuses: Outage,
 }
 
 impl Drop for Writer {
@@ -232,7 +235,7 @@ impl Writer {
 
     /// Whether the store refuses, and is only probed.
     pub(crate) fn is_refusing(&self) -> bool {
-        self.refusing
+        self.refuses.is_on()
     }
 
     /// What waits now, as much as goes into one commit; `None` where there is nothing.
@@ -248,8 +251,8 @@ impl Writer {
         let mut probed = Instant::now();
         let idle = if self.store.shared().is_some() { SIGN_OF_LIFE } else { IDLE };
         let patience = |refusing| if refusing { RETRY } else { idle };
-        while let Some(jobs) = self.inbox.take(patience(self.refusing)) {
-            if jobs.is_empty() && !self.refusing && self.store.shared().is_some() {
+        while let Some(jobs) = self.inbox.take(patience(self.is_refusing())) {
+            if jobs.is_empty() && !self.is_refusing() && self.store.shared().is_some() {
                 // Nobody waits; but a server that could not commit must not be called ready.
                 let alive = Batch { changes: Vec::new(), confirms: true, waiting: Vec::new() };
                 let outcome = self.write(&alive);
@@ -266,7 +269,7 @@ impl Writer {
                 let outcome = self.write(&batch);
                 self.answer(batch, outcome);
             }
-            if self.refusing && probed.elapsed() >= RETRY {
+            if self.is_refusing() && probed.elapsed() >= RETRY {
                 probed = Instant::now();
                 self.probe();
             }
@@ -282,8 +285,9 @@ impl Writer {
         let mut changes = Vec::with_capacity(jobs.len());
         let mut waiting = Vec::with_capacity(jobs.len());
         let mut confirms = false;
+        let is_refusing = self.is_refusing();
         for Job { what, generation: decided_on, done } in jobs {
-            if self.refusing || decided_on.is_some_and(|decided_on| decided_on != generation) {
+            if is_refusing || decided_on.is_some_and(|decided_on| decided_on != generation) {
                 done(Committed::Failed(Failure::StorageUnavailable));
                 continue;
             }
@@ -354,15 +358,10 @@ impl Writer {
         }
     }
 
-    fn set_refusing(&mut self, refusing: bool) {
-        self.refusing = refusing;
-        self.inbox.lock().refusing = refusing;
-    }
-
     /// Everything decided so far may rest on what was refused: a new generation begins.
-    fn refuse(&mut self, reason: &str) {
-        tracing::error!(reason, "the store does not take commits");
-        self.set_refusing(true);
+    fn refuse(&self, reason: &str) {
+        self.refuses.begins(reason);
+        self.inbox.lock().refusing = true;
         self.health.store_works(false);
         self.inbox.generation.fetch_add(1, Ordering::Relaxed);
     }
@@ -374,18 +373,15 @@ impl Writer {
         }
         match self.store.probe() {
             Ok(_) => {
-                self.set_refusing(false);
+                self.inbox.lock().refusing = false;
                 (self.recovered)(self.inbox.generation.load(Ordering::Relaxed));
                 self.health.store_works(true);
-                tracing::warn!("the store takes commits again");
+                self.refuses.ends();
             }
-            Err(CommitError::Refused(reason)) => {
-                tracing::warn!(reason, "the store still does not take commits");
-            }
+            Err(CommitError::Refused(_)) => {}
             Err(CommitError::Unknown(reason)) => {
-                tracing::error!(reason, "the store cannot be opened again");
                 if self.store.shared().is_none() {
-                    self.health.fail("the outcome of a commit is unknown");
+                    self.health.fail(&format!("the store cannot be opened again: {reason}"));
                 }
             }
         }

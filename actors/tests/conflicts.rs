@@ -6,6 +6,7 @@ use arc_swap::ArcSwap;
 use iptunnel_actors::activation::{Activated, Confirm, Release, ReleaseOutcome};
 use iptunnel_actors::code_registry::{Activate, Issue, Issued, PrecheckCode};
 use iptunnel_actors::server_registry::{CheckIn, CheckedIn, Register, SetRevoked};
+use iptunnel_actors::stepped::{Step, Stepped};
 use iptunnel_actors::{
     Batches, Failure, Handles, Health, Limited, LimitedCommand, Observed, Outcome, Parts, Pending,
     Tuning,
@@ -29,13 +30,14 @@ use iptunnel_storage::{
 use rand_core::SeedableRng;
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::time::Duration;
 
 type Read<T> = Result<T, ReadError>;
 
 const NOW: Timestamp = Timestamp(1_000_000);
 const FROM: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+const PERMITS: usize = 64;
 const DEADLINE: Duration = Duration::from_secs(5);
 const GRANTED: Outcome<()> = Ok(Ok(()));
 const OVERLOADED: Outcome<()> = Err(Failure::Overloaded);
@@ -60,6 +62,8 @@ struct Plan {
     /// Whether commits are refused, and what was in them.
     refusing: bool,
     refused: Vec<Change>,
+    /// Whether nothing is read and nothing counted.
+    away: bool,
     /// The kind of records of which the next look-up fails.
     unreadable: Option<&'static str>,
     /// How many changes of records were written.
@@ -96,9 +100,18 @@ impl Shared {
     }
 
     fn read<T>(&self, kind: &str, read: impl FnOnce(&RedbStore) -> Read<T>) -> Read<T> {
+        self.is_there()?;
         let fails = self.plan().unreadable.take_if(|unreadable| *unreadable == kind).is_some();
-        if fails { Err(ReadError("the test wants it so".into())) } else { read(&self.engine) }
+        if fails { Err(as_wanted()) } else { read(&self.engine) }
     }
+
+    fn is_there(&self) -> Read<()> {
+        if self.plan().away { Err(as_wanted()) } else { Ok(()) }
+    }
+}
+
+fn as_wanted() -> ReadError {
+    ReadError("the test wants it so".into())
 }
 
 impl Store for Shared {
@@ -204,7 +217,7 @@ impl SharedByServers for Shared {
     }
     fn check_in(&self, seen: Vec<Sighting>) -> Read<Vec<Sighting>> {
         if self.plan().refusing {
-            return Err(ReadError("the test wants it so".into()));
+            return Err(as_wanted());
         }
         let seen = Write::CheckIns(seen.into_iter().map(|one| one.seen).collect());
         let written = self.engine.commit(&[Change(vec![seen])]);
@@ -217,6 +230,7 @@ impl SharedByServers for Shared {
         Ok(true)
     }
     fn charge(&self, requests: Vec<Vec<Counted>>) -> Read<Vec<Charged>> {
+        self.is_there()?;
         let mut counters = self.counters.lock().unwrap();
         let charge = |request: Vec<Counted>| {
             let used = |one: &Counted| counters.get(&one.key).copied().unwrap_or(0);
@@ -256,7 +270,8 @@ struct House {
     key: LookupKey,
 }
 
-fn in_a_house(test: impl AsyncFnOnce(&House)) {
+/// A store in a folder that is there for as long as it is needed.
+fn store() -> (tempfile::TempDir, Arc<Shared>) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s.redb");
     let open = move || -> std::io::Result<Box<dyn iptunnel_storage::Disk>> {
@@ -269,6 +284,11 @@ fn in_a_house(test: impl AsyncFnOnce(&House)) {
         busy: Mutex::default(),
         counters: Mutex::default(),
     });
+    (folder, store)
+}
+
+fn in_a_house(test: impl AsyncFnOnce(&House)) {
+    let (_folder, store) = store();
     actix::System::new().block_on(async {
         let house = House::start(store);
         test(&house).await;
@@ -276,6 +296,19 @@ fn in_a_house(test: impl AsyncFnOnce(&House)) {
         house.handles.stop().await;
         assert!(!house.health.has_failed());
     });
+}
+
+fn parts(store: &Arc<Shared>, permits: usize) -> Parts {
+    Parts {
+        store: Arc::clone(store) as Arc<dyn Store>,
+        tuning: Arc::new(ArcSwap::from_pointee(tuning())),
+        permits,
+        health: Arc::new(Health::default()),
+        observed: Observed::new(&mut prometheus_client::registry::Registry::default()),
+        random: rand_chacha::ChaCha20Rng::seed_from_u64(1),
+        lookup_key: LookupKey::new(&[7; LookupKey::BYTES]),
+        now: NOW,
+    }
 }
 
 fn tuning() -> Tuning {
@@ -324,40 +357,63 @@ async fn granted<T>(pending: Pending<T>) -> T {
     }
 }
 
+async fn wait_until(what: &str, is: impl Fn() -> bool) {
+    let waiting = async {
+        while !is() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, waiting).await.expect(what);
+}
+
 /// What the caller has used of its limit when the answer comes.
 async fn used<T>(pending: Pending<T>) -> u32 {
     pending.within(DEADLINE).await.rates.unwrap()[0].used
 }
 
+fn limited<C: LimitedCommand>(handles: &Handles, command: C) -> Pending<C::Answer> {
+    let who = KeyedHash([9; 16]);
+    let subjects = vec![Subject { policy: Policy::ActivatePerIpDay, who }];
+    let limited = |reply| Limited { subjects, command: Ok(command), now: NOW, reply };
+    handles.limited(limited).unwrap()
+}
+
+fn an_issue() -> Issue {
+    let product = ProductLetters::parse("SD").unwrap();
+    let session = KeyedHash([8; 16]);
+    Issue { product, session, from: FROM, life: Lifetimes::default(), now: NOW }
+}
+
+fn registration(number: u8, hostname: &str) -> Register {
+    let (id, ip) = (server_id(number), IpAddr::from([1, 2, 3, number]));
+    let (hostname, token) = (hostname.to_owned(), KeyedHash([6; 16]));
+    Register { id, ip, hostname, token, from: FROM, now: NOW }
+}
+
+fn check_in(number: u8, now: Timestamp) -> CheckIn {
+    CheckIn { id: server_id(number), bearer: Bearer::Nobody, now }
+}
+
+/// A release by a caller who has, or has not, proven to know the activation.
+fn release(id: ActivationId, proven: bool) -> Release {
+    Release { id, token: Ok(()), proven, from: FROM, life: Lifetimes::default(), now: NOW }
+}
+
 impl House {
     fn start(store: Arc<Shared>) -> Self {
-        let (health, key) = (Arc::new(Health::default()), LookupKey::new(&[7; LookupKey::BYTES]));
-        let parts = Parts {
-            store: Arc::clone(&store) as Arc<dyn Store>,
-            tuning: Arc::new(ArcSwap::from_pointee(tuning())),
-            permits: 64,
-            health: Arc::clone(&health),
-            observed: Observed::new(&mut prometheus_client::registry::Registry::default()),
-            random: rand_chacha::ChaCha20Rng::seed_from_u64(1),
-            lookup_key: key.clone(),
-            now: NOW,
-        };
+        let parts = parts(&store, PERMITS);
+        let (health, key) = (Arc::clone(&parts.health), parts.lookup_key.clone());
         let handles = iptunnel_actors::start(parts).unwrap();
         handles.tick(NOW);
         Self { store, handles, health, key }
     }
 
     fn limited<C: LimitedCommand>(&self, command: C) -> Pending<C::Answer> {
-        let who = KeyedHash([9; 16]);
-        let subjects = vec![Subject { policy: Policy::ActivatePerIpDay, who }];
-        let limited = |reply| Limited { subjects, command: Ok(command), now: NOW, reply };
-        self.handles.limited(limited).unwrap()
+        limited(&self.handles, command)
     }
 
     fn issue(&self) -> Pending<Issued> {
-        let product = ProductLetters::parse("SD").unwrap();
-        let session = KeyedHash([8; 16]);
-        self.limited(Issue { product, session, from: FROM, life: Lifetimes::default(), now: NOW })
+        self.limited(an_issue())
     }
 
     fn activate(&self, code: CodeHash, machine: u8) -> Pending<Activated> {
@@ -371,21 +427,10 @@ impl House {
         self.handles.confirm(Confirm { id, token: Ok(()), from: FROM, now: NOW }).unwrap()
     }
     fn release(&self, id: ActivationId) -> Pending<ReleaseOutcome> {
-        self.handles
-            .release(Release {
-                id,
-                token: Ok(()),
-                proven: true,
-                from: FROM,
-                life: Lifetimes::default(),
-                now: NOW,
-            })
-            .unwrap()
+        self.handles.release(release(id, true)).unwrap()
     }
     fn register(&self, number: u8, hostname: &str) -> Pending<Server> {
-        let (id, ip) = (server_id(number), IpAddr::from([1, 2, 3, number]));
-        let (hostname, token) = (hostname.to_owned(), KeyedHash([6; 16]));
-        self.handles.register(Register { id, ip, hostname, token, from: FROM, now: NOW }).unwrap()
+        self.handles.register(registration(number, hostname)).unwrap()
     }
     fn revoke(&self, number: u8) -> Pending<()> {
         self.handles
@@ -442,12 +487,26 @@ impl House {
     async fn mend_store(&self) {
         assert!(!self.health.is_ready(), "ready while the store refuses");
         self.store.plan().refusing = false;
-        let ready = async {
-            while !self.health.is_ready() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+        wait_until("ready again by itself", || self.health.is_ready()).await;
+    }
+
+    /// Lets commits stand still until what is returned is dropped.
+    fn stand_still(&self) -> impl Drop {
+        struct Released(mpsc::Sender<()>);
+        impl Drop for Released {
+            fn drop(&mut self) {
+                self.0.send(()).unwrap();
             }
-        };
-        tokio::time::timeout(DEADLINE, ready).await.expect("ready again by itself");
+        }
+        let (store, (release, released)) = (Arc::clone(&self.store), mpsc::channel());
+        let (stands, still) = mpsc::channel();
+        std::thread::spawn(move || {
+            let _busy = store.busy.lock().unwrap();
+            stands.send(()).unwrap();
+            let _ = released.recv();
+        });
+        still.recv().unwrap();
+        Released(release)
     }
 
     /// Puts one kind of request to the test: up to three conflicts it does not notice, a fourth is
@@ -632,9 +691,9 @@ fn a_refused_registration_revocation_or_check_in_is_made_good_once_the_store_wor
     in_a_house(async |house| {
         granted(house.register(1, "a")).await;
         let (seen, later) = (NOW.plus(5), NOW.plus(10));
-        let check_in = CheckIn { id: server_id(1), bearer: Bearer::Nobody, now: seen };
         house.store.plan().refusing = true;
-        assert_eq!(granted(house.handles.check_in(check_in).unwrap()).await, CheckedIn::Active);
+        let checked_in = granted(house.handles.check_in(check_in(1, seen)).unwrap()).await;
+        assert_eq!(checked_in, CheckedIn::Active);
         house.handles.tick(seen);
         let both = async || [told(house.register(2, "b")).await, told(house.revoke(1)).await];
         assert_eq!(both().await, [UNAVAILABLE; 2]);
@@ -691,4 +750,144 @@ fn after_a_release_that_could_not_read_its_code_the_activation_is_still_open() {
         assert_eq!(told(house.release(id)).await, UNAVAILABLE);
         assert_eq!(told(house.confirm(id)).await, GRANTED);
     });
+}
+
+#[test]
+fn check_ins_are_answered_while_a_commit_stands_still_and_others_hear_so_at_once() {
+    in_a_house(async |house| {
+        granted(house.register(1, "a")).await;
+        let stands_still = house.stand_still();
+        let waiting: Vec<_> = (2..).take(PERMITS).map(|n| house.register(n, "b")).collect();
+        let one_more = house.handles.register(registration(100, "b"));
+        assert_eq!(one_more.err(), Some(Failure::Overloaded));
+        let checked_in = async |at| {
+            for _ in 0..2 * PERMITS {
+                let answer = granted(house.handles.check_in(check_in(1, at)).unwrap()).await;
+                assert_eq!(answer, CheckedIn::Active);
+            }
+        };
+        checked_in(NOW.plus(1)).await;
+        let is_ready = || {
+            house.handles.tick(NOW.plus(2));
+            house.health.is_ready()
+        };
+        wait_until("a commit that stands still is noticed", || !is_ready()).await;
+        let one_more = house.handles.register(registration(100, "b"));
+        assert_eq!(one_more.err(), Some(Failure::StorageUnavailable));
+        checked_in(NOW.plus(3)).await;
+        drop(stands_still);
+        for pending in waiting {
+            assert_eq!(told(pending).await, GRANTED);
+        }
+        wait_until("the server is ready again", is_ready).await;
+        assert_eq!(told(house.register(100, "b")).await, GRANTED);
+    });
+}
+
+/// Does whatever can be done.
+fn run(server: &mut Stepped) {
+    let mut steps = Vec::new();
+    loop {
+        server.ready(&mut steps);
+        steps.retain(|step| *step != Step::Probe);
+        if !steps.iter().any(|step| server.step(*step)) {
+            return;
+        }
+    }
+}
+
+fn outcome<T>(pending: &mut Pending<T>) -> Option<Outcome<()>> {
+    pending.answered().map(|answer| answer.outcome.map(|decision| decision.map(|_| ())))
+}
+
+#[test]
+fn of_those_who_prove_nothing_so_many_wait_to_be_looked_up_and_nobody_waits_for_them() {
+    const UNPROVEN: usize = 256;
+    let (_folder, store) = store();
+    let mut server = Stepped::start(parts(&store, 1000)).unwrap();
+    let ask = |server: &Stepped, id: usize, proven: bool| {
+        server.handles().release(release(ActivationId(id as u64), proven)).unwrap()
+    };
+    let mut guesses: Vec<_> = (0..UNPROVEN + 44).map(|id| ask(&server, id, false)).collect();
+    while server.step(Step::Activation) {}
+    let (waiting, turned_away) = guesses.split_at_mut(UNPROVEN);
+    assert!(waiting.iter_mut().all(|pending| outcome(pending).is_none()));
+    assert!(turned_away.iter_mut().all(|pending| outcome(pending) == Some(OVERLOADED)));
+    let mut proven = ask(&server, 1000, true);
+    for step in [Step::Activation, Step::Read, Step::HandOn, Step::Activation] {
+        assert!(server.step(step));
+    }
+    let nothing_there = Some(Ok(Err(Refusal::ActivationNotFound)));
+    assert_eq!(outcome(&mut proven), nothing_there, "before all others");
+    run(&mut server);
+    assert!(waiting.iter_mut().all(|pending| outcome(pending) == nothing_there));
+}
+
+/// What is told at the level of a warning or above.
+#[derive(Clone, Default)]
+struct Logged(Arc<Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Logged {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::WARN
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Message(String);
+        impl tracing::field::Visit for Message {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                if field.name() == "message" {
+                    self.0 = format!("{value:?}");
+                }
+            }
+        }
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        self.0.lock().unwrap().push(message.0);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn a_store_that_is_away_is_told_of_once_when_that_begins_and_once_when_it_ends() {
+    let (_folder, store) = store();
+    let mut server = Stepped::start(parts(&store, 64)).unwrap();
+    let logged = Logged::default();
+    let all_hear = |server: &mut Stepped, away: bool, expected: [Outcome<()>; 3]| {
+        (store.plan().away, store.plan().refusing) = (away, away);
+        for _ in 0..3 {
+            let handles = server.handles();
+            let mut issue = limited(handles, an_issue());
+            let mut release = handles.release(release(ActivationId(1), true)).unwrap();
+            let mut setting = handles.keep_settings(Vec::new(), Vec::new()).unwrap();
+            run(server);
+            let heard = [outcome(&mut issue), outcome(&mut release), outcome(&mut setting)];
+            assert_eq!(heard, expected.clone().map(Some));
+            server.step(Step::Probe);
+        }
+    };
+    let there = [GRANTED, Ok(Err(Refusal::ActivationNotFound)), GRANTED];
+    tracing::subscriber::with_default(logged.clone(), || {
+        all_hear(&mut server, false, there.clone());
+        all_hear(&mut server, true, [UNAVAILABLE; 3]);
+        store.plan().refusing = false;
+        server.step(Step::Probe);
+        all_hear(&mut server, false, there);
+    });
+    let mut logged = logged.0.lock().unwrap().clone();
+    logged.sort_unstable();
+    let once = [
+        "records can be read again",
+        "records cannot be read",
+        "the store counts again",
+        "the store does not count",
+        "the store does not take commits",
+        "the store takes commits again",
+    ];
+    assert_eq!(logged, once);
 }

@@ -81,6 +81,9 @@ fn measure(options: &Options) -> Result<()> {
 }
 
 async fn run(options: &Options) -> Result<()> {
+    if let (true, Some(other)) = (options.postgres, &options.against) {
+        return versus::run_on_postgres(options, other).await;
+    }
     if options.postgres {
         return peers::shared::run(options).await;
     }

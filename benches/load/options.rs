@@ -26,7 +26,9 @@ Load on the activation server. Run it as: scripts/bench [OPTIONS], or cargo benc
                       same one, and check-ins beside those of the embedded engine, and nothing else; with --large:
                       what a million servers that check in once a minute cost the database
   --postgres-programs PATH   the folder of PostgreSQL's programs for these two; scripts/bench finds it
-  --against PATH      compare activates with those of another program, turn about, and measure nothing else
+  --against PATH      compare activates with those of another program, turn about, and measure nothing else;
+                      with --postgres: over a database for each
+  --connections N     with --against: over so many (1, 64 or 256) and no others
   --help              this text";
 
 /// What the person asked for.
@@ -39,6 +41,7 @@ pub enum Request {
 }
 
 /// How to measure.
+#[derive(Clone)]
 pub struct Options {
     /// Fewer requests, for a first look.
     pub quick: bool,
@@ -58,6 +61,8 @@ pub struct Options {
     pub count: u64,
     /// Compare with this program instead.
     pub against: Option<PathBuf>,
+    /// Numbers of connections to compare over, where not all of them.
+    pub connections: Option<usize>,
     /// Compare with PostgreSQL instead.
     pub peers: bool,
     /// Measure servers that share a PostgreSQL database instead.
@@ -80,6 +85,7 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
         limits_memory: false,
         count: 10_000_000,
         against: None,
+        connections: None,
         peers: false,
         postgres: false,
         postgres_programs: None,
@@ -96,6 +102,9 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
             "--server" => options.server = value(&argument, arguments.next())?.into(),
             "--dir" => options.directory = Some(value(&argument, arguments.next())?.into()),
             "--against" => options.against = Some(value(&argument, arguments.next())?.into()),
+            "--connections" => {
+                options.connections = Some(at_least_one(&argument, arguments.next())?);
+            }
             "--postgres" => options.postgres = true,
             "--postgres-programs" => {
                 options.postgres_programs = Some(value(&argument, arguments.next())?.into());

@@ -9,8 +9,8 @@
 //!   them, and `fleet` are ours
 
 mod agents;
-mod fleet;
-mod postgres;
+pub mod fleet;
+pub mod postgres;
 mod report;
 pub mod shared;
 mod workload;
@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use crate::closed_loop;
 use crate::disk;
-use crate::failure::{Context, Result};
+use crate::failure::Result;
 use crate::options::Options;
 use crate::scenario::{self, HEALTHZ_PATH, HEALTHZ_STEP};
 use crate::server::Server;
@@ -69,9 +69,7 @@ struct Theirs {
 
 /// Measures and prints the comparison.
 pub async fn run(options: &Options) -> Result<()> {
-    let directory = options.postgres_programs.as_deref();
-    let directory = directory.context("--peers needs --postgres-programs: see scripts/bench")?;
-    let programs = Programs::new(directory);
+    let programs = Programs::of(options)?;
     let mut rounds = Vec::new();
     for number in 1..=options.rounds {
         eprintln!("round {number} of {}", options.rounds);

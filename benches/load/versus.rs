@@ -8,6 +8,8 @@ use crate::closed_loop;
 use crate::failure::Result;
 use crate::figures::{duration, grouped, ranged, ratio};
 use crate::options::Options;
+use crate::peers::fleet::{self, Fleet};
+use crate::peers::postgres::{Cluster, Programs, Site};
 use crate::report::{print_head, print_value};
 use crate::requests::Caller;
 use crate::scenario;
@@ -17,7 +19,7 @@ use crate::steps::{self, Machine};
 use crate::table;
 
 /// Numbers of connections, and how many codes are activated over them in one turn: some tenths of a second.
-const TURNS: [(usize, usize); 3] = [(1, 400), (64, 8_000), (256, 10_000)];
+const TURNS: [(usize, usize); 3] = [(1, 1_500), (64, 8_000), (256, 10_000)];
 /// Pairs of turns.
 const PAIRS: u32 = 12;
 /// Pairs for a first look.
@@ -42,20 +44,41 @@ const FIGURES: [Figure; 4] = [
     ("server's time", |turn| turn.processor_micros, duration),
 ];
 
-/// Compares the program to be measured with `other`.
+/// Compares the program to be measured with `other` on a PostgreSQL of their own, each on a database.
+pub async fn run_on_postgres(options: &Options, other: &Path) -> Result<()> {
+    let site = Site::set_up(&Programs::of(options)?, crate::workspace(options)?).await?;
+    let cluster = Cluster::start(site, &[]).await?;
+    let of_other = Options { server: other.to_owned(), ..options.clone() };
+    let this = Fleet::start(options, &cluster, "this", 1, &[]).await?;
+    let that = Fleet::start(&of_other, &cluster, "that", 1, &[]).await?;
+    let outcome = match (this.servers.as_slice(), that.servers.as_slice()) {
+        ([this], [that]) => compare(this, that, options).await,
+        _ => Ok(Vec::new()),
+    };
+    let (stopped, outcome) = (that.finish(Ok(())).await, this.finish(outcome).await);
+    stopped?;
+    print(options, other, &outcome?);
+    Ok(())
+}
+
+/// Compares the program to be measured with `other` on the embedded engine.
 pub async fn run(options: &Options, other: &Path) -> Result<()> {
     let (ours, theirs) = (crate::workspace(options)?, crate::workspace(options)?);
     let settings = scenario::settings(&options.settings);
     let this = Server::start(&options.server, &ours, &settings).await?;
     let that = Server::start(other, &theirs, &settings).await?;
-    let outcome = compare(&this, &that, options.quick).await;
+    let outcome = compare(&this, &that, options).await;
     let (stopped, outcome) = (that.finish(Ok(())).await, this.finish(outcome).await);
     stopped?;
+    print(options, other, &outcome?);
+    Ok(())
+}
+
+fn print(options: &Options, other: &Path, lines: &[[String; 5]]) {
     print_head(options);
     print_value("against", &other.display().to_string());
     println!();
-    table::print(&outcome?, 1);
-    Ok(())
+    table::print(lines, 1);
 }
 
 /// One of the two servers, with connections to it.
@@ -84,15 +107,21 @@ impl<'a> Side<'a> {
     }
 }
 
-async fn compare(this: &Server, that: &Server, quick: bool) -> Result<Vec<[String; 5]>> {
+async fn compare(this: &Server, that: &Server, options: &Options) -> Result<Vec<[String; 5]>> {
     let mut machines = Machine::all();
     let mut lines =
         vec![["connections", "activate", "this", "that", "this / that"].map(String::from)];
-    for (connections, codes) in TURNS {
+    let wanted = |turn: &(usize, usize)| options.connections.is_none_or(|only| only == turn.0);
+    for (connections, codes) in TURNS.into_iter().filter(wanted) {
         let mut this = Side::open(this, connections).await?;
         let mut that = Side::open(that, connections).await?;
+        if options.postgres {
+            // As many rows to count in as installers have: on one they would wait for each other.
+            fleet::give_addresses(&mut this.callers);
+            fleet::give_addresses(&mut that.callers);
+        }
         let mut pairs = Vec::new();
-        for number in 0..if quick { QUICK_PAIRS } else { PAIRS } {
+        for number in 0..if options.quick { QUICK_PAIRS } else { PAIRS } {
             let mut some = || machines.by_ref().take(codes).collect();
             // Who goes first changes from pair to pair.
             if number % 2 == 0 {

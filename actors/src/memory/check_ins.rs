@@ -6,6 +6,7 @@
 
 use crate::handles::Handles;
 use crate::persistence::Committed;
+use crate::reader::Reader;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::server::ServerId;
 use iptunnel_storage::{Change, CheckIn, Sighting, Store, Write};
@@ -110,9 +111,9 @@ impl CheckIns {
         if self.listening.swap(true, Ordering::Relaxed) {
             return;
         }
-        let listening = Arc::clone(&self.listening);
+        let (listening, reader) = (Arc::clone(&self.listening), handles.reader.clone());
         handles.reader.run(move |store| {
-            listen(store, hear);
+            listen(store, &reader, hear);
             listening.store(false, Ordering::Relaxed);
         });
     }
@@ -198,15 +199,12 @@ const STEP: usize = 1000;
 const PAUSE: Duration = Duration::from_millis(10);
 const OFFERS: usize = 100;
 
-fn listen(store: &dyn Store, hear: impl Fn(Vec<(ServerId, Timestamp)>) -> bool) {
+fn listen(store: &dyn Store, reader: &Reader, hear: impl Fn(Vec<(ServerId, Timestamp)>) -> bool) {
     let Some(shared) = store.shared() else { return };
     loop {
-        let seen = match shared.seen_elsewhere() {
-            Ok(seen) if seen.is_empty() => return,
-            Ok(seen) => seen,
-            Err(error) => {
-                return tracing::warn!(%error, "check-ins of other servers are not known");
-            }
+        let seen = match reader.noted(shared.seen_elsewhere()) {
+            Ok(seen) if !seen.is_empty() => seen,
+            _ => return,
         };
         for some in seen.chunks(STEP) {
             let taken = (0..OFFERS).any(|_| {

@@ -248,9 +248,8 @@ impl Counters {
 
     /// A counter of a window that is void.
     fn void(&self, now: Timestamp) -> Option<u32> {
-        let mut windows = self.windows.iter();
-        let (_, lists) = windows.find(|(window, _)| window.is_void(now))?;
-        lists.first_key_value().map(|(_, head)| *head)
+        let mut void = self.windows.iter().filter(|(window, _)| window.is_void(now));
+        void.find_map(|(_, lists)| lists.first_key_value()).map(|(_, head)| *head)
     }
 
     /// The counter to give up: of a void window, else the least charged below its limit.
@@ -315,7 +314,9 @@ impl Counters {
     /// Drops at most `budget` counters of void windows.
     pub(crate) fn expire(&mut self, budget: usize, now: Timestamp) {
         for _ in 0..budget {
-            let Some(slot) = self.void(now) else { return };
+            let Some(slot) = self.void(now) else {
+                return self.windows.retain(|window, _| !window.is_void(now));
+            };
             self.remove(slot);
         }
     }
@@ -425,7 +426,8 @@ impl Counters {
         }
     }
 
-    /// Lets a list begin with another slot, or end where that is [`NONE`]. The slot before.
+    /// Lets a list begin with another slot, or end where that is [`NONE`]. The slot before. A window
+    /// stays where it has no more lists, for it is about to have another one.
     fn set_head(&mut self, class: Class, head: u32) -> u32 {
         if class.used == 0 {
             return std::mem::replace(&mut self.free, head);
@@ -433,9 +435,6 @@ impl Counters {
         let lists = self.windows.entry(class.window).or_default();
         let before =
             if head == NONE { lists.remove(&class.used) } else { lists.insert(class.used, head) };
-        if lists.is_empty() {
-            self.windows.remove(&class.window);
-        }
         before.unwrap_or(NONE)
     }
 }

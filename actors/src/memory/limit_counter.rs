@@ -2,7 +2,7 @@
 //! the store at once, and says what became of each.
 
 use iptunnel_domain::Timestamp;
-use iptunnel_storage::{Charged, Counted, ReadError, Store};
+use iptunnel_storage::{Charged, Counted, Outage, ReadError, Store};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -18,7 +18,10 @@ enum Job {
 pub(crate) struct Charger(Mutex<Option<Sender<Job>>>);
 
 /// Takes out what waits to be counted.
-pub(crate) struct Counting(Receiver<Job>);
+pub(crate) struct Counting {
+    jobs: Receiver<Job>,
+    silent: Outage,
+}
 
 /// Requests that are counted at once: their statements travel together, and the last one's answer
 /// waits for all.
@@ -29,7 +32,8 @@ impl Charger {
     pub(crate) fn new(store: &dyn Store) -> Option<(Self, Counting)> {
         store.shared()?;
         let (sender, jobs) = channel();
-        Some((Self(Mutex::new(Some(sender))), Counting(jobs)))
+        let silent = Outage::new("the store does not count", "the store counts again");
+        Some((Self(Mutex::new(Some(sender))), Counting { jobs, silent }))
     }
 
     fn send(&self, job: Job) {
@@ -67,9 +71,9 @@ impl Counting {
     /// Starts the thread.
     pub(crate) fn spawn(self, store: Arc<dyn Store>) -> std::io::Result<JoinHandle<()>> {
         std::thread::Builder::new().name("charger".into()).spawn(move || {
-            while let Ok(first) = self.0.recv() {
-                let jobs = std::iter::once(first).chain(self.0.try_iter().take(BATCH));
-                count(store.as_ref(), jobs).into_iter().for_each(|hand_on| hand_on());
+            while let Ok(first) = self.jobs.recv() {
+                let jobs = std::iter::once(first).chain(self.jobs.try_iter().take(BATCH));
+                self.count(store.as_ref(), jobs).into_iter().for_each(|hand_on| hand_on());
             }
         })
     }
@@ -77,33 +81,44 @@ impl Counting {
     /// Counts what waits now. What the store said is handed on by calling what is returned, each
     /// once; `None` where nothing waits.
     pub(crate) fn count_now(&self, store: &dyn Store) -> Option<Vec<HandOn>> {
-        let jobs: Vec<Job> = self.0.try_iter().take(BATCH).collect();
-        (!jobs.is_empty()).then(|| count(store, jobs))
+        let jobs: Vec<Job> = self.jobs.try_iter().take(BATCH).collect();
+        (!jobs.is_empty()).then(|| self.count(store, jobs))
     }
-}
 
-fn count(store: &dyn Store, jobs: impl IntoIterator<Item = Job>) -> Vec<HandOn> {
-    let (mut charges, mut waiting, mut back) = (Vec::new(), Vec::new(), Vec::new());
-    for job in jobs {
-        match job {
-            Job::Charge(counters, done) => {
-                charges.push(counters);
-                waiting.push(done);
+    fn count(&self, store: &dyn Store, jobs: impl IntoIterator<Item = Job>) -> Vec<HandOn> {
+        let (mut charges, mut waiting, mut back) = (Vec::new(), Vec::new(), Vec::new());
+        for job in jobs {
+            match job {
+                Job::Charge(counters, done) => {
+                    charges.push(counters);
+                    waiting.push(done);
+                }
+                Job::GiveBack(counters) => back.extend(counters),
             }
-            Job::GiveBack(counters) => back.extend(counters),
         }
+        let Some(shared) = store.shared() else { return Vec::new() };
+        if !back.is_empty() {
+            // What cannot be given back counts until its window ends.
+            let _ = self.noted(shared.give_back(back));
+        }
+        if charges.is_empty() {
+            return Vec::new();
+        }
+        let charged = self.noted(shared.charge(charges)).unwrap_or_default();
+        let answers = charged.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+        let hand_on =
+            |(done, answer): (Done, Option<Charged>)| -> HandOn { Box::new(|| done(answer)) };
+        waiting.into_iter().zip(answers).map(hand_on).collect()
     }
-    let failed = |error: ReadError| tracing::warn!(%error, "the store does not count");
-    let Some(shared) = store.shared() else { return Vec::new() };
-    if !back.is_empty() {
-        // What cannot be given back counts until its window ends.
-        let _ = shared.give_back(back).map_err(failed);
+
+    /// What the store said, where it did.
+    fn noted<T>(&self, said: Result<T, ReadError>) -> Option<T> {
+        match &said {
+            Ok(_) => self.silent.ends(),
+            Err(error) => {
+                self.silent.begins(&error.to_string());
+            }
+        }
+        said.ok()
     }
-    if charges.is_empty() {
-        return Vec::new();
-    }
-    let charged = shared.charge(charges).map_err(failed).unwrap_or_default();
-    let answers = charged.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
-    let hand_on = |(done, answer): (Done, Option<Charged>)| -> HandOn { Box::new(|| done(answer)) };
-    waiting.into_iter().zip(answers).map(hand_on).collect()
 }

@@ -401,11 +401,11 @@ fn tick<K: Keeper>(keeper: &mut K, now: Timestamp) {
 fn look_for_forgettable<K: Keeper>(keeper: &K, now: Timestamp) {
     let (handles, tuning) = (Arc::clone(keeper.handles()), keeper.tuning());
     let count = K::step(&tuning).max(1);
-    keeper.handles().reader.run(move |store| match forgettable(store, count, now, &tuning) {
-        Ok(records) => {
+    keeper.handles().reader.run(move |store| {
+        let oldest = forgettable(store, count, now, &tuning);
+        if let Ok(records) = handles.reader.noted(oldest) {
             K::mailbox(&handles).send(Upkeep::Forgettable(records, now));
         }
-        Err(error) => tracing::warn!(%error, "the oldest records could not be read"),
     });
 }
 

@@ -8,7 +8,7 @@ use crate::runtime::work::{Command, Work};
 use iptunnel_domain::activation::{Activation, ActivationId};
 use iptunnel_domain::code::{Code, CodeHash};
 use iptunnel_domain::server::{Server, ServerId};
-use iptunnel_storage::{ReadError, Store};
+use iptunnel_storage::{Outage, ReadError, Store};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -88,8 +88,21 @@ struct Queue {
 const UNPROVEN: usize = 256;
 
 /// The way to the readers. Bounded by the permits of the requests that wait in it.
-#[derive(Clone, Default)]
-pub(crate) struct Reader(Arc<(Mutex<Queue>, Condvar)>);
+#[derive(Clone)]
+pub(crate) struct Reader(Arc<Inner>);
+
+struct Inner {
+    queue: Mutex<Queue>,
+    arrived: Condvar,
+    fails: Outage,
+}
+
+impl Default for Reader {
+    fn default() -> Self {
+        let fails = Outage::new("records cannot be read", "records can be read again");
+        Self(Arc::new(Inner { queue: Mutex::default(), arrived: Condvar::new(), fails }))
+    }
+}
 
 impl Reader {
     /// Starts the threads that read.
@@ -111,7 +124,7 @@ impl Reader {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn send(&self, job: Job) {
@@ -120,7 +133,7 @@ impl Reader {
         if !queue.stopped {
             queue.jobs.push_back(job);
             drop(queue);
-            self.0.1.notify_one();
+            self.0.arrived.notify_one();
         }
     }
 
@@ -138,7 +151,7 @@ impl Reader {
         forward: impl FnOnce(Work<C, R>) + Send + 'static,
     ) {
         if work.command.is_proven() && work.reply.limit_reached().is_none() {
-            return self.find(key, move |found| hand_on(found, work, forward));
+            return self.find(key, |found| hand_on(found, work, forward));
         }
         let mut queue = self.lock();
         if queue.stopped || queue.unproven.len() >= UNPROVEN {
@@ -151,7 +164,7 @@ impl Reader {
         let done = Box::new(move |found| hand_on(found, work, forward));
         queue.unproven.push_back(R::job(Lookup { key, done }));
         drop(queue);
-        self.0.1.notify_one();
+        self.0.arrived.notify_one();
     }
 
     /// Reads the record with this key.
@@ -170,19 +183,20 @@ impl Reader {
         read: impl FnOnce(&dyn Store) -> Result<Option<R>, ReadError> + Send + 'static,
         forward: impl FnOnce(Work<C, R>) + Send + 'static,
     ) {
-        self.run(move |store| hand_on(read(store), work, forward));
+        let reader = self.clone();
+        self.run(move |store| hand_on(reader.noted(read(store)), work, forward));
     }
 
     /// Lets the threads end once their queue is empty.
     pub(crate) fn stop(&self) {
         self.lock().stopped = true;
-        self.0.1.notify_all();
+        self.0.arrived.notify_all();
     }
 
     /// The next job, and behind it what can be looked up together with it; none at the end.
     fn next(&self, together: usize) -> Vec<Job> {
         let idle = |queue: &mut Queue| queue.is_empty() && !queue.stopped;
-        let queue = self.0.1.wait_while(self.lock(), idle);
+        let queue = self.0.arrived.wait_while(self.lock(), idle);
         let mut queue = queue.unwrap_or_else(PoisonError::into_inner);
         queue.take(together)
     }
@@ -194,7 +208,7 @@ impl Reader {
             if jobs.is_empty() {
                 return;
             }
-            read(store, jobs).into_iter().for_each(|found| found());
+            self.read(store, jobs).into_iter().for_each(|found| found());
         }
     }
 
@@ -202,7 +216,65 @@ impl Reader {
     /// once.
     pub(crate) fn read_now(&self, store: &dyn Store, together: usize) -> Vec<HandOn> {
         let jobs = self.lock().take(together);
-        read(store, jobs)
+        self.read(store, jobs)
+    }
+
+    fn read(&self, store: &dyn Store, jobs: Vec<Job>) -> Vec<HandOn> {
+        let (mut codes, mut activations, mut servers) = (Vec::new(), Vec::new(), Vec::new());
+        let mut found = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            match job {
+                Job::Code(lookup) => codes.push(lookup),
+                Job::Activation(lookup) => activations.push(lookup),
+                Job::Server(lookup) => servers.push(lookup),
+                Job::Other(job) => job(store),
+            }
+        }
+        self.read_all(store, codes, &mut found);
+        self.read_all(store, activations, &mut found);
+        self.read_all(store, servers, &mut found);
+        found
+    }
+
+    fn read_all<R: Sought>(
+        &self,
+        store: &dyn Store,
+        lookups: Vec<Lookup<R>>,
+        hand_on: &mut Vec<HandOn>,
+    ) {
+        if lookups.is_empty() {
+            return;
+        }
+        let keys: Vec<R::Key> = lookups.iter().map(|lookup| lookup.key).collect();
+        match R::read(store, &keys) {
+            // One that cannot be read must not keep the others from theirs.
+            Err(_) if lookups.len() > 1 => {
+                for lookup in lookups {
+                    self.read_all(store, vec![lookup], hand_on);
+                }
+            }
+            said => {
+                let mut found = self.noted(said).map(Vec::into_iter);
+                for lookup in lookups {
+                    let found = match &mut found {
+                        Ok(found) => Ok(found.next().flatten()),
+                        Err(error) => Err(error.clone()),
+                    };
+                    hand_on.push(Box::new(move || (lookup.done)(found)));
+                }
+            }
+        }
+    }
+
+    /// What the store said when it was asked, and a word in the log where that begins or ends to fail.
+    pub(crate) fn noted<T>(&self, said: Result<T, ReadError>) -> Result<T, ReadError> {
+        match &said {
+            Ok(_) => self.0.fails.ends(),
+            Err(error) => {
+                self.0.fails.begins(&error.to_string());
+            }
+        }
+        said
     }
 }
 
@@ -223,46 +295,6 @@ impl Queue {
 /// Hands what was read on to whoever waits for it.
 pub(crate) type HandOn = Box<dyn FnOnce() + Send>;
 
-fn read(store: &dyn Store, jobs: Vec<Job>) -> Vec<HandOn> {
-    let (mut codes, mut activations, mut servers) = (Vec::new(), Vec::new(), Vec::new());
-    let mut found = Vec::with_capacity(jobs.len());
-    for job in jobs {
-        match job {
-            Job::Code(lookup) => codes.push(lookup),
-            Job::Activation(lookup) => activations.push(lookup),
-            Job::Server(lookup) => servers.push(lookup),
-            Job::Other(job) => job(store),
-        }
-    }
-    read_all(store, codes, &mut found);
-    read_all(store, activations, &mut found);
-    read_all(store, servers, &mut found);
-    found
-}
-
-fn read_all<R: Sought>(store: &dyn Store, lookups: Vec<Lookup<R>>, hand_on: &mut Vec<HandOn>) {
-    if lookups.is_empty() {
-        return;
-    }
-    let keys: Vec<R::Key> = lookups.iter().map(|lookup| lookup.key).collect();
-    match R::read(store, &keys) {
-        Ok(found) => {
-            let found = found.into_iter().chain(std::iter::repeat_with(|| None));
-            for (lookup, found) in lookups.into_iter().zip(found) {
-                hand_on.push(Box::new(move || (lookup.done)(Ok(found))));
-            }
-        }
-        Err(error) if lookups.len() == 1 => {
-            for lookup in lookups {
-                let error = error.clone();
-                hand_on.push(Box::new(move || (lookup.done)(Err(error))));
-            }
-        }
-        // One that cannot be read must not keep the others from theirs.
-        Err(_) => lookups.into_iter().for_each(|lookup| read_all(store, vec![lookup], hand_on)),
-    }
-}
-
 fn hand_on<C: Command, R: Send + 'static>(
     found: Result<Option<R>, ReadError>,
     mut work: Work<C, R>,
@@ -273,9 +305,6 @@ fn hand_on<C: Command, R: Send + 'static>(
             work.found = Some(found);
             forward(work);
         }
-        Err(error) => {
-            tracing::error!(%error, "a record could not be read");
-            work.reply.fail(Failure::StorageUnavailable);
-        }
+        Err(_) => work.reply.fail(Failure::StorageUnavailable),
     }
 }

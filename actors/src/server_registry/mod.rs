@@ -255,10 +255,8 @@ pub(crate) fn follow(handles: &Arc<Handles>, id: ServerId) {
         let missed = match found {
             Ok(Some(server)) => !back.server_registry.send(Found(server)),
             Ok(None) => false,
-            Err(error) => {
-                tracing::warn!(%error, "a server's record could not be read, and is tried again");
-                true
-            }
+            // It is tried again.
+            Err(_) => true,
         };
         if missed {
             back.missed.lock().unwrap_or_else(PoisonError::into_inner).insert(id);

@@ -48,10 +48,7 @@ impl Fleet {
             let share = connections / self.servers.len();
             callers.extend(scenario::open_callers(server.public, share).await?);
         }
-        for (number, caller) in callers.iter_mut().enumerate() {
-            let address = format!("9.9.{}.{}", number / 256, number % 256);
-            caller.writer.forwarded_for = Some(address);
-        }
+        give_addresses(&mut callers);
         Ok(callers)
     }
 
@@ -62,5 +59,13 @@ impl Fleet {
             stopped = server.finish(stopped).await;
         }
         outcome.and_then(|value| stopped.map(|()| value))
+    }
+}
+
+/// Gives each caller an address of its own, for servers that trust whoever says so.
+pub fn give_addresses(callers: &mut [Caller]) {
+    for (number, caller) in callers.iter_mut().enumerate() {
+        let address = format!("9.9.{}.{}", number / 256, number % 256);
+        caller.writer.forwarded_for = Some(address);
     }
 }

@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use crate::failure::{Context, Failure, Result};
 use crate::interrupt;
+use crate::options::Options;
 use crate::server::Workspace;
 
 /// What makes an answered commit survive a loss of power, as PostgreSQL comes; said so that no package's
@@ -67,9 +68,10 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 pub struct Programs(PathBuf);
 
 impl Programs {
-    /// The programs in `directory`.
-    pub fn new(directory: &Path) -> Self {
-        Self(directory.to_owned())
+    /// Those that the options name.
+    pub fn of(options: &Options) -> Result<Self> {
+        let directory = options.postgres_programs.clone();
+        directory.map(Self).context("this needs --postgres-programs: see scripts/bench")
     }
 }
 

@@ -8,7 +8,7 @@ use super::postgres::{Cluster, Programs, Site};
 use super::workload::{self, FORMS};
 use super::{CLIENTS, agents};
 use crate::closed_loop;
-use crate::failure::{Context, Result};
+use crate::failure::Result;
 use crate::figures::{duration, grouped, ranged, ratio};
 use crate::options::Options;
 use crate::report::{print_head, print_value};
@@ -48,9 +48,7 @@ struct Round {
 
 /// Measures and prints.
 pub async fn run(options: &Options) -> Result<()> {
-    let directory = options.postgres_programs.as_deref();
-    let directory = directory.context("--postgres needs --postgres-programs: see scripts/bench")?;
-    let programs = Programs::new(directory);
+    let programs = Programs::of(options)?;
     if options.large {
         return agents::run(options, &programs).await;
     }

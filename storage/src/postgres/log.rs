@@ -294,7 +294,11 @@ impl Told {
 
     /// Goes back to where the log is still what was told, where another primary has taken over: what
     /// stands there behind it is news. `false` where that is not known any more.
-    async fn go_back(&mut self, client: &Client, timeline: u32) -> Result<bool, ReadError> {
+    pub(super) async fn go_back(
+        &mut self,
+        client: &Client,
+        timeline: u32,
+    ) -> Result<bool, ReadError> {
         if timeline == self.timeline {
             return Ok(true);
         }
@@ -330,7 +334,7 @@ impl Told {
     }
 
     /// What has been entered into the log since. It counts as told once all of it is read.
-    async fn entered(&mut self, client: &Client) -> Result<Vec<Event>, ReadError> {
+    pub(super) async fn entered(&mut self, client: &Client) -> Result<Vec<Event>, ReadError> {
         if head(client).await?.entries <= self.entry {
             return Ok(Vec::new());
         }

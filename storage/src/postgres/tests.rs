@@ -2,6 +2,7 @@
 
 mod proxy;
 
+use super::log::Told;
 use super::{PostgresStore, migrate};
 use crate::embedded::engine::samples::{activation, at, code, event, server};
 use crate::{
@@ -508,6 +509,50 @@ fn what_a_newer_program_does_is_heard_of_though_it_is_not_understood() {
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", heard.lock().unwrap());
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// What whoever has been `told` so far hears on this timeline; `None` where the log does not go on from
+/// anything that they know.
+fn hear(store: &PostgresStore, told: Told, timeline: u32) -> (Told, Option<Vec<Event>>) {
+    let (inner, mut told) = (Arc::clone(&store.inner), told);
+    let heard = super::wait(&store.handle, async move {
+        let client = inner.pool.get().await.unwrap();
+        let follows = told.go_back(&client, timeline).await.unwrap();
+        let news = if follows { Some(told.entered(&client).await.unwrap()) } else { None };
+        (told, news)
+    });
+    heard.unwrap()
+}
+
+#[test]
+fn after_a_promotion_is_heard_what_stands_in_the_log_where_the_standby_lacked_its_end() {
+    let database = Database::new();
+    let store = database.store();
+    let enter = |number, entries| {
+        commit(&store, &[issue(number)]);
+        assert_eq!(log(&store).len(), entries);
+    };
+    enter(1, 1);
+    let inner = Arc::clone(&store.inner);
+    let told = super::wait(&store.handle, async move {
+        Told::now(&inner.pool.get().await.unwrap(), 1).await.unwrap()
+    });
+    enter(2, 2);
+    let (told, heard) = hear(&store, told.unwrap(), 1);
+    assert_eq!(heard, Some(vec![event(2)]));
+    // The standby has only the first entry, and goes on with another one under the second's number.
+    execute(&database.url(), "DELETE FROM link WHERE first = 2");
+    enter(3, 2);
+    let (told, heard) = hear(&store, told, 1);
+    assert_eq!(heard, Some(Vec::new()), "by its number it has been told of");
+    let (told, heard) = hear(&store, told, 2);
+    assert_eq!(heard, Some(vec![event(3)]));
+    let (told, heard) = hear(&store, told, 2);
+    assert_eq!(heard, Some(Vec::new()), "once");
+    // One that has none of what was told.
+    execute(&database.url(), "UPDATE link SET after = before");
+    let (_, heard) = hear(&store, told, 3);
+    assert_eq!(heard, None);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::{
     SETTINGS, TAKEN_OVER_KEY, index, pages, unreadable,
 };
 use crate::{Change, ReadError, Setting, Verdict, Write, record};
+use iptunnel_domain::audit::Action;
 use iptunnel_domain::code::CodeHash;
 use iptunnel_domain::lookup::KeyedHash;
 use redb::{Database, Key, ReadableTable, Table, TableHandle, WriteTransaction};
@@ -248,8 +249,13 @@ impl<'txn> Tables<'txn> {
                 Ok(())
             }
             Write::Attempt(event) => match event.code {
-                // Whoever invents codes is not given a row for each.
-                Some(code) if self.log.has_attempts_on(code)? || self.has_code(code)? => {
+                // Whoever invents codes is not given a row for each. No precheck passes with such a
+                // code, and to look for each code that did would cost a tenth of all that is written.
+                Some(code)
+                    if event.action == Action::PrecheckPassed
+                        || self.log.has_attempts_on(code)?
+                        || self.has_code(code)? =>
+                {
                     self.log.note_attempt(code, event)
                 }
                 _ => Ok(()),
