@@ -264,24 +264,25 @@ impl Tokened for Release {
     }
 }
 
-/// The name of an activation that there is not. A wrong token is told first.
-fn unknown<C: Tokened>(_: &Handles, work: Work<C, Record>) {
-    let refusal = work.command.token().clone().err();
-    work.reply.refuse(refusal.unwrap_or(Refusal::ActivationNotFound));
+/// The name of an activation that there is not. A wrong token is told first, and rests on nothing.
+fn unknown<C: Tokened>(handles: &Handles, work: Work<C, Record>) {
+    match work.command.token().clone() {
+        Err(refusal) => work.reply.refuse(refusal),
+        Ok(()) => handles.answer_not_found(work.reply, Refusal::ActivationNotFound),
+    }
 }
 
 /// What a code says of its activation may be what this server wanted and another one was faster with:
 /// then the command goes back to where the code is looked up.
 fn held_by_none<C: Command>(
     handles: &Handles,
-    mut work: Work<C, Record>,
+    work: Work<C, Record>,
     begin_again: fn(&Handles, Work<C, Record>),
 ) {
     if !handles.is_shared() || !work.may_try_again() {
         // It rests on what is known of the code; the activation may be forgotten a little sooner.
-        let generation = work.reply.generation(handles.persistence.generation());
         let refusal = work.reply.limit_reached().unwrap_or(Refusal::CodeUsed);
-        return handles.answer_once_confirmed(work.reply, generation, Err(refusal));
+        return handles.answer_not_found(work.reply, refusal);
     }
     if let Some(work) = work.again() {
         begin_again(handles, work);

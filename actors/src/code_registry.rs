@@ -234,9 +234,9 @@ impl CodeRegistry {
         C: Command,
         Self: Receive<Work<C, Code>>,
     {
-        let missing = |_: &Handles, work: Work<C, Code>| {
-            let limit = work.reply.limit_reached();
-            work.reply.refuse(limit.unwrap_or(Refusal::CodeNotFound));
+        let missing = |handles: &Handles, work: Work<C, Code>| match work.reply.limit_reached() {
+            Some(limit) => work.reply.refuse(limit),
+            None => handles.answer_not_found(work.reply, Refusal::CodeNotFound),
         };
         record_cache::find(self, work, hash, enough, missing)
     }

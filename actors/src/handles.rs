@@ -471,4 +471,15 @@ impl Handles {
             Committed::Failed(failure) => reply.fail(failure),
         });
     }
+
+    /// Refuses what names a record that was not found, once that is confirmed: a primary that was left
+    /// behind shows nothing of what came after it.
+    pub(crate) fn answer_not_found<A: Send + 'static>(
+        &self,
+        mut reply: Reply<A>,
+        refusal: Refusal,
+    ) {
+        let generation = reply.generation(self.persistence.generation());
+        self.answer_once_confirmed(reply, generation, Err(refusal));
+    }
 }

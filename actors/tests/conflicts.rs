@@ -34,6 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::time::Duration;
 
 type Read<T> = Result<T, ReadError>;
+type Told = std::pin::Pin<Box<dyn Future<Output = Outcome<()>>>>;
 
 const NOW: Timestamp = Timestamp(1_000_000);
 const FROM: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -890,4 +891,36 @@ fn a_store_that_is_away_is_told_of_once_when_that_begins_and_once_when_it_ends()
         "the store takes commits again",
     ];
     assert_eq!(logged, once);
+}
+
+#[test]
+fn that_something_is_not_there_is_said_by_no_server_whose_commits_do_not_come_to_be() {
+    in_a_house(async |house| {
+        // A primary that was left behind answers reads, and shows nothing of what came after it.
+        let (code, id) = (CodeHash(KeyedHash([4; 16])), ActivationId(4));
+        let (holder, life) = (holder(1), Lifetimes::default());
+        let precheck = || PrecheckCode { code, holder, from: FROM, life, now: NOW };
+        let check_in = || CheckIn { id: server_id(4), bearer: Bearer::Nobody, now: NOW };
+        let asks: [&dyn Fn() -> Told; 6] = [
+            &|| Box::pin(told(house.limited(precheck()))),
+            &|| Box::pin(told(house.activate(code, 1))),
+            &|| Box::pin(told(house.confirm(id))),
+            &|| Box::pin(told(house.release(id))),
+            &|| Box::pin(told(house.revoke(4))),
+            &|| Box::pin(told(house.handles.check_in(check_in()).unwrap())),
+        ];
+        for ask in asks {
+            house.store.plan().refusing = true;
+            assert_eq!(ask().await, UNAVAILABLE);
+            house.mend_store().await;
+            let refused = ask().await;
+            let not_found = matches!(
+                refused,
+                Ok(Err(Refusal::CodeNotFound
+                    | Refusal::ActivationNotFound
+                    | Refusal::ServerNotFound))
+            );
+            assert!(not_found, "{refused:?}");
+        }
+    });
 }

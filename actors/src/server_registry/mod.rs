@@ -316,6 +316,8 @@ impl Receive<Work<CheckIn, Server>> for ServerRegistry {
             // Another server may have registered it just now.
             let id = work.command.id;
             return self.look_up(work, id, None);
+        } else if looked_up && self.lacks(work.command.id) {
+            return self.answer(work, Err(Refusal::ServerNotFound));
         }
         let Work { command: CheckIn { id, bearer, now }, reply, .. } = work;
         let Some(mut live) = self.servers.live.get_mut(&id) else {
@@ -440,7 +442,7 @@ impl ServerRegistry {
             return match number {
                 Some(_) if looked_up => self.look_up_again(work, id, number),
                 Some(_) => self.look_up(work, id, number),
-                None => work.reply.refuse(Refusal::ServerNotFound),
+                None => self.answer(work, Err(Refusal::ServerNotFound)),
             };
         };
         match change(&server) {

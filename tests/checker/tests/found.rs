@@ -61,3 +61,11 @@ fn a_confirm_that_is_refused_for_a_release_that_another_server_does_not_show_yet
     assert!(said.contains("confirm activation 4459  ->  activation not found"), "{said}");
     assert!(said.contains("precheck by machine 2864  ->  code used"), "{said}");
 }
+
+#[test]
+fn an_activation_that_is_not_found_on_a_primary_that_was_left_behind() {
+    let (broken, said) = found("not-found-on-an-old-primary");
+    assert_eq!(broken, [Broken::OneOrder], "{said}");
+    assert!(said.contains("release activation 3395  ->  activation not found"), "{said}");
+    assert!(said.contains("the last of them could have been: released, code restored"), "{said}");
+}

@@ -1,6 +1,7 @@
 //! Servers that register and check in, and an operator who revokes some of them.
 
 use super::installer::{Asked, Asker, in_general};
+use super::wire::Request;
 use crate::harness::Machine;
 use iptunnel_checker::{Answer, Call};
 use serde_json::{Value, json};
@@ -40,7 +41,7 @@ impl<'a> Agents<'a> {
                     _ => drop(self.check_in(place)),
                 }
             }
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(25));
         }
     }
 
@@ -108,16 +109,17 @@ impl<'a> Agents<'a> {
     }
 
     fn post(&mut self, path: &str, body: &Value) -> Asked {
-        let master = self.master.clone();
-        self.asker.send(|http, url| {
-            http.post(format!("{url}{path}")).bearer_auth(master).body(body.to_string())
+        self.asker.send(&Request {
+            path: path.to_owned(),
+            headers: format!("Authorization: Bearer {}\r\n", self.master),
+            body: Some(body.to_string()),
         })
     }
 }
 
 /// What a legacy route answers, and its whole text.
 fn read(asked: &Asked) -> (Answer, Value) {
-    let text = asked.answer.as_ref().map_or("", |answer| &answer.text);
+    let text = asked.text();
     let said: Value = serde_json::from_str(text).unwrap_or_default();
     let answer = match in_general(asked) {
         Err(answer) => answer,

@@ -2,9 +2,12 @@
 
 use super::chaos::{Fault, Happened};
 use iptunnel_checker::{Answer, Call, Operation};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::time::Duration;
+
+/// An activate: when it was sent, when it was answered, by which machine.
+type Redeem = (u64, u64, u32);
 
 /// Sums over the rounds of a run.
 #[derive(Default)]
@@ -21,6 +24,10 @@ pub struct Figures {
     codes: usize,
     /// Codes that at least two machines sent an activate for.
     contended: usize,
+    /// Activates of these codes.
+    contended_redeems: usize,
+    /// Activates that were under way together with another machine's.
+    at_once: usize,
     activations: usize,
     confirmed: usize,
     perhaps: usize,
@@ -42,7 +49,7 @@ impl Figures {
     pub fn add(&mut self, operations: &[Operation], faults: &[Happened]) {
         self.rounds += 1;
         self.operations += operations.len();
-        let mut machines: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+        let mut redeems: HashMap<u32, Vec<Redeem>> = HashMap::new();
         let mut of_code: BTreeMap<u32, usize> = BTreeMap::new();
         let mut granted = BTreeSet::new();
         let mut grants = Vec::new();
@@ -50,8 +57,11 @@ impl Figures {
             if let Some(code) = operation.call.code() {
                 *of_code.entry(code).or_default() += 1;
             }
-            if let Call::Activate { code, machine, .. } = operation.call {
-                machines.entry(code).or_default().insert(machine);
+            if let Call::Activate { code, machine, .. } = operation.call
+                && operation.answer != Answer::Nothing
+            {
+                let redeem = (operation.invoked, operation.returned, machine);
+                redeems.entry(code).or_default().push(redeem);
             }
             match &operation.answer {
                 Answer::Perhaps => self.perhaps += 1,
@@ -67,7 +77,16 @@ impl Figures {
             }
         }
         self.activations += granted.len();
-        self.contended += machines.values().filter(|machines| machines.len() > 1).count();
+        for redeems in redeems.values() {
+            let machines: BTreeSet<u32> = redeems.iter().map(|(_, _, machine)| *machine).collect();
+            if machines.len() > 1 {
+                self.contended += 1;
+                self.contended_redeems += redeems.len();
+            }
+            let together = |a: &Redeem, b: &Redeem| a.2 != b.2 && a.0 < b.1 && b.0 < a.1;
+            let meets = |redeem: &&Redeem| redeems.iter().any(|other| together(redeem, other));
+            self.at_once += redeems.iter().filter(meets).count();
+        }
         self.most = self.most.max(of_code.values().copied().max().unwrap_or(0));
         grants.sort_unstable();
         let gaps: Vec<(u64, u64)> = grants.windows(2).map(|pair| (pair[0], pair[1])).collect();
@@ -93,6 +112,8 @@ impl fmt::Display for Figures {
             ("checked for", format!("{:.1} s", self.checked.as_secs_f64())),
             ("operations", self.operations.to_string()),
             ("redeems (activates sent)", self.redeems.to_string()),
+            ("of codes that several machines wanted", self.contended_redeems.to_string()),
+            ("under way with another machine's", self.at_once.to_string()),
             ("codes", self.codes.to_string()),
             ("codes that several machines wanted", self.contended.to_string()),
             ("most operations on one code", self.most.to_string()),

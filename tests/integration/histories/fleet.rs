@@ -1,7 +1,7 @@
-//! Servers that are started again whenever they end, each behind a line that leads to it.
+//! Servers that are started again whenever they end.
 
 use super::SETTINGS;
-use super::line::{Line, Weather};
+use super::wire::Weather;
 use crate::process::{spawn, usual_flags};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -21,7 +21,7 @@ const START: Duration = Duration::from_secs(40);
 /// How often it is looked whether a server is still there.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Servers, and how bad the lines to them are.
+/// Servers, and how bad the ways to them are.
 pub struct Fleet {
     pub weather: Arc<Weather>,
     slots: Vec<Arc<Slot>>,
@@ -33,7 +33,8 @@ pub struct Fleet {
 struct Slot {
     folder: TempDir,
     arguments: Vec<String>,
-    line: Line,
+    /// Where clients find it; nowhere while it is away.
+    public: Mutex<Option<SocketAddr>>,
     /// The process while there is one, and where operators look at it.
     life: Mutex<Option<Life>>,
     /// How often it has ended by itself.
@@ -51,7 +52,7 @@ impl Fleet {
         let weather: Arc<Weather> = Arc::default();
         let stopped: Arc<AtomicBool> = Arc::default();
         let mut slots: Vec<Arc<Slot>> = Vec::new();
-        for number in 0..count {
+        for _ in 0..count {
             let folder = TempDir::new().unwrap();
             if let Some(first) = slots.first() {
                 fs::create_dir(folder.path().join("data")).unwrap();
@@ -64,9 +65,8 @@ impl Fleet {
             for pair in SETTINGS.iter().chain(set) {
                 arguments.extend(["--set".to_owned(), (*pair).to_owned()]);
             }
-            let line = Line::new(&weather, number as u64);
-            let (life, ended) = (Mutex::default(), AtomicU32::new(0));
-            let slot = Slot { folder, arguments, line, life, ended };
+            let (public, life, ended) = (Mutex::default(), Mutex::default(), AtomicU32::new(0));
+            let slot = Slot { folder, arguments, public, life, ended };
             assert!(slot.live(), "{}", slot.log());
             slots.push(Arc::new(slot));
         }
@@ -83,9 +83,9 @@ impl Fleet {
         self.slots.len() as u64
     }
 
-    /// Where clients find a server.
-    pub fn url(&self, server: u32) -> String {
-        format!("http://{}", self.slots[server as usize].line.address)
+    /// Where clients find a server; nowhere while it is away.
+    pub fn address(&self, server: u32) -> Option<SocketAddr> {
+        *self.slots[server as usize].public.lock().unwrap()
     }
 
     /// The master token, which all have.
@@ -190,7 +190,7 @@ impl Slot {
                 life.is_none()
             };
             if ended {
-                self.line.leads_to(None);
+                *self.public.lock().unwrap() = None;
                 self.live();
             }
         }
@@ -208,7 +208,7 @@ impl Slot {
                 let admin = address(&welcome, "Operators look at ", "/console");
                 let public: SocketAddr = public["http://".len()..].parse().unwrap();
                 *self.life.lock().unwrap() = Some(Life { child, admin });
-                self.line.leads_to(Some(public));
+                *self.public.lock().unwrap() = Some(public);
                 return true;
             }
             if child.try_wait().unwrap().is_some() || begun.elapsed() > START {

@@ -6,11 +6,11 @@ use super::agents::Agents;
 use super::chaos::{Chaos, Happened};
 use super::fleet::Fleet;
 use super::recorder::Recorder;
-use crate::harness::{self, Machine, try_send};
+use super::wire::{Heard, Request, Wire};
+use crate::harness::Machine;
 use crate::process::Chance;
 use iptunnel_checker::history::Grant;
 use iptunnel_checker::{Answer, Call};
-use reqwest::blocking::{Client, RequestBuilder};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 /// What is to be played.
 #[derive(Clone, Copy)]
 pub struct Plan {
-    /// How many activates are sent before everything is brought to an end; that takes some more.
+    /// How many activates are answered or lost before everything is brought to an end; that takes some more.
     pub redeems: u32,
     pub clients: u32,
     pub seed: u64,
@@ -31,7 +31,7 @@ pub struct Plan {
 pub struct Played {
     pub faults: Vec<Happened>,
     pub codes: Vec<Arc<Code>>,
-    /// Activates sent.
+    /// Activates sent, but for those of which nothing came.
     pub redeems: u32,
     /// What did not come to its end though it should have.
     pub complaints: Vec<String>,
@@ -55,6 +55,10 @@ pub struct Code {
     runs: AtomicI64,
     /// Activations that somebody was told of, with their tokens.
     known: Mutex<Vec<Known>>,
+    /// Prechecks that passed, with their machines: a run may stand still after one and go on later.
+    prechecked: Mutex<Vec<(u32, Prechecked)>>,
+    /// Whether somebody was told that it is confirmed.
+    finished: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -64,7 +68,15 @@ struct Known {
     token: String,
 }
 
+impl Code {
+    /// Whether a precheck of this machine has passed.
+    fn is_prechecked(&self, machine: u32) -> bool {
+        self.prechecked.lock().unwrap().iter().any(|(of, _)| *of == machine)
+    }
+}
+
 /// A precheck's token, and between which instants it was made.
+#[derive(Clone)]
 struct Prechecked {
     token: String,
     at: (u64, u64),
@@ -76,7 +88,7 @@ pub struct Asker<'a> {
     pub fleet: &'a Fleet,
     pub recorder: &'a Recorder,
     pub chance: Chance,
-    pub http: Client,
+    wire: Wire,
     /// Whether to wait for every answer as long as installers do.
     pub patient: bool,
 }
@@ -85,31 +97,36 @@ pub struct Asker<'a> {
 pub struct Asked {
     pub server: u32,
     pub invoked: u64,
-    pub answer: Option<harness::Answer>,
+    heard: Heard,
 }
 
 impl Asked {
+    /// What was answered, as text.
+    pub fn text(&self) -> &str {
+        if let Heard::Answer(answer) = &self.heard { &answer.text } else { "" }
+    }
     /// What a v2 answer says in `data`.
     fn data(&self) -> Value {
         self.json()["data"].take()
     }
     fn json(&self) -> Value {
-        let text = self.answer.as_ref().map_or("", |answer| &answer.text);
-        serde_json::from_str(text).unwrap_or_default()
+        serde_json::from_str(self.text()).unwrap_or_default()
     }
 }
 
 /// What every request may be answered, whatever it asks; `None` where the answer is about the matter.
 pub fn in_general(asked: &Asked) -> Result<(u16, String), Answer> {
-    let Some(answer) = &asked.answer else { return Err(Answer::Perhaps) };
+    let answer = match &asked.heard {
+        Heard::Answer(answer) => answer,
+        Heard::Nobody => return Err(Answer::Nothing),
+        Heard::Silence => return Err(Answer::Perhaps),
+    };
     let code = asked.json()["error"]["code"].as_str().unwrap_or_default().to_owned();
     match (answer.status, code.as_str()) {
         (503, "outcome_unknown") => Err(Answer::Perhaps),
         (503, "overloaded" | "storage_unavailable") | (429, "rate_limit_exceeded") => {
             Err(Answer::Nothing)
         }
-        // The line, which has nobody at its other end.
-        (502, "") => Err(Answer::Nothing),
         (status, _) => Ok((status, code)),
     }
 }
@@ -117,19 +134,19 @@ pub fn in_general(asked: &Asked) -> Result<(u16, String), Answer> {
 impl<'a> Asker<'a> {
     pub fn new(client: u32, fleet: &'a Fleet, recorder: &'a Recorder, seed: u64) -> Self {
         let chance = Chance::seeded(seed ^ u64::from(client) << 40);
-        let http = Client::builder().no_proxy().build().unwrap();
-        Self { client, fleet, recorder, chance, http, patient: false }
+        Self { client, fleet, recorder, chance, wire: Wire::default(), patient: false }
     }
 
     /// Sends a request to any server. People wait for fifteen seconds, or press a key after one.
-    pub fn send(&mut self, request: impl FnOnce(&Client, &str) -> RequestBuilder) -> Asked {
+    pub fn send(&mut self, request: &Request) -> Asked {
         let server = u32::try_from(self.chance.below(self.fleet.count())).unwrap();
         let invoked = self.recorder.now();
         let hasty = !self.patient && self.chance.below(12) == 0;
         let patience = if hasty { 20 + self.chance.below(1500) } else { 15_000 };
-        let request = request(&self.http, &self.fleet.url(server));
-        let answer = try_send(request.timeout(Duration::from_millis(patience)));
-        Asked { server, invoked, answer }
+        let (to, patience) = (self.fleet.address(server), Duration::from_millis(patience));
+        let weather = &self.fleet.weather;
+        let heard = self.wire.send(to, request, patience, weather, &mut self.chance);
+        Asked { server, invoked, heard }
     }
 
     pub fn record(&self, asked: &Asked, call: Call, answer: &Answer) {
@@ -137,19 +154,23 @@ impl<'a> Asker<'a> {
     }
 
     fn step(&mut self, step: &str, body: &Value) -> Asked {
-        self.send(|http, url| {
-            http.post(format!("{url}/api/v2/slowdns/install/{step}")).body(body.to_string())
+        self.send(&Request {
+            path: format!("/api/v2/slowdns/install/{step}"),
+            headers: String::new(),
+            body: Some(body.to_string()),
         })
     }
 
     /// A fresh code; `None` where there was no answer, or a refusal.
     fn issue(&mut self) -> Option<Code> {
-        let page = self.send(|http, url| http.get(format!("{url}/slowdns")));
-        let cookie = page.answer.filter(|answer| answer.status == 200)?;
-        let cookie = cookie.header("set-cookie").split(';').next()?.to_owned();
+        let page = Request { path: "/slowdns".into(), headers: String::new(), body: None };
+        let Heard::Answer(page) = self.send(&page).heard else { return None };
+        let cookie = page.header("set-cookie").split(';').next().filter(|_| page.status == 200)?;
         let number = self.recorder.new_number("code");
-        let asked = self.send(|http, url| {
-            http.post(format!("{url}/api/v2/slowdns/code/issue")).header("cookie", cookie)
+        let asked = self.send(&Request {
+            path: "/api/v2/slowdns/code/issue".into(),
+            headers: format!("Cookie: {cookie}\r\n"),
+            body: Some(String::new()),
         });
         let (answer, text) = match in_general(&asked) {
             Err(answer) => (answer, None),
@@ -159,13 +180,15 @@ impl<'a> Asker<'a> {
             Ok((status, code)) => (Answer::Other(format!("{status} {code}")), None),
         };
         self.record(&asked, Call::Issue { code: number }, &answer);
-        let machines = 1 + self.chance.below(3);
+        let machines = 2 + self.chance.below(2);
         Some(Code {
             number,
             text: text?,
             machines: (0..machines).map(|_| self.recorder.new_number("machine")).collect(),
-            runs: AtomicI64::new(2 + self.chance.below(5).cast_signed()),
+            runs: AtomicI64::new(4 + self.chance.below(12).cast_signed()),
             known: Mutex::default(),
+            prechecked: Mutex::default(),
+            finished: AtomicBool::new(false),
         })
     }
 
@@ -181,7 +204,10 @@ impl<'a> Asker<'a> {
             Ok((status, code)) => (refusal(status, &code), None),
         };
         self.record(&asked, Call::Precheck { code: code.number, machine }, &answer);
-        (answer, token.map(|token| Prechecked { token, at: (asked.invoked, returned) }))
+        let prechecked = token.map(|token| Prechecked { token, at: (asked.invoked, returned) });
+        let mut all = code.prechecked.lock().unwrap();
+        all.extend(prechecked.clone().map(|prechecked| (machine, prechecked)));
+        (answer, prechecked)
     }
 
     fn activate(
@@ -225,6 +251,9 @@ impl<'a> Asker<'a> {
         };
         let call = Call::Confirm { code: code.number, activation: known.activation };
         self.record(&asked, call, &answer);
+        if is_done(&answer) {
+            code.finished.store(true, Ordering::SeqCst);
+        }
         answer
     }
 
@@ -254,12 +283,27 @@ impl<'a> Asker<'a> {
         let machine = code.machines[self.chance.below(code.machines.len() as u64) as usize];
         for _ in 0..3 {
             let binding = u32::from(self.chance.below(5) == 0);
-            let Some(known) = self.begin(code, machine, binding, sent) else { return };
-            if let Some(known) = known {
-                return self.end(code, &known);
+            match self.begin(code, machine, binding, sent) {
+                Some(Some(known)) => return self.end(code, &known),
+                Some(None) => {
+                    std::thread::sleep(Duration::from_millis(self.chance.below(200)));
+                }
+                // Another machine has the code: it may give it up. Or the same is told once more.
+                None if self.chance.below(4) > 0 && code.is_prechecked(machine) => {}
+                None => return,
             }
-            std::thread::sleep(Duration::from_millis(self.chance.below(200)));
         }
+    }
+
+    /// A precheck that passed before, where a run goes on with one: nobody tells it meanwhile what
+    /// became of the code.
+    fn earlier(&mut self, code: &Code, machine: u32) -> Option<Prechecked> {
+        let all = code.prechecked.lock().unwrap();
+        let of_machine = all.iter().filter(|(of, _)| *of == machine);
+        let earlier: Vec<&Prechecked> = of_machine.map(|(_, prechecked)| prechecked).collect();
+        let place = self.chance.below(earlier.len().max(1) as u64) as usize;
+        let goes_on = !self.patient && self.chance.below(10) > 0;
+        earlier.get(place).copied().filter(|_| goes_on).cloned()
     }
 
     /// Precheck and activate: an activation, `Some(None)` where it is worth another run.
@@ -270,15 +314,20 @@ impl<'a> Asker<'a> {
         binding: u32,
         sent: &AtomicU32,
     ) -> Option<Option<Known>> {
-        let (answer, prechecked) = self.precheck(code, machine);
+        let (answer, prechecked) = match self.earlier(code, machine) {
+            Some(earlier) => (Answer::Ready, Some(earlier)),
+            None => self.precheck(code, machine),
+        };
         let Some(prechecked) = prechecked else {
             return matches!(answer, Answer::Perhaps | Answer::Nothing).then_some(None);
         };
         if self.chance.below(3) == 0 {
             std::thread::sleep(Duration::from_millis(self.chance.below(20)));
         }
-        sent.fetch_add(1, Ordering::SeqCst);
         let (answer, known) = self.activate(code, machine, binding, &prechecked);
+        if answer != Answer::Nothing {
+            sent.fetch_add(1, Ordering::SeqCst);
+        }
         match answer {
             Answer::Granted(_) => Some(known),
             Answer::Perhaps | Answer::Nothing => Some(None),
@@ -289,14 +338,14 @@ impl<'a> Asker<'a> {
     /// What becomes of an installation.
     fn end(&mut self, code: &Code, known: &Known) {
         match self.chance.below(10) {
-            0..=3 => {
+            0..=1 => {
                 let lost = self.confirm(code, known) == Answer::Perhaps;
                 // The installer's trap releases when all that was lost is the answer.
                 if lost && self.chance.below(3) > 0 {
                     self.release(code, known);
                 }
             }
-            4..=6 => {
+            2..=6 => {
                 let lost = self.release(code, known) == Answer::Perhaps;
                 if lost && self.chance.below(2) == 0 {
                     self.release(code, known);
@@ -320,6 +369,9 @@ impl<'a> Asker<'a> {
     /// Brings a code to its end: whichever machine may has to be able to finish. Then nobody else may.
     fn finish(&mut self, code: &Code, sent: &AtomicU32) {
         self.patient = true;
+        if code.finished.load(Ordering::SeqCst) {
+            return self.look_again(code);
+        }
         let begun = Instant::now();
         let mut refused = 0;
         loop {
@@ -354,7 +406,6 @@ impl<'a> Asker<'a> {
     /// since not all was answered.
     fn finishes(&mut self, code: &Code, sent: &AtomicU32) -> Option<bool> {
         let known = code.known.lock().unwrap().clone();
-        let is_done = |answer: &Answer| matches!(answer, Answer::Confirmed | Answer::TokenUsed);
         let is_open = |answer: &Answer| matches!(answer, Answer::Perhaps | Answer::Nothing);
         let mut answered = true;
         for known in known.iter().rev() {
@@ -373,6 +424,11 @@ impl<'a> Asker<'a> {
         }
         answered.then_some(false)
     }
+}
+
+/// Whether a confirm was answered so because the activation is confirmed.
+const fn is_done(answer: &Answer) -> bool {
+    matches!(answer, Answer::Confirmed | Answer::TokenUsed)
 }
 
 /// A refusal about the matter.

@@ -13,9 +13,9 @@ mod failover;
 mod figures;
 mod fleet;
 mod installer;
-mod line;
 mod pair;
 mod recorder;
+mod wire;
 
 use crate::crash::seed;
 use crate::database::Database;

@@ -32,7 +32,6 @@ pub struct Tables {
     /// By their numbers.
     pub activations: BTreeMap<u64, Activation>,
     servers: BTreeMap<ServerId, Server>,
-    seen: BTreeMap<ServerId, Timestamp>,
     counters: BTreeMap<(u64, Timestamp), u32>,
     settings: BTreeMap<String, String>,
     /// The events of each process, in their order.
@@ -308,6 +307,11 @@ fn closed_by(Change(writes): &Change) -> Option<ActivationRef> {
     })
 }
 
+/// Whether a server was seen after the time that is known, or that time lies in the future.
+fn is_news(known: Timestamp, seen: Timestamp, latest: Timestamp) -> bool {
+    known < seen || known > latest.plus(60)
+}
+
 fn row(write: &Write) -> Option<Row> {
     Some(match write {
         Write::Code(code) => Row::Code(code.number.0),
@@ -390,8 +394,9 @@ impl Tables {
                     *next_server += 1;
                 } else if let Some(before) = self.servers.get(&server.id) {
                     server.number = before.number;
+                    let (known, seen) = (before.last_checkin, server.last_checkin);
+                    server.last_checkin = if is_news(known, seen, seen) { seen } else { known };
                 }
-                self.seen.insert(server.id, server.last_checkin);
                 self.servers.insert(server.id, server);
             }
             Write::ForgetCode(number, _) => {
@@ -743,9 +748,13 @@ impl Shared for Connection {
     fn check_in(&self, seen: Vec<Sighting>) -> Result<Vec<Sighting>, ReadError> {
         let cluster = &mut *self.database.lock();
         cluster.reach()?;
+        let latest = seen.iter().map(|one| one.seen.at).max().unwrap_or_default();
         for Sighting { seen, id } in seen {
-            let last = cluster.primary.seen.entry(id).or_default();
-            *last = (*last).max(seen.at);
+            if let Some(server) = cluster.primary.servers.get_mut(&id)
+                && is_news(server.last_checkin, seen.at, latest)
+            {
+                server.last_checkin = seen.at;
+            }
         }
         Ok(Vec::new())
     }
@@ -772,7 +781,8 @@ impl Shared for Connection {
             for one in request {
                 let count = counters.entry(place(one)).or_default();
                 *count += u32::from(granted);
-                used.push(*count);
+                // Of a limit that is lower now no more is said than that it is reached.
+                used.push((*count).min(one.allowed));
             }
             charged.push(Charged { granted, used });
         }
@@ -800,7 +810,8 @@ impl Shared for Connection {
     fn forget_counters(&self, now: Timestamp, _: u32) -> Result<(), ReadError> {
         let cluster = &mut *self.database.lock();
         cluster.reach()?;
-        cluster.primary.counters.retain(|(_, end), _| *end > now);
+        let last = now.plus(25 * 3600);
+        cluster.primary.counters.retain(|(_, end), _| *end > now && *end <= last);
         Ok(())
     }
 

@@ -5,6 +5,8 @@
 //! A seed replays exactly. Run by `scripts/simulate`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[cfg(test)]
+mod against_postgres;
 mod book;
 mod chance;
 mod client;
