@@ -41,11 +41,12 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// Opens a journal and hands out what it holds, in the order of the numbers.
+    /// Opens a journal and hands out what it holds beyond record `taken_over`, in the order of the
+    /// numbers. Whoever lets the engine take it over sees whether one is missing.
     ///
     /// # Errors
     /// Those of the disk.
-    pub(crate) fn open(disk: Box<dyn Disk>) -> io::Result<(Self, Vec<Record>)> {
+    pub(crate) fn open(disk: Box<dyn Disk>, taken_over: u64) -> io::Result<(Self, Vec<Record>)> {
         let size = 2 * SEGMENT;
         let mut end = disk.len()?;
         if end < size {
@@ -57,16 +58,11 @@ impl Journal {
             }
             disk.sync()?;
         }
-        let (mut records, behind_first) = read_segment(disk.as_ref(), 0)?;
-        let (second, behind_second) = read_segment(disk.as_ref(), SEGMENT)?;
-        records.extend(second);
-        records.sort_unstable_by_key(|(number, _)| *number);
-        let last = records.last().map_or(0, |(number, _)| *number);
-        let behind = behind_first.max(behind_second);
-        if behind > last {
-            let text = format!("record {} is damaged, and {behind} lies behind it", last + 1);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        let mut records = Vec::new();
+        for start in [0, SEGMENT] {
+            read_segment(disk.as_ref(), start, taken_over, &mut records)?;
         }
+        records.sort_unstable_by_key(|(number, _)| *number);
         Ok((Self { disk, segment: 0, offset: 0, last_in_other: 0, next: 1 }, records))
     }
 
@@ -75,12 +71,12 @@ impl Journal {
         (self.segment, self.offset, self.last_in_other, self.next) = (0, 0, 0, last + 1);
     }
 
-    /// Whether a record of `len` bytes fits into a segment at all.
     /// The number of the last record.
     pub(crate) const fn last(&self) -> u64 {
         self.next - 1
     }
 
+    /// Whether a record of `len` bytes fits into a segment at all.
     pub(crate) fn can_hold(len: usize) -> bool {
         blocks(len) <= SEGMENT
     }
@@ -127,24 +123,27 @@ fn checksum(number: u64, payload: &[u8]) -> [u8; 16] {
     half
 }
 
-/// The records of the segment at `start`, up to where they end: at one that was not finished, or
-/// at one of an earlier round. And the highest number behind that: of an earlier round, unless a
-/// record between is damaged.
-fn read_segment(disk: &dyn Disk, start: u64) -> io::Result<(Vec<Record>, u64)> {
+/// Adds the records of the segment at `start` that come after record `taken_over`. What was not
+/// finished or is damaged is passed over, and so is what was taken over, of this round or of an
+/// earlier one: whatever became of it, the engine has it.
+fn read_segment(
+    disk: &dyn Disk,
+    start: u64,
+    taken_over: u64,
+    records: &mut Vec<Record>,
+) -> io::Result<()> {
     let mut bytes = vec![0; SEGMENT as usize];
     disk.read(start, &mut bytes)?;
-    let mut records: Vec<Record> = Vec::new();
     let mut rest = bytes.as_slice();
-    while let Some((number, payload)) = read_record(rest) {
-        if records.last().is_some_and(|(before, _)| before + 1 != number) {
-            break;
+    while !rest.is_empty() {
+        let found = read_record(rest);
+        let taken = found.map_or(BLOCK, |(_, payload)| blocks(payload.len()));
+        if let Some((number, payload)) = found.filter(|(number, _)| *number > taken_over) {
+            records.push((number, payload.to_vec()));
         }
-        records.push((number, payload.to_vec()));
-        rest = rest.get(blocks(payload.len()) as usize..).unwrap_or_default();
+        rest = rest.get(taken as usize..).unwrap_or_default();
     }
-    let starts = (0..rest.len()).step_by(BLOCK as usize);
-    let behind = starts.filter_map(|at| read_record(rest.get(at..)?)).map(|(number, _)| number);
-    Ok((records, behind.max().unwrap_or(0)))
+    Ok(())
 }
 
 fn read_record(bytes: &[u8]) -> Option<(u64, &[u8])> {
@@ -171,18 +170,18 @@ mod tests {
         assert!(matches!(appended, Ok(given) if given == number));
     }
 
-    fn read(disk: &BadDisk) -> Vec<Record> {
-        Journal::open(disk.opened()).unwrap().1
+    fn read(disk: &BadDisk, taken_over: u64) -> Vec<Record> {
+        Journal::open(disk.opened(), taken_over).unwrap().1
     }
 
-    fn numbers(disk: &BadDisk) -> Vec<u64> {
-        read(disk).into_iter().map(|(number, _)| number).collect()
+    fn numbers(disk: &BadDisk, taken_over: u64) -> Vec<u64> {
+        read(disk, taken_over).into_iter().map(|(number, _)| number).collect()
     }
 
     /// A journal with three records, the last over three blocks.
     fn three() -> BadDisk {
         let disk = BadDisk::new();
-        let (mut journal, found) = Journal::open(disk.opened()).unwrap();
+        let (mut journal, found) = Journal::open(disk.opened(), 0).unwrap();
         assert!(found.is_empty());
         for (number, len) in [(1, 0), (2, 5000), (3, 10_000)] {
             append(&mut journal, number, len);
@@ -197,7 +196,7 @@ mod tests {
         let disk = three();
         disk.end(End::PowerLost);
         assert_eq!(
-            read(&disk),
+            read(&disk, 0),
             [(1, payload(1, 0)), (2, payload(2, 5000)), (3, payload(3, 10_000))]
         );
     }
@@ -209,7 +208,7 @@ mod tests {
             let disk = three();
             // What stood there before it was begun: nothing, or an earlier round.
             disk.opened().write(THIRD + cut as u64, &vec![0xAA; whole - cut]).unwrap();
-            assert_eq!(numbers(&disk), [1, 2], "cut at {cut}");
+            assert_eq!(numbers(&disk, 0), [1, 2], "cut at {cut}");
         }
     }
 
@@ -221,63 +220,62 @@ mod tests {
             let mut byte = [0];
             disk.opened().read(at, &mut byte).unwrap();
             disk.opened().write(at, &[byte[0] ^ 1]).unwrap();
-            assert_eq!(numbers(&disk), [1, 2], "byte {at}");
+            assert_eq!(numbers(&disk, 0), [1, 2], "byte {at}");
             disk.opened().write(at, &byte).unwrap();
         }
-        assert_eq!(numbers(&disk), [1, 2, 3]);
+        assert_eq!(numbers(&disk, 0), [1, 2, 3]);
     }
 
     #[test]
-    fn a_damaged_record_with_others_behind_it_is_an_error_that_names_it() {
-        for (at, damaged) in [(0, "record 1 "), (BLOCK + 2000, "record 2 ")] {
+    fn a_damaged_record_is_missing_among_those_behind_it() {
+        for (at, left) in [(0, [2, 3]), (BLOCK + 2000, [1, 3])] {
             let disk = three();
             disk.opened().write(at, &[0xAA; 64]).unwrap();
-            let error = Journal::open(disk.opened()).err().unwrap().to_string();
-            assert!(error.contains(damaged) && error.contains("3 lies behind"), "{error}");
+            assert_eq!(numbers(&disk, 0), left);
         }
     }
 
     #[test]
     fn a_record_half_written_when_power_is_lost_does_not_take_the_one_before_it_along() {
         let disk = three();
-        let (mut journal, _) = Journal::open(disk.opened()).unwrap();
+        let (mut journal, _) = Journal::open(disk.opened(), 0).unwrap();
         journal.begin_after(3);
         append(&mut journal, 4, 100);
         disk.fault(Fault::FailsSyncs);
         assert!(matches!(journal.append(&payload(5, 9000)), Err(AppendError::Unknown(_))));
         disk.end(End::PowerLostWhileWriting);
-        assert_eq!(read(&disk), [(4, payload(4, 100))]);
+        assert_eq!(read(&disk, 3), [(4, payload(4, 100))]);
     }
 
     #[test]
     fn records_of_an_earlier_round_behind_newer_ones_are_not_read() {
         let disk = BadDisk::new();
-        let (mut journal, _) = Journal::open(disk.opened()).unwrap();
+        let (mut journal, _) = Journal::open(disk.opened(), 0).unwrap();
         (1..=8).for_each(|number| append(&mut journal, number, 100));
-        let (mut journal, found) = Journal::open(disk.opened()).unwrap();
+        let (mut journal, found) = Journal::open(disk.opened(), 0).unwrap();
         assert_eq!(found.len(), 8);
         journal.begin_after(8);
         append(&mut journal, 9, 100);
-        assert_eq!(numbers(&disk), [9]);
+        assert_eq!(numbers(&disk, 8), [9]);
         // Over the places of two, and of the beginning of a third.
         append(&mut journal, 10, 5000);
-        assert_eq!(numbers(&disk), [9, 10]);
+        assert_eq!(numbers(&disk, 8), [9, 10]);
     }
 
     #[test]
     fn a_segment_is_begun_again_while_the_other_is_still_read_whole() {
         const LEN: usize = 500_000;
         let disk = BadDisk::new();
-        let (mut journal, _) = Journal::open(disk.opened()).unwrap();
+        let (mut journal, _) = Journal::open(disk.opened(), 0).unwrap();
         for number in 1..=8 {
             // Four to a segment.
             assert_eq!(journal.waits_for(LEN), 0, "{number}");
             append(&mut journal, number, LEN);
         }
         assert_eq!(journal.waits_for(LEN), 4);
-        assert_eq!(numbers(&disk), (1..=8).collect::<Vec<_>>());
+        assert_eq!(numbers(&disk, 0), (1..=8).collect::<Vec<_>>());
         append(&mut journal, 9, LEN);
-        assert_eq!(numbers(&disk), (5..=9).collect::<Vec<_>>());
+        assert_eq!(numbers(&disk, 4), (5..=9).collect::<Vec<_>>());
         assert_eq!(journal.waits_for(LEN), 0);
         (10..=12).for_each(|number| append(&mut journal, number, LEN));
         assert_eq!(journal.waits_for(LEN), 8);
@@ -286,7 +284,7 @@ mod tests {
     #[test]
     fn a_record_that_could_not_be_written_leaves_its_place_and_its_number_to_the_next() {
         let disk = three();
-        let (mut journal, _) = Journal::open(disk.opened()).unwrap();
+        let (mut journal, _) = Journal::open(disk.opened(), 0).unwrap();
         journal.begin_after(3);
         append(&mut journal, 4, 100);
         disk.fault(Fault::FailsWrites);
@@ -294,7 +292,7 @@ mod tests {
         disk.fault(Fault::None);
         append(&mut journal, 5, 200);
         disk.end(End::PowerLost);
-        assert_eq!(read(&disk), [(4, payload(4, 100)), (5, payload(5, 200))]);
+        assert_eq!(read(&disk, 3), [(4, payload(4, 100)), (5, payload(5, 200))]);
     }
 
     #[test]
@@ -302,10 +300,10 @@ mod tests {
         let largest = SEGMENT as usize - HEAD;
         assert!(Journal::can_hold(largest) && !Journal::can_hold(largest + 1));
         let disk = BadDisk::new();
-        let (mut journal, _) = Journal::open(disk.opened()).unwrap();
+        let (mut journal, _) = Journal::open(disk.opened(), 0).unwrap();
         append(&mut journal, 1, largest);
         append(&mut journal, 2, largest);
-        assert_eq!(numbers(&disk), [1, 2]);
+        assert_eq!(numbers(&disk, 0), [1, 2]);
         assert_eq!(journal.waits_for(0), 1);
     }
 
@@ -315,13 +313,13 @@ mod tests {
             for changes in (0..64).step_by(9).chain([64, 65, 66]) {
                 let disk = BadDisk::new();
                 disk.dies_after(changes);
-                drop(Journal::open(disk.opened()));
+                drop(Journal::open(disk.opened(), 0));
                 disk.revive(end);
-                let (mut journal, found) = Journal::open(disk.opened()).unwrap();
+                let (mut journal, found) = Journal::open(disk.opened(), 0).unwrap();
                 assert!(found.is_empty());
                 append(&mut journal, 1, 100);
                 disk.end(End::PowerLost);
-                assert_eq!(numbers(&disk), [1], "{end:?} after {changes} changes");
+                assert_eq!(numbers(&disk, 0), [1], "{end:?} after {changes} changes");
             }
         }
     }

@@ -160,8 +160,9 @@ impl JournaledStore {
         let unreadable = |e: std::io::Error| OpenError::Engine(format!("the journal: {e}"));
         let disk = (disks.journal)().map_err(unreadable)?;
         let engine = Arc::new(RedbStore::open(disks.rows)?);
-        let (mut journal, records) = Journal::open(disk).map_err(unreadable)?;
-        let last = recover(&engine, records).map_err(OpenError::Engine)?;
+        let had = engine.taken_over().map_err(|e| OpenError::Engine(e.to_string()))?;
+        let (mut journal, records) = Journal::open(disk, had).map_err(unreadable)?;
+        let last = recover(&engine, had, records).map_err(OpenError::Engine)?;
         journal.begin_after(last);
         let shared = Arc::new(Shared::default());
         shared.lock().taken_over = last;
@@ -307,19 +308,21 @@ fn is_closed() -> CommitError {
     CommitError::Refused("the store is closed".into())
 }
 
-/// Lets the engine take over what it lacks; the last record it has then.
+/// Lets the engine, which has all up to record `had`, take over what it lacks; the last record it has
+/// then.
 fn recover(
     engine: &RedbStore,
-    records: Vec<crate::embedded::journal::Record>,
+    had: u64,
+    records: Vec<journal::Record>,
 ) -> Result<u64, String> {
-    let mut last = engine.taken_over().map_err(|e| e.to_string())?;
-    let had = last;
+    let mut last = had;
     let mut changes = Vec::new();
-    for (number, payload) in records.into_iter().filter(|(number, _)| *number > had) {
+    for (number, payload) in records {
         if number != last + 1 {
             return Err(format!(
-                "the journal goes on at record {number} and lacks {}: the two files are not from \
-                 the same moment. Restore both; without the journal the last commits are lost",
+                "the journal goes on at record {number} and lacks {}: that is damaged, or the two \
+                 files are not from the same moment. Restore both; without the journal the last \
+                 commits are lost",
                 last + 1
             ));
         }

@@ -483,6 +483,57 @@ fn a_journal_that_lacks_a_record_the_store_needs_is_refused() {
     assert!((1..=4).all(|number| has_code(&store, number)));
 }
 
+/// Bytes of a small record on the journal's disk.
+const BLOCK: u64 = 4096;
+
+#[test]
+fn a_record_torn_over_others_that_the_rows_have_taken_over_costs_none_that_returned() {
+    let pair = Pair::new();
+    let store = pair.stepped();
+    (1..=5).for_each(|number| drop(store.commit(&issue(number..=number)).unwrap()));
+    assert!(store.checkpoint());
+    pair.revive(End::Killed);
+    drop(store);
+    // The journal begins again, over the first of those records.
+    let store = pair.stepped();
+    pair.journal.fault(Fault::FailsSyncs);
+    let torn = store.commit(&issue(6..=30));
+    assert!(matches!(torn, Err(CommitError::Unknown(_))), "{torn:?}");
+    let store = pair.restart(store, End::PowerLostWhileWriting);
+    assert!((1..=5).all(|number| has_code(&store, number)));
+    assert!(!has_code(&store, 6));
+}
+
+#[test]
+fn damage_to_a_record_that_the_rows_have_taken_over_costs_none_behind_it() {
+    let pair = Pair::new();
+    let store = pair.stepped();
+    (1..=3).for_each(|number| drop(store.commit(&issue(number..=number)).unwrap()));
+    assert!(store.checkpoint());
+    (4..=5).for_each(|number| drop(store.commit(&issue(number..=number)).unwrap()));
+    pair.revive(End::Killed);
+    drop(store);
+    pair.journal.opened().write(BLOCK, &[0xAA; 64]).unwrap();
+    let store = pair.store();
+    assert!((1..=5).all(|number| has_code(&store, number)));
+}
+
+#[test]
+fn damage_to_a_record_that_the_rows_lack_is_refused_where_others_lie_behind_it() {
+    for lost in [3, 4] {
+        let pair = Pair::new();
+        let store = pair.stepped();
+        (1..=2).for_each(|number| drop(store.commit(&issue(number..=number)).unwrap()));
+        assert!(store.checkpoint());
+        (3..=5).for_each(|number| drop(store.commit(&issue(number..=number)).unwrap()));
+        pair.revive(End::Killed);
+        drop(store);
+        pair.journal.opened().write((lost - 1) * BLOCK, &[0xAA; 64]).unwrap();
+        let error = refusal(pair.try_store());
+        assert!(error.contains(&format!("lacks {lost}")), "{error}");
+    }
+}
+
 #[test]
 fn a_journal_that_does_not_follow_on_the_store_changes_nothing_however_often_it_is_tried() {
     let pair = Pair::new();
