@@ -1,6 +1,5 @@
 //! The composition root: what exists, in which order it begins, and in which order it ends.
 
-use crate::ambient::{Clock, NoRandomness, random_bytes, seeded_generator};
 use crate::config::{Backend, Config, ConfigError, Layers};
 use crate::console::history::History;
 use crate::console::{Console, heads};
@@ -11,9 +10,10 @@ use crate::http::reference::Reference;
 use crate::http::state::{State, master_hash, tuning_of};
 use crate::http::watch::Watchers;
 use crate::http::{ROUTES, around, operators, public};
-use crate::mark::{self, MarkError};
+use crate::os::{Clock, NoRandomness, random_bytes, seeded_generator};
 use crate::secrets::{SecretError, SigningFile, lookup_key};
-use crate::sharing::{Figures, agree, share};
+use crate::store::cluster::{Figures, agree, share};
+use crate::store::watermark::{self, MarkError};
 use crate::tokens::Tokens;
 use crate::tuning::{OnChange, Tuner};
 use actix_web::dev::ServerHandle;
@@ -145,7 +145,7 @@ pub async fn run(
     // The store, which knows what operators have changed; then secrets; then the actors.
     let base = layers.with(&[])?.config;
     let store = open_store(&base, disks)?;
-    mark::check(store.as_ref(), &base.storage.path, clock.now())?;
+    watermark::check(store.as_ref(), &base.storage.path, clock.now())?;
     let kept = store.settings()?;
     let loaded = layers.with_kept(Vec::new(), kept.clone())?;
     for problem in &loaded.left_out {
@@ -223,7 +223,7 @@ pub async fn run(
     let servers = [actix_web::rt::spawn(admin), actix_web::rt::spawn(public)];
     let ticker = actix_web::rt::spawn(tick(Arc::clone(&handles), clock));
     let signer = actix_web::rt::spawn(heads::keep(console.clone()));
-    let marker = mark::keep(Arc::clone(handles.store()), base.storage.path.clone(), epoch);
+    let marker = watermark::keep(Arc::clone(handles.store()), base.storage.path.clone(), epoch);
     let marker = actix_web::rt::spawn(marker);
     let sharing = handles.store().shared().is_some();
     let sharer = sharing.then(|| actix_web::rt::spawn(share(state.clone(), resettle, figures)));
@@ -249,7 +249,7 @@ pub async fn run(
     marker.abort();
     let (store, path) = (Arc::clone(handles.store()), base.storage.path.clone());
     let last_words = async {
-        let _ = actix_web::web::block(move || mark::keep_now(store.as_ref(), &path)).await;
+        let _ = actix_web::web::block(move || watermark::keep_now(store.as_ref(), &path)).await;
         heads::note_now(&console).await;
     };
     // They can be had another time; what was accepted cannot.

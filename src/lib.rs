@@ -11,21 +11,17 @@
 //! * [`doctor`]: what there is to know of a database
 //! * [`moving`]: from one store into another
 //! * [`remote`]: commands that ask a running server
-//! * [`ambient`]: the clock and the randomness of the operating system
+//! * [`os`]: the clock and the randomness of the operating system
 
-pub mod ambient;
 pub mod app;
 pub mod cli;
 pub mod config;
 pub mod console;
-mod doctor;
 mod hex;
 pub mod http;
 pub mod logging;
-mod mark;
-mod moving;
-pub mod remote;
+pub mod os;
 pub mod secrets;
-mod sharing;
+mod store;
 pub mod tokens;
 pub mod tuning;

@@ -6,12 +6,12 @@
 //! another port of the same host send them.
 
 use super::{Console, see};
-use crate::ambient::random_bytes;
 use crate::hex::hex;
 use crate::http::cross_site::is_cross_site;
 use crate::http::errors::ApiError;
 use crate::http::page::{error_page, html};
 use crate::http::respond::failure;
+use crate::os::random_bytes;
 use actix_web::cookie::{Cookie, SameSite};
 use actix_web::dev::Payload;
 use actix_web::error::InternalError;

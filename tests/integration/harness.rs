@@ -2,9 +2,9 @@
 
 use crate::database::Database;
 use iptunnel_domain::Timestamp;
-use iptunnel_server::ambient::{Clock, Reading, SetBacks, SystemClock, TimeSource};
 use iptunnel_server::app::{self, Signal, Surroundings, files};
 use iptunnel_server::config::{Config, Layers, Sources};
+use iptunnel_server::os::{Clock, Reading, SetBacks, SystemClock, TimeSource};
 use iptunnel_storage::Disks;
 use reqwest::blocking::{Client, RequestBuilder};
 use serde_json::{Value, json};

@@ -1,9 +1,9 @@
 //! Moving to another store, and back.
 
+use super::terminal::tell;
 use crate::app::{files, open_store};
-use crate::cli::tell;
 use crate::config::{Backend, Config};
-use crate::mark;
+use crate::store::watermark;
 use iptunnel_storage::Sum;
 use std::path::PathBuf;
 
@@ -57,7 +57,7 @@ pub fn copy(config: &Config, from: &str, to: &str) -> Result<(), String> {
     });
     if compared.is_ok() && target.shared().is_none() {
         // Whatever was there before, this is what must be there from now on.
-        mark::keep_now(target, &path);
+        watermark::keep_now(target, &path);
     }
     source.close();
     target.close();

@@ -1,9 +1,9 @@
 //! What a server does that shares its store with others: it goes by the store's clock, follows what
 //! operators change on other servers, and looks whether the store keeps what it promises.
 
-use crate::ambient::machine_milliseconds;
 use crate::app::RunError;
 use crate::http::state::State;
+use crate::os::machine_milliseconds;
 use actix_web::web::Data;
 use iptunnel_domain::lookup::{LookupKey, Purpose};
 use iptunnel_storage::{Finding, Grade, Outage, ReadError, Shared, Store};

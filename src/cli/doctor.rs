@@ -1,10 +1,9 @@
 //! What an operator should know of their database before their users find out.
 
-use crate::cli::tell;
+use super::terminal::{Output, tell};
 use crate::config::{Backend, Config};
-use crate::mark;
-use crate::remote::Output;
-use crate::sharing::{clock_ahead, clock_is_right, clock_words};
+use crate::store::cluster::{clock_ahead, clock_is_right, clock_words};
+use crate::store::watermark;
 use iptunnel_storage::{Finding, Grade, Inspection, Mark};
 use serde_json::json;
 use std::path::Path;
@@ -72,7 +71,7 @@ fn of_database(config: &Config) -> Result<Vec<Finding>, String> {
 /// The highest timeline of the database that the server of this folder has seen; 0 where it has left
 /// no mark that can be read.
 fn newest_seen(path: &Path) -> u32 {
-    let mark = std::fs::read_to_string(mark::file_of(path)).ok();
+    let mark = std::fs::read_to_string(watermark::file_of(path)).ok();
     mark.and_then(|text| text.parse().ok()).map_or(0, |mark: Mark| mark.timeline)
 }
 
