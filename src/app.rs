@@ -1,21 +1,22 @@
 //! The composition root: what exists, in which order it begins, and in which order it ends.
 
 use crate::config::{Backend, Config, ConfigError, Layers};
-use crate::console::history::History;
-use crate::console::{Console, heads};
-use crate::http::admin::{AdminState, refuse_unknown_hosts};
 use crate::http::caller::{Proxies, RequestIds};
-use crate::http::observed::HttpMetrics;
-use crate::http::reference::Reference;
-use crate::http::state::{State, master_hash, tuning_of};
-use crate::http::watch::Watchers;
-use crate::http::{ROUTES, around, operators, public};
+use crate::http::metrics::HttpMetrics;
+use crate::operator::console::Console;
+use crate::operator::health::{AdminState, refuse_unknown_hosts};
+use crate::operator::history::History;
+use crate::operator::{self, signed_heads};
 use crate::os::{Clock, NoRandomness, random_bytes, seeded_generator};
+use crate::public::around::around;
+use crate::public::{self, ROUTES, reference};
 use crate::secrets::{SecretError, SigningFile, lookup_key};
+use crate::state::settings::{OnChange, Tuner};
+use crate::state::watchers::Watchers;
+use crate::state::{State, master_hash, tuning_of};
 use crate::store::cluster::{Figures, agree, share};
 use crate::store::watermark::{self, MarkError};
 use crate::tokens::Tokens;
-use crate::tuning::{OnChange, Tuner};
 use actix_web::dev::ServerHandle;
 use actix_web::http::header::X_CONTENT_TYPE_OPTIONS;
 use actix_web::middleware::{DefaultHeaders, from_fn};
@@ -222,7 +223,7 @@ pub async fn run(
     let public_handle = public.handle();
     let servers = [actix_web::rt::spawn(admin), actix_web::rt::spawn(public)];
     let ticker = actix_web::rt::spawn(tick(Arc::clone(&handles), clock));
-    let signer = actix_web::rt::spawn(heads::keep(console.clone()));
+    let signer = actix_web::rt::spawn(signed_heads::keep(console.clone()));
     let marker = watermark::keep(Arc::clone(handles.store()), base.storage.path.clone(), epoch);
     let marker = actix_web::rt::spawn(marker);
     let sharing = handles.store().shared().is_some();
@@ -250,7 +251,7 @@ pub async fn run(
     let (store, path) = (Arc::clone(handles.store()), base.storage.path.clone());
     let last_words = async {
         let _ = actix_web::web::block(move || watermark::keep_now(store.as_ref(), &path)).await;
-        heads::note_now(&console).await;
+        signed_heads::note_now(&console).await;
     };
     // They can be had another time; what was accepted cannot.
     let _ = tokio::time::timeout(LAST_WORDS.min(grace), last_words).await;
@@ -336,13 +337,13 @@ fn public_server(
 ) -> std::io::Result<actix_web::dev::Server> {
     let workers = config.workers.get();
     let products = state.config.load().products.clone();
-    let reference = Data::new(Reference::new(&state.config.load()));
+    let reference = Data::new(reference::of(&state.config.load()));
     let server = HttpServer::new(move || {
         App::new()
             .app_data(state.clone())
             .app_data(reference.clone())
             .wrap(from_fn(around))
-            .configure(|routes| public(routes, &products))
+            .configure(|routes| public::routes(routes, &products))
     });
     Ok(server
         .workers(workers)
@@ -372,7 +373,7 @@ fn operators_server(
             .app_data(console.clone())
             .wrap(from_fn(refuse_unknown_hosts))
             .wrap(DefaultHeaders::new().add((X_CONTENT_TYPE_OPTIONS, "nosniff")))
-            .configure(operators)
+            .configure(operator::routes)
     });
     Ok(server.workers(OPERATORS_WORKERS).disable_signals().listen(socket)?.run())
 }

@@ -3,8 +3,8 @@
 use super::client::{Server, existing};
 use super::terminal::{Output, tell, write};
 use crate::config::Config;
-use crate::console::audit::Row;
-use crate::console::heads::{SignedHead, file_of, read_file};
+use crate::operator::audit::Row;
+use crate::operator::signed_heads::{SignedHead, file_of, read_file};
 use crate::secrets::lookup_key;
 use clap::Subcommand;
 use iptunnel_domain::audit::Head;

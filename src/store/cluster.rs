@@ -2,8 +2,8 @@
 //! operators change on other servers, and looks whether the store keeps what it promises.
 
 use crate::app::RunError;
-use crate::http::state::State;
 use crate::os::machine_milliseconds;
+use crate::state::State;
 use actix_web::web::Data;
 use iptunnel_domain::lookup::{LookupKey, Purpose};
 use iptunnel_storage::{Finding, Grade, Outage, ReadError, Shared, Store};
