@@ -39,6 +39,19 @@ pub fn admin_address(config: &Config) -> SocketAddr {
     address
 }
 
+/// How long a server is waited for: until it is reached, and then until it begins to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Asks with HTTP, and takes every status for an answer.
+pub fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_connect(Some(PATIENCE))
+        .proxy(None)
+        .build()
+        .into()
+}
+
 impl Server {
     /// The server that is configured here. Its master token must be there.
     ///
@@ -47,13 +60,8 @@ impl Server {
     pub fn of(config: &Config) -> Result<Self, String> {
         let path = existing(&config.auth.master_token_file)?;
         let token = master_token(path).map_err(|error| error.to_string())?.token;
-        let agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(Duration::from_secs(3)))
-            .proxy(None)
-            .build();
         let url = format!("http://{}/admin", admin_address(config));
-        Ok(Self { agent: agent.into(), url, token: token.to_string() })
+        Ok(Self { agent: agent(), url, token: token.to_string() })
     }
 
     fn bearer(&self) -> String {
