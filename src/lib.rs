@@ -24,5 +24,5 @@ pub mod os;
 pub mod public;
 pub mod secrets;
 pub mod state;
-mod store;
+pub mod store;
 pub mod tokens;

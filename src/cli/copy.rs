@@ -1,8 +1,8 @@
 //! Moving to another store, and back.
 
 use super::terminal::tell;
-use crate::app::{files, open_store};
 use crate::config::{Backend, Config};
+use crate::store::files::{files, open};
 use crate::store::watermark;
 use iptunnel_storage::Sum;
 use std::path::PathBuf;
@@ -44,11 +44,11 @@ pub fn copy(config: &Config, from: &str, to: &str) -> Result<(), String> {
     if source.storage.backend == Backend::Redb && !source.storage.path.exists() {
         return Err(format!("{}: there is no store", source.storage.path.display()));
     }
-    let open = |config: &Config| {
-        open_store(config, files(&config.storage.path)).map_err(|error| error.to_string())
+    let open_one = |config: &Config| {
+        open(config, files(&config.storage.path)).map_err(|error| error.to_string())
     };
-    let (source, path) = (open(&source)?, target.storage.path.clone());
-    let target = open(&target)?;
+    let (source, path) = (open_one(&source)?, target.storage.path.clone());
+    let target = open_one(&target)?;
     let (source, target) = (source.as_ref(), target.as_ref());
     let copied = iptunnel_storage::copy(source, target).map_err(|error| error.to_string());
     let compared = copied.and_then(|()| {

@@ -2,9 +2,10 @@
 
 use super::error::CliError;
 use super::terminal::tell;
-use crate::app::{RunError, files, open_store};
+use crate::app::RunError;
 use crate::config::Config;
 use crate::os::{Clock, SystemClock};
+use crate::store::files::{files, open};
 use crate::store::watermark;
 
 /// Lets a new epoch begin, whatever the store holds.
@@ -12,7 +13,8 @@ use crate::store::watermark;
 /// # Errors
 /// Where the store cannot be opened, or does not take a commit.
 pub fn fence(config: &Config) -> Result<(), CliError> {
-    let store = open_store(config, files(&config.storage.path)).map_err(RunError::Store)?;
+    let store =
+        open(config, files(&config.storage.path)).map_err(|error| RunError::Store(error.into()))?;
     let epoch =
         watermark::fence(store.as_ref(), &config.storage.path, SystemClock::default().now());
     store.close();

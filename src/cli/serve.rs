@@ -2,11 +2,12 @@
 
 use super::error::CliError;
 use super::terminal::tell;
-use crate::app::{self, RunError, Signal, Surroundings, files};
+use crate::app::{self, Environment, RunError, Signal};
 use crate::config::{Config, Layers, Sources};
 use crate::logging::Logging;
 use crate::os::SystemClock;
 use crate::secrets::{make_folder_of, master_token};
+use crate::store::files::files;
 use std::io::{IsTerminal, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -27,7 +28,7 @@ pub fn serve(config: &Config, layers: Layers, sources: Sources) -> Result<(), Cl
     let (public, admin) = (listen(config.server.bind)?, listen(config.admin.bind)?);
     announce_master_token(config)?;
     let welcome = welcome(config, &public, &admin)?;
-    let surroundings = Surroundings {
+    let environment = Environment {
         clock: Arc::new(SystemClock::default()),
         disks: files(&config.storage.path),
         public,
@@ -38,7 +39,7 @@ pub fn serve(config: &Config, layers: Layers, sources: Sources) -> Result<(), Cl
         let signals = operating_system_signals(sources).map_err(RunError::Listen)?;
         let log = Arc::clone(&logging);
         let on_change = Box::new(move |config: &Config| log.set_level(config.log.level));
-        app::run(layers, surroundings, signals, on_change, || tell(&welcome)).await
+        app::run(layers, environment, signals, on_change, || tell(&welcome)).await
     });
     Ok(outcome?)
 }

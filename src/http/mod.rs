@@ -2,8 +2,8 @@
 //!
 //! * [`caller`]: who calls, and [`cross_site`], from where; [`body`]: what was sent
 //! * [`respond`], [`errors`], [`page`]: what is said back, as JSON or as a page
-//! * [`routing`]: paths and their methods; [`metrics`]: what is counted; [`story`]: what the log
-//!   tells of a code
+//! * [`routing`]: paths and their methods; [`metrics`]: what is counted
+//! * [`story`]: where a code stands
 
 pub mod body;
 pub mod caller;

@@ -1,8 +1,45 @@
-//! What the log tells of a code.
+//! Where a code stands, and by which hint people know it.
 
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::activation::{Activation, Stage};
 use iptunnel_domain::audit::Action;
-use iptunnel_domain::code::Code;
+use iptunnel_domain::code::{Code, CodeState};
 use iptunnel_storage::{ReadError, Store};
+
+/// Where a code stands at some moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodeStage {
+    /// It is good, and was never used.
+    Issued,
+    /// It is good again: an activation gave it back.
+    Restored,
+    /// Its time ran out before it was used.
+    Expired,
+    /// An activation has it, which stands there; `None` where that is forgotten or was not looked at.
+    Used(Option<Stage>),
+}
+
+impl CodeStage {
+    /// Where `code` stands, which `by` has used, if anybody.
+    pub fn of(code: &Code, by: Option<&Activation>, now: Timestamp) -> Self {
+        match code.state {
+            CodeState::Consumed(_) => Self::Used(by.map(|by| by.stage(now))),
+            CodeState::Issued if code.is_expired(now) => Self::Expired,
+            CodeState::Issued if code.activations > 0 => Self::Restored,
+            CodeState::Issued => Self::Issued,
+        }
+    }
+
+    /// As operators call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Issued | Self::Restored => "issued",
+            Self::Expired => "expired",
+            Self::Used(None) => "used",
+            Self::Used(Some(stage)) => stage.name(),
+        }
+    }
+}
 
 /// Entries of the log that a hint is looked for among: some 100 ms.
 const HINT_AMONG: usize = 100_000;

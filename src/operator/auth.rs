@@ -7,6 +7,7 @@
 
 use super::console::{Console, see};
 use crate::hex::hex;
+use crate::http::caller::authorization;
 use crate::http::cross_site::is_cross_site;
 use crate::http::errors::ApiError;
 use crate::http::page::{error_page, html};
@@ -32,11 +33,6 @@ const COOKIE: &str = "console";
 /// What a page fetches by itself: that a tab is open is no sign that somebody is there.
 const BY_ITSELF: &str = "/console/now/live";
 
-fn elsewhere() -> ApiError {
-    let words = "This form was sent from another site. Please open the console itself.";
-    ApiError::new(StatusCode::FORBIDDEN, "browser_session_invalid", words)
-}
-
 /// Whoever holds the master token: handlers that take one are closed to everybody else.
 pub struct Operator {
     /// What a form of theirs has to bring along; empty for a program.
@@ -51,13 +47,7 @@ fn peer(request: &HttpRequest) -> IpAddr {
 }
 
 fn hash_of(console: &Console, secret: &str) -> KeyedHash {
-    console.state.lookup.hash(Purpose::Session, secret.as_bytes())
-}
-
-fn too_many(seconds: u64) -> ApiError {
-    let words = "Too many wrong tokens. Please wait a minute.";
-    let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", words);
-    ApiError { retry_after: Some(seconds), ..error }
+    console.state.live.lookup.hash(Purpose::Session, secret.as_bytes())
 }
 
 impl Operator {
@@ -65,20 +55,19 @@ impl Operator {
         let from = peer(request);
         if request.path().starts_with("/console") {
             let cookie = request.cookie(COOKIE).map(|cookie| hash_of(console, cookie.value()));
-            let master = console.state.master.load();
+            let master = console.state.live.master.load();
             let by_person = request.path() != BY_ITSELF;
             let csrf = cookie.and_then(|cookie| console.sessions.csrf(cookie, &master, by_person));
             let csrf = csrf.ok_or_else(|| see("/console/login"))?;
             if request.method() == Method::POST && is_cross_site(request.headers(), None) {
-                return Err(error_page(&elsewhere()));
+                return Err(error_page(&ApiError::form_from_elsewhere()));
             }
             return Ok(Self { csrf, from });
         }
         if let Some(seconds) = console.sessions.must_wait(from) {
-            return Err(failure(too_many(seconds)));
+            return Err(failure(ApiError::too_many_wrong_tokens(seconds)));
         }
-        let header = request.headers().get("authorization").map(|h| h.to_str().unwrap_or("?"));
-        match console.state.bearer(header) {
+        match console.state.live.bearer(authorization(request)) {
             Bearer::Master => Ok(Self { csrf: String::new(), from }),
             Bearer::Nobody => Err(failure(Refusal::Unauthorized)),
             Bearer::Token(_) => {
@@ -97,8 +86,7 @@ impl Operator {
         if bool::from(same) && !self.csrf.is_empty() {
             return Ok(());
         }
-        let words = "This form is not from a page of your session. Please open the page again.";
-        Err(ApiError::new(StatusCode::FORBIDDEN, "browser_session_invalid", words))
+        Err(ApiError::form_of_another_session())
     }
 }
 
@@ -145,15 +133,17 @@ pub async fn login(
     let from = peer(&request);
     // Before anything is counted: a page elsewhere could use up the tries of whoever looks at it.
     if is_cross_site(request.headers(), None) {
-        return login_with(StatusCode::FORBIDDEN, Some(elsewhere().message));
+        return login_with(StatusCode::FORBIDDEN, Some(ApiError::form_from_elsewhere().message));
     }
     if let Some(seconds) = console.sessions.must_wait(from) {
-        let mut response =
-            login_with(StatusCode::TOO_MANY_REQUESTS, Some(too_many(seconds).message));
+        let mut response = login_with(
+            StatusCode::TOO_MANY_REQUESTS,
+            Some(ApiError::too_many_wrong_tokens(seconds).message),
+        );
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         return response;
     }
-    if console.state.bearer(Some(form.token.trim())) != Bearer::Master {
+    if console.state.live.bearer(Some(form.token.trim())) != Bearer::Master {
         console.sessions.failed(from);
         let words = "This is not the master token.".to_owned();
         return login_with(StatusCode::FORBIDDEN, Some(words));
@@ -162,7 +152,7 @@ pub async fn login(
         return error_page(&ApiError::internal());
     };
     let secret = hex(&secret);
-    let master = **console.state.master.load();
+    let master = **console.state.live.master.load();
     console.sessions.open(hash_of(&console, &secret), hex(&csrf), master);
     let event =
         Event::new(Action::LoggedIn, Actor::Operator, console.state.clock.now(), Some(from));

@@ -1,4 +1,4 @@
-//! Codes and activations: found by whatever is known of them, and each with its story.
+//! Codes: found by whatever is known of them, and each with its story.
 
 use super::audit::mentions;
 use super::auth::Operator;
@@ -6,13 +6,14 @@ use super::console::{Console, failed, parse_cursor, read, see};
 use crate::http::errors::ApiError;
 use crate::http::page::html;
 use crate::http::respond::{rfc3339, success};
+use crate::http::story::{CodeStage, hint_of};
 use actix_web::http::StatusCode;
-use actix_web::web::{Data, Form, Path, Query};
+use actix_web::web::{Data, Form, Path};
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
-use iptunnel_domain::activation::{Activation, ActivationId};
+use iptunnel_domain::activation::ActivationId;
 use iptunnel_domain::audit::{Action, Event};
-use iptunnel_domain::code::{Code, CodeHash, CodeState, InstallCode};
+use iptunnel_domain::code::{CodeHash, CodeState, InstallCode};
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
 use iptunnel_domain::time::Lifetimes;
 use iptunnel_domain::{Refusal, Timestamp};
@@ -62,14 +63,14 @@ enum Hit {
 async fn search(console: &Console, find: &Find) -> Result<Hit, ApiError> {
     let text = find.find.trim().to_owned();
     if let Ok(code) = InstallCode::parse(&text) {
-        return Ok(Hit::One(code.hash(&console.state.lookup)));
+        return Ok(Hit::One(code.hash(&console.state.live.lookup)));
     }
     let before = parse_cursor(&find.cursor)?.unwrap_or(u64::MAX);
     if let Some(id) = ActivationId::parse(&text) {
         let found = read(console, move |store| store.activation(id)).await?;
         return found.map(|found| Hit::One(found.code)).ok_or(Refusal::ActivationNotFound.into());
     }
-    let machine = console.state.lookup.hash(Purpose::Machine, text.as_bytes());
+    let machine = console.state.live.lookup.hash(Purpose::Machine, text.as_bytes());
     let found = read(console, move |store| scan(store, before, &text.to_lowercase(), machine));
     Ok(Hit::Many(found.await?))
 }
@@ -105,7 +106,7 @@ fn row(store: &dyn Store, hash: CodeHash, event: Event) -> Result<Row, ReadError
     let hint = match event.action {
         Action::CodeIssued => event.subject.clone(),
         _ => match store.code(hash)? {
-            Some(code) => crate::http::story::hint_of(store, &code)?,
+            Some(code) => hint_of(store, &code)?,
             None => "(forgotten)".into(),
         },
     };
@@ -147,14 +148,6 @@ pub struct Timeline {
     attempts_not_kept: u64,
     /// Whether so much happened meanwhile that the log was not looked through to the end.
     cut_short: bool,
-}
-
-fn state_of(code: &Code, activation: Option<&Activation>, now: Timestamp) -> &'static str {
-    match code.state {
-        CodeState::Issued if code.is_expired(now) => "expired",
-        CodeState::Issued => "issued",
-        CodeState::Consumed(_) => activation.map_or("used", |by| by.standing(now)),
-    }
 }
 
 fn timeline(
@@ -217,7 +210,7 @@ fn timeline(
         .collect();
     Ok(Some(Timeline {
         hint,
-        state: state_of(&code, activation.as_ref(), now),
+        state: CodeStage::of(&code, activation.as_ref(), now).name(),
         expires_at: (code.state == CodeState::Issued).then(|| rfc3339(code.expires_at)),
         activations: code.activations,
         second_machine,
@@ -228,7 +221,7 @@ fn timeline(
 }
 
 async fn story(console: &Console, hash: CodeHash) -> Result<Timeline, ApiError> {
-    let (now, life) = (console.state.clock.now(), console.state.tuning.load().lifetimes);
+    let (now, life) = (console.state.clock.now(), console.state.live.tuning.load().lifetimes);
     let found = read(console, move |store| timeline(store, hash, now, &life)).await?;
     found.ok_or(Refusal::CodeNotFound.into())
 }
@@ -337,67 +330,6 @@ pub async fn json_find(
             Err(error) => failed(&request, &error),
         },
         Ok(Hit::Many(found)) => success(StatusCode::OK, found, "Codes"),
-        Err(error) => failed(&request, &error),
-    }
-}
-
-/// What is asked for of the activations.
-#[derive(Deserialize)]
-pub struct ActivationsQuery {
-    #[serde(default)]
-    open: u8,
-    #[serde(default)]
-    limit: Option<usize>,
-}
-
-#[derive(Serialize)]
-struct ActivationRow {
-    activation: String,
-    code: String,
-    hostname: String,
-    public_ip: String,
-    state: &'static str,
-    opened_at: String,
-    age_seconds: u64,
-}
-
-#[derive(Serialize)]
-struct Activations {
-    activations: Vec<ActivationRow>,
-}
-
-/// The largest list of activations.
-const ACTIVATIONS: usize = 1000;
-
-/// `GET /admin/activations`: the last ones, or with `?open=1` of these the open ones.
-pub async fn json_activations(
-    console: Data<Console>,
-    request: HttpRequest,
-    _: Operator,
-    query: Query<ActivationsQuery>,
-) -> HttpResponse {
-    let limit = query.limit.unwrap_or(100);
-    if !(1..=ACTIVATIONS).contains(&limit) {
-        let message = format!("limit must be a number from 1 to {ACTIVATIONS}.");
-        return failed(&request, &Refusal::InvalidField(message).into());
-    }
-    let now = console.state.clock.now();
-    let found = read(&console, move |store| store.newest_activations(limit)).await;
-    let row = |activation: &Activation| ActivationRow {
-        activation: activation.at.id.reveal().chars().take(8).collect(),
-        code: activation.code.0.to_hex(),
-        hostname: activation.request.binding.hostname.as_str().to_owned(),
-        public_ip: activation.request.binding.public_ip.to_string(),
-        state: activation.standing(now),
-        opened_at: rfc3339(activation.opened_at),
-        age_seconds: now.0.saturating_sub(activation.opened_at.0),
-    };
-    match found {
-        Ok(found) => {
-            let wanted = |a: &&Activation| query.open == 0 || a.is_open(now);
-            let activations = found.iter().filter(wanted).map(row).collect();
-            success(StatusCode::OK, Activations { activations }, "Activations")
-        }
         Err(error) => failed(&request, &error),
     }
 }

@@ -12,6 +12,7 @@ use iptunnel_actors::Failure;
 use iptunnel_domain::Refusal;
 use iptunnel_domain::audit::Head;
 use iptunnel_storage::{ReadError, Store};
+use prometheus_client::registry::Registry;
 use std::sync::{Arc, Mutex};
 
 /// The pages, by their path and their name, in the order of the menu.
@@ -27,6 +28,8 @@ pub static PAGES: [(&str, &str); 5] = [
 pub struct Console {
     /// What the public handlers share.
     pub state: Data<State>,
+    /// Everything that is counted.
+    pub registry: Arc<Registry>,
     /// Who is logged in.
     pub sessions: Sessions,
     /// What the metrics said lately.

@@ -1,5 +1,6 @@
-//! The operators' listener: liveness, readiness, metrics.
+//! Liveness, readiness, metrics; and by which names this listener is called.
 
+use super::console::Console;
 use crate::http::errors::ApiError;
 use crate::http::respond::{legacy_failure, readiness, text};
 use actix_web::body::MessageBody;
@@ -8,18 +9,7 @@ use actix_web::http::{StatusCode, Uri};
 use actix_web::middleware::Next;
 use actix_web::web::Data;
 use actix_web::{Error, HttpResponse};
-use iptunnel_actors::Health;
-use prometheus_client::registry::Registry;
 use std::net::IpAddr;
-use std::sync::Arc;
-
-/// What the operators' handlers share.
-pub struct AdminState {
-    /// Whether the server is fit.
-    pub health: Arc<Health>,
-    /// Everything that is counted.
-    pub registry: Arc<Registry>,
-}
 
 /// `GET /livez`: the process runs.
 pub async fn livez() -> HttpResponse {
@@ -27,14 +17,14 @@ pub async fn livez() -> HttpResponse {
 }
 
 /// `GET /readyz`
-pub async fn readyz(state: Data<AdminState>) -> HttpResponse {
-    readiness(&state.health)
+pub async fn readyz(console: Data<Console>) -> HttpResponse {
+    readiness(&console.state.health)
 }
 
 /// `GET /metrics`, in the OpenMetrics text form that Prometheus reads.
-pub async fn metrics(state: Data<AdminState>) -> HttpResponse {
+pub async fn metrics(console: Data<Console>) -> HttpResponse {
     let mut body = String::new();
-    match prometheus_client::encoding::text::encode(&mut body, &state.registry) {
+    match prometheus_client::encoding::text::encode(&mut body, &console.registry) {
         Ok(()) => HttpResponse::Ok()
             .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
             .body(body),
@@ -62,11 +52,7 @@ pub async fn refuse_unknown_hosts(
     if knows_host(host) {
         return Ok(next.call(request).await?.map_into_left_body());
     }
-    let error = ApiError::new(
-        StatusCode::MISDIRECTED_REQUEST,
-        "unknown_host",
-        "This listener answers to its IP address or to localhost.",
-    );
+    let error = ApiError::unknown_host();
     Ok(request.into_response(legacy_failure(error)).map_into_right_body())
 }
 

@@ -3,13 +3,14 @@
 //! * [`health`]: liveness, readiness, metrics
 //! * [`auth`]: who may look: one of [`sessions`], opened with the master token, or the token itself
 //! * [`now`], with [`history`] and [`chart`]: how the server lives
-//! * [`servers`], [`codes`], [`audit`]: what each page shows, as a page and as JSON
+//! * [`servers`], [`codes`], [`activations`], [`audit`]: what each page shows, as a page and as JSON
 //! * [`settings`]: the settings, to see and to change
 //! * [`signed_heads`]: the log's head, signed every minute
 //! * [`console`]: what they share
 //!
 //! Deliberately absent: decisions. Changes go to the actors like everybody's.
 
+pub mod activations;
 pub mod audit;
 pub mod auth;
 pub mod chart;
@@ -92,7 +93,7 @@ fn console_routes(config: &mut ServiceConfig) {
             servers::json_action,
         ))
         .service(at("/admin/codes", "admin", post, codes::json_find))
-        .service(at("/admin/activations", "admin", get.clone(), codes::json_activations))
+        .service(at("/admin/activations", "admin", get.clone(), activations::json_list))
         .service(at("/admin/codes/{code}", "admin", get.clone(), codes::json_code))
         .service(at("/admin/audit", "admin", get.clone(), audit::json_list))
         .service(at("/admin/audit/export", "admin", get.clone(), audit::export))

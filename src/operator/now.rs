@@ -1,5 +1,6 @@
 //! How the server lives, now and lately.
 
+use super::activations;
 use super::auth::Operator;
 use super::chart::{Drawn, draw, short};
 use super::console::{Console, failed, read};
@@ -7,13 +8,13 @@ use super::history::Span;
 use crate::http::errors::ApiError;
 use crate::http::page::html;
 use crate::http::respond::success;
+use crate::http::story::CodeStage;
 use actix_web::http::StatusCode;
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
 use iptunnel_domain::Timestamp;
-use iptunnel_domain::activation::Activation;
-use iptunnel_domain::code::CodeState;
+use iptunnel_domain::activation::{Activation, Stage};
 use iptunnel_storage::{ReadError, Store};
 use serde::Serialize;
 use std::borrow::Borrow;
@@ -25,14 +26,6 @@ const LAST: usize = 2000;
 const LISTED: usize = 20;
 /// Of so many of the last activations it is looked whether they are open, at the most: some 40 ms.
 const OPEN_AMONG: usize = 16_000;
-
-#[derive(Serialize)]
-struct OpenActivation {
-    activation: String,
-    code: String,
-    hostname: String,
-    age_seconds: u64,
-}
 
 /// Where the last codes and activations stand.
 #[derive(Default, Serialize)]
@@ -47,7 +40,7 @@ struct Installs {
     #[serde(skip_serializing_if = "Option::is_none")]
     open_among: Option<usize>,
     /// The oldest of them.
-    open: Vec<OpenActivation>,
+    open: Vec<activations::Row>,
 }
 
 /// The last activations, back to where none can be open any more, whose tokens live for so many
@@ -78,35 +71,23 @@ fn installs(store: &dyn Store, token_ttl: u64, now: Timestamp) -> Result<Install
     for state in ["issued", "used", "expired"] {
         found.codes.insert(state, 0);
     }
-    for state in ["open", "confirmed", "released", "lapsed"] {
-        found.activations.insert(state, 0);
+    for stage in Stage::ALL {
+        found.activations.insert(stage.name(), 0);
     }
     for code in store.newest_codes(LAST)? {
-        let state = match code.state {
-            CodeState::Consumed(_) => "used",
-            CodeState::Issued if code.is_expired(now) => "expired",
-            CodeState::Issued => "issued",
-        };
+        // Which activation has it is not looked at.
+        let state = CodeStage::of(&code, None, now).name();
         *found.codes.entry(state).or_default() += 1;
     }
     let (activations, all) = recent(store, token_ttl, now)?;
     for activation in activations.iter().take(LAST) {
-        *found.activations.entry(activation.standing(now)).or_default() += 1;
+        *found.activations.entry(activation.stage(now).name()).or_default() += 1;
     }
     let open: Vec<&Activation> = activations.iter().filter(|one| one.is_open(now)).collect();
     found.open_count = open.len();
     found.open_among = (!all).then_some(activations.len());
-    found.open = open
-        .into_iter()
-        .rev()
-        .take(LISTED)
-        .map(|activation| OpenActivation {
-            activation: activation.at.id.reveal().chars().take(8).collect(),
-            code: activation.code.0.to_hex(),
-            hostname: activation.request.binding.hostname.as_str().to_owned(),
-            age_seconds: now.0.saturating_sub(activation.opened_at.0),
-        })
-        .collect();
+    let oldest = open.into_iter().rev().take(LISTED);
+    found.open = oldest.map(|activation| activations::Row::in_short(activation, now)).collect();
     Ok(found)
 }
 
@@ -167,7 +148,7 @@ pub struct Now {
 
 async fn now(console: &Console) -> Result<Now, ApiError> {
     let time = console.state.clock.now();
-    let token_ttl = console.state.tuning.load().lifetimes.install_token;
+    let token_ttl = console.state.live.tuning.load().lifetimes.install_token;
     let installs = read(console, move |store| installs(store, token_ttl, time)).await?;
     let latest = console.history.latest();
     let figure = |name: &str| latest.get(name).copied();
@@ -192,7 +173,7 @@ async fn now(console: &Console) -> Result<Now, ApiError> {
             outcomes,
         })
         .collect();
-    let config = console.state.config.load();
+    let config = console.state.live.config.load();
     let sizes = &config.actors;
     let actors = [
         ("rate_limiter", sizes.rate_limiter),

@@ -5,11 +5,12 @@ use super::console::{Console, failed, parse_cursor, query_string, read, see};
 use crate::http::errors::ApiError;
 use crate::http::page::html;
 use crate::http::respond::{rfc3339, success};
+use crate::state::servers::set_revoked;
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Form, Path, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
-use iptunnel_actors::server_registry::{Filter, Servers, SetNote, SetRevoked, Sort};
+use iptunnel_actors::server_registry::{Filter, Servers, SetNote, Sort};
 use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{ReadError, Store};
@@ -85,7 +86,7 @@ fn filter(
     query: &ServersQuery,
     now: Timestamp,
 ) -> Result<(Filter, Timestamp), ApiError> {
-    let hours = console.state.config.load().servers.stale_after_hours;
+    let hours = console.state.live.config.load().servers.stale_after_hours;
     let stale = Timestamp(now.0.saturating_sub(hours.saturating_mul(3600)));
     let filter = match query.show.as_str() {
         "all" => Filter::default(),
@@ -271,18 +272,6 @@ pub struct ServerForm {
     note: String,
 }
 
-async fn set_revoked(
-    console: &Console,
-    id: &str,
-    revoked: bool,
-    from: IpAddr,
-) -> Result<ServerId, ApiError> {
-    let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
-    let command = SetRevoked { id, revoked, from, now: console.state.clock.now() };
-    console.state.wait(console.state.handles.set_revoked(command)).await.outcome??;
-    Ok(id)
-}
-
 async fn set_note(
     console: &Console,
     id: &str,
@@ -313,7 +302,7 @@ async fn revoke_or_restore(
     if let Err(error) = operator.check(&form.csrf) {
         return failed(request, &error);
     }
-    match set_revoked(console, &form.server_id, revoked, operator.from).await {
+    match set_revoked(&console.state, &form.server_id, revoked, operator.from).await {
         Ok(_) => back(form),
         Err(error) => failed(request, &error),
     }
@@ -376,9 +365,11 @@ pub async fn json_action(
 ) -> HttpResponse {
     let (id, verb) = path.into_inner();
     let done = match verb.as_str() {
-        "revoke" => set_revoked(&console, &id, true, operator.from).await.map(|id| (id, "revoked")),
+        "revoke" => {
+            set_revoked(&console.state, &id, true, operator.from).await.map(|id| (id, "revoked"))
+        }
         "restore" => {
-            set_revoked(&console, &id, false, operator.from).await.map(|id| (id, "active"))
+            set_revoked(&console.state, &id, false, operator.from).await.map(|id| (id, "active"))
         }
         "note" => match serde_json::from_slice::<NoteBody>(&body) {
             Ok(body) => {

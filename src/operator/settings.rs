@@ -1,4 +1,4 @@
-//! Turning the server's knobs.
+//! The settings: to see and to change.
 
 use super::auth::Operator;
 use super::console::{Console, failed, see};
@@ -6,7 +6,7 @@ use crate::config::Setting;
 use crate::http::errors::ApiError;
 use crate::http::page::html;
 use crate::http::respond::success;
-use crate::state::settings::{InForce, Tuner, Wanted};
+use crate::state::settings::{InForce, SettingsError, Wanted};
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ETAG, HeaderValue};
 use actix_web::web::{Bytes, Data, Form};
@@ -27,6 +27,17 @@ struct Page<'a> {
     refused: Option<String>,
 }
 
+impl From<SettingsError> for ApiError {
+    fn from(error: SettingsError) -> Self {
+        match error {
+            SettingsError::HaveChanged => Self::settings_have_changed(),
+            SettingsError::Refused(refusal) => refusal.into(),
+            SettingsError::Failed(failure) => failure.into(),
+            SettingsError::BrokenOff => Self::internal(),
+        }
+    }
+}
+
 fn shown(
     status: StatusCode,
     operator: &Operator,
@@ -42,7 +53,7 @@ fn shown(
 
 /// `GET /console/tuning`
 pub async fn page(console: Data<Console>, operator: Operator) -> HttpResponse {
-    shown(StatusCode::OK, &operator, &console.state.tuner.in_force(), None)
+    shown(StatusCode::OK, &operator, &console.state.settings.in_force(), None)
 }
 
 /// What a form about a setting sends.
@@ -71,9 +82,12 @@ pub async fn change(
     let Change { key, value, undo, tag, .. } = form.into_inner();
     let wanted = vec![(key, (undo == 0).then_some(value))];
     let state = &console.state;
-    match Tuner::change(state, wanted, Some(tag), operator.from).await {
+    let changed = state.settings.change(wanted, Some(tag), operator.from).await;
+    match changed.map_err(ApiError::from) {
         Ok(_) => see("/console/tuning"),
-        Err(error) => shown(error.status, &operator, &state.tuner.in_force(), Some(error.message)),
+        Err(error) => {
+            shown(error.status, &operator, &state.settings.in_force(), Some(error.message))
+        }
     }
 }
 
@@ -92,7 +106,7 @@ fn answer(now: &InForce, message: &str) -> HttpResponse {
 
 /// `GET /admin/config`
 pub async fn json_list(console: Data<Console>, _: Operator) -> HttpResponse {
-    answer(&console.state.tuner.in_force(), "Settings")
+    answer(&console.state.settings.in_force(), "Settings")
 }
 
 /// The changes that a body wants: keys with their values, `null` undoes (RFC 7396).
@@ -115,11 +129,7 @@ fn wanted(body: &[u8]) -> Result<Vec<Wanted>, ApiError> {
 fn condition(request: &HttpRequest) -> Result<Option<String>, ApiError> {
     let header = request.headers().get("if-match").map(|header| header.to_str().unwrap_or("?"));
     match header.map(str::trim) {
-        None => {
-            let words = "If-Match with the ETag of GET /admin/config is required.";
-            let status = StatusCode::PRECONDITION_REQUIRED;
-            Err(ApiError::new(status, "precondition_required", words))
-        }
+        None => Err(ApiError::condition_required()),
         Some("*") => Ok(None),
         Some(tag) => Ok(Some(tag.trim_matches('"').to_owned())),
     }
@@ -132,12 +142,13 @@ pub async fn json_change(
     operator: Operator,
     body: Bytes,
 ) -> HttpResponse {
-    let changed = async {
+    let changed: Result<_, ApiError> = async {
         let tag = condition(&request)?;
         let wanted = wanted(&body)?;
-        Tuner::change(&console.state, wanted, tag, operator.from).await
-    };
-    match changed.await {
+        Ok(console.state.settings.change(wanted, tag, operator.from).await?)
+    }
+    .await;
+    match changed {
         Ok(now) => answer(&now, "Settings changed"),
         Err(error) => failed(&request, &error),
     }

@@ -7,9 +7,9 @@
 
 use super::auth::Operator;
 use super::console::{Console, failed};
-use crate::app::beside;
 use crate::http::errors::ApiError;
 use crate::http::respond::success;
+use crate::store::files::beside;
 use actix_web::http::StatusCode;
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
@@ -96,8 +96,8 @@ fn note(console: &Console) -> Result<(), String> {
     if head == *last {
         return Ok(());
     }
-    let signed = SignedHead::new(head, state.clock.now(), &state.lookup);
-    let path = file_of(&state.config.load().storage.path);
+    let signed = SignedHead::new(head, state.clock.now(), &state.live.lookup);
+    let path = file_of(&state.live.config.load().storage.path);
     append(&path, &signed).map_err(|error| format!("{}: {error}", path.display()))?;
     tracing::info!(entries = head.entries, hash = signed.hash, "the audit log's head is signed");
     *last = head;
@@ -122,7 +122,7 @@ pub async fn note_now(console: &Data<Console>) {
 
 /// `GET /admin/audit/heads`: the last heads, the oldest first.
 pub async fn list(console: Data<Console>, request: HttpRequest, _: Operator) -> HttpResponse {
-    let path = file_of(&console.state.config.load().storage.path);
+    let path = file_of(&console.state.live.config.load().storage.path);
     match actix_web::web::block(move || read_file(&path)).await {
         Ok(Ok(heads)) => {
             let shown = heads.len().saturating_sub(SHOWN);

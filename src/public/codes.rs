@@ -52,7 +52,7 @@ fn opened(
     said: Said,
     now: Timestamp,
 ) -> HttpResponse {
-    let config = state.config.load();
+    let config = state.live.config.load();
     let public_url = config.server.public_url.origin();
     let mut response = code_page(product, &config.pages, public_url, said);
     let cookie = session_cookie(state, request, &product.name, now);
@@ -81,8 +81,8 @@ impl Asked {
         mut response: HttpResponse,
     ) -> HttpResponse {
         if let Ok(issued) = &self.outcome {
-            let hash = issued.code.hash(&state.lookup);
-            let secure = state.config.load().server.public_url.is_https();
+            let hash = issued.code.hash(&state.live.lookup);
+            let secure = state.live.config.load().server.public_url.is_https();
             // Without it the page would only not watch.
             let _ = response.add_cookie(&watch::remember(request, product, hash, secure));
         }
@@ -93,15 +93,16 @@ impl Asked {
 /// Asks for a code: session, limits, decision.
 async fn ask(state: &State, request: &HttpRequest, product: &Product) -> Asked {
     let now = state.clock.now();
-    let life = state.tuning.load().lifetimes;
+    let life = state.live.tuning.load().lifetimes;
     let pass = match may_issue(state, request, &product.name, now) {
         Ok(pass) => pass,
         Err(refusal) => return Asked { outcome: Err(refusal.into()), rates: None, life, now },
     };
     let from = network_of(request, &state.proxies);
-    let network = state.network_hash(from);
-    let session = state.lookup.hash(Purpose::Session, pass.id.as_bytes());
-    let browser = state.lookup.hash(Purpose::Browser, &[network.0, pass.user_agent.0].concat());
+    let network = state.live.network_hash(from);
+    let session = state.live.lookup.hash(Purpose::Session, pass.id.as_bytes());
+    let browser =
+        state.live.lookup.hash(Purpose::Browser, &[network.0, pass.user_agent.0].concat());
     let subjects = vec![
         Subject { policy: Policy::IssuePerIpHour, who: network },
         Subject { policy: Policy::IssuePerIpDay, who: network },

@@ -22,7 +22,7 @@ struct Landing<'a> {
 
 /// `GET /`: what there are codes for.
 pub async fn landing(state: Data<State>) -> HttpResponse {
-    html(StatusCode::OK, &Landing { products: &state.config.load().products })
+    html(StatusCode::OK, &Landing { products: &state.live.config.load().products })
 }
 
 /// A code as its page shows it where there is no script to do so.

@@ -15,7 +15,7 @@ pub const RENEWABLE_SECONDS: u64 = 86_400;
 
 fn user_agent_hash(state: &State, request: &HttpRequest) -> KeyedHash {
     let agent = request.headers().get("user-agent").map_or(&[][..], |agent| agent.as_bytes());
-    state.lookup.hash(Purpose::Browser, agent)
+    state.live.lookup.hash(Purpose::Browser, agent)
 }
 
 fn cookie_name(product: &str) -> String {
@@ -32,7 +32,8 @@ pub fn session(
     product: &str,
 ) -> Result<SessionPass, Refusal> {
     let cookie = request.cookie(&cookie_name(product)).ok_or(Refusal::SessionRequired)?;
-    let pass = state.tokens.load().verify_session(cookie.value()).ok_or(Refusal::SessionInvalid)?;
+    let pass =
+        state.live.tokens.load().verify_session(cookie.value()).ok_or(Refusal::SessionInvalid)?;
     let same_browser = pass.user_agent.ct_eq(&user_agent_hash(state, request));
     if same_browser { Ok(pass) } else { Err(Refusal::SessionInvalid) }
 }
@@ -49,10 +50,10 @@ pub fn session_cookie<'c>(
         .filter(|pass| pass.is_renewable(now, RENEWABLE_SECONDS))
         .map(|pass| pass.id);
     let id = kept.or_else(new_session_id)?;
-    let config = state.config.load();
+    let config = state.live.config.load();
     let life = Lifespan { from: now, until: now.plus(config.session_ttl_seconds) };
     let pass = SessionPass { id, user_agent: user_agent_hash(state, request), life };
-    let value = state.tokens.load().sign_session(&pass)?;
+    let value = state.live.tokens.load().sign_session(&pass)?;
     let cookie = Cookie::build(cookie_name(product), value)
         .path("/")
         .http_only(true)
@@ -76,7 +77,7 @@ pub fn may_issue(
     product: &str,
     now: Timestamp,
 ) -> Result<SessionPass, Refusal> {
-    let public_origin = state.config.load().server.public_url.origin().to_owned();
+    let public_origin = state.live.config.load().server.public_url.origin().to_owned();
     if is_cross_site(request.headers(), Some(&public_origin)) {
         return Err(Refusal::SessionInvalid);
     }

@@ -9,14 +9,14 @@ use crate::config::Product;
 use crate::http::caller::network_of;
 use crate::http::errors::ApiError;
 use crate::http::respond::{failure, rfc3339};
-use crate::http::story::hint_of;
+use crate::http::story::{CodeStage, hint_of};
 use crate::state::State;
 use crate::state::watchers::Place;
 use actix_web::cookie::{Cookie, SameSite};
-use actix_web::http::StatusCode;
 use actix_web::web::{Bytes, Data};
 use actix_web::{HttpRequest, HttpResponse};
 use iptunnel_domain::Timestamp;
+use iptunnel_domain::activation::Stage;
 use iptunnel_domain::audit::Action;
 use iptunnel_domain::code::{Code, CodeHash, CodeState};
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
@@ -35,8 +35,6 @@ const LONGEST: u64 = 30 * 60;
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// When a page whose stream was cut comes back, in milliseconds.
 const RETRY_MS: u32 = 3000;
-/// Seconds after which it is worth trying again where too many streams are open.
-const LATER: u64 = 60;
 /// Codes of one session that are watched at once.
 const CODES: usize = 4;
 
@@ -82,6 +80,18 @@ struct Standing {
     ttl_seconds: u64,
 }
 
+/// What its page calls it.
+const fn told(stage: CodeStage, prechecked: bool) -> &'static str {
+    match stage {
+        CodeStage::Issued | CodeStage::Restored if prechecked => "prechecked",
+        CodeStage::Issued => "issued",
+        CodeStage::Restored => "released",
+        CodeStage::Expired | CodeStage::Used(None | Some(Stage::Lapsed)) => "expired",
+        CodeStage::Used(Some(Stage::Open)) => "activated",
+        CodeStage::Used(Some(stage)) => stage.name(),
+    }
+}
+
 /// Where a code stands now. `None` where it is not this session's, or is no more.
 fn standing(
     store: &dyn Store,
@@ -92,24 +102,12 @@ fn standing(
 ) -> Result<Option<(Code, Standing)>, ReadError> {
     let code = store.code(hash)?.filter(|code| code.session.ct_eq(&session));
     let Some(code) = code else { return Ok(None) };
-    let mut hostname = None;
-    let state = match code.state {
-        CodeState::Consumed(by) => match store.activation(by.id)? {
-            None => "expired",
-            Some(activation) => {
-                hostname = Some(activation.request.binding.hostname.as_str().to_owned());
-                match activation.standing(now) {
-                    "open" => "activated",
-                    "lapsed" => "expired",
-                    other => other,
-                }
-            }
-        },
-        CodeState::Issued if code.is_expired(now) => "expired",
-        CodeState::Issued if prechecked => "prechecked",
-        CodeState::Issued if code.activations > 0 => "released",
-        CodeState::Issued => "issued",
+    let by = match code.state {
+        CodeState::Consumed(by) => store.activation(by.id)?,
+        CodeState::Issued => None,
     };
+    let state = told(CodeStage::of(&code, by.as_ref(), now), prechecked);
+    let hostname = by.map(|by| by.request.binding.hostname.as_str().to_owned());
     let standing = Standing {
         hint: String::new(),
         state,
@@ -218,14 +216,13 @@ pub async fn events(
         Ok(_) => return failure(iptunnel_domain::Refusal::SessionRequired),
         Err(refusal) => return failure(refusal),
     };
-    let session = state.lookup.hash(Purpose::Session, pass.id.as_bytes());
+    let session = state.live.lookup.hash(Purpose::Session, pass.id.as_bytes());
     let address = network_of(&request, &state.proxies);
-    let in_all = (state.config.load().server.max_connections.get() / SHARE_OF_CONNECTIONS).max(1);
+    let in_all =
+        (state.live.config.load().server.max_connections.get() / SHARE_OF_CONNECTIONS).max(1);
     let codes = watched(&request, &product.name);
     let Some(place) = state.watchers.place(session, address, in_all, codes) else {
-        let words = "Too many pages are watching. The installation goes on all the same.";
-        let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", words);
-        return failure(ApiError { retry_after: Some(LATER), ..error });
+        return failure(ApiError::too_many_watch());
     };
     let found = {
         let (store, codes) = (Arc::clone(state.handles.store()), place.codes.clone());

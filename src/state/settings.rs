@@ -5,14 +5,12 @@
 //! it survives a restart, and reading the file again. One change at a time: each is checked as a
 //! whole, written with what the audit log says of it, and then put into force.
 
+use super::live::Live;
 use crate::config::{Config, ConfigError, Layers, Loaded, Setting, settings};
 use crate::hex::hex;
-use crate::http::errors::ApiError;
-use crate::state::State;
-use actix_web::http::StatusCode;
-use actix_web::web::Data;
+use crate::os::Clock;
 use arc_swap::ArcSwap;
-use iptunnel_actors::Failure;
+use iptunnel_actors::{Failure, Handles};
 use iptunnel_domain::Refusal;
 use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_storage::Setting as Kept;
@@ -20,6 +18,7 @@ use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// Called when other values have come into force.
 pub type OnChange = Box<dyn Fn(&Config) + Send + Sync>;
@@ -68,8 +67,11 @@ struct Inner {
     overrides: Vec<(String, String)>,
 }
 
-/// The way to other values.
-pub struct Tuner {
+/// Changes what is in force.
+pub struct Settings {
+    live: Arc<Live>,
+    handles: Arc<Handles>,
+    clock: Arc<dyn Clock>,
     /// Held for the whole of a change.
     inner: tokio::sync::Mutex<Inner>,
     in_force: ArcSwap<InForce>,
@@ -80,32 +82,67 @@ pub struct Tuner {
 /// change.
 pub type Wanted = (String, Option<String>);
 
-fn refused(words: String) -> ApiError {
-    Refusal::InvalidField(words).into()
+/// Why settings were not changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SettingsError {
+    /// They are not what they were when the caller read them.
+    HaveChanged,
+    /// What is wanted is not allowed.
+    Refused(Refusal),
+    /// The store did not take the change, or nobody knows whether it did.
+    Failed(Failure),
+    /// The change broke off, which should not happen.
+    BrokenOff,
 }
 
-/// A change as the log tells it.
-fn event(state: &State, actor: Actor, from: Option<IpAddr>, key: &str, detail: String) -> Event {
-    Event {
-        subject: key.to_owned(),
-        detail,
-        ..Event::new(Action::SettingChanged, actor, state.clock.now(), from)
+impl From<Refusal> for SettingsError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
     }
 }
 
-impl Tuner {
+impl From<Failure> for SettingsError {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+fn refused(words: String) -> SettingsError {
+    Refusal::InvalidField(words).into()
+}
+
+/// How long following what other servers have changed may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long until it is tried again.
+const AGAIN: Duration = Duration::from_secs(2);
+
+impl Settings {
     /// What is in force at the start: `loaded` is `layers` with the `kept` changes.
     pub fn new(
-        layers: Layers,
-        kept: Vec<(String, String)>,
+        (layers, kept): (Layers, Vec<(String, String)>),
         loaded: &Loaded,
         on_change: OnChange,
+        live: Arc<Live>,
+        handles: Arc<Handles>,
+        clock: Arc<dyn Clock>,
     ) -> Self {
         let in_force = InForce::of(&loaded.config, loaded, &kept);
         Self {
+            live,
+            handles,
+            clock,
             inner: tokio::sync::Mutex::new(Inner { layers, overrides: kept }),
             in_force: ArcSwap::from_pointee(in_force),
             on_change,
+        }
+    }
+
+    /// A change as the log tells it.
+    fn event(&self, actor: Actor, from: Option<IpAddr>, key: &str, detail: String) -> Event {
+        Event {
+            subject: key.to_owned(),
+            detail,
+            ..Event::new(Action::SettingChanged, actor, self.clock.now(), from)
         }
     }
 
@@ -131,7 +168,7 @@ impl Tuner {
 
     /// Puts other files and variables into force, operators' changes laid over them. On any error
     /// everything stays as it was.
-    pub async fn reload(&self, state: &State, read: impl FnOnce() -> Result<Layers, ConfigError>) {
+    pub async fn reload(&self, read: impl FnOnce() -> Result<Layers, ConfigError>) {
         let stays = |error: &str| tracing::error!(error, "the configuration stays as it was");
         let mut inner = self.inner.lock().await;
         let layers = match read() {
@@ -142,9 +179,9 @@ impl Tuner {
             Ok(loaded) => loaded,
             Err(error) => return stays(&error.to_string()),
         };
-        let before = state.config.load_full();
+        let before = self.live.config.load_full();
         let after = before.with_run_time_values(&loaded.config);
-        let mut events = match state.reload(after.clone()) {
+        let mut events = match self.live.reload(after.clone(), self.clock.now()) {
             Ok(events) => events,
             Err(error) => return stays(&error.to_string()),
         };
@@ -159,20 +196,37 @@ impl Tuner {
             before.changes(&loaded.config).into_iter().filter(|change| change.at_run_time);
         events.extend(changes.map(|change| {
             let detail = format!("{} -> {}", change.old, change.new);
-            event(state, Actor::Administrator, None, &change.key, detail)
+            self.event(Actor::Administrator, None, &change.key, detail)
         }));
-        if !events.is_empty()
-            && state.wait(state.handles.keep_settings(Vec::new(), events)).await.outcome.is_err()
-        {
+        if events.is_empty() {
+            return;
+        }
+        let entered = match self.handles.keep_settings(Vec::new(), events) {
+            Ok(pending) => pending.within(self.live.patience()).await.outcome.is_ok(),
+            Err(_) => false,
+        };
+        if !entered {
             tracing::error!("what has changed could not be entered into the audit log");
+        }
+    }
+
+    /// Follows what operators change on other servers, whenever `changed` says that they did, for as
+    /// long as the server runs.
+    pub async fn keep_following(self: Arc<Self>, changed: Arc<Notify>) {
+        loop {
+            changed.notified().await;
+            if !tokio::time::timeout(PATIENCE, self.follow()).await.unwrap_or(false) {
+                tokio::time::sleep(AGAIN).await;
+                changed.notify_one();
+            }
         }
     }
 
     /// Takes over what operators have changed on other servers. `false` where that has to be tried
     /// again.
-    pub async fn follow(&self, state: &State) -> bool {
+    async fn follow(&self) -> bool {
         let mut inner = self.inner.lock().await;
-        let store = Arc::clone(state.handles.store());
+        let store = Arc::clone(self.handles.store());
         let kept = match actix_web::web::block(move || store.settings()).await {
             Ok(Ok(kept)) => kept,
             Ok(Err(error)) => {
@@ -191,9 +245,9 @@ impl Tuner {
                 return true;
             }
         };
-        let before = state.config.load_full();
+        let before = self.live.config.load_full();
         let after = before.with_run_time_values(&loaded.config);
-        state.retune(after.clone());
+        self.live.retune(after.clone());
         let in_force = InForce::of(&after, &loaded, &kept);
         self.applied(&before, &after, &loaded, in_force);
         inner.overrides = kept;
@@ -204,42 +258,34 @@ impl Tuner {
     /// on to its end, though nobody may wait for it any more.
     ///
     /// # Errors
-    /// 412 where `tag` is not what is in force any more, 422 with the key and what is allowed, and
-    /// whatever the store says. Then everything is as it was, except where the outcome of the store
-    /// is unknown.
+    /// Where `tag` is not what is in force any more, what is wanted is not allowed, or the store does
+    /// not take it. Then everything is as it was, except where the outcome of the store is unknown.
     pub async fn change(
-        state: &Data<State>,
+        self: &Arc<Self>,
         wanted: Vec<Wanted>,
         tag: Option<String>,
         from: IpAddr,
-    ) -> Result<Arc<InForce>, ApiError> {
-        let patience = state.config.load().server.request_timeout;
-        let state = state.clone();
+    ) -> Result<Arc<InForce>, SettingsError> {
+        let settings = Arc::clone(self);
         let change = actix_web::rt::spawn(async move {
-            state.tuner.keep_and_apply(&state, &wanted, tag.as_deref(), from).await
+            settings.keep_and_apply(&wanted, tag.as_deref(), from).await
         });
-        match tokio::time::timeout(patience, change).await {
-            Ok(ended) => ended.unwrap_or_else(|_| Err(ApiError::internal())),
+        match tokio::time::timeout(self.live.patience(), change).await {
+            Ok(ended) => ended.unwrap_or(Err(SettingsError::BrokenOff)),
             Err(_) => Err(Failure::OutcomeUnknown.into()),
         }
     }
 
     async fn keep_and_apply(
         &self,
-        state: &State,
         wanted: &[Wanted],
         tag: Option<&str>,
         from: IpAddr,
-    ) -> Result<Arc<InForce>, ApiError> {
+    ) -> Result<Arc<InForce>, SettingsError> {
         let mut inner = self.inner.lock().await;
         let before = self.in_force();
         if tag.is_some_and(|tag| tag != before.tag) {
-            let words = "The settings have changed since they were read. Please read them again.";
-            return Err(ApiError::new(
-                StatusCode::PRECONDITION_FAILED,
-                "precondition_failed",
-                words,
-            ));
+            return Err(SettingsError::HaveChanged);
         }
         let mut overrides = inner.overrides.clone();
         for (key, value) in wanted {
@@ -263,7 +309,7 @@ impl Tuner {
             .layers
             .with_kept(firm, overtaken)
             .map_err(|error| refused(error.problems().join(" ")))?;
-        let config_before = state.config.load_full();
+        let config_before = self.live.config.load_full();
         let config = config_before.with_run_time_values(&loaded.config);
         let after = InForce::of(&config, &loaded, &overrides);
         let moved = after.settings.iter().filter(|now| {
@@ -272,17 +318,17 @@ impl Tuner {
         let events = moved.map(|now| {
             let told = |setting: &Setting| format!("{} ({})", setting.value, setting.source);
             let then = before.find(&now.key).map_or(String::new(), told);
-            event(state, Actor::Operator, Some(from), &now.key, format!("{then} -> {}", told(now)))
+            self.event(Actor::Operator, Some(from), &now.key, format!("{then} -> {}", told(now)))
         });
         let kept = wanted.iter().map(|(key, value)| Kept {
             key: key.clone(),
             value: value.as_ref().map(|value| value.trim().to_owned()),
         });
-        let written = state.handles.keep_settings(kept.collect(), events.collect());
+        let written = self.handles.keep_settings(kept.collect(), events.collect());
         written?.within(Duration::MAX).await.outcome??;
         inner.overrides = overrides;
         // It is kept from here on, so nothing may fail: files of keys are SIGHUP's to read again.
-        state.retune(config.clone());
+        self.live.retune(config.clone());
         self.applied(&config_before, &config, &loaded, after);
         Ok(self.in_force())
     }

@@ -1,10 +1,9 @@
-//! What a server does that shares its store with others: it goes by the store's clock, follows what
-//! operators change on other servers, and looks whether the store keeps what it promises.
+//! What a server does that shares its store with others: it goes by the store's clock, and looks
+//! whether the store takes commits and keeps what it promises.
 
-use crate::app::RunError;
-use crate::os::machine_milliseconds;
-use crate::state::State;
-use actix_web::web::Data;
+use super::error::StoreError;
+use crate::os::{Clock, machine_milliseconds};
+use iptunnel_actors::Health;
 use iptunnel_domain::lookup::{LookupKey, Purpose};
 use iptunnel_storage::{Finding, Grade, Outage, ReadError, Shared, Store};
 use prometheus_client::metrics::gauge::Gauge;
@@ -13,17 +12,16 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
-use tokio::sync::Notify;
 
 /// Servers that share a store must find in it what the others have written.
 ///
 /// # Errors
 /// Where this server has another key, or the store cannot be asked.
-pub fn agree(store: &dyn Store, lookup: &LookupKey) -> Result<(), RunError> {
+pub fn agree(store: &dyn Store, lookup: &LookupKey) -> Result<(), StoreError> {
     let hash = lookup.hash(Purpose::Agreement, b"");
     match store.shared().map(|shared| shared.agree("lookup key", hash)) {
         None | Some(Ok(true)) => Ok(()),
-        Some(Ok(false)) => Err(RunError::OtherKey),
+        Some(Ok(false)) => Err(StoreError::OtherKey),
         Some(Err(error)) => Err(error.into()),
     }
 }
@@ -93,115 +91,144 @@ pub fn clock_ahead(clock: impl Fn() -> Result<u64, ReadError>) -> Option<i64> {
     best.map(|(_, ahead)| ahead)
 }
 
-/// The same of the shared store, beside everything else. Where it says nothing for a while it counts
-/// as away until it does.
-async fn store_ahead(state: &State, silent: &Outage) -> Option<i64> {
-    let mut best: Option<Look> = None;
-    for _ in 0..LOOKS {
-        let store = Arc::clone(state.handles.store());
-        let ask = move || store.shared().and_then(|shared| look(|| shared.clock()));
-        let mut asked = pin!(actix_web::web::block(ask));
-        let told = if let Ok(told) = tokio::time::timeout(SILENCE, &mut asked).await {
-            told
-        } else {
-            // It may stand still without having closed a connection.
-            state.health.store_is_there(false);
-            silent.begins("it was asked for the time");
-            asked.await
-        };
-        if let Some(told) = told.ok().flatten() {
-            best = Some(best.map_or(told, |best| best.min(told)));
-        }
-    }
-    if best.is_some() {
-        silent.ends();
-    }
-    best.map(|(_, ahead)| ahead)
+/// What a server watches that shares its store.
+pub struct Cluster {
+    /// The shared store.
+    pub store: Arc<dyn Store>,
+    /// The clock that goes by the store's.
+    pub clock: Arc<dyn Clock>,
+    /// Whether the server is fit.
+    pub health: Arc<Health>,
+    /// What `/metrics` says of it.
+    pub figures: Figures,
+    /// Whether it is known that a failover may bring spent codes back.
+    pub allow_async_failover: bool,
 }
 
-/// Whether the shared store takes commits: nobody has to lose a request to find out.
-async fn takes_commits(state: &State, refuses: &Outage) -> bool {
-    let store = Arc::clone(state.handles.store());
-    let tried = move || store.shared().map_or(Ok(()), Shared::takes_commits);
-    match actix_web::web::block(tried).await {
-        Ok(Ok(())) => {
-            refuses.ends();
-            true
+/// What may be wrong with a shared store: each is logged where it begins and where it ends.
+struct Outages {
+    silent: Outage,
+    refuses: Outage,
+    differs: Outage,
+    loses: Outage,
+}
+
+impl Outages {
+    const fn new() -> Self {
+        Self {
+            silent: Outage::new("the store does not answer", "the store answers again"),
+            refuses: Outage::new(
+                "the store takes no commits: not ready",
+                "the store takes commits",
+            ),
+            differs: Outage::new(
+                "the machine's clock differs from the store's: not ready",
+                "the machine's clock is the store's again",
+            ),
+            loses: Outage::new(
+                "the store may lose what was answered: not ready",
+                "the store keeps what was answered",
+            ),
         }
-        Ok(Err(ReadError(why))) => {
-            refuses.begins(&why);
-            false
-        }
-        Err(_) => false,
     }
 }
 
-/// Whether the shared store keeps what it promises. Where it does not the server is not ready, unless
-/// its operator knows.
-async fn look_at_the_store(state: &State, unsafe_store: &Outage) {
-    let store = Arc::clone(state.handles.store());
-    let examined = move || store.shared().map(Shared::examine);
-    let Ok(Some(Ok(findings))) = actix_web::web::block(examined).await else { return };
-    let broken = findings.iter().filter(|finding| finding.grade == Grade::Breaks);
-    let known = state.config.load().storage.allow_async_failover;
-    let broken: Vec<String> = broken
-        .map(|Finding { what, why, mend, .. }| format!("{what}: {why}; mend it with: {mend}"))
-        .collect();
-    if broken.is_empty() || known {
-        unsafe_store.ends();
-    } else {
-        unsafe_store.begins(&broken.join("; "));
-    }
-    state.health.store_is_safe(broken.is_empty() || known);
-}
-
-/// What a server does that shares its store: it goes by the store's clock, and by the settings that
-/// operators change on other servers.
-pub async fn share(state: Data<State>, resettle: Arc<Notify>, figures: Figures) {
-    let silent = Outage::new("the store does not answer", "the store answers again");
-    let refuses = Outage::new("the store takes no commits: not ready", "the store takes commits");
-    let differs = Outage::new(
-        "the machine's clock differs from the store's: not ready",
-        "the machine's clock is the store's again",
-    );
-    let loses = Outage::new(
-        "the store may lose what was answered: not ready",
-        "the store keeps what was answered",
-    );
-    let (mut ask, mut rounds) = (tokio::time::interval(ASK_TIME), 0u32);
-    loop {
-        tokio::select! {
-            _ = ask.tick() => {
-                let ahead = store_ahead(&state, &silent).await;
-                let works = ahead.is_some() && takes_commits(&state, &refuses).await;
-                state.health.store_is_there(works);
-                if let Some(ahead) = ahead {
-                    state.clock.correct(ahead);
-                    figures.offset.set(ahead as f64 / 1000.0);
-                    let fit = clock_is_right(ahead);
-                    if fit {
-                        differs.ends();
-                    } else {
-                        differs.begins(&clock_words(ahead));
-                    }
-                    state.health.clock_is_right(fit);
-                }
-                if ahead.is_some() && rounds.is_multiple_of(EXAMINE) {
-                    let looked = look_at_the_store(&state, &loses);
+impl Cluster {
+    /// Watches the store for as long as the server runs.
+    pub async fn watch(self) {
+        let outages = Outages::new();
+        let (mut ask, mut rounds) = (tokio::time::interval(ASK_TIME), 0u32);
+        loop {
+            ask.tick().await;
+            let ahead = self.store_ahead(&outages.silent).await;
+            let works = ahead.is_some() && self.takes_commits(&outages.refuses).await;
+            self.health.store_is_there(works);
+            if let Some(ahead) = ahead {
+                self.go_by(ahead, &outages.differs);
+                if rounds.is_multiple_of(EXAMINE) {
+                    let looked = self.look_closely(&outages.loses);
                     let _ = tokio::time::timeout(PATIENCE, looked).await;
                 }
-                if let Some(shared) = state.handles.store().shared() {
-                    figures.primaries.set(i64::from(shared.primaries()));
-                }
-                rounds = rounds.wrapping_add(1);
             }
-            () = resettle.notified() => {
-                let followed = tokio::time::timeout(PATIENCE, state.tuner.follow(&state)).await;
-                if !followed.unwrap_or(false) {
-                    tokio::time::sleep(ASK_TIME).await;
-                    resettle.notify_one();
-                }
+            if let Some(shared) = self.store.shared() {
+                self.figures.primaries.set(i64::from(shared.primaries()));
+            }
+            rounds = rounds.wrapping_add(1);
+        }
+    }
+
+    /// Milliseconds by which the store's clock is ahead, asked beside everything else. Where the store
+    /// says nothing for a while it counts as away until it does.
+    async fn store_ahead(&self, silent: &Outage) -> Option<i64> {
+        let mut best: Option<Look> = None;
+        for _ in 0..LOOKS {
+            let store = Arc::clone(&self.store);
+            let ask = move || store.shared().and_then(|shared| look(|| shared.clock()));
+            let mut asked = pin!(actix_web::web::block(ask));
+            let told = if let Ok(told) = tokio::time::timeout(SILENCE, &mut asked).await {
+                told
+            } else {
+                // It may stand still without having closed a connection.
+                self.health.store_is_there(false);
+                silent.begins("it was asked for the time");
+                asked.await
+            };
+            if let Some(told) = told.ok().flatten() {
+                best = Some(best.map_or(told, |best| best.min(told)));
             }
         }
+        if best.is_some() {
+            silent.ends();
+        }
+        best.map(|(_, ahead)| ahead)
+    }
+
+    /// Goes by the store's clock from now on.
+    fn go_by(&self, ahead: i64, differs: &Outage) {
+        self.clock.correct(ahead);
+        self.figures.offset.set(ahead as f64 / 1000.0);
+        let fit = clock_is_right(ahead);
+        if fit {
+            differs.ends();
+        } else {
+            differs.begins(&clock_words(ahead));
+        }
+        self.health.clock_is_right(fit);
+    }
+
+    /// Whether the store takes commits: nobody has to lose a request to find out.
+    async fn takes_commits(&self, refuses: &Outage) -> bool {
+        let store = Arc::clone(&self.store);
+        let tried = move || store.shared().map_or(Ok(()), Shared::takes_commits);
+        match actix_web::web::block(tried).await {
+            Ok(Ok(())) => {
+                refuses.ends();
+                true
+            }
+            Ok(Err(ReadError(why))) => {
+                refuses.begins(&why);
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Whether the store keeps what it promises. Where it does not the server is not ready, unless
+    /// its operator knows.
+    async fn look_closely(&self, loses: &Outage) {
+        let store = Arc::clone(&self.store);
+        let examined = move || store.shared().map(Shared::examine);
+        let Ok(Some(Ok(findings))) = actix_web::web::block(examined).await else { return };
+        let broken = findings.iter().filter(|finding| finding.grade == Grade::Breaks);
+        let broken: Vec<String> = broken
+            .map(|Finding { what, why, mend, .. }| format!("{what}: {why}; mend it with: {mend}"))
+            .collect();
+        let is_fit = broken.is_empty() || self.allow_async_failover;
+        if is_fit {
+            loses.ends();
+        } else {
+            loses.begins(&broken.join("; "));
+        }
+        self.health.store_is_safe(is_fit);
     }
 }

@@ -4,7 +4,8 @@
 //! The mark is some seconds behind, so what is lost of the last ones is not noticed; a backup is
 //! older than that. Where the mark was restored with the store, only `iptunnel-server fence` helps.
 
-use crate::app::{RunError, beside};
+use super::error::{StoreError, WatermarkError};
+use super::files::beside;
 use iptunnel_domain::Timestamp;
 use iptunnel_storage::{CommitError, Mark, Store};
 use prometheus_client::metrics::gauge::Gauge;
@@ -23,8 +24,8 @@ pub fn file_of(path: &Path) -> PathBuf {
 }
 
 /// The mark in a file; `None` where there is none yet.
-fn read(path: &Path) -> Result<Option<Mark>, MarkError> {
-    let unreadable = |problem: String| MarkError { file: path.to_owned(), problem };
+fn read(path: &Path) -> Result<Option<Mark>, WatermarkError> {
+    let unreadable = |problem: String| WatermarkError { file: path.to_owned(), problem };
     match std::fs::read_to_string(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(unreadable(error.to_string())),
@@ -34,19 +35,6 @@ fn read(path: &Path) -> Result<Option<Mark>, MarkError> {
             Err(()) => Err(unreadable("the file holds something else".into())),
         },
     }
-}
-
-/// Why a mark cannot be read. Without it nobody can tell whether the store has become an earlier one.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the mark of the store, {}, cannot be read: {problem}. It tells whether the store lacks what was \
-     answered. Put the file back as it was, or run iptunnel-server fence: it writes a new one, and \
-     codes that are not spent are no longer good",
-    file.display()
-)]
-pub struct MarkError {
-    file: PathBuf,
-    problem: String,
 }
 
 /// Puts a mark in the place of the one before. It may get lost with the power, but not be torn: a
@@ -77,11 +65,11 @@ fn sync_folder_of(path: &Path) -> std::io::Result<()> {
 ///
 /// # Errors
 /// Where the mark or the store cannot be read, or the store does not take a commit.
-pub fn check(store: &dyn Store, path: &Path, now: Timestamp) -> Result<(), RunError> {
+pub fn check(store: &dyn Store, path: &Path, now: Timestamp) -> Result<(), StoreError> {
     let Some(mark) = read(&file_of(path))? else { return Ok(()) };
     if !store.holds(&mark)? {
         begin_epoch(store, path, mark, "the store lacked what had been acknowledged", now)
-            .map_err(|error| RunError::Fatal(error.to_string()))?;
+            .map_err(StoreError::Epoch)?;
     }
     Ok(())
 }

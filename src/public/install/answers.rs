@@ -109,7 +109,7 @@ pub(super) fn prechecked(
         life: Lifespan { from: now, until: expires_at },
     };
     let jti = random_bytes::<8>().ok().map(|bytes| format!("{:016x}", u64::from_be_bytes(bytes)));
-    let tokens = state.tokens.load();
+    let tokens = state.live.tokens.load();
     let token = jti.and_then(|jti| tokens.sign_precheck(&pass, &identity.installer_version, &jti));
     let Some(precheck_token) = token else { return failure(ApiError::internal()) };
     let data = PrecheckData {
@@ -127,7 +127,7 @@ pub(super) fn activated(
     activation: &Activation,
     identity: Identity,
 ) -> HttpResponse {
-    let Some(install_token) = state.tokens.load().sign_install(activation) else {
+    let Some(install_token) = state.live.tokens.load().sign_install(activation) else {
         return failure(ApiError::internal());
     };
     let binding = &activation.request.binding;

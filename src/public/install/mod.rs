@@ -89,7 +89,7 @@ pub async fn precheck(
     payload: Payload,
 ) -> HttpResponse {
     let policies = [Policy::PrecheckPerIpDay, Policy::PrecheckPerMachineDay];
-    let life = state.tuning.load().lifetimes;
+    let life = state.live.tuning.load().lifetimes;
     let from = network_of(&request, &state.proxies);
     let read = |mut body: InstallBody<'_>, now| {
         let identity = Identity::read(&state, &mut body)?;
@@ -193,7 +193,7 @@ pub async fn release(state: Data<State>, request: HttpRequest, payload: Payload)
         Ok(named) => named,
         Err(refusal) => return failure(refusal),
     };
-    let life = state.tuning.load().lifetimes;
+    let life = state.live.tuning.load().lifetimes;
     let from = network_of(&request, &state.proxies);
     let release = Release { id, token, proven, from, life, now };
     let answer = state.wait(state.handles.release(release)).await;

@@ -79,11 +79,14 @@ impl Identity {
         }
         let code = InstallCode::parse(&code)?;
         Ok(Self {
-            hash: code.hash(&state.lookup),
+            hash: code.hash(&state.live.lookup),
             code,
             holder: Holder {
-                machine: state.lookup.hash(Purpose::Machine, machine_id.as_bytes()),
-                fingerprint: state.lookup.hash(Purpose::Fingerprint, ssh_fingerprint.as_bytes()),
+                machine: state.live.lookup.hash(Purpose::Machine, machine_id.as_bytes()),
+                fingerprint: state
+                    .live
+                    .lookup
+                    .hash(Purpose::Fingerprint, ssh_fingerprint.as_bytes()),
             },
             machine_id: machine_id.into_owned(),
             ssh_fingerprint: ssh_fingerprint.into_owned(),
@@ -141,11 +144,11 @@ pub(super) fn subjects(
     body: &Result<InstallBody<'_>, Refusal>,
     [per_ip, per_machine]: [Policy; 2],
 ) -> Vec<Subject> {
-    let mut subjects = vec![Subject { policy: per_ip, who: state.network_hash(network) }];
+    let mut subjects = vec![Subject { policy: per_ip, who: state.live.network_hash(network) }];
     if let Ok(body) = body
         && let Ok(id) = body.machine_id.clone().required("machine_id", MACHINE_ID)
     {
-        let who = state.lookup.hash(Purpose::Machine, id.as_bytes());
+        let who = state.live.lookup.hash(Purpose::Machine, id.as_bytes());
         subjects.push(Subject { policy: per_machine, who });
     }
     subjects
@@ -175,7 +178,8 @@ fn read_pass(
     let Field::Text(token) = &body.precheck_token else {
         return Err(Refusal::PrecheckTokenInvalid);
     };
-    let pass = state.tokens.load().verify_precheck(token).ok_or(Refusal::PrecheckTokenInvalid)?;
+    let pass =
+        state.live.tokens.load().verify_precheck(token).ok_or(Refusal::PrecheckTokenInvalid)?;
     let genuine_for_this = !pass.life.is_over(now)
         && pass.code == identity.hash
         && pass.holder == identity.holder
@@ -204,7 +208,7 @@ pub(super) fn read_activate(
     let identity = Identity::read(state, &mut body)?;
     let read = || {
         let pass = read_pass(state, &body, &identity, product, now)?;
-        let binding = read_binding(&body, state.config.load().server.allow_private_ips)?;
+        let binding = read_binding(&body, state.live.config.load().server.allow_private_ips)?;
         check_product(product, &identity.code, &body.product)?;
         Ok((pass, binding))
     };
@@ -216,9 +220,9 @@ pub(super) fn read_activate(
         binding,
         requested_ref: requested_ref.into_owned(),
         installer_version: identity.installer_version.clone(),
-        signing_key: state.tokens.load().signing_key().to_string(),
+        signing_key: state.live.tokens.load().signing_key().to_string(),
     });
-    let life = state.tuning.load().lifetimes;
+    let life = state.live.tuning.load().lifetimes;
     let (code, prechecked_at) = (identity.hash, pass.life.from);
     Ok((Activate { code, prechecked_at, request, from, life, now }, identity))
 }
@@ -230,7 +234,7 @@ fn check_install_token(
     id: Option<ActivationId>,
     runs_out_at: impl Fn(&InstallPass) -> bool,
 ) -> Result<(), Refusal> {
-    let pass = state.tokens.load().verify_install(token).filter(|pass| !runs_out_at(pass));
+    let pass = state.live.tokens.load().verify_install(token).filter(|pass| !runs_out_at(pass));
     let pass = pass.ok_or(Refusal::TokenInvalid)?;
     if Some(pass.activation) == id { Ok(()) } else { Err(Refusal::TokenMismatch) }
 }

@@ -1,6 +1,6 @@
 //! `GET /status`: all servers, or a page of them.
 
-use super::{bad_request, bearer, forbidden};
+use crate::http::caller::authorization;
 use crate::http::errors::ApiError;
 use crate::http::respond::{LegacyFailure, json, legacy_failure, rfc3339};
 use crate::state::State;
@@ -157,14 +157,14 @@ impl Walk {
         )),
 )]
 pub async fn status(state: Data<State>, request: HttpRequest) -> HttpResponse {
-    if bearer(&state, &request) != Bearer::Master {
-        return forbidden("The master token is required.");
+    if state.live.bearer(authorization(&request)) != Bearer::Master {
+        return legacy_failure(ApiError::forbidden("The master token is required."));
     }
-    let hours = state.config.load().servers.stale_after_hours;
+    let hours = state.live.config.load().servers.stale_after_hours;
     let now = state.clock.now();
     let listing = match Listing::read(request.query_string(), now, hours) {
         Ok(listing) => listing,
-        Err(message) => return bad_request(message),
+        Err(message) => return legacy_failure(ApiError::bad_request(message)),
     };
     let walk = Walk {
         store: Arc::clone(state.handles.store()),

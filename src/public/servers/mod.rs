@@ -3,7 +3,7 @@
 pub mod listing;
 
 use crate::http::body::{Body, Field, fields, object};
-use crate::http::caller::network_of;
+use crate::http::caller::{authorization, network_of};
 use crate::http::errors::ApiError;
 use crate::http::respond::{
     LegacyFailure, Success, failure, failure_for, json, legacy_failure, success,
@@ -11,10 +11,11 @@ use crate::http::respond::{
 use crate::public::field_limits::FIELD;
 use crate::public::requests::{RegisterRequest, ServerRequest};
 use crate::state::State;
+use crate::state::servers::set_revoked;
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Payload};
 use actix_web::{HttpRequest, HttpResponse};
-use iptunnel_actors::server_registry::{CheckIn, CheckedIn, Register, SetRevoked};
+use iptunnel_actors::server_registry::{CheckIn, CheckedIn, Register};
 use iptunnel_domain::address::parse_public_ip;
 use iptunnel_domain::lookup::Purpose;
 use iptunnel_domain::server::{Bearer, Server, ServerId};
@@ -92,19 +93,8 @@ pub(in crate::public) enum CheckInAnswer<'a> {
     Revoked(ServerStatus<'a>),
 }
 
-/// A legacy failure with status 400 and these words.
 fn bad_request(message: impl Into<String>) -> HttpResponse {
-    legacy_failure(ApiError::new(StatusCode::BAD_REQUEST, "validation_error", message))
-}
-
-fn forbidden(message: &str) -> HttpResponse {
-    legacy_failure(ApiError::new(StatusCode::FORBIDDEN, "unauthorized", message))
-}
-
-fn bearer(state: &State, request: &HttpRequest) -> Bearer {
-    let header = request.headers().get("authorization");
-    // A header that is no text is somebody's token, though never a good one.
-    state.bearer(header.map(|header| header.to_str().unwrap_or("?")))
+    legacy_failure(ApiError::bad_request(message))
 }
 
 /// The body of a legacy request, or the 400 (or 413) it deserves.
@@ -181,15 +171,15 @@ fn read_registration(
         Ok(hostname) => hostname,
         Err(_) => return Err(bad_request("hostname must be a string.")),
     };
-    let hash = state.lookup.hash(Purpose::Token, token.as_bytes());
-    if !hash.ct_eq(&state.master.load()) {
-        return Err(forbidden("The token is not valid."));
+    let hash = state.live.lookup.hash(Purpose::Token, token.as_bytes());
+    if !hash.ct_eq(&state.live.master.load()) {
+        return Err(legacy_failure(ApiError::forbidden("The token is not valid.")));
     }
-    let allow_private = state.config.load().server.allow_private_ips;
+    let allow_private = state.live.config.load().server.allow_private_ips;
     let ip = parse_public_ip(&address, allow_private).ok_or_else(|| {
         bad_request("ip must be an IPv4 or IPv6 address that the Internet can reach.")
     })?;
-    let id = ServerId::of(ip, &state.lookup);
+    let id = ServerId::of(ip, &state.live.lookup);
     Ok(Register { id, ip, hostname: hostname.into_owned(), token: hash, from, now })
 }
 
@@ -242,7 +232,7 @@ pub async fn legacy_check_in(
         Ok(outcome) => outcome,
         Err(error) => return legacy_failure(error),
     };
-    let servers = &state.config.load().servers;
+    let servers = &state.live.config.load().servers;
     match outcome {
         CheckedIn::Active => {
             let next_checkin_seconds = servers.next_checkin_seconds;
@@ -263,7 +253,8 @@ fn revoked_status(configured: u16) -> StatusCode {
 
 async fn check_in(state: &State, request: &HttpRequest, id: &str) -> Result<CheckedIn, ApiError> {
     let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
-    let command = CheckIn { id, bearer: bearer(state, request), now: state.clock.now() };
+    let command =
+        CheckIn { id, bearer: state.live.bearer(authorization(request)), now: state.clock.now() };
     let answer = state.wait(state.handles.check_in(command)).await;
     Ok(answer.outcome??)
 }
@@ -321,7 +312,7 @@ pub async fn v2_check_in(
         Ok(outcome) => outcome,
         Err(error) => return failure(error),
     };
-    let servers = &state.config.load().servers;
+    let servers = &state.live.config.load().servers;
     let server_id = id.to_lowercase();
     match outcome {
         CheckedIn::Active => {
@@ -336,7 +327,7 @@ pub async fn v2_check_in(
         ),
         CheckedIn::Revoked => {
             let status = revoked_status(servers.revoked_checkin_status);
-            failure(ApiError::new(status, "revoked", "Server is revoked."))
+            failure(ApiError::revoked(status))
         }
     }
 }
@@ -373,8 +364,8 @@ pub async fn legacy_revoke(
     request: HttpRequest,
     payload: Payload,
 ) -> HttpResponse {
-    if bearer(&state, &request) != Bearer::Master {
-        return forbidden("The master token is required.");
+    if state.live.bearer(authorization(&request)) != Bearer::Master {
+        return legacy_failure(ApiError::forbidden("The master token is required."));
     }
     let bytes = match state.read(payload).await {
         Ok(bytes) => bytes,
@@ -384,26 +375,12 @@ pub async fn legacy_revoke(
         Ok(id) => id,
         Err(response) => return response,
     };
-    match set_revoked(&state, &request, &id, true).await {
+    match set_revoked(&state, &id, true, network_of(&request, &state.proxies)).await {
         Ok(id) => {
             json(StatusCode::OK, &ServerStatus { status: "revoked", server_id: id.to_string() })
         }
         Err(error) => legacy_failure(error),
     }
-}
-
-async fn set_revoked(
-    state: &State,
-    request: &HttpRequest,
-    id: &str,
-    revoked: bool,
-) -> Result<ServerId, ApiError> {
-    let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
-    let (from, now) = (network_of(request, &state.proxies), state.clock.now());
-    let command = SetRevoked { id, revoked, from, now };
-    let answer = state.wait(state.handles.set_revoked(command)).await;
-    answer.outcome??;
-    Ok(id)
 }
 
 /// For the reference: the first of the two verbs of [`v2_action`].
@@ -441,10 +418,10 @@ pub async fn v2_action(state: Data<State>, request: HttpRequest) -> HttpResponse
         Some((id, "restore")) => (id, false, "active", "Server restored"),
         _ => return failure_for(&request, ApiError::not_found()),
     };
-    if bearer(&state, &request) != Bearer::Master {
+    if state.live.bearer(authorization(&request)) != Bearer::Master {
         return failure(Refusal::Unauthorized);
     }
-    match set_revoked(&state, &request, id, revoked).await {
+    match set_revoked(&state, id, revoked, network_of(&request, &state.proxies)).await {
         Ok(id) => {
             success(StatusCode::OK, ServerAction { server_id: id.to_string(), status }, message)
         }
