@@ -1,31 +1,28 @@
-//! IPTunnel's activation server: the HTTP edge and the command line around the actors.
+//! IPTunnel's activation server: the HTTP edge and the command line around the actors. Imports go
+//! one way, down this list.
 //!
+//! * [`cli`]: the command line, one file a command
 //! * [`app`]: what exists, in which order it begins and ends
-//! * [`http`]: requests in, answers out; decides nothing
+//! * [`operator`]: the operators' listener, whole
+//! * [`public`]: the public listener, whole
+//! * [`state`]: what both share, and how settings change
+//! * [`http`]: requests in, answers out, for both
+//! * [`store`]: what the store must hold, and what a server does beside others on one store
 //! * [`tokens`] and [`secrets`]: what is signed, and with what
+//! * [`logging`]: what the program tells
 //! * [`config`]: what an operator may choose
-//! * [`console`] and [`tuning`]: what operators see, and what they turn
-//! * [`cli`] and [`logging`]: how the program is started and what it tells
-//! * [`mark`]: what the store must hold, and what happens where it does not
-//! * [`sharing`]: what a server does beside others on one store
-//! * [`doctor`]: what there is to know of a database
-//! * [`moving`]: from one store into another
-//! * [`remote`]: commands that ask a running server
-//! * [`ambient`]: the clock and the randomness of the operating system
+//! * [`os`]: the clock and the randomness of the operating system
 
-pub mod ambient;
 pub mod app;
 pub mod cli;
 pub mod config;
-pub mod console;
-mod doctor;
 mod hex;
 pub mod http;
 pub mod logging;
-mod mark;
-mod moving;
-pub mod remote;
+pub mod operator;
+pub mod os;
+pub mod public;
 pub mod secrets;
-mod sharing;
+pub mod state;
+pub mod store;
 pub mod tokens;
-pub mod tuning;

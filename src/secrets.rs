@@ -1,7 +1,7 @@
 //! The secrets on disk: signing keys, the lookup key, the master token. Made on first start, files
 //! of mode 0600; never logged, never shown, but for the master token, once.
 
-use crate::ambient::{NoRandomness, random_bytes};
+use crate::os::{NoRandomness, random_bytes};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use iptunnel_domain::lookup::LookupKey;

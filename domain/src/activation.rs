@@ -135,6 +135,34 @@ pub enum Release {
     Confirmed,
 }
 
+/// Where an activation stands at some moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Its machine may go on.
+    Open,
+    /// Its token ran out.
+    Lapsed,
+    /// Its install is complete.
+    Confirmed,
+    /// It gave the code back.
+    Released,
+}
+
+impl Stage {
+    /// Every stage.
+    pub const ALL: [Self; 4] = [Self::Open, Self::Lapsed, Self::Confirmed, Self::Released];
+
+    /// As people call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Lapsed => "lapsed",
+            Self::Confirmed => "confirmed",
+            Self::Released => "released",
+        }
+    }
+}
+
 impl Activation {
     /// An activation as opened at `now`.
     pub fn open(
@@ -170,13 +198,13 @@ impl Activation {
         matches!(self.state, ActivationState::Released(_))
     }
 
-    /// Where it stands, as people call it: `open`, `lapsed`, `confirmed` or `released`.
-    pub fn standing(&self, now: Timestamp) -> &'static str {
+    /// Where it stands.
+    pub fn stage(&self, now: Timestamp) -> Stage {
         match self.state {
-            ActivationState::Open if self.is_open(now) => "open",
-            ActivationState::Open => "lapsed",
-            ActivationState::Confirmed(_) => "confirmed",
-            ActivationState::Released(_) => "released",
+            ActivationState::Open if self.is_open(now) => Stage::Open,
+            ActivationState::Open => Stage::Lapsed,
+            ActivationState::Confirmed(_) => Stage::Confirmed,
+            ActivationState::Released(_) => Stage::Released,
         }
     }
 

@@ -4,30 +4,14 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use iptunnel_domain::limit::{Limits, Policy};
+use iptunnel_domain::limit::Limits;
 use iptunnel_domain::time::Lifetimes;
 
-use super::raw::{Letters, Network, Raw, RawCodes, RawServer, RawSession};
+use super::raw::{Letters, MAX_TRACKED, Network, Raw, RawCodes, RawServer, RawSession, raw_limits};
 use super::{Config, Product, Server};
-
-/// The key in `[limits]` that is no policy.
-const MAX_TRACKED: &str = "max_tracked";
 
 /// The most threads `workers` may ask for, and the most that many processors lead to.
 pub(super) const MAX_WORKERS: usize = 1024;
-
-impl From<&Lifetimes> for RawCodes {
-    fn from(life: &Lifetimes) -> Self {
-        Self {
-            ttl_seconds: life.code,
-            precheck_token_ttl_seconds: life.precheck_token,
-            install_token_ttl_seconds: life.install_token,
-            restored_ttl_seconds: life.restored,
-            max_lifetime_seconds: life.max_lifetime,
-            max_activations_per_code: life.max_activations,
-        }
-    }
-}
 
 impl From<RawCodes> for Lifetimes {
     fn from(raw: RawCodes) -> Self {
@@ -40,11 +24,6 @@ impl From<RawCodes> for Lifetimes {
             max_activations: raw.max_activations_per_code,
         }
     }
-}
-
-pub(super) fn raw_limits(limits: &Limits) -> BTreeMap<String, u32> {
-    let named = Policy::ALL.map(|policy| (policy.name().to_owned(), limits.allowed(policy)));
-    named.into_iter().chain([(MAX_TRACKED.to_owned(), limits.max_tracked)]).collect()
 }
 
 fn limits(raw: &BTreeMap<String, u32>) -> Limits {

@@ -8,11 +8,10 @@ use std::num::NonZeroUsize;
 
 use ipnet::{IpNet, Ipv4Net};
 use iptunnel_domain::code::ProductLetters;
-use iptunnel_domain::limit::Limits;
+use iptunnel_domain::limit::{Limits, Policy};
 use iptunnel_domain::time::Lifetimes;
 use serde::{Deserialize, Serialize};
 
-use super::convert::raw_limits;
 use super::{
     ActorSize, Actors, Admin, Auth, Backend, Config, Log, LogFormat, LogLevel, Pages, PublicUrl,
     Servers, Storage,
@@ -121,6 +120,27 @@ impl From<Letters> for String {
     fn from(letters: Letters) -> Self {
         letters.0.to_string()
     }
+}
+
+impl From<&Lifetimes> for RawCodes {
+    fn from(life: &Lifetimes) -> Self {
+        Self {
+            ttl_seconds: life.code,
+            precheck_token_ttl_seconds: life.precheck_token,
+            install_token_ttl_seconds: life.install_token,
+            restored_ttl_seconds: life.restored,
+            max_lifetime_seconds: life.max_lifetime,
+            max_activations_per_code: life.max_activations,
+        }
+    }
+}
+
+/// The key in `[limits]` that is no policy.
+pub(super) const MAX_TRACKED: &str = "max_tracked";
+
+pub(super) fn raw_limits(limits: &Limits) -> BTreeMap<String, u32> {
+    let named = Policy::ALL.map(|policy| (policy.name().to_owned(), limits.allowed(policy)));
+    named.into_iter().chain([(MAX_TRACKED.to_owned(), limits.max_tracked)]).collect()
 }
 
 impl Default for Raw {

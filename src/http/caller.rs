@@ -50,6 +50,12 @@ pub fn network_of(request: &HttpRequest, proxies: &Proxies) -> IpAddr {
     caller_network(proxies.caller(peer, request.headers()))
 }
 
+/// The `Authorization` of a request. A header that is no text is somebody's token, though never a
+/// good one.
+pub fn authorization(request: &HttpRequest) -> Option<&str> {
+    request.headers().get("authorization").map(|header| header.to_str().unwrap_or("?"))
+}
+
 /// Makes request ids: unique within a process and, by a random start, among several.
 #[derive(Debug)]
 pub struct RequestIds(AtomicU64);

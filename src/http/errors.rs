@@ -24,10 +24,11 @@ pub struct ApiError {
 /// What the server suggests when it has its hands full or its store is away: long enough not to
 /// make things worse, short enough not to be noticed.
 const SOON: u64 = 2;
+/// Seconds after which it is worth trying again where too many pages watch.
+const LATER: u64 = 60;
 
 impl ApiError {
-    /// An error with these words.
-    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), retry_after: None }
     }
 
@@ -40,6 +41,67 @@ impl ApiError {
     pub fn method_not_allowed() -> Self {
         let message = "This address does not take this method.";
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+    }
+
+    /// A request to the main stack's routes that is wrong, with these words.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "validation_error", message)
+    }
+
+    /// A request to the main stack's routes without the token that it needs, with these words.
+    pub fn forbidden(message: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "unauthorized", message)
+    }
+
+    /// A check-in of a revoked server, with the status that operators have chosen.
+    pub fn revoked(status: StatusCode) -> Self {
+        Self::new(status, "revoked", "Server is revoked.")
+    }
+
+    /// More pages watch codes than may.
+    pub fn too_many_watch() -> Self {
+        let message = "Too many pages are watching. The installation goes on all the same.";
+        Self::too_many(message, LATER)
+    }
+
+    /// More wrong tokens than may be tried.
+    pub fn too_many_wrong_tokens(seconds: u64) -> Self {
+        Self::too_many("Too many wrong tokens. Please wait a minute.", seconds)
+    }
+
+    fn too_many(message: &str, seconds: u64) -> Self {
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message);
+        Self { retry_after: Some(seconds), ..error }
+    }
+
+    /// A form from a page of another site.
+    pub fn form_from_elsewhere() -> Self {
+        let message = "This form was sent from another site. Please open the console itself.";
+        Self::new(StatusCode::FORBIDDEN, "browser_session_invalid", message)
+    }
+
+    /// A form from a page of another session.
+    pub fn form_of_another_session() -> Self {
+        let message = "This form is not from a page of your session. Please open the page again.";
+        Self::new(StatusCode::FORBIDDEN, "browser_session_invalid", message)
+    }
+
+    /// Settings that are not what they were when they were read.
+    pub fn settings_have_changed() -> Self {
+        let message = "The settings have changed since they were read. Please read them again.";
+        Self::new(StatusCode::PRECONDITION_FAILED, "precondition_failed", message)
+    }
+
+    /// A change of settings that does not say which it is made on.
+    pub fn condition_required() -> Self {
+        let message = "If-Match with the ETag of GET /admin/config is required.";
+        Self::new(StatusCode::PRECONDITION_REQUIRED, "precondition_required", message)
+    }
+
+    /// A host that the operators' listener does not know.
+    pub fn unknown_host() -> Self {
+        let message = "This listener answers to its IP address or to localhost.";
+        Self::new(StatusCode::MISDIRECTED_REQUEST, "unknown_host", message)
     }
 
     /// Something that should not happen.

@@ -4,7 +4,7 @@ use super::errors::ApiError;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use actix_web::http::{Method, StatusCode};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
-use iptunnel_actors::Rates;
+use iptunnel_actors::{Health, Rates};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::limit::tightest;
 use serde::Serialize;
@@ -13,13 +13,13 @@ use utoipa::ToSchema;
 
 /// What a success holds.
 #[derive(Serialize, ToSchema)]
-pub(super) struct Success<'a, T> {
+pub(crate) struct Success<'a, T> {
     data: T,
     meta: Meta<'a>,
 }
 
 #[derive(Serialize, ToSchema)]
-pub(super) struct Meta<'a> {
+pub(crate) struct Meta<'a> {
     /// For people.
     #[schema(examples("OK"))]
     message: &'a str,
@@ -27,12 +27,12 @@ pub(super) struct Meta<'a> {
 
 /// What a failure holds.
 #[derive(Serialize, ToSchema)]
-pub(super) struct V2Failure<'a> {
+pub(crate) struct V2Failure<'a> {
     error: V2Error<'a>,
 }
 
 #[derive(Serialize, ToSchema)]
-pub(super) struct V2Error<'a> {
+pub(crate) struct V2Error<'a> {
     /// For machines.
     code: &'a str,
     /// For people; safe to show to operators.
@@ -41,7 +41,7 @@ pub(super) struct V2Error<'a> {
 
 /// What a failure of the main stack's routes holds.
 #[derive(Serialize, ToSchema)]
-pub(super) struct LegacyFailure<'a> {
+pub(crate) struct LegacyFailure<'a> {
     /// For people.
     #[schema(examples("The request cannot be granted."))]
     error: &'a str,
@@ -146,6 +146,20 @@ pub fn with_rates(
         headers.insert(HeaderName::from_static("ratelimit"), value);
     }
     response
+}
+
+/// A line of text.
+pub fn text(status: StatusCode, text: &'static str) -> HttpResponse {
+    HttpResponse::build(status).content_type("text/plain; charset=utf-8").body(text)
+}
+
+/// Whether requests should be sent here.
+pub fn readiness(health: &Health) -> HttpResponse {
+    if health.is_ready() {
+        text(StatusCode::OK, "ready\n")
+    } else {
+        text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    }
 }
 
 /// RFC 3339 in UTC with `+00:00` and whole seconds.

@@ -2,9 +2,10 @@
 
 use crate::database::Database;
 use iptunnel_domain::Timestamp;
-use iptunnel_server::ambient::{Clock, Reading, SetBacks, SystemClock, TimeSource};
-use iptunnel_server::app::{self, Signal, Surroundings, files};
+use iptunnel_server::app::{self, Environment, Signal};
 use iptunnel_server::config::{Config, Layers, Sources};
+use iptunnel_server::os::{Clock, Reading, SetBacks, SystemClock, TimeSource};
+use iptunnel_server::store::files::files;
 use iptunnel_storage::Disks;
 use reqwest::blocking::{Client, RequestBuilder};
 use serde_json::{Value, json};
@@ -244,7 +245,7 @@ impl TestApp {
             }
             let disks = make_disk(&folder);
             let surroundings =
-                Surroundings { clock: clock.clone(), disks, public, admin: operators };
+                Environment { clock: clock.clone(), disks, public, admin: operators };
             running.push(start_server(&of_server, surroundings)?);
         }
         let running_admin = running[0].admin.clone();
@@ -417,7 +418,7 @@ fn text_of(config: &Config) -> String {
 }
 
 /// Starts a server and waits until it answers; an error is why it would not.
-fn start_server(config: &Config, surroundings: Surroundings) -> Result<Running, String> {
+fn start_server(config: &Config, surroundings: Environment) -> Result<Running, String> {
     let at = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
     let (url, admin) = (at(&surroundings.public), at(&surroundings.admin));
     let (signals, receive) = mpsc::channel(1);

@@ -1,9 +1,9 @@
 //! The API reference is true: real answers are held against the document that it is made from.
 
 use crate::harness::{Activation, Answer, Machine, TestApp, send, with, without};
-use iptunnel_server::http::ROUTES;
-use iptunnel_server::http::catalogue::ERRORS;
-use iptunnel_server::http::reference::operations::OPERATIONS;
+use iptunnel_server::public::ROUTES;
+use iptunnel_server::public::reference::catalogue::ERRORS;
+use iptunnel_server::public::reference::operations::OPERATIONS;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 

@@ -15,9 +15,9 @@ use iptunnel_domain::address::HostName;
 use iptunnel_domain::code::{Code, CodeNumber, InstallCode, ProductLetters};
 use iptunnel_domain::lookup::{KeyedHash, LookupKey};
 use iptunnel_domain::time::Lifetimes;
-use iptunnel_server::ambient::{Clock, SystemClock};
-use iptunnel_server::app::files;
+use iptunnel_server::os::{Clock, SystemClock};
 use iptunnel_server::secrets;
+use iptunnel_server::store::files::files;
 use iptunnel_storage::{Change, Frontier, JournaledStore, Store, Verdict, Write};
 
 use super::PAST;

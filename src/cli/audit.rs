@@ -1,0 +1,132 @@
+//! `audit`: reads, exports and verifies the audit log.
+
+use super::client::{Server, existing};
+use super::terminal::{Output, tell, write};
+use crate::config::Config;
+use crate::operator::audit::Row;
+use crate::operator::signed_heads::{SignedHead, file_of, read_file};
+use crate::secrets::lookup_key;
+use clap::Subcommand;
+use iptunnel_domain::audit::Head;
+use serde_json::json;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+
+/// What is asked of the audit log.
+#[derive(Debug, Subcommand)]
+pub enum Audit {
+    /// List entries, the newest first
+    List {
+        /// Only this action
+        #[arg(long, default_value = "")]
+        action: String,
+        /// Only this actor
+        #[arg(long, default_value = "")]
+        actor: String,
+        /// Only those with this text
+        #[arg(long, default_value = "")]
+        text: String,
+        /// Where the page before ended
+        #[arg(long, default_value = "")]
+        cursor: String,
+    },
+    /// Write the whole log to standard output as JSON Lines
+    Export,
+    /// Check that no entry was changed, removed or cut off
+    Verify {
+        /// An export, instead of the running server's log
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// The file of signed heads, or a copy kept elsewhere [default: beside the store]
+        #[arg(long, value_name = "FILE")]
+        heads: Option<PathBuf>,
+    },
+}
+
+/// Asks about the audit log, or checks it.
+///
+/// # Errors
+/// What went wrong, in words.
+pub fn audit(config: &Config, output: Output, action: Audit) -> Result<(), String> {
+    match action {
+        Audit::List { action, actor, text, cursor } => {
+            let query = [
+                ("action", action.as_str()),
+                ("actor", &actor),
+                ("text", &text),
+                ("cursor", &cursor),
+            ];
+            let found = Server::of(config)?.get("/audit", &query)?;
+            let columns = ["number", "at", "action", "actor", "from", "subject", "detail"];
+            write(output, &found, "entries", &columns);
+            Ok(())
+        }
+        Audit::Export => {
+            let mut export = Server::of(config)?.export()?;
+            let copied = std::io::copy(&mut export, &mut std::io::stdout());
+            copied.map(drop).map_err(|error| error.to_string())
+        }
+        Audit::Verify { file, heads } => {
+            let export: Box<dyn BufRead> = match &file {
+                Some(path) => {
+                    let file = std::fs::File::open(path);
+                    let file = file.map_err(|error| format!("{}: {error}", path.display()))?;
+                    Box::new(BufReader::new(file))
+                }
+                None => Server::of(config)?.export()?,
+            };
+            let path = heads.unwrap_or_else(|| file_of(&config.storage.path));
+            let heads = read_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            let key = existing(&config.auth.lookup_key_file)?;
+            let key = lookup_key(key).map_err(|error| error.to_string())?;
+            let genuine: Option<Vec<Head>> =
+                heads.iter().map(|head: &SignedHead| head.verified(&key)).collect();
+            let genuine = genuine.ok_or_else(|| {
+                format!("{}: a head has a signature that is not this server's", path.display())
+            })?;
+            let head = verify(export, &genuine)?;
+            tell(&if output == Output::Json {
+                json!({"entries": head.entries, "hash": head.hash.to_hex(), "heads": genuine.len()})
+                    .to_string()
+            } else {
+                let (entries, heads) = (head.entries, genuine.len());
+                format!("{entries} entries are whole and agree with {heads} signed heads.")
+            });
+            Ok(())
+        }
+    }
+}
+
+/// Checks the chain of an export, and that it passes through every signed head.
+fn verify(export: impl BufRead, heads: &[Head]) -> Result<Head, String> {
+    let mut head = Head::default();
+    let mut expected = heads.iter().peekable();
+    let mut bytes = Vec::new();
+    for line in export.lines() {
+        let line = line.map_err(|error| format!("the log cannot be read on: {error}"))?;
+        let next = head.entries + 1;
+        let broken = |why: &str| format!("entry {next} {why}");
+        let row: Row = serde_json::from_str(&line).map_err(|_| broken("is no entry"))?;
+        if row.number != next {
+            return Err(broken(&format!("is missing: {} follows", row.number)));
+        }
+        bytes.clear();
+        row.event().ok_or_else(|| broken("is no entry"))?.encode(&mut bytes);
+        head = head.after(&bytes);
+        if row.hash != head.hash.to_hex() {
+            return Err(broken("was changed, or what was before it: its hash is another"));
+        }
+        while let Some(signed) = expected.next_if(|signed| signed.entries <= head.entries) {
+            if signed.entries == head.entries && *signed != head {
+                return Err(broken("is not the one that was signed: the log was written anew"));
+            }
+        }
+    }
+    match expected.next() {
+        Some(signed) => Err(format!(
+            "the log ends at entry {}, but entry {} was signed: it was cut off",
+            head.entries, signed.entries
+        )),
+        None => Ok(head),
+    }
+}

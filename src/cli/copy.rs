@@ -1,0 +1,74 @@
+//! Moving to another store, and back.
+
+use super::terminal::tell;
+use crate::config::{Backend, Config};
+use crate::store::files::{files, open};
+use crate::store::watermark;
+use iptunnel_storage::Sum;
+use std::path::PathBuf;
+
+/// The configuration with the store that `name` names: `redb`, `redb:PATH`, `postgres` or
+/// `postgres:URL`.
+fn with_store(config: &Config, name: &str) -> Result<Config, String> {
+    let mut config = config.clone();
+    let (engine, place) = name.split_once(':').unwrap_or((name, ""));
+    match engine {
+        "redb" => {
+            config.storage.backend = Backend::Redb;
+            if !place.is_empty() {
+                config.storage.path = PathBuf::from(place);
+            }
+        }
+        "postgres" | "postgresql" => {
+            config.storage.backend = Backend::Postgres;
+            if place.starts_with("//") {
+                name.clone_into(&mut config.storage.url);
+            } else if !place.is_empty() {
+                place.clone_into(&mut config.storage.url);
+            }
+            if config.storage.url.is_empty() {
+                return Err("storage.url is empty: set it, or say postgres:URL".into());
+            }
+        }
+        _ => return Err(format!("{engine}: a store is redb:PATH or postgres:URL")),
+    }
+    Ok(config)
+}
+
+/// Copies a store into another one, and says whether they hold the same.
+///
+/// # Errors
+/// Where one of them cannot be opened, read or written, the other one is not empty, or they differ.
+pub fn copy(config: &Config, from: &str, to: &str) -> Result<(), String> {
+    let (source, target) = (with_store(config, from)?, with_store(config, to)?);
+    if source.storage.backend == Backend::Redb && !source.storage.path.exists() {
+        return Err(format!("{}: there is no store", source.storage.path.display()));
+    }
+    let open_one = |config: &Config| {
+        open(config, files(&config.storage.path)).map_err(|error| error.to_string())
+    };
+    let (source, path) = (open_one(&source)?, target.storage.path.clone());
+    let target = open_one(&target)?;
+    let (source, target) = (source.as_ref(), target.as_ref());
+    let copied = iptunnel_storage::copy(source, target).map_err(|error| error.to_string());
+    let compared = copied.and_then(|()| {
+        let sums = |store| iptunnel_storage::sums(store).map_err(|error| error.to_string());
+        Ok((sums(source)?, sums(target)?))
+    });
+    if compared.is_ok() && target.shared().is_none() {
+        // Whatever was there before, this is what must be there from now on.
+        watermark::keep_now(target, &path);
+    }
+    source.close();
+    target.close();
+    let (before, after) = compared?;
+    let mut same = true;
+    for (before, after) in before.iter().zip(&after) {
+        let Sum { what, count, checksum } = after;
+        let equal = before == after;
+        same &= equal;
+        let verdict = if equal { "the same" } else { "DIFFERENT" };
+        tell(&format!("{what:14} {count:>10}  {checksum:.16}  {verdict}"));
+    }
+    if same { Ok(()) } else { Err("the two stores do not hold the same".into()) }
+}

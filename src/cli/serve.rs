@@ -1,0 +1,97 @@
+//! `serve`: runs the server until a signal ends it.
+
+use super::error::CliError;
+use super::terminal::tell;
+use crate::app::{self, Environment, RunError, Signal};
+use crate::config::{Config, Layers, Sources};
+use crate::logging::Logging;
+use crate::os::SystemClock;
+use crate::secrets::{make_folder_of, master_token};
+use crate::store::files::files;
+use std::io::{IsTerminal, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+fn listen(address: SocketAddr) -> Result<TcpListener, CliError> {
+    TcpListener::bind(address).map_err(|error| CliError::Listen(address, error))
+}
+
+/// Runs the server.
+///
+/// # Errors
+/// Where it cannot start, or must be started again.
+pub fn serve(config: &Config, layers: Layers, sources: Sources) -> Result<(), CliError> {
+    let logging = Arc::new(Logging::start(config.log.format, config.log.level));
+    make_folder_of(&config.storage.path)?;
+    let (public, admin) = (listen(config.server.bind)?, listen(config.admin.bind)?);
+    announce_master_token(config)?;
+    let welcome = welcome(config, &public, &admin)?;
+    let environment = Environment {
+        clock: Arc::new(SystemClock::default()),
+        disks: files(&config.storage.path),
+        public,
+        admin,
+    };
+    let system = actix_web::rt::System::new();
+    let outcome = system.block_on(async {
+        let signals = operating_system_signals(sources).map_err(RunError::Listen)?;
+        let log = Arc::clone(&logging);
+        let on_change = Box::new(move |config: &Config| log.set_level(config.log.level));
+        app::run(layers, environment, signals, on_change, || tell(&welcome)).await
+    });
+    Ok(outcome?)
+}
+
+/// Shows a master token that has just been made, once, and only to a person at a terminal.
+fn announce_master_token(config: &Config) -> Result<(), CliError> {
+    let path = &config.auth.master_token_file;
+    let master = master_token(path)?;
+    if !master.is_new {
+        return Ok(());
+    }
+    let mut terminal = std::io::stdout();
+    if terminal.is_terminal() {
+        // A terminal that is gone cannot be told anything; the file has the token.
+        let _ = writeln!(terminal, "Master token (shown this once): {}", *master.token);
+    }
+    tell(&format!("The master token is in {}", path.display()));
+    Ok(())
+}
+
+fn welcome(config: &Config, public: &TcpListener, admin: &TcpListener) -> Result<String, CliError> {
+    let address = |listener: &TcpListener| {
+        listener.local_addr().map_err(|error| CliError::Other(error.to_string()))
+    };
+    let (public, admin) = (address(public)?, address(admin)?);
+    let pages: Vec<String> =
+        config.products.iter().map(|product| format!("http://{public}/{}", product.name)).collect();
+    Ok(format!(
+        "Codes are issued at {}\nOperators look at http://{admin}/console",
+        pages.join(" and ")
+    ))
+}
+
+fn operating_system_signals(sources: Sources) -> std::io::Result<mpsc::Receiver<Signal>> {
+    let (send, receive) = mpsc::channel(1);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    actix_web::rt::spawn(async move {
+        loop {
+            let what = tokio::select! {
+                _ = terminate.recv() => Signal::Stop,
+                _ = interrupt.recv() => Signal::Stop,
+                _ = hang_up.recv() => {
+                    let sources = sources.clone();
+                    Signal::Reload(Box::new(move || Layers::read(&sources)))
+                }
+            };
+            if send.send(what).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(receive)
+}

@@ -1,0 +1,318 @@
+//! The audit log: to look at, to filter, and to take away.
+
+use super::auth::Operator;
+use super::console::{Console, failed, parse_cursor, query_string, read};
+use crate::http::errors::ApiError;
+use crate::http::page::html;
+use crate::http::respond::{rfc3339, success};
+use actix_web::http::StatusCode;
+use actix_web::web::{Bytes, Data, Query};
+use actix_web::{HttpRequest, HttpResponse};
+use askama::Template;
+use iptunnel_domain::audit::{Action, Actor, Event};
+use iptunnel_domain::{Refusal, Timestamp};
+use iptunnel_storage::{Entry, ReadError, Store};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Entries on a page.
+const PAGE: usize = 100;
+/// Entries that one request looks at for those that match: some 50 ms.
+const SEARCHED: usize = 50_000;
+/// Entries of an export in one piece.
+const PIECE: usize = 1000;
+
+/// What is asked for.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct AuditQuery {
+    /// The name of an action; empty for any.
+    pub action: String,
+    /// The name of an actor; empty for any.
+    pub actor: String,
+    /// A part of subject, detail or address; empty for any.
+    pub text: String,
+    /// Where the page before ended.
+    pub cursor: String,
+}
+
+/// Which entries match.
+#[derive(Clone)]
+struct Wanted {
+    action: Option<Action>,
+    actor: Option<Actor>,
+    text: String,
+}
+
+impl Wanted {
+    fn of(query: &AuditQuery) -> Result<Self, ApiError> {
+        let invalid =
+            |field: &str| ApiError::from(Refusal::InvalidField(format!("{field} is not known.")));
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        Ok(Self {
+            action: some(&query.action)
+                .map(|name| Action::from_name(&name).ok_or_else(|| invalid("action")))
+                .transpose()?,
+            actor: some(&query.actor)
+                .map(|name| Actor::from_name(&name).ok_or_else(|| invalid("actor")))
+                .transpose()?,
+            text: query.text.trim().to_lowercase(),
+        })
+    }
+
+    fn matches(&self, event: &Event) -> bool {
+        self.action.is_none_or(|action| action == event.action)
+            && self.actor.is_none_or(|actor| actor == event.actor)
+            && (self.text.is_empty() || mentions(event, &self.text))
+    }
+}
+
+/// Whether an event says `text`, in lower case, of what it happened to, or where it came from.
+pub(super) fn mentions(event: &Event, text: &str) -> bool {
+    let address = |address: Option<std::net::IpAddr>| {
+        address.is_some_and(|address| address.to_string().contains(text))
+    };
+    event.subject.to_lowercase().contains(text)
+        || event.detail.to_lowercase().contains(text)
+        || address(event.address)
+        || address(event.from)
+        || event.server.is_some_and(|id| id.to_string().contains(text))
+        || event.activation.is_some_and(|name| name.to_string() == text)
+}
+
+/// An entry as it is shown and exported: everything that its hash covers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// Its number.
+    pub number: u64,
+    /// The hash of it and of all before it.
+    pub hash: String,
+    /// When, in seconds since the epoch.
+    pub time: u64,
+    /// When, for people.
+    pub at: String,
+    /// What.
+    pub action: String,
+    /// Who.
+    pub actor: String,
+    /// From where.
+    pub from: Option<std::net::IpAddr>,
+    /// The keyed hash of who it was.
+    pub identity: Option<String>,
+    /// The keyed hash of the code.
+    pub code: Option<String>,
+    /// The activation's place, and the first digits of its id.
+    pub activation: Option<(u64, u16)>,
+    /// The server.
+    pub server: Option<String>,
+    /// The address that was bound or registered.
+    pub address: Option<std::net::IpAddr>,
+    /// What it happened to.
+    pub subject: String,
+    /// What else there is to say.
+    pub detail: String,
+}
+
+impl Row {
+    fn of(entry: Entry) -> Self {
+        let Entry { event, head } = entry;
+        Self {
+            number: head.entries,
+            hash: head.hash.to_hex(),
+            time: event.at.0,
+            at: rfc3339(event.at),
+            action: event.action.name().into(),
+            actor: event.actor.name().into(),
+            from: event.from,
+            identity: event.identity.map(|hash| hash.to_hex()),
+            code: event.code.map(|code| code.0.to_hex()),
+            activation: event.activation.map(|name| (name.number.0, name.digits)),
+            server: event.server.map(|id| id.to_string()),
+            address: event.address,
+            subject: event.subject,
+            detail: event.detail,
+        }
+    }
+
+    /// The event that this row tells of; `None` where it is none.
+    pub fn event(&self) -> Option<Event> {
+        use iptunnel_domain::activation::ActivationNumber;
+        use iptunnel_domain::audit::ActivationName;
+        use iptunnel_domain::code::CodeHash;
+        use iptunnel_domain::lookup::KeyedHash;
+        use iptunnel_domain::server::ServerId;
+        let hash = |text: &Option<String>| match text {
+            None => Some(None),
+            Some(text) => KeyedHash::from_hex(text).map(Some),
+        };
+        Some(Event {
+            at: Timestamp(self.time),
+            action: Action::from_name(&self.action)?,
+            actor: Actor::from_name(&self.actor)?,
+            from: self.from,
+            identity: hash(&self.identity)?,
+            code: hash(&self.code)?.map(CodeHash),
+            activation: self.activation.map(|(number, digits)| ActivationName {
+                number: ActivationNumber(number),
+                digits,
+            }),
+            server: match &self.server {
+                None => None,
+                Some(text) => Some(ServerId::parse(text)?),
+            },
+            address: self.address,
+            subject: self.subject.clone(),
+            detail: self.detail.clone(),
+        })
+    }
+
+    /// What it happened to, or where that has no name, its address.
+    fn shown_subject(&self) -> String {
+        match (self.subject.as_str(), self.address) {
+            ("", Some(address)) => address.to_string(),
+            ("", None) => self.server.clone().unwrap_or_default(),
+            (subject, _) => subject.to_owned(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct List {
+    entries_in_all: u64,
+    head_hash: String,
+    entries: Vec<Row>,
+    next_cursor: Option<u64>,
+}
+
+async fn list(console: &Console, query: &AuditQuery) -> Result<List, ApiError> {
+    let wanted = Wanted::of(query)?;
+    let before = parse_cursor(&query.cursor)?.unwrap_or(u64::MAX);
+    read(console, move |store| {
+        let head = store.audit_head()?;
+        let (mut entries, mut looked, mut next_cursor) = (Vec::new(), 0, None);
+        store.audit_before(before, &mut |entry| {
+            looked += 1;
+            let number = entry.head.entries;
+            if wanted.matches(&entry.event) {
+                entries.push(Row::of(entry));
+            }
+            let goes_on = entries.len() < PAGE && looked < SEARCHED;
+            next_cursor = (!goes_on && number > 1).then_some(number);
+            goes_on
+        })?;
+        Ok(List {
+            entries_in_all: head.entries,
+            head_hash: head.hash.to_hex(),
+            entries,
+            next_cursor,
+        })
+    })
+    .await
+}
+
+#[derive(Template)]
+#[template(path = "console/audit.html")]
+struct Page<'a> {
+    page: &'static str,
+    csrf: &'a str,
+    query: &'a AuditQuery,
+    list: &'a List,
+    actions: Vec<&'static str>,
+    actors: Vec<&'static str>,
+    filter: String,
+    next: Option<String>,
+}
+
+/// `GET /console/audit`
+pub async fn page(
+    console: Data<Console>,
+    request: HttpRequest,
+    operator: Operator,
+    query: Query<AuditQuery>,
+) -> HttpResponse {
+    let list = match list(&console, &query).await {
+        Ok(list) => list,
+        Err(error) => return failed(&request, &error),
+    };
+    let pairs = [("action", query.action.as_str()), ("actor", &query.actor), ("text", &query.text)];
+    let filter = query_string(&pairs);
+    let page = Page {
+        page: "audit",
+        csrf: &operator.csrf,
+        query: &query,
+        next: list.next_cursor.map(|cursor| format!("/console/audit?{filter}&cursor={cursor}")),
+        list: &list,
+        actions: Action::ALL.into_iter().filter(|a| !a.is_attempt()).map(Action::name).collect(),
+        actors: Actor::ALL.map(Actor::name).to_vec(),
+        filter,
+    };
+    html(StatusCode::OK, &page)
+}
+
+/// `GET /admin/audit`
+pub async fn json_list(
+    console: Data<Console>,
+    request: HttpRequest,
+    _: Operator,
+    query: Query<AuditQuery>,
+) -> HttpResponse {
+    match list(&console, &query).await {
+        Ok(list) => success(StatusCode::OK, list, "Audit log"),
+        Err(error) => failed(&request, &error),
+    }
+}
+
+/// The next piece of an export, and where the one after it begins; `None` where this is the last.
+fn piece(
+    store: &dyn Store,
+    wanted: &Wanted,
+    first: u64,
+) -> Result<(String, Option<u64>), ReadError> {
+    let (mut text, mut looked, mut next) = (String::new(), 0, None);
+    store.audit_from(first, &mut |entry| {
+        looked += 1;
+        if looked > PIECE {
+            next = Some(entry.head.entries);
+            return false;
+        }
+        if wanted.matches(&entry.event) {
+            text += &serde_json::to_string(&Row::of(entry)).unwrap_or_default();
+            text.push('\n');
+        }
+        true
+    })?;
+    Ok((text, next))
+}
+
+/// `GET /admin/audit/export`, `GET /console/audit/export`: all that match, the oldest first, as
+/// JSON Lines, in constant memory.
+pub async fn export(
+    console: Data<Console>,
+    request: HttpRequest,
+    _: Operator,
+    query: Query<AuditQuery>,
+) -> HttpResponse {
+    let wanted = match Wanted::of(&query) {
+        Ok(wanted) => wanted,
+        Err(error) => return failed(&request, &error),
+    };
+    let store = Arc::clone(console.state.handles.store());
+    let pieces = futures_util::stream::unfold(Some(1), move |first| {
+        let (store, wanted) = (Arc::clone(&store), wanted.clone());
+        async move {
+            let first = first?;
+            let piece = actix_web::web::block(move || piece(store.as_ref(), &wanted, first)).await;
+            Some(match piece {
+                Ok(Ok((text, next))) => (Ok(Bytes::from(text)), next),
+                // The head is out: an export that breaks off does not reach the log's head.
+                Ok(Err(error)) => (Err(std::io::Error::other(error.0)), None),
+                Err(error) => (Err(std::io::Error::other(error)), None),
+            })
+        }
+    });
+    HttpResponse::Ok()
+        .insert_header(("content-type", "application/jsonl"))
+        .insert_header(("cache-control", "no-store"))
+        .insert_header(("content-disposition", "attachment; filename=\"audit.jsonl\""))
+        .streaming(pieces)
+}

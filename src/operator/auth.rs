@@ -1,0 +1,196 @@
+//! Who may look into the console.
+//!
+//! A person logs in with the master token and gets a session; a program sends the token with every
+//! request. Ten wrong tokens a minute from one address are enough. Forms count only from pages of
+//! this listener: cookies do not tell ports apart, so that `SameSite` alone would let a page on
+//! another port of the same host send them.
+
+use super::console::{Console, see};
+use crate::hex::hex;
+use crate::http::caller::authorization;
+use crate::http::cross_site::is_cross_site;
+use crate::http::errors::ApiError;
+use crate::http::page::{error_page, html};
+use crate::http::respond::failure;
+use crate::os::random_bytes;
+use actix_web::cookie::{Cookie, SameSite};
+use actix_web::dev::Payload;
+use actix_web::error::InternalError;
+use actix_web::http::header::{HeaderValue, RETRY_AFTER};
+use actix_web::http::{Method, StatusCode};
+use actix_web::web::{Data, Form};
+use actix_web::{Error, FromRequest, HttpRequest, HttpResponse};
+use askama::Template;
+use iptunnel_domain::Refusal;
+use iptunnel_domain::audit::{Action, Actor, Event};
+use iptunnel_domain::lookup::{KeyedHash, Purpose};
+use iptunnel_domain::server::Bearer;
+use serde::Deserialize;
+use std::future::{Ready, ready};
+use std::net::IpAddr;
+
+const COOKIE: &str = "console";
+/// What a page fetches by itself: that a tab is open is no sign that somebody is there.
+const BY_ITSELF: &str = "/console/now/live";
+
+/// Whoever holds the master token: handlers that take one are closed to everybody else.
+pub struct Operator {
+    /// What a form of theirs has to bring along; empty for a program.
+    pub csrf: String,
+    /// Where they are.
+    pub from: IpAddr,
+}
+
+/// The address of the operator: the listener is not for proxies.
+fn peer(request: &HttpRequest) -> IpAddr {
+    request.peer_addr().map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.ip().to_canonical())
+}
+
+fn hash_of(console: &Console, secret: &str) -> KeyedHash {
+    console.state.live.lookup.hash(Purpose::Session, secret.as_bytes())
+}
+
+impl Operator {
+    fn of(request: &HttpRequest, console: &Console) -> Result<Self, HttpResponse> {
+        let from = peer(request);
+        if request.path().starts_with("/console") {
+            let cookie = request.cookie(COOKIE).map(|cookie| hash_of(console, cookie.value()));
+            let master = console.state.live.master.load();
+            let by_person = request.path() != BY_ITSELF;
+            let csrf = cookie.and_then(|cookie| console.sessions.csrf(cookie, &master, by_person));
+            let csrf = csrf.ok_or_else(|| see("/console/login"))?;
+            if request.method() == Method::POST && is_cross_site(request.headers(), None) {
+                return Err(error_page(&ApiError::form_from_elsewhere()));
+            }
+            return Ok(Self { csrf, from });
+        }
+        if let Some(seconds) = console.sessions.must_wait(from) {
+            return Err(failure(ApiError::too_many_wrong_tokens(seconds)));
+        }
+        match console.state.live.bearer(authorization(request)) {
+            Bearer::Master => Ok(Self { csrf: String::new(), from }),
+            Bearer::Nobody => Err(failure(Refusal::Unauthorized)),
+            Bearer::Token(_) => {
+                console.sessions.failed(from);
+                Err(failure(Refusal::Unauthorized))
+            }
+        }
+    }
+
+    /// Checks that a form comes from a page of this session.
+    ///
+    /// # Errors
+    /// Where it does not.
+    pub fn check(&self, csrf: &str) -> Result<(), ApiError> {
+        let same = subtle::ConstantTimeEq::ct_eq(csrf.as_bytes(), self.csrf.as_bytes());
+        if bool::from(same) && !self.csrf.is_empty() {
+            return Ok(());
+        }
+        Err(ApiError::form_of_another_session())
+    }
+}
+
+impl FromRequest for Operator {
+    type Error = Error;
+    type Future = Ready<Result<Self, Error>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let Some(console) = request.app_data::<Data<Console>>() else {
+            return ready(Err(actix_web::error::ErrorInternalServerError("no console")));
+        };
+        let denied = |response| InternalError::from_response("not an operator", response).into();
+        ready(Self::of(request, console).map_err(denied))
+    }
+}
+
+#[derive(Template)]
+#[template(path = "console/login.html")]
+struct Login {
+    refused: Option<String>,
+}
+
+fn login_with(status: StatusCode, refused: Option<String>) -> HttpResponse {
+    html(status, &Login { refused })
+}
+
+/// `GET /console/login`
+pub async fn login_page() -> HttpResponse {
+    login_with(StatusCode::OK, None)
+}
+
+/// What the login form sends.
+#[derive(Deserialize)]
+pub struct Credentials {
+    token: String,
+}
+
+/// `POST /console/login`
+pub async fn login(
+    console: Data<Console>,
+    request: HttpRequest,
+    form: Form<Credentials>,
+) -> HttpResponse {
+    let from = peer(&request);
+    // Before anything is counted: a page elsewhere could use up the tries of whoever looks at it.
+    if is_cross_site(request.headers(), None) {
+        return login_with(StatusCode::FORBIDDEN, Some(ApiError::form_from_elsewhere().message));
+    }
+    if let Some(seconds) = console.sessions.must_wait(from) {
+        let mut response = login_with(
+            StatusCode::TOO_MANY_REQUESTS,
+            Some(ApiError::too_many_wrong_tokens(seconds).message),
+        );
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        return response;
+    }
+    if console.state.live.bearer(Some(form.token.trim())) != Bearer::Master {
+        console.sessions.failed(from);
+        let words = "This is not the master token.".to_owned();
+        return login_with(StatusCode::FORBIDDEN, Some(words));
+    }
+    let (Ok(secret), Ok(csrf)) = (random_bytes::<32>(), random_bytes::<16>()) else {
+        return error_page(&ApiError::internal());
+    };
+    let secret = hex(&secret);
+    let master = **console.state.live.master.load();
+    console.sessions.open(hash_of(&console, &secret), hex(&csrf), master);
+    let event =
+        Event::new(Action::LoggedIn, Actor::Operator, console.state.clock.now(), Some(from));
+    let entered = console.state.handles.keep_settings(Vec::new(), vec![event]);
+    if !matches!(console.state.wait(entered).await.outcome, Ok(Ok(()))) {
+        // Whoever wants to see why the store takes nothing has to get in.
+        tracing::warn!("a login could not be entered into the audit log");
+    }
+    let cookie = Cookie::build(COOKIE, secret)
+        .path("/")
+        .http_only(true)
+        .same_site(SameSite::Strict)
+        .finish();
+    let mut response = see("/console");
+    match response.add_cookie(&cookie) {
+        Ok(()) => response,
+        Err(_) => error_page(&ApiError::internal()),
+    }
+}
+
+/// What a form sends along that changes nothing but the session.
+#[derive(Deserialize)]
+pub struct Confirmed {
+    csrf: String,
+}
+
+/// `POST /console/logout`
+pub async fn logout(
+    console: Data<Console>,
+    request: HttpRequest,
+    operator: Operator,
+    form: Form<Confirmed>,
+) -> HttpResponse {
+    if let Err(error) = operator.check(&form.csrf) {
+        return error_page(&error);
+    }
+    if let Some(cookie) = request.cookie(COOKIE) {
+        console.sessions.close(hash_of(&console, cookie.value()));
+    }
+    see("/console/login")
+}

@@ -1,0 +1,335 @@
+//! Codes: found by whatever is known of them, and each with its story.
+
+use super::audit::mentions;
+use super::auth::Operator;
+use super::console::{Console, failed, parse_cursor, read, see};
+use crate::http::errors::ApiError;
+use crate::http::page::html;
+use crate::http::respond::{rfc3339, success};
+use crate::http::story::{CodeStage, hint_of};
+use actix_web::http::StatusCode;
+use actix_web::web::{Data, Form, Path};
+use actix_web::{HttpRequest, HttpResponse};
+use askama::Template;
+use iptunnel_domain::activation::ActivationId;
+use iptunnel_domain::audit::{Action, Event};
+use iptunnel_domain::code::{CodeHash, CodeState, InstallCode};
+use iptunnel_domain::lookup::{KeyedHash, Purpose};
+use iptunnel_domain::time::Lifetimes;
+use iptunnel_domain::{Refusal, Timestamp};
+use iptunnel_storage::{ReadError, Store};
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+/// Codes on a page.
+const PAGE: usize = 50;
+/// Entries of the log that one search looks at: some 50 ms.
+const SEARCHED: usize = 50_000;
+/// Entries that the story of one code may lie among.
+const AMONG: usize = 300_000;
+
+/// What is looked for. Sent in a body and never shown: it may be a code.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub struct Find {
+    csrf: String,
+    find: String,
+    cursor: String,
+}
+
+#[derive(Serialize)]
+struct Row {
+    id: String,
+    hint: String,
+    last: &'static str,
+    at: String,
+    hostname: String,
+    address: String,
+}
+
+#[derive(Default, Serialize)]
+struct Found {
+    codes: Vec<Row>,
+    next_cursor: Option<u64>,
+}
+
+/// What a search comes to: one code, or a list.
+enum Hit {
+    One(CodeHash),
+    Many(Found),
+}
+
+async fn search(console: &Console, find: &Find) -> Result<Hit, ApiError> {
+    let text = find.find.trim().to_owned();
+    if let Ok(code) = InstallCode::parse(&text) {
+        return Ok(Hit::One(code.hash(&console.state.live.lookup)));
+    }
+    let before = parse_cursor(&find.cursor)?.unwrap_or(u64::MAX);
+    if let Some(id) = ActivationId::parse(&text) {
+        let found = read(console, move |store| store.activation(id)).await?;
+        return found.map(|found| Hit::One(found.code)).ok_or(Refusal::ActivationNotFound.into());
+    }
+    let machine = console.state.live.lookup.hash(Purpose::Machine, text.as_bytes());
+    let found = read(console, move |store| scan(store, before, &text.to_lowercase(), machine));
+    Ok(Hit::Many(found.await?))
+}
+
+/// Looks through the log from the newest entry back for codes that `text` is said of.
+fn scan(
+    store: &dyn Store,
+    before: u64,
+    text: &str,
+    machine: KeyedHash,
+) -> Result<Found, ReadError> {
+    let mut seen = HashSet::new();
+    let (mut hits, mut looked, mut next_cursor) = (Vec::new(), 0, None);
+    store.audit_before(before, &mut |entry| {
+        looked += 1;
+        let (number, event) = (entry.head.entries, entry.event);
+        let matches = text.is_empty() || mentions(&event, text) || event.identity == Some(machine);
+        if let Some(code) = event.code.filter(|code| matches && seen.insert(*code)) {
+            hits.push((code, event));
+        }
+        let goes_on = hits.len() < PAGE && looked < SEARCHED;
+        next_cursor = (!goes_on && number > 1).then_some(number);
+        goes_on
+    })?;
+    let mut codes = Vec::with_capacity(hits.len());
+    for (hash, event) in hits {
+        codes.push(row(store, hash, event)?);
+    }
+    Ok(Found { codes, next_cursor })
+}
+
+fn row(store: &dyn Store, hash: CodeHash, event: Event) -> Result<Row, ReadError> {
+    let hint = match event.action {
+        Action::CodeIssued => event.subject.clone(),
+        _ => match store.code(hash)? {
+            Some(code) => hint_of(store, &code)?,
+            None => "(forgotten)".into(),
+        },
+    };
+    let hostname = if event.action == Action::CodeIssued { String::new() } else { event.subject };
+    Ok(Row {
+        id: hash.0.to_hex(),
+        hint,
+        last: event.action.name(),
+        at: rfc3339(event.at),
+        hostname,
+        address: event.address.map(|address| address.to_string()).unwrap_or_default(),
+    })
+}
+
+#[derive(Serialize)]
+struct Happened {
+    at: String,
+    action: &'static str,
+    actor: &'static str,
+    /// Enough of a keyed hash to tell two machines or sessions apart.
+    who: Option<String>,
+    from: Option<IpAddr>,
+    activation: Option<String>,
+    address: Option<IpAddr>,
+    subject: String,
+    detail: String,
+    stands_out: bool,
+}
+
+/// The story of a code.
+#[derive(Serialize)]
+pub struct Timeline {
+    hint: String,
+    state: &'static str,
+    expires_at: Option<String>,
+    activations: u32,
+    second_machine: bool,
+    events: Vec<Happened>,
+    attempts_not_kept: u64,
+    /// Whether so much happened meanwhile that the log was not looked through to the end.
+    cut_short: bool,
+}
+
+fn timeline(
+    store: &dyn Store,
+    hash: CodeHash,
+    now: Timestamp,
+    life: &Lifetimes,
+) -> Result<Option<Timeline>, ReadError> {
+    let Some(code) = store.code(hash)? else { return Ok(None) };
+    let activation = match code.state {
+        CodeState::Consumed(by) => store.activation(by.id)?,
+        CodeState::Issued => None,
+    };
+    let longest = life.max_lifetime.max(life.code) + life.precheck_token + life.install_token;
+    // Its own times say how long it may have been at work, whatever lifetimes are in force now.
+    let over = code.expires_at.max(code.issued_at.plus(longest)).plus(longest);
+    let (mut events, mut looked, mut cut_short) = (Vec::new(), 0, false);
+    store.audit_from(store.audit_number_at(code.issued_at)?, &mut |entry| {
+        looked += 1;
+        cut_short = entry.event.at <= over && looked >= AMONG;
+        let goes_on = entry.event.at <= over && !cut_short;
+        if entry.event.code == Some(hash) {
+            events.push(entry.event);
+        }
+        goes_on
+    })?;
+    let issued = events.iter().find(|event| event.action == Action::CodeIssued);
+    let hint = issued.map_or_else(String::new, |event| event.subject.clone());
+    let attempts = store.attempts(hash)?;
+    events.extend(attempts.kept);
+    // Attempts are not in the log: within a second they stand where an installer makes them.
+    let step = |event: &Event| match event.action {
+        Action::CodeIssued => 0,
+        Action::PrecheckPassed => 1,
+        action if !action.is_attempt() => 2,
+        _ => 3,
+    };
+    events.sort_by_key(|event| (event.at, step(event)));
+    let holder = activation.as_ref().map(|activation| activation.request.holder.machine);
+    let is_second = |event: &Event| {
+        let is_other = holder.is_some() && event.identity.is_some() && event.identity != holder;
+        let refused = matches!(event.action, Action::PrecheckRefused | Action::ActivateRefused);
+        refused && is_other
+    };
+    let second_machine = events.iter().any(is_second);
+    let events = events
+        .into_iter()
+        .map(|event| Happened {
+            stands_out: is_second(&event),
+            at: rfc3339(event.at),
+            action: event.action.name(),
+            actor: event.actor.name(),
+            who: event.identity.map(|hash| hash.to_hex().chars().take(8).collect()),
+            from: event.from,
+            activation: event.activation.map(|name| name.to_string()),
+            address: event.address,
+            subject: event.subject,
+            detail: event.detail,
+        })
+        .collect();
+    Ok(Some(Timeline {
+        hint,
+        state: CodeStage::of(&code, activation.as_ref(), now).name(),
+        expires_at: (code.state == CodeState::Issued).then(|| rfc3339(code.expires_at)),
+        activations: code.activations,
+        second_machine,
+        events,
+        attempts_not_kept: attempts.more,
+        cut_short,
+    }))
+}
+
+async fn story(console: &Console, hash: CodeHash) -> Result<Timeline, ApiError> {
+    let (now, life) = (console.state.clock.now(), console.state.live.tuning.load().lifetimes);
+    let found = read(console, move |store| timeline(store, hash, now, &life)).await?;
+    found.ok_or(Refusal::CodeNotFound.into())
+}
+
+fn parse_id(id: &str) -> Result<CodeHash, ApiError> {
+    KeyedHash::from_hex(id).map(CodeHash).ok_or(Refusal::CodeNotFound.into())
+}
+
+#[derive(Template)]
+#[template(path = "console/codes.html")]
+struct ListPage<'a> {
+    page: &'static str,
+    csrf: &'a str,
+    find: &'a str,
+    found: Found,
+    refused: Option<String>,
+}
+
+#[derive(Template)]
+#[template(path = "console/code.html")]
+struct CodePage<'a> {
+    page: &'static str,
+    csrf: &'a str,
+    line: &'a Timeline,
+}
+
+async fn shown(console: &Console, operator: &Operator, find: &Find) -> HttpResponse {
+    let (found, refused) = match search(console, find).await {
+        Ok(Hit::One(hash)) => return see(&format!("/console/codes/{}", hash.0.to_hex())),
+        Ok(Hit::Many(found)) => (found, None),
+        Err(error) => (Found::default(), Some(error.message)),
+    };
+    // A code that was looked for does not come back on the page: it has led to its story.
+    let page = ListPage { page: "codes", csrf: &operator.csrf, find: &find.find, found, refused };
+    html(StatusCode::OK, &page)
+}
+
+/// `GET /console/codes`: the last ones.
+pub async fn page(console: Data<Console>, operator: Operator) -> HttpResponse {
+    shown(&console, &operator, &Find::default()).await
+}
+
+/// `POST /console/codes`: those that are looked for.
+pub async fn find(
+    console: Data<Console>,
+    request: HttpRequest,
+    operator: Operator,
+    form: Form<Find>,
+) -> HttpResponse {
+    if let Err(error) = operator.check(&form.csrf) {
+        return failed(&request, &error);
+    }
+    shown(&console, &operator, &form).await
+}
+
+/// `GET /console/codes/{code}`: the story of one.
+pub async fn code_page(
+    console: Data<Console>,
+    request: HttpRequest,
+    operator: Operator,
+    id: Path<String>,
+) -> HttpResponse {
+    let story = async { story(&console, parse_id(&id)?).await };
+    match story.await {
+        Ok(line) => {
+            html(StatusCode::OK, &CodePage { page: "codes", csrf: &operator.csrf, line: &line })
+        }
+        Err(error) => failed(&request, &error),
+    }
+}
+
+/// `GET /admin/codes/{code}`: the story of one, by the id that a search names.
+pub async fn json_code(
+    console: Data<Console>,
+    request: HttpRequest,
+    _: Operator,
+    id: Path<String>,
+) -> HttpResponse {
+    let story = async { story(&console, parse_id(&id)?).await };
+    match story.await {
+        Ok(line) => success(StatusCode::OK, line, "Code"),
+        Err(error) => failed(&request, &error),
+    }
+}
+
+/// `POST /admin/codes`: what is looked for, in the body as `find` and `cursor`: a list, or the
+/// story of the one code that a code or an activation id names.
+pub async fn json_find(
+    console: Data<Console>,
+    operator: Operator,
+    request: HttpRequest,
+    body: actix_web::web::Bytes,
+) -> HttpResponse {
+    drop(operator);
+    let find = if body.trim_ascii().is_empty() {
+        Find::default()
+    } else {
+        match serde_json::from_slice::<Find>(&body) {
+            Ok(find) => find,
+            Err(_) => return failed(&request, &Refusal::BodyNotJson.into()),
+        }
+    };
+    match search(&console, &find).await {
+        Ok(Hit::One(hash)) => match story(&console, hash).await {
+            Ok(line) => success(StatusCode::OK, line, "Code"),
+            Err(error) => failed(&request, &error),
+        },
+        Ok(Hit::Many(found)) => success(StatusCode::OK, found, "Codes"),
+        Err(error) => failed(&request, &error),
+    }
+}

@@ -1,0 +1,74 @@
+//! Liveness, readiness, metrics; and by which names this listener is called.
+
+use super::console::Console;
+use crate::http::errors::ApiError;
+use crate::http::respond::{legacy_failure, readiness, text};
+use actix_web::body::MessageBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::{StatusCode, Uri};
+use actix_web::middleware::Next;
+use actix_web::web::Data;
+use actix_web::{Error, HttpResponse};
+use std::net::IpAddr;
+
+/// `GET /livez`: the process runs.
+pub async fn livez() -> HttpResponse {
+    text(StatusCode::OK, "ok\n")
+}
+
+/// `GET /readyz`
+pub async fn readyz(console: Data<Console>) -> HttpResponse {
+    readiness(&console.state.health)
+}
+
+/// `GET /metrics`, in the OpenMetrics text form that Prometheus reads.
+pub async fn metrics(console: Data<Console>) -> HttpResponse {
+    let mut body = String::new();
+    match prometheus_client::encoding::text::encode(&mut body, &console.registry) {
+        Ok(()) => HttpResponse::Ok()
+            .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
+            .body(body),
+        Err(_) => legacy_failure(ApiError::internal()),
+    }
+}
+
+/// Whether a `Host` names this listener: an IP address, `localhost`, or nothing at all. A page
+/// elsewhere whose name was made to point here (DNS rebinding) sends its own name.
+fn knows_host(host: Option<&str>) -> bool {
+    let Some(host) = host else { return true };
+    let name = host.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
+    name.is_some_and(|name| {
+        let bare = name.trim_start_matches('[').trim_end_matches(']');
+        bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
+    })
+}
+
+/// Refuses requests for a host that this listener does not know.
+pub async fn refuse_unknown_hosts(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    let host = request.headers().get("host").map(|host| host.to_str().unwrap_or("?"));
+    if knows_host(host) {
+        return Ok(next.call(request).await?.map_into_left_body());
+    }
+    let error = ApiError::unknown_host();
+    Ok(request.into_response(legacy_failure(error)).map_into_right_body())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_listener_answers_to_addresses_and_localhost_only() {
+        for known in ["127.0.0.1", "127.0.0.1:9090", "localhost:9090", "[::1]:9090", "10.0.0.7"] {
+            assert!(knows_host(Some(known)), "{known}");
+        }
+        assert!(knows_host(None));
+        for unknown in ["evil.example.com", "evil.example.com:9090", "127.0.0.1.evil.com", "", "?"]
+        {
+            assert!(!knows_host(Some(unknown)), "{unknown}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The operators' listener: health, metrics, the console and its JSON twins.
+//!
+//! * [`health`]: liveness, readiness, metrics
+//! * [`auth`]: who may look: one of [`sessions`], opened with the master token, or the token itself
+//! * [`now`], with [`history`] and [`chart`]: how the server lives
+//! * [`servers`], [`codes`], [`activations`], [`audit`]: what each page shows, as a page and as JSON
+//! * [`settings`]: the settings, to see and to change
+//! * [`signed_heads`]: the log's head, signed every minute
+//! * [`console`]: what they share
+//!
+//! Deliberately absent: decisions. Changes go to the actors like everybody's.
+
+pub mod activations;
+pub mod audit;
+pub mod auth;
+pub mod chart;
+pub mod codes;
+pub mod console;
+pub mod health;
+pub mod history;
+pub mod now;
+pub mod servers;
+pub mod sessions;
+pub mod settings;
+pub mod signed_heads;
+
+use crate::http::page::{asset, asset_paths};
+use crate::http::routing::{at, both, nothing_here};
+use actix_web::error::InternalError;
+use actix_web::http::Method;
+use actix_web::web::{FormConfig, QueryConfig, ServiceConfig, resource, route};
+use actix_web::{HttpRequest, HttpResponse, guard};
+use console::{failed, see};
+use iptunnel_domain::Refusal;
+
+/// The operators' routes.
+pub fn routes(config: &mut ServiceConfig) {
+    for path in asset_paths() {
+        config.service(at(&path, "asset", Method::GET, asset));
+    }
+    config
+        .service(at("/livez", "livez", Method::GET, health::livez))
+        .service(at("/readyz", "readyz", Method::GET, health::readyz))
+        .service(at("/metrics", "metrics", Method::GET, health::metrics))
+        .configure(console_routes)
+        .default_service(route().to(nothing_here));
+}
+
+async fn first_page() -> HttpResponse {
+    see("/console/now")
+}
+
+/// The pages and their JSON twins.
+fn console_routes(config: &mut ServiceConfig) {
+    let (get, post) = (Method::GET, Method::POST);
+    let unusable = |request: &HttpRequest, words: String| {
+        let answer = failed(request, &Refusal::InvalidField(words).into());
+        InternalError::from_response("an unusable request", answer).into()
+    };
+    config
+        .app_data(FormConfig::default().error_handler(move |error, request| {
+            unusable(request, format!("The form cannot be read: {error}."))
+        }))
+        .app_data(QueryConfig::default().error_handler(move |error, request| {
+            unusable(request, format!("The query cannot be read: {error}."))
+        }))
+        .service(at("/", "console", get.clone(), first_page))
+        .service(at("/console", "console", get.clone(), first_page))
+        .service(both("/console/login", "console", auth::login_page, auth::login))
+        .service(at("/console/logout", "console", post.clone(), auth::logout))
+        .service(at("/console/now", "console", get.clone(), now::page))
+        .service(at("/console/now/live", "console", get.clone(), now::live))
+        .service(at("/admin/now", "admin", get.clone(), now::json))
+        .service(at("/console/servers", "console", get.clone(), servers::page))
+        .service(at("/console/servers/revoke", "console", post.clone(), servers::revoke))
+        .service(at("/console/servers/restore", "console", post.clone(), servers::restore))
+        .service(at("/console/servers/note", "console", post.clone(), servers::note))
+        .service(both("/console/codes", "console", codes::page, codes::find))
+        .service(at("/console/codes/{code}", "console", get.clone(), codes::code_page))
+        .service(at("/console/audit", "console", get.clone(), audit::page))
+        .service(at("/console/audit/export", "console", get.clone(), audit::export))
+        .service(both("/console/tuning", "console", settings::page, settings::change))
+        .service(
+            resource("/admin/config")
+                .route(route().guard(guard::Get()).to(settings::json_list))
+                .route(route().guard(guard::Patch()).to(settings::json_change)),
+        )
+        .service(at("/admin/servers", "admin", get.clone(), servers::json_list))
+        .service(at(
+            "/admin/servers/{server_id}/{verb}",
+            "admin",
+            post.clone(),
+            servers::json_action,
+        ))
+        .service(at("/admin/codes", "admin", post, codes::json_find))
+        .service(at("/admin/activations", "admin", get.clone(), activations::json_list))
+        .service(at("/admin/codes/{code}", "admin", get.clone(), codes::json_code))
+        .service(at("/admin/audit", "admin", get.clone(), audit::json_list))
+        .service(at("/admin/audit/export", "admin", get.clone(), audit::export))
+        .service(at("/admin/audit/heads", "admin", get, signed_heads::list));
+}

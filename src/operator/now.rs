@@ -1,0 +1,375 @@
+//! How the server lives, now and lately.
+
+use super::activations;
+use super::auth::Operator;
+use super::chart::{Drawn, draw, short};
+use super::console::{Console, failed, read};
+use super::history::Span;
+use crate::http::errors::ApiError;
+use crate::http::page::html;
+use crate::http::respond::success;
+use crate::http::story::CodeStage;
+use actix_web::http::StatusCode;
+use actix_web::web::Data;
+use actix_web::{HttpRequest, HttpResponse};
+use askama::Template;
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::activation::{Activation, Stage};
+use iptunnel_storage::{ReadError, Store};
+use serde::Serialize;
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Of so many of the last codes and activations it is said where they stand: some 5 ms.
+const LAST: usize = 2000;
+/// Open activations that are listed, the oldest first.
+const LISTED: usize = 20;
+/// Of so many of the last activations it is looked whether they are open, at the most: some 40 ms.
+const OPEN_AMONG: usize = 16_000;
+
+/// Where the last codes and activations stand.
+#[derive(Default, Serialize)]
+struct Installs {
+    /// Of so many.
+    of_the_last: usize,
+    codes: BTreeMap<&'static str, usize>,
+    activations: BTreeMap<&'static str, usize>,
+    /// How many activations are open.
+    open_count: usize,
+    /// Of so many of the last, where older ones may be open as well; else of all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    open_among: Option<usize>,
+    /// The oldest of them.
+    open: Vec<activations::Row>,
+}
+
+/// The last activations, back to where none can be open any more, whose tokens live for so many
+/// seconds; and whether it was possible to go that far.
+fn recent(
+    store: &dyn Store,
+    token_ttl: u64,
+    now: Timestamp,
+) -> Result<(Vec<Activation>, bool), ReadError> {
+    let goes_back = |found: &[Activation], asked: usize| {
+        // Those that were opened under another setting keep the lifetime that they got.
+        let longest = found.iter().map(|one| one.expires_at.since(one.opened_at)).max();
+        let longest = longest.unwrap_or_default().max(token_ttl);
+        let is_over = |last: &Activation| last.opened_at.plus(longest) <= now;
+        found.len() < asked || found.last().is_none_or(is_over)
+    };
+    let found = store.newest_activations(LAST)?;
+    if goes_back(&found, LAST) {
+        return Ok((found, true));
+    }
+    let found = store.newest_activations(OPEN_AMONG)?;
+    let all = goes_back(&found, OPEN_AMONG);
+    Ok((found, all))
+}
+
+fn installs(store: &dyn Store, token_ttl: u64, now: Timestamp) -> Result<Installs, ReadError> {
+    let mut found = Installs { of_the_last: LAST, ..Installs::default() };
+    for state in ["issued", "used", "expired"] {
+        found.codes.insert(state, 0);
+    }
+    for stage in Stage::ALL {
+        found.activations.insert(stage.name(), 0);
+    }
+    for code in store.newest_codes(LAST)? {
+        // Which activation has it is not looked at.
+        let state = CodeStage::of(&code, None, now).name();
+        *found.codes.entry(state).or_default() += 1;
+    }
+    let (activations, all) = recent(store, token_ttl, now)?;
+    for activation in activations.iter().take(LAST) {
+        *found.activations.entry(activation.stage(now).name()).or_default() += 1;
+    }
+    let open: Vec<&Activation> = activations.iter().filter(|one| one.is_open(now)).collect();
+    found.open_count = open.len();
+    found.open_among = (!all).then_some(activations.len());
+    let oldest = open.into_iter().rev().take(LISTED);
+    found.open = oldest.map(|activation| activations::Row::in_short(activation, now)).collect();
+    Ok(found)
+}
+
+#[derive(Serialize)]
+struct RouteRow {
+    route: String,
+    /// Requests per second by the first digit of their status.
+    outcomes: BTreeMap<String, f64>,
+    p50_ms: Option<f64>,
+    p99_ms: Option<f64>,
+}
+
+impl RouteRow {
+    fn shown(&self, class: &str) -> String {
+        self.outcomes.get(class).map_or_else(|| "0".into(), |rate| short(*rate))
+    }
+}
+
+/// A figure as templates hand it over, by value or by reference.
+fn shown(value: impl Borrow<Option<f64>>) -> String {
+    value.borrow().map_or_else(|| "–".into(), short)
+}
+
+/// Ditto.
+fn rate(value: impl Borrow<f64>) -> String {
+    short(*value.borrow())
+}
+
+#[derive(Serialize)]
+struct ActorRow {
+    actor: String,
+    depth: f64,
+    capacity: usize,
+    messages_per_second: f64,
+    batch: Option<f64>,
+}
+
+/// How the server lives.
+#[derive(Serialize)]
+pub struct Now {
+    requests_per_second: f64,
+    p50_ms: Option<f64>,
+    p99_ms: Option<f64>,
+    check_ins_per_second: f64,
+    refused_per_second: BTreeMap<String, f64>,
+    routes: Vec<RouteRow>,
+    actors: Vec<ActorRow>,
+    commits_per_second: f64,
+    commit_p50_ms: Option<f64>,
+    commit_p99_ms: Option<f64>,
+    servers: f64,
+    codes_in_memory: f64,
+    activations_in_memory: f64,
+    /// How often the store was found to be an earlier one, and once more.
+    store_epoch: f64,
+    installs: Installs,
+}
+
+async fn now(console: &Console) -> Result<Now, ApiError> {
+    let time = console.state.clock.now();
+    let token_ttl = console.state.live.tuning.load().lifetimes.install_token;
+    let installs = read(console, move |store| installs(store, token_ttl, time)).await?;
+    let latest = console.history.latest();
+    let figure = |name: &str| latest.get(name).copied();
+    let or_zero = |name: &str| figure(name).unwrap_or_default();
+    let named = |prefix: &str| -> Vec<(String, f64)> {
+        let rest =
+            |(name, value): (&String, &f64)| Some((name.strip_prefix(prefix)?.to_owned(), *value));
+        latest.iter().filter_map(rest).collect()
+    };
+    let mut routes: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
+    for (name, rate) in named("route:") {
+        if let Some((route, class)) = name.split_once(':') {
+            routes.entry(route.to_owned()).or_default().insert(class.to_owned(), rate);
+        }
+    }
+    let routes = routes
+        .into_iter()
+        .map(|(route, outcomes)| RouteRow {
+            p50_ms: figure(&format!("p50:{route}")),
+            p99_ms: figure(&format!("p99:{route}")),
+            route,
+            outcomes,
+        })
+        .collect();
+    let config = console.state.live.config.load();
+    let sizes = &config.actors;
+    let actors = [
+        ("rate_limiter", sizes.rate_limiter),
+        ("code_registry", sizes.code_registry),
+        ("activation", sizes.activation),
+        ("server_registry", sizes.server_registry),
+        ("persistence", sizes.persistence),
+    ]
+    .map(|(actor, size)| ActorRow {
+        actor: actor.to_owned(),
+        depth: or_zero(&format!("depth:{actor}")),
+        capacity: size.queue,
+        messages_per_second: or_zero(&format!("messages:{actor}")),
+        batch: figure(&format!("batch:{actor}")),
+    });
+    Ok(Now {
+        requests_per_second: or_zero("requests"),
+        p50_ms: figure("p50:all"),
+        p99_ms: figure("p99:all"),
+        check_ins_per_second: or_zero("checkins"),
+        refused_per_second: named("refused:").into_iter().collect(),
+        routes,
+        actors: actors.into(),
+        commits_per_second: or_zero("commits"),
+        commit_p50_ms: figure("p50:commit"),
+        commit_p99_ms: figure("p99:commit"),
+        servers: or_zero("servers"),
+        codes_in_memory: or_zero("codes_in_memory"),
+        activations_in_memory: or_zero("activations_in_memory"),
+        store_epoch: or_zero("store_epoch"),
+        installs,
+    })
+}
+
+struct Chart {
+    title: &'static str,
+    value: String,
+    quarter: Drawn,
+    day: Drawn,
+}
+
+/// What is drawn: title, unit, figure.
+const CHARTS: [(&str, &str, &str); 12] = [
+    ("Requests", "/s", "requests"),
+    ("p50", " ms", "p50:all"),
+    ("p99", " ms", "p99:all"),
+    ("Codes issued", "/s", "codes:issued"),
+    ("Codes activated", "/s", "codes:activated"),
+    ("Installs confirmed", "/s", "codes:confirmed"),
+    ("Check-ins", "/s", "checkins"),
+    ("Refused by limits", "/s", "refused"),
+    ("Commits", "/s", "commits"),
+    ("Commit p99", " ms", "p99:commit"),
+    ("Waiting for the disk", "", "depth:persistence"),
+    ("Waiting for codes", "", "depth:code_registry"),
+];
+
+fn charts(console: &Console) -> Vec<Chart> {
+    let latest = console.history.latest();
+    let chart = |(title, unit, name): (&'static str, &str, &str)| {
+        let drawn = |span, words: &str| {
+            draw(&format!("{title}, {words}"), unit, &console.history.points(span, name))
+        };
+        Chart {
+            title,
+            value: match latest.get(name) {
+                // What has not happened yet is not counted yet.
+                None if unit == "/s" => format!("0{unit}"),
+                value => format!("{}{unit}", shown(value.copied())),
+            },
+            quarter: drawn(Span::Quarter, "15 minutes"),
+            day: drawn(Span::Day, "24 hours"),
+        }
+    };
+    CHARTS.map(chart).into()
+}
+
+#[derive(Template)]
+#[template(path = "console/now.html")]
+struct Page<'a> {
+    page: &'static str,
+    csrf: &'a str,
+    now: Now,
+    charts: Vec<Chart>,
+    classes: BTreeSet<String>,
+}
+
+#[derive(Template)]
+#[template(path = "console/live.html")]
+struct Live {
+    now: Now,
+    charts: Vec<Chart>,
+    classes: BTreeSet<String>,
+}
+
+fn classes(now: &Now) -> BTreeSet<String> {
+    now.routes.iter().flat_map(|row| row.outcomes.keys().cloned()).collect()
+}
+
+/// `GET /console/now`
+pub async fn page(
+    console: Data<Console>,
+    request: HttpRequest,
+    operator: Operator,
+) -> HttpResponse {
+    match now(&console).await {
+        Ok(now) => {
+            let (charts, classes) = (charts(&console), classes(&now));
+            let page = Page { page: "now", csrf: &operator.csrf, now, charts, classes };
+            html(StatusCode::OK, &page)
+        }
+        Err(error) => failed(&request, &error),
+    }
+}
+
+/// `GET /console/now/live`: the part of the page that lives.
+pub async fn live(console: Data<Console>, request: HttpRequest, _: Operator) -> HttpResponse {
+    match now(&console).await {
+        Ok(now) => {
+            let (charts, classes) = (charts(&console), classes(&now));
+            html(StatusCode::OK, &Live { now, charts, classes })
+        }
+        Err(error) => failed(&request, &error),
+    }
+}
+
+/// `GET /admin/now`
+pub async fn json(console: Data<Console>, request: HttpRequest, _: Operator) -> HttpResponse {
+    match now(&console).await {
+        Ok(now) => success(StatusCode::OK, now, "Now"),
+        Err(error) => failed(&request, &error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iptunnel_domain::activation::{
+        ActivationId, ActivationNumber, ActivationRef, ActivationState, Binding, Holder, Request,
+    };
+    use iptunnel_domain::address::HostName;
+    use iptunnel_domain::code::CodeHash;
+    use iptunnel_domain::lookup::KeyedHash;
+    use iptunnel_storage::{Change, FileDisk, RedbStore, Write};
+    use std::net::IpAddr;
+    use std::sync::Arc;
+
+    /// One opened in this second, which is its number as well.
+    fn activation(number: u64) -> Activation {
+        let hash = KeyedHash(u128::from(number).to_be_bytes());
+        Activation {
+            at: ActivationRef { number: ActivationNumber(number), id: ActivationId(number) },
+            code: CodeHash(hash),
+            request: Arc::new(Request {
+                holder: Holder { machine: hash, fingerprint: hash },
+                binding: Binding {
+                    hostname: HostName::parse("ns1.example.com").unwrap(),
+                    public_ip: IpAddr::from([1, 2, 3, 4]),
+                },
+                requested_ref: "main".into(),
+                installer_version: String::new(),
+                signing_key: "k1".into(),
+            }),
+            opened_at: Timestamp(number),
+            expires_at: Timestamp(number + 10_000),
+            state: ActivationState::Open,
+            version: 1,
+        }
+    }
+
+    #[test]
+    fn every_open_activation_is_counted_as_far_as_that_can_be_looked_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let store =
+            RedbStore::open(Box::new(move || Ok(Box::new(FileDisk::open(&path)?)))).unwrap();
+        let mut opened = 0;
+        let mut open_until = |last: u64| {
+            let changes: Vec<Change> = (opened + 1..=last)
+                .map(|number| Change(vec![Write::Activation(activation(number))]))
+                .collect();
+            store.commit(&changes).unwrap();
+            opened = last;
+            let found = installs(&store, 10_000, Timestamp(last)).unwrap();
+            (found.open_count, found.open_among, found.open[0].age_seconds)
+        };
+        assert_eq!(open_until(1_500), (1_500, None, 1_499));
+        // More than are told apart by state, and the oldest is still the oldest.
+        assert_eq!(open_until(9_000), (9_000, None, 8_999));
+        // Of those that ran out in the meantime there are more to look through than of open ones.
+        assert_eq!(open_until(15_000), (10_000, None, 9_999));
+        let all_at_once = installs(&store, 20_000, Timestamp(15_000)).unwrap();
+        assert_eq!(all_at_once.activations["open"], LAST);
+        let (count, among, _) = open_until(30_000);
+        assert_eq!((count, among), (10_000, None));
+        let never_over = installs(&store, u64::MAX, Timestamp(30_000)).unwrap();
+        assert_eq!(never_over.open_among, Some(OPEN_AMONG), "what was not looked at is said");
+    }
+}

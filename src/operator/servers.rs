@@ -1,0 +1,388 @@
+//! A million servers, a page at a time.
+
+use super::auth::Operator;
+use super::console::{Console, failed, parse_cursor, query_string, read, see};
+use crate::http::errors::ApiError;
+use crate::http::page::html;
+use crate::http::respond::{rfc3339, success};
+use crate::state::servers::set_revoked;
+use actix_web::http::StatusCode;
+use actix_web::web::{Data, Form, Path, Query};
+use actix_web::{HttpRequest, HttpResponse};
+use askama::Template;
+use iptunnel_actors::server_registry::{Filter, Servers, SetNote, Sort};
+use iptunnel_domain::server::{Server, ServerId, ServerNumber};
+use iptunnel_domain::{Refusal, Timestamp};
+use iptunnel_storage::{ReadError, Store};
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Servers on a page.
+const PAGE: usize = 50;
+/// Rows that one search for a text looks at: some 50 ms.
+const SEARCHED: usize = 50_000;
+/// Rows read at a time.
+const STEP: usize = 1000;
+
+/// Which servers there are to show.
+pub static SHOWS: [(&str, &str); 4] =
+    [("all", "all"), ("live", "live"), ("stale", "stale"), ("revoked", "revoked")];
+/// How they may be sorted.
+pub static SORTS: [(&str, &str); 4] = [
+    ("newest", "registered last"),
+    ("oldest", "registered first"),
+    ("seen", "seen last"),
+    ("unseen", "not seen for longest"),
+];
+
+/// What is asked for.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct ServersQuery {
+    /// One of [`SHOWS`].
+    pub show: String,
+    /// One of [`SORTS`].
+    pub sort: String,
+    /// A part of host name, address, id or note; empty for all.
+    pub text: String,
+    /// Where the page before ended.
+    pub cursor: String,
+}
+
+impl Default for ServersQuery {
+    fn default() -> Self {
+        let (show, sort) = ("all".into(), "newest".into());
+        Self { show, sort, text: String::new(), cursor: String::new() }
+    }
+}
+
+#[derive(Serialize)]
+struct Row {
+    server_id: String,
+    ip: String,
+    hostname: String,
+    registered_at: String,
+    last_checkin: String,
+    state: &'static str,
+    note: String,
+}
+
+/// A page of servers.
+#[derive(Serialize)]
+pub struct List {
+    count: usize,
+    servers: Vec<Row>,
+    next_cursor: Option<String>,
+}
+
+fn invalid(message: &str) -> ApiError {
+    Refusal::InvalidField(message.into()).into()
+}
+
+/// The filter that a query asks for, and before when a server is stale.
+fn filter(
+    console: &Console,
+    query: &ServersQuery,
+    now: Timestamp,
+) -> Result<(Filter, Timestamp), ApiError> {
+    let hours = console.state.live.config.load().servers.stale_after_hours;
+    let stale = Timestamp(now.0.saturating_sub(hours.saturating_mul(3600)));
+    let filter = match query.show.as_str() {
+        "all" => Filter::default(),
+        "live" => Filter { revoked: Some(false), seen_since: Some(stale), ..Filter::default() },
+        "stale" => Filter { revoked: Some(false), seen_before: Some(stale), ..Filter::default() },
+        "revoked" => Filter { revoked: Some(true), ..Filter::default() },
+        _ => return Err(invalid("show must be all, live, stale or revoked.")),
+    };
+    Ok((filter, stale))
+}
+
+async fn list(console: &Console, query: &ServersQuery) -> Result<List, ApiError> {
+    let now = console.state.clock.now();
+    let (filter, stale) = filter(console, query, now)?;
+    let sort = match query.sort.as_str() {
+        "newest" => Sort::Newest,
+        "oldest" => Sort::Oldest,
+        "seen" => Sort::SeenLast,
+        "unseen" => Sort::SeenFirst,
+        _ => return Err(invalid("sort must be newest, oldest, seen or unseen.")),
+    };
+    let cursor = parse_cursor(&query.cursor)?;
+    let servers = Arc::clone(console.state.handles.servers());
+    let text = query.text.trim().to_lowercase();
+    read(console, move |store| {
+        let count = servers.count(&filter);
+        let (found, next) = if text.is_empty() {
+            sorted(store, &servers, &filter, sort, cursor, now)?
+        } else {
+            search(store, &servers, &filter, &text, cursor, now)?
+        };
+        let servers = found.into_iter().map(|server| row(server, stale)).collect();
+        Ok(List { count, servers, next_cursor: next.map(|place| place.to_string()) })
+    })
+    .await
+}
+
+/// Servers, and where the next page begins.
+type Found = (Vec<Server>, Option<u64>);
+
+/// A page in the order of `sort`.
+fn sorted(
+    store: &dyn Store,
+    servers: &Servers,
+    filter: &Filter,
+    sort: Sort,
+    cursor: Option<u64>,
+    now: Timestamp,
+) -> Result<Found, ReadError> {
+    // One more than is shown tells whether there is a next page.
+    let mut page = servers.page(filter, sort, cursor, PAGE + 1);
+    let more = page.len() > PAGE;
+    page.truncate(PAGE);
+    let next = page.last().filter(|_| more).map(|(place, _)| *place);
+    let mut found = Vec::with_capacity(page.len());
+    for (_, number) in page {
+        found.extend(store.server(number)?.map(|server| servers.as_last_seen(server, now)));
+    }
+    Ok((found, next))
+}
+
+/// A page of those with `text` about them, from the newest on.
+fn search(
+    store: &dyn Store,
+    servers: &Servers,
+    filter: &Filter,
+    text: &str,
+    cursor: Option<u64>,
+    now: Timestamp,
+) -> Result<Found, ReadError> {
+    let mut before = cursor.and_then(|n| u32::try_from(n).ok()).map(ServerNumber);
+    let (mut found, mut looked, mut is_last) = (Vec::new(), 0, false);
+    while !is_last && looked < SEARCHED {
+        let page = store.servers_before(before, STEP)?;
+        is_last = page.len() < STEP;
+        looked += page.len();
+        for server in page {
+            before = Some(server.number);
+            let server = servers.as_last_seen(server, now);
+            if filter.matches(&server) && matches(&server, text) {
+                found.push(server);
+            }
+            if found.len() == PAGE {
+                return Ok((found, before.map(|number| u64::from(number.0))));
+            }
+        }
+    }
+    let next = before.filter(|_| !is_last).map(|number| u64::from(number.0));
+    Ok((found, next))
+}
+
+fn matches(server: &Server, text: &str) -> bool {
+    server.hostname.to_lowercase().contains(text)
+        || server.note.to_lowercase().contains(text)
+        || server.ip.to_string().contains(text)
+        || server.id.to_string().contains(text)
+}
+
+fn row(server: Server, stale: Timestamp) -> Row {
+    let state = if server.revoked {
+        "revoked"
+    } else if server.last_checkin < stale {
+        "stale"
+    } else {
+        "live"
+    };
+    Row {
+        server_id: server.id.to_string(),
+        ip: server.ip.to_string(),
+        hostname: server.hostname,
+        registered_at: rfc3339(server.registered_at),
+        last_checkin: rfc3339(server.last_checkin),
+        state,
+        note: server.note,
+    }
+}
+
+#[derive(Template)]
+#[template(path = "console/servers.html")]
+struct Page<'a> {
+    page: &'static str,
+    csrf: &'a str,
+    query: &'a ServersQuery,
+    list: &'a List,
+    /// Where a form leads back to.
+    back: String,
+    next: Option<String>,
+}
+
+fn path_of(query: &ServersQuery, cursor: &str) -> String {
+    let pairs = [
+        ("show", query.show.as_str()),
+        ("sort", &query.sort),
+        ("text", &query.text),
+        ("cursor", cursor),
+    ];
+    format!("/console/servers?{}", query_string(&pairs))
+}
+
+/// `GET /console/servers`
+pub async fn page(
+    console: Data<Console>,
+    request: HttpRequest,
+    operator: Operator,
+    query: Query<ServersQuery>,
+) -> HttpResponse {
+    match list(&console, &query).await {
+        Ok(list) => html(
+            StatusCode::OK,
+            &Page {
+                page: "servers",
+                csrf: &operator.csrf,
+                query: &query,
+                back: path_of(&query, &query.cursor),
+                next: list.next_cursor.as_ref().map(|cursor| path_of(&query, cursor)),
+                list: &list,
+            },
+        ),
+        Err(error) => failed(&request, &error),
+    }
+}
+
+/// `GET /admin/servers`
+pub async fn json_list(
+    console: Data<Console>,
+    request: HttpRequest,
+    _: Operator,
+    query: Query<ServersQuery>,
+) -> HttpResponse {
+    match list(&console, &query).await {
+        Ok(list) => success(StatusCode::OK, list, "Servers"),
+        Err(error) => failed(&request, &error),
+    }
+}
+
+/// What a form about a server sends.
+#[derive(Deserialize)]
+pub struct ServerForm {
+    csrf: String,
+    back: String,
+    server_id: String,
+    #[serde(default)]
+    note: String,
+}
+
+async fn set_note(
+    console: &Console,
+    id: &str,
+    note: String,
+    from: IpAddr,
+) -> Result<ServerId, ApiError> {
+    let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
+    if note.chars().count() > Server::NOTE {
+        return Err(invalid("note must be at most 500 characters."));
+    }
+    let command = SetNote { id, note, from, now: console.state.clock.now() };
+    console.state.wait(console.state.handles.set_note(command)).await.outcome??;
+    Ok(id)
+}
+
+/// Back to the page that a form was sent from; elsewhere leads no form of ours.
+fn back(form: &ServerForm) -> HttpResponse {
+    see(if form.back.starts_with("/console/servers") { &form.back } else { "/console/servers" })
+}
+
+async fn revoke_or_restore(
+    console: &Console,
+    request: &HttpRequest,
+    operator: &Operator,
+    form: &ServerForm,
+    revoked: bool,
+) -> HttpResponse {
+    if let Err(error) = operator.check(&form.csrf) {
+        return failed(request, &error);
+    }
+    match set_revoked(&console.state, &form.server_id, revoked, operator.from).await {
+        Ok(_) => back(form),
+        Err(error) => failed(request, &error),
+    }
+}
+
+/// `POST /console/servers/revoke`
+pub async fn revoke(
+    console: Data<Console>,
+    request: HttpRequest,
+    operator: Operator,
+    form: Form<ServerForm>,
+) -> HttpResponse {
+    revoke_or_restore(&console, &request, &operator, &form, true).await
+}
+
+/// `POST /console/servers/restore`
+pub async fn restore(
+    console: Data<Console>,
+    request: HttpRequest,
+    operator: Operator,
+    form: Form<ServerForm>,
+) -> HttpResponse {
+    revoke_or_restore(&console, &request, &operator, &form, false).await
+}
+
+/// `POST /console/servers/note`
+pub async fn note(
+    console: Data<Console>,
+    request: HttpRequest,
+    operator: Operator,
+    form: Form<ServerForm>,
+) -> HttpResponse {
+    if let Err(error) = operator.check(&form.csrf) {
+        return failed(&request, &error);
+    }
+    match set_note(&console, &form.server_id, form.note.trim().to_owned(), operator.from).await {
+        Ok(_) => back(&form),
+        Err(error) => failed(&request, &error),
+    }
+}
+
+#[derive(Deserialize)]
+struct NoteBody {
+    note: String,
+}
+
+#[derive(Serialize)]
+struct Done {
+    server_id: String,
+    status: &'static str,
+}
+
+/// `POST /admin/servers/{server_id}/revoke`, `/restore` and `/note`
+pub async fn json_action(
+    console: Data<Console>,
+    operator: Operator,
+    request: HttpRequest,
+    path: Path<(String, String)>,
+    body: actix_web::web::Bytes,
+) -> HttpResponse {
+    let (id, verb) = path.into_inner();
+    let done = match verb.as_str() {
+        "revoke" => {
+            set_revoked(&console.state, &id, true, operator.from).await.map(|id| (id, "revoked"))
+        }
+        "restore" => {
+            set_revoked(&console.state, &id, false, operator.from).await.map(|id| (id, "active"))
+        }
+        "note" => match serde_json::from_slice::<NoteBody>(&body) {
+            Ok(body) => {
+                set_note(&console, &id, body.note, operator.from).await.map(|id| (id, "noted"))
+            }
+            Err(_) => Err(invalid("The body must be an object with a string note.")),
+        },
+        _ => Err(ApiError::not_found()),
+    };
+    match done {
+        Ok((id, status)) => {
+            success(StatusCode::OK, Done { server_id: id.to_string(), status }, "Done")
+        }
+        Err(error) => failed(&request, &error),
+    }
+}

@@ -1,0 +1,133 @@
+//! The log's head, signed every minute and written to a file of its own.
+//!
+//! Whoever can write the store can write a whole new log into it, chain and all, or cut the log
+//! off. A head that was noted before, elsewhere, says so. The file lies beside the store and grows
+//! by a line only where the log has; a copy of it elsewhere, or of the log in which each head is
+//! named, is what an intruder cannot reach.
+
+use super::auth::Operator;
+use super::console::{Console, failed};
+use crate::http::errors::ApiError;
+use crate::http::respond::success;
+use crate::store::files::beside;
+use actix_web::http::StatusCode;
+use actix_web::web::Data;
+use actix_web::{HttpRequest, HttpResponse};
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::audit::{ChainHash, Head};
+use iptunnel_domain::lookup::{KeyedHash, LookupKey, Purpose};
+use serde::{Deserialize, Serialize};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+use std::time::Duration;
+
+/// How often the head is signed.
+const EVERY: Duration = Duration::from_secs(60);
+/// Heads that one answer shows.
+const SHOWN: usize = 1000;
+
+/// A head, when it was seen, and the proof that the server saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedHead {
+    /// The number of the last entry.
+    pub entries: u64,
+    /// Its hash.
+    pub hash: String,
+    /// When, in seconds since the epoch.
+    pub time: u64,
+    /// The keyed hash of these three under the lookup key.
+    pub signature: String,
+}
+
+impl SignedHead {
+    fn new(head: Head, now: Timestamp, key: &LookupKey) -> Self {
+        let signature = sign(head, now, key).to_hex();
+        Self { entries: head.entries, hash: head.hash.to_hex(), time: now.0, signature }
+    }
+
+    /// The head, where the signature is genuine.
+    pub fn verified(&self, key: &LookupKey) -> Option<Head> {
+        let head = Head { entries: self.entries, hash: ChainHash::from_hex(&self.hash)? };
+        let given = KeyedHash::from_hex(&self.signature)?;
+        given.ct_eq(&sign(head, Timestamp(self.time), key)).then_some(head)
+    }
+}
+
+fn sign(head: Head, now: Timestamp, key: &LookupKey) -> KeyedHash {
+    let mut bytes = head.hash.0.to_vec();
+    bytes.extend(head.entries.to_be_bytes());
+    bytes.extend(now.0.to_be_bytes());
+    key.hash(Purpose::AuditHead, &bytes)
+}
+
+/// The file of the heads of the store at `path`.
+pub fn file_of(path: &Path) -> PathBuf {
+    beside(path, ".heads")
+}
+
+/// The heads in a file, the oldest first. A last line that was cut short is left out.
+///
+/// # Errors
+/// Where the file cannot be read, or a line in the middle is not a head.
+pub fn read_file(path: &Path) -> std::io::Result<Vec<SignedHead>> {
+    let text = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        text => text?,
+    };
+    let whole = text.rfind('\n').map_or("", |end| text.get(..end).unwrap_or_default());
+    let head = |line: &str| serde_json::from_str(line).map_err(std::io::Error::other);
+    whole.lines().map(head).collect()
+}
+
+fn append(path: &Path, head: &SignedHead) -> std::io::Result<()> {
+    let mut line = serde_json::to_string(head)?;
+    line.push('\n');
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    file.write_all(line.as_bytes())?;
+    file.sync_data()
+}
+
+/// Signs the head where it has moved since the last time.
+fn note(console: &Console) -> Result<(), String> {
+    let mut last = console.signed.lock().unwrap_or_else(PoisonError::into_inner);
+    let state = &console.state;
+    let head = state.handles.store().audit_head().map_err(|error| error.to_string())?;
+    if head == *last {
+        return Ok(());
+    }
+    let signed = SignedHead::new(head, state.clock.now(), &state.live.lookup);
+    let path = file_of(&state.live.config.load().storage.path);
+    append(&path, &signed).map_err(|error| format!("{}: {error}", path.display()))?;
+    tracing::info!(entries = head.entries, hash = signed.hash, "the audit log's head is signed");
+    *last = head;
+    Ok(())
+}
+
+/// Signs the head at once and then every minute, for as long as the server runs.
+pub async fn keep(console: Data<Console>) {
+    loop {
+        note_now(&console).await;
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// Signs the head where it has moved.
+pub async fn note_now(console: &Data<Console>) {
+    let of_thread = console.clone();
+    if let Ok(Err(error)) = actix_web::web::block(move || note(&of_thread)).await {
+        tracing::error!(error, "the audit log's head could not be signed");
+    }
+}
+
+/// `GET /admin/audit/heads`: the last heads, the oldest first.
+pub async fn list(console: Data<Console>, request: HttpRequest, _: Operator) -> HttpResponse {
+    let path = file_of(&console.state.live.config.load().storage.path);
+    match actix_web::web::block(move || read_file(&path)).await {
+        Ok(Ok(heads)) => {
+            let shown = heads.len().saturating_sub(SHOWN);
+            success(StatusCode::OK, heads.get(shown..).unwrap_or_default(), "Signed heads")
+        }
+        _ => failed(&request, &ApiError::internal()),
+    }
+}

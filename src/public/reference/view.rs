@@ -1,0 +1,323 @@
+//! The document as the page shows it: what a reader looks for, in the order of the handlers.
+
+use super::catalogue::{ERRORS, samples};
+use super::example::{of_request, of_response, resolved};
+use crate::config::Config;
+use askama::Template;
+use serde_json::{Map, Value, json};
+
+/// The page.
+#[derive(Template)]
+#[template(path = "reference.html")]
+pub struct Page {
+    title: String,
+    version: String,
+    description: String,
+    groups: Vec<Group>,
+    errors: Vec<Explained>,
+}
+
+/// Operations that belong together.
+struct Group {
+    anchor: String,
+    name: String,
+    description: String,
+    operations: Vec<Operation>,
+}
+
+struct Operation {
+    id: String,
+    method: String,
+    path: String,
+    summary: String,
+    description: String,
+    needs: String,
+    parameters: Vec<Field>,
+    fields: Vec<Field>,
+    curl: String,
+    responses: Vec<Response>,
+    refusals: Vec<Refusal>,
+}
+
+struct Field {
+    name: String,
+    kind: String,
+    required: bool,
+    limits: String,
+    description: String,
+}
+
+/// An answer that is shown as it looks.
+struct Response {
+    status: String,
+    description: String,
+    example: String,
+}
+
+/// A failure in one of the two usual envelopes.
+struct Refusal {
+    status: String,
+    /// Where the envelope tells it.
+    code: Option<String>,
+    words: String,
+}
+
+/// An error code with everything that is known of it.
+struct Explained {
+    code: &'static str,
+    status: u16,
+    example: String,
+    meaning: &'static str,
+    remedy: &'static str,
+}
+
+fn text(value: &Value, key: &str) -> String {
+    value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+fn entries<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = (&'a String, &'a Value)> {
+    value.get(key).and_then(Value::as_object).into_iter().flat_map(Map::iter)
+}
+
+impl Page {
+    /// The page of this document.
+    pub fn of(document: &Value, config: &Config) -> Self {
+        let info = document.get("info").unwrap_or(&Value::Null);
+        let reader = Reader {
+            document,
+            origin: config.server.public_url.origin(),
+            product: config.products.first().map_or("", |product| &product.name),
+        };
+        let groups = list(document, "tags").iter().map(|tag| reader.group(tag)).collect();
+        Self {
+            title: text(info, "title"),
+            version: text(info, "version"),
+            description: text(info, "description"),
+            groups,
+            errors: explained(),
+        }
+    }
+}
+
+fn explained() -> Vec<Explained> {
+    let samples = samples();
+    ERRORS
+        .iter()
+        .filter_map(|error| {
+            let sample = samples.iter().find(|sample| sample.code == error.code)?;
+            Some(Explained {
+                code: error.code,
+                status: sample.status.as_u16(),
+                example: json!({"error": {"code": sample.code, "message": sample.message}})
+                    .to_string(),
+                meaning: error.meaning,
+                remedy: error.remedy,
+            })
+        })
+        .collect()
+}
+
+/// Reads the document, with what examples are filled in from.
+struct Reader<'a> {
+    document: &'a Value,
+    origin: &'a str,
+    product: &'a str,
+}
+
+impl Reader<'_> {
+    fn group(&self, tag: &Value) -> Group {
+        let name = text(tag, "name");
+        let operations = entries(self.document, "paths")
+            .flat_map(|(path, item)| {
+                let methods = item.as_object().into_iter().flat_map(Map::iter);
+                methods.map(move |(method, operation)| (method, path, operation))
+            })
+            .filter(|(_, _, operation)| {
+                list(operation, "tags").iter().any(|tag| tag.as_str() == Some(&name))
+            })
+            .map(|(method, path, operation)| self.operation(method, path, operation))
+            .collect();
+        let anchor = name.to_lowercase().replace(' ', "-");
+        Group { anchor, description: text(tag, "description"), name, operations }
+    }
+
+    fn operation(&self, method: &str, path: &str, operation: &Value) -> Operation {
+        let body = operation.pointer("/requestBody/content/application~1json/schema");
+        let body = body.map(|schema| resolved(self.document, schema));
+        let parameters = list(operation, "parameters").iter().map(|parameter| {
+            let schema = parameter.get("schema").unwrap_or(&Value::Null);
+            let required = parameter.get("required") == Some(&Value::Bool(true));
+            let mut field = field(&text(parameter, "name"), schema, required);
+            field.description = text(parameter, "description");
+            field
+        });
+        Operation {
+            id: text(operation, "operationId"),
+            method: method.to_uppercase(),
+            path: path.to_owned(),
+            summary: text(operation, "summary"),
+            description: text(operation, "description"),
+            needs: self.needs(operation),
+            parameters: parameters.collect(),
+            fields: body.map(fields).unwrap_or_default(),
+            curl: self.curl(method, path, operation, body),
+            responses: entries(operation, "responses")
+                .filter(|(_, response)| envelope(response).is_none())
+                .map(|(status, response)| self.response(status, response))
+                .collect(),
+            refusals: entries(operation, "responses")
+                .flat_map(|(status, response)| refusals(status, response))
+                .collect(),
+        }
+    }
+
+    /// The names of what may come with a request, and how it is described.
+    fn schemes<'b>(&'b self, operation: &'b Value) -> impl Iterator<Item = (&'b str, &'b Value)> {
+        let ways = list(operation, "security").iter().filter_map(Value::as_object);
+        ways.flat_map(Map::keys).filter_map(|name| {
+            let schemes = self.document.pointer("/components/securitySchemes")?;
+            Some((name.as_str(), schemes.get(name)?))
+        })
+    }
+
+    fn needs(&self, operation: &Value) -> String {
+        let told = |(_, scheme): (&str, &Value)| {
+            let description = text(scheme, "description");
+            match is_cookie(scheme) {
+                true => format!("the cookie {}. {description}", text(scheme, "name")),
+                false => format!("Authorization: Bearer TOKEN. {description}"),
+            }
+        };
+        let ways: Vec<String> = self.schemes(operation).map(told).collect();
+        // A way that asks for nothing is an empty object.
+        let optional = list(operation, "security").iter().any(|way| *way == json!({}));
+        match ways.is_empty() {
+            true => String::new(),
+            false if optional => format!("May bring {}", ways.join(" Or: ")),
+            false => format!("Needs {}", ways.join(" Or: ")),
+        }
+    }
+
+    fn curl(&self, method: &str, path: &str, operation: &Value, body: Option<&Value>) -> String {
+        let path =
+            path.replace("{product}", self.product).replace("{server_id}", "0123456789abcdef");
+        let mut line = match method {
+            "get" => format!("curl {}{path}", self.origin),
+            _ => format!("curl -X POST {}{path}", self.origin),
+        };
+        if self.schemes(operation).any(|(name, _)| name == "master_token") {
+            line.push_str(" \\\n  -H 'Authorization: Bearer MASTER_TOKEN'");
+        }
+        if self.schemes(operation).any(|(_, scheme)| is_cookie(scheme)) {
+            let page = format!("{}/{}", self.origin, self.product);
+            line = format!("curl -c cookies.txt -o page.html {page}\n{line} \\\n  -b cookies.txt");
+        }
+        if let Some(body) = body {
+            let example = pretty(&of_request(self.document, body));
+            line.push_str(&format!(" \\\n  -d '{example}'"));
+        }
+        line
+    }
+
+    fn response(&self, status: &str, response: &Value) -> Response {
+        let content = content(response);
+        let schema = content.get("schema").unwrap_or(&Value::Null);
+        let given = content.get("example").cloned();
+        Response {
+            status: status.to_owned(),
+            description: text(response, "description"),
+            example: pretty(&given.unwrap_or_else(|| of_response(self.document, schema))),
+        }
+    }
+}
+
+fn is_cookie(scheme: &Value) -> bool {
+    scheme.get("in").and_then(Value::as_str) == Some("cookie")
+}
+
+/// What a response holds; there is one kind only.
+fn content(response: &Value) -> &Value {
+    let content = response.get("content").and_then(Value::as_object);
+    content.and_then(|content| content.values().next()).unwrap_or(&Value::Null)
+}
+
+/// The envelope of a failure; nothing where a response looks otherwise.
+fn envelope(response: &Value) -> Option<&str> {
+    let schema = content(response).get("schema")?;
+    let reference = schema.pointer("/allOf/0/$ref").or_else(|| schema.get("$ref"))?.as_str()?;
+    let name = reference.rsplit('/').next()?;
+    matches!(name, "V2Failure" | "LegacyFailure").then_some(name)
+}
+
+fn refusals(status: &str, response: &Value) -> Vec<Refusal> {
+    match envelope(response) {
+        Some("V2Failure") => entries(content(response), "examples")
+            .map(|(code, example)| Refusal {
+                status: status.to_owned(),
+                code: Some(code.clone()),
+                words: example.pointer("/value/error/message").map(pretty).unwrap_or_default(),
+            })
+            .collect(),
+        Some(_) => vec![Refusal {
+            status: status.to_owned(),
+            code: None,
+            words: text(response, "description"),
+        }],
+        None => Vec::new(),
+    }
+}
+
+/// JSON as people read it; a text as it is.
+fn pretty(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => serde_json::to_string_pretty(other).unwrap_or_default(),
+    }
+}
+
+fn fields(schema: &Value) -> Vec<Field> {
+    let required = list(schema, "required");
+    entries(schema, "properties")
+        .map(|(name, schema)| field(name, schema, required.iter().any(|entry| entry == name)))
+        .collect()
+}
+
+fn field(name: &str, schema: &Value, required: bool) -> Field {
+    let description = text(schema, "description");
+    Field {
+        name: name.to_owned(),
+        kind: text(schema, "type"),
+        required,
+        limits: limits(schema),
+        description,
+    }
+}
+
+/// What a value must keep to, in words.
+fn limits(schema: &Value) -> String {
+    let number = |key: &str| schema.get(key).and_then(Value::as_u64);
+    let mut limits = Vec::new();
+    if let Some(max) = number("maxLength") {
+        limits.push(format!("at most {max} characters"));
+    }
+    if let (Some(min), Some(max)) = (number("minimum"), number("maximum")) {
+        limits.push(format!("{min} to {max}"));
+    }
+    let allowed: Vec<&str> = list(schema, "enum").iter().filter_map(Value::as_str).collect();
+    if !allowed.is_empty() {
+        limits.push(format!("one of: {}", allowed.join(", ")));
+    }
+    if schema.get("pattern").is_some() {
+        limits.extend(
+            list(schema, "examples")
+                .iter()
+                .filter_map(Value::as_str)
+                .map(|example| format!("of the form {example}")),
+        );
+    }
+    limits.join("; ")
+}

@@ -1,0 +1,192 @@
+//! What requests hold, as the reference tells it. The handlers read far more leniently: every
+//! string may have blanks around it, an integer is taken for its digits, unknown fields are passed
+//! over.
+
+use super::field_limits::{ACTIVATION_ID, FIELD, FINGERPRINT, MACHINE_ID, REF, TOKEN, VERSION};
+use iptunnel_domain::address::HostName;
+use iptunnel_domain::server::Server;
+use utoipa::ToSchema;
+use utoipa::openapi::{ObjectBuilder, Type};
+
+fn text(max: usize, example: &str, description: &str) -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .min_length(Some(1))
+        .max_length(Some(max))
+        .examples([example])
+        .description(Some(description))
+}
+
+fn cut(max: usize, example: &str, what: &str) -> ObjectBuilder {
+    let description = format!("{what} Cut after {max} characters.");
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .examples([example])
+        .description(Some(description))
+}
+
+fn install_code() -> ObjectBuilder {
+    let description = "The code from the product's page, in any case. license_key is read in its \
+                       place where it is absent.";
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some("^[A-Za-z]{3}-[A-Za-z]{2}(-[A-HJ-NP-Za-hj-np-z2-9]{6}){3}$"))
+        .examples(["IPT-SD-XXXXXX-XXXXXX-XXXXXX"])
+        .description(Some(description))
+}
+
+fn machine_id() -> ObjectBuilder {
+    let description = "What tells this machine from others, such as the content of \
+                       /etc/machine-id. Opaque to the server.";
+    text(MACHINE_ID, "3f2b8c9d0a1e4f56b7c8d9e0f1a2b3c4", description)
+}
+
+fn ssh_fingerprint() -> ObjectBuilder {
+    let description = "The fingerprint of the machine's SSH host key. Opaque to the server.";
+    text(FINGERPRINT, "SHA256:Qm9ndXNGaW5nZXJwcmludE9mQUtleQ", description)
+}
+
+fn product() -> ObjectBuilder {
+    let description = "The product's name, in any case; it must be the one in the path.";
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .examples(["slowdns"])
+        .description(Some(description))
+}
+
+fn installer_version() -> ObjectBuilder {
+    cut(VERSION, "2026.03.31", "The version of the installer.")
+}
+
+fn requested_ref() -> ObjectBuilder {
+    cut(REF, "main", "What is going to be installed; main where absent.")
+}
+
+fn precheck_token() -> ObjectBuilder {
+    text(TOKEN, "eyJhbGciOiJIUzI1NiJ9...", "The token from the answer to the precheck.")
+}
+
+fn hostname() -> ObjectBuilder {
+    let description = "The server's full host name: two or more labels of letters, digits and \
+                       inner hyphens, the last one not all digits.";
+    text(HostName::MAX_BYTES, "ns1.example.com", description)
+}
+
+fn public_ip() -> ObjectBuilder {
+    let description = "The server's IPv4 or IPv6 address, globally reachable.";
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .examples(["1.2.3.4"])
+        .description(Some(description))
+}
+
+fn activation_id() -> ObjectBuilder {
+    let description = "The id from the answer to the activate.";
+    text(ACTIVATION_ID, "act_a1b2c3d4e5f6a7b8", description)
+}
+
+fn install_token() -> ObjectBuilder {
+    text(TOKEN, "eyJhbGciOiJIUzI1NiJ9...", "The token from the answer to the activate.")
+}
+
+fn optional_install_token() -> ObjectBuilder {
+    let description = "The token from the answer to the activate, where at hand: it must be of \
+                       this activation, but may have expired.";
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .max_length(Some(TOKEN))
+        .examples(["eyJhbGciOiJIUzI1NiJ9..."])
+        .description(Some(description))
+}
+
+fn master_token() -> ObjectBuilder {
+    text(FIELD, "MASTER_TOKEN", "The master token.")
+}
+
+fn server_hostname() -> ObjectBuilder {
+    cut(Server::HOSTNAME_BYTES, "ns1.example.com", "The server's host name.")
+}
+
+fn server_id() -> ObjectBuilder {
+    text(FIELD, "0123456789abcdef", "The id from the answer to the registration.")
+}
+
+/// What a precheck sends.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+pub struct PrecheckRequest {
+    #[schema(schema_with = install_code)]
+    install_code: String,
+    #[schema(schema_with = machine_id)]
+    machine_id: String,
+    #[schema(schema_with = ssh_fingerprint)]
+    ssh_fingerprint: String,
+    #[schema(schema_with = product, required = false)]
+    product: Option<String>,
+    #[schema(schema_with = installer_version, required = false)]
+    installer_version: Option<String>,
+}
+
+/// What an activate sends.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+pub struct ActivateRequest {
+    #[schema(schema_with = install_code)]
+    install_code: String,
+    #[schema(schema_with = precheck_token)]
+    precheck_token: String,
+    #[schema(schema_with = hostname)]
+    hostname: String,
+    #[schema(schema_with = public_ip)]
+    public_ip: String,
+    #[schema(schema_with = machine_id)]
+    machine_id: String,
+    #[schema(schema_with = ssh_fingerprint)]
+    ssh_fingerprint: String,
+    #[schema(schema_with = requested_ref, required = false)]
+    requested_ref: Option<String>,
+    #[schema(schema_with = product, required = false)]
+    product: Option<String>,
+    #[schema(schema_with = installer_version, required = false)]
+    installer_version: Option<String>,
+}
+
+/// What a confirm sends.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+pub struct ConfirmRequest {
+    #[schema(schema_with = activation_id)]
+    activation_id: String,
+    #[schema(schema_with = install_token)]
+    install_token: String,
+}
+
+/// What a release sends.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+pub struct ReleaseRequest {
+    #[schema(schema_with = activation_id)]
+    activation_id: String,
+    #[schema(schema_with = optional_install_token, required = false)]
+    install_token: Option<String>,
+}
+
+/// What a server is registered with.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+pub struct RegisterRequest {
+    #[schema(schema_with = master_token)]
+    token: String,
+    #[schema(schema_with = public_ip)]
+    ip: String,
+    #[schema(schema_with = server_hostname, required = false)]
+    hostname: Option<String>,
+}
+
+/// The server that is meant.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+pub struct ServerRequest {
+    #[schema(schema_with = server_id)]
+    server_id: String,
+}

@@ -1,0 +1,430 @@
+//! Registered servers: the legacy routes and their v2 counterparts.
+
+pub mod listing;
+
+use crate::http::body::{Body, Field, fields, object};
+use crate::http::caller::{authorization, network_of};
+use crate::http::errors::ApiError;
+use crate::http::respond::{
+    LegacyFailure, Success, failure, failure_for, json, legacy_failure, success,
+};
+use crate::public::field_limits::FIELD;
+use crate::public::requests::{RegisterRequest, ServerRequest};
+use crate::state::State;
+use crate::state::servers::set_revoked;
+use actix_web::http::StatusCode;
+use actix_web::web::{Data, Payload};
+use actix_web::{HttpRequest, HttpResponse};
+use iptunnel_actors::server_registry::{CheckIn, CheckedIn, Register};
+use iptunnel_domain::address::parse_public_ip;
+use iptunnel_domain::lookup::Purpose;
+use iptunnel_domain::server::{Bearer, Server, ServerId};
+use iptunnel_domain::{Refusal, Timestamp};
+use listing::ListedServer;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::net::IpAddr;
+use utoipa::ToSchema;
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ServerBody<'a> {
+    #[serde(borrow)]
+    token: Field<'a>,
+    #[serde(borrow)]
+    ip: Field<'a>,
+    #[serde(borrow)]
+    hostname: Field<'a>,
+    #[serde(borrow)]
+    server_id: Field<'a>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::public) struct Registered {
+    #[schema(pattern = "^authorized$", examples("authorized"))]
+    status: &'static str,
+    #[serde(flatten)]
+    server: ListedServer,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::public) struct ServerStatus<'a> {
+    #[schema(pattern = "^revoked$", examples("revoked"))]
+    status: &'a str,
+    #[schema(pattern = "^[0-9a-f]{16}$", examples("0123456789abcdef"))]
+    server_id: String,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::public) struct ServerAction<'a> {
+    #[schema(pattern = "^[0-9a-f]{16}$", examples("0123456789abcdef"))]
+    server_id: String,
+    #[schema(pattern = "^(revoked|active)$", examples("revoked"))]
+    status: &'a str,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::public) struct AliveStatus {
+    #[schema(pattern = "^ok$", examples("ok"))]
+    status: &'static str,
+    #[schema(pattern = "^[0-9a-f]{16}$", examples("0123456789abcdef"))]
+    server_id: String,
+    /// When to check in next.
+    #[schema(examples(86400))]
+    next_checkin_seconds: u64,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::public) struct RevokedRegistration {
+    #[schema(examples("The token is not valid."))]
+    error: &'static str,
+    /// Where the server is revoked.
+    #[schema(required = false, pattern = "^[0-9a-f]{16}$", examples("0123456789abcdef"))]
+    server_id: String,
+}
+
+/// What a check-in is told with status 200: that all is well; or, where the operator has chosen
+/// so, that the server is revoked.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code)]
+pub(in crate::public) enum CheckInAnswer<'a> {
+    Alive(AliveStatus),
+    Revoked(ServerStatus<'a>),
+}
+
+fn bad_request(message: impl Into<String>) -> HttpResponse {
+    legacy_failure(ApiError::bad_request(message))
+}
+
+/// The body of a legacy request, or the 400 (or 413) it deserves.
+fn legacy_body(bytes: &Body) -> Result<ServerBody<'_>, HttpResponse> {
+    fields(bytes).map_err(legacy_failure)
+}
+
+/// The server that a legacy request names.
+fn server_id(bytes: &Body) -> Result<String, HttpResponse> {
+    let id = legacy_body(bytes)?.server_id.check("server_id", FIELD);
+    id.map(Cow::into_owned).map_err(bad_request)
+}
+
+/// `POST /register`
+#[utoipa::path(
+    post,
+    path = "/register",
+    operation_id = "register",
+    tag = "Main stack",
+    summary = "Register a server",
+    description = "Registers the server with this address, or finds it again: the same address always gets \
+        the same id, and the new host name.",
+    request_body = RegisterRequest,
+    responses((
+            status = 200,
+            description = "The server is registered.",
+            body = Registered,
+        ),(
+            status = 400,
+            description = "The body is missing, not a JSON object, or a field is missing or not valid. The error says which.",
+            body = LegacyFailure,
+        ),(
+            status = 403,
+            description = "The token is not valid; or the server is revoked: then with its id.",
+            body = RevokedRegistration,
+        )),
+)]
+pub async fn register(state: Data<State>, request: HttpRequest, payload: Payload) -> HttpResponse {
+    let now = state.clock.now();
+    let from = network_of(&request, &state.proxies);
+    let bytes = match state.read(payload).await {
+        Ok(bytes) => bytes,
+        Err(error) => return legacy_failure(error),
+    };
+    let command = match read_registration(&state, &bytes, from, now) {
+        Ok(command) => command,
+        Err(response) => return response,
+    };
+    let answer = state.wait(state.handles.register(command)).await;
+    match answer.outcome {
+        Ok(Ok(server)) => {
+            let server = ListedServer::of(server);
+            json(StatusCode::OK, &Registered { status: "authorized", server })
+        }
+        Ok(Err(Refusal::ServerRevoked(id))) => json(
+            StatusCode::FORBIDDEN,
+            &RevokedRegistration { error: "server is revoked", server_id: id.to_string() },
+        ),
+        Ok(Err(refusal)) => legacy_failure(refusal),
+        Err(error) => legacy_failure(error),
+    }
+}
+
+fn read_registration(
+    state: &State,
+    bytes: &Body,
+    from: IpAddr,
+    now: Timestamp,
+) -> Result<Register, HttpResponse> {
+    let body = legacy_body(bytes)?;
+    let token = body.token.check("token", FIELD).map_err(bad_request)?;
+    let address = body.ip.check("ip", FIELD).map_err(bad_request)?;
+    let hostname = match body.hostname.optional("hostname", Server::HOSTNAME_BYTES) {
+        Ok(hostname) => hostname,
+        Err(_) => return Err(bad_request("hostname must be a string.")),
+    };
+    let hash = state.live.lookup.hash(Purpose::Token, token.as_bytes());
+    if !hash.ct_eq(&state.live.master.load()) {
+        return Err(legacy_failure(ApiError::forbidden("The token is not valid.")));
+    }
+    let allow_private = state.live.config.load().server.allow_private_ips;
+    let ip = parse_public_ip(&address, allow_private).ok_or_else(|| {
+        bad_request("ip must be an IPv4 or IPv6 address that the Internet can reach.")
+    })?;
+    let id = ServerId::of(ip, &state.live.lookup);
+    Ok(Register { id, ip, hostname: hostname.into_owned(), token: hash, from, now })
+}
+
+/// `POST /checkin`
+#[utoipa::path(
+    post,
+    path = "/checkin",
+    operation_id = "checkin",
+    tag = "Main stack",
+    summary = "Check in",
+    description = "Says that the server is alive. An Authorization is not needed; where one is sent it must \
+        be the token that registered the server or the master token.",
+    request_body = ServerRequest,
+    responses((
+            status = 200,
+            description = "The server is alive, or, where the operator has chosen so, revoked.",
+            body = CheckInAnswer,
+        ),(
+            status = 400,
+            description = "The body is missing, not a JSON object, or a field is missing or not valid. The error says which.",
+            body = LegacyFailure,
+        ),(
+            status = 401,
+            description = "The token is not valid.",
+            body = LegacyFailure,
+        ),(
+            status = 403,
+            description = "The server is revoked.",
+            body = ServerStatus,
+        ),(
+            status = 404,
+            description = "There is no such server.",
+            body = LegacyFailure,
+        )),
+)]
+pub async fn legacy_check_in(
+    state: Data<State>,
+    request: HttpRequest,
+    payload: Payload,
+) -> HttpResponse {
+    let bytes = match state.read(payload).await {
+        Ok(bytes) => bytes,
+        Err(error) => return legacy_failure(error),
+    };
+    let id = match server_id(&bytes) {
+        Ok(id) => id,
+        Err(response) => return response,
+    };
+    let outcome = match check_in(&state, &request, &id).await {
+        Ok(outcome) => outcome,
+        Err(error) => return legacy_failure(error),
+    };
+    let servers = &state.live.config.load().servers;
+    match outcome {
+        CheckedIn::Active => {
+            let next_checkin_seconds = servers.next_checkin_seconds;
+            let alive =
+                AliveStatus { status: "ok", server_id: id.to_lowercase(), next_checkin_seconds };
+            json(StatusCode::OK, &alive)
+        }
+        CheckedIn::Revoked => {
+            let status = ServerStatus { status: "revoked", server_id: id.to_lowercase() };
+            json(revoked_status(servers.revoked_checkin_status), &status)
+        }
+    }
+}
+
+fn revoked_status(configured: u16) -> StatusCode {
+    StatusCode::from_u16(configured).unwrap_or(StatusCode::FORBIDDEN)
+}
+
+async fn check_in(state: &State, request: &HttpRequest, id: &str) -> Result<CheckedIn, ApiError> {
+    let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
+    let command =
+        CheckIn { id, bearer: state.live.bearer(authorization(request)), now: state.clock.now() };
+    let answer = state.wait(state.handles.check_in(command)).await;
+    Ok(answer.outcome??)
+}
+
+/// Where the v2 routes of servers are.
+pub const SERVERS: &str = "/api/v2/servers";
+/// The verb of a check-in.
+pub const CHECK_IN: &str = "check-in";
+
+/// The id and the verb in `/api/v2/servers/{server_id}/{verb}`.
+///
+/// Taken apart here and not by the router, whose patterns are regular expressions: a third of the
+/// time of a check-in would go there.
+fn id_and_verb(path: &str) -> Option<(&str, &str)> {
+    let (id, verb) = path.strip_prefix(SERVERS)?.strip_prefix('/')?.split_once('/')?;
+    (!verb.contains('/')).then_some((id, verb))
+}
+
+/// `POST /api/v2/servers/{server_id}/check-in`. The body does not matter, as long as it is one.
+#[utoipa::path(
+    post,
+    path = "/api/v2/servers/{server_id}/check-in",
+    operation_id = "server_check_in",
+    tag = "Servers",
+    summary = "Check a server in",
+    description = "Says that the server is alive. A body is not needed; where one is sent it is a JSON \
+        object. An Authorization, where sent, must be the token that registered the server or the \
+        master token.",
+    params(("server_id" = String, Path, description = "The id from the registration.", example = "0123456789abcdef")),
+    responses((
+        status = 200,
+        description = "The server is alive, or, where the operator has chosen so, revoked.",
+        body = Success<CheckInAnswer>,
+    )),
+)]
+pub async fn v2_check_in(
+    state: Data<State>,
+    request: HttpRequest,
+    payload: Payload,
+) -> HttpResponse {
+    let Some((id, CHECK_IN)) = id_and_verb(request.path()) else {
+        return failure_for(&request, ApiError::not_found());
+    };
+    match state.read(payload).await {
+        Ok(Ok(bytes)) if bytes.trim_ascii().is_empty() => {}
+        Ok(Ok(bytes)) => {
+            if let Err(refusal) = object::<ServerBody<'_>>(&bytes) {
+                return failure(refusal);
+            }
+        }
+        Ok(Err(refusal)) => return failure(refusal),
+        Err(error) => return failure(error),
+    }
+    let outcome = match check_in(&state, &request, id).await {
+        Ok(outcome) => outcome,
+        Err(error) => return failure(error),
+    };
+    let servers = &state.live.config.load().servers;
+    let server_id = id.to_lowercase();
+    match outcome {
+        CheckedIn::Active => {
+            let next_checkin_seconds = servers.next_checkin_seconds;
+            let alive = AliveStatus { status: "ok", server_id, next_checkin_seconds };
+            success(StatusCode::OK, alive, "Check-in accepted")
+        }
+        CheckedIn::Revoked if servers.revoked_checkin_status == 200 => success(
+            StatusCode::OK,
+            ServerStatus { status: "revoked", server_id },
+            "Server is revoked",
+        ),
+        CheckedIn::Revoked => {
+            let status = revoked_status(servers.revoked_checkin_status);
+            failure(ApiError::revoked(status))
+        }
+    }
+}
+
+/// `POST /revoke`
+#[utoipa::path(
+    post,
+    path = "/revoke",
+    operation_id = "revoke",
+    tag = "Main stack",
+    summary = "Revoke a server",
+    description = "Revokes a server's registration, again and again with the same answer.",
+    request_body = ServerRequest,
+    responses((
+            status = 200,
+            description = "The server is revoked.",
+            body = ServerStatus,
+        ),(
+            status = 400,
+            description = "The body is missing, not a JSON object, or a field is missing or not valid. The error says which.",
+            body = LegacyFailure,
+        ),(
+            status = 403,
+            description = "The master token is missing or wrong.",
+            body = LegacyFailure,
+        ),(
+            status = 404,
+            description = "There is no such server.",
+            body = LegacyFailure,
+        )),
+)]
+pub async fn legacy_revoke(
+    state: Data<State>,
+    request: HttpRequest,
+    payload: Payload,
+) -> HttpResponse {
+    if state.live.bearer(authorization(&request)) != Bearer::Master {
+        return legacy_failure(ApiError::forbidden("The master token is required."));
+    }
+    let bytes = match state.read(payload).await {
+        Ok(bytes) => bytes,
+        Err(error) => return legacy_failure(error),
+    };
+    let id = match server_id(&bytes) {
+        Ok(id) => id,
+        Err(response) => return response,
+    };
+    match set_revoked(&state, &id, true, network_of(&request, &state.proxies)).await {
+        Ok(id) => {
+            json(StatusCode::OK, &ServerStatus { status: "revoked", server_id: id.to_string() })
+        }
+        Err(error) => legacy_failure(error),
+    }
+}
+
+/// For the reference: the first of the two verbs of [`v2_action`].
+#[utoipa::path(
+    post,
+    path = "/api/v2/servers/{server_id}/revoke",
+    operation_id = "server_revoke",
+    tag = "Servers",
+    summary = "Revoke a server",
+    description = "Revokes a server's registration, again and again with the same answer.",
+    params(("server_id" = String, Path, description = "The id from the registration.", example = "0123456789abcdef")),
+    responses((status = 200, description = "The server is revoked.", body = Success<ServerAction>)),
+)]
+#[allow(dead_code)]
+pub fn server_revoke() {}
+
+/// For the reference: the second.
+#[utoipa::path(
+    post,
+    path = "/api/v2/servers/{server_id}/restore",
+    operation_id = "server_restore",
+    tag = "Servers",
+    summary = "Restore a server",
+    description = "Takes a revocation back: the only way to do so.",
+    params(("server_id" = String, Path, description = "The id from the registration.", example = "0123456789abcdef")),
+    responses((status = 200, description = "The server is active.", body = Success<ServerAction>)),
+)]
+#[allow(dead_code)]
+pub fn server_restore() {}
+
+/// `POST /api/v2/servers/{server_id}/revoke` and `/restore`, and 404 for every other verb.
+pub async fn v2_action(state: Data<State>, request: HttpRequest) -> HttpResponse {
+    let (id, revoked, status, message) = match id_and_verb(request.path()) {
+        Some((id, "revoke")) => (id, true, "revoked", "Server revoked"),
+        Some((id, "restore")) => (id, false, "active", "Server restored"),
+        _ => return failure_for(&request, ApiError::not_found()),
+    };
+    if state.live.bearer(authorization(&request)) != Bearer::Master {
+        return failure(Refusal::Unauthorized);
+    }
+    match set_revoked(&state, id, revoked, network_of(&request, &state.proxies)).await {
+        Ok(id) => {
+            success(StatusCode::OK, ServerAction { server_id: id.to_string(), status }, message)
+        }
+        Err(error) => failure(error),
+    }
+}

@@ -1,0 +1,86 @@
+//! The session of a browser that has opened a product's page: a signed cookie.
+
+use crate::http::cross_site::is_cross_site;
+use crate::os::random_bytes;
+use crate::state::State;
+use crate::tokens::SessionPass;
+use actix_web::HttpRequest;
+use actix_web::cookie::{Cookie, SameSite};
+use iptunnel_domain::lookup::{KeyedHash, Purpose};
+use iptunnel_domain::time::Lifespan;
+use iptunnel_domain::{Refusal, Timestamp};
+
+/// A genuine cookie that expired no longer ago than this keeps its session id when renewed.
+pub const RENEWABLE_SECONDS: u64 = 86_400;
+
+fn user_agent_hash(state: &State, request: &HttpRequest) -> KeyedHash {
+    let agent = request.headers().get("user-agent").map_or(&[][..], |agent| agent.as_bytes());
+    state.live.lookup.hash(Purpose::Browser, agent)
+}
+
+fn cookie_name(product: &str) -> String {
+    format!("{product}_browser")
+}
+
+/// The session that the browser's cookie carries, genuine and of this browser; it may be over.
+///
+/// # Errors
+/// Where there is none, or it is not.
+pub fn session(
+    state: &State,
+    request: &HttpRequest,
+    product: &str,
+) -> Result<SessionPass, Refusal> {
+    let cookie = request.cookie(&cookie_name(product)).ok_or(Refusal::SessionRequired)?;
+    let pass =
+        state.live.tokens.load().verify_session(cookie.value()).ok_or(Refusal::SessionInvalid)?;
+    let same_browser = pass.user_agent.ct_eq(&user_agent_hash(state, request));
+    if same_browser { Ok(pass) } else { Err(Refusal::SessionInvalid) }
+}
+
+/// The session cookie of whoever opens the page: a genuine one is prolonged, else there is a new one.
+pub fn session_cookie<'c>(
+    state: &State,
+    request: &HttpRequest,
+    product: &str,
+    now: Timestamp,
+) -> Option<Cookie<'c>> {
+    let kept = session(state, request, product)
+        .ok()
+        .filter(|pass| pass.is_renewable(now, RENEWABLE_SECONDS))
+        .map(|pass| pass.id);
+    let id = kept.or_else(new_session_id)?;
+    let config = state.live.config.load();
+    let life = Lifespan { from: now, until: now.plus(config.session_ttl_seconds) };
+    let pass = SessionPass { id, user_agent: user_agent_hash(state, request), life };
+    let value = state.live.tokens.load().sign_session(&pass)?;
+    let cookie = Cookie::build(cookie_name(product), value)
+        .path("/")
+        .http_only(true)
+        .same_site(SameSite::Strict)
+        .secure(config.server.public_url.is_https())
+        .finish();
+    Some(cookie)
+}
+
+fn new_session_id() -> Option<String> {
+    random_bytes::<16>().ok().map(|bytes| format!("{:032x}", u128::from_be_bytes(bytes)))
+}
+
+/// The session that asks, if it may.
+///
+/// # Errors
+/// Where it may not.
+pub fn may_issue(
+    state: &State,
+    request: &HttpRequest,
+    product: &str,
+    now: Timestamp,
+) -> Result<SessionPass, Refusal> {
+    let public_origin = state.live.config.load().server.public_url.origin().to_owned();
+    if is_cross_site(request.headers(), Some(&public_origin)) {
+        return Err(Refusal::SessionInvalid);
+    }
+    let pass = session(state, request, product)?;
+    if pass.life.is_over(now) { Err(Refusal::SessionRequired) } else { Ok(pass) }
+}

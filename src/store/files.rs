@@ -1,0 +1,35 @@
+//! Where a store is, and how it is opened.
+
+use crate::config::{Backend, Config};
+use iptunnel_storage::{
+    Disks, FileDisk, JournaledStore, OpenDisk, OpenError, PostgresStore, Store,
+};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The store's files: the one at `path`, and its journal beside it.
+pub fn files(path: &Path) -> Disks {
+    Disks { rows: file_disk(path.to_owned()), journal: file_disk(beside(path, ".journal")) }
+}
+
+/// The file beside the one at `path`, whose name goes on with `ending`.
+pub fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+fn file_disk(path: PathBuf) -> OpenDisk {
+    Box::new(move || Ok(Box::new(FileDisk::open(&path)?)))
+}
+
+/// Opens the store that is configured. Where it is cannot be changed from within it.
+///
+/// # Errors
+/// Where that fails.
+pub fn open(config: &Config, disks: Disks) -> Result<Arc<dyn Store>, OpenError> {
+    Ok(match config.storage.backend {
+        Backend::Redb => Arc::new(JournaledStore::open(disks)?),
+        Backend::Postgres => Arc::new(PostgresStore::open(&config.storage.url)?),
+    })
+}
