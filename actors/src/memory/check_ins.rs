@@ -6,7 +6,7 @@
 
 use crate::handles::Handles;
 use crate::persistence::Committed;
-use crate::reader::Reader;
+use crate::runtime::reader::Reader;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::server::ServerId;
 use iptunnel_storage::{Change, CheckIn, Sighting, Store, Write};

@@ -310,11 +310,7 @@ fn is_closed() -> CommitError {
 
 /// Lets the engine, which has all up to record `had`, take over what it lacks; the last record it has
 /// then.
-fn recover(
-    engine: &RedbStore,
-    had: u64,
-    records: Vec<journal::Record>,
-) -> Result<u64, String> {
+fn recover(engine: &RedbStore, had: u64, records: Vec<journal::Record>) -> Result<u64, String> {
     let mut last = had;
     let mut changes = Vec::new();
     for (number, payload) in records {
