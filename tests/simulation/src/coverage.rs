@@ -76,6 +76,8 @@ pub enum State {
     Lapsed,
     /// A request met a server without a permit left.
     NoPermit,
+    /// A coincidence was brought about that chance alone rarely makes.
+    Plotted,
     /// One order was found that explains all answers.
     OrderFound,
     /// The search for such an order took too long.
@@ -84,7 +86,7 @@ pub enum State {
 
 impl State {
     /// All of them.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::Granted,
         Self::Repeated,
         Self::Replaced,
@@ -120,6 +122,7 @@ impl State {
         Self::Expired,
         Self::Lapsed,
         Self::NoPermit,
+        Self::Plotted,
         Self::OrderFound,
     ];
 }

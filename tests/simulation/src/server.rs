@@ -33,6 +33,8 @@ pub struct Site {
     pub mark: Option<Mark>,
     /// Until when by virtual milliseconds it stands still.
     pub paused_until: u64,
+    /// Until which step nobody starts it.
+    pub away_until: u64,
     /// For how many steps nothing of its goes to the store.
     pub slow_for: u64,
 }
@@ -123,11 +125,12 @@ impl Running {
         self.stepped.step(step).then_some(step)
     }
 
-    /// Does all there is to do.
-    pub fn settle(&mut self, ready: &mut Vec<Step>) -> usize {
+    /// Does all there is to do. Where it does not commit, nothing of its goes to the store.
+    pub fn settle(&mut self, ready: &mut Vec<Step>, commits: bool) -> usize {
         let mut done = 0;
         loop {
             self.stepped.ready(ready);
+            ready.retain(|step| commits || !matches!(step, Step::Gather | Step::Write));
             let mut any = false;
             for step in ready.iter().filter(|step| **step != Step::Probe) {
                 any |= self.stepped.step(*step);

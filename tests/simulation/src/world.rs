@@ -1,6 +1,8 @@
 //! A world: servers, what they keep their records in, callers, and trouble, all moved by one seeded
 //! scheduler in virtual time.
 
+mod plots;
+
 use crate::book::{Asked, Book, Heard};
 use crate::chance::Chance;
 use crate::client::{Call, Details, Known, Machine, activates_of, send};
@@ -232,8 +234,9 @@ impl World {
         {
             self.lost_at = None;
             let database = database.clone();
-            self.fail_over(&database);
+            self.fail_over(&database, None);
         }
+        self.perhaps_plot();
         match self.chance.below(100) {
             0..=76 => self.step_a_server(),
             77..=90 => self.call(),
@@ -494,7 +497,7 @@ impl World {
             }
             (9, Beneath::Database(database)) => {
                 let database = database.clone();
-                self.fail_over(&database);
+                self.fail_over(&database, None);
             }
             (10 | 11, Beneath::Database(database)) => {
                 database.catch_up();
@@ -522,7 +525,8 @@ impl World {
             _ => {}
         }
         for server in 0..self.sites.len() {
-            let down = self.sites.get(server).is_some_and(|site| site.running.is_none());
+            let down = |site: &Site| site.running.is_none() && site.away_until <= self.step;
+            let down = self.sites.get(server).is_some_and(down);
             if down && self.chance.one_in(2) {
                 self.start(server);
             }
@@ -544,11 +548,13 @@ impl World {
     }
 
     /// The standby is promoted. Where it lacks a tail, servers notice: those that run have written down
-    /// lately what others had committed, and one of them looks before any other starts.
-    fn fail_over(&mut self, database: &Database) {
+    /// lately what others had committed, and one of them looks before any other starts. Where a server
+    /// is to be lost with the primary, and another to look first, these are `chosen`.
+    fn fail_over(&mut self, database: &Database, chosen: Option<(usize, usize)>) {
         if self.kind == Kind::Asynchronous {
             let running = self.running();
-            let Some(first) = self.chance.pick(&running).copied() else { return };
+            let any = self.chance.pick(&running).copied();
+            let Some(first) = chosen.map(|(_, first)| first).or(any) else { return };
             for site in &mut self.sites {
                 if let Some(running) = &site.running {
                     site.mark = running.store.mark();
@@ -558,9 +564,13 @@ impl World {
             self.book.epoch(self.step);
             self.tell(|| "the standby is promoted, and lacks a tail".into());
             // Who wrote the tail may be lost with the primary.
-            let other = self.chance.below(self.sites.len());
-            if other != first && self.chance.one_in(2) {
+            let any = self.chance.below(self.sites.len());
+            let other = chosen.map_or(any, |(lost, _)| lost);
+            if other != first && (chosen.is_some() || self.chance.one_in(2)) {
                 self.kill(other, End::Killed);
+                if let Some(site) = self.sites.get_mut(other) {
+                    site.away_until = self.step + self.chance.between(0, 100);
+                }
             }
             self.follow_on(first);
             return;
@@ -670,10 +680,7 @@ impl World {
         if of_machine.done || of_machine.busy && !self.chance.one_in(impatience) {
             return;
         }
-        let now = self.clock();
-        // The edge refuses a token that has run out or is dated in the future.
-        let good = |at: &Timestamp| now < at.plus(life().precheck_token) && !at.is_ahead_of(now);
-        let prechecked = of_machine.prechecked_at.filter(good);
+        let prechecked = of_machine.prechecked_at.filter(|at| self.is_good(*at));
         let asked = match (of_machine.granted, prechecked) {
             (Some((id, _)), _) => match self.chance.below(20) {
                 0..=5 => Asked::Confirm { code, machine, id },
@@ -706,6 +713,13 @@ impl World {
             self.coverage.reach(State::ReplaceRacedRelease);
         }
         self.send(asked);
+    }
+
+    /// Whether a precheck of that time is still good for an activate: the edge refuses a token that has
+    /// run out or is dated in the future.
+    fn is_good(&self, prechecked_at: Timestamp) -> bool {
+        let now = self.clock();
+        now < prechecked_at.plus(life().precheck_token) && !prechecked_at.is_ahead_of(now)
     }
 
     fn send(&mut self, asked: Asked) {
@@ -925,12 +939,12 @@ impl World {
                 self.now += 1_100;
                 let now = self.clock();
                 if let Some(running) = self.sites.get_mut(server).and_then(|s| s.running.as_mut()) {
-                    running.settle(&mut self.ready);
+                    running.settle(&mut self.ready, true);
                     if running.stepped.is_refusing() {
                         running.stepped.step(Step::Probe);
                     }
                     running.handles().tick(now);
-                    running.settle(&mut self.ready);
+                    running.settle(&mut self.ready, true);
                 }
                 if let Beneath::Disk(disk) = &self.beneath
                     && let Some(store) = &disk.store
