@@ -9,10 +9,10 @@ use figment::providers::Serialized;
 use toml::{Table, Value};
 
 use super::key::{self, PRODUCTS};
+use super::model::{Backend, Config};
 use super::raw::Raw;
 use super::show::{flatten, one_line, shown};
 use super::unknown::{instead_of, is_section};
-use super::{Backend, Config};
 
 /// Where values come from. Of several that are given the last named here wins: defaults, file,
 /// environment, flags.

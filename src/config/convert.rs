@@ -7,8 +7,8 @@ use std::time::Duration;
 use iptunnel_domain::limit::Limits;
 use iptunnel_domain::time::Lifetimes;
 
+use super::model::{Config, Product, Server};
 use super::raw::{Letters, MAX_TRACKED, Network, Raw, RawCodes, RawServer, RawSession, raw_limits};
-use super::{Config, Product, Server};
 
 /// The most threads `workers` may ask for, and the most that many processors lead to.
 pub(super) const MAX_WORKERS: usize = 1024;

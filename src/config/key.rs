@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use iptunnel_domain::code::ProductLetters;
 use toml::Value;
 
-use super::PublicUrl;
 use super::convert::MAX_WORKERS;
 use super::raw::Network;
+use super::url::PublicUrl;
 
 /// One key of the file.
 pub(super) struct Key {

@@ -12,10 +12,11 @@ use iptunnel_domain::limit::{Limits, Policy};
 use iptunnel_domain::time::Lifetimes;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    ActorSize, Actors, Admin, Auth, Backend, Config, Log, LogFormat, LogLevel, Pages, PublicUrl,
-    Servers, Storage,
+use super::model::{
+    ActorSize, Actors, Admin, Auth, Backend, Config, Log, LogFormat, LogLevel, Pages, Servers,
+    Storage,
 };
+use super::url::PublicUrl;
 
 /// The whole file.
 #[derive(Serialize, Deserialize)]

@@ -1,8 +1,8 @@
 //! Every key as an operator sees it: its value, what it may be, and where it comes from.
 
-use super::Config;
 use super::check::Source;
 use super::key::{self, Kind};
+use super::model::Config;
 use super::show::{bare, entries};
 use serde::Serialize;
 use std::collections::BTreeMap;

@@ -3,8 +3,8 @@
 use toml::{Table, Value};
 
 use super::key::{self, Kind};
+use super::model::{ActorSize, Actors, Config, Log, Storage};
 use super::raw::Raw;
-use super::{ActorSize, Actors, Config, Log, Storage};
 
 /// A key whose value differs between two configurations.
 #[derive(Clone, Debug, PartialEq, Eq)]
