@@ -24,7 +24,7 @@ use actix_web::middleware::{DefaultHeaders, from_fn};
 use actix_web::rt::spawn;
 use actix_web::web::Data;
 use actix_web::{App, HttpServer};
-use iptunnel_actors::{Handles, Health, Observed, Parts, StartError};
+use iptunnel_actors::{Dependencies, Handles, Health, Metrics, StartError};
 use iptunnel_domain::audit::Action;
 use iptunnel_storage::{Disks, Store};
 use prometheus_client::metrics::gauge::Gauge;
@@ -264,12 +264,12 @@ fn start_actors(
     registry: &mut Registry,
     clock: &dyn Clock,
 ) -> Result<Arc<Handles>, RunError> {
-    Ok(iptunnel_actors::start(Parts {
+    Ok(iptunnel_actors::start(Dependencies {
         store,
         tuning: Arc::clone(&live.tuning),
         permits: permits(&live.config.load()),
         health: Arc::clone(health),
-        observed: Observed::new(registry),
+        observed: Metrics::new(registry),
         random: seeded_generator()?,
         lookup_key: live.lookup.clone(),
         now: clock.now(),

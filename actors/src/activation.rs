@@ -5,12 +5,13 @@ use crate::code_registry::{Activate, CodeRegistry, PrecheckCode, Replace, Restor
 use crate::handles::Handles;
 use crate::memory::attempts::{not_activated, prechecked, refused};
 use crate::memory::record_cache::{
-    self, Held, Keeper, Kept, Memory, UnderWay, Upkeep, begin_change, forward_change, run_ahead,
+    self, CacheOwner, CachedRecord, Eviction, Loaded, PendingChange, RecordCache, begin_change,
+    forward_change, run_ahead,
 };
 use crate::persistence::Committed;
 use crate::runtime::mailbox::{Actor, Mailbox, Receive};
-use crate::runtime::metrics::{ActorMetrics, Observed, Transitions};
-use crate::runtime::tuning::Tuning;
+use crate::runtime::metrics::{ActorMetrics, Metrics, Transitions};
+use crate::runtime::tuning::ActorSettings;
 use crate::runtime::work::{Command, Shutdown, Work};
 use arc_swap::ArcSwap;
 use iptunnel_domain::activation::{
@@ -38,7 +39,7 @@ pub(crate) struct Open {
     /// The code as consumed.
     pub(crate) code: Code,
     /// What changes of the code.
-    pub(crate) of_code: UnderWay<CodeRegistry>,
+    pub(crate) of_code: PendingChange<CodeRegistry>,
     /// The activation of the same machine that makes room.
     pub(crate) replaces: Option<Closing>,
     pub(crate) activate: Activate,
@@ -49,7 +50,7 @@ pub(crate) struct Open {
 pub(crate) struct Closing {
     /// As released.
     pub(crate) released: Record,
-    pub(crate) change: UnderWay<Activation>,
+    pub(crate) change: PendingChange<Activation>,
 }
 
 impl Command for Open {
@@ -135,7 +136,7 @@ pub enum ReleaseOutcome {
     Confirmed,
 }
 
-impl Kept for Record {
+impl CachedRecord for Record {
     type Key = ActivationId;
     type Number = ActivationNumber;
 
@@ -148,10 +149,10 @@ impl Kept for Record {
     fn version(&self) -> Version {
         self.version
     }
-    fn is_at_work(&self, now: Timestamp, _: &Tuning) -> bool {
+    fn is_at_work(&self, now: Timestamp, _: &ActorSettings) -> bool {
         self.is_open(now)
     }
-    fn is_forgettable(&self, now: Timestamp, tuning: &Tuning) -> bool {
+    fn is_forgettable(&self, now: Timestamp, tuning: &ActorSettings) -> bool {
         Self::is_forgettable(self, now, tuning.retention_seconds)
     }
     fn is_dated_ahead(&self, now: Timestamp) -> bool {
@@ -171,23 +172,23 @@ impl Kept for Record {
 
 /// The only writer of activations.
 pub(crate) struct Activation {
-    activations: Memory<Record>,
-    tuning: Arc<ArcSwap<Tuning>>,
+    activations: RecordCache<Record>,
+    tuning: Arc<ArcSwap<ActorSettings>>,
     handles: Arc<Handles>,
     metrics: ActorMetrics,
-    observed: Observed,
+    observed: Metrics,
     transitions: Transitions,
     ended: bool,
 }
 
 impl Activation {
     pub(crate) fn new(
-        tuning: Arc<ArcSwap<Tuning>>,
+        tuning: Arc<ArcSwap<ActorSettings>>,
         handles: Arc<Handles>,
-        observed: &Observed,
+        observed: &Metrics,
     ) -> Self {
         Self {
-            activations: Memory::new(),
+            activations: RecordCache::new(),
             tuning,
             handles,
             metrics: observed.actor("activation"),
@@ -204,7 +205,7 @@ impl Activation {
         id: ActivationId,
         missing: fn(&Handles, Work<C, Record>),
         enough: impl FnOnce(&C, &Record) -> bool,
-    ) -> Option<Held<C, Record>>
+    ) -> Option<Loaded<C, Record>>
     where
         C: Command,
         Self: Receive<Work<C, Record>>,
@@ -218,7 +219,7 @@ impl Activation {
         work: Work<C, Record>,
         id: ActivationId,
         enough: impl FnOnce(&C, &Record) -> bool,
-    ) -> Option<Held<C, Record>>
+    ) -> Option<Loaded<C, Record>>
     where
         Self: Receive<Work<C, Record>>,
     {
@@ -529,10 +530,10 @@ impl Receive<Work<Release, Record>> for Activation {
     }
 }
 
-impl Keeper for Activation {
+impl CacheOwner for Activation {
     type Record = Record;
 
-    fn memory(&mut self) -> &mut Memory<Record> {
+    fn memory(&mut self) -> &mut RecordCache<Record> {
         &mut self.activations
     }
     fn metrics(&self) -> &ActorMetrics {
@@ -541,10 +542,10 @@ impl Keeper for Activation {
     fn handles(&self) -> &Arc<Handles> {
         &self.handles
     }
-    fn tuning(&self) -> Arc<Tuning> {
+    fn tuning(&self) -> Arc<ActorSettings> {
         self.tuning.load_full()
     }
-    fn step(tuning: &Tuning) -> usize {
+    fn step(tuning: &ActorSettings) -> usize {
         tuning.batches.activation
     }
     fn mailbox(handles: &Handles) -> &Mailbox<Self> {
@@ -552,8 +553,8 @@ impl Keeper for Activation {
     }
 }
 
-impl Receive<Upkeep<Record>> for Activation {
-    fn receive(&mut self, upkeep: Upkeep<Record>) {
+impl Receive<Eviction<Record>> for Activation {
+    fn receive(&mut self, upkeep: Eviction<Record>) {
         self.metrics.taken();
         self.keep(upkeep);
         self.observed.activations_in_memory.set(self.activations.len() as i64);

@@ -9,14 +9,14 @@ use crate::handles::Handles;
 use crate::memory::attempts::{not_activated, prechecked};
 use crate::memory::numbers::Numbers;
 use crate::memory::record_cache::{
-    self, Held, Keeper, Kept, Memory, Upkeep, begin_change, run_ahead,
+    self, CacheOwner, CachedRecord, Eviction, Loaded, RecordCache, begin_change, run_ahead,
 };
 use crate::persistence::Committed;
 use crate::rate_limiter::LimitedCommand;
 use crate::runtime::mailbox::{Actor, Mailbox, Receive};
-use crate::runtime::metrics::{ActorMetrics, Observed, Transitions};
+use crate::runtime::metrics::{ActorMetrics, Metrics, Transitions};
 use crate::runtime::reply::Reply;
-use crate::runtime::tuning::Tuning;
+use crate::runtime::tuning::ActorSettings;
 use crate::runtime::work::{Command, Shutdown, Work};
 use crate::{Failure, activation};
 use arc_swap::ArcSwap;
@@ -149,7 +149,7 @@ impl Command for Restore {
     type Answer = ReleaseOutcome;
 }
 
-impl Kept for Code {
+impl CachedRecord for Code {
     type Key = CodeHash;
     type Number = CodeNumber;
 
@@ -162,10 +162,10 @@ impl Kept for Code {
     fn version(&self) -> Version {
         self.version
     }
-    fn is_at_work(&self, now: Timestamp, tuning: &Tuning) -> bool {
+    fn is_at_work(&self, now: Timestamp, tuning: &ActorSettings) -> bool {
         self.is_live(now, &tuning.lifetimes)
     }
-    fn is_forgettable(&self, now: Timestamp, tuning: &Tuning) -> bool {
+    fn is_forgettable(&self, now: Timestamp, tuning: &ActorSettings) -> bool {
         Self::is_forgettable(self, now, tuning.retention_seconds, &tuning.lifetimes)
     }
     fn is_dated_ahead(&self, now: Timestamp) -> bool {
@@ -185,15 +185,15 @@ impl Kept for Code {
 
 /// The only writer of codes.
 pub(crate) struct CodeRegistry {
-    codes: Memory<Code>,
+    codes: RecordCache<Code>,
     code_numbers: Numbers,
     activation_numbers: Numbers,
     random: ChaCha20Rng,
     key: LookupKey,
-    tuning: Arc<ArcSwap<Tuning>>,
+    tuning: Arc<ArcSwap<ActorSettings>>,
     handles: Arc<Handles>,
     metrics: ActorMetrics,
-    observed: Observed,
+    observed: Metrics,
     transitions: Transitions,
     ended: bool,
 }
@@ -204,12 +204,12 @@ impl CodeRegistry {
         activation_numbers: Numbers,
         random: ChaCha20Rng,
         key: LookupKey,
-        tuning: Arc<ArcSwap<Tuning>>,
+        tuning: Arc<ArcSwap<ActorSettings>>,
         handles: Arc<Handles>,
-        observed: &Observed,
+        observed: &Metrics,
     ) -> Self {
         Self {
-            codes: Memory::new(),
+            codes: RecordCache::new(),
             code_numbers,
             activation_numbers,
             random,
@@ -229,7 +229,7 @@ impl CodeRegistry {
         work: Work<C, Code>,
         hash: CodeHash,
         enough: impl FnOnce(&C, &Code) -> bool,
-    ) -> Option<Held<C, Code>>
+    ) -> Option<Loaded<C, Code>>
     where
         C: Command,
         Self: Receive<Work<C, Code>>,
@@ -470,10 +470,10 @@ impl Receive<Work<Restore, Code>> for CodeRegistry {
     }
 }
 
-impl Keeper for CodeRegistry {
+impl CacheOwner for CodeRegistry {
     type Record = Code;
 
-    fn memory(&mut self) -> &mut Memory<Code> {
+    fn memory(&mut self) -> &mut RecordCache<Code> {
         &mut self.codes
     }
     fn metrics(&self) -> &ActorMetrics {
@@ -482,10 +482,10 @@ impl Keeper for CodeRegistry {
     fn handles(&self) -> &Arc<Handles> {
         &self.handles
     }
-    fn tuning(&self) -> Arc<Tuning> {
+    fn tuning(&self) -> Arc<ActorSettings> {
         self.tuning.load_full()
     }
-    fn step(tuning: &Tuning) -> usize {
+    fn step(tuning: &ActorSettings) -> usize {
         tuning.batches.code_registry
     }
     fn mailbox(handles: &Handles) -> &Mailbox<Self> {
@@ -493,8 +493,8 @@ impl Keeper for CodeRegistry {
     }
 }
 
-impl Receive<Upkeep<Code>> for CodeRegistry {
-    fn receive(&mut self, upkeep: Upkeep<Code>) {
+impl Receive<Eviction<Code>> for CodeRegistry {
+    fn receive(&mut self, upkeep: Eviction<Code>) {
         self.metrics.taken();
         self.keep(upkeep);
         self.observed.codes_in_memory.set(self.codes.len() as i64);

@@ -5,17 +5,17 @@ use crate::activation::{self, Activation, Confirm, Release};
 use crate::code_registry::CodeRegistry;
 use crate::memory::attempts::{Gathered, RefusedEarly};
 use crate::memory::counters::Counters;
-use crate::memory::limit_counter::{Charger, Counting};
+use crate::memory::limit_counter::{LimitCounter, LimitCounterThread};
 use crate::memory::numbers::Numbers;
-use crate::memory::record_cache::Upkeep;
+use crate::memory::record_cache::Eviction;
 use crate::persistence::{Committed, Persistence, Writer};
 use crate::rate_limiter::{Limited, LimitedCommand, RateLimiter, restore_counters};
 use crate::runtime::health::Health;
 use crate::runtime::mailbox::{Address, Hosted, Mailbox};
-use crate::runtime::metrics::Observed;
+use crate::runtime::metrics::Metrics;
 use crate::runtime::reader::Reader;
 use crate::runtime::reply::{Pending, Permits, Reply};
-use crate::runtime::tuning::Tuning;
+use crate::runtime::tuning::ActorSettings;
 use crate::runtime::work::{Command, Shutdown, Tick, Work};
 use crate::server_registry::{
     self, CheckIn, Register, Registered, ServerRegistry, Servers, SetNote, SetRevoked,
@@ -26,7 +26,7 @@ use iptunnel_domain::audit::Event;
 use iptunnel_domain::lookup::LookupKey;
 use iptunnel_domain::server::ServerId;
 use iptunnel_domain::{Refusal, Timestamp};
-use iptunnel_storage::{Change, Frontier, ReadError, Setting, Store, Write};
+use iptunnel_storage::{Change, LastNumbers, ReadError, Setting, Store, Write};
 use rand_chacha::ChaCha20Rng;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,17 +35,17 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// What the actors are given.
-pub struct Parts {
+pub struct Dependencies {
     /// Where records are kept.
     pub store: Arc<dyn Store>,
     /// The values in force; whoever swaps them tells nobody.
-    pub tuning: Arc<ArcSwap<Tuning>>,
+    pub tuning: Arc<ArcSwap<ActorSettings>>,
     /// How many requests may be under way at once: at most what the shortest queue holds.
     pub permits: usize,
     /// Whether the server is fit, as far as the actors know.
     pub health: Arc<Health>,
     /// What they count.
-    pub observed: Observed,
+    pub observed: Metrics,
     /// The source of codes and ids.
     pub random: ChaCha20Rng,
     /// The key under which codes are stored.
@@ -95,7 +95,7 @@ pub struct Handles {
     pub(crate) persistence: Arc<Persistence>,
     pub(crate) reader: Reader,
     /// Where servers share the store.
-    pub(crate) charger: Option<Charger>,
+    pub(crate) charger: Option<LimitCounter>,
     pub(crate) attempts: Gathered,
     /// Servers that another server has changed, and whose records have not come through: they are read
     /// again at the next tick.
@@ -123,11 +123,11 @@ type Begun<C, R> = (Work<C, R>, Pending<<C as Command>::Answer>);
 ///
 /// # Errors
 /// Where the store cannot be read or a thread cannot be started.
-pub fn start(parts: Parts) -> Result<Arc<Handles>, StartError> {
+pub fn start(parts: Dependencies) -> Result<Arc<Handles>, StartError> {
     let arbiter = Arbiter::new();
     let (send, receive) = std::sync::mpsc::channel();
     let permits = Permits::with_quick(parts.permits, Permits::new);
-    let loaded = Loaded::read(parts)?;
+    let loaded = Restored::read(parts)?;
     let handle = arbiter.handle();
     arbiter.spawn_fn(move || {
         let (limiter, codes) = (Context::new(), Context::new());
@@ -159,9 +159,9 @@ pub fn start(parts: Parts) -> Result<Arc<Handles>, StartError> {
 }
 
 /// What the actors begin with.
-pub(crate) struct Loaded {
-    parts: Parts,
-    frontier: Frontier,
+pub(crate) struct Restored {
+    parts: Dependencies,
+    frontier: LastNumbers,
     registered: Registered,
     counters: Counters,
 }
@@ -188,12 +188,12 @@ pub(crate) struct Assembled {
     pub(crate) actors: Actors,
     pub(crate) writer: Writer,
     /// Where servers share the store.
-    pub(crate) counting: Option<Counting>,
+    pub(crate) counting: Option<LimitCounterThread>,
 }
 
-impl Loaded {
+impl Restored {
     /// Reads what the store holds.
-    pub(crate) fn read(parts: Parts) -> Result<Self, StartError> {
+    pub(crate) fn read(parts: Dependencies) -> Result<Self, StartError> {
         let store = parts.store.as_ref();
         let (frontier, registered) = (store.frontier()?, Registered::load(store)?);
         let counters = restore_counters(store, parts.now)?;
@@ -208,9 +208,9 @@ impl Loaded {
         arbiter: Option<actix::ArbiterHandle>,
     ) -> Assembled {
         let Self { parts, frontier, registered, counters } = self;
-        let Parts { store, tuning, health, observed, random, lookup_key, now, .. } = parts;
+        let Dependencies { store, tuning, health, observed, random, lookup_key, now, .. } = parts;
         let process = store.shared().map(iptunnel_storage::Shared::process);
-        let (charger, counting) = Charger::new(store.as_ref()).unzip();
+        let (charger, counting) = LimitCounter::new(store.as_ref()).unzip();
         let persistence = Arc::new(Persistence::new(&observed));
         let mailbox_of = |name| (observed.actor(name), Arc::clone(&health));
         let Addresses { rate_limiter, code_registry, activation, server_registry } = addresses;
@@ -235,8 +235,8 @@ impl Loaded {
         let reloaded = Arc::downgrade(&handles);
         let recovered = move |generation| {
             if let Some(handles) = reloaded.upgrade() {
-                handles.activation.send(Upkeep::Reload(generation));
-                handles.code_registry.send(Upkeep::Reload(generation));
+                handles.activation.send(Eviction::Reload(generation));
+                handles.code_registry.send(Eviction::Reload(generation));
             }
         };
         let shared = || Arc::clone(&handles);
@@ -412,8 +412,8 @@ impl Handles {
             std::mem::take(&mut *self.missed.lock().unwrap_or_else(PoisonError::into_inner));
         missed.into_iter().for_each(|server| server_registry::follow(self, server));
         self.rate_limiter.send(Tick(now));
-        self.code_registry.send(Upkeep::Tick(now));
-        self.activation.send(Upkeep::Tick(now));
+        self.code_registry.send(Eviction::Tick(now));
+        self.activation.send(Eviction::Tick(now));
         self.server_registry.send(Tick(now));
     }
 

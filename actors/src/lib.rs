@@ -11,7 +11,7 @@
 //! * [`ServerRegistry`](server_registry): the only writer of servers
 //! * [`Persistence`](persistence): a thread that commits whatever has gathered, then answers
 //! * [`Reader`](runtime::reader): threads that look up what memory lacks, before a command is decided
-//! * [`Charger`](memory::limit_counter): a thread that counts for the rate limiter where servers share a store
+//! * [`LimitCounter`](memory::limit_counter): a thread that counts for the rate limiter where servers share a store
 //!
 //! [`Handles`] is the whole of it as seen from outside.
 
@@ -24,12 +24,12 @@ mod rate_limiter;
 mod runtime;
 pub mod server_registry;
 
-pub use handles::{Handles, Parts, StartError, start};
+pub use handles::{Dependencies, Handles, StartError, start};
 pub use memory::attempts::RefusedEarly;
 pub use rate_limiter::{Limited, LimitedCommand};
 pub use runtime::health::Health;
-pub use runtime::metrics::Observed;
+pub use runtime::metrics::Metrics;
 pub use runtime::reply::{Answer, Failure, Outcome, Pending, Rates, Reply};
 pub use runtime::stepped;
-pub use runtime::tuning::{Batches, Tuning};
+pub use runtime::tuning::{ActorSettings, Batches};
 pub use runtime::work::{Command, Tick, Work};

@@ -7,8 +7,8 @@
 
 use crate::Failure;
 use crate::runtime::health::Health;
-use crate::runtime::metrics::{ActorMetrics, Observed};
-use crate::runtime::tuning::Tuning;
+use crate::runtime::metrics::{ActorMetrics, Metrics};
+use crate::runtime::tuning::ActorSettings;
 use arc_swap::ArcSwap;
 use iptunnel_storage::{Change, CommitError, Outage, Store, Verdict};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -68,7 +68,7 @@ pub(crate) struct Persistence {
 }
 
 impl Persistence {
-    pub(crate) fn new(observed: &Observed) -> Self {
+    pub(crate) fn new(observed: &Metrics) -> Self {
         Self {
             queue: Mutex::default(),
             arrived: Condvar::new(),
@@ -170,9 +170,9 @@ impl Persistence {
     pub(crate) fn writer(
         self: &Arc<Self>,
         store: Arc<dyn Store>,
-        tuning: Arc<ArcSwap<Tuning>>,
+        tuning: Arc<ArcSwap<ActorSettings>>,
         health: Arc<Health>,
-        observed: &Observed,
+        observed: &Metrics,
         recovered: impl Fn(u32) + Send + 'static,
     ) -> Writer {
         Writer {
@@ -202,9 +202,9 @@ const IDLE: Duration = Duration::from_secs(60);
 pub(crate) struct Writer {
     inbox: Arc<Persistence>,
     store: Arc<dyn Store>,
-    tuning: Arc<ArcSwap<Tuning>>,
+    tuning: Arc<ArcSwap<ActorSettings>>,
     health: Arc<Health>,
-    observed: Observed,
+    observed: Metrics,
     recovered: Box<dyn Fn(u32) + Send>,
     /// On where the last commit was refused: then nothing is tried but a probe, once a second.
     refuses: Outage,

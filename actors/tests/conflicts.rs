@@ -8,8 +8,8 @@ use iptunnel_actors::code_registry::{Activate, Issue, Issued, PrecheckCode};
 use iptunnel_actors::server_registry::{CheckIn, CheckedIn, Register, SetRevoked};
 use iptunnel_actors::stepped::{Step, Stepped};
 use iptunnel_actors::{
-    Batches, Failure, Handles, Health, Limited, LimitedCommand, Observed, Outcome, Parts, Pending,
-    Tuning,
+    ActorSettings, Batches, Dependencies, Failure, Handles, Health, Limited, LimitedCommand,
+    Metrics, Outcome, Pending,
 };
 use iptunnel_domain::activation::{
     Activation, ActivationId, ActivationNumber, ActivationRef, Binding, Holder, Request,
@@ -23,9 +23,9 @@ use iptunnel_domain::server::{Bearer, Server, ServerId, ServerNumber};
 use iptunnel_domain::time::Lifetimes;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{
-    Attempts, Change, Charged, CommitError, Counted, Counter, Entry, FileDisk, Finding, Frontier,
-    Listener, Mark, ReadError, RedbStore, Shared as SharedByServers, Sighting, Store, Verdict,
-    Write,
+    Attempts, Change, Charged, CheckInOf, CommitError, Counted, Counter, Entry, FileDisk, Finding,
+    LastNumbers, Listener, ReadError, RedbStore, Shared as SharedByServers, Store, Verdict,
+    Watermark, Write,
 };
 use rand_core::SeedableRng;
 use std::collections::HashMap;
@@ -131,19 +131,19 @@ impl Store for Shared {
     fn shared(&self) -> Option<&dyn SharedByServers> {
         Some(self)
     }
-    fn mark(&self) -> Option<Mark> {
-        self.engine.mark()
+    fn watermark(&self) -> Option<Watermark> {
+        self.engine.watermark()
     }
-    fn holds(&self, mark: &Mark) -> Read<bool> {
-        self.engine.holds(mark)
+    fn contains(&self, mark: &Watermark) -> Read<bool> {
+        self.engine.contains(mark)
     }
-    fn begin_epoch(&self, last: &Mark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
+    fn begin_epoch(&self, last: &Watermark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
         self.engine.begin_epoch(last, why, now)
     }
     fn close(&self) {
         self.engine.close();
     }
-    fn frontier(&self) -> Read<Frontier> {
+    fn frontier(&self) -> Read<LastNumbers> {
         self.engine.frontier()
     }
     fn code(&self, hash: CodeHash) -> Read<Option<Code>> {
@@ -216,7 +216,7 @@ impl SharedByServers for Shared {
             Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
         })
     }
-    fn check_in(&self, seen: Vec<Sighting>) -> Read<Vec<Sighting>> {
+    fn check_in(&self, seen: Vec<CheckInOf>) -> Read<Vec<CheckInOf>> {
         if self.plan().refusing {
             return Err(as_wanted());
         }
@@ -299,21 +299,21 @@ fn in_a_house(test: impl AsyncFnOnce(&House)) {
     });
 }
 
-fn parts(store: &Arc<Shared>, permits: usize) -> Parts {
-    Parts {
+fn parts(store: &Arc<Shared>, permits: usize) -> Dependencies {
+    Dependencies {
         store: Arc::clone(store) as Arc<dyn Store>,
         tuning: Arc::new(ArcSwap::from_pointee(tuning())),
         permits,
         health: Arc::new(Health::default()),
-        observed: Observed::new(&mut prometheus_client::registry::Registry::default()),
+        observed: Metrics::new(&mut prometheus_client::registry::Registry::default()),
         random: rand_chacha::ChaCha20Rng::seed_from_u64(1),
         lookup_key: LookupKey::new(&[7; LookupKey::BYTES]),
         now: NOW,
     }
 }
 
-fn tuning() -> Tuning {
-    Tuning {
+fn tuning() -> ActorSettings {
+    ActorSettings {
         lifetimes: Lifetimes::default(),
         limits: Limits::new(|_| 100, 1000),
         retention_seconds: 86_400,
@@ -815,7 +815,7 @@ fn of_those_who_prove_nothing_so_many_wait_to_be_looked_up_and_nobody_waits_for_
     assert!(waiting.iter_mut().all(|pending| outcome(pending).is_none()));
     assert!(turned_away.iter_mut().all(|pending| outcome(pending) == Some(OVERLOADED)));
     let mut proven = ask(&server, 1000, true);
-    for step in [Step::Activation, Step::Read, Step::HandOn, Step::Activation] {
+    for step in [Step::Activation, Step::Read, Step::Continuation, Step::Activation] {
         assert!(server.step(step));
     }
     let nothing_there = Some(Ok(Err(Refusal::ActivationNotFound)));

@@ -4,7 +4,7 @@ use super::terminal::{Output, tell};
 use crate::config::{Backend, Config};
 use crate::store::cluster::{clock_ahead, clock_is_right, clock_words};
 use crate::store::watermark;
-use iptunnel_storage::{Finding, Grade, Inspection, Mark};
+use iptunnel_storage::{Finding, Grade, Inspection, Watermark};
 use serde_json::json;
 use std::path::Path;
 
@@ -72,7 +72,7 @@ fn of_database(config: &Config) -> Result<Vec<Finding>, String> {
 /// no mark that can be read.
 fn newest_seen(path: &Path) -> u32 {
     let mark = std::fs::read_to_string(watermark::file_of(path)).ok();
-    mark.and_then(|text| text.parse().ok()).map_or(0, |mark: Mark| mark.timeline)
+    mark.and_then(|text| text.parse().ok()).map_or(0, |mark: Watermark| mark.timeline)
 }
 
 fn show(findings: &[Finding], output: Output) {

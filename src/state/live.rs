@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::secrets::{SecretError, SigningFile, lookup_key, master_token};
 use crate::tokens::Tokens;
 use arc_swap::ArcSwap;
-use iptunnel_actors::{Batches, Tuning};
+use iptunnel_actors::{ActorSettings, Batches};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::lookup::{KeyedHash, LookupKey, Purpose};
@@ -18,7 +18,7 @@ pub struct Live {
     /// The configuration.
     pub config: ArcSwap<Config>,
     /// What of it the actors look at.
-    pub tuning: Arc<ArcSwap<Tuning>>,
+    pub tuning: Arc<ArcSwap<ActorSettings>>,
     /// The keys that sign and verify.
     pub tokens: ArcSwap<Tokens>,
     /// The keyed hash of the master token.
@@ -28,9 +28,9 @@ pub struct Live {
 }
 
 /// The actors' share of a configuration.
-fn tuning_of(config: &Config) -> Tuning {
+fn tuning_of(config: &Config) -> ActorSettings {
     let actors = &config.actors;
-    Tuning {
+    ActorSettings {
         lifetimes: config.lifetimes,
         limits: config.limits,
         retention_seconds: config.storage.retention_days.saturating_mul(86_400),

@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use iptunnel_actors::{Failure, Handles};
 use iptunnel_domain::Refusal;
 use iptunnel_domain::audit::{Action, Actor, Event};
-use iptunnel_storage::Setting as Kept;
+use iptunnel_storage::Setting as StoredSetting;
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -320,7 +320,7 @@ impl Settings {
             let then = before.find(&now.key).map_or(String::new(), told);
             self.event(Actor::Operator, Some(from), &now.key, format!("{then} -> {}", told(now)))
         });
-        let kept = wanted.iter().map(|(key, value)| Kept {
+        let kept = wanted.iter().map(|(key, value)| StoredSetting {
             key: key.clone(),
             value: value.as_ref().map(|value| value.trim().to_owned()),
         });

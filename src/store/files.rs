@@ -1,9 +1,7 @@
 //! Where a store is, and how it is opened.
 
 use crate::config::{Backend, Config};
-use iptunnel_storage::{
-    Disks, FileDisk, JournaledStore, OpenDisk, OpenError, PostgresStore, Store,
-};
+use iptunnel_storage::{Disks, EmbeddedStore, FileDisk, OpenDisk, OpenError, PostgresStore, Store};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,7 +27,7 @@ fn file_disk(path: PathBuf) -> OpenDisk {
 /// Where that fails.
 pub fn open(config: &Config, disks: Disks) -> Result<Arc<dyn Store>, OpenError> {
     Ok(match config.storage.backend {
-        Backend::Redb => Arc::new(JournaledStore::open(disks)?),
+        Backend::Redb => Arc::new(EmbeddedStore::open(disks)?),
         Backend::Postgres => Arc::new(PostgresStore::open(&config.storage.url)?),
     })
 }

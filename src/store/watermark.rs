@@ -7,7 +7,7 @@
 use super::error::{StoreError, WatermarkError};
 use super::files::beside;
 use iptunnel_domain::Timestamp;
-use iptunnel_storage::{CommitError, Mark, Store};
+use iptunnel_storage::{CommitError, Store, Watermark};
 use prometheus_client::metrics::gauge::Gauge;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -24,7 +24,7 @@ pub fn file_of(path: &Path) -> PathBuf {
 }
 
 /// The mark in a file; `None` where there is none yet.
-fn read(path: &Path) -> Result<Option<Mark>, WatermarkError> {
+fn read(path: &Path) -> Result<Option<Watermark>, WatermarkError> {
     let unreadable = |problem: String| WatermarkError { file: path.to_owned(), problem };
     match std::fs::read_to_string(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -41,10 +41,10 @@ fn read(path: &Path) -> Result<Option<Mark>, WatermarkError> {
 /// server does not start on a mark that it cannot read. Within an epoch its timeline only grows: a
 /// database of an earlier one stays refused, whatever this server has seen since it started. A new
 /// epoch may begin on a database that was restored to an earlier timeline.
-fn write(path: &Path, mark: &Mark) -> std::io::Result<()> {
+fn write(path: &Path, mark: &Watermark) -> std::io::Result<()> {
     let before = read(path).ok().flatten().filter(|before| before.epoch >= mark.epoch);
     let before = before.map_or(0, |before| before.timeline);
-    let mark = Mark { timeline: mark.timeline.max(before), ..mark.clone() };
+    let mark = Watermark { timeline: mark.timeline.max(before), ..mark.clone() };
     let new = beside(path, ".new");
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
@@ -67,7 +67,7 @@ fn sync_folder_of(path: &Path) -> std::io::Result<()> {
 /// Where the mark or the store cannot be read, or the store does not take a commit.
 pub fn check(store: &dyn Store, path: &Path, now: Timestamp) -> Result<(), StoreError> {
     let Some(mark) = read(&file_of(path))? else { return Ok(()) };
-    if !store.holds(&mark)? {
+    if !store.contains(&mark)? {
         begin_epoch(store, path, mark, "the store lacked what had been acknowledged", now)
             .map_err(StoreError::Epoch)?;
     }
@@ -80,11 +80,11 @@ pub fn check(store: &dyn Store, path: &Path, now: Timestamp) -> Result<(), Store
 /// Where the store does not take a commit.
 pub fn fence(store: &dyn Store, path: &Path, now: Timestamp) -> Result<u64, CommitError> {
     let known = read(&file_of(path)).ok().flatten();
-    let present = store.mark().unwrap_or_default();
+    let present = store.watermark().unwrap_or_default();
     let known = known.unwrap_or_default();
     let epoch = known.epoch.max(present.epoch);
     let acknowledged = if known.process == present.process { known.acknowledged() } else { 0 };
-    let last = Mark { epoch, commits: acknowledged.max(present.commits), ..present };
+    let last = Watermark { epoch, commits: acknowledged.max(present.commits), ..present };
     begin_epoch(store, path, last, "an operator has raised the epoch", now)
 }
 
@@ -94,7 +94,7 @@ pub fn fence(store: &dyn Store, path: &Path, now: Timestamp) -> Result<u64, Comm
 fn begin_epoch(
     store: &dyn Store,
     path: &Path,
-    last: Mark,
+    last: Watermark,
     why: &str,
     now: Timestamp,
 ) -> Result<u64, CommitError> {
@@ -111,13 +111,13 @@ fn begin_epoch(
 }
 
 /// Writes the mark; `None` where the store is closed, which then has none to tell.
-pub fn keep_now(store: &dyn Store, path: &Path) -> Option<Mark> {
+pub fn keep_now(store: &dyn Store, path: &Path) -> Option<Watermark> {
     keep_moved(store, path, None)
 }
 
 /// The same where it is another one than the `last`.
-fn keep_moved(store: &dyn Store, path: &Path, last: Option<&Mark>) -> Option<Mark> {
-    let (file, mark) = (file_of(path), store.mark()?);
+fn keep_moved(store: &dyn Store, path: &Path, last: Option<&Watermark>) -> Option<Watermark> {
+    let (file, mark) = (file_of(path), store.watermark()?);
     if last != Some(&mark)
         && let Err(error) = write(&file, &mark)
     {
@@ -148,14 +148,18 @@ mod tests {
     fn the_timeline_of_a_mark_never_goes_down_within_an_epoch() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("x.mark");
-        let mark =
-            |commits, timeline| Mark { commits, timeline, process: "p".into(), ..Mark::default() };
+        let mark = |commits, timeline| Watermark {
+            commits,
+            timeline,
+            process: "p".into(),
+            ..Watermark::default()
+        };
         for (written, found) in [(mark(1, 3), 3), (mark(2, 0), 3), (mark(3, 4), 4)] {
             write(&file, &written).unwrap();
-            assert_eq!(read(&file).unwrap(), Some(Mark { timeline: found, ..written }));
+            assert_eq!(read(&file).unwrap(), Some(Watermark { timeline: found, ..written }));
         }
         // On a database that was restored.
-        let later = Mark { epoch: 1, ..mark(4, 2) };
+        let later = Watermark { epoch: 1, ..mark(4, 2) };
         write(&file, &later).unwrap();
         assert_eq!(read(&file).unwrap(), Some(later));
     }

@@ -1,7 +1,7 @@
 //! Guarded commits, reads and scans: everything the rooms above know of a database.
 //!
 //! A [`Store`] keeps records and judges guards; it knows no rule about codes, activations or
-//! servers. [`JournaledStore`] keeps them in two files, a journal before a [`RedbStore`], for one
+//! servers. [`EmbeddedStore`] keeps them in two files, a journal before a [`RedbStore`], for one
 //! server; [`PostgresStore`] keeps them in a database that several servers share. Nothing above this
 //! crate learns which one it is, only whether it is [`Store::shared`].
 //!
@@ -21,7 +21,7 @@ mod walk;
 pub use copy::{CopyError, Sum, copy, sums};
 #[cfg(any(test, feature = "simulated"))]
 pub use embedded::simulated;
-pub use embedded::{Disk, Disks, FORMAT_VERSION, FileDisk, JournaledStore, OpenDisk, RedbStore};
+pub use embedded::{Disk, Disks, EmbeddedStore, FORMAT_VERSION, FileDisk, OpenDisk, RedbStore};
 pub use feed::Listener;
 pub use outage::Outage;
 pub use postgres::{Inspection, PostgresStore};
@@ -183,7 +183,7 @@ pub enum OpenError {
 
 /// The last numbers given out, as far as the store knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Frontier {
+pub struct LastNumbers {
     /// The last code.
     pub code: CodeNumber,
     /// The last activation.
@@ -207,7 +207,7 @@ pub struct Counted {
 
 /// A check-in with the name of its server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Sighting {
+pub struct CheckInOf {
     /// The number of the server, and when.
     pub seen: CheckIn,
     /// Its name.
@@ -217,7 +217,7 @@ pub struct Sighting {
 /// How much of what was acknowledged a store must hold. Kept outside of the store, it tells whether
 /// the store has become an earlier one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Mark {
+pub struct Watermark {
     /// How often a store was found to be an earlier one.
     pub epoch: u64,
     /// Whose commits are counted: the name of a start of a server.
@@ -237,7 +237,7 @@ const UNFINISHED: u64 = 1 << 62;
 /// What earlier programs wrote for it, without saying what was acknowledged.
 const UNFINISHED_BEFORE: u64 = i64::MAX.cast_unsigned();
 
-impl Mark {
+impl Watermark {
     /// The mark of an epoch whose beginning takes many commits, until the last of them: a start after
     /// an interruption finds that the store does not hold it, and begins anew.
     #[must_use]
@@ -256,7 +256,7 @@ impl Mark {
     }
 }
 
-impl std::fmt::Display for Mark {
+impl std::fmt::Display for Watermark {
     /// A first line that programs before timelines read as well, and a line for each other server.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { epoch, process, commits, timeline, others } = self;
@@ -265,7 +265,7 @@ impl std::fmt::Display for Mark {
     }
 }
 
-impl std::str::FromStr for Mark {
+impl std::str::FromStr for Watermark {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
@@ -332,7 +332,7 @@ pub trait Shared: Send + Sync {
     fn servers_of(&self, ids: &[ServerId]) -> Result<Vec<Option<Server>>, ReadError>;
     /// Writes when servers were last seen, beside the commits: requests do not wait for it. What is
     /// left was not written, since another server has it in hand.
-    fn check_in(&self, seen: Vec<Sighting>) -> Result<Vec<Sighting>, ReadError>;
+    fn check_in(&self, seen: Vec<CheckInOf>) -> Result<Vec<CheckInOf>, ReadError>;
     /// Who has checked in with other servers, as far as they have written it since this was last
     /// asked. It is told once.
     fn seen_elsewhere(&self) -> Result<Vec<(ServerId, Timestamp)>, ReadError>;
@@ -391,22 +391,22 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// What the store must hold from now on; `None` once it is closed.
-    fn mark(&self) -> Option<Mark>;
+    fn watermark(&self) -> Option<Watermark>;
 
     /// Whether the store holds what it must.
-    fn holds(&self, mark: &Mark) -> Result<bool, ReadError>;
+    fn contains(&self, mark: &Watermark) -> Result<bool, ReadError>;
 
     /// Lets the epoch after `last` begin, unless a later one has begun already: every code that is not
     /// spent, and every open activation, is void. What the store asks for from then on is more than
     /// `last` did, so that no older copy of it holds that. Returns the present epoch.
-    fn begin_epoch(&self, last: &Mark, why: &str, now: Timestamp) -> Result<u64, CommitError>;
+    fn begin_epoch(&self, last: &Watermark, why: &str, now: Timestamp) -> Result<u64, CommitError>;
 
     /// Lets go of the engine, in order: whoever opens the store next finds nothing to repair.
     /// Nothing may be asked of it afterwards.
     fn close(&self);
 
     /// The last numbers given out.
-    fn frontier(&self) -> Result<Frontier, ReadError>;
+    fn frontier(&self) -> Result<LastNumbers, ReadError>;
     /// The code with this hash.
     fn code(&self, hash: CodeHash) -> Result<Option<Code>, ReadError>;
     /// The activation with this id.
@@ -482,32 +482,33 @@ mod tests {
         let others = vec![("c0ffee".to_owned(), 9), ("decade".to_owned(), u64::MAX)];
         for others in [Vec::new(), others] {
             let mark =
-                Mark { epoch: 3, process: "facade".into(), commits: 12, timeline: 7, others };
+                Watermark { epoch: 3, process: "facade".into(), commits: 12, timeline: 7, others };
             assert_eq!(mark.to_string().parse(), Ok(mark));
         }
     }
 
     #[test]
     fn a_mark_of_before_timelines_is_read() {
-        let mark = Mark { epoch: 1, process: "redb".into(), commits: 5, ..Mark::default() };
+        let mark =
+            Watermark { epoch: 1, process: "redb".into(), commits: 5, ..Watermark::default() };
         assert_eq!("1 redb 5\n".parse(), Ok(mark));
     }
 
     #[test]
     fn an_unfinished_mark_asks_for_more_than_there_is_and_still_says_what_was_acknowledged() {
-        let mark = Mark { commits: 7, ..Mark::default() };
+        let mark = Watermark { commits: 7, ..Watermark::default() };
         let unfinished = mark.unfinished();
         assert!(unfinished.commits > u64::from(u32::MAX));
         assert_eq!((mark.acknowledged(), unfinished.acknowledged()), (7, 7));
         assert_eq!(unfinished.unfinished(), unfinished);
-        let before = Mark { commits: i64::MAX.cast_unsigned(), ..mark };
+        let before = Watermark { commits: i64::MAX.cast_unsigned(), ..mark };
         assert_eq!(before.acknowledged(), 0);
     }
 
     #[test]
     fn what_is_no_mark_is_refused() {
         for text in ["", "1", "1 redb", "1 redb five", "1 redb 5 seven", "1 redb 5 7\nalone"] {
-            assert_eq!(text.parse::<Mark>(), Err(()), "{text:?}");
+            assert_eq!(text.parse::<Watermark>(), Err(()), "{text:?}");
         }
     }
 }

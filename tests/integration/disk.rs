@@ -3,7 +3,7 @@
 use crate::crash::{Load, check_all, rounds, seed};
 use crate::harness::{Activation, Machine, MakeDisk, TestApp, wait_until};
 use crate::process::{Api, Chance};
-use iptunnel_storage::{Disk, Disks, JournaledStore, Mark, OpenDisk, Store};
+use iptunnel_storage::{Disk, Disks, EmbeddedStore, OpenDisk, Store, Watermark};
 use serde_json::json;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -501,10 +501,10 @@ fn an_epoch_whose_beginning_was_interrupted_is_begun_again_and_never_taken_for_b
     let codes: Vec<String> = (0..520).map(|_| app.issue()).collect();
     app.stop().unwrap();
     // The store lacks a single commit of what its mark asks for.
-    let store = JournaledStore::open((disk.make())(&app.folder)).unwrap();
-    let held = store.mark().unwrap();
+    let store = EmbeddedStore::open((disk.make())(&app.folder)).unwrap();
+    let held = store.watermark().unwrap();
     store.close();
-    let mark = Mark { commits: held.commits + 1, ..held };
+    let mark = Watermark { commits: held.commits + 1, ..held };
     let file = app.config.storage.path.with_extension("redb.mark");
     std::fs::write(file, mark.to_string()).unwrap();
     let mut deaths = 0;

@@ -202,7 +202,7 @@ fn no_commit_waits_for_ever_and_the_first_one_after_a_promotion_is_refused() {
     let standby = primary.standby();
     let store = PostgresStore::open(&url(&[primary.address(), standby.address()])).unwrap();
     assert_eq!(barrier(&store).ok(), Some(()));
-    assert_eq!(store.mark().unwrap().timeline, 1);
+    assert_eq!(store.watermark().unwrap().timeline, 1);
     // The standby is gone: nobody can say what has become of it.
     standby.signal(Signal::SIGSTOP);
     let unknown = barrier(&store);
@@ -210,7 +210,7 @@ fn no_commit_waits_for_ever_and_the_first_one_after_a_promotion_is_refused() {
     assert!(store.shared().unwrap().takes_commits().is_err());
     standby.signal(Signal::SIGCONT);
     wait_until("it takes commits again", || barrier(&store).is_ok());
-    let commits = store.mark().unwrap().commits;
+    let commits = store.watermark().unwrap().commits;
     // The database stands still.
     primary.signal(Signal::SIGSTOP);
     assert!(store.activation(ActivationId(7)).is_err(), "it is read from whom?");
@@ -224,7 +224,7 @@ fn no_commit_waits_for_ever_and_the_first_one_after_a_promotion_is_refused() {
     };
     assert!(matches!(refused, CommitError::Refused(_)), "{refused}");
     assert_eq!(barrier(&store).ok(), Some(()));
-    let mark = store.mark().unwrap();
+    let mark = store.watermark().unwrap();
     assert!(mark.timeline == 2 && mark.commits > commits && mark.epoch == 1, "{mark:?}");
     assert!(store.activation(ActivationId(7)).unwrap().is_none());
     assert!(store.probe().is_ok());

@@ -9,7 +9,7 @@ use crate::persistence::Committed;
 use crate::runtime::reader::Reader;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::server::ServerId;
-use iptunnel_storage::{Change, CheckIn, Sighting, Store, Write};
+use iptunnel_storage::{Change, CheckIn, CheckInOf, Store, Write};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,7 +38,7 @@ struct Flush {
 enum State {
     Writing,
     /// It is over, and these are not written.
-    Over(Vec<Sighting>),
+    Over(Vec<CheckInOf>),
 }
 
 impl Default for State {
@@ -74,7 +74,7 @@ impl CheckIns {
             State::Over(left) => std::mem::take(left),
             State::Writing => return,
         };
-        for Sighting { seen, id } in left {
+        for CheckInOf { seen, id } in left {
             // What has been noted since is newer, also where the clock was set back.
             self.noted.entry(id).or_insert(seen);
         }
@@ -89,8 +89,8 @@ impl CheckIns {
     }
 
     fn write(&mut self, handles: &Arc<Handles>, step: usize) -> usize {
-        let rest: Vec<Sighting> =
-            self.noted.drain().map(|(id, seen)| Sighting { seen, id }).collect();
+        let rest: Vec<CheckInOf> =
+            self.noted.drain().map(|(id, seen)| CheckInOf { seen, id }).collect();
         let count = rest.len();
         if count > 0 {
             *self.flush.state() = State::Writing;
@@ -121,9 +121,9 @@ impl CheckIns {
 
 /// What is left of a flush.
 struct Writing {
-    rest: Vec<Sighting>,
+    rest: Vec<CheckInOf>,
     /// Not written, since other servers had them in hand or the store takes none.
-    left: Vec<Sighting>,
+    left: Vec<CheckInOf>,
     step: usize,
     /// How often what is left may be tried once more, at the end.
     tries: usize,
@@ -132,7 +132,7 @@ struct Writing {
 }
 
 impl Writing {
-    fn next(&mut self) -> Vec<Sighting> {
+    fn next(&mut self) -> Vec<CheckInOf> {
         self.rest.split_off(self.rest.len().saturating_sub(self.step))
     }
 

@@ -15,10 +15,10 @@ enum Job {
 }
 
 /// The way to the thread. Bounded by the permits of the requests that wait in it.
-pub(crate) struct Charger(Mutex<Option<Sender<Job>>>);
+pub(crate) struct LimitCounter(Mutex<Option<Sender<Job>>>);
 
 /// Takes out what waits to be counted.
-pub(crate) struct Counting {
+pub(crate) struct LimitCounterThread {
     jobs: Receiver<Job>,
     silent: Outage,
 }
@@ -27,13 +27,13 @@ pub(crate) struct Counting {
 /// waits for all.
 const BATCH: usize = 256;
 
-impl Charger {
+impl LimitCounter {
     /// The way, and its other end; `None` where the store is this server's alone.
-    pub(crate) fn new(store: &dyn Store) -> Option<(Self, Counting)> {
+    pub(crate) fn new(store: &dyn Store) -> Option<(Self, LimitCounterThread)> {
         store.shared()?;
         let (sender, jobs) = channel();
         let silent = Outage::new("the store does not count", "the store counts again");
-        Some((Self(Mutex::new(Some(sender))), Counting { jobs, silent }))
+        Some((Self(Mutex::new(Some(sender))), LimitCounterThread { jobs, silent }))
     }
 
     fn send(&self, job: Job) {
@@ -65,9 +65,9 @@ impl Charger {
 }
 
 /// Hands on what the store said of requests.
-pub(crate) type HandOn = Box<dyn FnOnce() + Send>;
+pub(crate) type Continuation = Box<dyn FnOnce() + Send>;
 
-impl Counting {
+impl LimitCounterThread {
     /// Starts the thread.
     pub(crate) fn spawn(self, store: Arc<dyn Store>) -> std::io::Result<JoinHandle<()>> {
         std::thread::Builder::new().name("charger".into()).spawn(move || {
@@ -80,12 +80,12 @@ impl Counting {
 
     /// Counts what waits now. What the store said is handed on by calling what is returned, each
     /// once; `None` where nothing waits.
-    pub(crate) fn count_now(&self, store: &dyn Store) -> Option<Vec<HandOn>> {
+    pub(crate) fn count_now(&self, store: &dyn Store) -> Option<Vec<Continuation>> {
         let jobs: Vec<Job> = self.jobs.try_iter().take(BATCH).collect();
         (!jobs.is_empty()).then(|| self.count(store, jobs))
     }
 
-    fn count(&self, store: &dyn Store, jobs: impl IntoIterator<Item = Job>) -> Vec<HandOn> {
+    fn count(&self, store: &dyn Store, jobs: impl IntoIterator<Item = Job>) -> Vec<Continuation> {
         let (mut charges, mut waiting, mut back) = (Vec::new(), Vec::new(), Vec::new());
         for job in jobs {
             match job {
@@ -107,7 +107,7 @@ impl Counting {
         let charged = self.noted(shared.charge(charges)).unwrap_or_default();
         let answers = charged.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
         let hand_on =
-            |(done, answer): (Done, Option<Charged>)| -> HandOn { Box::new(|| done(answer)) };
+            |(done, answer): (Done, Option<Charged>)| -> Continuation { Box::new(|| done(answer)) };
         waiting.into_iter().zip(answers).map(hand_on).collect()
     }
 

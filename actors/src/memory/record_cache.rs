@@ -6,9 +6,9 @@ use crate::handles::Handles;
 use crate::persistence::Committed;
 use crate::runtime::mailbox::{Actor, Mailbox, Receive};
 use crate::runtime::metrics::ActorMetrics;
-use crate::runtime::reader::Sought;
+use crate::runtime::reader::FindByKey;
 use crate::runtime::reply::Reply;
-use crate::runtime::tuning::Tuning;
+use crate::runtime::tuning::ActorSettings;
 use crate::runtime::work::{Command, Work};
 use actix::Message;
 use hashbrown::HashMap;
@@ -20,7 +20,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 /// A record that is kept.
-pub(crate) trait Kept: Clone + Send + 'static {
+pub(crate) trait CachedRecord: Clone + Send + 'static {
     /// What it is found by.
     type Key: Copy + Eq + Hash + Send;
     /// Its place in the order in which they came.
@@ -30,9 +30,9 @@ pub(crate) trait Kept: Clone + Send + 'static {
     fn number(&self) -> Self::Number;
     fn version(&self) -> Version;
     /// Whether it can still play a part on the way of a request.
-    fn is_at_work(&self, now: Timestamp, tuning: &Tuning) -> bool;
+    fn is_at_work(&self, now: Timestamp, tuning: &ActorSettings) -> bool;
     /// Whether it has been closed for as long as it is kept.
-    fn is_forgettable(&self, now: Timestamp, tuning: &Tuning) -> bool;
+    fn is_forgettable(&self, now: Timestamp, tuning: &ActorSettings) -> bool;
     /// Whether its date lies in a future that never came.
     fn is_dated_ahead(&self, now: Timestamp) -> bool;
     /// Removes it from the store.
@@ -56,7 +56,7 @@ pub(crate) type Parked = Box<dyn FnOnce() + Send>;
 /// may be faster, and whatever had been decided on a change that never came to be would be wrong. There
 /// a record with a change under way is not looked at; commands about it wait for the end of the change.
 /// So they do in both cases where another actor has yet to agree to the change.
-pub(crate) struct Memory<R: Kept> {
+pub(crate) struct RecordCache<R: CachedRecord> {
     records: HashMap<R::Key, R>,
     /// Of which records a change is under way, and what waits for its end.
     changing: HashMap<R::Key, Vec<Parked>>,
@@ -69,7 +69,7 @@ pub(crate) struct Memory<R: Kept> {
     to_retain: Option<(u8, Timestamp)>,
 }
 
-impl<R: Kept> Memory<R> {
+impl<R: CachedRecord> RecordCache<R> {
     pub(crate) fn new() -> Self {
         Self {
             records: HashMap::new(),
@@ -161,7 +161,12 @@ impl<R: Kept> Memory<R> {
 
     /// Looks at the oldest keys, `step` of them or one in a hundred where that is more, and returns
     /// those that are done; the others are looked at again later.
-    fn done(&mut self, now: Timestamp, step: usize, tuning: &Tuning) -> Vec<(R::Key, Version)> {
+    fn done(
+        &mut self,
+        now: Timestamp,
+        step: usize,
+        tuning: &ActorSettings,
+    ) -> Vec<(R::Key, Version)> {
         let step = step.max(self.watched.len() / 100).min(self.watched.len());
         let mut done = Vec::new();
         for _ in 0..step {
@@ -208,7 +213,7 @@ impl<R: Kept> Memory<R> {
 
 /// What keeps the memory of an actor in order. Sent by the actors to themselves, by the clock, and
 /// by persistence.
-pub(crate) enum Upkeep<R: Kept> {
+pub(crate) enum Eviction<R: CachedRecord> {
     /// The time.
     Tick(Timestamp),
     /// These are on disk and were done when they were last looked at.
@@ -224,34 +229,34 @@ pub(crate) enum Upkeep<R: Kept> {
     Reload(u32),
 }
 
-impl<R: Kept> Message for Upkeep<R> {
+impl<R: CachedRecord> Message for Eviction<R> {
     type Result = ();
 }
 
 /// An actor that keeps records.
-pub(crate) trait Keeper: Actor + Receive<Upkeep<Self::Record>> {
-    type Record: Kept;
+pub(crate) trait CacheOwner: Actor + Receive<Eviction<Self::Record>> {
+    type Record: CachedRecord;
 
-    fn memory(&mut self) -> &mut Memory<Self::Record>;
+    fn memory(&mut self) -> &mut RecordCache<Self::Record>;
     fn metrics(&self) -> &ActorMetrics;
     fn handles(&self) -> &Arc<Handles>;
-    fn tuning(&self) -> Arc<Tuning>;
+    fn tuning(&self) -> Arc<ActorSettings>;
     /// How many records are looked at in one step.
-    fn step(tuning: &Tuning) -> usize;
+    fn step(tuning: &ActorSettings) -> usize;
     fn mailbox(handles: &Handles) -> &Mailbox<Self>;
 
     /// Does one piece of upkeep.
-    fn keep(&mut self, upkeep: Upkeep<Self::Record>) {
+    fn keep(&mut self, upkeep: Eviction<Self::Record>) {
         match upkeep {
-            Upkeep::Tick(now) => tick(self, now),
-            Upkeep::Evict(done) => self.memory().evict(done),
-            Upkeep::Forgettable(records, now) => forget(self, &records, now),
-            Upkeep::LookAgain(now) => look_for_forgettable(self, now),
-            Upkeep::Settled(key, generation, record) => {
+            Eviction::Tick(now) => tick(self, now),
+            Eviction::Evict(done) => self.memory().evict(done),
+            Eviction::Forgettable(records, now) => forget(self, &records, now),
+            Eviction::LookAgain(now) => look_for_forgettable(self, now),
+            Eviction::Settled(key, generation, record) => {
                 let is_shared = self.handles().is_shared();
                 self.memory().settle(key, generation, record, is_shared);
             }
-            Upkeep::Reload(generation) => self.memory().reload(generation),
+            Eviction::Reload(generation) => self.memory().reload(generation),
         }
     }
 }
@@ -259,16 +264,16 @@ pub(crate) trait Keeper: Actor + Receive<Upkeep<Self::Record>> {
 /// A change of a record that is under way. It travels with the change; however that ends, by a
 /// commit, a conflict, a failure, or by being dropped on its way, the record's owner hears of it, and
 /// whoever waits goes on.
-pub(crate) struct UnderWay<K: Keeper>(Option<Settling<K>>);
+pub(crate) struct PendingChange<K: CacheOwner>(Option<Unsettled<K>>);
 
-struct Settling<K: Keeper> {
+struct Unsettled<K: CacheOwner> {
     handles: Arc<Handles>,
-    key: <K::Record as Kept>::Key,
+    key: <K::Record as CachedRecord>::Key,
     generation: u32,
     outcome: Option<K::Record>,
 }
 
-impl<K: Keeper> UnderWay<K> {
+impl<K: CacheOwner> PendingChange<K> {
     /// The change was written, and this is the record now.
     pub(crate) fn written(mut self, record: &K::Record) {
         if let Some(settling) = &mut self.0 {
@@ -277,46 +282,46 @@ impl<K: Keeper> UnderWay<K> {
     }
 }
 
-impl<K: Keeper> Drop for UnderWay<K> {
+impl<K: CacheOwner> Drop for PendingChange<K> {
     fn drop(&mut self) {
-        if let Some(Settling { handles, key, generation, outcome }) = self.0.take() {
-            K::mailbox(&handles).send(Upkeep::Settled(key, generation, outcome));
+        if let Some(Unsettled { handles, key, generation, outcome }) = self.0.take() {
+            K::mailbox(&handles).send(Eviction::Settled(key, generation, outcome));
         }
     }
 }
 
 /// A change of the record with this key begins, and is committed at once: over a shared store nothing
 /// may be decided on it until it has ended.
-pub(crate) fn begin_change<K: Keeper>(
+pub(crate) fn begin_change<K: CacheOwner>(
     keeper: &mut K,
-    key: <K::Record as Kept>::Key,
-) -> UnderWay<K> {
-    if keeper.handles().is_shared() { forward_change(keeper, key) } else { UnderWay(None) }
+    key: <K::Record as CachedRecord>::Key,
+) -> PendingChange<K> {
+    if keeper.handles().is_shared() { forward_change(keeper, key) } else { PendingChange(None) }
 }
 
 /// The same where another actor has to agree before it is committed, whatever the store: until then
 /// nothing of it waits in persistence's queue, and an answer that rested on it would be too early.
-pub(crate) fn forward_change<K: Keeper>(
+pub(crate) fn forward_change<K: CacheOwner>(
     keeper: &mut K,
-    key: <K::Record as Kept>::Key,
-) -> UnderWay<K> {
+    key: <K::Record as CachedRecord>::Key,
+) -> PendingChange<K> {
     let handles = Arc::clone(keeper.handles());
     let memory = keeper.memory();
     memory.changing.entry(key).or_default();
     let generation = memory.generation;
-    UnderWay(Some(Settling { handles, key, generation, outcome: None }))
+    PendingChange(Some(Unsettled { handles, key, generation, outcome: None }))
 }
 
 /// Takes a record for what its change, which has been sent on its way, will make of it, where memory
 /// may run ahead of the store.
-pub(crate) fn run_ahead<K: Keeper>(keeper: &mut K, record: K::Record) {
+pub(crate) fn run_ahead<K: CacheOwner>(keeper: &mut K, record: K::Record) {
     if !keeper.handles().is_shared() {
         keeper.memory().remember(record);
     }
 }
 
 /// A command with what is known of its record.
-pub(crate) type Held<C, R> = (Work<C, R>, R);
+pub(crate) type Loaded<C, R> = (Work<C, R>, R);
 
 /// The command with its record; nothing where there is no such record, which is for `missing` to
 /// answer, or where the command waits for the end of a change, or went to look the record up first.
@@ -325,13 +330,13 @@ pub(crate) type Held<C, R> = (Work<C, R>, R);
 pub(crate) fn find<K, C>(
     keeper: &mut K,
     mut work: Work<C, K::Record>,
-    key: <K::Record as Kept>::Key,
+    key: <K::Record as CachedRecord>::Key,
     enough: impl FnOnce(&C, &K::Record) -> bool,
     missing: impl FnOnce(&Handles, Work<C, K::Record>),
-) -> Option<Held<C, K::Record>>
+) -> Option<Loaded<C, K::Record>>
 where
-    K: Keeper + Receive<Work<C, K::Record>>,
-    K::Record: Sought<Key = <K::Record as Kept>::Key>,
+    K: CacheOwner + Receive<Work<C, K::Record>>,
+    K::Record: FindByKey<Key = <K::Record as CachedRecord>::Key>,
     C: Command,
 {
     keeper.metrics().taken();
@@ -378,7 +383,7 @@ const PAGES: usize = 100;
 /// Ticks for which the clock must say that it is time: five seconds.
 const RETENTION_TICKS: u8 = 25;
 
-fn tick<K: Keeper>(keeper: &mut K, now: Timestamp) {
+fn tick<K: CacheOwner>(keeper: &mut K, now: Timestamp) {
     let tuning = keeper.tuning();
     let done = keeper.memory().done(now, K::step(&tuning), &tuning);
     if !done.is_empty() {
@@ -388,7 +393,7 @@ fn tick<K: Keeper>(keeper: &mut K, now: Timestamp) {
         keeper.handles().persistence.follow(move |committed| {
             // Else memory is void, and read again when the store works.
             if committed == Committed::Written {
-                K::mailbox(&handles).send(Upkeep::Evict(done));
+                K::mailbox(&handles).send(Eviction::Evict(done));
             }
         });
     }
@@ -397,25 +402,25 @@ fn tick<K: Keeper>(keeper: &mut K, now: Timestamp) {
     }
 }
 
-/// Looks for records that may be forgotten; [`Upkeep::Forgettable`] brings them back.
-fn look_for_forgettable<K: Keeper>(keeper: &K, now: Timestamp) {
+/// Looks for records that may be forgotten; [`Eviction::Forgettable`] brings them back.
+fn look_for_forgettable<K: CacheOwner>(keeper: &K, now: Timestamp) {
     let (handles, tuning) = (Arc::clone(keeper.handles()), keeper.tuning());
     let count = K::step(&tuning).max(1);
     keeper.handles().reader.run(move |store| {
         let oldest = forgettable(store, count, now, &tuning);
         if let Ok(records) = handles.reader.noted(oldest) {
-            K::mailbox(&handles).send(Upkeep::Forgettable(records, now));
+            K::mailbox(&handles).send(Eviction::Forgettable(records, now));
         }
     });
 }
 
 /// The oldest records that may be forgotten, at most `count`. Those dated in the future are passed
 /// over, so that they keep no others.
-fn forgettable<R: Kept>(
+fn forgettable<R: CachedRecord>(
     store: &dyn Store,
     count: usize,
     now: Timestamp,
-    tuning: &Tuning,
+    tuning: &ActorSettings,
 ) -> Result<Vec<R>, ReadError> {
     let (mut found, mut after) = (Vec::new(), None);
     for _ in 0..PAGES {
@@ -439,7 +444,7 @@ fn forgettable<R: Kept>(
     Ok(found)
 }
 
-fn forget<K: Keeper>(keeper: &mut K, records: &[K::Record], now: Timestamp) {
+fn forget<K: CacheOwner>(keeper: &mut K, records: &[K::Record], now: Timestamp) {
     for record in records {
         keeper.memory().records.remove(&record.key());
         let change = Change(vec![record.forget()]);
@@ -450,7 +455,7 @@ fn forget<K: Keeper>(keeper: &mut K, records: &[K::Record], now: Timestamp) {
         let handles = Arc::clone(keeper.handles());
         keeper.handles().persistence.follow(move |committed| {
             if committed == Committed::Written {
-                K::mailbox(&handles).send(Upkeep::LookAgain(now));
+                K::mailbox(&handles).send(Eviction::LookAgain(now));
             }
         });
     }

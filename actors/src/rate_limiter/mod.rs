@@ -7,10 +7,10 @@ use crate::handles::Handles;
 use crate::memory::counters::Counters;
 use crate::persistence::Committed;
 use crate::runtime::mailbox::{Actor, Receive};
-use crate::runtime::metrics::Observed;
+use crate::runtime::metrics::Metrics;
 use crate::runtime::metrics::{ActorMetrics, LimitMetrics};
 use crate::runtime::reply::Reply;
-use crate::runtime::tuning::Tuning;
+use crate::runtime::tuning::ActorSettings;
 use crate::runtime::work::{Command, Shutdown, Tick};
 use actix::Message;
 use arc_swap::ArcSwap;
@@ -83,11 +83,11 @@ const EXPIRE_BUDGET: usize = 1000;
 /// The only writer of counters.
 pub(crate) struct RateLimiter {
     counters: Counters,
-    tuning: Arc<ArcSwap<Tuning>>,
+    tuning: Arc<ArcSwap<ActorSettings>>,
     handles: Arc<Handles>,
     metrics: ActorMetrics,
     decisions: [LimitMetrics; Policy::ALL.len()],
-    observed: Observed,
+    observed: Metrics,
     ticks: u8,
     /// How many counters the flush under way has yet to send.
     to_flush: usize,
@@ -100,9 +100,9 @@ pub(crate) struct RateLimiter {
 impl RateLimiter {
     pub(crate) fn new(
         counters: Counters,
-        tuning: Arc<ArcSwap<Tuning>>,
+        tuning: Arc<ArcSwap<ActorSettings>>,
         handles: Arc<Handles>,
-        observed: &Observed,
+        observed: &Metrics,
     ) -> Self {
         Self {
             counters,

@@ -43,7 +43,7 @@ struct LimitLabel {
 
 /// All that the actors count.
 #[derive(Clone, Debug)]
-pub struct Observed {
+pub struct Metrics {
     depth: Family<ActorLabel, Gauge>,
     messages: Family<ActorLabel, Counter>,
     batch: Family<ActorLabel, Histogram>,
@@ -86,7 +86,7 @@ fn sizes() -> Histogram {
     Histogram::new(exponential_buckets(1.0, 2.0, 17))
 }
 
-impl Observed {
+impl Metrics {
     /// Makes the metrics and enters them into `registry`.
     pub fn new(registry: &mut Registry) -> Self {
         let it = Self {

@@ -19,14 +19,14 @@ const THREADS: usize = 2;
 const TOGETHER: usize = 256;
 
 /// A record that is looked up by its key.
-pub(crate) trait Sought: Sized + Send + 'static {
+pub(crate) trait FindByKey: Sized + Send + 'static {
     type Key: Copy;
 
     fn read(store: &dyn Store, keys: &[Self::Key]) -> Result<Vec<Option<Self>>, ReadError>;
     fn job(lookup: Lookup<Self>) -> Job;
 }
 
-impl Sought for Code {
+impl FindByKey for Code {
     type Key = CodeHash;
 
     fn read(store: &dyn Store, keys: &[CodeHash]) -> Result<Vec<Option<Self>>, ReadError> {
@@ -37,7 +37,7 @@ impl Sought for Code {
     }
 }
 
-impl Sought for Activation {
+impl FindByKey for Activation {
     type Key = ActivationId;
 
     fn read(store: &dyn Store, keys: &[ActivationId]) -> Result<Vec<Option<Self>>, ReadError> {
@@ -49,7 +49,7 @@ impl Sought for Activation {
 }
 
 /// Where servers share a store, a server is found by its name.
-impl Sought for Server {
+impl FindByKey for Server {
     type Key = ServerId;
 
     fn read(store: &dyn Store, keys: &[ServerId]) -> Result<Vec<Option<Self>>, ReadError> {
@@ -61,7 +61,7 @@ impl Sought for Server {
 }
 
 /// A key, and what to do with what is found.
-pub(crate) struct Lookup<R: Sought> {
+pub(crate) struct Lookup<R: FindByKey> {
     key: R::Key,
     done: Box<dyn FnOnce(Result<Option<R>, ReadError>) + Send>,
 }
@@ -144,7 +144,7 @@ impl Reader {
 
     /// Reads the record with this key and hands the command on with what was found. Where that
     /// fails the caller is told.
-    pub(crate) fn look_up<C: Command, R: Sought>(
+    pub(crate) fn look_up<C: Command, R: FindByKey>(
         &self,
         work: Work<C, R>,
         key: R::Key,
@@ -168,7 +168,7 @@ impl Reader {
     }
 
     /// Reads the record with this key.
-    pub(crate) fn find<R: Sought>(
+    pub(crate) fn find<R: FindByKey>(
         &self,
         key: R::Key,
         done: impl FnOnce(Result<Option<R>, ReadError>) + Send + 'static,
@@ -214,12 +214,12 @@ impl Reader {
 
     /// Reads for whoever waits now. What was found is handed on by calling what is returned, each
     /// once.
-    pub(crate) fn read_now(&self, store: &dyn Store, together: usize) -> Vec<HandOn> {
+    pub(crate) fn read_now(&self, store: &dyn Store, together: usize) -> Vec<Continuation> {
         let jobs = self.lock().take(together);
         self.read(store, jobs)
     }
 
-    fn read(&self, store: &dyn Store, jobs: Vec<Job>) -> Vec<HandOn> {
+    fn read(&self, store: &dyn Store, jobs: Vec<Job>) -> Vec<Continuation> {
         let (mut codes, mut activations, mut servers) = (Vec::new(), Vec::new(), Vec::new());
         let mut found = Vec::with_capacity(jobs.len());
         for job in jobs {
@@ -236,11 +236,11 @@ impl Reader {
         found
     }
 
-    fn read_all<R: Sought>(
+    fn read_all<R: FindByKey>(
         &self,
         store: &dyn Store,
         lookups: Vec<Lookup<R>>,
-        hand_on: &mut Vec<HandOn>,
+        hand_on: &mut Vec<Continuation>,
     ) {
         if lookups.is_empty() {
             return;
@@ -293,7 +293,7 @@ impl Queue {
 }
 
 /// Hands what was read on to whoever waits for it.
-pub(crate) type HandOn = Box<dyn FnOnce() + Send>;
+pub(crate) type Continuation = Box<dyn FnOnce() + Send>;
 
 fn hand_on<C: Command, R: Send + 'static>(
     found: Result<Option<R>, ReadError>,

@@ -1,7 +1,7 @@
 //! The way back: a reply travels inside its message, with the permit and the charge of its request.
 
 use crate::rate_limiter::Charge;
-use crate::runtime::reply_queue::{Deliver, Outbox};
+use crate::runtime::reply_queue::{Deliver, ReplyQueue};
 use iptunnel_domain::Refusal;
 use iptunnel_domain::limit::Standing;
 use std::sync::Arc;
@@ -56,17 +56,17 @@ impl Drop for Permit {
 pub(crate) struct Permits {
     left: Arc<AtomicUsize>,
     /// How answers come back.
-    outbox: fn() -> Outbox,
+    outbox: fn() -> ReplyQueue,
 }
 
 impl Permits {
     pub(crate) fn new(count: usize) -> Self {
-        Self { left: Arc::new(AtomicUsize::new(count)), outbox: Outbox::of_this_thread }
+        Self { left: Arc::new(AtomicUsize::new(count)), outbox: ReplyQueue::of_this_thread }
     }
 
     /// The same where answers are looked for and not waited for.
     pub(crate) fn stepped(count: usize) -> Self {
-        Self { outbox: || Outbox::Direct, ..Self::new(count) }
+        Self { outbox: || ReplyQueue::Direct, ..Self::new(count) }
     }
 
     /// So many permits, and as many again for what is answered from memory.
@@ -115,7 +115,7 @@ pub struct Reply<T>(Option<Box<Inner<T>>>);
 
 struct Inner<T> {
     /// Of the thread on which the caller waits.
-    outbox: Outbox,
+    outbox: ReplyQueue,
     sender: Option<oneshot::Sender<Answer<T>>>,
     answer: Option<Answer<T>>,
     progress: Arc<AtomicU8>,

@@ -14,7 +14,7 @@ type Delivery = Box<dyn Deliver>;
 
 /// The queue of one thread. It has no bound of its own: every answer in it holds a permit.
 #[derive(Clone)]
-pub(crate) enum Outbox {
+pub(crate) enum ReplyQueue {
     /// A task of the thread hands answers out.
     Thread(UnboundedSender<Delivery>),
     /// Whoever waits looks for the answer: there is no task and no thread.
@@ -22,13 +22,13 @@ pub(crate) enum Outbox {
 }
 
 thread_local! {
-    static HERE: RefCell<Option<Outbox>> = const { RefCell::new(None) };
+    static HERE: RefCell<Option<ReplyQueue>> = const { RefCell::new(None) };
 }
 
 /// How many answers are handed out before other tasks of the thread have their turn.
 const AT_ONCE: usize = 64;
 
-impl Outbox {
+impl ReplyQueue {
     /// The queue of this thread; its task begins with the first request.
     pub(crate) fn of_this_thread() -> Self {
         HERE.with_borrow_mut(|here| match here {

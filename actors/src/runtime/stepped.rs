@@ -4,8 +4,8 @@
 //! What really happens on threads of their own in several moments is several steps here: a batch is
 //! gathered, written, answered; a record is read, and then handed on.
 
-use crate::handles::{Actors, Addresses, Assembled, Handles, Loaded, Parts, StartError};
-use crate::memory::limit_counter::Counting;
+use crate::handles::{Actors, Addresses, Assembled, Dependencies, Handles, Restored, StartError};
+use crate::memory::limit_counter::LimitCounterThread;
 use crate::persistence::{Batch, Writer};
 use crate::runtime::mailbox::{Address, Inbox};
 use crate::runtime::reply::Permits;
@@ -39,14 +39,14 @@ pub enum Step {
     /// What was looked for is read.
     Read,
     /// The first of what was read is handed on.
-    HandOn,
+    Continuation,
     /// What waits is counted by a shared store.
     Count,
     /// The first of what was counted is handed on.
     HandOnCounted,
 }
 
-type HandOn = Box<dyn FnOnce() + Send>;
+type Continuation = Box<dyn FnOnce() + Send>;
 
 /// A batch on its way.
 enum Commit {
@@ -63,9 +63,9 @@ pub struct Stepped {
     inboxes: Inboxes,
     writer: Writer,
     commit: Commit,
-    counting: Option<Counting>,
-    read: VecDeque<HandOn>,
-    counted: VecDeque<HandOn>,
+    counting: Option<LimitCounterThread>,
+    read: VecDeque<Continuation>,
+    counted: VecDeque<Continuation>,
 }
 
 struct Inboxes {
@@ -83,7 +83,7 @@ impl Stepped {
     ///
     /// # Errors
     /// Where the store cannot be read.
-    pub fn start(parts: Parts) -> Result<Self, StartError> {
+    pub fn start(parts: Dependencies) -> Result<Self, StartError> {
         let permits = Permits::with_quick(parts.permits, Permits::stepped);
         let inboxes = Inboxes {
             rate_limiter: Inbox::new(),
@@ -98,7 +98,7 @@ impl Stepped {
             server_registry: Address::Stepped(inboxes.server_registry.clone()),
         };
         let Assembled { handles, actors, writer, counting } =
-            Loaded::read(parts)?.assemble(addresses, permits, None);
+            Restored::read(parts)?.assemble(addresses, permits, None);
         let (read, counted) = (VecDeque::new(), VecDeque::new());
         let commit = Commit::None;
         Ok(Self { handles, actors, inboxes, writer, commit, counting, read, counted })
@@ -150,7 +150,7 @@ impl Stepped {
             commit,
             (Step::Probe, self.writer.is_refusing()),
             (Step::Read, self.handles.reader.waiting() > 0),
-            (Step::HandOn, !self.read.is_empty()),
+            (Step::Continuation, !self.read.is_empty()),
             (Step::Count, self.counting.is_some()),
             (Step::HandOnCounted, !self.counted.is_empty()),
         ];
@@ -176,7 +176,7 @@ impl Stepped {
                 self.read.extend(found);
                 true
             }
-            Step::HandOn => self.read.pop_front().map(|hand_on| hand_on()).is_some(),
+            Step::Continuation => self.read.pop_front().map(|hand_on| hand_on()).is_some(),
             Step::Count => {
                 let store = self.handles.store().as_ref();
                 let counted = self.counting.as_ref().and_then(|counting| counting.count_now(store));

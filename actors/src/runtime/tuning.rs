@@ -5,7 +5,7 @@ use iptunnel_domain::time::Lifetimes;
 
 /// The values in force. Replaced as a whole; whoever needs one looks at the whole once.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Tuning {
+pub struct ActorSettings {
     /// How long things made from now on live.
     pub lifetimes: Lifetimes,
     /// How much each policy allows.

@@ -17,9 +17,9 @@ use crate::memory::check_ins::CheckIns;
 use crate::memory::record_cache::Parked;
 use crate::persistence::Committed;
 use crate::runtime::mailbox::{Actor, Receive};
-use crate::runtime::metrics::{ActorMetrics, Observed};
+use crate::runtime::metrics::{ActorMetrics, Metrics};
 use crate::runtime::reply::Reply;
-use crate::runtime::tuning::Tuning;
+use crate::runtime::tuning::ActorSettings;
 use crate::runtime::work::{Command, Shutdown, Tick, Work};
 use actix::Message;
 use arc_swap::ArcSwap;
@@ -80,19 +80,19 @@ pub(crate) struct ServerRegistry {
     flush: Timer,
     /// What the last tick said.
     now: Timestamp,
-    tuning: Arc<ArcSwap<Tuning>>,
+    tuning: Arc<ArcSwap<ActorSettings>>,
     handles: Arc<Handles>,
     metrics: ActorMetrics,
-    observed: Observed,
+    observed: Metrics,
     ended: bool,
 }
 
 impl ServerRegistry {
     pub(crate) fn new(
         registered: Registered,
-        tuning: Arc<ArcSwap<Tuning>>,
+        tuning: Arc<ArcSwap<ActorSettings>>,
         handles: Arc<Handles>,
-        observed: &Observed,
+        observed: &Metrics,
         now: Timestamp,
     ) -> Self {
         let Registered { servers, tokens, last_number } = registered;

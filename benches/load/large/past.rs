@@ -18,7 +18,7 @@ use iptunnel_domain::time::Lifetimes;
 use iptunnel_server::os::{Clock, SystemClock};
 use iptunnel_server::secrets;
 use iptunnel_server::store::files::files;
-use iptunnel_storage::{Change, Frontier, JournaledStore, Store, Verdict, Write};
+use iptunnel_storage::{Change, EmbeddedStore, LastNumbers, Store, Verdict, Write};
 
 use super::PAST;
 use crate::failure::{Context, Failure, Result};
@@ -52,7 +52,7 @@ pub async fn write(workspace: &Workspace, numbers: Range<u64>) -> Result<()> {
         return Ok(());
     }
     eprintln!("writing {} past activations", numbers.end - numbers.start);
-    let store = JournaledStore::open(files(&workspace.store())).context(doing)?;
+    let store = EmbeddedStore::open(files(&workspace.store())).context(doing)?;
     let history = History {
         key: secrets::lookup_key(&workspace.lookup_key()).context(doing)?,
         offset: store.frontier().context(doing)?,
@@ -83,7 +83,7 @@ pub async fn write(workspace: &Workspace, numbers: Range<u64>) -> Result<()> {
 struct History {
     key: LookupKey,
     /// The last numbers in the store, above which the new ones lie.
-    offset: Frontier,
+    offset: LastNumbers,
     /// The first that is new.
     first: u64,
     now: Timestamp,

@@ -3,7 +3,12 @@
 mod problems;
 mod shown;
 
+use ipnet::IpNet;
+use iptunnel_domain::limit::Limits;
+use iptunnel_domain::time::Lifetimes;
 use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use iptunnel_domain::limit::Policy;
 use tempfile::NamedTempFile;

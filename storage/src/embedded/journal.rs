@@ -41,12 +41,12 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// Opens a journal and hands out what it holds beyond record `taken_over`, in the order of the
+    /// Opens a journal and hands out what it holds beyond record `checkpointed`, in the order of the
     /// numbers. Whoever lets the engine take it over sees whether one is missing.
     ///
     /// # Errors
     /// Those of the disk.
-    pub(crate) fn open(disk: Box<dyn Disk>, taken_over: u64) -> io::Result<(Self, Vec<Record>)> {
+    pub(crate) fn open(disk: Box<dyn Disk>, checkpointed: u64) -> io::Result<(Self, Vec<Record>)> {
         let size = 2 * SEGMENT;
         let mut end = disk.len()?;
         if end < size {
@@ -60,7 +60,7 @@ impl Journal {
         }
         let mut records = Vec::new();
         for start in [0, SEGMENT] {
-            read_segment(disk.as_ref(), start, taken_over, &mut records)?;
+            read_segment(disk.as_ref(), start, checkpointed, &mut records)?;
         }
         records.sort_unstable_by_key(|(number, _)| *number);
         Ok((Self { disk, segment: 0, offset: 0, last_in_other: 0, next: 1 }, records))
@@ -123,13 +123,13 @@ fn checksum(number: u64, payload: &[u8]) -> [u8; 16] {
     half
 }
 
-/// Adds the records of the segment at `start` that come after record `taken_over`. What was not
+/// Adds the records of the segment at `start` that come after record `checkpointed`. What was not
 /// finished or is damaged is passed over, and so is what was taken over, of this round or of an
 /// earlier one: whatever became of it, the engine has it.
 fn read_segment(
     disk: &dyn Disk,
     start: u64,
-    taken_over: u64,
+    checkpointed: u64,
     records: &mut Vec<Record>,
 ) -> io::Result<()> {
     let mut bytes = vec![0; SEGMENT as usize];
@@ -138,7 +138,7 @@ fn read_segment(
     while !rest.is_empty() {
         let found = read_record(rest);
         let taken = found.map_or(BLOCK, |(_, payload)| blocks(payload.len()));
-        if let Some((number, payload)) = found.filter(|(number, _)| *number > taken_over) {
+        if let Some((number, payload)) = found.filter(|(number, _)| *number > checkpointed) {
             records.push((number, payload.to_vec()));
         }
         rest = rest.get(taken as usize..).unwrap_or_default();
@@ -170,12 +170,12 @@ mod tests {
         assert!(matches!(appended, Ok(given) if given == number));
     }
 
-    fn read(disk: &BadDisk, taken_over: u64) -> Vec<Record> {
-        Journal::open(disk.opened(), taken_over).unwrap().1
+    fn read(disk: &BadDisk, checkpointed: u64) -> Vec<Record> {
+        Journal::open(disk.opened(), checkpointed).unwrap().1
     }
 
-    fn numbers(disk: &BadDisk, taken_over: u64) -> Vec<u64> {
-        read(disk, taken_over).into_iter().map(|(number, _)| number).collect()
+    fn numbers(disk: &BadDisk, checkpointed: u64) -> Vec<u64> {
+        read(disk, checkpointed).into_iter().map(|(number, _)| number).collect()
     }
 
     /// A journal with three records, the last over three blocks.

@@ -23,8 +23,8 @@ use crate::embedded::engine::{ALONE, Row};
 use crate::embedded::journal::{AppendError, Journal};
 use crate::feed::{Feed, Listener};
 use crate::{
-    Attempts, Change, CommitError, Counter, Entry, Frontier, Mark, OpenError, ReadError, Store,
-    Verdict, record,
+    Attempts, Change, CommitError, Counter, Entry, LastNumbers, OpenError, ReadError, Store,
+    Verdict, Watermark, record,
 };
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
@@ -58,7 +58,7 @@ const MARK_IS_BEHIND: u64 = 1 << 20;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// A [`Store`] in two files.
-pub struct JournaledStore {
+pub struct EmbeddedStore {
     engine: Arc<RedbStore>,
     /// `None` once the store is closed.
     journal: Mutex<Option<Journal>>,
@@ -84,7 +84,7 @@ struct Shared {
 struct State {
     pending: Pending,
     /// The last record that the engine has taken over.
-    taken_over: u64,
+    checkpointed: u64,
     trouble: Trouble,
     /// Somebody waits for what is pending.
     urgent: bool,
@@ -120,7 +120,7 @@ impl Shared {
     }
 }
 
-impl JournaledStore {
+impl EmbeddedStore {
     /// Opens the store, or makes one where the disks are empty, and lets the engine take over what
     /// a crash has left in the journal.
     ///
@@ -160,12 +160,12 @@ impl JournaledStore {
         let unreadable = |e: std::io::Error| OpenError::Engine(format!("the journal: {e}"));
         let disk = (disks.journal)().map_err(unreadable)?;
         let engine = Arc::new(RedbStore::open(disks.rows)?);
-        let had = engine.taken_over().map_err(|e| OpenError::Engine(e.to_string()))?;
+        let had = engine.checkpointed().map_err(|e| OpenError::Engine(e.to_string()))?;
         let (mut journal, records) = Journal::open(disk, had).map_err(unreadable)?;
         let last = recover(&engine, had, records).map_err(OpenError::Engine)?;
         journal.begin_after(last);
         let shared = Arc::new(Shared::default());
-        shared.lock().taken_over = last;
+        shared.lock().checkpointed = last;
         let checkpointer = Checkpointer {
             engine: Arc::clone(&engine),
             shared: Arc::clone(&shared),
@@ -217,11 +217,11 @@ impl JournaledStore {
 
     /// Waits until the engine has taken over record `last`.
     fn wait_for(&self, last: u64) -> Result<(), CommitError> {
-        if self.stepped && self.shared.lock().taken_over < last {
+        if self.stepped && self.shared.lock().checkpointed < last {
             self.checkpointer.step();
         }
         let mut state = self.shared.lock();
-        while state.taken_over < last {
+        while state.checkpointed < last {
             state.trouble.check()?;
             if state.ended {
                 return Err(is_closed());
@@ -244,7 +244,7 @@ impl JournaledStore {
     ) -> Result<(), CommitError> {
         let last = self.shared.lock().pending.last();
         self.wait_for(last)?;
-        let outcome = match self.engine.take_over(changes, number) {
+        let outcome = match self.engine.checkpoint(changes, number) {
             Ok(verdicts) if verdicts.contains(&Verdict::Conflict) => {
                 Err(CommitError::Refused("the store has changed meanwhile".into()))
             }
@@ -255,7 +255,7 @@ impl JournaledStore {
         match &outcome {
             Ok(()) => {
                 journal.begin_after(number);
-                state.taken_over = number;
+                state.checkpointed = number;
             }
             // Whether the engine has the number is unknown: no record may be given it.
             Err(CommitError::Unknown(reason)) => state.trouble = Trouble::Fatal(reason.clone()),
@@ -326,7 +326,7 @@ fn recover(engine: &RedbStore, had: u64, records: Vec<journal::Record>) -> Resul
         last = number;
     }
     if last > had {
-        let verdicts = engine.take_over(&changes, last).map_err(|e| e.to_string())?;
+        let verdicts = engine.checkpoint(&changes, last).map_err(|e| e.to_string())?;
         if verdicts.contains(&Verdict::Conflict) {
             return Err("the journal does not follow on the store".into());
         }
@@ -401,14 +401,15 @@ impl Checkpointer {
         drop(state);
         let Some((changes, last)) = batch.as_ref() else { return Step::Nothing };
         // Where nobody could say whether they were taken over, the engine can now.
-        let has_them = is_tried_again && self.engine.taken_over().is_ok_and(|taken| taken >= *last);
+        let has_them =
+            is_tried_again && self.engine.checkpointed().is_ok_and(|taken| taken >= *last);
         let step = if has_them { Step::TakenOver } else { self.hand_over(changes, *last) };
         let mut state = self.shared.lock();
         match &step {
             Step::Nothing => {}
             Step::TakenOver => {
                 state.trouble = Trouble::None;
-                state.taken_over = *last;
+                state.checkpointed = *last;
                 state.pending.forget(*last);
                 *batch = None;
             }
@@ -420,7 +421,7 @@ impl Checkpointer {
     }
 
     fn hand_over(&self, changes: &[Change], last: u64) -> Step {
-        match self.engine.take_over(changes, last) {
+        match self.engine.checkpoint(changes, last) {
             Ok(verdicts) if verdicts.contains(&Verdict::Conflict) => {
                 Step::Fatal("the journal does not follow on the store".into())
             }
@@ -469,7 +470,7 @@ impl Checkpointer {
     }
 }
 
-impl Store for JournaledStore {
+impl Store for EmbeddedStore {
     fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
         let mut journal = self.journal();
         let journal = journal.as_mut().ok_or_else(is_closed)?;
@@ -511,16 +512,16 @@ impl Store for JournaledStore {
         Ok(verdicts)
     }
 
-    fn mark(&self) -> Option<Mark> {
-        Some(Mark {
+    fn watermark(&self) -> Option<Watermark> {
+        Some(Watermark {
             epoch: self.epoch.load(Ordering::Relaxed),
             process: ALONE.into(),
             commits: self.journal().as_ref().map(Journal::last)?,
-            ..Mark::default()
+            ..Watermark::default()
         })
     }
 
-    fn holds(&self, mark: &Mark) -> Result<bool, ReadError> {
+    fn contains(&self, mark: &Watermark) -> Result<bool, ReadError> {
         // What is known of epochs is in the mark only.
         self.epoch.fetch_max(mark.epoch, Ordering::Relaxed);
         // The mark of another engine says nothing of this one.
@@ -528,7 +529,7 @@ impl Store for JournaledStore {
         Ok(mark.process != ALONE || mark.commits <= held)
     }
 
-    fn begin_epoch(&self, last: &Mark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
+    fn begin_epoch(&self, last: &Watermark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
         self.go_on_above(if last.process == ALONE { last.acknowledged() } else { 0 })?;
         let (codes, activations) = crate::epoch::void(self, why, now)?;
         let epoch = last.epoch.saturating_add(1);
@@ -553,7 +554,7 @@ impl Store for JournaledStore {
         self.journal().take();
     }
 
-    fn frontier(&self) -> Result<Frontier, ReadError> {
+    fn frontier(&self) -> Result<LastNumbers, ReadError> {
         self.engine_knowing(Pending::last)?.frontier()
     }
 
@@ -646,7 +647,7 @@ impl Store for JournaledStore {
     }
 }
 
-impl Drop for JournaledStore {
+impl Drop for EmbeddedStore {
     fn drop(&mut self) {
         self.close();
     }

@@ -29,16 +29,16 @@ impl Pair {
         let rows = self.rows.copy();
         Self { journal: self.journal.copy_beside(&rows), rows }
     }
-    fn try_store(&self) -> Result<JournaledStore, OpenError> {
-        JournaledStore::open(Disks { rows: self.rows.opener(), journal: self.journal.opener() })
+    fn try_store(&self) -> Result<EmbeddedStore, OpenError> {
+        EmbeddedStore::open(Disks { rows: self.rows.opener(), journal: self.journal.opener() })
     }
-    fn store(&self) -> JournaledStore {
+    fn store(&self) -> EmbeddedStore {
         self.try_store().unwrap()
     }
     /// As [`Self::store`], without a thread.
-    fn stepped(&self) -> JournaledStore {
+    fn stepped(&self) -> EmbeddedStore {
         let disks = Disks { rows: self.rows.opener(), journal: self.journal.opener() };
-        JournaledStore::open_stepped(disks).unwrap()
+        EmbeddedStore::open_stepped(disks).unwrap()
     }
     /// Lets the process end after so many changes to either disk.
     fn dies_after(&self, changes: u64) {
@@ -50,7 +50,7 @@ impl Pair {
         self.rows.revive(end)
     }
     /// Ends the process in the middle of whatever it does, and starts another.
-    fn restart(&self, store: JournaledStore, end: End) -> JournaledStore {
+    fn restart(&self, store: EmbeddedStore, end: End) -> EmbeddedStore {
         self.revive(end);
         // Whatever it does on its way out, its disks are gone.
         drop(store);
@@ -62,7 +62,7 @@ fn issue(numbers: RangeInclusive<u64>) -> Vec<Change> {
     numbers.map(|n| one(Write::Code(samples::code(n, 1, 0)))).collect()
 }
 
-fn has_code(store: &JournaledStore, number: u64) -> bool {
+fn has_code(store: &EmbeddedStore, number: u64) -> bool {
     store.code(samples::code(number, 1, 0).hash).unwrap().is_some()
 }
 
@@ -139,14 +139,14 @@ impl History {
         Change(vec![Write::Activation(activation), Write::Code(code)])
     }
 
-    fn commit_to(&mut self, store: &JournaledStore) {
+    fn commit_to(&mut self, store: &EmbeddedStore) {
         let changes = self.next();
         let verdicts = store.commit(&changes).unwrap();
         assert_eq!(verdicts, vec![Verdict::Written; changes.len()]);
     }
 
     /// Forgotten rows may be found until the engine has taken over that they are forgotten.
-    fn check(&self, store: &JournaledStore, at: &str) {
+    fn check(&self, store: &EmbeddedStore, at: &str) {
         for (number, expected) in &self.codes {
             let found = store.code(samples::code(*number, 1, 0).hash).unwrap();
             assert!(expected.is_none() || found == *expected, "code {number}, {at}: {found:?}");
@@ -158,7 +158,7 @@ impl History {
     }
 
     /// As [`Self::check`], of a store that has just been opened.
-    fn check_all(&self, store: &JournaledStore, at: &str) {
+    fn check_all(&self, store: &EmbeddedStore, at: &str) {
         self.check(store, at);
         assert_eq!(store.frontier().unwrap().code.0, self.issued, "{at}");
         let rows: Vec<Code> = store.oldest_codes(None, usize::MAX).unwrap();
@@ -176,7 +176,7 @@ fn what_was_committed_is_read_back_at_once_and_after_closing_and_opening() {
     let (code, activation) = (samples::code(1, 1, 0), samples::activation(1, 1, 0));
     let servers = [samples::server(0, 1), samples::server(1, 1)];
     let seen = CheckIn { server: servers[1].number, at: Timestamp(99) };
-    let check = |store: &JournaledStore| {
+    let check = |store: &EmbeddedStore| {
         assert_eq!(store.code(code.hash).unwrap().unwrap(), code);
         assert_eq!(store.activation(activation.at.id).unwrap().unwrap(), activation);
         let newest = Server { last_checkin: Timestamp(99), ..servers[1].clone() };
@@ -241,7 +241,7 @@ fn a_change_is_written_whole_where_all_its_guards_hold_over_what_is_pending() {
     use Verdict::{Conflict, Written};
     let expected = [Conflict, Written, Written, Conflict, Conflict, Conflict, Written, Conflict];
     assert_eq!(store.commit(&changes).unwrap(), expected);
-    let check = |store: &JournaledStore| {
+    let check = |store: &EmbeddedStore| {
         assert_eq!(store.activation(samples::at(1).id).unwrap(), None);
         let code = store.code(samples::code(1, 1, 0).hash).unwrap().unwrap();
         assert_eq!((code.version, code.activations), (3, 2));
@@ -461,7 +461,7 @@ fn a_commit_larger_than_a_segment_goes_past_the_journal_in_its_turn() {
     }
 }
 
-fn refusal(opened: Result<JournaledStore, OpenError>) -> String {
+fn refusal(opened: Result<EmbeddedStore, OpenError>) -> String {
     opened.err().expect("the store is opened").to_string()
 }
 
@@ -588,11 +588,11 @@ fn rows_refuse_and_come_back(fault: Fault) {
     assert_eq!(store.oldest_codes(None, usize::MAX).unwrap().len() as u64, returned + 1);
 }
 
-fn pair_has(store: &JournaledStore, count: usize) -> bool {
+fn pair_has(store: &EmbeddedStore, count: usize) -> bool {
     store.oldest_codes(None, usize::MAX).is_ok_and(|codes| codes.len() == count)
 }
 
-fn has_code_pending(store: &JournaledStore, number: u64) -> bool {
+fn has_code_pending(store: &EmbeddedStore, number: u64) -> bool {
     store.shared.lock().pending.code(samples::code(number, 1, 0).hash).is_some()
 }
 
@@ -737,12 +737,12 @@ fn why_only_a_new_start_can_help_is_told() {
     assert!(error.contains("the disk fails syncs"), "{error}");
 }
 
-fn on_files(folder: &Path) -> JournaledStore {
+fn on_files(folder: &Path) -> EmbeddedStore {
     let open = |name: &str| -> OpenDisk {
         let path = folder.join(name);
         Box::new(move || Ok(Box::new(FileDisk::open(&path)?)))
     };
-    JournaledStore::open(Disks { rows: open("s.redb"), journal: open("s.journal") }).unwrap()
+    EmbeddedStore::open(Disks { rows: open("s.redb"), journal: open("s.journal") }).unwrap()
 }
 
 fn format_of(rows: &Path) -> u64 {
@@ -809,9 +809,9 @@ fn a_new_epoch_voids_all_that_could_be_spent_twice_and_nothing_else_however_much
     };
     let all = 1..=1700;
     store.commit(&all.clone().map(change).collect::<Vec<_>>()).unwrap();
-    let last = Mark { epoch: 4, ..store.mark().unwrap() };
+    let last = Watermark { epoch: 4, ..store.watermark().unwrap() };
     assert_eq!(store.begin_epoch(&last, "a test", Timestamp(1)).unwrap(), 5);
-    assert_eq!(store.mark().unwrap().epoch, 5);
+    assert_eq!(store.watermark().unwrap().epoch, 5);
     let store = pair.restart(store, End::PowerLost);
     for number in all {
         let code = store.code(samples::code(number, 1, 0).hash).unwrap().unwrap();
@@ -846,19 +846,19 @@ fn every_older_copy_of_a_store_is_noticed_however_often_one_was_restored() {
                 copies.push(pair.copy());
             }
         }
-        let mut mark = store.mark().unwrap();
+        let mut mark = store.watermark().unwrap();
         // Each is newer than the one before it, and older than the first mark.
         for copy in &copies[..2] {
             let store = copy.store();
-            assert!(!store.holds(&mark).unwrap(), "{mark:?} {end:?}");
+            assert!(!store.contains(&mark).unwrap(), "{mark:?} {end:?}");
             store.begin_epoch(&mark, "a test", Timestamp(1)).unwrap();
-            let next = store.mark().unwrap();
+            let next = store.watermark().unwrap();
             assert!(next.commits > mark.commits && next.epoch > mark.epoch);
             mark = next;
             let store = copy.restart(store, end);
-            assert!(store.holds(&mark).unwrap());
+            assert!(store.contains(&mark).unwrap());
             store.commit(&issue(31..=31)).unwrap();
-            assert!(copy.restart(store, end).holds(&mark).unwrap());
+            assert!(copy.restart(store, end).contains(&mark).unwrap());
         }
     }
 }
@@ -870,15 +870,15 @@ fn a_commit_that_goes_past_the_journal_is_one_that_a_store_must_hold() {
     store.commit(&issue(1..=1)).unwrap();
     let store = pair.restart(store, End::Killed);
     let earlier = pair.copy();
-    let before = store.mark().unwrap();
+    let before = store.watermark().unwrap();
     let note = "n".repeat(3 << 20);
     store.commit(&[one(Write::Server(Server { note, ..samples::server(1, 1) }))]).unwrap();
-    let mark = store.mark().unwrap();
+    let mark = store.watermark().unwrap();
     assert_eq!(mark.commits, before.commits + 1);
     store.commit(&issue(2..=2)).unwrap();
     let store = pair.restart(store, End::PowerLost);
-    assert!(store.holds(&mark).unwrap() && has_code(&store, 2));
-    assert!(!earlier.store().holds(&mark).unwrap());
+    assert!(store.contains(&mark).unwrap() && has_code(&store, 2));
+    assert!(!earlier.store().contains(&mark).unwrap());
 }
 
 #[test]

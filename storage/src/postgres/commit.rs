@@ -7,10 +7,10 @@
 //! be any more.
 
 use super::batch::{self, Member};
-use super::connect::{Found, Line, Planned, Use, Way};
+use super::connect::{Connector, Found, Line, Planned, Use};
 use super::statement::{Statement, reference, types};
-use super::{Inner, epoch, failed, no_connection, others, told, unreadable};
-use crate::{Change, CommitError, Mark, ReadError, Verdict};
+use super::{Inner, epoch, failed, no_connection, peer_marks, told, unreadable};
+use crate::{Change, CommitError, ReadError, Verdict, Watermark};
 use deadpool_postgres::{Client, ClientWrapper};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -122,13 +122,13 @@ impl Writer {
     }
 
     /// What the database must hold of this server's commits from now on.
-    pub(super) fn mark(&self) -> Mark {
+    pub(super) fn watermark(&self) -> Watermark {
         let commits = if self.in_doubt { self.batch - 1 } else { self.batch };
-        Mark {
+        Watermark {
             epoch: self.epoch.cast_unsigned(),
             process: self.process.name.clone(),
             commits: commits.cast_unsigned(),
-            ..Mark::default()
+            ..Watermark::default()
         }
     }
 
@@ -145,7 +145,8 @@ impl Writer {
             let why = "the database lacked what had been acknowledged";
             let epoch = store.begin_epoch(self.epoch, why, None).await?;
             let client = store.pool.get().await.map_err(|error| no_connection(&error).0)?;
-            let others = others::read_first(&client).await.map_err(|error| error.to_string())?;
+            let others =
+                peer_marks::read_first(&client).await.map_err(|error| error.to_string())?;
             let process = register(&client).await.map_err(|error| error.to_string())?;
             store.others.replace(others);
             Ok::<_, String>((epoch, process))
@@ -168,7 +169,7 @@ impl Writer {
         client: &Client,
         store: &Inner,
     ) -> Result<(), ReadError> {
-        let held = epoch::holds(client, &store.mark(self)).await.map_err(unreadable)?;
+        let held = epoch::contains(client, &store.watermark(self)).await.map_err(unreadable)?;
         if !held {
             let error = self.begin_anew(store).await;
             tracing::error!(%error, "the database has become an earlier one");
@@ -176,7 +177,7 @@ impl Writer {
         Ok(())
     }
 
-    async fn open(&mut self, way: &Arc<Way>) -> Result<&Open, String> {
+    async fn open(&mut self, way: &Arc<Connector>) -> Result<&Open, String> {
         let open = match self.open.take() {
             Some(open) if !open.client.is_closed() => open,
             _ => way.connect(Use::Commit).await?.into(),

@@ -360,7 +360,7 @@ pub(super) fn left_behind(host: &str, timeline: u32, newest: u32) -> String {
 }
 
 /// Where the database is and how to reach it.
-pub(super) struct Way {
+pub(super) struct Connector {
     places: Vec<Place>,
     config: Config,
     tls: Option<MakeRustlsConnect>,
@@ -374,7 +374,7 @@ pub(super) struct Way {
     split: Outage,
 }
 
-impl Way {
+impl Connector {
     /// The way to a URL as libpq takes it.
     ///
     /// # Errors
@@ -433,7 +433,7 @@ impl Way {
     /// # Errors
     /// Where it cannot be made.
     pub(super) fn pool(self: &Arc<Self>, of: Use) -> Result<Pool, OpenError> {
-        let connector = Connector { way: Arc::clone(self), of };
+        let connector = PoolConnector { connector: Arc::clone(self), of };
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = Manager::from_connect(self.config.clone(), connector, recycling);
         let timeouts = Timeouts {
@@ -713,18 +713,18 @@ pub(super) fn primaries_of(seen: Vec<Seen>) -> Vec<Found> {
 }
 
 /// Makes the connections of a pool.
-struct Connector {
-    way: Arc<Way>,
+struct PoolConnector {
+    connector: Arc<Connector>,
     of: Use,
 }
 
 type Connecting<'a> =
     Pin<Box<dyn Future<Output = Result<(Client, JoinHandle<()>), Error>> + Send + 'a>>;
 
-impl Connect for Connector {
+impl Connect for PoolConnector {
     fn connect(&self, _: &Config) -> Connecting<'_> {
         Box::pin(async move {
-            match self.way.connect(self.of).await {
+            match self.connector.connect(self.of).await {
                 Ok(found) => Ok((found.client, found.driver)),
                 Err(why) => nowhere(why).await,
             }
@@ -756,7 +756,7 @@ mod tests {
             ("postgres://u:geheim@h/d?nonsense=1", "nonsense"),
             ("postgres://u:geheim@h/d?sslmode=verify-ca&sslrootcert=/none", "/none"),
         ] {
-            let error = Way::to(url).err().map(|error| error.to_string()).unwrap_or_default();
+            let error = Connector::to(url).err().map(|error| error.to_string()).unwrap_or_default();
             assert!(error.contains(words) && !error.contains("geheim"), "{url}: {error}");
         }
     }
@@ -770,7 +770,7 @@ mod tests {
             "?sslmode=prefer&target_session_attrs=read-write",
             "?target_session_attrs=read-write&sslmode=require",
         ] {
-            let way = Way::to(&format!("postgres://u:p@h1:5432,h2:5433/d{query}")).unwrap();
+            let way = Connector::to(&format!("postgres://u:p@h1:5432,h2:5433/d{query}")).unwrap();
             let hosts: Vec<_> = way.places.iter().map(|place| place.shown.as_str()).collect();
             assert_eq!(hosts, ["h1:5432", "h2:5433"], "{query}");
         }

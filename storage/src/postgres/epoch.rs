@@ -4,14 +4,17 @@
 
 use super::rows::{EVENT, time};
 use super::told;
-use crate::Mark;
+use crate::Watermark;
 use deadpool_postgres::Client;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::audit::{Action, Actor};
 use std::time::SystemTime;
 
 /// Whether the database holds what `mark` says it must.
-pub(super) async fn holds(client: &Client, mark: &Mark) -> Result<bool, tokio_postgres::Error> {
+pub(super) async fn contains(
+    client: &Client,
+    mark: &Watermark,
+) -> Result<bool, tokio_postgres::Error> {
     let found = "SELECT (SELECT number FROM epoch) >= $1 AND NOT EXISTS (
              SELECT FROM unnest($2::text[], $3::bigint[]) AS held (name, batch)
              WHERE NOT EXISTS (SELECT FROM process

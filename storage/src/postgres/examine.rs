@@ -1,6 +1,6 @@
 //! Whether a database keeps what a store promises, as far as it can be asked.
 
-use super::connect::{Answer, Found, PROMOTE, Seen, Way, left_behind};
+use super::connect::{Answer, Connector, Found, PROMOTE, Seen, left_behind};
 use super::{migrate, told, trial, unreadable};
 use crate::{Finding, Grade, ReadError};
 use tokio_postgres::{Client, Error, Row, SimpleQueryMessage};
@@ -313,7 +313,7 @@ pub(super) fn of_primaries(primaries: &[Found]) -> Option<Finding> {
 
 /// What can only be found out by doing it: whether commits come to be, whether there is room, whether
 /// nobody holds a table. It leaves the database as it is.
-pub(super) async fn of_trials(way: &Way, found: &Found) -> Result<Vec<Finding>, Error> {
+pub(super) async fn of_trials(way: &Connector, found: &Found) -> Result<Vec<Finding>, Error> {
     let client = &found.client;
     let names = client.query_one("SHOW synchronous_standby_names", &[]).await?;
     let names: &str = names.try_get(0)?;

@@ -1,6 +1,6 @@
 //! A look at a database that leaves it as it is.
 
-use super::connect::{Found, Use, Way, primaries_of};
+use super::connect::{Connector, Found, Use, primaries_of};
 use super::examine::{examine, of_hosts, of_primaries, of_store, of_trials, store_clock};
 use super::unreadable;
 use crate::{Finding, Grade, OpenError, ReadError};
@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 pub struct Inspection {
     // Gone before the runtime that serves it.
     found: Option<Found>,
-    way: Arc<Way>,
+    way: Arc<Connector>,
     of_hosts: Vec<Finding>,
     runtime: Runtime,
 }
@@ -22,7 +22,7 @@ impl Inspection {
     /// # Errors
     /// Where the URL is wrong. What cannot be reached is a finding.
     pub fn of(url: &str, newest: u32) -> Result<Self, OpenError> {
-        let way = Way::to(url)?;
+        let way = Connector::to(url)?;
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build()

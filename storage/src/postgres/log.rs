@@ -6,7 +6,7 @@
 //! reads it waits for its order: no installer and no agent does.
 
 use super::rows::{EVENT, event, event_heard_of, get_hash, is_understood, place, signed, time};
-use super::{Inner, counting, no_connection, sighting, unreadable};
+use super::{Inner, counting, no_connection, peer_check_ins, unreadable};
 use crate::{Attempts, Entry, ReadError};
 use deadpool_postgres::{Client, GenericClient};
 use iptunnel_domain::Timestamp;
@@ -253,7 +253,7 @@ pub(super) async fn attempts(
 }
 
 /// How far whoever follows has been told.
-pub(super) struct Told {
+pub(super) struct Published {
     /// The last entry of the log.
     entry: u64,
     /// Where links ended that were told lately, the newest last: a promoted standby may lack the end of
@@ -269,7 +269,7 @@ pub(super) struct Told {
 /// longer than a standby can be cut off before commits wait for it.
 const LATELY: usize = 1000;
 
-impl Told {
+impl Published {
     /// Everything so far counts as told.
     pub(super) async fn now(client: &Client, timeline: u32) -> Result<Self, ReadError> {
         let head = head(client).await?;
@@ -412,7 +412,7 @@ async fn tell(inner: &Inner, rounds: u64) -> Result<(), ReadError> {
         let ahead = "UPDATE process SET seen_at = clock_timestamp()
              WHERE seen_at > clock_timestamp() + interval '1 minute'";
         client.execute(ahead, &[]).await.map_err(unreadable)?;
-        sighting::forget(&client).await?;
+        peer_check_ins::forget(&client).await?;
         counting::forget(&client).await?;
         if let Ok(mut counting) = inner.counting.try_lock() {
             counting.settle(inner).await?;

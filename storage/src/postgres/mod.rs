@@ -18,11 +18,11 @@ mod examine;
 mod inspect;
 mod log;
 mod migrate;
-mod others;
+mod peer_check_ins;
+mod peer_marks;
 mod quick;
 mod rows;
 mod shared;
-mod sighting;
 mod statement;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -36,11 +36,11 @@ pub use inspect::Inspection;
 use crate::embedded::engine::ALONE;
 use crate::feed::{Feed, Listener};
 use crate::{
-    Attempts, Change, CommitError, Counter, Entry, Frontier, Mark, OpenError, ReadError, Shared,
-    Store, Verdict,
+    Attempts, Change, CommitError, Counter, Entry, LastNumbers, OpenError, ReadError, Shared,
+    Store, Verdict, Watermark,
 };
 use commit::Writer;
-use connect::{Use, Way};
+use connect::{Connector, Use};
 use counting::Counting;
 use deadpool_postgres::{Client, Pool, PoolError, TimeoutType};
 use iptunnel_domain::Timestamp;
@@ -49,10 +49,10 @@ use iptunnel_domain::audit::Head;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
 use iptunnel_domain::limit::Policy;
 use iptunnel_domain::server::{Server, ServerNumber};
-use others::Others;
+use peer_check_ins::PeerCheckIns;
+use peer_marks::PeerMarks;
 use quick::Quick;
 use rows::{ACTIVATION, CODE, SERVER, signed};
-use sighting::Sightings;
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
@@ -77,7 +77,7 @@ pub struct PostgresStore {
 
 /// What tasks share.
 struct Inner {
-    way: Arc<Way>,
+    way: Arc<Connector>,
     /// Whoever reads.
     pool: Pool,
     /// Whoever may take long: the schema, and a new epoch.
@@ -92,12 +92,12 @@ struct Inner {
     /// it.
     epoch: AtomicI64,
     /// What the other servers have committed.
-    others: Others,
+    others: PeerMarks,
     feed: Feed,
     /// How far the feed has come.
-    told: tokio::sync::Mutex<log::Told>,
+    told: tokio::sync::Mutex<log::Published>,
     /// How far it has been told of check-ins.
-    sightings: tokio::sync::Mutex<Sightings>,
+    sightings: tokio::sync::Mutex<PeerCheckIns>,
 }
 
 impl Inner {
@@ -106,8 +106,8 @@ impl Inner {
     }
 
     /// What the database must hold from now on, of the others' commits as well.
-    fn mark(&self, writer: &Writer) -> Mark {
-        Mark { others: self.others.counts(), ..writer.mark() }
+    fn watermark(&self, writer: &Writer) -> Watermark {
+        Watermark { others: self.others.counts(), ..writer.watermark() }
     }
 
     fn set_process(&self, process: i32) {
@@ -168,7 +168,7 @@ impl PostgresStore {
     /// Where the URL is wrong, the database cannot be reached or refuses, or a later program has
     /// made its schema.
     pub fn open(url: &str) -> Result<Self, OpenError> {
-        let way = Way::to(url)?;
+        let way = Connector::to(url)?;
         let (pool, upkeep) = (way.pool(Use::Read)?, way.pool(Use::Upkeep)?);
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
@@ -189,11 +189,11 @@ impl PostgresStore {
             let mut client = client.map_err(|error| read(no_connection(&error)))?;
             let epoch = epoch::present(&client).await.map_err(failed)?;
             // Before this server commits for the first time, which confirms it.
-            let others = others::read_first(&client).await.map_err(read)?;
+            let others = peer_marks::read_first(&client).await.map_err(read)?;
             let process = commit::register(&client).await?;
             log::settle(&mut client).await.map_err(read)?;
-            let told = log::Told::now(&client, way.newest()).await.map_err(read)?;
-            let sightings = Sightings::now(&client).await.map_err(read)?;
+            let told = log::Published::now(&client, way.newest()).await.map_err(read)?;
+            let sightings = PeerCheckIns::now(&client).await.map_err(read)?;
             drop(client);
             let timeline = way.newest();
             Ok(Inner {
@@ -206,7 +206,7 @@ impl PostgresStore {
                 counting: tokio::sync::Mutex::default(),
                 flushing: tokio::sync::Mutex::default(),
                 epoch: AtomicI64::new(epoch),
-                others: Others::of(others),
+                others: PeerMarks::of(others),
                 feed: Feed::default(),
                 told: tokio::sync::Mutex::new(told),
                 sightings: tokio::sync::Mutex::new(sightings),
@@ -331,15 +331,15 @@ impl Store for PostgresStore {
         committed.unwrap_or_else(|| Err(CommitError::Unknown("the store is closed".into())))
     }
 
-    fn mark(&self) -> Option<Mark> {
+    fn watermark(&self) -> Option<Watermark> {
         let inner = Arc::clone(&self.inner);
         wait(&self.handle, async move {
-            let mark = inner.mark(&*inner.writer.lock().await);
-            Mark { timeline: inner.way.newest(), ..mark }
+            let mark = inner.watermark(&*inner.writer.lock().await);
+            Watermark { timeline: inner.way.newest(), ..mark }
         })
     }
 
-    fn holds(&self, mark: &Mark) -> Result<bool, ReadError> {
+    fn contains(&self, mark: &Watermark) -> Result<bool, ReadError> {
         // The mark of another engine says nothing of this one.
         if mark.process == ALONE {
             return Ok(true);
@@ -358,11 +358,11 @@ impl Store for PostgresStore {
                     mark.timeline,
                 )));
             }
-            epoch::holds(&client, &mark).await.map_err(unreadable)
+            epoch::contains(&client, &mark).await.map_err(unreadable)
         })
     }
 
-    fn begin_epoch(&self, last: &Mark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
+    fn begin_epoch(&self, last: &Watermark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
         let (last, why, inner) = (last.epoch, why.to_owned(), Arc::clone(&self.inner));
         let begun = wait(&self.handle, async move {
             let begun = inner.begin_epoch(last.cast_signed(), &why, Some(now)).await?;
@@ -394,8 +394,8 @@ impl Store for PostgresStore {
     }
 
     /// Numbers of codes and activations come from the time: `Shared::process` tells servers apart.
-    fn frontier(&self) -> Result<Frontier, ReadError> {
-        Ok(Frontier::default())
+    fn frontier(&self) -> Result<LastNumbers, ReadError> {
+        Ok(LastNumbers::default())
     }
 
     fn code(&self, hash: CodeHash) -> Result<Option<Code>, ReadError> {
@@ -459,7 +459,7 @@ impl Store for PostgresStore {
     fn follow(&self, listener: Listener) {
         self.inner.feed.follow(listener);
         self.handle.spawn(log::follow(Arc::downgrade(&self.inner)));
-        self.handle.spawn(others::follow(Arc::downgrade(&self.inner)));
+        self.handle.spawn(peer_marks::follow(Arc::downgrade(&self.inner)));
     }
 
     fn audit_head(&self) -> Result<Head, ReadError> {

@@ -4,7 +4,7 @@ use super::connect::Planned;
 use super::rows::{signed, time};
 use super::statement::{Value, each, reference, types, value};
 use super::{Inner, no_connection, unreadable};
-use crate::{ReadError, Sighting};
+use crate::{CheckInOf, ReadError};
 use deadpool_postgres::{ClientWrapper, Object};
 use std::collections::HashSet;
 use tokio_postgres::types::Type;
@@ -59,8 +59,8 @@ impl Quick {
     pub(super) async fn flush(
         &mut self,
         inner: &Inner,
-        mut seen: Vec<Sighting>,
-    ) -> Result<Vec<Sighting>, ReadError> {
+        mut seen: Vec<CheckInOf>,
+    ) -> Result<Vec<CheckInOf>, ReadError> {
         seen.sort_unstable();
         self.told += 1;
         let values = [

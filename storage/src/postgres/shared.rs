@@ -3,7 +3,7 @@
 
 use super::rows::time;
 use super::{PostgresStore, examine, gone, policy, unreadable, wait};
-use crate::{Charged, Counted, Counter, Finding, ReadError, Shared, Sighting};
+use crate::{Charged, CheckInOf, Counted, Counter, Finding, ReadError, Shared};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerId};
@@ -40,7 +40,7 @@ impl Shared for PostgresStore {
         Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
     }
 
-    fn check_in(&self, seen: Vec<Sighting>) -> Result<Vec<Sighting>, ReadError> {
+    fn check_in(&self, seen: Vec<CheckInOf>) -> Result<Vec<CheckInOf>, ReadError> {
         let inner = Arc::clone(&self.inner);
         let written =
             wait(

@@ -2,12 +2,12 @@
 
 mod proxy;
 
-use super::log::Told;
+use super::log::Published;
 use super::{PostgresStore, migrate};
 use crate::embedded::engine::samples::{activation, at, code, event, server};
 use crate::{
-    Attempts, Change, Charged, CheckIn, CommitError, Counted, Entry, OpenError, Setting, Shared,
-    Sighting, Store, Verdict, Write,
+    Attempts, Change, Charged, CheckIn, CheckInOf, CommitError, Counted, Entry, OpenError, Setting,
+    Shared, Store, Verdict, Write,
 };
 use iptunnel_domain::activation::Activation;
 use iptunnel_domain::audit::{Event, Head};
@@ -513,7 +513,7 @@ fn what_a_newer_program_does_is_heard_of_though_it_is_not_understood() {
 
 /// What whoever has been `told` so far hears on this timeline; `None` where the log does not go on from
 /// anything that they know.
-fn hear(store: &PostgresStore, told: Told, timeline: u32) -> (Told, Option<Vec<Event>>) {
+fn hear(store: &PostgresStore, told: Published, timeline: u32) -> (Published, Option<Vec<Event>>) {
     let (inner, mut told) = (Arc::clone(&store.inner), told);
     let heard = super::wait(&store.handle, async move {
         let client = inner.pool.get().await.unwrap();
@@ -535,7 +535,7 @@ fn after_a_promotion_is_heard_what_stands_in_the_log_where_the_standby_lacked_it
     enter(1, 1);
     let inner = Arc::clone(&store.inner);
     let told = super::wait(&store.handle, async move {
-        Told::now(&inner.pool.get().await.unwrap(), 1).await.unwrap()
+        Published::now(&inner.pool.get().await.unwrap(), 1).await.unwrap()
     });
     enter(2, 2);
     let (told, heard) = hear(&store, told.unwrap(), 1);
@@ -750,7 +750,7 @@ fn a_check_in_is_kept_where_it_is_later_or_what_stands_there_lies_in_the_future(
             let times = times.map(Timestamp);
             let seen = |place: usize| CheckIn { server: known[place].number, at: times[place] };
             if beside_commits {
-                let seen = |place: usize| Sighting { seen: seen(place), id: known[place].id };
+                let seen = |place: usize| CheckInOf { seen: seen(place), id: known[place].id };
                 assert!(store.check_in(vec![seen(0), seen(1)]).unwrap().is_empty());
             } else {
                 let both = Write::CheckIns(vec![seen(0), seen(1)]);
@@ -825,7 +825,7 @@ fn servers_tell_each_other_once_who_has_checked_in() {
     let (one, other) = (database.store(), database.store());
     commit(&one, &[Change(vec![Write::Server(server(5, 1))])]);
     let known = one.servers_of(&[server(5, 1).id]).unwrap()[0].clone().unwrap();
-    let seen = |at| Sighting { seen: CheckIn { server: known.number, at }, id: known.id };
+    let seen = |at| CheckInOf { seen: CheckIn { server: known.number, at }, id: known.id };
     for at in [Timestamp(900), Timestamp(901)] {
         assert!(one.check_in(vec![seen(at)]).unwrap().is_empty());
     }
@@ -847,7 +847,7 @@ fn a_row_that_another_server_has_in_hand_is_left_and_the_others_are_written() {
     let known = store.servers_of(&[server(5, 1).id, server(6, 1).id]).unwrap();
     let seen = |place: usize| {
         let server = known[place].as_ref().unwrap();
-        Sighting { seen: CheckIn { server: server.number, at: Timestamp(900) }, id: server.id }
+        CheckInOf { seen: CheckIn { server: server.number, at: Timestamp(900) }, id: server.id }
     };
     let held = format!("SELECT FROM presence WHERE server = {} FOR UPDATE", seen(0).seen.server.0);
     while_in_hand(&database.url(), &held, || {
@@ -917,10 +917,10 @@ fn a_database_that_lacks_what_was_acknowledged_voids_what_could_be_spent_twice()
     let (one, other) = (database.store(), database.store());
     commit(&one, &[issue(100), issue(200), open(200)]);
     commit(&other, &[issue(300)]);
-    let before = one.mark().unwrap();
-    assert!(one.holds(&before).unwrap() && other.holds(&before).unwrap());
+    let before = one.watermark().unwrap();
+    assert!(one.contains(&before).unwrap() && other.contains(&before).unwrap());
     lose(&database, 1);
-    assert!(!other.holds(&before).unwrap());
+    assert!(!other.contains(&before).unwrap());
     let refused = one.commit(&[issue(400)]);
     assert!(matches!(refused, Err(CommitError::Refused(_))), "{refused:?}");
     for spendable in [100, 300] {
@@ -931,12 +931,12 @@ fn a_database_that_lacks_what_was_acknowledged_voids_what_could_be_spent_twice()
     // The store works again, in its next epoch; what is issued from now on is good.
     assert_eq!(commit(&one, &[issue(400)]), [Written]);
     assert_eq!(expiry(&one, 400), Timestamp(700));
-    assert_eq!(one.mark().unwrap().epoch, before.epoch + 1);
+    assert_eq!(one.watermark().unwrap().epoch, before.epoch + 1);
     // The other server finds the same, and that it has been seen to.
     assert!(other.commit(&[issue(500)]).is_err());
     assert_eq!(commit(&other, &[issue(500)]), [Written]);
     assert_eq!(
-        (expiry(&one, 400), other.mark().unwrap().epoch),
+        (expiry(&one, 400), other.watermark().unwrap().epoch),
         (Timestamp(700), before.epoch + 1)
     );
     let told = |entry: &Entry| entry.event.action == iptunnel_domain::audit::Action::StoreFenced;
@@ -983,23 +983,23 @@ fn what_a_server_that_is_gone_has_committed_must_be_there_for_the_others() {
     let (one, gone) = (database.store(), database.store());
     commit(&one, &[issue(100), issue(200)]);
     commit(&gone, &[open(200)]);
-    let of_gone = gone.mark().unwrap();
+    let of_gone = gone.watermark().unwrap();
     learn(&one);
-    let before = one.mark().unwrap();
+    let before = one.watermark().unwrap();
     assert_eq!(before.others, [(of_gone.process, of_gone.commits)]);
-    assert!(one.holds(&before).unwrap());
+    assert!(one.contains(&before).unwrap());
     lose_the_last_of(&database, &gone);
     drop(gone);
     learn(&one);
-    assert_eq!(one.mark().unwrap(), before, "what is lost is not forgotten");
+    assert_eq!(one.watermark().unwrap(), before, "what is lost is not forgotten");
     // A start on that mark finds it out, and so does the server that runs.
-    assert!(!database.store().holds(&before).unwrap());
+    assert!(!database.store().contains(&before).unwrap());
     one.follow(Box::new(|_| {}));
-    wait_until("an epoch", || one.mark().unwrap().epoch == before.epoch + 1);
+    wait_until("an epoch", || one.watermark().unwrap().epoch == before.epoch + 1);
     assert_eq!(expiry(&one, 100), Timestamp(100));
     // It is noticed once.
-    let after = one.mark().unwrap();
-    assert!(one.holds(&after).unwrap());
+    let after = one.watermark().unwrap();
+    assert!(one.contains(&after).unwrap());
     assert_eq!(commit(&one, &[issue(300)]), [Written]);
     one.audit_head().unwrap();
     let epoch = number_of(&database.url(), "SELECT number FROM epoch");
@@ -1011,9 +1011,9 @@ fn a_start_has_what_the_others_have_committed_before_in_its_mark() {
     let database = Database::new();
     let one = database.store();
     commit(&one, &[issue(100)]);
-    let of_one = one.mark().unwrap();
+    let of_one = one.watermark().unwrap();
     let late = database.store();
-    assert_eq!(late.mark().unwrap().others, [(of_one.process, of_one.commits)]);
+    assert_eq!(late.watermark().unwrap().others, [(of_one.process, of_one.commits)]);
 }
 
 #[test]
@@ -1022,15 +1022,15 @@ fn a_server_that_has_ended_leaves_the_mark_once_a_later_commit_stands_for_its_ow
     let (one, ended) = (database.store(), database.store());
     commit(&ended, &[issue(1)]);
     learn(&one);
-    let known = one.mark().unwrap().others;
+    let known = one.watermark().unwrap().others;
     assert_eq!(known.len(), 1);
     let end = format!("UPDATE process SET ended = true WHERE id = {}", ended.process());
     execute(&database.url(), &end);
     learn(&one);
-    assert_eq!(one.mark().unwrap().others, known, "nothing else tells of its commits");
+    assert_eq!(one.watermark().unwrap().others, known, "nothing else tells of its commits");
     commit(&one, &[issue(2)]);
     learn(&one);
-    assert!(one.mark().unwrap().others.is_empty());
+    assert!(one.watermark().unwrap().others.is_empty());
 }
 
 #[test]
@@ -1038,14 +1038,14 @@ fn an_epoch_begins_once_for_all_who_find_the_same() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     commit(&one, &[issue(100)]);
-    let mark = one.mark().unwrap();
+    let mark = one.watermark().unwrap();
     let last = mark.epoch;
     assert_eq!(one.begin_epoch(&mark, "a test", Timestamp(7)).unwrap(), last + 1);
     commit(&one, &[issue(200)]);
     assert_eq!(other.begin_epoch(&mark, "a test", Timestamp(8)).unwrap(), last + 1);
     assert_eq!((expiry(&one, 100), expiry(&one, 200)), (Timestamp(100), Timestamp(500)));
     // A mark of a later epoch than the database's: both were restored, the mark less far back.
-    let later = crate::Mark { epoch: last + 5, ..mark };
+    let later = crate::Watermark { epoch: last + 5, ..mark };
     assert_eq!(other.begin_epoch(&later, "a test", Timestamp(9)).unwrap(), last + 6);
     assert_eq!(expiry(&one, 200), Timestamp(200));
 }
@@ -1081,7 +1081,7 @@ fn a_store_is_the_same_after_it_was_copied_there_and_back() {
             Box::new(move || Ok(Box::new(crate::FileDisk::open(&path)?)))
         };
         let journal = disk(format!("{name}.journal"));
-        crate::JournaledStore::open(crate::Disks { rows: disk(name.into()), journal }).unwrap()
+        crate::EmbeddedStore::open(crate::Disks { rows: disk(name.into()), journal }).unwrap()
     };
     let (embedded, database) = (open("one"), Database::new());
     for number in 1..=700 {

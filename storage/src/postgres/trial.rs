@@ -1,7 +1,7 @@
 //! Whether a commit would come to be now. It is tried with one that changes nothing, so that nobody
 //! has to lose a request to find out.
 
-use super::connect::{Found, Use, Way};
+use super::connect::{Connector, Found, Use};
 use super::told;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +36,7 @@ impl Trial {
     ///
     /// # Errors
     /// Why it did not come to be within three seconds.
-    pub(super) async fn commits(&mut self, way: &Arc<Way>) -> Result<(), String> {
+    pub(super) async fn commits(&mut self, way: &Arc<Connector>) -> Result<(), String> {
         let found = match self.0.take() {
             Some(found) if !found.client.is_closed() => found,
             _ => way.connect(Use::Read).await?,
@@ -52,7 +52,7 @@ impl Trial {
     ///
     /// # Errors
     /// Why not.
-    pub(super) async fn writes(&mut self, way: &Arc<Way>) -> Result<(), String> {
+    pub(super) async fn writes(&mut self, way: &Arc<Connector>) -> Result<(), String> {
         self.commits(way).await?;
         let Some(Found { client, line, .. }) = &self.0 else { return Ok(()) };
         let tried = async {
@@ -64,7 +64,7 @@ impl Trial {
 }
 
 /// Tries a commit that changes nothing.
-pub(super) async fn commits(way: &Way, found: &Found) -> Result<(), String> {
+pub(super) async fn commits(way: &Connector, found: &Found) -> Result<(), String> {
     let host = &found.line.host;
     found.line.take_cancelled();
     match timeout(AT_MOST, found.client.batch_execute(WRITE)).await {

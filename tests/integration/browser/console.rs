@@ -47,7 +47,7 @@ fn the_charts_move_under_load_and_every_page_is_fit_to_look_at() {
     for (page, title) in [
         ("codes", "Codes and activations"),
         ("servers", "Servers"),
-        ("tuning", "Tuning"),
+        ("tuning", "ActorSettings"),
         ("audit", "Audit"),
     ] {
         window.click(&format!(".bar a[href='/console/{page}']"));

@@ -22,7 +22,8 @@ use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use iptunnel_domain::{Timestamp, Version};
 use iptunnel_storage::{
-    Change, CheckIn, Counted, Mark, PostgresStore, Setting, Shared, Sighting, Store, Verdict, Write,
+    Change, CheckIn, CheckInOf, Counted, PostgresStore, Setting, Shared, Store, Verdict, Watermark,
+    Write,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestError, TestRunner};
@@ -469,12 +470,13 @@ impl Sequence {
             Step::Commit(who, ..) | Step::Forget(who, _) => {
                 let changes = self.numbered(side, changes);
                 let verdicts: Vec<Verdict> = side.stores[*who].commit(&changes).unwrap();
-                let mark = side.stores[*who].mark().unwrap();
+                let mark = side.stores[*who].watermark().unwrap();
                 format!("{verdicts:?}, in epoch {}", mark.epoch - side.began)
             }
             Step::Look(_) => String::new(),
             Step::BeginEpoch(who, passed) => {
-                let last = Mark { epoch: side.epoch - u64::from(*passed), ..Mark::default() };
+                let last =
+                    Watermark { epoch: side.epoch - u64::from(*passed), ..Watermark::default() };
                 let at = Timestamp(BEGUN.0 + self.changes);
                 side.epoch = side.stores[*who].begin_epoch(&last, "a test", at).unwrap();
                 format!("epoch {}", side.epoch - side.began)
@@ -503,7 +505,7 @@ impl Sequence {
                 let found = side.shared(*who).servers_of(&[id]).unwrap().pop().flatten();
                 let Some(found) = found else { return "nobody".into() };
                 let seen = CheckIn { server: found.number, at: Timestamp(BEGUN.0 + at) };
-                let left = side.shared(*who).check_in(vec![Sighting { seen, id }]).unwrap();
+                let left = side.shared(*who).check_in(vec![CheckInOf { seen, id }]).unwrap();
                 format!("{} left", left.len())
             }
         }
@@ -607,7 +609,7 @@ struct Engine {
 impl Engine {
     fn new(url: &str) -> Self {
         let stores = [PostgresStore::open(url).unwrap(), PostgresStore::open(url).unwrap()];
-        let epoch = stores[0].mark().unwrap().epoch;
+        let epoch = stores[0].watermark().unwrap().epoch;
         Self { stores, epoch, sequences: 0 }
     }
 

@@ -18,8 +18,8 @@ use iptunnel_domain::limit::Subject;
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use iptunnel_storage::{
-    Attempts, Change, Charged, CommitError, Counted, Counter, Entry, Finding, Frontier, Listener,
-    Mark, ReadError, Setting, Shared, Sighting, Store, Verdict, Write,
+    Attempts, Change, Charged, CheckInOf, CommitError, Counted, Counter, Entry, Finding,
+    LastNumbers, Listener, ReadError, Setting, Shared, Store, Verdict, Watermark, Write,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -601,7 +601,7 @@ impl Store for Connection {
         Some(self)
     }
 
-    fn mark(&self) -> Option<Mark> {
+    fn watermark(&self) -> Option<Watermark> {
         let (cluster, mut own) = (self.database.lock(), self.own());
         let commits = own.batch.saturating_sub(u64::from(own.in_doubt));
         // What is visible may be on no standby.
@@ -614,10 +614,10 @@ impl Store for Connection {
         own.others.remove(&process);
         let others = own.others.iter().map(|(id, batch)| (id.to_string(), *batch)).collect();
         let process = process.to_string();
-        Some(Mark { epoch: own.epoch, process, commits, timeline: own.timeline, others })
+        Some(Watermark { epoch: own.epoch, process, commits, timeline: own.timeline, others })
     }
 
-    fn holds(&self, mark: &Mark) -> Result<bool, ReadError> {
+    fn contains(&self, mark: &Watermark) -> Result<bool, ReadError> {
         self.read(|tables| {
             let own = [(mark.process.clone(), mark.commits)];
             let mut all = own.iter().chain(&mark.others);
@@ -628,7 +628,7 @@ impl Store for Connection {
         })
     }
 
-    fn begin_epoch(&self, last: &Mark, why: &str, _: Timestamp) -> Result<u64, CommitError> {
+    fn begin_epoch(&self, last: &Watermark, why: &str, _: Timestamp) -> Result<u64, CommitError> {
         let (cluster, own) = (&mut *self.database.lock(), &mut *self.own());
         cluster.reach().map_err(|error| CommitError::Refused(error.0))?;
         if cluster.standby == Standby::CutOff {
@@ -641,8 +641,8 @@ impl Store for Connection {
 
     fn close(&self) {}
 
-    fn frontier(&self) -> Result<Frontier, ReadError> {
-        Ok(Frontier::default())
+    fn frontier(&self) -> Result<LastNumbers, ReadError> {
+        Ok(LastNumbers::default())
     }
 
     fn code(&self, hash: CodeHash) -> Result<Option<Code>, ReadError> {
@@ -745,11 +745,11 @@ impl Shared for Connection {
         self.read(|tables| ids.iter().map(|id| tables.servers.get(id).cloned()).collect())
     }
 
-    fn check_in(&self, seen: Vec<Sighting>) -> Result<Vec<Sighting>, ReadError> {
+    fn check_in(&self, seen: Vec<CheckInOf>) -> Result<Vec<CheckInOf>, ReadError> {
         let cluster = &mut *self.database.lock();
         cluster.reach()?;
         let latest = seen.iter().map(|one| one.seen.at).max().unwrap_or_default();
-        for Sighting { seen, id } in seen {
+        for CheckInOf { seen, id } in seen {
             if let Some(server) = cluster.primary.servers.get_mut(&id)
                 && is_news(server.last_checkin, seen.at, latest)
             {

@@ -7,8 +7,8 @@ use iptunnel_domain::audit::Head;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
 use iptunnel_domain::server::{Server, ServerNumber};
 use iptunnel_storage::{
-    Attempts, Change, CommitError, Counter, Entry, Frontier, Listener, Mark, ReadError, Shared,
-    Store, Verdict,
+    Attempts, Change, CommitError, Counter, Entry, LastNumbers, Listener, ReadError, Shared, Store,
+    Verdict, Watermark,
 };
 use std::sync::{Mutex, PoisonError};
 
@@ -48,23 +48,23 @@ impl<S: Store> Store for Layer<S> {
     fn shared(&self) -> Option<&dyn Shared> {
         self.inner.shared()
     }
-    fn mark(&self) -> Option<Mark> {
-        let mut mark = self.inner.mark()?;
+    fn watermark(&self) -> Option<Watermark> {
+        let mut mark = self.inner.watermark()?;
         if self.planted.has(Fault::MarkAhead) {
             mark.commits += 3;
         }
         Some(mark)
     }
-    fn holds(&self, mark: &Mark) -> Read<bool> {
-        self.inner.holds(mark)
+    fn contains(&self, mark: &Watermark) -> Read<bool> {
+        self.inner.contains(mark)
     }
-    fn begin_epoch(&self, last: &Mark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
+    fn begin_epoch(&self, last: &Watermark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
         self.inner.begin_epoch(last, why, now)
     }
     fn close(&self) {
         self.inner.close();
     }
-    fn frontier(&self) -> Read<Frontier> {
+    fn frontier(&self) -> Read<LastNumbers> {
         self.inner.frontier()
     }
     fn code(&self, hash: CodeHash) -> Read<Option<Code>> {

@@ -4,12 +4,12 @@ use crate::chance::Chance;
 use crate::planted::Planted;
 use arc_swap::ArcSwap;
 use iptunnel_actors::stepped::{Step, Stepped};
-use iptunnel_actors::{Batches, Handles, Health, Observed, Parts, Tuning};
+use iptunnel_actors::{ActorSettings, Batches, Dependencies, Handles, Health, Metrics};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::limit::Limits;
 use iptunnel_domain::lookup::LookupKey;
 use iptunnel_domain::time::Lifetimes;
-use iptunnel_storage::{Mark, Store};
+use iptunnel_storage::{Store, Watermark};
 use std::sync::Arc;
 
 /// A running server.
@@ -30,7 +30,7 @@ pub struct Running {
 pub struct Site {
     pub running: Option<Running>,
     /// The file beside the store.
-    pub mark: Option<Mark>,
+    pub mark: Option<Watermark>,
     /// Until when by virtual milliseconds it stands still.
     pub paused_until: u64,
     /// Until which step nobody starts it.
@@ -65,15 +65,15 @@ impl Site {
     ) -> Result<bool, String> {
         let mut fenced = false;
         if let Some(mark) = &self.mark
-            && !store.holds(mark).map_err(|error| error.to_string())?
+            && !store.contains(mark).map_err(|error| error.to_string())?
         {
             let begun = store.begin_epoch(mark, "it lacked what had been acknowledged", now);
             begun.map_err(|error| error.to_string())?;
             fenced = true;
-            self.mark = store.mark();
+            self.mark = store.watermark();
         }
         let health = Arc::new(Health::default());
-        let tuning = Tuning {
+        let tuning = ActorSettings {
             lifetimes: life(),
             limits: common.limits,
             retention_seconds: 90 * 86_400,
@@ -86,18 +86,18 @@ impl Site {
                 persistence: 8,
             },
         };
-        let parts = Parts {
+        let parts = Dependencies {
             store: Arc::clone(&store),
             tuning: Arc::new(ArcSwap::from_pointee(tuning)),
             permits: common.permits,
             health: Arc::clone(&health),
-            observed: Observed::new(&mut prometheus_client::registry::Registry::default()),
+            observed: Metrics::new(&mut prometheus_client::registry::Registry::default()),
             random: chance.generator(),
             lookup_key: common.key.clone(),
             now,
         };
         let stepped = Stepped::start(parts).map_err(|error| error.to_string())?;
-        let epoch = store.mark().map_or(0, |mark| mark.epoch);
+        let epoch = store.watermark().map_or(0, |mark| mark.epoch);
         self.running = Some(Running { stepped, store, health, epoch, told, timeline });
         Ok(fenced)
     }

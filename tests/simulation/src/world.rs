@@ -21,7 +21,7 @@ use iptunnel_domain::limit::{Limits, Policy};
 use iptunnel_domain::lookup::LookupKey;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::simulated::{BadDisk, End, Fault as DiskFault};
-use iptunnel_storage::{Disks, JournaledStore, Store};
+use iptunnel_storage::{Disks, EmbeddedStore, Store};
 use std::sync::Arc;
 
 /// Which world.
@@ -96,7 +96,7 @@ struct Disk {
     journal: BadDisk,
     /// An earlier copy of both.
     backup: Option<(BadDisk, BadDisk)>,
-    store: Option<Arc<Layer<JournaledStore>>>,
+    store: Option<Arc<Layer<EmbeddedStore>>>,
     trouble: bool,
 }
 
@@ -315,7 +315,7 @@ impl World {
         let Some(server) = self.chance.pick(&running).copied() else { return };
         if self.chance.one_in(3) {
             let store = self.sites.get(server).and_then(|site| site.running.as_ref());
-            let mark = store.and_then(|running| running.store.mark());
+            let mark = store.and_then(|running| running.store.watermark());
             if let (Some(site), Some(mark)) = (self.sites.get_mut(server), mark) {
                 site.mark = Some(mark);
             }
@@ -355,7 +355,7 @@ impl World {
         for (_, event) in &news {
             running.handles().heard(event);
         }
-        let held = running.store.mark().and_then(|mark| running.store.holds(&mark).ok());
+        let held = running.store.watermark().and_then(|mark| running.store.contains(&mark).ok());
         if held == Some(false) {
             // What an idle server does that finds the database to be an earlier one.
             let _ = running.store.commit(&[]);
@@ -377,7 +377,7 @@ impl World {
             },
             Beneath::Disk(disk) => {
                 let disks = Disks { rows: disk.rows.opener(), journal: disk.journal.opener() };
-                match JournaledStore::open_stepped(disks) {
+                match EmbeddedStore::open_stepped(disks) {
                     Ok(store) => {
                         let store = Arc::new(Layer::new(store, self.common.planted.clone()));
                         disk.store = Some(Arc::clone(&store));
@@ -414,7 +414,7 @@ impl World {
                 if let Some(site) = self.sites.get_mut(server)
                     && let Some(running) = &site.running
                 {
-                    site.mark = running.store.mark();
+                    site.mark = running.store.watermark();
                     running.handles().tick(now);
                 }
             }
@@ -557,7 +557,7 @@ impl World {
             let Some(first) = chosen.map(|(_, first)| first).or(any) else { return };
             for site in &mut self.sites {
                 if let Some(running) = &site.running {
-                    site.mark = running.store.mark();
+                    site.mark = running.store.watermark();
                 }
             }
             database.fail_over();
@@ -618,7 +618,7 @@ impl World {
             return;
         }
         // The mark is written every other second, and nobody restores a backup within that.
-        let mark = self.sites.first().and_then(|site| site.running.as_ref()?.store.mark());
+        let mark = self.sites.first().and_then(|site| site.running.as_ref()?.store.watermark());
         if let (Some(site), Some(mark)) = (self.sites.first_mut(), mark) {
             site.mark = Some(mark);
         }

@@ -23,7 +23,7 @@ type Outcome = Result<Vec<Verdict>, (String, Option<Vec<Verdict>>)>;
 pub(super) fn commit(
     database: &Database,
     changes: &[Change],
-    taken_over: Option<u64>,
+    checkpointed: Option<u64>,
 ) -> (u64, Outcome) {
     let mut write = match database.begin_write() {
         Ok(write) => write,
@@ -31,12 +31,12 @@ pub(super) fn commit(
     };
     // So that a start after a crash need not look at every page of the file.
     write.set_quick_repair(true);
-    match apply(&write, changes, taken_over) {
+    match apply(&write, changes, checkpointed) {
         Err(error) => (u64::MAX, Err((error.to_string(), None))),
         // What the journal holds was judged before: either all of it follows, or nothing of it may
         // be written. The transaction is dropped.
         Ok((attempted, verdicts))
-            if taken_over.is_some() && verdicts.contains(&Verdict::Conflict) =>
+            if checkpointed.is_some() && verdicts.contains(&Verdict::Conflict) =>
         {
             (attempted, Ok(verdicts))
         }
@@ -50,9 +50,9 @@ pub(super) fn commit(
 fn apply(
     write: &WriteTransaction,
     changes: &[Change],
-    taken_over: Option<u64>,
+    checkpointed: Option<u64>,
 ) -> Result<(u64, Vec<Verdict>), ReadError> {
-    let attempted = count_commit(write, taken_over)?;
+    let attempted = count_commit(write, checkpointed)?;
     keep_last_numbers(write, changes)?;
     let mut tables = Tables::open(write)?;
     let mut verdicts = Vec::with_capacity(changes.len());
@@ -64,12 +64,12 @@ fn apply(
     Ok((attempted, verdicts))
 }
 
-fn count_commit(write: &WriteTransaction, taken_over: Option<u64>) -> Result<u64, ReadError> {
+fn count_commit(write: &WriteTransaction, checkpointed: Option<u64>) -> Result<u64, ReadError> {
     let mut meta = write.open_table(META).map_err(unreadable)?;
     let before = meta.get(COMMITS_KEY).map_err(unreadable)?.map_or(0, |commits| commits.value());
     let attempted = before.saturating_add(1);
     meta.insert(COMMITS_KEY, attempted).map_err(unreadable)?;
-    if let Some(record) = taken_over {
+    if let Some(record) = checkpointed {
         meta.insert(TAKEN_OVER_KEY, record).map_err(unreadable)?;
     }
     Ok(attempted)

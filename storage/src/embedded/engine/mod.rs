@@ -16,8 +16,8 @@ mod tests;
 use crate::embedded::disk::Watched;
 use crate::feed::{Feed, Listener};
 use crate::{
-    Attempts, Change, CommitError, Counter, Disk, Entry, Frontier, Mark, OpenError, ReadError,
-    Store, Verdict, record,
+    Attempts, Change, CommitError, Counter, Disk, Entry, LastNumbers, OpenError, ReadError, Store,
+    Verdict, Watermark, record,
 };
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
@@ -56,7 +56,7 @@ const FORMAT_KEY: &str = "format";
 /// How many commits there have been: tells after a failure whether the last one is on disk.
 const COMMITS_KEY: &str = "commits";
 /// The last record of the journal whose changes are in the tables.
-const TAKEN_OVER_KEY: &str = "taken_over";
+const TAKEN_OVER_KEY: &str = "checkpointed";
 
 /// While there may be attempts of before data format 4 on codes that are not there: up to where commits
 /// have looked for them.
@@ -126,12 +126,12 @@ impl RedbStore {
     /// redb refuses every write after an I/O error until the file is opened again; what stands in
     /// it then is the truth, unless a *sync* failed: then the page cache may show what the disk
     /// does not hold.
-    fn judge(&self, attempted: u64, reason: String) -> Fate {
+    fn judge(&self, attempted: u64, reason: String) -> CommitOutcome {
         let mut guard = self.write_lock();
         // Closed before it is opened again: the disk has one holder at a time.
         *guard = None;
         if self.sync_failed.load(Ordering::SeqCst) {
-            return Fate::Failed(CommitError::Unknown(reason));
+            return CommitOutcome::Failed(CommitError::Unknown(reason));
         }
         let reopened = self.open_database().and_then(|database| {
             let commits = commit_count(&database).map_err(|e| e.to_string())?;
@@ -141,12 +141,12 @@ impl RedbStore {
             Ok((database, commits)) => {
                 *guard = Some(database);
                 if commits == attempted {
-                    Fate::Committed
+                    CommitOutcome::Committed
                 } else {
-                    Fate::Failed(CommitError::Refused(reason))
+                    CommitOutcome::Failed(CommitError::Refused(reason))
                 }
             }
-            Err(error) => Fate::Failed(CommitError::Unknown(format!(
+            Err(error) => CommitOutcome::Failed(CommitError::Unknown(format!(
                 "{reason}; and the store cannot be opened again: {error}"
             ))),
         }
@@ -182,7 +182,7 @@ fn discard_unfinished(disk: &dyn Disk) -> io::Result<()> {
     Ok(())
 }
 
-enum Fate {
+enum CommitOutcome {
     Committed,
     Failed(CommitError),
 }
@@ -285,16 +285,16 @@ impl Versions {
 
 impl Store for RedbStore {
     /// What its journal has handed over: the whole of it where it is used with one.
-    fn mark(&self) -> Option<Mark> {
-        let commits = self.taken_over().ok()?;
-        Some(Mark { epoch: 1, process: ALONE.into(), commits, ..Mark::default() })
+    fn watermark(&self) -> Option<Watermark> {
+        let commits = self.checkpointed().ok()?;
+        Some(Watermark { epoch: 1, process: ALONE.into(), commits, ..Watermark::default() })
     }
 
-    fn holds(&self, mark: &Mark) -> Result<bool, ReadError> {
-        Ok(mark.process != ALONE || mark.commits <= self.taken_over()?)
+    fn contains(&self, mark: &Watermark) -> Result<bool, ReadError> {
+        Ok(mark.process != ALONE || mark.commits <= self.checkpointed()?)
     }
 
-    fn begin_epoch(&self, last: &Mark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
+    fn begin_epoch(&self, last: &Watermark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
         crate::epoch::void(self, why, now)?;
         Ok(last.epoch.saturating_add(1))
     }
@@ -309,7 +309,7 @@ impl Store for RedbStore {
         *self.write_lock() = None;
     }
 
-    fn frontier(&self) -> Result<Frontier, ReadError> {
+    fn frontier(&self) -> Result<LastNumbers, ReadError> {
         let read = self.begin_read()?;
         let meta = read.open_table(META).map_err(unreadable)?;
         let last = |rows: TableDefinition<'static, u64, &[u8]>| -> Result<u64, ReadError> {
@@ -322,7 +322,7 @@ impl Store for RedbStore {
         };
         let servers = read.open_table(SERVERS).map_err(unreadable)?;
         let server = servers.last().map_err(unreadable)?;
-        Ok(Frontier {
+        Ok(LastNumbers {
             code: CodeNumber(last(CODES)?),
             activation: ActivationNumber(last(ACTIVATIONS)?),
             server: server.map(|(number, _)| ServerNumber(number.value())),
@@ -470,11 +470,11 @@ impl Store for RedbStore {
 }
 
 impl RedbStore {
-    /// Commits, and notes in the same commit that the journal is taken over up to `taken_over`.
+    /// Commits, and notes in the same commit that the journal is taken over up to `checkpointed`.
     fn write_all(
         &self,
         changes: &[Change],
-        taken_over: Option<u64>,
+        checkpointed: Option<u64>,
     ) -> Result<Vec<Verdict>, CommitError> {
         let (attempted, outcome) = {
             let guard = self.read_lock();
@@ -482,23 +482,23 @@ impl RedbStore {
                 drop(guard);
                 return self.reopen_then_refuse();
             };
-            commit::commit(database, changes, taken_over)
+            commit::commit(database, changes, checkpointed)
         };
         match outcome {
             Ok(verdicts) => Ok(verdicts),
             Err((reason, verdicts)) => match (self.judge(attempted, reason), verdicts) {
-                (Fate::Committed, Some(verdicts)) => Ok(verdicts),
-                (Fate::Committed, None) => {
+                (CommitOutcome::Committed, Some(verdicts)) => Ok(verdicts),
+                (CommitOutcome::Committed, None) => {
                     Err(CommitError::Unknown("a commit came true that was not asked for".into()))
                 }
-                (Fate::Failed(error), _) => Err(error),
+                (CommitOutcome::Failed(error), _) => Err(error),
             },
         }
     }
 
     /// Commits changes that the journal holds up to record `last`: all of them, or nothing where one
     /// conflicts.
-    pub(crate) fn take_over(
+    pub(crate) fn checkpoint(
         &self,
         changes: &[Change],
         last: u64,
@@ -512,7 +512,7 @@ impl RedbStore {
     }
 
     /// The last record of the journal whose changes are in the tables.
-    pub(crate) fn taken_over(&self) -> Result<u64, ReadError> {
+    pub(crate) fn checkpointed(&self) -> Result<u64, ReadError> {
         let read = self.begin_read()?;
         let meta = read.open_table(META).map_err(unreadable)?;
         let record = meta.get(TAKEN_OVER_KEY).map_err(unreadable)?;

@@ -15,9 +15,9 @@ const STEP: i64 = 100;
 
 /// How far this server has been told, by each process.
 #[derive(Default)]
-pub(super) struct Sightings(HashMap<i32, i64>);
+pub(super) struct PeerCheckIns(HashMap<i32, i64>);
 
-impl Sightings {
+impl PeerCheckIns {
     /// Everything so far counts as told: it stands in presence.
     pub(super) async fn now(client: &impl GenericClient) -> Result<Self, ReadError> {
         let sql = "SELECT process, max(seq) FROM sighting GROUP BY process";

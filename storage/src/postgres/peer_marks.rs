@@ -14,7 +14,7 @@ const EVERY: Duration = Duration::from_secs(2);
 
 /// What this server knows of the others.
 #[derive(Default)]
-pub(super) struct Others(Mutex<Known>);
+pub(super) struct PeerMarks(Mutex<Known>);
 
 #[derive(Default)]
 struct Known {
@@ -36,7 +36,7 @@ struct Count {
 /// Counts that were read, and may not be on any standby.
 pub(super) struct Read(Vec<Count>);
 
-impl Others {
+impl PeerMarks {
     pub(super) fn of(read: Read) -> Self {
         Self(Mutex::new(Known { replaced: 0, counts: read.0 }))
     }
