@@ -815,11 +815,14 @@ fn of_those_who_prove_nothing_so_many_wait_to_be_looked_up_and_nobody_waits_for_
     assert!(waiting.iter_mut().all(|pending| outcome(pending).is_none()));
     assert!(turned_away.iter_mut().all(|pending| outcome(pending) == Some(OVERLOADED)));
     let mut proven = ask(&server, 1000, true);
-    for step in [Step::Activation, Step::Read, Step::Continuation, Step::Activation] {
-        assert!(server.step(step));
+    let looked_up = [Step::Activation, Step::Read, Step::Continuation, Step::Activation];
+    let confirmed = [Step::Gather, Step::Write, Step::Answer];
+    for step in looked_up.into_iter().chain(confirmed) {
+        assert!(server.step(step), "{step:?}");
     }
     let nothing_there = Some(Ok(Err(Refusal::ActivationNotFound)));
-    assert_eq!(outcome(&mut proven), nothing_there, "before all others");
+    assert_eq!(outcome(&mut proven), nothing_there);
+    assert!(waiting.iter_mut().all(|pending| outcome(pending).is_none()), "it goes first");
     run(&mut server);
     assert!(waiting.iter_mut().all(|pending| outcome(pending) == nothing_there));
 }
