@@ -14,7 +14,7 @@ pub enum Fault {
     KillServer,
     /// A server stands still for up to six seconds.
     PauseServer,
-    /// Lines lose and delay much for a second.
+    /// The ways to the servers lose and delay much for a second.
     Storm,
     /// The primary is killed, and started again.
     RestartDatabase,

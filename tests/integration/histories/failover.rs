@@ -11,7 +11,7 @@ use super::fleet::Fleet;
 use super::installer::{Asker, Code, Plan, play};
 use super::pair::Pair;
 use super::recorder::Recorder;
-use super::{RULES, place};
+use super::{LONG, RULES, place};
 use iptunnel_checker::{Operation, Violation, check, check_code};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -48,7 +48,8 @@ impl Run {
     fn play(&self) -> (Figures, String) {
         let mut pair = Pair::new();
         let url = format!("storage.url={}", pair.url());
-        let fleet = Fleet::start(self.servers, &["storage.backend=postgres", &url]);
+        let shared = ["storage.backend=postgres", &url];
+        let fleet = Fleet::start(self.servers, &[&LONG[..], &shared].concat());
         let begun = Instant::now();
         let (mut figures, mut wrong) = (Figures::default(), String::new());
         let mut recorder = Recorder::new(&self.place(1));
@@ -62,6 +63,7 @@ impl Run {
                 clients: self.clients,
                 seed: self.seed ^ u64::from(round) << 20,
                 longest: self.longest.saturating_sub(begun.elapsed()),
+                pace: Duration::ZERO,
             };
             let played_from = Instant::now();
             let epochs = fleet.epochs();

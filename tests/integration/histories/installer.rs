@@ -25,6 +25,8 @@ pub struct Plan {
     pub seed: u64,
     /// When no more is begun though there were fewer.
     pub longest: Duration,
+    /// How long a person does something else before the next run, at most.
+    pub pace: Duration,
 }
 
 /// What was played.
@@ -460,7 +462,9 @@ pub fn play(plan: &Plan, fleet: &Fleet, recorder: &Recorder, chaos: &mut Chaos<'
             let (table, all, sent, over) = (&table, &all, &sent, &over);
             scope.spawn(move || {
                 let mut asker = Asker::new(number, fleet, recorder, plan.seed);
+                let most = u64::try_from(plan.pace.as_millis()).unwrap();
                 while !over.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(asker.chance.below(most.max(1))));
                     let code = pick(table, plan.clients as usize / 2, &mut asker.chance);
                     match code {
                         Some(code) => asker.run(&code, sent),
