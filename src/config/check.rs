@@ -4,8 +4,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use figment::Figment;
-use figment::providers::Serialized;
 use toml::{Table, Value};
 
 use super::key::{self, PRODUCTS};
@@ -189,12 +187,29 @@ impl Config {
 }
 
 fn overlaid(base: &Raw, given: &[Given]) -> Result<Raw, ConfigError> {
-    let mut layers = Figment::from(Serialized::defaults(base));
-    for Given { name, value, .. } in given {
-        layers = layers.merge(Serialized::default(name, value));
-    }
     // Whatever the table of keys admits, the raw mirror takes; should they ever differ, this says so.
-    layers.extract().map_err(|error| ConfigError::one(&error.to_string()))
+    let differs = |error: &dyn std::fmt::Display| ConfigError::one(&error.to_string());
+    let mut layers = Table::try_from(base).map_err(|error| differs(&error))?;
+    for Given { name, value, .. } in given {
+        put(&mut layers, name, value.clone());
+    }
+    layers.try_into().map_err(|error| differs(&error))
+}
+
+/// Puts a value under its section and key. A section that is given as a value of its own is empty.
+fn put(table: &mut Table, name: &str, value: Value) {
+    match name.split_once('.') {
+        Some((section, rest)) => {
+            let inner = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(inner) = inner {
+                put(inner, rest, value);
+            }
+        }
+        None if value.is_table() => {}
+        None => {
+            table.insert(name.to_owned(), value);
+        }
+    }
 }
 
 fn read_file(path: &Path) -> Result<Vec<Given>, ConfigError> {
