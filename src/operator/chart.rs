@@ -68,8 +68,8 @@ pub fn draw(title: &str, unit: &str, points: &[f32]) -> Drawn {
     }
     close(&mut area, begun, last);
     let most = match now {
-        Some(_) => format!("at most {}{unit}", short(max.into())),
-        None => "nothing yet".to_owned(),
+        Some(_) => format!("max. {}{unit}", short(max.into())),
+        None => "no data yet".to_owned(),
     };
     let said = match now {
         Some(now) => format!("{title}: now {}{unit}, {most}", short(now.into())),
@@ -107,8 +107,8 @@ mod tests {
     #[test]
     fn a_chart_says_its_figures_and_leaves_gaps_open() {
         let Drawn { svg, most } = draw("Requests", "/s", &[1.0, 2.0, f32::NAN, 4.0, 3.0]);
-        assert_eq!(most, "at most 4.0/s");
-        assert!(svg.contains("aria-label=\"Requests: now 3.0/s, at most 4.0/s\""), "{svg}");
+        assert_eq!(most, "max. 4.0/s");
+        assert!(svg.contains("aria-label=\"Requests: now 3.0/s, max. 4.0/s\""), "{svg}");
         let line = svg.split("class=\"line\" d=\"").nth(1).unwrap().split('"').next().unwrap();
         assert_eq!(line.matches('M').count(), 2, "{line}");
         assert!(!svg.contains("style=") && !svg.contains("NaN"), "{svg}");
@@ -118,9 +118,9 @@ mod tests {
     fn nothing_is_drawn_of_nothing() {
         for points in [&[][..], &[f32::NAN], &[f32::NAN, f32::NAN]] {
             let Drawn { svg, most } = draw("Requests", "/s", points);
-            assert_eq!(most, "nothing yet");
-            assert!(svg.contains("nothing yet") && !svg.contains("NaN"), "{svg}");
+            assert_eq!(most, "no data yet");
+            assert!(svg.contains("no data yet") && !svg.contains("NaN"), "{svg}");
         }
-        assert!(draw("Zero", "", &[0.0, 0.0]).svg.contains("now 0, at most 0"));
+        assert!(draw("Zero", "", &[0.0, 0.0]).svg.contains("now 0, max. 0"));
     }
 }

@@ -20,7 +20,7 @@ pub static PAGES: [(&str, &str); 5] = [
     ("now", "Now"),
     ("codes", "Codes"),
     ("servers", "Servers"),
-    ("tuning", "ActorSettings"),
+    ("settings", "Settings"),
     ("audit", "Audit"),
 ];
 

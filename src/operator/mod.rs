@@ -79,7 +79,8 @@ fn console_routes(config: &mut ServiceConfig) {
         .service(at("/console/codes/{code}", "console", get.clone(), codes::code_page))
         .service(at("/console/audit", "console", get.clone(), audit::page))
         .service(at("/console/audit/export", "console", get.clone(), audit::export))
-        .service(both("/console/tuning", "console", settings::page, settings::change))
+        .service(both("/console/settings", "console", settings::page, settings::change))
+        .service(both("/console/tuning", "console", settings::former_page, settings::change))
         .service(
             resource("/admin/config")
                 .route(route().guard(guard::Get()).to(settings::json_list))

@@ -218,17 +218,17 @@ struct Chart {
 /// What is drawn: title, unit, figure.
 const CHARTS: [(&str, &str, &str); 12] = [
     ("Requests", "/s", "requests"),
-    ("p50", " ms", "p50:all"),
-    ("p99", " ms", "p99:all"),
+    ("Response time p50", " ms", "p50:all"),
+    ("Response time p99", " ms", "p99:all"),
     ("Codes issued", "/s", "codes:issued"),
     ("Codes activated", "/s", "codes:activated"),
     ("Installs confirmed", "/s", "codes:confirmed"),
     ("Check-ins", "/s", "checkins"),
     ("Refused by limits", "/s", "refused"),
     ("Commits", "/s", "commits"),
-    ("Commit p99", " ms", "p99:commit"),
-    ("Waiting for the disk", "", "depth:persistence"),
-    ("Waiting for codes", "", "depth:code_registry"),
+    ("Commit time p99", " ms", "p99:commit"),
+    ("Storage queue", "", "depth:persistence"),
+    ("Code queue", "", "depth:code_registry"),
 ];
 
 fn charts(console: &Console) -> Vec<Chart> {
@@ -240,9 +240,10 @@ fn charts(console: &Console) -> Vec<Chart> {
         Chart {
             title,
             value: match latest.get(name) {
-                // What has not happened yet is not counted yet.
+                Some(value) => format!("{}{unit}", short(*value)),
+                // A counter appears with its first event.
                 None if unit == "/s" => format!("0{unit}"),
-                value => format!("{}{unit}", shown(value.copied())),
+                None => "–".into(),
             },
             quarter: drawn(Span::Quarter, "15 minutes"),
             day: drawn(Span::Day, "24 hours"),

@@ -30,10 +30,10 @@ pub static SHOWS: [(&str, &str); 4] =
     [("all", "all"), ("live", "live"), ("stale", "stale"), ("revoked", "revoked")];
 /// How they may be sorted.
 pub static SORTS: [(&str, &str); 4] = [
-    ("newest", "registered last"),
-    ("oldest", "registered first"),
-    ("seen", "seen last"),
-    ("unseen", "not seen for longest"),
+    ("newest", "newest first"),
+    ("oldest", "oldest first"),
+    ("seen", "latest check-in first"),
+    ("unseen", "oldest check-in first"),
 ];
 
 /// What is asked for.

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 #[derive(Template)]
-#[template(path = "console/tuning.html")]
+#[template(path = "console/settings.html")]
 struct Page<'a> {
     page: &'static str,
     csrf: &'a str,
@@ -47,13 +47,18 @@ fn shown(
     let (live, fixed) = now.settings.iter().partition(|setting| setting.at_run_time);
     html(
         status,
-        &Page { page: "tuning", csrf: &operator.csrf, tag: &now.tag, live, fixed, refused },
+        &Page { page: "settings", csrf: &operator.csrf, tag: &now.tag, live, fixed, refused },
     )
 }
 
-/// `GET /console/tuning`
+/// `GET /console/settings`
 pub async fn page(console: Data<Console>, operator: Operator) -> HttpResponse {
     shown(StatusCode::OK, &operator, &console.state.settings.in_force(), None)
+}
+
+/// `GET /console/tuning`: the page's former address.
+pub async fn former_page() -> HttpResponse {
+    see("/console/settings")
 }
 
 /// What a form about a setting sends.
@@ -69,7 +74,7 @@ pub struct Change {
     undo: u8,
 }
 
-/// `POST /console/tuning`
+/// `POST /console/settings`
 pub async fn change(
     console: Data<Console>,
     request: HttpRequest,
@@ -84,7 +89,7 @@ pub async fn change(
     let state = &console.state;
     let changed = state.settings.change(wanted, Some(tag), operator.from).await;
     match changed.map_err(ApiError::from) {
-        Ok(_) => see("/console/tuning"),
+        Ok(_) => see("/console/settings"),
         Err(error) => {
             shown(error.status, &operator, &state.settings.in_force(), Some(error.message))
         }

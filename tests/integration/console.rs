@@ -82,9 +82,17 @@ fn register(app: &TestApp, number: u8) -> String {
 fn nobody_looks_into_the_console_without_the_master_token() {
     let app = TestApp::start();
     let person = Person::new(&app);
-    for page in
-        ["", "/now", "/now/live", "/codes", "/servers", "/tuning", "/audit", "/audit/export"]
-    {
+    for page in [
+        "",
+        "/now",
+        "/now/live",
+        "/codes",
+        "/servers",
+        "/settings",
+        "/tuning",
+        "/audit",
+        "/audit/export",
+    ] {
         let answer = person.get(&format!("/console{page}"));
         assert!(answer.status == 303 && !answer.header("location").is_empty(), "{page}");
     }
@@ -494,8 +502,8 @@ fn an_overtaken_change_counts_again_as_soon_as_another_makes_room_and_the_log_sa
     let settings = admin(&app, "/admin/config")["settings"].clone();
     let shown = settings.as_array().unwrap().iter().find(|one| one["key"] == life).unwrap();
     assert_eq!(shown["overtaken"], "2000");
-    let page = Person::logged_in(&app).get("/console/tuning").text;
-    assert!(page.contains("An earlier change to 2000 does not count"), "{page}");
+    let page = Person::logged_in(&app).get("/console/settings").text;
+    assert!(page.contains("An earlier change to 2000 is inactive"), "{page}");
     // What makes room for it brings it back at once, not at the next start unseen.
     assert_eq!(patch(&app, &json!({most: 5000})).status, 200);
     assert_eq!(in_force(&app, life), ("2000".into(), "override".into()));
@@ -577,7 +585,7 @@ fn the_figures_of_now_move_with_what_happens() {
 fn a_form_or_query_that_cannot_be_read_is_answered_in_words() {
     let app = TestApp::start();
     let person = Person::logged_in(&app);
-    let answer = person.post("/console/tuning", &[("csrf", "x")]);
+    let answer = person.post("/console/settings", &[("csrf", "x")]);
     assert_eq!(answer.status, 422, "{}", answer.text);
     assert!(answer.text.starts_with("<!doctype html>") && answer.text.contains("tag"));
     let path = format!("{}/admin/activations?limit=many", app.admin);

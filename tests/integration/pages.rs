@@ -83,7 +83,7 @@ fn without_a_script_the_form_brings_a_code_that_installs() {
     let page = submit(&app, &browser);
     assert_eq!(page.status, 201, "{}", page.text);
     let code = code_on(&page).to_owned();
-    assert!(page.text.contains("Good until 17:51:40 (UTC)"), "{}", page.text);
+    assert!(page.text.contains("Valid until 17:51:40 (UTC)"), "{}", page.text);
     assert!(page.text.contains(&format!("/slowdns/install.sh | sudo bash -s -- {code}")));
     assert!(page.text.contains(&format!("SLOWDNS_INSTALL_CODE={code} bash")));
     crate::harness::Machine::new(1).install(&app, &code);

@@ -22,22 +22,22 @@ fn a_whole_installation_shows_on_the_open_page() {
     window.check_looks("code-page");
     window.click("#issue");
     let code = shown_code(&window);
-    assert!(window.text("#left").starts_with("Good for "), "{}", window.text("#left"));
+    assert!(window.text("#left").starts_with("Valid for "), "{}", window.text("#left"));
     assert!(window.text("#command").contains(&format!("bash -s -- {code}")));
     window.check_looks("code-issued");
     let machine = Machine::new(1);
     let token = machine.prechecked(&app, &code);
-    window.wait_for("#news", |text| text == "The installer has found the code good.");
+    window.wait_for("#news", |text| text == "The installer has checked the code. It is valid.");
     let activated = machine.activate(&app, &code, &token);
-    window.wait_for("#news", |text| text.contains("ns1.example.com has taken the code"));
+    window.wait_for("#news", |text| text.contains("ns1.example.com is using the code"));
     assert_eq!(window.text("#left"), "In use.");
     let activation = crate::harness::Activation {
         id: activated.data("activation_id"),
         token: activated.data("install_token"),
     };
     activation.release(&app);
-    window.wait_for("#news", |text| text.contains("given back"));
-    window.wait_for("#left", |text| text.starts_with("Good for "));
+    window.wait_for("#news", |text| text.contains("valid again"));
+    window.wait_for("#left", |text| text.starts_with("Valid for "));
     machine.install(&app, &code).confirm(&app);
     window.wait_for("#news", |text| text == "ns1.example.com is installed.");
     assert_eq!(window.text("#left"), "Used.");
@@ -50,7 +50,7 @@ fn a_code_counts_down_and_turns_into_a_new_one() {
     let window = open(&app);
     window.click("#issue");
     let first = shown_code(&window);
-    let left = |text: &str| text.strip_prefix("Good for 0:0")?.parse::<u32>().ok();
+    let left = |text: &str| text.strip_prefix("Valid for 0:0")?.parse::<u32>().ok();
     let before = left(&window.text("#left")).expect("less than ten seconds");
     window.wait_for("#left", |text| left(text).is_some_and(|now| now < before));
     window.wait_for("#news", |text| text == "This code has expired. Get a new one.");
@@ -58,7 +58,7 @@ fn a_code_counts_down_and_turns_into_a_new_one() {
     window.check_looks("code-expired");
     window.click("#issue");
     window.wait_for("#code", |text| text.starts_with("IPT-SD-") && text != first);
-    assert!(window.text("#left").starts_with("Good for "));
+    assert!(window.text("#left").starts_with("Valid for "));
 }
 
 #[test]
@@ -69,13 +69,13 @@ fn an_installation_that_was_prechecked_in_time_is_watched_beyond_the_codes_own_l
     let code = shown_code(&window);
     let machine = Machine::new(1);
     let token = machine.prechecked(&app, &code);
-    window.wait_for("#news", |text| text == "The installer has found the code good.");
+    window.wait_for("#news", |text| text == "The installer has checked the code. It is valid.");
     // The server's clock says so before the page's own does.
     app.clock.advance(150);
-    window.wait_for("#left", |text| text.starts_with("Its time is over, except for the server"));
+    window.wait_for("#left", |text| text.starts_with("Expired for other servers."));
     assert_eq!(window.text("#issue"), "Get another code");
     assert_eq!(machine.activate(&app, &code, &token).status, 200);
-    window.wait_for("#news", |text| text.contains("ns1.example.com has taken the code"));
+    window.wait_for("#news", |text| text.contains("ns1.example.com is using the code"));
     window.click("#issue");
     window.wait_for("#code", |text| text.starts_with("IPT-SD-") && text != code);
     assert_eq!(window.text("#hostname"), "the server", "of the next code nothing is known");
@@ -91,7 +91,7 @@ fn a_copy_that_the_browser_refuses_is_not_said_to_be_one() {
         "navigator.clipboard.writeText = () => Promise.reject(new Error());
          document.execCommand = () => false;",
     );
-    window.press_for("c", "#news", |text| text.starts_with("It is selected: copy it"));
+    window.press_for("c", "#news", |text| text.starts_with("Your browser did not copy"));
     assert_eq!(window.script("return getSelection().toString()"), window.text("#code"));
 }
 
@@ -124,7 +124,7 @@ fn without_scripts_the_page_gives_a_code_all_the_same() {
     window.go(&format!("{}/slowdns", app.url));
     window.click("#issue");
     let code = shown_code(&window);
-    assert!(window.text("#left").starts_with("Good until "), "{}", window.text("#left"));
+    assert!(window.text("#left").starts_with("Valid until "), "{}", window.text("#left"));
     Machine::new(1).install(&app, &code);
 }
 

@@ -47,7 +47,7 @@ fn the_charts_move_under_load_and_every_page_is_fit_to_look_at() {
     for (page, title) in [
         ("codes", "Codes and activations"),
         ("servers", "Servers"),
-        ("tuning", "ActorSettings"),
+        ("settings", "Settings"),
         ("audit", "Audit"),
     ] {
         window.click(&format!(".bar a[href='/console/{page}']"));
@@ -59,7 +59,7 @@ fn the_charts_move_under_load_and_every_page_is_fit_to_look_at() {
     }
     window.go(&format!("{}/console/codes", app.admin));
     window.click("tbody a");
-    window.wait_for(".message", |text| text.contains("Another machine"));
+    window.wait_for(".message", |text| text.contains("Another machine tried"));
     window.check_looks("console-code");
 }
 
@@ -88,7 +88,7 @@ fn a_turned_knob_counts_at_once_and_after_a_restart_until_it_is_undone() {
     let ttl = |app: &TestApp| app.browser("slowdns").issue().json()["data"]["ttl_seconds"].clone();
     let field = "[aria-label='codes.ttl_seconds']";
     let window = logged_in(&app);
-    window.go(&format!("{}/console/tuning", app.admin));
+    window.go(&format!("{}/console/settings", app.admin));
     window.fill(field, "0");
     window.click(&format!("form:has({field}) button"));
     window.wait_for(".message", |text| text.contains("codes.ttl_seconds = 0: must be"));
@@ -101,7 +101,7 @@ fn a_turned_knob_counts_at_once_and_after_a_restart_until_it_is_undone() {
     assert_eq!(ttl(&app), 77);
     drop(window);
     let window = logged_in(&app);
-    window.go(&format!("{}/console/tuning", app.admin));
+    window.go(&format!("{}/console/settings", app.admin));
     window.click(&format!("tr:has({field}) td:nth-child(3) button"));
     window.wait_for(&format!("tr:has({field}) td:nth-child(3)"), |text| text == "file");
     app.settle();
