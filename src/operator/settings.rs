@@ -1,4 +1,4 @@
-//! The settings: to see and to change.
+//! View and change of settings.
 
 use super::auth::Operator;
 use super::console::{Console, failed, see};
@@ -61,7 +61,7 @@ pub async fn former_page() -> HttpResponse {
     see("/console/settings")
 }
 
-/// What a form about a setting sends.
+/// The fields of a form about a setting.
 #[derive(Deserialize)]
 pub struct Change {
     csrf: String,
@@ -69,7 +69,7 @@ pub struct Change {
     key: String,
     #[serde(default)]
     value: String,
-    /// Whether an earlier change is to be undone.
+    /// 1 to undo an earlier change.
     #[serde(default)]
     undo: u8,
 }
@@ -114,7 +114,7 @@ pub async fn json_list(console: Data<Console>, _: Operator) -> HttpResponse {
     answer(&console.state.settings.in_force(), "Settings")
 }
 
-/// The changes that a body wants: keys with their values, `null` undoes (RFC 7396).
+/// Parses the changes of a body: keys and values. `null` undoes a change (RFC 7396).
 fn wanted(body: &[u8]) -> Result<Vec<Wanted>, ApiError> {
     let map: Map<String, Value> =
         serde_json::from_slice(body).map_err(|_| ApiError::from(Refusal::BodyNotJson))?;
@@ -130,7 +130,7 @@ fn wanted(body: &[u8]) -> Result<Vec<Wanted>, ApiError> {
     Ok(map.into_iter().map(|(key, value)| (key, text(value))).collect())
 }
 
-/// The tag that a request insists on. `*` insists on nothing.
+/// Returns the tag of `If-Match`. `*` means any.
 fn condition(request: &HttpRequest) -> Result<Option<String>, ApiError> {
     let header = request.headers().get("if-match").map(|header| header.to_str().unwrap_or("?"));
     match header.map(str::trim) {

@@ -1,4 +1,4 @@
-//! The code page, as somebody about to install uses it.
+//! The code page in a browser.
 
 use super::driver::Window;
 use crate::harness::{Machine, TestApp};
@@ -62,7 +62,7 @@ fn a_code_counts_down_and_turns_into_a_new_one() {
 }
 
 #[test]
-fn an_installation_that_was_prechecked_in_time_is_watched_beyond_the_codes_own_life() {
+fn a_prechecked_installation_is_shown_after_the_codes_expiry() {
     let app = TestApp::start_with(|c| c.push(("codes.ttl_seconds", "120".into())));
     let window = open(&app);
     window.click("#issue");
@@ -70,7 +70,7 @@ fn an_installation_that_was_prechecked_in_time_is_watched_beyond_the_codes_own_l
     let machine = Machine::new(1);
     let token = machine.prechecked(&app, &code);
     window.wait_for("#news", |text| text == "The installer has checked the code. It is valid.");
-    // The server's clock says so before the page's own does.
+    // The server reports the expiry before the page's own countdown ends.
     app.clock.advance(150);
     window.wait_for("#left", |text| text.starts_with("Expired for other servers."));
     assert_eq!(window.text("#issue"), "Get another code");
@@ -78,11 +78,11 @@ fn an_installation_that_was_prechecked_in_time_is_watched_beyond_the_codes_own_l
     window.wait_for("#news", |text| text.contains("ns1.example.com is using the code"));
     window.click("#issue");
     window.wait_for("#code", |text| text.starts_with("IPT-SD-") && text != code);
-    assert_eq!(window.text("#hostname"), "the server", "of the next code nothing is known");
+    assert_eq!(window.text("#hostname"), "the server", "the next code has no host name yet");
 }
 
 #[test]
-fn a_copy_that_the_browser_refuses_is_not_said_to_be_one() {
+fn a_copy_that_the_browser_refuses_is_reported() {
     let app = TestApp::start();
     let window = open(&app);
     window.click("#issue");
@@ -96,7 +96,7 @@ fn a_copy_that_the_browser_refuses_is_not_said_to_be_one() {
 }
 
 #[test]
-fn a_refusal_says_in_plain_words_when_to_come_back() {
+fn a_refusal_says_when_to_try_again() {
     let app = TestApp::start_with(|c| c.push(("limits.issue_per_ip_hour", "0".into())));
     let window = open(&app);
     window.click("#issue");
@@ -107,7 +107,7 @@ fn a_refusal_says_in_plain_words_when_to_come_back() {
 }
 
 #[test]
-fn a_lost_session_is_renewed_without_a_word() {
+fn a_lost_session_is_renewed_silently() {
     let app = TestApp::start();
     let window = open(&app);
     app.clock.advance(3 * 86_400);
@@ -117,7 +117,7 @@ fn a_lost_session_is_renewed_without_a_word() {
 }
 
 #[test]
-fn without_scripts_the_page_gives_a_code_all_the_same() {
+fn without_scripts_the_page_still_issues_a_code() {
     let app = TestApp::start();
     let window = Window::open();
     window.without_scripts();
@@ -129,7 +129,7 @@ fn without_scripts_the_page_gives_a_code_all_the_same() {
 }
 
 #[test]
-fn the_keyboard_alone_brings_a_code_and_copies_it() {
+fn a_code_can_be_issued_and_copied_with_the_keyboard() {
     let app = TestApp::start();
     let window = open(&app);
     assert_eq!(window.tab_to("#issue"), 2, "behind the link that skips to the content");

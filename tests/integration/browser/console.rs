@@ -1,4 +1,4 @@
-//! The console, as an operator uses it.
+//! The console in a browser.
 
 use super::driver::Window;
 use crate::harness::{Machine, PATIENCE, TestApp};
@@ -15,7 +15,7 @@ fn logged_in(app: &TestApp) -> Window {
 }
 
 #[test]
-fn the_charts_move_under_load_and_every_page_is_fit_to_look_at() {
+fn the_charts_follow_the_load_and_every_page_is_accessible() {
     let app = TestApp::start();
     let window = logged_in(&app);
     for number in 1..=4 {
@@ -64,7 +64,7 @@ fn the_charts_move_under_load_and_every_page_is_fit_to_look_at() {
 }
 
 #[test]
-fn a_server_is_revoked_and_restored_after_being_asked() {
+fn a_server_is_revoked_and_restored_after_a_confirmation() {
     let app = TestApp::start();
     let body = json!({"token": app.master(), "ip": "9.9.9.9", "hostname": "s9.example.com"});
     app.post("/register", &body);
@@ -83,7 +83,7 @@ fn a_server_is_revoked_and_restored_after_being_asked() {
 }
 
 #[test]
-fn a_turned_knob_counts_at_once_and_after_a_restart_until_it_is_undone() {
+fn a_changed_setting_is_in_force_at_once_and_after_a_restart_until_undone() {
     let app = TestApp::start();
     let ttl = |app: &TestApp| app.browser("slowdns").issue().json()["data"]["ttl_seconds"].clone();
     let field = "[aria-label='codes.ttl_seconds']";
