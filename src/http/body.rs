@@ -19,7 +19,8 @@ pub type Body = Result<Bytes, Refusal>;
 /// Reads a body of at most [`MAX_BODY`] bytes, chunked or not.
 ///
 /// # Errors
-/// [`Failure::Overloaded`] where the body is not complete by the deadline. Nothing has changed then.
+/// [`Failure::Overloaded`] where the body is not complete by the deadline. Nothing has changed
+/// then.
 pub async fn read(payload: Payload, deadline: Duration) -> Result<Body, Failure> {
     tokio::time::timeout(deadline, collect(payload)).await.map_err(|_| Failure::Overloaded)
 }

@@ -44,8 +44,8 @@ impl CodeStage {
 /// The most log entries that the search for a hint reads: about 100 ms.
 const HINT_AMONG: usize = 100_000;
 
-/// Returns the hint of a code from the audit entry of its issue. Empty where the search finds nothing
-/// within a limited number of entries.
+/// Returns the hint of a code from the audit entry of its issue. Empty where the search finds
+/// nothing within a limited number of entries.
 ///
 /// # Errors
 /// If the log cannot be read.

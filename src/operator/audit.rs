@@ -262,7 +262,8 @@ pub async fn json_list(
     }
 }
 
-/// Returns the next chunk of an export and the number of the entry after it. `None`: it is the last.
+/// Returns the next chunk of an export and the number of the entry after it. `None`: it is the
+/// last.
 fn piece(
     store: &dyn Store,
     wanted: &Wanted,
@@ -304,7 +305,8 @@ pub async fn export(
             let piece = actix_web::web::block(move || piece(store.as_ref(), &wanted, first)).await;
             Some(match piece {
                 Ok(Ok((text, next))) => (Ok(Bytes::from(text)), next),
-                // The status has been sent. A broken export is recognised because it does not reach the log's head.
+                // The status has been sent. A broken export is recognised because it does not reach
+                // the log's head.
                 Ok(Err(error)) => (Err(std::io::Error::other(error.0)), None),
                 Err(error) => (Err(std::io::Error::other(error)), None),
             })

@@ -1,9 +1,9 @@
 //! Access control of the console.
 //!
 //! A person logs in with the master token and gets a session. A program sends the token with every
-//! request. An address that sends ten wrong tokens within a minute must wait. Forms are accepted from
-//! pages of this listener only. `SameSite` alone is not enough: cookies ignore the port, so a page on
-//! another port of the same host could send a form.
+//! request. An address that sends ten wrong tokens within a minute must wait. Forms are accepted
+//! from pages of this listener only. `SameSite` alone is not enough: cookies ignore the port, so a
+//! page on another port of the same host could send a form.
 
 use super::console::{Console, see};
 use crate::hex::hex;
@@ -131,7 +131,8 @@ pub async fn login(
     form: Form<Credentials>,
 ) -> HttpResponse {
     let from = peer(&request);
-    // Checked before anything is counted. Otherwise a page of another site could use up the visitor's tries.
+    // Checked before anything is counted. Otherwise a page of another site could use up the
+    // visitor's tries.
     if is_cross_site(request.headers(), None) {
         return login_with(StatusCode::FORBIDDEN, Some(ApiError::form_from_elsewhere().message));
     }

@@ -29,7 +29,8 @@ pub fn short(value: f64) -> String {
 pub struct Drawn {
     /// The chart.
     pub svg: String,
-    /// The largest value, as text. It is not part of the SVG, where it would shrink with the picture.
+    /// The largest value, as text. It is not part of the SVG, where it would shrink with the
+    /// picture.
     pub most: String,
 }
 

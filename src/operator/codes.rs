@@ -178,7 +178,8 @@ fn timeline(
     let hint = issued.map_or_else(String::new, |event| event.subject.clone());
     let attempts = store.attempts(hash)?;
     events.extend(attempts.kept);
-    // Attempts are stored outside the log. Within one second, sort events in the order an installer causes them.
+    // Attempts are stored outside the log. Within one second, sort events in the order an installer
+    // causes them.
     let step = |event: &Event| match event.action {
         Action::CodeIssued => 0,
         Action::PrecheckPassed => 1,
@@ -307,8 +308,8 @@ pub async fn json_code(
     }
 }
 
-/// `POST /admin/codes`: searches codes. The body has `find` and `cursor`. Returns a list; for a full
-/// code or an activation id, returns the history of that code.
+/// `POST /admin/codes`: searches codes. The body has `find` and `cursor`. Returns a list; for a
+/// full code or an activation id, returns the history of that code.
 pub async fn json_find(
     console: Data<Console>,
     operator: Operator,

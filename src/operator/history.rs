@@ -1,7 +1,7 @@
 //! The metrics over the last 15 minutes and the last day.
 //!
-//! The sampler reads the same text that `/metrics` serves. Nothing is counted twice, and charts always
-//! agree with what Prometheus scrapes.
+//! The sampler reads the same text that `/metrics` serves. Nothing is counted twice, and charts
+//! always agree with what Prometheus scrapes.
 
 use iptunnel_actors::Health;
 use prometheus_client::registry::Registry;

@@ -141,7 +141,8 @@ pub struct Now {
     servers: f64,
     codes_in_memory: f64,
     activations_in_memory: f64,
-    /// The store's epoch: 1, plus one for each time it was found to be an earlier state or was fenced.
+    /// The store's epoch: 1, plus one for each time it was found to be an earlier state or was
+    /// fenced.
     store_epoch: f64,
     installs: Installs,
 }

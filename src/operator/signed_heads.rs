@@ -1,9 +1,9 @@
 //! Signs the head of the audit log every minute and writes it to a separate file.
 //!
-//! An intruder who can write to the store can replace the whole log with a valid chain, or cut it off.
-//! An earlier signed head reveals that. The file is beside the store and gets a line only when the log
-//! has grown. Keep a copy of it, or of the server's log, which names each head, where an intruder
-//! cannot reach it.
+//! An intruder who can write to the store can replace the whole log with a valid chain, or cut it
+//! off. An earlier signed head reveals that. The file is beside the store and gets a line only when
+//! the log has grown. Keep a copy of it, or of the server's log, which names each head, where an
+//! intruder cannot reach it.
 
 use super::auth::Operator;
 use super::console::{Console, failed};

@@ -51,7 +51,8 @@ pub const ROUTES: [&str; 19] = [
     "status",
 ];
 
-/// Defines the public routes. All paths are fixed, because the router matches others by regular expression.
+/// Defines the public routes. All paths are fixed, because the router matches others by regular
+/// expression.
 pub fn routes(config: &mut ServiceConfig, products: &[Product]) {
     use Method as M;
     for product in products {

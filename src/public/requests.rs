@@ -1,5 +1,5 @@
-//! Request schemas for the API reference. The handlers are more lenient: they trim strings, accept an
-//! integer as a string of its digits, and ignore unknown fields.
+//! Request schemas for the API reference. The handlers are more lenient: they trim strings, accept
+//! an integer as a string of its digits, and ignore unknown fields.
 
 use super::field_limits::{ACTIVATION_ID, FIELD, FINGERPRINT, MACHINE_ID, REF, TOKEN, VERSION};
 use iptunnel_domain::address::HostName;

@@ -1,8 +1,8 @@
 //! Live progress of a code for its page: server-sent events (WHATWG HTML, section 9.2).
 //!
 //! A stream belongs to the browser session that got the code. It needs the session's cookie and
-//! covers only codes whose record names that session. It sends the state of a code at once, and again
-//! when the store's change feed reports a change.
+//! covers only codes whose record names that session. It sends the state of a code at once, and
+//! again when the store's change feed reports a change.
 
 use super::session::{RENEWABLE_SECONDS, session};
 use crate::config::Product;
@@ -31,7 +31,8 @@ use std::time::Duration;
 const SHARE_OF_CONNECTIONS: usize = 4;
 /// Seconds after which a stream ends. Nobody is expected to watch a page for longer.
 const LONGEST: u64 = 30 * 60;
-/// How often a stream reads the state without a change, to see expiries and to keep the connection open.
+/// How often a stream reads the state without a change, to see expiries and to keep the connection
+/// open.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Milliseconds until a page reconnects after its stream broke.
 const RETRY_MS: u32 = 3000;
@@ -50,8 +51,8 @@ fn watched(request: &HttpRequest, product: &str) -> Vec<CodeHash> {
     hashes.map(CodeHash).take(CODES).collect()
 }
 
-/// Returns the cookie by which a page finds the stream of its new code. It contains keyed hashes, which
-/// cannot be used as codes and do not open another session's stream.
+/// Returns the cookie by which a page finds the stream of its new code. It contains keyed hashes,
+/// which cannot be used as codes and do not open another session's stream.
 pub(super) fn remember<'c>(
     request: &HttpRequest,
     product: &Product,
@@ -92,7 +93,8 @@ const fn state_name(stage: CodeStage, prechecked: bool) -> &'static str {
     }
 }
 
-/// Returns the current state of a code. `None` if the code is deleted or belongs to another session.
+/// Returns the current state of a code. `None` if the code is deleted or belongs to another
+/// session.
 fn read_status(
     store: &dyn Store,
     hash: CodeHash,
@@ -118,8 +120,8 @@ fn read_status(
     Ok(Some((code, status)))
 }
 
-/// Returns whether the code was prechecked and nothing happened to it since, according to its record
-/// and its attempts. An open stream also sees the precheck itself.
+/// Returns whether the code was prechecked and nothing happened to it since, according to its
+/// record and its attempts. An open stream also sees the precheck itself.
 fn was_prechecked(store: &dyn Store, code: &Code) -> Result<bool, ReadError> {
     let attempts = store.attempts(code.hash)?.kept;
     let passed = attempts.iter().filter(|event| event.action == Action::PrecheckPassed).count();

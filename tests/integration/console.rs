@@ -242,7 +242,8 @@ fn early_refusals_are_in_a_codes_history_and_rate_limited_requests_are_not() {
     let code = app.issue();
     let (machine, thief) = (Machine::new(1), Machine::new(2));
     let token = machine.prechecked(&app, &code);
-    // A token of another machine, an invalid host name, another product, and one request over the limit.
+    // A token of another machine, an invalid host name, another product, and one request over the
+    // limit.
     let step = |step: &str, body: &Value| {
         app.post(&format!("/api/v2/slowdns/install/{step}"), body).code()
     };

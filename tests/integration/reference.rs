@@ -15,8 +15,8 @@ struct Reference {
     document: Value,
 }
 
-/// Makes schemas forbid unknown fields. The document allows future fields, but today's responses must
-/// contain documented fields only.
+/// Makes schemas forbid unknown fields. The document allows future fields, but today's responses
+/// must contain documented fields only.
 fn close(schema: &mut Value, is_use: bool) {
     let Some(object) = schema.as_object_mut() else { return };
     if is_use && ["$ref", "allOf", "properties"].iter().any(|key| object.contains_key(*key)) {

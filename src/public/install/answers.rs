@@ -61,7 +61,8 @@ pub(in crate::public) struct PrecheckData {
 
 #[derive(Serialize, ToSchema)]
 pub(in crate::public) struct ActivateData {
-    /// The activation's id. While the activation is open, this id alone is enough to release it: keep it secret.
+    /// The activation's id. While the activation is open, this id alone is enough to release it:
+    /// keep it secret.
     #[schema(pattern = "^act_[0-9a-f]{16}$", examples("act_a1b2c3d4e5f6a7b8"))]
     activation_id: String,
     /// The token that the confirm request must contain.
@@ -87,7 +88,8 @@ pub(in crate::public) struct ConfirmData {
 pub(in crate::public) struct ReleaseData {
     #[schema(pattern = "^act_[0-9a-f]{16}$", examples("act_a1b2c3d4e5f6a7b8"))]
     pub(super) activation_id: String,
-    /// `released`, or `confirmed` if the install was already confirmed. A confirmed install stays confirmed.
+    /// `released`, or `confirmed` if the install was already confirmed. A confirmed install stays
+    /// confirmed.
     #[schema(pattern = "^(released|confirmed)$", examples("released"))]
     pub(super) status: &'static str,
     /// Whether the code can be used again.

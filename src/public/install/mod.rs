@@ -25,9 +25,10 @@ use read::{
     subjects,
 };
 
-/// Handles one of the two rate-limited steps. Reads the body, converts it to a command with `read`, and
-/// sends the command through the limits. A refusal goes through the limits too, so that a bad request is
-/// charged like a good one. `grant` makes the response to a success. Records early refusals with the code.
+/// Handles one of the two rate-limited steps. Reads the body, converts it to a command with `read`,
+/// and sends the command through the limits. A refusal goes through the limits too, so that a bad
+/// request is charged like a good one. `grant` makes the response to a success. Records early
+/// refusals with the code.
 async fn limited_step<C: LimitedCommand>(
     state: &State,
     request: &HttpRequest,

@@ -137,7 +137,8 @@ fn read_binding(body: &InstallBody<'_>, allow_private: bool) -> Result<Binding, 
     Ok(Binding { hostname, public_ip })
 }
 
-/// Returns the subjects that rate limits charge: the caller's network, and the machine if the body names one.
+/// Returns the subjects that rate limits charge: the caller's network, and the machine if the body
+/// names one.
 pub(super) fn subjects(
     state: &State,
     network: IpAddr,
@@ -187,7 +188,8 @@ fn read_pass(
     if genuine_for_this { Ok(pass) } else { Err(Refusal::PrecheckTokenInvalid) }
 }
 
-/// Refuses a precheck token of a wrong type or length as an invalid field. A missing one is refused later, as a wrong token.
+/// Refuses a precheck token of a wrong type or length as an invalid field. A missing one is refused
+/// later, as a wrong token.
 fn check_token_field(token: &Field<'_>) -> Result<(), Refusal> {
     match token {
         Field::Absent => Ok(()),
@@ -242,7 +244,8 @@ fn check_install_token(
 /// The activation that a request names, and the result of the token check.
 pub(super) type Named = (ActivationId, Result<(), Refusal>);
 
-/// Pairs an id with its token check. Without a valid id a wrong token cannot be recorded, so it is refused here.
+/// Pairs an id with its token check. Without a valid id a wrong token cannot be recorded, so it is
+/// refused here.
 fn named(id: Option<ActivationId>, token: Result<(), Refusal>) -> Result<Named, Refusal> {
     match id {
         Some(id) => Ok((id, token)),

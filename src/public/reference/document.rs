@@ -112,7 +112,7 @@ fn cookie(product: &str) -> String {
 fn security_schemes(products: &[&str]) -> Value {
     let mut schemes = Map::new();
     for product in products {
-        let description = format!("The cookie that GET /{product} sets.");
+        let description = format!("Set by GET /{product}.");
         let scheme = json!({
             "type": "apiKey", "in": "cookie", "name": cookie(product), "description": description,
         });

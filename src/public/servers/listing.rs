@@ -241,7 +241,8 @@ async fn stream(walk: Walk) -> HttpResponse {
                     actix_web::web::block(move || next_chunk(walk, String::new(), is_first)).await;
                 match next {
                     Ok(Ok(next)) => Some(next),
-                    // The status has been sent. The response ends in the middle, so that a JSON parser reports an error.
+                    // The status has been sent. The response ends in the middle, so that a JSON
+                    // parser reports an error.
                     Ok(Err(error)) => return Some((Err(error.0), None)),
                     Err(error) => return Some((Err(error.to_string()), None)),
                 }

@@ -83,8 +83,8 @@ pub(in crate::public) struct RevokedRegistration {
     server_id: String,
 }
 
-/// The body of a check-in response with status 200. It can also say that the server is revoked, if the
-/// operator has configured status 200 for that.
+/// The body of a check-in response with status 200. It can also say that the server is revoked, if
+/// the operator has configured status 200 for that.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 #[allow(dead_code)]
