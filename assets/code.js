@@ -1,5 +1,5 @@
 "use strict";
-// Asks for a code, shows it while it is good, and watches what the installer does with it.
+// Requests a code, shows it while it is valid, and follows what the installer does with it.
 const at = (id) => document.getElementById(id);
 const form = at("ask");
 const button = at("issue");
@@ -9,7 +9,7 @@ const api = `/api/v2/${form.dataset.product}/code/issue`;
 let timer = 0;
 let stream = null;
 let hint = "";
-// A precheck that came in time carries the install further than the code itself is good.
+// After a precheck in time the installation may continue when the code itself has expired.
 let isCarried = false;
 
 const say = (text) => { at("message").textContent = text; };
@@ -19,7 +19,7 @@ function news(text, isGood) {
   at("news").classList.toggle("good", Boolean(isGood));
 }
 
-// In how long, and at what time, for people.
+// The waiting time and the time of day, for people.
 function comeBack(seconds) {
   const time = new Date(Date.now() + seconds * 1000);
   const clock = time.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
@@ -35,7 +35,7 @@ async function ask(mayRenew) {
   if (answer.ok) return body.data;
   const isLost = /^browser_session_/.test(body.error.code);
   if (isLost && mayRenew) {
-    // The page itself hands out a new session.
+    // The page sets a new session cookie.
     await fetch(page, { cache: "no-store" });
     return ask(false);
   }
@@ -53,7 +53,7 @@ function stopWatching() {
 function expire() {
   clearInterval(timer);
   if (isCarried) {
-    hold("Its time is over, except for the server whose installer has checked it.");
+    hold("Expired for other servers. The server whose installer has checked the code can still use it.");
     return;
   }
   stopWatching();
@@ -64,7 +64,7 @@ function expire() {
   button.textContent = "Get a new code";
 }
 
-// Counts from the moment of arrival: the clock of this machine may be wrong.
+// Counts from the moment the answer arrived, because this machine's clock may be wrong.
 function countDown(seconds) {
   clearInterval(timer);
   const end = performance.now() + seconds * 1000;
@@ -72,7 +72,7 @@ function countDown(seconds) {
     const left = Math.ceil((end - performance.now()) / 1000);
     if (left <= 0) return expire();
     const minutes = Math.floor(left / 60);
-    at("left").textContent = `Good for ${minutes}:${String(left % 60).padStart(2, "0")}`;
+    at("left").textContent = `Valid for ${minutes}:${String(left % 60).padStart(2, "0")}`;
     at("left").classList.toggle("soon", left <= 60);
     if (left === 60) news("One minute left.");
   };
@@ -95,23 +95,23 @@ function steps(reached) {
   }
 }
 
-function stand(told) {
-  // Another code of this browser's; without a hint it can only be guessed that it is this one.
-  if (told.hint && told.hint !== hint) return;
-  if (told.hostname) at("hostname").textContent = told.hostname;
-  if (told.state !== "expired") isCarried = told.state === "prechecked";
+function showState(update) {
+  // Ignores another code of this browser. Without a hint, assumes that it is this one.
+  if (update.hint && update.hint !== hint) return;
+  if (update.hostname) at("hostname").textContent = update.hostname;
+  if (update.state !== "expired") isCarried = update.state === "prechecked";
   const texts = {
-    prechecked: ["The installer has found the code good.", false],
-    activated: [`${told.hostname} has taken the code and is installing.`, false],
-    confirmed: [`${told.hostname} is installed.`, true],
-    released: ["The installation did not finish. The code was given back and is good again.", false],
+    prechecked: ["The installer has checked the code. It is valid.", false],
+    activated: [`${update.hostname} is using the code. The installation is running.`, false],
+    confirmed: [`${update.hostname} is installed.`, true],
+    released: ["The installation did not finish. The code is valid again.", false],
   };
-  if (told.state === "expired") return expire();
-  steps(told.state === "released" ? "issued" : told.state);
-  if (texts[told.state]) news(...texts[told.state]);
-  if (told.state === "activated") hold("In use.");
-  if (told.state === "released") countDown(told.ttl_seconds);
-  if (told.state === "confirmed") {
+  if (update.state === "expired") return expire();
+  steps(update.state === "released" ? "issued" : update.state);
+  if (texts[update.state]) news(...texts[update.state]);
+  if (update.state === "activated") hold("In use.");
+  if (update.state === "released") countDown(update.ttl_seconds);
+  if (update.state === "confirmed") {
     hold("Used.");
     stopWatching();
   }
@@ -122,16 +122,16 @@ function watch() {
   if (!window.EventSource) return;
   at("progress").hidden = false;
   stream = new EventSource(`${page}/events`);
-  stream.addEventListener("state", (event) => stand(JSON.parse(event.data)));
+  stream.addEventListener("state", (event) => showState(JSON.parse(event.data)));
   stream.addEventListener("end", () => {
     stopWatching();
-    news("This page is no longer watching. The installation goes on all the same.");
+    news("This page no longer shows progress. The installation continues.");
   });
   stream.onerror = () => {
     if (stream && stream.readyState === EventSource.CLOSED) {
       stopWatching();
       at("progress").hidden = true;
-      news("Progress cannot be shown right now. The installation works all the same.");
+      news("Progress cannot be shown right now. The installation is not affected.");
     }
   };
 }
@@ -161,11 +161,11 @@ async function copy(id) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Without https there is no clipboard; a selection can be copied all the same.
+    // Without https there is no clipboard, but a selection can be copied.
     getSelection().selectAllChildren(at(id));
     isCopied = document.execCommand("copy");
   }
-  news(isCopied ? "Copied." : "It is selected: copy it with your browser's own command.");
+  news(isCopied ? "Copied." : "Your browser did not copy the text. It is selected: copy it from the browser's menu.");
 }
 
 form.addEventListener("submit", async (event) => {

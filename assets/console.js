@@ -1,7 +1,7 @@
 "use strict";
-// Fetches the parts of a page that live again and again, while somebody looks at it.
+// Refreshes the live parts of a page while the page is visible.
 
-// Puts `html` into `part`; what scrolls in it stays where it was scrolled to, and the focus too.
+// Puts `html` into `part`. Keeps scroll positions and focus.
 const replace = (part, html) => {
   const regions = () => [...part.querySelectorAll("[tabindex]")];
   const before = regions().map((region) => ({
@@ -24,13 +24,13 @@ for (const part of document.querySelectorAll("[data-src]")) {
       try {
         const signal = AbortSignal.timeout(10000);
         const answer = await fetch(part.dataset.src, { cache: "no-store", signal });
-        // The session is over: what is shown would only grow old.
+        // The session has ended: the page would show old figures only.
         if (answer.redirected) return location.assign(answer.url);
         if (!answer.ok) throw new Error("lost");
         replace(part, await answer.text());
         state.textContent = "";
       } catch {
-        state.textContent = "Connection lost. Trying again.";
+        state.textContent = "Connection lost. Retrying. The figures below may be old.";
       }
     }
     setTimeout(next, every);

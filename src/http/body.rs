@@ -1,4 +1,4 @@
-//! Request bodies: read within bounds, and taken apart field by field.
+//! Reads request bodies within a size limit and parses their fields.
 
 use actix_web::web::Payload;
 use bytes::{Bytes, BytesMut};
@@ -13,13 +13,14 @@ use std::time::Duration;
 /// The largest body that is read, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
 
-/// What came of reading a body: its bytes, or why they are of no use.
+/// The bytes of a body, or why the body is refused.
 pub type Body = Result<Bytes, Refusal>;
 
 /// Reads a body of at most [`MAX_BODY`] bytes, chunked or not.
 ///
 /// # Errors
-/// [`Failure::Overloaded`] where it has not arrived whole by the deadline: nothing has happened.
+/// [`Failure::Overloaded`] where the body is not complete by the deadline. Nothing has changed
+/// then.
 pub async fn read(payload: Payload, deadline: Duration) -> Result<Body, Failure> {
     tokio::time::timeout(deadline, collect(payload)).await.map_err(|_| Failure::Overloaded)
 }
@@ -27,7 +28,7 @@ pub async fn read(payload: Payload, deadline: Duration) -> Result<Body, Failure>
 async fn collect(mut payload: Payload) -> Body {
     let mut body = BytesMut::new();
     while let Some(chunk) = payload.next().await {
-        // A connection that breaks off has nobody left to hear the answer.
+        // The connection is broken, so nobody receives this answer.
         let chunk = chunk.map_err(|_| Refusal::BodyNotJson)?;
         if body.len() + chunk.len() > MAX_BODY {
             return Err(Refusal::BodyTooLarge);
@@ -37,29 +38,29 @@ async fn collect(mut payload: Payload) -> Body {
     Ok(body.freeze())
 }
 
-/// The fields of a body, or why it is of no use.
+/// Returns the fields of a body, or why it is refused.
 pub fn fields<'de, T: Deserialize<'de>>(body: &'de Body) -> Result<T, Refusal> {
     body.as_ref().map_err(Clone::clone).and_then(|bytes| object(bytes))
 }
 
-/// Reads a JSON object into its fields; fields nobody asked for are passed over.
+/// Parses a JSON object into its fields. Ignores unknown fields.
 pub fn object<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, Refusal> {
     let text = body.trim_ascii_start();
     match text.first() {
         None => Err(Refusal::BodyEmpty),
-        // The library would take an array for an object's fields in their order.
+        // serde would accept an array as the fields in their order.
         Some(b'{') => serde_json::from_slice(text).map_err(|_| Refusal::BodyNotJson),
         Some(_) => Err(Refusal::BodyNotJson),
     }
 }
 
-/// A field as it came.
+/// The value of a field.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Field<'a> {
     /// Missing or `null`.
     #[default]
     Absent,
-    /// A string, trimmed, or an integer's digits.
+    /// A trimmed string, or the digits of an integer.
     Text(Cow<'a, str>),
     /// Anything else.
     WrongType,
@@ -74,7 +75,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Field<'a> {
                 Self::Text(Cow::Borrowed(raw.trim_matches('"').trim()))
             }
             [b'"', ..] => match serde_json::from_str::<String>(raw) {
-                // No database's text can hold a NUL, which only an escape can name.
+                // Databases cannot store a NUL in a text. JSON can contain one only as an escape.
                 Ok(text) => Self::Text(Cow::Owned(text.trim().replace('\0', "\u{FFFD}"))),
                 Err(_) => Self::WrongType,
             },
@@ -87,12 +88,12 @@ impl<'de: 'a, 'a> Deserialize<'de> for Field<'a> {
 }
 
 impl<'a> Field<'a> {
-    /// This field, or `other` where this one is absent.
+    /// Returns this field, or `other` where this one is absent.
     pub fn or(self, other: Self) -> Self {
         if self == Self::Absent { other } else { self }
     }
 
-    /// The text of a field that must be there.
+    /// Returns the text of a required field.
     ///
     /// # Errors
     /// [`Refusal::InvalidField`] where it is missing, empty, of a wrong type, or longer than `max`
@@ -101,7 +102,7 @@ impl<'a> Field<'a> {
         self.check(name, max).map_err(Refusal::InvalidField)
     }
 
-    /// As [`Self::required`], with the problem as bare text.
+    /// Like [`Self::required`], but returns the problem as text.
     pub fn check(self, name: &str, max: usize) -> Result<Cow<'a, str>, String> {
         match self {
             Self::WrongType => Err(format!("{name} must be a string.")),
@@ -113,7 +114,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// The text of a field that may be missing, cut after `max` characters.
+    /// Returns the text of an optional field, cut after `max` characters.
     ///
     /// # Errors
     /// [`Refusal::InvalidField`] where it is of a wrong type.
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_are_trimmed_integers_taken_for_their_digits_and_null_is_absent() {
+    fn strings_are_trimmed_integers_become_digits_and_null_is_absent() {
         assert_eq!(field(r#"" a b ""#), text("a b"));
         assert_eq!(field(r#"" \u0041\n""#), text("A"));
         assert_eq!(field(r#""\"""#), text("\""));
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_a_json_object_or_nothing() {
+    fn only_a_json_object_is_accepted_as_a_body() {
         let refusal = |body: &[u8]| object::<One>(body).map(|_| ()).unwrap_err();
         assert_eq!(refusal(b""), Refusal::BodyEmpty);
         assert_eq!(refusal(b" \n"), Refusal::BodyEmpty);
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deep_body_costs_no_stack_and_its_field_is_of_a_wrong_type() {
+    fn a_deeply_nested_value_uses_no_stack_and_has_a_wrong_type() {
         let deep = format!("{{\"f\":{}1{}}}", "[".repeat(30_000), "]".repeat(30_000));
         assert_eq!(object::<One>(deep.as_bytes()).unwrap().f, Field::WrongType);
     }
@@ -196,7 +197,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_body_panics_the_reader(body: Vec<u8>) {
+        fn no_body_makes_the_parser_panic(body: Vec<u8>) {
             let _ = object::<One>(&body);
         }
     }

@@ -1,4 +1,4 @@
-//! Who calls: the address a request is counted by, and the id it is traced by.
+//! The caller's address, which rate limits use, and the request id for tracing.
 
 use actix_web::HttpRequest;
 use actix_web::http::header::HeaderMap;
@@ -7,7 +7,7 @@ use iptunnel_domain::address::caller_network;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Whose word about the caller is believed.
+/// The networks of trusted proxies: their `X-Forwarded-For` is believed.
 #[derive(Clone, Debug, Default)]
 pub struct Proxies(pub Vec<IpNet>);
 
@@ -16,14 +16,14 @@ impl Proxies {
         self.0.iter().any(|network| network.contains(&address.to_canonical()))
     }
 
-    /// The caller's address: the TCP peer, or what trusted proxies say about it. Nothing that the
-    /// caller writes moves it.
+    /// Returns the caller's address: the TCP peer, or the address that trusted proxies report. The
+    /// caller cannot change it with headers of its own.
     pub fn caller(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut caller = peer.to_canonical();
         if !self.trusts(caller) {
             return caller;
         }
-        // Several lines are one list, in their order; the nearest proxy wrote last.
+        // Several header lines form one list in order. The nearest proxy wrote the last entry.
         let lines: Vec<&str> =
             headers.get_all("x-forwarded-for").map(|line| line.to_str().unwrap_or("?")).collect();
         for entry in lines.iter().rev().flat_map(|line| line.rsplit(',')) {
@@ -37,36 +37,36 @@ impl Proxies {
     }
 }
 
-/// An address, perhaps with a port, perhaps in brackets.
+/// Parses an address, with or without a port or brackets.
 fn parse_entry(entry: &str) -> Option<IpAddr> {
     let bare = entry.strip_prefix('[').and_then(|e| e.strip_suffix(']')).unwrap_or(entry);
     bare.parse().ok().or_else(|| entry.parse().ok().map(|socket: SocketAddr| socket.ip()))
 }
 
-/// The network by which a request is counted.
+/// Returns the network that the rate limits count a request for.
 pub fn network_of(request: &HttpRequest, proxies: &Proxies) -> IpAddr {
-    // Without a peer there is no connection; such a request comes from a test of a handler.
+    // Only a handler's test makes requests without a peer.
     let peer = request.peer_addr().map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.ip());
     caller_network(proxies.caller(peer, request.headers()))
 }
 
-/// The `Authorization` of a request. A header that is no text is somebody's token, though never a
-/// good one.
+/// Returns the `Authorization` header of a request. A header that is not text counts as a wrong
+/// token, not as a missing one.
 pub fn authorization(request: &HttpRequest) -> Option<&str> {
     request.headers().get("authorization").map(|header| header.to_str().unwrap_or("?"))
 }
 
-/// Makes request ids: unique within a process and, by a random start, among several.
+/// Makes request ids. They are unique within a process; a random start separates processes.
 #[derive(Debug)]
 pub struct RequestIds(AtomicU64);
 
 impl RequestIds {
-    /// Ids that begin at a random place.
+    /// Makes ids that start at a random number.
     pub fn starting_at(random: u64) -> Self {
         Self(AtomicU64::new(random))
     }
 
-    /// The id that a trusted proxy gave the request, else a new one.
+    /// Returns the id that a trusted proxy set, else a new one.
     pub fn of(&self, peer: Option<IpAddr>, headers: &HeaderMap, proxies: &Proxies) -> String {
         let given = headers.get("x-request-id").and_then(|id| id.to_str().ok());
         let usable =
@@ -95,13 +95,13 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_is_no_trusted_proxy_is_the_caller_whatever_it_writes() {
+    fn headers_of_an_untrusted_peer_do_not_change_the_caller() {
         assert_eq!(caller("8.8.8.8", &["1.1.1.1"]), "8.8.8.8");
         assert_eq!(caller("::ffff:8.8.8.8", &["1.1.1.1"]), "8.8.8.8");
     }
 
     #[test]
-    fn the_right_most_address_that_is_no_trusted_proxy_is_the_caller() {
+    fn the_caller_is_the_last_address_that_is_not_a_trusted_proxy() {
         assert_eq!(caller("127.0.0.1", &["1.1.1.1, 2.2.2.2"]), "2.2.2.2");
         assert_eq!(caller("127.0.0.1", &["1.1.1.1, 2.2.2.2, 10.1.1.1"]), "2.2.2.2");
         assert_eq!(caller("::ffff:127.0.0.1", &["1.1.1.1,2.2.2.2 , ::ffff:10.1.1.1"]), "2.2.2.2");
@@ -110,13 +110,13 @@ mod tests {
     }
 
     #[test]
-    fn several_lines_are_one_list_in_order() {
+    fn several_header_lines_form_one_list_in_order() {
         assert_eq!(caller("127.0.0.1", &["1.1.1.1", "2.2.2.2"]), "2.2.2.2");
         assert_eq!(caller("127.0.0.1", &["1.1.1.1, 2.2.2.2", "10.0.0.1"]), "2.2.2.2");
     }
 
     #[test]
-    fn an_entry_may_carry_a_port_and_one_that_is_no_address_ends_the_search() {
+    fn an_entry_may_have_a_port_and_an_invalid_entry_ends_the_search() {
         assert_eq!(caller("127.0.0.1", &["2.2.2.2:443"]), "2.2.2.2");
         assert_eq!(caller("127.0.0.1", &["[2600::1]:443"]), "2600::1");
         assert_eq!(caller("127.0.0.1", &["[2600::1]"]), "2600::1");

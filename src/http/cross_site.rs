@@ -1,17 +1,17 @@
-//! Whether another site's page makes a browser ask.
+//! Detects requests that a page of another site makes a browser send.
 
 use actix_web::http::header::HeaderMap;
 
-/// A header's text; one that is no text is there all the same, and like nothing that is expected.
+/// Returns a header's text. A header that is not text becomes `?`, which matches no expected value.
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).map(|value| value.to_str().unwrap_or("?"))
 }
 
-/// Whether a browser says that another site, or another port of this host, sends this request.
-/// Programs say neither. `public_origin` is what browsers call this server where a proxy gives it
-/// another `Host`.
+/// Returns whether a page of another site, or of another port of this host, sent this request.
+/// Only browsers send the headers for this check; other programs pass it. `public_origin` is the
+/// origin that browsers use where a proxy changes `Host`.
 pub fn is_cross_site(headers: &HeaderMap, public_origin: Option<&str>) -> bool {
-    // Fetch Metadata, which browsers send to trustworthy hosts; `none` is a person's own doing.
+    // Fetch Metadata, which browsers send to trustworthy hosts. `none`: the user opened the page.
     if let Some(site) = header(headers, "sec-fetch-site") {
         return !matches!(site, "same-origin" | "none");
     }
@@ -36,7 +36,7 @@ mod tests {
     }
 
     #[test]
-    fn only_our_own_pages_and_programs_may_ask() {
+    fn only_own_pages_and_programs_pass() {
         let cross_site = |pairs: &[_]| cross_site(Some("https://codes.example.com"), pairs);
         assert!(!cross_site(&[]));
         assert!(!cross_site(&[("sec-fetch-site", "same-origin")]));
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn a_browser_that_names_another_site_or_port_is_elsewhere() {
+    fn a_browser_that_names_another_site_or_port_is_detected() {
         let is_from_elsewhere = |header: &[(&'static str, &str)]| {
             cross_site(None, &[&[("host", "127.0.0.1:9090")], header].concat())
         };

@@ -1,30 +1,29 @@
-//! Every 'no' as HTTP: the one place where refusals and failures get their status, code and words.
+//! Errors as HTTP: the only place that gives refusals and failures their status, code and message.
 //!
-//! A **refusal** is the rules saying no; its status says who has to change what. A **failure** is
-//! the server saying that it could not; nothing of its inside is told. The words are safe to show
-//! to operators.
+//! A **refusal** means that the rules forbid the request. A **failure** means that the server could
+//! not do it; the message reveals no internals. All messages are safe to show to operators.
 
 use actix_web::http::StatusCode;
 use iptunnel_actors::Failure;
 use iptunnel_domain::Refusal;
 
-/// An error as the API tells it.
+/// An error as the API returns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiError {
     /// The HTTP status.
     pub status: StatusCode,
     /// The machine-readable code.
     pub code: &'static str,
-    /// The words.
+    /// The message for people.
     pub message: String,
-    /// Seconds after which it is worth trying again.
+    /// Seconds to wait before a retry.
     pub retry_after: Option<u64>,
 }
 
-/// What the server suggests when it has its hands full or its store is away: long enough not to
-/// make things worse, short enough not to be noticed.
+/// Seconds to wait before a retry when the server is busy or its store is unavailable: long enough
+/// not to add load, short enough not to be noticed.
 const SOON: u64 = 2;
-/// Seconds after which it is worth trying again where too many pages watch.
+/// Seconds to wait before a retry when too many pages watch codes.
 const LATER: u64 = 60;
 
 impl ApiError {
@@ -32,39 +31,39 @@ impl ApiError {
         Self { status, code, message: message.into(), retry_after: None }
     }
 
-    /// No such path.
+    /// The path does not exist.
     pub fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", "There is nothing at this address.")
     }
 
-    /// A path that has other methods.
+    /// The path exists, but not with this method.
     pub fn method_not_allowed() -> Self {
         let message = "This address does not take this method.";
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
     }
 
-    /// A request to the main stack's routes that is wrong, with these words.
+    /// An invalid request to one of the main stack's routes, with this message.
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "validation_error", message)
     }
 
-    /// A request to the main stack's routes without the token that it needs, with these words.
+    /// A request to one of the main stack's routes without the required token, with this message.
     pub fn forbidden(message: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, "unauthorized", message)
     }
 
-    /// A check-in of a revoked server, with the status that operators have chosen.
+    /// A check-in of a revoked server, with the status that the operator has configured.
     pub fn revoked(status: StatusCode) -> Self {
         Self::new(status, "revoked", "Server is revoked.")
     }
 
-    /// More pages watch codes than may.
+    /// Too many pages watch codes.
     pub fn too_many_watch() -> Self {
         let message = "Too many pages are watching. The installation goes on all the same.";
         Self::too_many(message, LATER)
     }
 
-    /// More wrong tokens than may be tried.
+    /// Too many wrong tokens from this address.
     pub fn too_many_wrong_tokens(seconds: u64) -> Self {
         Self::too_many("Too many wrong tokens. Please wait a minute.", seconds)
     }
@@ -76,7 +75,7 @@ impl ApiError {
 
     /// A form from a page of another site.
     pub fn form_from_elsewhere() -> Self {
-        let message = "This form was sent from another site. Please open the console itself.";
+        let message = "This form was sent from another site. Please send it from the console.";
         Self::new(StatusCode::FORBIDDEN, "browser_session_invalid", message)
     }
 
@@ -86,25 +85,25 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "browser_session_invalid", message)
     }
 
-    /// Settings that are not what they were when they were read.
+    /// The settings have changed since the client read them.
     pub fn settings_have_changed() -> Self {
         let message = "The settings have changed since they were read. Please read them again.";
         Self::new(StatusCode::PRECONDITION_FAILED, "precondition_failed", message)
     }
 
-    /// A change of settings that does not say which it is made on.
+    /// A change of settings without the version that it is based on.
     pub fn condition_required() -> Self {
         let message = "If-Match with the ETag of GET /admin/config is required.";
         Self::new(StatusCode::PRECONDITION_REQUIRED, "precondition_required", message)
     }
 
-    /// A host that the operators' listener does not know.
+    /// A `Host` that the operators' listener does not accept.
     pub fn unknown_host() -> Self {
         let message = "This listener answers to its IP address or to localhost.";
         Self::new(StatusCode::MISDIRECTED_REQUEST, "unknown_host", message)
     }
 
-    /// Something that should not happen.
+    /// An error that should not happen.
     pub fn internal() -> Self {
         let message = "Something went wrong on the server.";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message)
@@ -217,22 +216,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_references_examples_are_told_in_its_words() {
-        let told = |refusal| {
+    fn the_references_examples_have_its_messages() {
+        let sent = |refusal| {
             let error = ApiError::from(refusal);
             (error.status.as_u16(), error.code, error.message)
         };
         let limited = Refusal::RateLimited { retry_after: 7 };
         let words = "Too many requests. Please wait before trying again.".to_owned();
-        assert_eq!(told(limited), (429, "rate_limit_exceeded", words));
+        assert_eq!(sent(limited), (429, "rate_limit_exceeded", words));
         let words = "Open the SlowDNS page first before requesting an install code.".to_owned();
-        assert_eq!(told(Refusal::SessionRequired), (403, "browser_session_required", words));
+        assert_eq!(sent(Refusal::SessionRequired), (403, "browser_session_required", words));
         let words = "Install code has expired.".to_owned();
-        assert_eq!(told(Refusal::CodeExpired), (403, "install_code_expired", words));
+        assert_eq!(sent(Refusal::CodeExpired), (403, "install_code_expired", words));
     }
 
     #[test]
-    fn every_failure_says_when_to_come_back() {
+    fn every_failure_says_when_to_retry() {
         for failure in [Failure::Overloaded, Failure::StorageUnavailable, Failure::OutcomeUnknown] {
             let error = ApiError::from(failure);
             assert_eq!((error.status.as_u16(), error.retry_after), (503, Some(SOON)));

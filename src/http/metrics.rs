@@ -1,4 +1,4 @@
-//! What is counted at the edge: requests by route and status, and how long they took.
+//! HTTP metrics: requests by route and status, and their duration.
 
 use actix_web::http::StatusCode;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -19,10 +19,10 @@ struct Route {
     route: &'static str,
 }
 
-/// Requests that met no route.
+/// The label for requests without a route.
 const NO_ROUTE: &str = "none";
 
-/// The counters.
+/// The HTTP metrics.
 #[derive(Clone, Debug)]
 pub struct HttpMetrics {
     requests: Family<RouteStatus, Counter>,
@@ -30,13 +30,13 @@ pub struct HttpMetrics {
     elsewhere: Histogram,
 }
 
-/// 50 µs to 3.3 s, doubling.
+/// Makes a histogram with buckets from 50 µs to 3.3 s, each twice the one before.
 fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.000_05, 2.0, 17))
 }
 
 impl HttpMetrics {
-    /// Makes the metrics for routes of these names and enters them into `registry`.
+    /// Makes the metrics for these routes and registers them.
     pub fn new(registry: &mut Registry, routes: &[&'static str]) -> Self {
         let requests = Family::default();
         registry.register("http_requests", "Requests answered", requests.clone());
@@ -47,13 +47,13 @@ impl HttpMetrics {
             Unit::Seconds,
             family.clone(),
         );
-        // Looked up once: an answer then takes no lock of the family's.
+        // Looked up once, so that counting an answer does not lock the family.
         let of = |route| family.get_or_create_owned(&Route { route });
         let seconds = routes.iter().map(|route| (*route, of(route))).collect();
         Self { requests, seconds, elsewhere: of(NO_ROUTE) }
     }
 
-    /// One request to the route of this name was answered; returns the name as it is counted.
+    /// Counts an answered request. Returns the route's name as it appears in the metrics.
     pub fn count(&self, route: Option<&str>, status: StatusCode, took: Duration) -> &'static str {
         let known = self.seconds.iter().find(|(name, _)| Some(*name) == route);
         let (route, histogram) = known.map_or((NO_ROUTE, &self.elsewhere), |(name, h)| (*name, h));

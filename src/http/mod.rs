@@ -1,9 +1,10 @@
-//! HTTP as both listeners speak it. It knows neither.
+//! HTTP code that both listeners share. It depends on neither.
 //!
-//! * [`caller`]: who calls, and [`cross_site`], from where; [`body`]: what was sent
-//! * [`respond`], [`errors`], [`page`]: what is said back, as JSON or as a page
-//! * [`routing`]: paths and their methods; [`metrics`]: what is counted
-//! * [`story`]: where a code stands
+//! * [`caller`]: the caller's address; [`cross_site`]: the check for requests from other sites;
+//!   [`body`]: reading of request bodies
+//! * [`respond`], [`errors`], [`page`]: responses, as JSON or as a page
+//! * [`routing`]: paths and their methods; [`metrics`]: the HTTP metrics
+//! * [`story`]: the stage of a code
 
 pub mod body;
 pub mod caller;

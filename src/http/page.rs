@@ -1,4 +1,4 @@
-//! Pages as HTML, and what they load. All of it is in the program.
+//! HTML pages and the assets they load. All are compiled into the program.
 
 use super::errors::ApiError;
 use crate::hex::hex;
@@ -8,7 +8,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
 use sha2::{Digest, Sha256};
 
-/// Nothing but our own scripts, styles, images and requests; nobody may frame us.
+/// The content security policy: own scripts, styles, images and requests only, and no frames.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
     connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
@@ -19,7 +19,7 @@ macro_rules! asset {
     };
 }
 
-/// What pages load, by name.
+/// The assets, by name.
 const ASSETS: [(&str, &[u8]); 6] = [
     asset!("code.js"),
     asset!("console.css"),
@@ -33,7 +33,7 @@ fn asset_named(name: &str) -> Option<&'static [u8]> {
     ASSETS.iter().find(|(known, _)| *known == name).map(|(_, content)| *content)
 }
 
-/// The paths of everything that pages load.
+/// Returns the paths of all assets.
 pub fn asset_paths() -> impl Iterator<Item = String> {
     ASSETS.iter().map(|(name, _)| format!("/assets/{name}"))
 }
@@ -54,7 +54,7 @@ pub async fn asset(request: HttpRequest) -> HttpResponse {
     let is_known = known.is_some_and(|known| known.split(',').any(is_same));
     let mut builder =
         HttpResponse::build(if is_known { StatusCode::NOT_MODIFIED } else { StatusCode::OK });
-    // Asked for again each time, which costs a 304, so that a new program is seen at once.
+    // The browser revalidates each time (a 304), so that a new version shows at once.
     builder.insert_header((CACHE_CONTROL, "no-cache")).insert_header((ETAG, tag));
     if is_known {
         return builder.finish();
@@ -71,7 +71,7 @@ fn kind(name: &str) -> &'static str {
     }
 }
 
-/// A page. Nobody keeps it: it may hold a code.
+/// Renders a page. It must not be cached, because it may contain a code.
 pub fn html(status: StatusCode, page: &impl Template) -> HttpResponse {
     let Ok(text) = page.render() else {
         return HttpResponse::InternalServerError().finish();
@@ -84,7 +84,7 @@ pub fn html(status: StatusCode, page: &impl Template) -> HttpResponse {
         .body(text)
 }
 
-/// A page that is the same for everybody.
+/// Returns a page that is the same for everybody.
 pub fn stored(html: bytes::Bytes) -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((CONTENT_TYPE, "text/html; charset=utf-8"))
@@ -101,7 +101,7 @@ struct ErrorPage<'a> {
     message: &'a str,
 }
 
-/// An error as a page.
+/// Renders an error as a page.
 pub fn error_page(error: &ApiError) -> HttpResponse {
     html(error.status, &ErrorPage { status: error.status.as_u16(), message: &error.message })
 }
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_code_page_with_all_it_loads_is_under_30_000_bytes() {
+    fn the_code_page_with_its_assets_is_under_30_000_bytes() {
         let assets = ["page.css", "code.js", "icon.svg"];
         let sizes = assets.map(|name| asset_named(name).unwrap().len());
         let template = include_str!("../../templates/code.html").len()

@@ -1,4 +1,4 @@
-//! Answers: the two envelopes, times as text, and the headers of limited routes.
+//! Responses: the two JSON envelopes, times as text, and the headers of rate-limited routes.
 
 use super::errors::ApiError;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
@@ -11,7 +11,7 @@ use serde::Serialize;
 use std::fmt::Write;
 use utoipa::ToSchema;
 
-/// What a success holds.
+/// The envelope of a success.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Success<'a, T> {
     data: T,
@@ -25,7 +25,7 @@ pub(crate) struct Meta<'a> {
     message: &'a str,
 }
 
-/// What a failure holds.
+/// The envelope of a failure.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct V2Failure<'a> {
     error: V2Error<'a>,
@@ -39,7 +39,7 @@ pub(crate) struct V2Error<'a> {
     message: &'a str,
 }
 
-/// What a failure of the main stack's routes holds.
+/// The envelope of a failure on the main stack's routes.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct LegacyFailure<'a> {
     /// For people.
@@ -49,15 +49,15 @@ pub(crate) struct LegacyFailure<'a> {
 
 fn builder(status: StatusCode) -> HttpResponseBuilder {
     let mut builder = HttpResponse::build(status);
-    // Answers hold codes and tokens, or the state of a moment: nobody may keep them.
+    // Responses contain codes, tokens or momentary state, so they must not be cached.
     builder.insert_header((CACHE_CONTROL, HeaderValue::from_static("no-store")));
     builder
 }
 
-/// Room in a body from the start, in bytes: most answers fit, and the longest grow once.
+/// The initial capacity of a body, in bytes. Most responses fit; the longest grow once.
 const TYPICAL_BODY: usize = 512;
 
-/// A JSON answer.
+/// Makes a JSON response.
 pub fn json(status: StatusCode, body: &impl Serialize) -> HttpResponse {
     let mut bytes = Vec::with_capacity(TYPICAL_BODY);
     match serde_json::to_writer(&mut bytes, body) {
@@ -68,7 +68,7 @@ pub fn json(status: StatusCode, body: &impl Serialize) -> HttpResponse {
     }
 }
 
-/// A v2 success.
+/// Makes a v2 success.
 pub fn success(status: StatusCode, data: impl Serialize, message: &str) -> HttpResponse {
     json(status, &Success { data, meta: Meta { message } })
 }
@@ -80,20 +80,20 @@ fn with_retry_after(mut response: HttpResponse, error: &ApiError) -> HttpRespons
     response
 }
 
-/// A v2 failure.
+/// Makes a v2 failure.
 pub fn failure(error: impl Into<ApiError>) -> HttpResponse {
     let error = error.into();
     let body = V2Failure { error: V2Error { code: error.code, message: &error.message } };
     with_retry_after(json(error.status, &body), &error)
 }
 
-/// A failure of the legacy routes.
+/// Makes a failure of the legacy routes.
 pub fn legacy_failure(error: impl Into<ApiError>) -> HttpResponse {
     let error = error.into();
     with_retry_after(json(error.status, &LegacyFailure { error: &error.message }), &error)
 }
 
-/// A failure in the envelope of the path's family; a page for a browser that asks for one.
+/// Makes a failure in the format of the path's API, or a page where a browser asks for HTML.
 pub fn failure_for(request: &HttpRequest, error: ApiError) -> HttpResponse {
     let path = request.path();
     if path == "/api/v2" || path.starts_with("/api/v2/") {
@@ -110,7 +110,7 @@ pub fn failure_for(request: &HttpRequest, error: ApiError) -> HttpResponse {
     legacy_failure(error)
 }
 
-/// 405, with the methods the path has.
+/// Makes a 405 response that names the allowed methods.
 pub fn method_not_allowed(request: &HttpRequest, allowed: &[Method]) -> HttpResponse {
     let mut response = failure_for(request, ApiError::method_not_allowed());
     let list: Vec<&str> = allowed.iter().map(Method::as_str).collect();
@@ -120,8 +120,9 @@ pub fn method_not_allowed(request: &HttpRequest, allowed: &[Method]) -> HttpResp
     response
 }
 
-/// Enters how a limited request stands, by draft-ietf-httpapi-ratelimit-headers-10: every policy
-/// with its quota `q` and window `w`, and of the tightest what remains `r` and when it ends `t`.
+/// Adds the rate limit headers of draft-ietf-httpapi-ratelimit-headers-10: every policy with its
+/// quota `q` and window `w`, and for the tightest one the remaining quota `r` and the seconds `t`
+/// until its window ends.
 pub fn with_rates(
     mut response: HttpResponse,
     rates: Option<&Rates>,
@@ -132,7 +133,7 @@ pub fn with_rates(
     for standing in rates {
         let comma = if policies.is_empty() { "" } else { ", " };
         let (name, window) = (standing.policy.name(), standing.policy.window_seconds());
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = write!(policies, "{comma}\"{name}\";q={};w={window}", standing.allowed);
     }
     let tight = tightest(rates).map(|s| {
@@ -148,12 +149,12 @@ pub fn with_rates(
     response
 }
 
-/// A line of text.
+/// Makes a plain text response.
 pub fn text(status: StatusCode, text: &'static str) -> HttpResponse {
     HttpResponse::build(status).content_type("text/plain; charset=utf-8").body(text)
 }
 
-/// Whether requests should be sent here.
+/// Answers whether the server is ready for requests.
 pub fn readiness(health: &Health) -> HttpResponse {
     if health.is_ready() {
         text(StatusCode::OK, "ready\n")
@@ -162,7 +163,7 @@ pub fn readiness(health: &Health) -> HttpResponse {
     }
 }
 
-/// RFC 3339 in UTC with `+00:00` and whole seconds.
+/// Formats a time by RFC 3339 in UTC, with `+00:00` and whole seconds.
 pub fn rfc3339(time: Timestamp) -> String {
     let (days, seconds) = (time.0 / 86_400, time.0 % 86_400);
     let (year, month, day) = civil(days);
@@ -170,10 +171,10 @@ pub fn rfc3339(time: Timestamp) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}+00:00")
 }
 
-/// The Gregorian date of a day since the Unix epoch.
+/// Returns the Gregorian date (year, month, day) of a day since the Unix epoch.
 fn civil(days: u64) -> (u64, u64, u64) {
-    // Counted in eras of 400 years (146,097 days) that begin on 1 March, so that the day a leap
-    // year adds is the last of its year; 719,468 days lie between 0000-03-01 and 1970-01-01.
+    // Counts in eras of 400 years (146,097 days) that begin on 1 March, so that a leap day is the
+    // last day of its year. There are 719,468 days between 0000-03-01 and 1970-01-01.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era =

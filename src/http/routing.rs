@@ -1,4 +1,4 @@
-//! Paths, their names and their methods.
+//! Helpers that define routes: path, name and methods.
 
 use super::errors::ApiError;
 use super::respond::{failure_for, method_not_allowed};
@@ -6,16 +6,16 @@ use actix_web::http::Method;
 use actix_web::web::{resource, route};
 use actix_web::{Handler, HttpRequest, HttpResponse, Resource, Responder, guard};
 
-/// The answer where no route is.
+/// Answers 404 for paths without a route.
 pub async fn nothing_here(request: HttpRequest) -> HttpResponse {
     failure_for(&request, ApiError::not_found())
 }
 
-/// What a route is called in metrics and log.
+/// The name of a route in metrics and log.
 #[derive(Clone, Copy)]
 pub struct RouteName(pub &'static str);
 
-/// A path with one method; 405 for every other method.
+/// Defines a path with one method. Other methods get 405.
 pub fn at<F, Args>(path: &str, name: &'static str, method: Method, handler: F) -> Resource
 where
     F: Handler<Args>,
@@ -28,7 +28,7 @@ where
     at_all(path, name, allowed).route(route().guard(only).to(handler))
 }
 
-/// A path whose routes are still to be added; 405 for every method that is not `allowed`.
+/// Defines a path without handlers. Methods that get no handler later get 405.
 fn at_all(path: &str, name: &'static str, allowed: &'static [Method]) -> Resource {
     resource(path).app_data(RouteName(name)).default_service(
         route()
@@ -36,7 +36,7 @@ fn at_all(path: &str, name: &'static str, allowed: &'static [Method]) -> Resourc
     )
 }
 
-/// A path to look at, and to send a form to.
+/// Defines a path with a page (GET) and a form (POST).
 pub fn both<F, A, G, B>(path: &str, name: &'static str, look: F, send: G) -> Resource
 where
     F: Handler<A>,

@@ -1,4 +1,4 @@
-//! Where a code stands, and by which hint people know it.
+//! The stage of a code, and the hint that people know it by.
 
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, Stage};
@@ -6,21 +6,21 @@ use iptunnel_domain::audit::Action;
 use iptunnel_domain::code::{Code, CodeState};
 use iptunnel_storage::{ReadError, Store};
 
-/// Where a code stands at some moment.
+/// The stage of a code at some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CodeStage {
-    /// It is good, and was never used.
+    /// Valid and never used.
     Issued,
-    /// It is good again: an activation gave it back.
+    /// Valid again: its activation was released.
     Restored,
-    /// Its time ran out before it was used.
+    /// Expired before it was used.
     Expired,
-    /// An activation has it, which stands there; `None` where that is forgotten or was not looked at.
+    /// Used by an activation at this stage. `None`: the activation is deleted or was not read.
     Used(Option<Stage>),
 }
 
 impl CodeStage {
-    /// Where `code` stands, which `by` has used, if anybody.
+    /// Returns the stage of `code`. `by` is the activation that uses it, if any.
     pub fn of(code: &Code, by: Option<&Activation>, now: Timestamp) -> Self {
         match code.state {
             CodeState::Consumed(_) => Self::Used(by.map(|by| by.stage(now))),
@@ -30,7 +30,7 @@ impl CodeStage {
         }
     }
 
-    /// As operators call it.
+    /// Returns the name that operators see.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Issued | Self::Restored => "issued",
@@ -41,18 +41,18 @@ impl CodeStage {
     }
 }
 
-/// Entries of the log that a hint is looked for among: some 100 ms.
+/// The most log entries that the search for a hint reads: about 100 ms.
 const HINT_AMONG: usize = 100_000;
 
-/// The hint of a code, as the log noted it when the code was issued; empty where so much happened at
-/// that time that it is not found soon.
+/// Returns the hint of a code from the audit entry of its issue. Empty where the search finds
+/// nothing within a limited number of entries.
 ///
 /// # Errors
-/// Where the log cannot be read.
+/// If the log cannot be read.
 pub fn hint_of(store: &dyn Store, code: &Code) -> Result<String, ReadError> {
     let (mut hint, mut looked) = (String::new(), 0);
     let number = store.audit_number_at(code.issued_at)?;
-    // A code is entered within seconds of its time.
+    // The entry is written within seconds of the issue.
     let over = code.issued_at.plus(600);
     store.audit_from(number, &mut |entry| {
         let event = entry.event;

@@ -10,7 +10,7 @@ use iptunnel_domain::activation::Activation;
 use iptunnel_domain::{Refusal, Timestamp};
 use serde::{Deserialize, Serialize};
 
-/// What is asked for of the activations.
+/// The query of `GET /admin/activations`.
 #[derive(Deserialize)]
 pub struct ActivationsQuery {
     #[serde(default)]
@@ -19,7 +19,7 @@ pub struct ActivationsQuery {
     limit: Option<usize>,
 }
 
-/// An activation, in short or whole.
+/// An activation as JSON, with or without details.
 #[derive(Serialize)]
 pub struct Row {
     /// The first digits of its id.
@@ -30,7 +30,7 @@ pub struct Row {
     pub hostname: String,
     #[serde(flatten)]
     details: Option<Details>,
-    /// How long ago it was opened.
+    /// Seconds since it was opened.
     pub age_seconds: u64,
 }
 
@@ -42,7 +42,7 @@ struct Details {
 }
 
 impl Row {
-    /// Enough to know it by.
+    /// Makes a row without details.
     pub fn in_short(activation: &Activation, now: Timestamp) -> Self {
         Self {
             activation: activation.at.id.reveal().chars().take(8).collect(),
@@ -68,10 +68,10 @@ struct Activations {
     activations: Vec<Row>,
 }
 
-/// The largest list of activations.
+/// The largest `limit`.
 const ACTIVATIONS: usize = 1000;
 
-/// `GET /admin/activations`: the last ones, or with `?open=1` of these the open ones.
+/// `GET /admin/activations`: the newest activations. `?open=1` keeps only the open ones.
 pub async fn json_list(
     console: Data<Console>,
     request: HttpRequest,

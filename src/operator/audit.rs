@@ -1,4 +1,4 @@
-//! The audit log: to look at, to filter, and to take away.
+//! The audit log: list, filter and export.
 
 use super::auth::Operator;
 use super::console::{Console, failed, parse_cursor, query_string, read};
@@ -15,28 +15,28 @@ use iptunnel_storage::{Entry, ReadError, Store};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Entries on a page.
+/// Entries per page.
 const PAGE: usize = 100;
-/// Entries that one request looks at for those that match: some 50 ms.
+/// The most entries that one request searches: about 50 ms.
 const SEARCHED: usize = 50_000;
-/// Entries of an export in one piece.
+/// Entries per chunk of an export.
 const PIECE: usize = 1000;
 
-/// What is asked for.
+/// The filter of a request.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct AuditQuery {
-    /// The name of an action; empty for any.
+    /// The name of an action. Empty: all.
     pub action: String,
-    /// The name of an actor; empty for any.
+    /// The name of an actor. Empty: all.
     pub actor: String,
-    /// A part of subject, detail or address; empty for any.
+    /// A part of subject, detail or address. Empty: all.
     pub text: String,
-    /// Where the page before ended.
+    /// The end of the previous page.
     pub cursor: String,
 }
 
-/// Which entries match.
+/// A parsed filter.
 #[derive(Clone)]
 struct Wanted {
     action: Option<Action>,
@@ -67,7 +67,7 @@ impl Wanted {
     }
 }
 
-/// Whether an event says `text`, in lower case, of what it happened to, or where it came from.
+/// Returns whether subject, detail, addresses or ids of an event contain `text` (lower case).
 pub(super) fn mentions(event: &Event, text: &str) -> bool {
     let address = |address: Option<std::net::IpAddr>| {
         address.is_some_and(|address| address.to_string().contains(text))
@@ -80,36 +80,36 @@ pub(super) fn mentions(event: &Event, text: &str) -> bool {
         || event.activation.is_some_and(|name| name.to_string() == text)
 }
 
-/// An entry as it is shown and exported: everything that its hash covers.
+/// An entry as the console shows and exports it. It has every field that the hash covers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
-    /// Its number.
+    /// The number of the entry.
     pub number: u64,
-    /// The hash of it and of all before it.
+    /// The chain hash over this entry and all before it.
     pub hash: String,
-    /// When, in seconds since the epoch.
+    /// The time, in seconds since the Unix epoch.
     pub time: u64,
-    /// When, for people.
+    /// The time by RFC 3339.
     pub at: String,
-    /// What.
+    /// The action.
     pub action: String,
-    /// Who.
+    /// The actor.
     pub actor: String,
-    /// From where.
+    /// The caller's address.
     pub from: Option<std::net::IpAddr>,
-    /// The keyed hash of who it was.
+    /// The keyed hash of the machine or session.
     pub identity: Option<String>,
     /// The keyed hash of the code.
     pub code: Option<String>,
-    /// The activation's place, and the first digits of its id.
+    /// The activation's number, and the first digits of its id.
     pub activation: Option<(u64, u16)>,
     /// The server.
     pub server: Option<String>,
-    /// The address that was bound or registered.
+    /// The address that was activated or registered.
     pub address: Option<std::net::IpAddr>,
-    /// What it happened to.
+    /// The subject, such as a code's hint or a host name.
     pub subject: String,
-    /// What else there is to say.
+    /// Further detail.
     pub detail: String,
 }
 
@@ -134,7 +134,7 @@ impl Row {
         }
     }
 
-    /// The event that this row tells of; `None` where it is none.
+    /// Parses the row back into its event. `None` if a field is invalid.
     pub fn event(&self) -> Option<Event> {
         use iptunnel_domain::activation::ActivationNumber;
         use iptunnel_domain::audit::ActivationName;
@@ -166,7 +166,7 @@ impl Row {
         })
     }
 
-    /// What it happened to, or where that has no name, its address.
+    /// Returns the subject; if that is empty, the address or the server's id.
     fn shown_subject(&self) -> String {
         match (self.subject.as_str(), self.address) {
             ("", Some(address)) => address.to_string(),
@@ -262,7 +262,8 @@ pub async fn json_list(
     }
 }
 
-/// The next piece of an export, and where the one after it begins; `None` where this is the last.
+/// Returns the next chunk of an export and the number of the entry after it. `None`: it is the
+/// last.
 fn piece(
     store: &dyn Store,
     wanted: &Wanted,
@@ -284,8 +285,8 @@ fn piece(
     Ok((text, next))
 }
 
-/// `GET /admin/audit/export`, `GET /console/audit/export`: all that match, the oldest first, as
-/// JSON Lines, in constant memory.
+/// `GET /admin/audit/export`, `GET /console/audit/export`: streams all matching entries as JSON
+/// Lines, oldest first, in constant memory.
 pub async fn export(
     console: Data<Console>,
     request: HttpRequest,
@@ -304,7 +305,8 @@ pub async fn export(
             let piece = actix_web::web::block(move || piece(store.as_ref(), &wanted, first)).await;
             Some(match piece {
                 Ok(Ok((text, next))) => (Ok(Bytes::from(text)), next),
-                // The head is out: an export that breaks off does not reach the log's head.
+                // The status has been sent. A broken export is recognised because it does not reach
+                // the log's head.
                 Ok(Err(error)) => (Err(std::io::Error::other(error.0)), None),
                 Err(error) => (Err(std::io::Error::other(error)), None),
             })

@@ -1,9 +1,9 @@
-//! Who may look into the console.
+//! Access control of the console.
 //!
-//! A person logs in with the master token and gets a session; a program sends the token with every
-//! request. Ten wrong tokens a minute from one address are enough. Forms count only from pages of
-//! this listener: cookies do not tell ports apart, so that `SameSite` alone would let a page on
-//! another port of the same host send them.
+//! A person logs in with the master token and gets a session. A program sends the token with every
+//! request. An address that sends ten wrong tokens within a minute must wait. Forms are accepted
+//! from pages of this listener only. `SameSite` alone is not enough: cookies ignore the port, so a
+//! page on another port of the same host could send a form.
 
 use super::console::{Console, see};
 use crate::hex::hex;
@@ -30,18 +30,18 @@ use std::future::{Ready, ready};
 use std::net::IpAddr;
 
 const COOKIE: &str = "console";
-/// What a page fetches by itself: that a tab is open is no sign that somebody is there.
+/// The path that a page fetches on a timer. Such a request does not extend the session.
 const BY_ITSELF: &str = "/console/now/live";
 
-/// Whoever holds the master token: handlers that take one are closed to everybody else.
+/// An authenticated operator. Handlers with this argument refuse all other callers.
 pub struct Operator {
-    /// What a form of theirs has to bring along; empty for a program.
+    /// The CSRF token that a form must contain. Empty for a program.
     pub csrf: String,
-    /// Where they are.
+    /// The operator's address.
     pub from: IpAddr,
 }
 
-/// The address of the operator: the listener is not for proxies.
+/// Returns the operator's address: always the TCP peer, as this listener supports no proxies.
 fn peer(request: &HttpRequest) -> IpAddr {
     request.peer_addr().map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.ip().to_canonical())
 }
@@ -80,7 +80,7 @@ impl Operator {
     /// Checks that a form comes from a page of this session.
     ///
     /// # Errors
-    /// Where it does not.
+    /// If it does not.
     pub fn check(&self, csrf: &str) -> Result<(), ApiError> {
         let same = subtle::ConstantTimeEq::ct_eq(csrf.as_bytes(), self.csrf.as_bytes());
         if bool::from(same) && !self.csrf.is_empty() {
@@ -118,7 +118,7 @@ pub async fn login_page() -> HttpResponse {
     login_with(StatusCode::OK, None)
 }
 
-/// What the login form sends.
+/// The fields of the login form.
 #[derive(Deserialize)]
 pub struct Credentials {
     token: String,
@@ -131,7 +131,8 @@ pub async fn login(
     form: Form<Credentials>,
 ) -> HttpResponse {
     let from = peer(&request);
-    // Before anything is counted: a page elsewhere could use up the tries of whoever looks at it.
+    // Checked before anything is counted. Otherwise a page of another site could use up the
+    // visitor's tries.
     if is_cross_site(request.headers(), None) {
         return login_with(StatusCode::FORBIDDEN, Some(ApiError::form_from_elsewhere().message));
     }
@@ -158,8 +159,10 @@ pub async fn login(
         Event::new(Action::LoggedIn, Actor::Operator, console.state.clock.now(), Some(from));
     let entered = console.state.handles.keep_settings(Vec::new(), vec![event]);
     if !matches!(console.state.wait(entered).await.outcome, Ok(Ok(()))) {
-        // Whoever wants to see why the store takes nothing has to get in.
-        tracing::warn!("a login could not be entered into the audit log");
+        // Let the operator in anyway: the console shows why the store refuses writes.
+        tracing::warn!(
+            "could not write a login to the audit log; the operator is logged in anyway"
+        );
     }
     let cookie = Cookie::build(COOKIE, secret)
         .path("/")
@@ -173,7 +176,7 @@ pub async fn login(
     }
 }
 
-/// What a form sends along that changes nothing but the session.
+/// The fields of the logout form.
 #[derive(Deserialize)]
 pub struct Confirmed {
     csrf: String,

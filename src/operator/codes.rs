@@ -1,4 +1,4 @@
-//! Codes: found by whatever is known of them, and each with its story.
+//! Search for codes, and the history of one code.
 
 use super::audit::mentions;
 use super::auth::Operator;
@@ -22,14 +22,14 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-/// Codes on a page.
+/// Codes per page.
 const PAGE: usize = 50;
-/// Entries of the log that one search looks at: some 50 ms.
+/// The most log entries that one search reads: about 50 ms.
 const SEARCHED: usize = 50_000;
-/// Entries that the story of one code may lie among.
+/// The most log entries that are read for the history of one code.
 const AMONG: usize = 300_000;
 
-/// What is looked for. Sent in a body and never shown: it may be a code.
+/// A search. It is sent in a body and never logged or shown, because it may be a code.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub struct Find {
@@ -54,7 +54,7 @@ struct Found {
     next_cursor: Option<u64>,
 }
 
-/// What a search comes to: one code, or a list.
+/// The result of a search: one code, or a list.
 enum Hit {
     One(CodeHash),
     Many(Found),
@@ -75,7 +75,7 @@ async fn search(console: &Console, find: &Find) -> Result<Hit, ApiError> {
     Ok(Hit::Many(found.await?))
 }
 
-/// Looks through the log from the newest entry back for codes that `text` is said of.
+/// Searches the log, newest entry first, for codes whose events contain `text`.
 fn scan(
     store: &dyn Store,
     before: u64,
@@ -107,7 +107,7 @@ fn row(store: &dyn Store, hash: CodeHash, event: Event) -> Result<Row, ReadError
         Action::CodeIssued => event.subject.clone(),
         _ => match store.code(hash)? {
             Some(code) => hint_of(store, &code)?,
-            None => "(forgotten)".into(),
+            None => "(deleted)".into(),
         },
     };
     let hostname = if event.action == Action::CodeIssued { String::new() } else { event.subject };
@@ -126,7 +126,7 @@ struct Happened {
     at: String,
     action: &'static str,
     actor: &'static str,
-    /// Enough of a keyed hash to tell two machines or sessions apart.
+    /// The first digits of a keyed hash, enough to tell machines or sessions apart.
     who: Option<String>,
     from: Option<IpAddr>,
     activation: Option<String>,
@@ -136,7 +136,7 @@ struct Happened {
     stands_out: bool,
 }
 
-/// The story of a code.
+/// The history of a code.
 #[derive(Serialize)]
 pub struct Timeline {
     hint: String,
@@ -146,7 +146,7 @@ pub struct Timeline {
     second_machine: bool,
     events: Vec<Happened>,
     attempts_not_kept: u64,
-    /// Whether so much happened meanwhile that the log was not looked through to the end.
+    /// Whether the search stopped at [`AMONG`] entries, before the end of the code's life.
     cut_short: bool,
 }
 
@@ -162,7 +162,7 @@ fn timeline(
         CodeState::Issued => None,
     };
     let longest = life.max_lifetime.max(life.code) + life.precheck_token + life.install_token;
-    // Its own times say how long it may have been at work, whatever lifetimes are in force now.
+    // Uses the code's own times, because the lifetimes in force may have changed since.
     let over = code.expires_at.max(code.issued_at.plus(longest)).plus(longest);
     let (mut events, mut looked, mut cut_short) = (Vec::new(), 0, false);
     store.audit_from(store.audit_number_at(code.issued_at)?, &mut |entry| {
@@ -178,7 +178,8 @@ fn timeline(
     let hint = issued.map_or_else(String::new, |event| event.subject.clone());
     let attempts = store.attempts(hash)?;
     events.extend(attempts.kept);
-    // Attempts are not in the log: within a second they stand where an installer makes them.
+    // Attempts are stored outside the log. Within one second, sort events in the order an installer
+    // causes them.
     let step = |event: &Event| match event.action {
         Action::CodeIssued => 0,
         Action::PrecheckPassed => 1,
@@ -254,17 +255,17 @@ async fn shown(console: &Console, operator: &Operator, find: &Find) -> HttpRespo
         Ok(Hit::Many(found)) => (found, None),
         Err(error) => (Found::default(), Some(error.message)),
     };
-    // A code that was looked for does not come back on the page: it has led to its story.
+    // A search for a code never reaches this page: it has redirected to the code's page.
     let page = ListPage { page: "codes", csrf: &operator.csrf, find: &find.find, found, refused };
     html(StatusCode::OK, &page)
 }
 
-/// `GET /console/codes`: the last ones.
+/// `GET /console/codes`: the newest codes.
 pub async fn page(console: Data<Console>, operator: Operator) -> HttpResponse {
     shown(&console, &operator, &Find::default()).await
 }
 
-/// `POST /console/codes`: those that are looked for.
+/// `POST /console/codes`: searches codes.
 pub async fn find(
     console: Data<Console>,
     request: HttpRequest,
@@ -277,7 +278,7 @@ pub async fn find(
     shown(&console, &operator, &form).await
 }
 
-/// `GET /console/codes/{code}`: the story of one.
+/// `GET /console/codes/{code}`: the history of one code.
 pub async fn code_page(
     console: Data<Console>,
     request: HttpRequest,
@@ -293,7 +294,7 @@ pub async fn code_page(
     }
 }
 
-/// `GET /admin/codes/{code}`: the story of one, by the id that a search names.
+/// `GET /admin/codes/{code}`: the history of one code, by the id from a search.
 pub async fn json_code(
     console: Data<Console>,
     request: HttpRequest,
@@ -307,8 +308,8 @@ pub async fn json_code(
     }
 }
 
-/// `POST /admin/codes`: what is looked for, in the body as `find` and `cursor`: a list, or the
-/// story of the one code that a code or an activation id names.
+/// `POST /admin/codes`: searches codes. The body has `find` and `cursor`. Returns a list; for a
+/// full code or an activation id, returns the history of that code.
 pub async fn json_find(
     console: Data<Console>,
     operator: Operator,

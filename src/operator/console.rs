@@ -1,4 +1,4 @@
-//! What the console's handlers share.
+//! State and helpers that the console's handlers share.
 
 use super::history::History;
 use super::sessions::Sessions;
@@ -15,33 +15,33 @@ use iptunnel_storage::{ReadError, Store};
 use prometheus_client::registry::Registry;
 use std::sync::{Arc, Mutex};
 
-/// The pages, by their path and their name, in the order of the menu.
+/// The pages: path and name, in the order of the menu.
 pub static PAGES: [(&str, &str); 5] = [
     ("now", "Now"),
     ("codes", "Codes"),
     ("servers", "Servers"),
-    ("tuning", "ActorSettings"),
+    ("settings", "Settings"),
     ("audit", "Audit"),
 ];
 
-/// What the console's handlers share.
+/// The state that the console's handlers share.
 pub struct Console {
-    /// What the public handlers share.
+    /// The state of the public handlers.
     pub state: Data<State>,
-    /// Everything that is counted.
+    /// All metrics.
     pub registry: Arc<Registry>,
-    /// Who is logged in.
+    /// The login sessions.
     pub sessions: Sessions,
-    /// What the metrics said lately.
+    /// Recent values of the metrics.
     pub history: Arc<History>,
-    /// The head of the audit log that was signed last.
+    /// The last signed head of the audit log.
     pub signed: Mutex<Head>,
 }
 
-/// Reads from the store on a thread where that may take its time.
+/// Reads from the store on a thread that may block.
 ///
 /// # Errors
-/// Where the store cannot be read.
+/// If the store cannot be read.
 pub async fn read<T: Send + 'static>(
     console: &Console,
     read: impl FnOnce(&dyn Store) -> Result<T, ReadError> + Send + 'static,
@@ -50,32 +50,32 @@ pub async fn read<T: Send + 'static>(
     match actix_web::web::block(move || read(store.as_ref())).await {
         Ok(Ok(found)) => Ok(found),
         Ok(Err(error)) => {
-            tracing::error!(%error, "the console could not read");
+            tracing::error!(%error, "the console could not read the store");
             Err(Failure::StorageUnavailable.into())
         }
         Err(_) => Err(ApiError::internal()),
     }
 }
 
-/// An error as whoever asked wants it: a page or JSON.
+/// Makes an error response: a page for the console, JSON for `/admin`.
 pub fn failed(request: &HttpRequest, error: &ApiError) -> HttpResponse {
     if request.path().starts_with("/console") { error_page(error) } else { failure(error.clone()) }
 }
 
-/// A time as the API writes it, as people read it in a table: in UTC, like everything here.
+/// Converts an RFC 3339 time to the form used in tables. Times stay in UTC.
 pub fn time(rfc3339: &str) -> String {
     rfc3339.trim_end_matches("+00:00").replace('T', " ")
 }
 
-/// Pairs as the query of an address (WHATWG URL, `application/x-www-form-urlencoded`).
+/// Encodes pairs as a query string (WHATWG URL, `application/x-www-form-urlencoded`).
 pub fn query_string(pairs: &[(&str, &str)]) -> String {
     form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish()
 }
 
-/// Where the page before ended; `None` on the first one.
+/// Parses a cursor. `None`: the first page.
 ///
 /// # Errors
-/// Where that is no cursor.
+/// If the text is not a cursor.
 pub fn parse_cursor(cursor: &str) -> Result<Option<u64>, ApiError> {
     if cursor.is_empty() {
         return Ok(None);
@@ -84,7 +84,7 @@ pub fn parse_cursor(cursor: &str) -> Result<Option<u64>, ApiError> {
     cursor.parse().map(Some).map_err(|_| Refusal::InvalidField(words.into()).into())
 }
 
-/// Off to another page, after a form was sent.
+/// Redirects to another page with status 303.
 pub fn see(path: &str) -> HttpResponse {
     HttpResponse::SeeOther().insert_header(("location", path)).finish()
 }

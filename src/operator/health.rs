@@ -1,4 +1,4 @@
-//! Liveness, readiness, metrics; and by which names this listener is called.
+//! Liveness, readiness and metrics, and the check of the `Host` header.
 
 use super::console::Console;
 use crate::http::errors::ApiError;
@@ -32,8 +32,8 @@ pub async fn metrics(console: Data<Console>) -> HttpResponse {
     }
 }
 
-/// Whether a `Host` names this listener: an IP address, `localhost`, or nothing at all. A page
-/// elsewhere whose name was made to point here (DNS rebinding) sends its own name.
+/// Returns whether a `Host` is accepted: an IP address, `localhost`, or no header. This stops DNS
+/// rebinding: a foreign page whose name resolves to this listener sends its own name.
 fn knows_host(host: Option<&str>) -> bool {
     let Some(host) = host else { return true };
     let name = host.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
@@ -43,7 +43,7 @@ fn knows_host(host: Option<&str>) -> bool {
     })
 }
 
-/// Refuses requests for a host that this listener does not know.
+/// Refuses requests whose `Host` is not accepted.
 pub async fn refuse_unknown_hosts(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_listener_answers_to_addresses_and_localhost_only() {
+    fn only_addresses_and_localhost_are_accepted_as_host() {
         for known in ["127.0.0.1", "127.0.0.1:9090", "localhost:9090", "[::1]:9090", "10.0.0.7"] {
             assert!(knows_host(Some(known)), "{known}");
         }

@@ -1,7 +1,7 @@
-//! What the metrics said over the last quarter of an hour and the last day.
+//! The metrics over the last 15 minutes and the last day.
 //!
-//! The sampler reads the very text that `/metrics` serves, so that nothing is counted twice and a
-//! chart never says something else than what is scraped.
+//! The sampler reads the same text that `/metrics` serves. Nothing is counted twice, and charts
+//! always agree with what Prometheus scrapes.
 
 use iptunnel_actors::Health;
 use prometheus_client::registry::Registry;
@@ -11,30 +11,30 @@ use std::time::{Duration, Instant};
 
 /// How often the metrics are read.
 const EVERY: Duration = Duration::from_secs(2);
-/// Points of the last 15 minutes.
+/// Points in the 15-minute span.
 const FINE: usize = 450;
-/// Readings to a point of the last day: five minutes.
+/// Readings per point of the day: five minutes.
 const COARSE_EVERY: u32 = 150;
-/// Points of the last day.
+/// Points in the 24-hour span.
 const COARSE: usize = 288;
-/// Different figures that are kept; with both spans under 2 MB.
+/// The most figures that are kept. With both spans they take less than 2 MB.
 const NAMES: usize = 500;
 
-/// What the figures of the actors' queues begin with.
+/// The prefix of the figures for the actors' queues.
 const DEPTH: &str = "depth:";
 
-/// Metrics at one moment, by name and labels.
+/// All metrics at one moment, by name and labels.
 #[derive(Clone, Debug, Default)]
 struct Snapshot(HashMap<String, f64>);
 
-/// One metric's name and labels.
+/// The name and labels of one metric.
 struct Line<'a> {
     name: &'a str,
     labels: Vec<(&'a str, &'a str)>,
 }
 
 impl<'a> Line<'a> {
-    /// Labels of ours have values without quotes and commas.
+    /// Parses a metric's key. Label values of this server contain no quotes or commas.
     fn parse(key: &'a str) -> Self {
         let (name, rest) = key.split_once('{').unwrap_or((key, ""));
         let pairs = rest.trim_end_matches('}').split(',');
@@ -61,10 +61,10 @@ impl Snapshot {
     }
 }
 
-/// Counts by the upper ends of buckets, in seconds.
+/// Cumulative counts by the upper bound of each bucket, in seconds.
 type Buckets = BTreeMap<u64, f64>;
 
-/// The value below which the share `q` of what was counted lies, interpolated within its bucket.
+/// Returns the `q` quantile, interpolated within its bucket.
 fn quantile(buckets: &Buckets, q: f64) -> Option<f64> {
     let total = buckets.values().next_back().copied().filter(|total| *total > 0.0)?;
     let (mut low, mut below) = (0.0, 0.0);
@@ -82,7 +82,7 @@ fn quantile(buckets: &Buckets, q: f64) -> Option<f64> {
     Some(low)
 }
 
-/// What happened between two moments, by the name of a figure.
+/// Computes the figures between two snapshots, by name.
 fn derive(before: &Snapshot, after: &Snapshot, seconds: f64) -> BTreeMap<String, f64> {
     let mut figures: BTreeMap<String, f64> = BTreeMap::new();
     let mut buckets: BTreeMap<String, Buckets> = BTreeMap::new();
@@ -90,7 +90,7 @@ fn derive(before: &Snapshot, after: &Snapshot, seconds: f64) -> BTreeMap<String,
     let mut add = |name: String, value: f64| *figures.entry(name).or_default() += value;
     for (key, value) in &after.0 {
         let line = Line::parse(key);
-        // A counter that has become smaller has begun anew.
+        // A counter that got smaller was reset.
         let grown = value - before.0.get(key).copied().unwrap_or(0.0);
         let grown = if grown < 0.0 { *value } else { grown };
         let rate = grown / seconds;
@@ -152,7 +152,7 @@ fn derive(before: &Snapshot, after: &Snapshot, seconds: f64) -> BTreeMap<String,
     figures
 }
 
-/// One span of time: its points, the oldest first, each with every figure's value by its place.
+/// The points of one time span, oldest first. Each holds the figures by their index.
 #[derive(Default)]
 struct Ring {
     points: VecDeque<Vec<f32>>,
@@ -165,7 +165,7 @@ struct Inner {
     fine: Ring,
     coarse: Ring,
     latest: BTreeMap<String, f64>,
-    /// The longest queues since the last point of the day: a jam shorter than that shows too.
+    /// The longest queues since the last point of the day, so that a short backlog shows too.
     deepest: BTreeMap<String, f64>,
     readings: u32,
 }
@@ -173,7 +173,7 @@ struct Inner {
 impl Inner {
     fn take(&mut self, snapshot: &Snapshot, now: Instant) {
         for _ in 0..self.missed(now) {
-            // A point is a place on the axis of time: what was not read leaves its place empty.
+            // Each point has a fixed place in time, so a missed reading leaves a gap.
             self.fine.push(&mut self.places, FINE, &BTreeMap::new());
             if self.is_coarse_due() {
                 self.coarse.push(&mut self.places, COARSE, &BTreeMap::new());
@@ -199,7 +199,7 @@ impl Inner {
 }
 
 impl Inner {
-    /// How many readings should have been since the last one.
+    /// Returns how many readings were missed since the last one.
     fn missed(&self, now: Instant) -> u64 {
         let Some((last, _)) = &self.fine.since else { return 0 };
         let rounds = now.duration_since(*last).as_secs_f64() / EVERY.as_secs_f64();
@@ -207,7 +207,7 @@ impl Inner {
         (rounds.round() as u64).saturating_sub(1).min(most)
     }
 
-    /// Counts a reading: whether the day gets a point with it.
+    /// Counts a reading. Returns whether the day gets a point with it.
     fn is_coarse_due(&mut self) -> bool {
         let is_due = self.readings.is_multiple_of(COARSE_EVERY);
         self.readings = self.readings.wrapping_add(1);
@@ -216,7 +216,7 @@ impl Inner {
 }
 
 impl Ring {
-    /// What happened since this was asked last.
+    /// Computes the figures since the last call.
     fn advance(&mut self, snapshot: &Snapshot, now: Instant) -> Option<BTreeMap<String, f64>> {
         let (since, before) = self.since.replace((now, snapshot.clone()))?;
         let seconds = now.duration_since(since).as_secs_f64().max(0.001);
@@ -247,11 +247,11 @@ impl Ring {
     }
 }
 
-/// What there is to draw.
+/// The history of all figures.
 #[derive(Default)]
 pub struct History(RwLock<Inner>);
 
-/// A span of time.
+/// A time span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Span {
     /// The last 15 minutes.
@@ -265,8 +265,8 @@ impl History {
         self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// The points of a figure, the oldest first; not a number where it was not there. As many as
-    /// the span has, also where the server has not run for as long.
+    /// Returns the points of a figure, oldest first. A missing value is NaN. The length is always
+    /// that of the span, even if the server has not run that long.
     pub fn points(&self, span: Span, name: &str) -> Vec<f32> {
         let inner = self.read();
         let (ring, length) = match span {
@@ -281,7 +281,7 @@ impl History {
         std::iter::repeat_n(f32::NAN, missing).chain(ring.points.iter().map(value)).collect()
     }
 
-    /// Every figure as of the last reading.
+    /// Returns all figures of the last reading.
     pub fn latest(&self) -> BTreeMap<String, f64> {
         self.read().latest.clone()
     }
@@ -292,7 +292,7 @@ impl History {
         inner.take(&snapshot, now);
     }
 
-    /// Reads the metrics again and again until the server is on its way out.
+    /// Reads the metrics periodically until the server shuts down.
     pub async fn keep(self: Arc<Self>, registry: Arc<Registry>, health: Arc<Health>) {
         let mut interval = tokio::time::interval(EVERY);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -305,7 +305,7 @@ impl History {
                     history.take(&text, Instant::now());
                 }
             };
-            // Fails only at the end.
+            // Fails only at shutdown.
             let _ = actix_web::web::block(read).await;
         }
     }
@@ -317,22 +317,22 @@ mod tests {
     use crate::http::metrics::HttpMetrics;
     use actix_web::http::StatusCode;
 
-    /// Reads a text as the `n`th reading.
+    /// Feeds a text as the `n`th reading.
     fn take(history: &History, begun: Instant, n: usize, text: &str) {
         history.take(text, begun + EVERY * n as u32);
     }
 
     #[test]
-    fn a_stall_leaves_a_gap_as_long_as_it_was() {
+    fn a_stall_leaves_a_gap_of_the_same_length() {
         let (history, begun) = (History::default(), Instant::now());
         for n in [0, 1, 2, 3, 8, 9] {
             take(&history, begun, n, &format!("iptunnel_servers {n}\n"));
         }
         let points = history.points(Span::Quarter, "servers");
         let known: Vec<usize> = (0..9).filter(|n| points[FINE - 9 + n].is_finite()).collect();
-        // The first reading gives no point; of what stood still nothing is known, and nothing closed up.
+        // The first reading gives no point. The stall leaves a gap that is not closed.
         assert_eq!(known, [0, 1, 2, 7, 8]);
-        // A late reading by itself is no gap, and one that comes after days fills the span with it.
+        // A slightly late reading leaves no gap. A reading after days makes the whole span a gap.
         history.take("iptunnel_servers 1\n", begun + EVERY * 10 + EVERY / 3);
         assert!(history.points(Span::Quarter, "servers")[FINE - 1].is_finite());
         take(&history, begun, 1_000_000, "iptunnel_servers 2\n");
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_and_quantiles_come_from_what_the_metrics_really_say() {
+    fn rates_and_quantiles_are_computed_from_real_metrics() {
         let mut registry = Registry::with_prefix("iptunnel");
         let metrics = HttpMetrics::new(&mut registry, &["issue", "checkin"]);
         let before = Snapshot::parse(&text(&registry));
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_that_begins_anew_is_no_negative_rate() {
+    fn a_counter_reset_gives_no_negative_rate() {
         let at = |value: &str| {
             Snapshot::parse(&format!("iptunnel_persistence_commits_total {value}\n# EOF\n"))
         };
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quantile_lies_within_its_bucket_and_is_none_of_nothing() {
+    fn a_quantile_is_within_its_bucket_and_none_without_counts() {
         let buckets = |counts: &[(f64, f64)]| -> Buckets {
             counts.iter().map(|(end, count)| (end.to_bits(), *count)).collect()
         };
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_jam_shows_in_the_day() {
+    fn a_short_backlog_shows_in_the_day() {
         let (history, begun) = (History::default(), Instant::now());
         for n in 0..2 * COARSE_EVERY as usize + 1 {
             let depth = if n == 42 { 900 } else { 1 };
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_span_holds_as_many_points_as_it_is_long_and_no_more() {
+    fn a_span_has_a_fixed_number_of_points() {
         let (history, begun) = (History::default(), Instant::now());
         for n in 0..FINE + 10 {
             take(&history, begun, n, &format!("iptunnel_servers {n}\n"));

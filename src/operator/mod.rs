@@ -1,14 +1,14 @@
-//! The operators' listener: health, metrics, the console and its JSON twins.
+//! The operators' listener: health, metrics, the console pages and the same data as JSON.
 //!
 //! * [`health`]: liveness, readiness, metrics
-//! * [`auth`]: who may look: one of [`sessions`], opened with the master token, or the token itself
-//! * [`now`], with [`history`] and [`chart`]: how the server lives
-//! * [`servers`], [`codes`], [`activations`], [`audit`]: what each page shows, as a page and as JSON
-//! * [`settings`]: the settings, to see and to change
-//! * [`signed_heads`]: the log's head, signed every minute
-//! * [`console`]: what they share
+//! * [`auth`]: access control: a session (see [`sessions`]) or the master token
+//! * [`now`], with [`history`] and [`chart`]: the current load and its history
+//! * [`servers`], [`codes`], [`activations`], [`audit`]: the data of each page, as HTML and as JSON
+//! * [`settings`]: view and change of settings
+//! * [`signed_heads`]: the head of the audit log, signed every minute
+//! * [`console`]: shared state and helpers
 //!
-//! Deliberately absent: decisions. Changes go to the actors like everybody's.
+//! This module makes no decisions. Changes go to the actors, like those of the public listener.
 
 pub mod activations;
 pub mod audit;
@@ -33,7 +33,7 @@ use actix_web::{HttpRequest, HttpResponse, guard};
 use console::{failed, see};
 use iptunnel_domain::Refusal;
 
-/// The operators' routes.
+/// Defines the operators' routes.
 pub fn routes(config: &mut ServiceConfig) {
     for path in asset_paths() {
         config.service(at(&path, "asset", Method::GET, asset));
@@ -50,7 +50,7 @@ async fn first_page() -> HttpResponse {
     see("/console/now")
 }
 
-/// The pages and their JSON twins.
+/// Defines the console pages and the JSON routes.
 fn console_routes(config: &mut ServiceConfig) {
     let (get, post) = (Method::GET, Method::POST);
     let unusable = |request: &HttpRequest, words: String| {
@@ -79,7 +79,8 @@ fn console_routes(config: &mut ServiceConfig) {
         .service(at("/console/codes/{code}", "console", get.clone(), codes::code_page))
         .service(at("/console/audit", "console", get.clone(), audit::page))
         .service(at("/console/audit/export", "console", get.clone(), audit::export))
-        .service(both("/console/tuning", "console", settings::page, settings::change))
+        .service(both("/console/settings", "console", settings::page, settings::change))
+        .service(both("/console/tuning", "console", settings::former_page, settings::change))
         .service(
             resource("/admin/config")
                 .route(route().guard(guard::Get()).to(settings::json_list))

@@ -1,4 +1,4 @@
-//! How the server lives, now and lately.
+//! The page *Now*: current figures and charts.
 
 use super::activations;
 use super::auth::Operator;
@@ -20,38 +20,38 @@ use serde::Serialize;
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Of so many of the last codes and activations it is said where they stand: some 5 ms.
+/// The number of newest codes and activations that are counted by state: about 5 ms.
 const LAST: usize = 2000;
-/// Open activations that are listed, the oldest first.
+/// The most open activations in the list, oldest first.
 const LISTED: usize = 20;
-/// Of so many of the last activations it is looked whether they are open, at the most: some 40 ms.
+/// The most activations that are checked for being open: about 40 ms.
 const OPEN_AMONG: usize = 16_000;
 
-/// Where the last codes and activations stand.
+/// The newest codes and activations by state.
 #[derive(Default, Serialize)]
 struct Installs {
-    /// Of so many.
+    /// The number of newest codes and activations that are counted.
     of_the_last: usize,
     codes: BTreeMap<&'static str, usize>,
     activations: BTreeMap<&'static str, usize>,
     /// How many activations are open.
     open_count: usize,
-    /// Of so many of the last, where older ones may be open as well; else of all.
+    /// How many of the newest activations were checked, if older ones may be open as well.
     #[serde(skip_serializing_if = "Option::is_none")]
     open_among: Option<usize>,
-    /// The oldest of them.
+    /// The oldest open activations.
     open: Vec<activations::Row>,
 }
 
-/// The last activations, back to where none can be open any more, whose tokens live for so many
-/// seconds; and whether it was possible to go that far.
+/// Returns the newest activations, and whether they include all that can still be open.
+/// `token_ttl` is the lifetime of install tokens in seconds.
 fn recent(
     store: &dyn Store,
     token_ttl: u64,
     now: Timestamp,
 ) -> Result<(Vec<Activation>, bool), ReadError> {
     let goes_back = |found: &[Activation], asked: usize| {
-        // Those that were opened under another setting keep the lifetime that they got.
+        // Activations keep the lifetime that was set when they were opened.
         let longest = found.iter().map(|one| one.expires_at.since(one.opened_at)).max();
         let longest = longest.unwrap_or_default().max(token_ttl);
         let is_over = |last: &Activation| last.opened_at.plus(longest) <= now;
@@ -75,7 +75,7 @@ fn installs(store: &dyn Store, token_ttl: u64, now: Timestamp) -> Result<Install
         found.activations.insert(stage.name(), 0);
     }
     for code in store.newest_codes(LAST)? {
-        // Which activation has it is not looked at.
+        // The activation that uses the code is not read.
         let state = CodeStage::of(&code, None, now).name();
         *found.codes.entry(state).or_default() += 1;
     }
@@ -94,7 +94,7 @@ fn installs(store: &dyn Store, token_ttl: u64, now: Timestamp) -> Result<Install
 #[derive(Serialize)]
 struct RouteRow {
     route: String,
-    /// Requests per second by the first digit of their status.
+    /// Requests per second by status class, such as `2xx`.
     outcomes: BTreeMap<String, f64>,
     p50_ms: Option<f64>,
     p99_ms: Option<f64>,
@@ -106,12 +106,12 @@ impl RouteRow {
     }
 }
 
-/// A figure as templates hand it over, by value or by reference.
+/// Formats an optional figure. Templates pass it by value or by reference.
 fn shown(value: impl Borrow<Option<f64>>) -> String {
     value.borrow().map_or_else(|| "–".into(), short)
 }
 
-/// Ditto.
+/// Formats a figure. Templates pass it by value or by reference.
 fn rate(value: impl Borrow<f64>) -> String {
     short(*value.borrow())
 }
@@ -125,7 +125,7 @@ struct ActorRow {
     batch: Option<f64>,
 }
 
-/// How the server lives.
+/// The figures of the page.
 #[derive(Serialize)]
 pub struct Now {
     requests_per_second: f64,
@@ -141,7 +141,8 @@ pub struct Now {
     servers: f64,
     codes_in_memory: f64,
     activations_in_memory: f64,
-    /// How often the store was found to be an earlier one, and once more.
+    /// The store's epoch: 1, plus one for each time it was found to be an earlier state or was
+    /// fenced.
     store_epoch: f64,
     installs: Installs,
 }
@@ -215,20 +216,20 @@ struct Chart {
     day: Drawn,
 }
 
-/// What is drawn: title, unit, figure.
+/// The charts: title, unit, figure.
 const CHARTS: [(&str, &str, &str); 12] = [
     ("Requests", "/s", "requests"),
-    ("p50", " ms", "p50:all"),
-    ("p99", " ms", "p99:all"),
+    ("Response time p50", " ms", "p50:all"),
+    ("Response time p99", " ms", "p99:all"),
     ("Codes issued", "/s", "codes:issued"),
     ("Codes activated", "/s", "codes:activated"),
     ("Installs confirmed", "/s", "codes:confirmed"),
     ("Check-ins", "/s", "checkins"),
     ("Refused by limits", "/s", "refused"),
     ("Commits", "/s", "commits"),
-    ("Commit p99", " ms", "p99:commit"),
-    ("Waiting for the disk", "", "depth:persistence"),
-    ("Waiting for codes", "", "depth:code_registry"),
+    ("Commit time p99", " ms", "p99:commit"),
+    ("Storage queue", "", "depth:persistence"),
+    ("Code queue", "", "depth:code_registry"),
 ];
 
 fn charts(console: &Console) -> Vec<Chart> {
@@ -240,9 +241,10 @@ fn charts(console: &Console) -> Vec<Chart> {
         Chart {
             title,
             value: match latest.get(name) {
-                // What has not happened yet is not counted yet.
+                Some(value) => format!("{}{unit}", short(*value)),
+                // A counter appears with its first event.
                 None if unit == "/s" => format!("0{unit}"),
-                value => format!("{}{unit}", shown(value.copied())),
+                None => "–".into(),
             },
             quarter: drawn(Span::Quarter, "15 minutes"),
             day: drawn(Span::Day, "24 hours"),
@@ -289,7 +291,7 @@ pub async fn page(
     }
 }
 
-/// `GET /console/now/live`: the part of the page that lives.
+/// `GET /console/now/live`: the part of the page that is refreshed.
 pub async fn live(console: Data<Console>, request: HttpRequest, _: Operator) -> HttpResponse {
     match now(&console).await {
         Ok(now) => {
@@ -321,7 +323,7 @@ mod tests {
     use std::net::IpAddr;
     use std::sync::Arc;
 
-    /// One opened in this second, which is its number as well.
+    /// Makes an activation that was opened in second `number`.
     fn activation(number: u64) -> Activation {
         let hash = KeyedHash(u128::from(number).to_be_bytes());
         Activation {
@@ -345,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn every_open_activation_is_counted_as_far_as_that_can_be_looked_through() {
+    fn every_open_activation_within_the_search_limit_is_counted() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("store");
         let store =
@@ -361,15 +363,15 @@ mod tests {
             (found.open_count, found.open_among, found.open[0].age_seconds)
         };
         assert_eq!(open_until(1_500), (1_500, None, 1_499));
-        // More than are told apart by state, and the oldest is still the oldest.
+        // More than are counted by state. The list still begins with the oldest.
         assert_eq!(open_until(9_000), (9_000, None, 8_999));
-        // Of those that ran out in the meantime there are more to look through than of open ones.
+        // The search must also pass activations that have expired in the meantime.
         assert_eq!(open_until(15_000), (10_000, None, 9_999));
         let all_at_once = installs(&store, 20_000, Timestamp(15_000)).unwrap();
         assert_eq!(all_at_once.activations["open"], LAST);
         let (count, among, _) = open_until(30_000);
         assert_eq!((count, among), (10_000, None));
         let never_over = installs(&store, u64::MAX, Timestamp(30_000)).unwrap();
-        assert_eq!(never_over.open_among, Some(OPEN_AMONG), "what was not looked at is said");
+        assert_eq!(never_over.open_among, Some(OPEN_AMONG), "the page says how many were checked");
     }
 }

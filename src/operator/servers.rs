@@ -1,4 +1,4 @@
-//! A million servers, a page at a time.
+//! The registered servers, page by page. There may be a million.
 
 use super::auth::Operator;
 use super::console::{Console, failed, parse_cursor, query_string, read, see};
@@ -18,25 +18,25 @@ use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Servers on a page.
+/// Servers per page.
 const PAGE: usize = 50;
-/// Rows that one search for a text looks at: some 50 ms.
+/// The most rows that one text search reads: about 50 ms.
 const SEARCHED: usize = 50_000;
 /// Rows read at a time.
 const STEP: usize = 1000;
 
-/// Which servers there are to show.
+/// The states to filter by: value and label.
 pub static SHOWS: [(&str, &str); 4] =
     [("all", "all"), ("live", "live"), ("stale", "stale"), ("revoked", "revoked")];
-/// How they may be sorted.
+/// The sort orders: value and label.
 pub static SORTS: [(&str, &str); 4] = [
-    ("newest", "registered last"),
-    ("oldest", "registered first"),
-    ("seen", "seen last"),
-    ("unseen", "not seen for longest"),
+    ("newest", "newest first"),
+    ("oldest", "oldest first"),
+    ("seen", "latest check-in first"),
+    ("unseen", "oldest check-in first"),
 ];
 
-/// What is asked for.
+/// The query of a request.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct ServersQuery {
@@ -44,9 +44,9 @@ pub struct ServersQuery {
     pub show: String,
     /// One of [`SORTS`].
     pub sort: String,
-    /// A part of host name, address, id or note; empty for all.
+    /// A part of host name, address, id or note. Empty: all.
     pub text: String,
-    /// Where the page before ended.
+    /// The end of the previous page.
     pub cursor: String,
 }
 
@@ -80,7 +80,7 @@ fn invalid(message: &str) -> ApiError {
     Refusal::InvalidField(message.into()).into()
 }
 
-/// The filter that a query asks for, and before when a server is stale.
+/// Returns the filter of a query, and the time before which a last check-in is stale.
 fn filter(
     console: &Console,
     query: &ServersQuery,
@@ -124,10 +124,10 @@ async fn list(console: &Console, query: &ServersQuery) -> Result<List, ApiError>
     .await
 }
 
-/// Servers, and where the next page begins.
+/// Servers, and the cursor of the next page.
 type Found = (Vec<Server>, Option<u64>);
 
-/// A page in the order of `sort`.
+/// Returns a page in the order of `sort`.
 fn sorted(
     store: &dyn Store,
     servers: &Servers,
@@ -136,7 +136,7 @@ fn sorted(
     cursor: Option<u64>,
     now: Timestamp,
 ) -> Result<Found, ReadError> {
-    // One more than is shown tells whether there is a next page.
+    // Reads one more than it shows, to know whether there is a next page.
     let mut page = servers.page(filter, sort, cursor, PAGE + 1);
     let more = page.len() > PAGE;
     page.truncate(PAGE);
@@ -148,7 +148,7 @@ fn sorted(
     Ok((found, next))
 }
 
-/// A page of those with `text` about them, from the newest on.
+/// Returns a page of servers that contain `text`, newest first.
 fn search(
     store: &dyn Store,
     servers: &Servers,
@@ -211,7 +211,7 @@ struct Page<'a> {
     csrf: &'a str,
     query: &'a ServersQuery,
     list: &'a List,
-    /// Where a form leads back to.
+    /// The address to return to after a form.
     back: String,
     next: Option<String>,
 }
@@ -262,7 +262,7 @@ pub async fn json_list(
     }
 }
 
-/// What a form about a server sends.
+/// The fields of a form about a server.
 #[derive(Deserialize)]
 pub struct ServerForm {
     csrf: String,
@@ -287,7 +287,7 @@ async fn set_note(
     Ok(id)
 }
 
-/// Back to the page that a form was sent from; elsewhere leads no form of ours.
+/// Redirects to the page that the form came from. Other targets are not allowed.
 fn back(form: &ServerForm) -> HttpResponse {
     see(if form.back.starts_with("/console/servers") { &form.back } else { "/console/servers" })
 }

@@ -1,4 +1,4 @@
-//! Who is logged in, and who failed to.
+//! Login sessions and failed logins.
 
 use iptunnel_domain::address::caller_network;
 use iptunnel_domain::lookup::KeyedHash;
@@ -8,23 +8,23 @@ use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A session that nobody uses ends after this long: a working day.
+/// An unused session ends after this time: one working day.
 const SESSION: Duration = Duration::from_secs(12 * 3600);
-/// Wrong tokens from one address in a window.
+/// The most wrong tokens from one address within [`WINDOW`].
 const FAILURES: u32 = 10;
-/// The window in which they are counted.
+/// The window of the limit for wrong tokens.
 const WINDOW: Duration = Duration::from_secs(60);
-/// Addresses and sessions that are remembered: beyond that the oldest go.
+/// The most addresses and sessions that are kept. Beyond that, the oldest is removed.
 const REMEMBERED: usize = 10_000;
 
 struct Session {
     csrf: String,
-    /// The master token it was opened with: another one ends it.
+    /// The master token at login. A new master token ends the session.
     master: KeyedHash,
     used: Instant,
 }
 
-/// Who is logged in, and who failed to.
+/// Login sessions and failed logins.
 #[derive(Default)]
 pub struct Sessions(Mutex<Inner>);
 
@@ -40,7 +40,7 @@ impl Sessions {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Seconds to wait where an address has failed too often.
+    /// Returns the seconds that an address must wait after too many failures.
     pub fn must_wait(&self, address: IpAddr) -> Option<u64> {
         let address = caller_network(address);
         let inner = self.lock();
@@ -54,7 +54,7 @@ impl Sessions {
         let address = caller_network(address);
         let mut inner = self.lock();
         if !inner.failures.contains_key(&address) {
-            make_room(&mut inner.failures, |(since, _)| *since);
+            remove_oldest_if_full(&mut inner.failures, |(since, _)| *since);
         }
         let now = Instant::now();
         let (since, count) = inner.failures.entry(address).or_insert((now, 0));
@@ -64,8 +64,8 @@ impl Sessions {
         *count += 1;
     }
 
-    /// The CSRF token of the session with this cookie, where it is good. `by_person`: the session
-    /// is in use, and lasts from now on.
+    /// Returns the CSRF token of the session with this cookie, if it is valid. With `by_person` the
+    /// session's lifetime starts again.
     pub fn csrf(&self, cookie: KeyedHash, master: &KeyedHash, by_person: bool) -> Option<String> {
         let mut inner = self.lock();
         let session = inner.open.get_mut(&cookie)?;
@@ -82,7 +82,7 @@ impl Sessions {
     /// Opens a session.
     pub fn open(&self, cookie: KeyedHash, csrf: String, master: KeyedHash) {
         let mut inner = self.lock();
-        make_room(&mut inner.open, |session| session.used);
+        remove_oldest_if_full(&mut inner.open, |session| session.used);
         inner.open.insert(cookie, Session { csrf, master, used: Instant::now() });
     }
 
@@ -92,8 +92,11 @@ impl Sessions {
     }
 }
 
-/// Lets the oldest go where no more is remembered.
-fn make_room<K: Copy + Eq + Hash, V>(map: &mut HashMap<K, V>, since: impl Fn(&V) -> Instant) {
+/// Removes the oldest entry if the map is full.
+fn remove_oldest_if_full<K: Copy + Eq + Hash, V>(
+    map: &mut HashMap<K, V>,
+    since: impl Fn(&V) -> Instant,
+) {
     if map.len() < REMEMBERED {
         return;
     }
@@ -112,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_page_fetches_by_itself_does_not_keep_a_session_open() {
+    fn automatic_refreshes_do_not_extend_a_session() {
         let sessions = Sessions::default();
         sessions.open(hash(1), "token".into(), hash(0));
         let long_ago = Instant::now().checked_sub(SESSION / 2).unwrap();
@@ -125,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_addresses_are_remembered_as_there_is_room_for_and_the_oldest_go() {
+    fn when_too_many_addresses_have_failed_the_oldest_is_removed() {
         let sessions = Sessions::default();
         let address = |number: usize| IpAddr::from(((number as u128) << 64).to_be_bytes());
         for number in 0..REMEMBERED + 5 {

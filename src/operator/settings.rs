@@ -1,4 +1,4 @@
-//! The settings: to see and to change.
+//! View and change of settings.
 
 use super::auth::Operator;
 use super::console::{Console, failed, see};
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 #[derive(Template)]
-#[template(path = "console/tuning.html")]
+#[template(path = "console/settings.html")]
 struct Page<'a> {
     page: &'static str,
     csrf: &'a str,
@@ -47,16 +47,21 @@ fn shown(
     let (live, fixed) = now.settings.iter().partition(|setting| setting.at_run_time);
     html(
         status,
-        &Page { page: "tuning", csrf: &operator.csrf, tag: &now.tag, live, fixed, refused },
+        &Page { page: "settings", csrf: &operator.csrf, tag: &now.tag, live, fixed, refused },
     )
 }
 
-/// `GET /console/tuning`
+/// `GET /console/settings`
 pub async fn page(console: Data<Console>, operator: Operator) -> HttpResponse {
     shown(StatusCode::OK, &operator, &console.state.settings.in_force(), None)
 }
 
-/// What a form about a setting sends.
+/// `GET /console/tuning`: the page's former address.
+pub async fn former_page() -> HttpResponse {
+    see("/console/settings")
+}
+
+/// The fields of a form about a setting.
 #[derive(Deserialize)]
 pub struct Change {
     csrf: String,
@@ -64,12 +69,12 @@ pub struct Change {
     key: String,
     #[serde(default)]
     value: String,
-    /// Whether an earlier change is to be undone.
+    /// 1 to undo an earlier change.
     #[serde(default)]
     undo: u8,
 }
 
-/// `POST /console/tuning`
+/// `POST /console/settings`
 pub async fn change(
     console: Data<Console>,
     request: HttpRequest,
@@ -84,7 +89,7 @@ pub async fn change(
     let state = &console.state;
     let changed = state.settings.change(wanted, Some(tag), operator.from).await;
     match changed.map_err(ApiError::from) {
-        Ok(_) => see("/console/tuning"),
+        Ok(_) => see("/console/settings"),
         Err(error) => {
             shown(error.status, &operator, &state.settings.in_force(), Some(error.message))
         }
@@ -109,7 +114,7 @@ pub async fn json_list(console: Data<Console>, _: Operator) -> HttpResponse {
     answer(&console.state.settings.in_force(), "Settings")
 }
 
-/// The changes that a body wants: keys with their values, `null` undoes (RFC 7396).
+/// Parses the changes of a body: keys and values. `null` undoes a change (RFC 7396).
 fn wanted(body: &[u8]) -> Result<Vec<Wanted>, ApiError> {
     let map: Map<String, Value> =
         serde_json::from_slice(body).map_err(|_| ApiError::from(Refusal::BodyNotJson))?;
@@ -125,7 +130,7 @@ fn wanted(body: &[u8]) -> Result<Vec<Wanted>, ApiError> {
     Ok(map.into_iter().map(|(key, value)| (key, text(value))).collect())
 }
 
-/// The tag that a request insists on. `*` insists on nothing.
+/// Returns the tag of `If-Match`. `*` means any.
 fn condition(request: &HttpRequest) -> Result<Option<String>, ApiError> {
     let header = request.headers().get("if-match").map(|header| header.to_str().unwrap_or("?"));
     match header.map(str::trim) {

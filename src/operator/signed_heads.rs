@@ -1,9 +1,9 @@
-//! The log's head, signed every minute and written to a file of its own.
+//! Signs the head of the audit log every minute and writes it to a separate file.
 //!
-//! Whoever can write the store can write a whole new log into it, chain and all, or cut the log
-//! off. A head that was noted before, elsewhere, says so. The file lies beside the store and grows
-//! by a line only where the log has; a copy of it elsewhere, or of the log in which each head is
-//! named, is what an intruder cannot reach.
+//! An intruder who can write to the store can replace the whole log with a valid chain, or cut it
+//! off. An earlier signed head reveals that. The file is beside the store and gets a line only when
+//! the log has grown. Keep a copy of it, or of the server's log, which names each head, where an
+//! intruder cannot reach it.
 
 use super::auth::Operator;
 use super::console::{Console, failed};
@@ -24,19 +24,19 @@ use std::time::Duration;
 
 /// How often the head is signed.
 const EVERY: Duration = Duration::from_secs(60);
-/// Heads that one answer shows.
+/// The most heads in one response.
 const SHOWN: usize = 1000;
 
-/// A head, when it was seen, and the proof that the server saw it.
+/// A head of the audit log with its time and signature.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedHead {
     /// The number of the last entry.
     pub entries: u64,
-    /// Its hash.
+    /// The hash of the last entry.
     pub hash: String,
-    /// When, in seconds since the epoch.
+    /// The time of signing, in seconds since the Unix epoch.
     pub time: u64,
-    /// The keyed hash of these three under the lookup key.
+    /// The keyed hash of the three other fields under the lookup key.
     pub signature: String,
 }
 
@@ -46,7 +46,7 @@ impl SignedHead {
         Self { entries: head.entries, hash: head.hash.to_hex(), time: now.0, signature }
     }
 
-    /// The head, where the signature is genuine.
+    /// Returns the head if the signature is valid.
     pub fn verified(&self, key: &LookupKey) -> Option<Head> {
         let head = Head { entries: self.entries, hash: ChainHash::from_hex(&self.hash)? };
         let given = KeyedHash::from_hex(&self.signature)?;
@@ -61,15 +61,15 @@ fn sign(head: Head, now: Timestamp, key: &LookupKey) -> KeyedHash {
     key.hash(Purpose::AuditHead, &bytes)
 }
 
-/// The file of the heads of the store at `path`.
+/// Returns the path of the heads file for the store at `path`.
 pub fn file_of(path: &Path) -> PathBuf {
     beside(path, ".heads")
 }
 
-/// The heads in a file, the oldest first. A last line that was cut short is left out.
+/// Reads the heads in a file, oldest first. Skips an incomplete last line.
 ///
 /// # Errors
-/// Where the file cannot be read, or a line in the middle is not a head.
+/// If the file cannot be read, or a complete line is not a head.
 pub fn read_file(path: &Path) -> std::io::Result<Vec<SignedHead>> {
     let text = match std::fs::read_to_string(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -88,7 +88,7 @@ fn append(path: &Path, head: &SignedHead) -> std::io::Result<()> {
     file.sync_data()
 }
 
-/// Signs the head where it has moved since the last time.
+/// Signs the head if it has changed since the last call.
 fn note(console: &Console) -> Result<(), String> {
     let mut last = console.signed.lock().unwrap_or_else(PoisonError::into_inner);
     let state = &console.state;
@@ -99,12 +99,12 @@ fn note(console: &Console) -> Result<(), String> {
     let signed = SignedHead::new(head, state.clock.now(), &state.live.lookup);
     let path = file_of(&state.live.config.load().storage.path);
     append(&path, &signed).map_err(|error| format!("{}: {error}", path.display()))?;
-    tracing::info!(entries = head.entries, hash = signed.hash, "the audit log's head is signed");
+    tracing::info!(entries = head.entries, hash = signed.hash, "signed the head of the audit log");
     *last = head;
     Ok(())
 }
 
-/// Signs the head at once and then every minute, for as long as the server runs.
+/// Signs the head at once and then every minute while the server runs.
 pub async fn keep(console: Data<Console>) {
     loop {
         note_now(&console).await;
@@ -112,15 +112,15 @@ pub async fn keep(console: Data<Console>) {
     }
 }
 
-/// Signs the head where it has moved.
+/// Signs the head if it has changed, and logs errors.
 pub async fn note_now(console: &Data<Console>) {
     let of_thread = console.clone();
     if let Ok(Err(error)) = actix_web::web::block(move || note(&of_thread)).await {
-        tracing::error!(error, "the audit log's head could not be signed");
+        tracing::error!(error, "could not sign the head of the audit log");
     }
 }
 
-/// `GET /admin/audit/heads`: the last heads, the oldest first.
+/// `GET /admin/audit/heads`: the newest heads, oldest first.
 pub async fn list(console: Data<Console>, request: HttpRequest, _: Operator) -> HttpResponse {
     let path = file_of(&console.state.live.config.load().storage.path);
     match actix_web::web::block(move || read_file(&path)).await {

@@ -1,4 +1,4 @@
-//! What goes around every public request.
+//! Middleware for every public request.
 
 use crate::http::routing::RouteName;
 use crate::state::State;
@@ -12,7 +12,7 @@ use actix_web::middleware::Next;
 use actix_web::web::Data;
 use std::time::Instant;
 
-/// What goes around every public request: its id, its time, its place in the metrics and the log.
+/// Adds the request id and common headers, measures the time, and updates metrics and log.
 pub async fn around(
     request: ServiceRequest,
     next: Next<impl MessageBody>,
@@ -42,7 +42,7 @@ pub async fn around(
 
 fn log(request_id: &str, route: &str, method: &Method, status: StatusCode, took_us: u128) {
     let status = status.as_u16();
-    // The route's name, never the path: a path can hold whatever a caller writes.
+    // Logs the route's name, never the path, because callers control the path.
     if status >= 500 {
         tracing::warn!(request_id, %method, route, status, took_us, "request failed");
     } else {

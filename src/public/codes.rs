@@ -1,6 +1,6 @@
-//! A product's page, and the codes asked for on it.
+//! A product's page, and the issue of codes.
 
-use super::pages::{Said, code_page, title_of};
+use super::pages::{PageMessage, code_page, title_of};
 use super::session::{may_issue, session_cookie};
 use super::watch;
 use crate::config::Product;
@@ -23,38 +23,38 @@ use utoipa::ToSchema;
 
 #[derive(Serialize, ToSchema)]
 pub(super) struct IssuedData {
-    /// The code: good for one machine.
+    /// The code. It is valid for one machine.
     #[schema(examples("IPT-SD-XXXXXX-XXXXXX-XXXXXX"))]
     install_code: String,
-    /// When it is over.
+    /// When the code expires.
     #[schema(format = DateTime, examples("2026-03-31T12:05:00+00:00"))]
     expires_at: String,
-    /// How long it is good, counted from its issue.
+    /// Seconds from issue to expiry.
     #[schema(examples(300))]
     ttl_seconds: u64,
 }
 
-/// `GET /{product}`: the page, and the cookie that may ask for codes.
+/// `GET /{product}`: the page. Sets the session cookie that is required to get codes.
 pub async fn page(
     state: Data<State>,
     request: HttpRequest,
     product: Data<Product>,
 ) -> HttpResponse {
     let now = state.clock.now();
-    opened(&state, &request, &product, Said::Nothing, now)
+    product_page(&state, &request, &product, PageMessage::Nothing, now)
 }
 
-/// The product's page with what there is to say, and a session that is good from now on.
-fn opened(
+/// Renders the product's page and sets a session cookie whose lifetime starts now.
+fn product_page(
     state: &State,
     request: &HttpRequest,
     product: &Product,
-    said: Said,
+    page_message: PageMessage,
     now: Timestamp,
 ) -> HttpResponse {
     let config = state.live.config.load();
     let public_url = config.server.public_url.origin();
-    let mut response = code_page(product, &config.pages, public_url, said);
+    let mut response = code_page(product, &config.pages, public_url, page_message);
     let cookie = session_cookie(state, request, &product.name, now);
     match cookie.map(|cookie| response.add_cookie(&cookie)) {
         Some(Ok(())) => response,
@@ -62,18 +62,18 @@ fn opened(
     }
 }
 
-/// What a request for a code came to.
-struct Asked {
+/// The result of a request for a code.
+struct IssueResult {
     outcome: Result<Issued, ApiError>,
     rates: Option<Rates>,
     life: Lifetimes,
     now: Timestamp,
 }
 
-impl Asked {
-    /// The answer with what goes along with every answer: how the limits stand, and by which cookie
-    /// the page finds the stream of its code.
-    fn dress(
+impl IssueResult {
+    /// Adds the rate limit headers and the cookie by which the page finds the event stream of its
+    /// code.
+    fn into_response(
         self,
         state: &State,
         request: &HttpRequest,
@@ -83,20 +83,22 @@ impl Asked {
         if let Ok(issued) = &self.outcome {
             let hash = issued.code.hash(&state.live.lookup);
             let secure = state.live.config.load().server.public_url.is_https();
-            // Without it the page would only not watch.
+            // Without the cookie the page shows no progress; nothing else is lost.
             let _ = response.add_cookie(&watch::remember(request, product, hash, secure));
         }
         with_rates(response, self.rates.as_ref(), self.now)
     }
 }
 
-/// Asks for a code: session, limits, decision.
-async fn ask(state: &State, request: &HttpRequest, product: &Product) -> Asked {
+/// Issues a code: checks the session and the limits, then asks the code registry.
+async fn issue_code(state: &State, request: &HttpRequest, product: &Product) -> IssueResult {
     let now = state.clock.now();
     let life = state.live.tuning.load().lifetimes;
     let pass = match may_issue(state, request, &product.name, now) {
         Ok(pass) => pass,
-        Err(refusal) => return Asked { outcome: Err(refusal.into()), rates: None, life, now },
+        Err(refusal) => {
+            return IssueResult { outcome: Err(refusal.into()), rates: None, life, now };
+        }
     };
     let from = network_of(request, &state.proxies);
     let network = state.live.network_hash(from);
@@ -117,19 +119,19 @@ async fn ask(state: &State, request: &HttpRequest, product: &Product) -> Asked {
         Ok(Err(refusal)) => Err(refusal.into()),
         Err(failed) => Err(failed.into()),
     };
-    Asked { outcome, rates: answer.rates, life, now }
+    IssueResult { outcome, rates: answer.rates, life, now }
 }
 
-/// `POST /api/v2/{product}/code/issue`. The body does not matter.
+/// `POST /api/v2/{product}/code/issue`. Ignores the body.
 #[utoipa::path(
     post,
     path = "/api/v2/{product}/code/issue",
     operation_id = "issue",
     tag = "Install",
     summary = "Issue an install code",
-    description = "Makes a code for the browser that has opened the product's page: the cookie \
-        set there has to come along, with the same User-Agent. A body is not needed and not \
-        looked at. Limited for each address, browser session and browser.",
+    description = "Issues a code to a browser that has opened the product's page. The request must \
+        carry the cookie from that page and the same User-Agent. The body is optional and ignored. \
+        Rate limits apply to each address, browser session and browser.",
     responses((status = 201, description = "A new code.", body = Success<IssuedData>)),
 )]
 pub async fn issue(
@@ -137,42 +139,42 @@ pub async fn issue(
     request: HttpRequest,
     product: Data<Product>,
 ) -> HttpResponse {
-    let asked = ask(&state, &request, &product).await;
-    let response = match &asked.outcome {
+    let result = issue_code(&state, &request, &product).await;
+    let response = match &result.outcome {
         Ok(issued) => {
             let data = IssuedData {
                 install_code: issued.code.reveal(),
                 expires_at: rfc3339(issued.expires_at),
-                ttl_seconds: asked.life.code,
+                ttl_seconds: result.life.code,
             };
             let message = format!("{} install code issued", title_of(&product.name));
             success(StatusCode::CREATED, data, &message)
         }
         Err(error) => failure(error.clone()),
     };
-    asked.dress(&state, &request, &product, response)
+    result.into_response(&state, &request, &product, response)
 }
 
-/// `POST /{product}`: the same from a page without a script, answered as a page.
+/// `POST /{product}`: issues a code to a page without scripts. Answers with a page.
 pub async fn issue_page(
     state: Data<State>,
     request: HttpRequest,
     product: Data<Product>,
 ) -> HttpResponse {
-    let asked = ask(&state, &request, &product).await;
-    let said = match &asked.outcome {
+    let result = issue_code(&state, &request, &product).await;
+    let page_message = match &result.outcome {
         Ok(issued) => {
             let until = rfc3339(issued.expires_at);
-            // The time of day: the code does not live longer than that is clear.
+            // The time of day is enough, because a code lives for minutes.
             let until = until.get(11..19).unwrap_or(&until).to_owned();
-            Said::Issued { code: issued.code.reveal(), until }
+            PageMessage::Issued { code: issued.code.reveal(), until }
         }
-        Err(error) => Said::Refused(error.clone()),
+        Err(error) => PageMessage::Refused(error.clone()),
     };
-    let retry_after = asked.outcome.as_ref().err().and_then(|error| error.retry_after);
-    let mut response = opened(&state, &request, &product, said, asked.now);
+    let retry_after = result.outcome.as_ref().err().and_then(|error| error.retry_after);
+    let mut response = product_page(&state, &request, &product, page_message, result.now);
     if let Some(seconds) = retry_after {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
-    asked.dress(&state, &request, &product, response)
+    result.into_response(&state, &request, &product, response)
 }

@@ -1,24 +1,24 @@
-//! How many characters of a field are read: by the handlers, and as the reference tells it.
+//! The maximum length of fields in characters, for the handlers and the API reference.
 
 use iptunnel_domain::address::HostName;
 
 /// The longest machine id, in characters.
 pub const MACHINE_ID: usize = 128;
-/// The longest SSH fingerprint.
+/// The longest SSH fingerprint, in characters.
 pub const FINGERPRINT: usize = 255;
-/// The longest token that is looked at.
+/// The longest token.
 pub const TOKEN: usize = 4096;
-/// What is kept of an installer's version.
+/// The stored part of an installer's version.
 pub const VERSION: usize = 64;
-/// What is kept of the version that is asked for.
+/// The stored part of `requested_ref`.
 pub const REF: usize = 255;
-/// Longer than any code, so that a code of a wrong form is named as that.
+/// Longer than any code, so that a malformed code gets an error about its form, not its length.
 pub const CODE: usize = 1024;
-/// One more than a host name may have.
+/// One more than the longest host name, so that a name that is too long gets its own error.
 pub const HOSTNAME: usize = HostName::MAX_BYTES + 1;
 /// The longest address.
 pub const ADDRESS: usize = 64;
 /// The longest activation id.
 pub const ACTIVATION_ID: usize = 255;
-/// Of a registered server: longer than any token or id that is good.
+/// Fields of the main stack's routes: longer than any valid token or id.
 pub const FIELD: usize = 4096;

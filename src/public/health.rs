@@ -1,4 +1,4 @@
-//! Whether the server is there, and whether requests should be sent here.
+//! Liveness and readiness.
 
 use crate::http::respond::{Success, readiness, success};
 use crate::state::State;
@@ -21,8 +21,8 @@ pub(super) struct Health {
     operation_id = "healthz",
     tag = "Health",
     summary = "Health check",
-    description = "Says that the server answers.",
-    responses((status = 200, description = "It does.", body = Success<Health>)),
+    description = "Reports that the server is running.",
+    responses((status = 200, description = "The server is running.", body = Success<Health>)),
 )]
 pub async fn healthz() -> HttpResponse {
     success(StatusCode::OK, Health { status: "ok" }, "OK")
@@ -35,18 +35,18 @@ pub async fn healthz() -> HttpResponse {
     operation_id = "readyz",
     tag = "Health",
     summary = "Readiness",
-    description = "Says whether requests should be sent here.",
+    description = "Reports whether the server is ready for requests. For load balancers.",
     responses(
         (
             status = 200,
-            description = "They should.",
+            description = "The server is ready.",
             body = String,
             content_type = "text/plain",
             example = "ready\n",
         ),
         (
             status = 503,
-            description = "They should not: the server is stopping, or cannot store anything.",
+            description = "The server is not ready: it is shutting down or cannot write to its store.",
             body = String,
             content_type = "text/plain",
             example = "not ready\n",

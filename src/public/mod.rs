@@ -1,12 +1,12 @@
-//! The public listener: what browsers, installers and registered servers meet. It decides nothing.
+//! The public listener, for browsers, installers and registered servers. It makes no decisions.
 //!
-//! * [`pages`], [`session`], [`codes`]: a product's page, and the codes asked for on it;
-//!   [`watch`]: what happens to a code, live
-//! * [`install`], [`servers`]: what installers and servers ask; [`field_limits`]: how much of it is
-//!   read
-//! * [`reference`](mod@reference): the API reference, made from the handlers; [`requests`]: what
-//!   requests hold, for it
-//! * [`health`]: whether the server is there; [`around`]: what goes around every request
+//! * [`pages`], [`session`], [`codes`]: a product's page, and the issue of codes;
+//!   [`watch`]: live progress of a code
+//! * [`install`], [`servers`]: the API for installers and servers; [`field_limits`]: the maximum length
+//!   of their fields
+//! * [`reference`](mod@reference): the API reference, made from the handlers; [`requests`]: request
+//!   schemas for it
+//! * [`health`]: liveness and readiness; [`around`]: middleware for every request
 
 pub mod around;
 pub mod codes;
@@ -51,7 +51,8 @@ pub const ROUTES: [&str; 19] = [
     "status",
 ];
 
-/// The public routes. All paths are fixed: the router would look for others by regular expression.
+/// Defines the public routes. All paths are fixed, because the router matches others by regular
+/// expression.
 pub fn routes(config: &mut ServiceConfig, products: &[Product]) {
     use Method as M;
     for product in products {
@@ -62,7 +63,7 @@ pub fn routes(config: &mut ServiceConfig, products: &[Product]) {
     }
     let is_check_in =
         |context: &GuardContext<'_>| context.head().uri.path().ends_with(servers::CHECK_IN);
-    // Here another method is nothing at all: agents take 405 for a server of another kind.
+    // Other methods get 404 here: agents take a 405 for a server without this API.
     config
         .service(
             scope(servers::SERVERS)
@@ -89,7 +90,7 @@ pub fn routes(config: &mut ServiceConfig, products: &[Product]) {
         .default_service(route().to(nothing_here));
 }
 
-/// The page and the four steps of one product.
+/// Defines the page and the install routes of one product.
 fn product_routes(config: &mut ServiceConfig, product: &Product) {
     use Method as M;
     let (name, product) = (&product.name, Data::new(product.clone()));
@@ -100,7 +101,7 @@ fn product_routes(config: &mut ServiceConfig, product: &Product) {
         at(&path("install/activate"), "activate", M::POST, install::activate),
         at(&path("install/confirm"), "confirm", M::POST, install::confirm),
         at(&path("install/release"), "release", M::POST, install::release),
-        // To look at, and to ask for a code without a script.
+        // GET shows the page; POST issues a code without a script.
         both(&format!("/{name}"), "page", codes::page, codes::issue_page),
         at(&format!("/{name}/events"), "events", M::GET, watch::events),
     ];

@@ -1,4 +1,4 @@
-//! The first page, and the page of a product.
+//! The start page and the pages of products.
 
 use crate::config::{Pages, Product};
 use crate::http::errors::ApiError;
@@ -9,7 +9,7 @@ use actix_web::http::StatusCode;
 use actix_web::web::Data;
 use askama::Template;
 
-/// How people call a product: the reference spells its own with capitals, others go by their name.
+/// Returns a product's display name: `SlowDNS` for `slowdns`, else the name itself.
 pub fn title_of(product: &str) -> &str {
     if product == "slowdns" { "SlowDNS" } else { product }
 }
@@ -20,12 +20,12 @@ struct Landing<'a> {
     products: &'a [Product],
 }
 
-/// `GET /`: what there are codes for.
+/// `GET /`: the list of products.
 pub async fn landing(state: Data<State>) -> HttpResponse {
     html(StatusCode::OK, &Landing { products: &state.live.config.load().products })
 }
 
-/// A code as its page shows it where there is no script to do so.
+/// An issued code, for a page without scripts.
 struct IssuedView {
     code: String,
     until: String,
@@ -44,28 +44,33 @@ struct CodePage<'a> {
     refused: Option<String>,
 }
 
-/// What a product's page has to say.
-pub enum Said {
-    /// Nothing yet.
+/// The message on a product's page.
+pub enum PageMessage {
+    /// No message.
     Nothing,
-    /// A code, in full, and when it is over.
+    /// A new code and its expiry.
     Issued {
-        /// The code: a secret.
+        /// The full code, a secret.
         code: String,
-        /// When it is over, for people.
+        /// The time of day when it expires.
         until: String,
     },
-    /// Why there is no code.
+    /// The reason why no code was issued.
     Refused(ApiError),
 }
 
-/// The variable by which an installer is given its code without being asked for it.
+/// Returns the environment variable that passes the code to an unattended installer.
 fn variable(product: &str) -> String {
     format!("{}_INSTALL_CODE", product.to_ascii_uppercase().replace('-', "_"))
 }
 
-/// The page of a product.
-pub fn code_page(product: &Product, pages: &Pages, public_url: &str, said: Said) -> HttpResponse {
+/// Renders the page of a product.
+pub fn code_page(
+    product: &Product,
+    pages: &Pages,
+    public_url: &str,
+    message: PageMessage,
+) -> HttpResponse {
     let fill = |command: &str| {
         command
             .replace("{public_url}", public_url)
@@ -74,15 +79,15 @@ pub fn code_page(product: &Product, pages: &Pages, public_url: &str, said: Said)
     };
     let (command, unattended) = (fill(&pages.install_command), fill(&pages.unattended_command));
     let (mut status, mut issued, mut refused) = (StatusCode::OK, None, None);
-    match said {
-        Said::Nothing => {}
-        Said::Issued { code, until } => {
+    match message {
+        PageMessage::Nothing => {}
+        PageMessage::Issued { code, until } => {
             status = StatusCode::CREATED;
             let command = command.replace("{code}", &code);
             let unattended = unattended.replace("{code}", &code);
             issued = Some(IssuedView { code, until, command, unattended });
         }
-        Said::Refused(error) => {
+        PageMessage::Refused(error) => {
             status = error.status;
             let when = error.retry_after.map(|s| format!(" You can try again in {}.", span(s)));
             refused = Some(error.message + &when.unwrap_or_default());
@@ -99,7 +104,7 @@ pub fn code_page(product: &Product, pages: &Pages, public_url: &str, said: Said)
     html(status, &page)
 }
 
-/// A span of time as people say it, rounded up.
+/// Formats a time span for people, rounded up.
 fn span(seconds: u64) -> String {
     let (count, unit) = match seconds {
         0..90 => (seconds, "second"),
@@ -114,15 +119,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_said_in_the_unit_that_fits_and_never_too_short() {
-        let said = [(1, "1 second"), (89, "89 seconds"), (90, "2 minutes"), (5400, "2 hours")];
-        for (seconds, words) in said {
+    fn time_spans_use_a_fitting_unit_and_are_rounded_up() {
+        let message = [(1, "1 second"), (89, "89 seconds"), (90, "2 minutes"), (5400, "2 hours")];
+        for (seconds, words) in message {
             assert_eq!(span(seconds), words);
         }
     }
 
     #[test]
-    fn the_variable_is_one_that_a_shell_takes() {
+    fn the_variable_is_a_valid_shell_name() {
         assert_eq!(variable("slowdns"), "SLOWDNS_INSTALL_CODE");
         assert_eq!(variable("my-dns2"), "MY_DNS2_INSTALL_CODE");
     }

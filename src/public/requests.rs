@@ -1,6 +1,5 @@
-//! What requests hold, as the reference tells it. The handlers read far more leniently: every
-//! string may have blanks around it, an integer is taken for its digits, unknown fields are passed
-//! over.
+//! Request schemas for the API reference. The handlers are more lenient: they trim strings, accept
+//! an integer as a string of its digits, and ignore unknown fields.
 
 use super::field_limits::{ACTIVATION_ID, FIELD, FINGERPRINT, MACHINE_ID, REF, TOKEN, VERSION};
 use iptunnel_domain::address::HostName;
@@ -26,8 +25,8 @@ fn cut(max: usize, example: &str, what: &str) -> ObjectBuilder {
 }
 
 fn install_code() -> ObjectBuilder {
-    let description = "The code from the product's page, in any case. license_key is read in its \
-                       place where it is absent.";
+    let description = "The code from the product's page, in upper or lower case. If it is \
+                       absent, license_key is read instead.";
     ObjectBuilder::new()
         .schema_type(Type::String)
         .pattern(Some("^[A-Za-z]{3}-[A-Za-z]{2}(-[A-HJ-NP-Za-hj-np-z2-9]{6}){3}$"))
@@ -36,7 +35,7 @@ fn install_code() -> ObjectBuilder {
 }
 
 fn machine_id() -> ObjectBuilder {
-    let description = "What tells this machine from others, such as the content of \
+    let description = "A unique id of this machine, such as the content of \
                        /etc/machine-id. Opaque to the server.";
     text(MACHINE_ID, "3f2b8c9d0a1e4f56b7c8d9e0f1a2b3c4", description)
 }
@@ -47,7 +46,7 @@ fn ssh_fingerprint() -> ObjectBuilder {
 }
 
 fn product() -> ObjectBuilder {
-    let description = "The product's name, in any case; it must be the one in the path.";
+    let description = "The product's name, in upper or lower case. It must match the path.";
     ObjectBuilder::new()
         .schema_type(Type::String)
         .examples(["slowdns"])
@@ -59,11 +58,11 @@ fn installer_version() -> ObjectBuilder {
 }
 
 fn requested_ref() -> ObjectBuilder {
-    cut(REF, "main", "What is going to be installed; main where absent.")
+    cut(REF, "main", "The version to install. Default: main.")
 }
 
 fn precheck_token() -> ObjectBuilder {
-    text(TOKEN, "eyJhbGciOiJIUzI1NiJ9...", "The token from the answer to the precheck.")
+    text(TOKEN, "eyJhbGciOiJIUzI1NiJ9...", "The token from the precheck response.")
 }
 
 fn hostname() -> ObjectBuilder {
@@ -73,7 +72,7 @@ fn hostname() -> ObjectBuilder {
 }
 
 fn public_ip() -> ObjectBuilder {
-    let description = "The server's IPv4 or IPv6 address, globally reachable.";
+    let description = "The server's IPv4 or IPv6 address. It must be globally reachable.";
     ObjectBuilder::new()
         .schema_type(Type::String)
         .examples(["1.2.3.4"])
@@ -81,16 +80,16 @@ fn public_ip() -> ObjectBuilder {
 }
 
 fn activation_id() -> ObjectBuilder {
-    let description = "The id from the answer to the activate.";
+    let description = "The id from the activate response.";
     text(ACTIVATION_ID, "act_a1b2c3d4e5f6a7b8", description)
 }
 
 fn install_token() -> ObjectBuilder {
-    text(TOKEN, "eyJhbGciOiJIUzI1NiJ9...", "The token from the answer to the activate.")
+    text(TOKEN, "eyJhbGciOiJIUzI1NiJ9...", "The token from the activate response.")
 }
 
 fn optional_install_token() -> ObjectBuilder {
-    let description = "The token from the answer to the activate, where at hand: it must be of \
+    let description = "The token from the activate response, if available. It must belong to \
                        this activation, but may have expired.";
     ObjectBuilder::new()
         .schema_type(Type::String)
@@ -108,10 +107,10 @@ fn server_hostname() -> ObjectBuilder {
 }
 
 fn server_id() -> ObjectBuilder {
-    text(FIELD, "0123456789abcdef", "The id from the answer to the registration.")
+    text(FIELD, "0123456789abcdef", "The id from the registration response.")
 }
 
-/// What a precheck sends.
+/// The body of a precheck.
 #[derive(ToSchema)]
 #[allow(dead_code)]
 pub struct PrecheckRequest {
@@ -127,7 +126,7 @@ pub struct PrecheckRequest {
     installer_version: Option<String>,
 }
 
-/// What an activate sends.
+/// The body of an activate.
 #[derive(ToSchema)]
 #[allow(dead_code)]
 pub struct ActivateRequest {
@@ -151,7 +150,7 @@ pub struct ActivateRequest {
     installer_version: Option<String>,
 }
 
-/// What a confirm sends.
+/// The body of a confirm.
 #[derive(ToSchema)]
 #[allow(dead_code)]
 pub struct ConfirmRequest {
@@ -161,7 +160,7 @@ pub struct ConfirmRequest {
     install_token: String,
 }
 
-/// What a release sends.
+/// The body of a release.
 #[derive(ToSchema)]
 #[allow(dead_code)]
 pub struct ReleaseRequest {
@@ -171,7 +170,7 @@ pub struct ReleaseRequest {
     install_token: Option<String>,
 }
 
-/// What a server is registered with.
+/// The body of a registration.
 #[derive(ToSchema)]
 #[allow(dead_code)]
 pub struct RegisterRequest {
@@ -183,7 +182,7 @@ pub struct RegisterRequest {
     hostname: Option<String>,
 }
 
-/// The server that is meant.
+/// A body that names a server.
 #[derive(ToSchema)]
 #[allow(dead_code)]
 pub struct ServerRequest {

@@ -1,4 +1,4 @@
-//! The session of a browser that has opened a product's page: a signed cookie.
+//! Browser sessions. A product's page sets a signed cookie.
 
 use crate::http::cross_site::is_cross_site;
 use crate::os::random_bytes;
@@ -10,7 +10,7 @@ use iptunnel_domain::lookup::{KeyedHash, Purpose};
 use iptunnel_domain::time::Lifespan;
 use iptunnel_domain::{Refusal, Timestamp};
 
-/// A genuine cookie that expired no longer ago than this keeps its session id when renewed.
+/// A valid cookie that expired at most this many seconds ago keeps its session id when renewed.
 pub const RENEWABLE_SECONDS: u64 = 86_400;
 
 fn user_agent_hash(state: &State, request: &HttpRequest) -> KeyedHash {
@@ -22,10 +22,10 @@ fn cookie_name(product: &str) -> String {
     format!("{product}_browser")
 }
 
-/// The session that the browser's cookie carries, genuine and of this browser; it may be over.
+/// Returns the session of the browser's cookie. Checks signature and browser, but not the expiry.
 ///
 /// # Errors
-/// Where there is none, or it is not.
+/// If there is no cookie, or it is not valid for this browser.
 pub fn session(
     state: &State,
     request: &HttpRequest,
@@ -38,7 +38,7 @@ pub fn session(
     if same_browser { Ok(pass) } else { Err(Refusal::SessionInvalid) }
 }
 
-/// The session cookie of whoever opens the page: a genuine one is prolonged, else there is a new one.
+/// Returns the session cookie for a page. Renews a valid session, else makes a new one.
 pub fn session_cookie<'c>(
     state: &State,
     request: &HttpRequest,
@@ -67,10 +67,10 @@ fn new_session_id() -> Option<String> {
     random_bytes::<16>().ok().map(|bytes| format!("{:032x}", u128::from_be_bytes(bytes)))
 }
 
-/// The session that asks, if it may.
+/// Returns the session of a request if it may get codes.
 ///
 /// # Errors
-/// Where it may not.
+/// If the request is cross-site, or has no valid session.
 pub fn may_issue(
     state: &State,
     request: &HttpRequest,

@@ -1,8 +1,8 @@
-//! A code's life as its page watches it: server-sent events (WHATWG HTML, section 9.2).
+//! Live progress of a code for its page: server-sent events (WHATWG HTML, section 9.2).
 //!
-//! A stream belongs to the browser session that asked for the code: the session's cookie opens it,
-//! and only for codes whose record names that session. It tells where the code stands, at once and
-//! whenever the store's change feed says that something happened to it.
+//! A stream belongs to the browser session that got the code. It needs the session's cookie and
+//! covers only codes whose record names that session. It sends the state of a code at once, and
+//! again when the store's change feed reports a change.
 
 use super::session::{RENEWABLE_SECONDS, session};
 use crate::config::Product;
@@ -27,31 +27,32 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The part of all connections that streams may take.
+/// Streams may use one in this many connections.
 const SHARE_OF_CONNECTIONS: usize = 4;
-/// Seconds after which a stream ends: nobody looks at a page for longer than that.
+/// Seconds after which a stream ends. Nobody is expected to watch a page for longer.
 const LONGEST: u64 = 30 * 60;
-/// How often a stream looks by itself, for what time alone changes, and shows that it is alive.
+/// How often a stream reads the state without a change, to see expiries and to keep the connection
+/// open.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// When a page whose stream was cut comes back, in milliseconds.
+/// Milliseconds until a page reconnects after its stream broke.
 const RETRY_MS: u32 = 3000;
-/// Codes of one session that are watched at once.
+/// The most codes that one session watches at once.
 const CODES: usize = 4;
 
-/// The name of the cookie that says which codes a browser watches.
+/// Returns the name of the cookie with the codes that a browser watches.
 fn cookie_name(product: &str) -> String {
     format!("{product}_codes")
 }
 
-/// The codes that the browser's cookie names, the newest first. Whose they are is another question.
+/// Returns the codes in the browser's cookie, newest first. Does not check whose codes they are.
 fn watched(request: &HttpRequest, product: &str) -> Vec<CodeHash> {
     let Some(cookie) = request.cookie(&cookie_name(product)) else { return Vec::new() };
     let hashes = cookie.value().split('.').filter_map(KeyedHash::from_hex);
     hashes.map(CodeHash).take(CODES).collect()
 }
 
-/// The cookie by which the page of a code just issued finds its stream. It holds keyed hashes:
-/// nothing that could be used as a code, and nothing that opens another session's stream.
+/// Returns the cookie by which a page finds the stream of its new code. It contains keyed hashes,
+/// which cannot be used as codes and do not open another session's stream.
 pub(super) fn remember<'c>(
     request: &HttpRequest,
     product: &Product,
@@ -61,7 +62,7 @@ pub(super) fn remember<'c>(
     let codes = std::iter::once(code).chain(watched(request, &product.name)).take(CODES);
     let value: Vec<String> = codes.map(|code| code.0.to_hex()).collect();
     Cookie::build(cookie_name(&product.name), value.join("."))
-        // Codes are issued under another path than the page's, and the cookie has to come along.
+        // The API path that issues codes differs from the page's path, and both need the cookie.
         .path("/")
         .http_only(true)
         .same_site(SameSite::Strict)
@@ -69,9 +70,9 @@ pub(super) fn remember<'c>(
         .finish()
 }
 
-/// Where a code stands, as its page is told.
+/// The state of a code as sent to its page.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Standing {
+struct CodeStatus {
     hint: String,
     state: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -80,8 +81,8 @@ struct Standing {
     ttl_seconds: u64,
 }
 
-/// What its page calls it.
-const fn told(stage: CodeStage, prechecked: bool) -> &'static str {
+/// Returns the state's name for the page.
+const fn state_name(stage: CodeStage, prechecked: bool) -> &'static str {
     match stage {
         CodeStage::Issued | CodeStage::Restored if prechecked => "prechecked",
         CodeStage::Issued => "issued",
@@ -92,45 +93,46 @@ const fn told(stage: CodeStage, prechecked: bool) -> &'static str {
     }
 }
 
-/// Where a code stands now. `None` where it is not this session's, or is no more.
-fn standing(
+/// Returns the current state of a code. `None` if the code is deleted or belongs to another
+/// session.
+fn read_status(
     store: &dyn Store,
     hash: CodeHash,
     session: KeyedHash,
     prechecked: bool,
     now: Timestamp,
-) -> Result<Option<(Code, Standing)>, ReadError> {
+) -> Result<Option<(Code, CodeStatus)>, ReadError> {
     let code = store.code(hash)?.filter(|code| code.session.ct_eq(&session));
     let Some(code) = code else { return Ok(None) };
     let by = match code.state {
         CodeState::Consumed(by) => store.activation(by.id)?,
         CodeState::Issued => None,
     };
-    let state = told(CodeStage::of(&code, by.as_ref(), now), prechecked);
+    let state = state_name(CodeStage::of(&code, by.as_ref(), now), prechecked);
     let hostname = by.map(|by| by.request.binding.hostname.as_str().to_owned());
-    let standing = Standing {
+    let status = CodeStatus {
         hint: String::new(),
         state,
         hostname,
         expires_at: rfc3339(code.expires_at),
         ttl_seconds: code.left(now),
     };
-    Ok(Some((code, standing)))
+    Ok(Some((code, status)))
 }
 
-/// Whether the code was prechecked and nothing has happened to it since, as far as its record and
-/// what was tried on it tell; a stream that sees it happen knows better.
+/// Returns whether the code was prechecked and nothing happened to it since, according to its
+/// record and its attempts. An open stream also sees the precheck itself.
 fn was_prechecked(store: &dyn Store, code: &Code) -> Result<bool, ReadError> {
     let attempts = store.attempts(code.hash)?.kept;
     let passed = attempts.iter().filter(|event| event.action == Action::PrecheckPassed).count();
     Ok(passed > code.activations as usize)
 }
 
-/// One code of a stream, and what was last said of it.
+/// One code of a stream, and the state that was sent last.
 struct Watched {
     code: CodeHash,
     hint: String,
-    said: Option<(&'static str, String)>,
+    sent: Option<(&'static str, String)>,
 }
 
 struct Stream {
@@ -142,12 +144,12 @@ struct Stream {
     has_ended: bool,
 }
 
-/// What a look at the store brings.
-type Look = Result<Vec<(CodeHash, Standing)>, ReadError>;
+/// The states that one read of the store returns.
+type Statuses = Result<Vec<(CodeHash, CodeStatus)>, ReadError>;
 
 impl Stream {
-    /// Where the codes stand now.
-    async fn look(&self) -> Look {
+    /// Reads the current states of the codes.
+    async fn read_statuses(&self) -> Statuses {
         let store = Arc::clone(self.state.handles.store());
         let (session, now) = (self.place.session, self.state.clock.now());
         let prechecked = &self.place.watcher.prechecked;
@@ -156,55 +158,55 @@ impl Stream {
             .iter()
             .map(|watched| (watched.code, watched.hint.clone(), prechecked.contains(&watched.code)))
             .collect();
-        let look = move || {
+        let read = move || {
             let mut all = Vec::new();
             for (hash, hint, prechecked) in codes {
-                let found = standing(store.as_ref(), hash, session, prechecked, now)?;
-                all.extend(found.map(|(_, standing)| (hash, Standing { hint, ..standing })));
+                let found = read_status(store.as_ref(), hash, session, prechecked, now)?;
+                all.extend(found.map(|(_, status)| (hash, CodeStatus { hint, ..status })));
             }
             Ok(all)
         };
-        actix_web::web::block(look).await.unwrap_or_else(|e| Err(ReadError(e.to_string())))
+        actix_web::web::block(read).await.unwrap_or_else(|e| Err(ReadError(e.to_string())))
     }
 
-    /// What there is to say; `None` once there is nothing more.
+    /// Returns the next text to send. `None`: the stream has ended.
     async fn next(&mut self) -> Option<String> {
         if self.has_ended {
             return None;
         }
         if !std::mem::take(&mut self.is_first) {
-            // Whatever comes first: news or the next look.
+            // Waits for a change or the next regular read.
             let _ = tokio::time::timeout(LOOK_EVERY, self.place.watcher.nudge.notified()).await;
         }
         if self.place.is_closed() {
-            // Without a word: the page comes back by itself, to whichever server is there then.
+            // Sends no end event: the page reconnects by itself, perhaps to another server.
             return None;
         }
         if !self.state.clock.now().is_before(self.until, LONGEST) {
             self.has_ended = true;
             return Some("event: end\ndata: {}\n\n".into());
         }
-        let Ok(standings) = self.look().await else {
+        let Ok(statuses) = self.read_statuses().await else {
             return Some(": the store cannot be read right now\n\n".into());
         };
         let mut text = String::new();
-        for (code, standing) in standings {
+        for (code, status) in statuses {
             let Some(watched) = self.codes.iter_mut().find(|watched| watched.code == code) else {
                 continue;
             };
-            let said = Some((standing.state, standing.expires_at.clone()));
-            if watched.said != said {
-                watched.said = said;
-                let data = serde_json::to_string(&standing).unwrap_or_default();
+            let sent = Some((status.state, status.expires_at.clone()));
+            if watched.sent != sent {
+                watched.sent = sent;
+                let data = serde_json::to_string(&status).unwrap_or_default();
                 text += &format!("event: state\ndata: {data}\n\n");
             }
         }
-        // A comment keeps proxies from taking the line for dead.
+        // A comment keeps proxies from closing an idle connection.
         Some(if text.is_empty() { ": still here\n\n".into() } else { text })
     }
 }
 
-/// `GET /{product}/events`: where the codes of this browser's session stand, live.
+/// `GET /{product}/events`: streams the states of this session's codes.
 pub async fn events(
     state: Data<State>,
     request: HttpRequest,
@@ -230,14 +232,15 @@ pub async fn events(
             let mut found = VecDeque::new();
             let mut prechecked = Vec::new();
             for hash in codes {
-                let Some((code, _)) = standing(store.as_ref(), hash, session, false, now)? else {
+                let Some((code, _)) = read_status(store.as_ref(), hash, session, false, now)?
+                else {
                     continue;
                 };
                 if was_prechecked(store.as_ref(), &code)? {
                     prechecked.push(hash);
                 }
                 let hint = hint_of(store.as_ref(), &code)?;
-                found.push_back(Watched { code: hash, hint, said: None });
+                found.push_back(Watched { code: hash, hint, sent: None });
             }
             Ok::<_, ReadError>((found, prechecked))
         };
@@ -247,7 +250,7 @@ pub async fn events(
         Ok(Ok((codes, _))) if codes.is_empty() => return failure(ApiError::not_found()),
         Ok(Ok(found)) => found,
         Ok(Err(error)) => {
-            tracing::error!(%error, "a code to watch could not be read");
+            tracing::error!(%error, "could not read the code that a page watches");
             return failure(iptunnel_actors::Failure::StorageUnavailable);
         }
         Err(_) => return failure(ApiError::internal()),
@@ -268,7 +271,7 @@ pub async fn events(
     HttpResponse::Ok()
         .insert_header(("content-type", "text/event-stream"))
         .insert_header(("cache-control", "no-store"))
-        // nginx holds answers back until they are long enough, unless it is told not to.
+        // Tells nginx not to buffer the response.
         .insert_header(("x-accel-buffering", "no"))
         .streaming(chunks)
 }

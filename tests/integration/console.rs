@@ -1,4 +1,4 @@
-//! The operator's console: who may look, what is shown, and what a form may change.
+//! The operator's console: access control, contents and forms.
 
 use crate::harness::{Answer, Machine, TestApp, send, wait_until, with};
 use iptunnel_server::config::Config;
@@ -6,7 +6,7 @@ use reqwest::blocking::Client;
 use reqwest::redirect::Policy;
 use serde_json::{Value, json};
 
-/// A program with the master token.
+/// Requests a JSON route with the master token.
 fn admin(app: &TestApp, path: &str) -> Value {
     let answer = send(app.client.get(format!("{}{path}", app.admin)).bearer_auth(app.master()));
     assert_eq!(answer.status, 200, "{path}: {}", answer.text);
@@ -18,7 +18,7 @@ fn admin_post(app: &TestApp, path: &str, body: &Value) -> Answer {
     send(request.body(body.to_string()))
 }
 
-/// Changes settings over what is in force.
+/// Changes settings, based on the current version.
 fn patch(app: &TestApp, body: &Value) -> Answer {
     let config = format!("{}/admin/config", app.admin);
     let now = send(app.client.get(&config).bearer_auth(app.master()));
@@ -28,7 +28,7 @@ fn patch(app: &TestApp, body: &Value) -> Answer {
     answer
 }
 
-/// Somebody in front of the console.
+/// A person who uses the console in a browser.
 struct Person<'a> {
     app: &'a TestApp,
     client: Client,
@@ -79,12 +79,20 @@ fn register(app: &TestApp, number: u8) -> String {
 }
 
 #[test]
-fn nobody_looks_into_the_console_without_the_master_token() {
+fn the_console_requires_the_master_token() {
     let app = TestApp::start();
     let person = Person::new(&app);
-    for page in
-        ["", "/now", "/now/live", "/codes", "/servers", "/tuning", "/audit", "/audit/export"]
-    {
+    for page in [
+        "",
+        "/now",
+        "/now/live",
+        "/codes",
+        "/servers",
+        "/settings",
+        "/tuning",
+        "/audit",
+        "/audit/export",
+    ] {
         let answer = person.get(&format!("/console{page}"));
         assert!(answer.status == 303 && !answer.header("location").is_empty(), "{page}");
     }
@@ -100,7 +108,7 @@ fn nobody_looks_into_the_console_without_the_master_token() {
 }
 
 #[test]
-fn ten_wrong_tokens_a_minute_are_enough() {
+fn ten_wrong_tokens_within_a_minute_block_the_address() {
     let app = TestApp::start();
     let person = Person::new(&app);
     for _ in 0..10 {
@@ -114,7 +122,7 @@ fn ten_wrong_tokens_a_minute_are_enough() {
 }
 
 #[test]
-fn a_form_counts_only_from_a_page_of_the_session_and_logout_ends_it() {
+fn a_form_needs_the_sessions_csrf_token_and_logout_ends_the_session() {
     let app = TestApp::start();
     let server = register(&app, 1);
     let person = Person::logged_in(&app);
@@ -135,7 +143,7 @@ fn a_form_counts_only_from_a_page_of_the_session_and_logout_ends_it() {
 }
 
 #[test]
-fn a_form_from_another_site_or_port_counts_for_nothing() {
+fn a_form_from_another_site_or_port_is_refused() {
     let app = TestApp::start();
     let person = Person::logged_in(&app);
     let csrf = person.csrf();
@@ -149,7 +157,7 @@ fn a_form_from_another_site_or_port_counts_for_nothing() {
         let logout = send_from("/console/logout", header, format!("csrf={csrf}"));
         assert_eq!(logout.status, 403, "{header:?}");
         assert_eq!(person.get("/console/codes").status, 200, "{header:?}");
-        // Such tries use up nothing of the ten that the operator has.
+        // Such tries do not count against the operator's limit of ten.
         for _ in 0..10 {
             assert_eq!(send_from("/console/login", header, "token=wrong".into()).status, 403);
         }
@@ -160,7 +168,7 @@ fn a_form_from_another_site_or_port_counts_for_nothing() {
 }
 
 #[test]
-fn another_master_token_ends_the_sessions_of_the_old_one() {
+fn a_new_master_token_ends_the_sessions_of_the_old_one() {
     let app = TestApp::start();
     let person = Person::logged_in(&app);
     let file = &app.config.auth.master_token_file;
@@ -170,7 +178,7 @@ fn another_master_token_ends_the_sessions_of_the_old_one() {
 }
 
 #[test]
-fn who_opened_the_console_and_which_keys_were_changed_is_in_the_log() {
+fn logins_and_key_changes_are_in_the_audit_log() {
     let app = TestApp::start();
     Person::logged_in(&app);
     let log =
@@ -193,13 +201,13 @@ fn who_opened_the_console_and_which_keys_were_changed_is_in_the_log() {
     assert!(changes.contains(&format!("{name} -> later, {name}")), "{changes}");
     let secret = first.trim().split(':').nth(1).unwrap();
     assert!(!changes.contains(secret) && !changes.contains(token), "{changes}");
-    // Each server says so of itself, once.
+    // Each server records its own key change once.
     let told = log("keys_changed");
     assert_eq!(told.as_array().unwrap().len(), 2 * app.servers(), "{told}");
 }
 
 #[test]
-fn a_codes_story_is_told_from_issue_to_confirm_with_who_and_from_where() {
+fn a_codes_history_shows_actor_and_address_from_issue_to_confirm() {
     let app = TestApp::start();
     let code = app.issue();
     let machine = Machine::new(1);
@@ -229,12 +237,13 @@ fn a_codes_story_is_told_from_issue_to_confirm_with_who_and_from_where() {
 }
 
 #[test]
-fn what_the_edge_refuses_is_in_the_story_as_well_and_what_a_limit_refuses_is_not() {
+fn early_refusals_are_in_a_codes_history_and_rate_limited_requests_are_not() {
     let app = TestApp::start_with(|c| c.push(("limits.activate_per_machine_day", "3".into())));
     let code = app.issue();
     let (machine, thief) = (Machine::new(1), Machine::new(2));
     let token = machine.prechecked(&app, &code);
-    // A token of another machine, a host name that is none, another product; and one too many.
+    // A token of another machine, an invalid host name, another product, and one request over the
+    // limit.
     let step = |step: &str, body: &Value| {
         app.post(&format!("/api/v2/slowdns/install/{step}"), body).code()
     };
@@ -247,7 +256,7 @@ fn what_the_edge_refuses_is_in_the_story_as_well_and_what_a_limit_refuses_is_not
     assert_eq!(activate(with(body.clone(), "product", "other")), "product_mismatch");
     let activation = machine.install(&app, &code);
     assert_eq!(activate(with(body, "hostname", "ns9.example.com")), "rate_limit_exceeded");
-    // Nobody knows of this activation but its installer, and whoever listened to it.
+    // Forged tokens for a real activation are recorded; for an unknown one they are not.
     let finish = |token: &str| json!({"activation_id": activation.id, "install_token": token});
     assert_eq!(step("confirm", &finish("forged")), "token_invalid");
     assert_eq!(step("release", &finish("forged")), "token_invalid");
@@ -281,7 +290,7 @@ fn what_the_edge_refuses_is_in_the_story_as_well_and_what_a_limit_refuses_is_not
 }
 
 #[test]
-fn a_code_is_found_by_whatever_is_known_of_it() {
+fn a_code_is_found_by_code_hint_host_name_address_machine_or_activation() {
     let app = TestApp::start();
     let (code, noise) = (app.issue(), app.issue());
     let machine = Machine::new(7);
@@ -358,7 +367,7 @@ fn servers_are_filtered_sorted_and_paged() {
 }
 
 #[test]
-fn a_note_a_revocation_and_a_restoration_are_kept_and_in_the_log() {
+fn notes_revocations_and_restorations_survive_a_restart_and_are_logged() {
     let app = TestApp::start();
     let id = register(&app, 1);
     let path = |verb: &str| format!("/admin/servers/{id}/{verb}");
@@ -380,7 +389,7 @@ fn a_note_a_revocation_and_a_restoration_are_kept_and_in_the_log() {
 }
 
 #[test]
-fn a_setting_is_changed_at_once_kept_undone_and_logged() {
+fn a_changed_setting_takes_effect_at_once_survives_a_restart_and_can_be_undone() {
     let app = TestApp::start();
     let key = "codes.ttl_seconds";
     let setting = |app: &TestApp| {
@@ -409,7 +418,7 @@ fn a_setting_is_changed_at_once_kept_undone_and_logged() {
 }
 
 #[test]
-fn a_change_that_is_not_allowed_changes_nothing_and_says_why() {
+fn an_invalid_change_changes_nothing_and_names_the_reason() {
     let app = TestApp::start();
     let refused = |body: Value, words: &str| {
         let answer = patch(&app, &body);
@@ -432,7 +441,7 @@ fn a_change_that_is_not_allowed_changes_nothing_and_says_why() {
     assert_eq!(send(stale.header("if-match", "\"0\"")).told(), (412, "precondition_failed".into()));
 }
 
-/// What is in force for a key, and where it comes from.
+/// Returns the value of a key and its source.
 fn in_force(app: &TestApp, key: &str) -> (String, String) {
     let all = admin(app, "/admin/config");
     let mut all = all["settings"].as_array().unwrap().iter();
@@ -441,7 +450,7 @@ fn in_force(app: &TestApp, key: &str) -> (String, String) {
     (text("value"), text("source"))
 }
 
-/// Reads the file again, and waits until the settings that are shown are those of then.
+/// Reloads the file, and waits until the new settings are shown.
 fn read_again(app: &TestApp, change: impl FnOnce(&mut Config)) {
     let config = format!("{}/admin/config", app.admin);
     let tag = || send(app.client.get(&config).bearer_auth(app.master())).header("etag").to_owned();
@@ -451,7 +460,7 @@ fn read_again(app: &TestApp, change: impl FnOnce(&mut Config)) {
 }
 
 #[test]
-fn settings_changed_together_survive_a_restart_and_reading_the_file_again_together() {
+fn settings_that_depend_on_each_other_survive_a_restart_and_a_reload() {
     let app = TestApp::start();
     let (most, life) = ("codes.max_lifetime_seconds", "codes.ttl_seconds");
     assert_eq!(patch(&app, &json!({most: 120, life: 60})).status, 200);
@@ -464,7 +473,7 @@ fn settings_changed_together_survive_a_restart_and_reading_the_file_again_togeth
 }
 
 #[test]
-fn a_change_that_the_file_has_overtaken_stands_in_the_way_of_no_other() {
+fn an_inactive_change_does_not_block_other_changes() {
     let app = TestApp::start();
     let (most, life) = ("codes.max_lifetime_seconds", "codes.ttl_seconds");
     assert_eq!(patch(&app, &json!({life: 1800})).status, 200);
@@ -474,7 +483,7 @@ fn a_change_that_the_file_has_overtaken_stands_in_the_way_of_no_other() {
     let other = patch(&app, &json!({"servers.next_checkin_seconds": 60}));
     assert_eq!(other.status, 200, "{}", other.text);
     assert_eq!(in_force(&app, life), ("300".into(), "file".into()));
-    // It is kept all the same, and counts again once it may, unless it is undone.
+    // The change is kept. It becomes active again when it is valid again, unless it is undone.
     read_again(&app, |config| config.lifetimes.max_lifetime = 3600);
     assert_eq!(in_force(&app, life), ("1800".into(), "override".into()));
     read_again(&app, |config| config.lifetimes.max_lifetime = 900);
@@ -484,33 +493,33 @@ fn a_change_that_the_file_has_overtaken_stands_in_the_way_of_no_other() {
 }
 
 #[test]
-fn an_overtaken_change_counts_again_as_soon_as_another_makes_room_and_the_log_says_so() {
+fn an_inactive_change_becomes_active_when_it_is_valid_again_and_that_is_logged() {
     let app = TestApp::start();
     let (most, life) = ("codes.max_lifetime_seconds", "codes.ttl_seconds");
     assert_eq!(patch(&app, &json!({life: 2000})).status, 200);
     read_again(&app, |config| config.lifetimes.max_lifetime = 1000);
     assert_eq!(in_force(&app, life), ("300".into(), "file".into()));
-    // It is shown as what it is, for whoever wants to undo it.
+    // It is shown as inactive, so that an operator can undo it.
     let settings = admin(&app, "/admin/config")["settings"].clone();
     let shown = settings.as_array().unwrap().iter().find(|one| one["key"] == life).unwrap();
     assert_eq!(shown["overtaken"], "2000");
-    let page = Person::logged_in(&app).get("/console/tuning").text;
-    assert!(page.contains("An earlier change to 2000 does not count"), "{page}");
-    // What makes room for it brings it back at once, not at the next start unseen.
+    let page = Person::logged_in(&app).get("/console/settings").text;
+    assert!(page.contains("An earlier change to 2000 is inactive"), "{page}");
+    // It becomes active at once, not at the next start.
     assert_eq!(patch(&app, &json!({most: 5000})).status, 200);
     assert_eq!(in_force(&app, life), ("2000".into(), "override".into()));
     let log = admin(&app, "/admin/audit?action=setting_changed").to_string();
     assert!(log.contains("300 (file) -> 2000 (override)"), "{log}");
     let app = app.restart();
     assert_eq!(in_force(&app, life), ("2000".into(), "override".into()));
-    // A change that contradicts one that counts is refused, and does not silence it.
+    // A change that conflicts with an active one is refused, and the active one stays.
     let refused = patch(&app, &json!({most: 1500}));
     assert_eq!(refused.status, 422, "{}", refused.text);
     assert_eq!(in_force(&app, life), ("2000".into(), "override".into()));
 }
 
 #[test]
-fn a_text_has_a_greatest_length() {
+fn a_text_setting_has_a_maximum_length() {
     let app = TestApp::start();
     let refused = patch(&app, &json!({"pages.install_command": "x".repeat(2001)}));
     assert_eq!(refused.status, 422);
@@ -518,7 +527,7 @@ fn a_text_has_a_greatest_length() {
 }
 
 #[test]
-fn a_change_counts_though_the_master_tokens_file_cannot_be_read() {
+fn settings_can_be_changed_while_the_master_token_file_is_unreadable() {
     let app = TestApp::start();
     let (token, file) = (app.master(), &app.config.auth.master_token_file);
     std::fs::remove_file(file).unwrap();
@@ -532,7 +541,7 @@ fn a_change_counts_though_the_master_tokens_file_cannot_be_read() {
 }
 
 #[test]
-fn the_export_of_the_log_is_a_chain_that_ends_at_its_head() {
+fn an_export_of_the_log_is_complete_and_ends_at_its_head() {
     let app = TestApp::start();
     let code = app.issue();
     Machine::new(1).install(&app, &code).confirm(&app);
@@ -554,7 +563,7 @@ fn the_export_of_the_log_is_a_chain_that_ends_at_its_head() {
 }
 
 #[test]
-fn the_figures_of_now_move_with_what_happens() {
+fn the_figures_of_now_follow_the_load() {
     let app = TestApp::start();
     register(&app, 1);
     let code = app.issue();
@@ -574,10 +583,10 @@ fn the_figures_of_now_move_with_what_happens() {
 }
 
 #[test]
-fn a_form_or_query_that_cannot_be_read_is_answered_in_words() {
+fn a_malformed_form_or_query_gets_a_readable_error() {
     let app = TestApp::start();
     let person = Person::logged_in(&app);
-    let answer = person.post("/console/tuning", &[("csrf", "x")]);
+    let answer = person.post("/console/settings", &[("csrf", "x")]);
     assert_eq!(answer.status, 422, "{}", answer.text);
     assert!(answer.text.starts_with("<!doctype html>") && answer.text.contains("tag"));
     let path = format!("{}/admin/activations?limit=many", app.admin);

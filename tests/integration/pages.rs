@@ -1,14 +1,14 @@
-//! The pages: what they say with and without a script, and what a browser may do with them.
+//! The public pages: contents with and without scripts, and security headers.
 
 use crate::harness::{Answer, Browser, TestApp, send};
 
-/// The code on a page.
+/// Returns the code on a page.
 fn code_on(page: &Answer) -> &str {
     let start = page.text.find("IPT-SD-").unwrap_or_else(|| panic!("no code in {}", page.text));
     &page.text[start..start + 27]
 }
 
-/// The form of the page, sent without a script.
+/// Sends the page's form as a browser without scripts does.
 fn submit(app: &TestApp, browser: &Browser<'_>) -> Answer {
     let request = app.client.post(format!("{}/slowdns", app.url));
     let request = request.header("user-agent", &browser.user_agent);
@@ -16,7 +16,7 @@ fn submit(app: &TestApp, browser: &Browser<'_>) -> Answer {
 }
 
 #[test]
-fn the_first_page_leads_to_every_product() {
+fn the_start_page_links_to_every_product() {
     let app = TestApp::start_with(|c| c.push(("products.vpn", "VP".into())));
     let page = app.get("/");
     assert_eq!(page.status, 200);
@@ -27,7 +27,7 @@ fn the_first_page_leads_to_every_product() {
 }
 
 #[test]
-fn every_page_forbids_what_it_does_not_need_and_is_kept_by_nobody() {
+fn every_page_has_a_strict_policy_and_is_not_cached() {
     let app = TestApp::start();
     let browser = app.browser("slowdns");
     let missing =
@@ -48,7 +48,7 @@ fn every_page_forbids_what_it_does_not_need_and_is_kept_by_nobody() {
 }
 
 #[test]
-fn the_page_with_all_it_loads_is_under_30_000_bytes() {
+fn the_page_with_its_assets_is_under_30_000_bytes() {
     let app = TestApp::start();
     let page = app.get("/slowdns");
     let mut total = page.text.len();
@@ -62,7 +62,7 @@ fn the_page_with_all_it_loads_is_under_30_000_bytes() {
 }
 
 #[test]
-fn an_asset_that_a_browser_has_is_not_sent_again() {
+fn an_asset_in_the_browsers_cache_is_not_sent_again() {
     let app = TestApp::start();
     let first = app.get("/assets/page.css");
     assert!(first.header("content-type").starts_with("text/css"));
@@ -77,20 +77,20 @@ fn an_asset_that_a_browser_has_is_not_sent_again() {
 }
 
 #[test]
-fn without_a_script_the_form_brings_a_code_that_installs() {
+fn without_scripts_the_form_issues_a_usable_code() {
     let app = TestApp::start();
     let browser = app.browser("slowdns");
     let page = submit(&app, &browser);
     assert_eq!(page.status, 201, "{}", page.text);
     let code = code_on(&page).to_owned();
-    assert!(page.text.contains("Good until 17:51:40 (UTC)"), "{}", page.text);
+    assert!(page.text.contains("Valid until 17:51:40 (UTC)"), "{}", page.text);
     assert!(page.text.contains(&format!("/slowdns/install.sh | sudo bash -s -- {code}")));
     assert!(page.text.contains(&format!("SLOWDNS_INSTALL_CODE={code} bash")));
     crate::harness::Machine::new(1).install(&app, &code);
 }
 
 #[test]
-fn the_form_and_the_api_share_session_limits_and_words() {
+fn the_form_and_the_api_share_session_limits_and_messages() {
     let app = TestApp::start_with(|c| c.push(("limits.issue_per_session_hour", "2".into())));
     let browser = app.browser("slowdns");
     assert_eq!(submit(&app, &browser).status, 201);
@@ -106,7 +106,7 @@ fn the_form_and_the_api_share_session_limits_and_words() {
 }
 
 #[test]
-fn a_lost_session_is_said_on_the_page_and_renewed_with_it() {
+fn a_lost_session_is_reported_on_the_page_and_renewed() {
     let app = TestApp::start();
     let mut browser = app.browser("slowdns");
     browser.cookie.clear();
@@ -118,7 +118,7 @@ fn a_lost_session_is_said_on_the_page_and_renewed_with_it() {
 }
 
 #[test]
-fn another_sites_form_brings_no_code() {
+fn another_sites_form_gets_no_code() {
     let app = TestApp::start();
     let browser = app.browser("slowdns");
     let request = app.client.post(format!("{}/slowdns", app.url));
@@ -130,7 +130,7 @@ fn another_sites_form_brings_no_code() {
 }
 
 #[test]
-fn a_command_of_the_operators_is_shown_as_text_whatever_is_in_it() {
+fn the_configured_command_is_escaped_on_the_page() {
     let app = TestApp::start_with(|c| {
         c.push((
             "pages.install_command",

@@ -1,4 +1,4 @@
-//! The API reference is true: real answers are held against the document that it is made from.
+//! The API reference is correct: real responses are validated against its document.
 
 use crate::harness::{Activation, Answer, Machine, TestApp, send, with, without};
 use iptunnel_server::public::ROUTES;
@@ -9,14 +9,14 @@ use std::collections::BTreeSet;
 
 const UNKNOWN_CODE: &str = "IPT-SD-AAAAAA-BBBBBB-CCCCCC";
 
-/// The document, and the server whose answers are held against it.
+/// The document, and the server whose responses are validated against it.
 struct Reference {
     app: TestApp,
     document: Value,
 }
 
-/// Forbids, wherever a schema is used, fields that it does not name: the document leaves room for
-/// later ones, but whatever is sent today has to be in it.
+/// Makes schemas forbid unknown fields. The document allows future fields, but today's responses
+/// must contain documented fields only.
 fn close(schema: &mut Value, is_use: bool) {
     let Some(object) = schema.as_object_mut() else { return };
     if is_use && ["$ref", "allOf", "properties"].iter().any(|key| object.contains_key(*key)) {
@@ -44,7 +44,7 @@ impl Reference {
         Self::start_with(|_| {})
     }
 
-    /// The documented response for this status of the operation.
+    /// Returns the documented response of an operation for this status.
     fn documented(&self, id: &str, status: u16) -> &Value {
         let operations = self.document["paths"].as_object().unwrap().values();
         let operation = operations
@@ -56,7 +56,7 @@ impl Reference {
         response
     }
 
-    /// Holds an answer against what the document says of it.
+    /// Validates a response against the document.
     fn holds(&self, id: &str, status: u16, answer: &Answer) {
         assert_eq!(answer.status, status, "{id}: {}", answer.text);
         let response = self.documented(id, status);
@@ -97,7 +97,7 @@ impl Reference {
         answer
     }
 
-    /// A precheck and an activate, whose answers hold.
+    /// Runs a precheck and an activate, and validates both responses.
     fn install(&self, machine: &Machine, code: &str) -> Activation {
         let prechecked = self.step("precheck", &machine.precheck_body(code), 200);
         let token = prechecked.data("precheck_token");
@@ -191,7 +191,7 @@ fn confirms_and_releases_are_as_documented() {
 }
 
 #[test]
-fn registrations_and_their_refusals_are_as_documented() {
+fn registrations_and_their_errors_are_as_documented() {
     let reference = Reference::start();
     let app = &reference.app;
     let master = app.master();
@@ -281,7 +281,7 @@ fn health_and_the_document_itself_are_as_documented() {
 }
 
 #[test]
-fn the_document_tells_of_every_api_route_and_of_no_other() {
+fn the_document_has_exactly_the_api_routes() {
     let reference = Reference::start();
     let mut told = BTreeSet::new();
     for (path, item) in reference.document["paths"].as_object().unwrap() {
@@ -331,7 +331,7 @@ fn every_documented_code_is_explained_and_every_response_described() {
 }
 
 #[test]
-fn a_whole_install_says_what_the_document_says() {
+fn the_messages_of_an_install_match_the_examples() {
     let reference = Reference::start();
     let documented = |id: &str, status| {
         reference.documented(id, status)["content"]["application/json"]["example"].clone()
@@ -397,7 +397,7 @@ fn the_page_has_an_anchor_for_every_code_and_every_operation() {
 }
 
 #[test]
-fn the_examples_on_the_page_are_what_the_document_asks_for() {
+fn the_example_requests_on_the_page_match_their_schemas() {
     let reference = Reference::start();
     let page = reference.app.get("/docs").text.replace("&#34;", "\"").replace("&#39;", "'");
     let mut examples = 0;
@@ -420,7 +420,7 @@ fn the_examples_on_the_page_are_what_the_document_asks_for() {
 }
 
 #[test]
-fn the_page_takes_nothing_from_other_hosts_and_runs_under_a_strict_policy() {
+fn the_page_loads_nothing_from_other_hosts_and_has_a_strict_policy() {
     let app = TestApp::start();
     let page = app.get("/docs");
     let own = app.config.server.public_url.origin();

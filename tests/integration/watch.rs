@@ -1,10 +1,10 @@
-//! The stream by which a page watches its code.
+//! The event stream that shows a code's progress on its page.
 
 use crate::harness::{Answer, Browser, Machine, PATIENCE, TestApp, alone, send};
 use std::io::{BufRead, BufReader};
 use std::sync::mpsc::{Receiver, channel};
 
-/// A browser that was given a code, and its cookies since.
+/// Returns a browser with a new code and its cookies.
 fn issued<'a>(app: &'a TestApp) -> (Browser<'a>, String) {
     let mut browser = app.browser("slowdns");
     let answer = browser.issue();
@@ -19,7 +19,7 @@ fn stream_request(app: &TestApp, browser: &Browser<'_>) -> reqwest::blocking::Re
     request.header("user-agent", &browser.user_agent).header("cookie", &browser.cookie)
 }
 
-/// An open stream: its events as they come.
+/// An open stream and its events.
 struct Watch(Receiver<serde_json::Value>);
 
 impl Watch {
@@ -58,7 +58,7 @@ impl Watch {
 }
 
 #[test]
-fn a_page_sees_its_code_go_through_an_installation() {
+fn a_page_sees_every_state_of_its_code() {
     let app = TestApp::start();
     let (browser, code) = issued(&app);
     let watch = Watch::open(&app, &browser);
@@ -93,12 +93,12 @@ fn a_page_sees_its_code_go_through_an_installation() {
     }
     again.confirm(&app);
     assert_eq!(watch.state(), "confirmed");
-    // Whoever opens the page's stream again hears where the code stands, at once.
+    // A new stream sends the current state at once.
     assert_eq!(Watch::open(&app, &browser).state(), "confirmed");
 }
 
 #[test]
-fn a_code_that_runs_out_is_said_to_have_expired() {
+fn a_stream_reports_that_a_code_has_expired() {
     let app = TestApp::start();
     let (browser, _) = issued(&app);
     app.clock.advance(300);
@@ -106,7 +106,7 @@ fn a_code_that_runs_out_is_said_to_have_expired() {
 }
 
 #[test]
-fn after_half_an_hour_a_stream_says_that_it_is_over_and_ends() {
+fn a_stream_sends_an_end_event_and_closes_after_half_an_hour() {
     let app = TestApp::start();
     let (browser, code) = issued(&app);
     let watch = Watch::open(&app, &browser);
@@ -114,19 +114,19 @@ fn after_half_an_hour_a_stream_says_that_it_is_over_and_ends() {
     Machine::new(1).prechecked(&app, &code);
     assert_eq!(watch.state(), "prechecked");
     app.clock.advance(30 * 60 - 1);
-    assert_eq!(watch.state(), "expired", "it is watched until then");
+    assert_eq!(watch.state(), "expired", "the stream runs until then");
     app.clock.advance(1);
-    assert_eq!(watch.next(), serde_json::json!({}), "the end has nothing to say of a code");
+    assert_eq!(watch.next(), serde_json::json!({}), "the end event has no state");
     assert!(watch.ended());
 }
 
 #[test]
-fn of_two_codes_only_the_one_that_was_prechecked_is_said_to_be() {
+fn of_two_codes_only_the_prechecked_one_is_reported_as_prechecked() {
     let app = TestApp::start();
     let (mut browser, older) = issued(&app);
     let answer = browser.issue();
     let set = answer.header("set-cookie");
-    // A browser sends the cookie only there, and it has to come along when a code is issued.
+    // The cookie's path must cover the API that issues codes.
     assert!(set.split("; ").any(|attribute| attribute == "Path=/"), "{set}");
     let session = browser.cookie.split("; ").next().unwrap().to_owned();
     browser.cookie = format!("{session}; {}", set.split(';').next().unwrap());
@@ -137,17 +137,17 @@ fn of_two_codes_only_the_one_that_was_prechecked_is_said_to_be() {
     Machine::new(1).prechecked(&app, &older);
     let told = watch.next();
     assert_eq!((&told["hint"], told["state"].as_str()), (&also["hint"], Some("prechecked")));
-    // A page that comes to it later is told the same.
+    // A page that connects later gets the same states.
     let later = Watch::open(&app, &browser);
     assert_eq!((later.state(), later.state()), ("issued".into(), "prechecked".into()));
-    // The next thing said is of the next thing done: nothing was said of the newer code.
+    // The next event is about the older code: there was none about the newer one.
     Machine::new(1).install(&app, &older);
     let told = watch.next();
     assert_eq!((&told["hint"], told["state"].as_str()), (&also["hint"], Some("activated")));
 }
 
 #[test]
-fn a_stream_is_the_sessions_that_asked_and_nobody_elses() {
+fn only_the_session_that_got_a_code_can_watch_it() {
     let app = TestApp::start();
     let (owner, _) = issued(&app);
     let codes = owner.cookie.split("; ").nth(1).unwrap().to_owned();
@@ -162,7 +162,7 @@ fn a_stream_is_the_sessions_that_asked_and_nobody_elses() {
 }
 
 #[test]
-fn a_fifth_stream_of_one_session_is_told_to_wait_and_let_in_when_another_ends() {
+fn a_fifth_stream_of_one_session_is_refused() {
     if !alone() {
         return;
     }
@@ -178,7 +178,7 @@ fn a_fifth_stream_of_one_session_is_told_to_wait_and_let_in_when_another_ends() 
 }
 
 #[test]
-fn the_end_of_the_server_ends_its_streams() {
+fn a_shutdown_ends_the_streams() {
     let mut app = TestApp::start();
     let watch = {
         let (browser, _) = issued(&app);

@@ -1,4 +1,4 @@
-//! What installers are answered.
+//! Responses to installers.
 
 use super::read::Identity;
 use crate::config::Product;
@@ -15,7 +15,7 @@ use iptunnel_domain::time::{Lifespan, Timestamp};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// The machine, as it named itself.
+/// The machine as it identified itself.
 #[derive(Serialize, ToSchema)]
 pub(in crate::public) struct MachineIdentity {
     #[schema(examples("3f2b8c9d0a1e4f56b7c8d9e0f1a2b3c4"))]
@@ -30,7 +30,7 @@ impl From<Identity> for MachineIdentity {
     }
 }
 
-/// The machine, with the name and address it will have.
+/// The machine with its host name and address.
 #[derive(Serialize, ToSchema)]
 pub(in crate::public) struct MachineBinding {
     /// The host name in its canonical spelling.
@@ -47,13 +47,13 @@ pub(in crate::public) struct MachineBinding {
 pub(in crate::public) struct PrecheckData {
     #[schema(examples("IPT-SD-XXXXXX-XXXXXX-XXXXXX"))]
     install_code: String,
-    /// The code with its middle left out: what may be shown and written down.
+    /// The code without its middle part. It is safe to show and to log.
     #[schema(examples("IPT-SD-XXXX...XXXXXX"))]
     install_code_hint: String,
-    /// What the activate has to bring.
+    /// The token that the activate request must contain.
     #[schema(examples("eyJhbGciOiJIUzI1NiJ9..."))]
     precheck_token: String,
-    /// Until when it may.
+    /// When the precheck token expires.
     #[schema(format = DateTime, examples("2026-03-31T12:15:00+00:00"))]
     precheck_expires_at: String,
     machine_binding: MachineIdentity,
@@ -61,13 +61,14 @@ pub(in crate::public) struct PrecheckData {
 
 #[derive(Serialize, ToSchema)]
 pub(in crate::public) struct ActivateData {
-    /// The activation's id. While the activation is open, whoever knows it may release it.
+    /// The activation's id. While the activation is open, this id alone is enough to release it:
+    /// keep it secret.
     #[schema(pattern = "^act_[0-9a-f]{16}$", examples("act_a1b2c3d4e5f6a7b8"))]
     activation_id: String,
-    /// What the confirm has to bring.
+    /// The token that the confirm request must contain.
     #[schema(examples("eyJhbGciOiJIUzI1NiJ9..."))]
     install_token: String,
-    /// Until when it may.
+    /// When the install token expires.
     #[schema(format = DateTime, examples("2026-03-31T12:15:00+00:00"))]
     install_token_expires_at: String,
     #[schema(examples("IPT-SD-XXXXXX-XXXXXX-XXXXXX"))]
@@ -87,10 +88,11 @@ pub(in crate::public) struct ConfirmData {
 pub(in crate::public) struct ReleaseData {
     #[schema(pattern = "^act_[0-9a-f]{16}$", examples("act_a1b2c3d4e5f6a7b8"))]
     pub(super) activation_id: String,
-    /// `released`; or `confirmed`, where the install was confirmed before and stays so.
+    /// `released`, or `confirmed` if the install was already confirmed. A confirmed install stays
+    /// confirmed.
     #[schema(pattern = "^(released|confirmed)$", examples("released"))]
     pub(super) status: &'static str,
-    /// Whether the code can be used again now.
+    /// Whether the code can be used again.
     #[schema(examples(true))]
     pub(super) install_code_restored: bool,
 }

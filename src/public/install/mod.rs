@@ -25,9 +25,10 @@ use read::{
     subjects,
 };
 
-/// One of the two limited steps: reads the body, makes of it a command with `read`, sends that
-/// through the limits (a refusal as well: a bad request is charged like a good one), and answers
-/// with what `grant` makes of the outcome. What is refused here is noted with its code.
+/// Handles one of the two rate-limited steps. Reads the body, converts it to a command with `read`,
+/// and sends the command through the limits. A refusal goes through the limits too, so that a bad
+/// request is charged like a good one. `grant` makes the response to a success. Records early
+/// refusals with the code.
 async fn limited_step<C: LimitedCommand>(
     state: &State,
     request: &HttpRequest,
@@ -52,7 +53,7 @@ async fn limited_step<C: LimitedCommand>(
     let answer = state.wait(pending).await;
     let response = match (answer.outcome, identity) {
         (Ok(Ok(granted)), Some(identity)) => grant(granted, identity, now),
-        // Nothing is granted that was not asked for.
+        // Cannot happen: a refusal has no success.
         (Ok(Ok(_)), None) => failure(ApiError::internal()),
         (Ok(Err(refusal)), _) => {
             if let Some(tried) = tried {
@@ -72,13 +73,13 @@ async fn limited_step<C: LimitedCommand>(
     operation_id = "precheck",
     tag = "Install",
     summary = "Precheck an install code",
-    description = "Validates the code for this machine before anything else is asked. Changes nothing, but \
-        carries the install further: the token of its answer lets an activate through after the \
-        code's own time is over. Limited for each address and machine.",
+    description = "Checks that the code is valid for this machine. Changes nothing. With the token from \
+        the response the machine can activate even after the code has expired, until the token \
+        itself expires. Rate limits apply to each address and machine.",
     request_body = PrecheckRequest,
     responses((
         status = 200,
-        description = "The code is good for this machine.",
+        description = "The code is valid for this machine.",
         body = Success<PrecheckData>,
     )),
 )]
@@ -111,13 +112,14 @@ pub async fn precheck(
     operation_id = "activate",
     tag = "Install",
     summary = "Activate an install code",
-    description = "Uses the code for this machine, exactly once, whoever races. The same machine with the \
-        same host name and address gets the same answer again as long as the activation is open, \
-        so a lost answer costs no code. Limited for each address and machine.",
+    description = "Uses the code for this machine. Only one machine can use a code, even if several try \
+        at the same time. While the activation is open, the same machine with the same host name and \
+        address gets the same response again, so a lost response costs no code. Rate limits apply to \
+        each address and machine.",
     request_body = ActivateRequest,
     responses((
         status = 200,
-        description = "The code is this machine's.",
+        description = "This machine now holds the code.",
         body = Success<ActivateData>,
     )),
 )]
@@ -141,7 +143,7 @@ pub async fn activate(
     operation_id = "confirm",
     tag = "Install",
     summary = "Confirm an install",
-    description = "Says that the install is complete. The code and the install token are used up for good.",
+    description = "Marks the install as complete. The code and the install token cannot be used again.",
     request_body = ConfirmRequest,
     responses((status = 200, description = "The install is complete.", body = Success<ConfirmData>)),
 )]
@@ -174,8 +176,8 @@ pub async fn confirm(state: Data<State>, request: HttpRequest, payload: Payload)
     operation_id = "release",
     tag = "Install",
     summary = "Release an activation",
-    description = "Gives the code back after an install that did not come to its end. Harmless after a \
-        confirm, which stays.",
+    description = "Makes the code valid again after an install that did not finish. After a confirm it has \
+        no effect: the install stays confirmed.",
     request_body = ReleaseRequest,
     responses((
         status = 200,

@@ -1,4 +1,4 @@
-//! What installers send, as the domain's values.
+//! Converts installers' requests to domain values.
 
 use crate::config::Product;
 use crate::http::body::{Body, Field, fields};
@@ -54,7 +54,7 @@ struct FinishBody<'a> {
     install_token: Field<'a>,
 }
 
-/// The fields that precheck and activate share, read.
+/// The parsed fields that precheck and activate share.
 pub(super) struct Identity {
     pub(super) code: InstallCode,
     pub(super) hash: CodeHash,
@@ -94,7 +94,7 @@ impl Identity {
         })
     }
 
-    /// A refusal of what this identity asked for.
+    /// Makes a refusal that is recorded for this identity's code.
     pub(super) const fn rejected(
         &self,
         refusal: Refusal,
@@ -108,7 +108,7 @@ impl Identity {
     }
 }
 
-/// Whether code, `product` field and route agree on the product.
+/// Checks that code, `product` field and route name the same product.
 pub(super) fn check_product(
     product: &Product,
     code: &InstallCode,
@@ -137,7 +137,8 @@ fn read_binding(body: &InstallBody<'_>, allow_private: bool) -> Result<Binding, 
     Ok(Binding { hostname, public_ip })
 }
 
-/// Who is charged for a request: the caller, and the machine where the body names one.
+/// Returns the subjects that rate limits charge: the caller's network, and the machine if the body
+/// names one.
 pub(super) fn subjects(
     state: &State,
     network: IpAddr,
@@ -154,10 +155,10 @@ pub(super) fn subjects(
     subjects
 }
 
-/// Why a request is refused before any actor has seen it.
+/// A refusal before any actor has seen the request.
 pub(super) struct Rejected {
     pub(super) refusal: Refusal,
-    /// What it was tried on, as far as the request names a code.
+    /// The attempt to record, if the request names a code.
     pub(super) tried: Option<RefusedEarly>,
 }
 
@@ -167,7 +168,7 @@ impl From<Refusal> for Rejected {
     }
 }
 
-/// The precheck that an activate rests on.
+/// Verifies the precheck token of an activate.
 fn read_pass(
     state: &State,
     body: &InstallBody<'_>,
@@ -187,7 +188,8 @@ fn read_pass(
     if genuine_for_this { Ok(pass) } else { Err(Refusal::PrecheckTokenInvalid) }
 }
 
-/// A precheck token that is no token at all is a wrong field; a missing one is a wrong token.
+/// Refuses a precheck token of a wrong type or length as an invalid field. A missing one is refused
+/// later, as a wrong token.
 fn check_token_field(token: &Field<'_>) -> Result<(), Refusal> {
     match token {
         Field::Absent => Ok(()),
@@ -227,7 +229,7 @@ pub(super) fn read_activate(
     Ok((Activate { code, prechecked_at, request, from, life, now }, identity))
 }
 
-/// Checks the token of a confirm or a release against the id it comes with.
+/// Checks that the token of a confirm or a release is valid and belongs to the given id.
 fn check_install_token(
     state: &State,
     token: &str,
@@ -239,10 +241,11 @@ fn check_install_token(
     if Some(pass.activation) == id { Ok(()) } else { Err(Refusal::TokenMismatch) }
 }
 
-/// An activation that a request names, and what its token is found to be.
+/// The activation that a request names, and the result of the token check.
 pub(super) type Named = (ActivationId, Result<(), Refusal>);
 
-/// Where the id is none there is nothing that a wrong token could be kept with.
+/// Pairs an id with its token check. Without a valid id a wrong token cannot be recorded, so it is
+/// refused here.
 fn named(id: Option<ActivationId>, token: Result<(), Refusal>) -> Result<Named, Refusal> {
     match id {
         Some(id) => Ok((id, token)),
@@ -258,7 +261,7 @@ pub(super) fn read_confirm(state: &State, bytes: &Body, now: Timestamp) -> Resul
     named(id, check_install_token(state, &token, id, |pass| pass.life.is_over(now)))
 }
 
-/// What a release names, and whether a genuine token came with it.
+/// Returns the activation that a release names, and whether a valid token was sent.
 pub(super) fn read_release(state: &State, bytes: &Body) -> Result<(Named, bool), Refusal> {
     let body: FinishBody<'_> = fields(bytes)?;
     let id = body.activation_id.required("activation_id", ACTIVATION_ID)?;
@@ -268,7 +271,7 @@ pub(super) fn read_release(state: &State, bytes: &Body) -> Result<(Named, bool),
         Field::Text(token) if token.is_empty() => None,
         token => {
             let token = token.required("install_token", TOKEN)?;
-            // A token that has run out still names its activation.
+            // An expired token still proves its activation.
             Some(check_install_token(state, &token, id, |_| false))
         }
     };

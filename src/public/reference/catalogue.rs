@@ -1,17 +1,17 @@
-//! What every error code means, and what whoever meets it should do: for the API reference.
+//! The meaning and the remedy of every error code, for the API reference.
 //!
-//! Status and words are not repeated here: [`samples`] asks [`ApiError`] for them.
+//! [`samples`] takes status and message from [`ApiError`], so they are not repeated here.
 
 use crate::http::errors::ApiError;
 use iptunnel_actors::Failure;
 use iptunnel_domain::Refusal;
 use iptunnel_domain::server::ServerId;
 
-/// One code, explained.
+/// The explanation of one code.
 pub struct ErrorDoc {
     /// The machine-readable code.
     pub code: &'static str,
-    /// What has happened.
+    /// What happened.
     pub meaning: &'static str,
     /// What to do about it.
     pub remedy: &'static str,
@@ -21,7 +21,7 @@ const fn doc(code: &'static str, meaning: &'static str, remedy: &'static str) ->
     ErrorDoc { code, meaning, remedy }
 }
 
-/// Every code there is, by status.
+/// All codes, by status.
 pub const ERRORS: [ErrorDoc; 27] = [
     doc(
         "invalid_body",
@@ -35,19 +35,19 @@ pub const ERRORS: [ErrorDoc; 27] = [
     ),
     doc(
         "unauthorized",
-        "The operation wants a token, and none was sent, or one that is not good for it.",
-        "Send Authorization: Bearer with the master token; for a check-in, the token with which \
-         the server was registered, or no Authorization at all.",
+        "The operation needs a token. None was sent, or the token is not valid for it.",
+        "Send Authorization: Bearer with the master token. For a check-in, send the token that \
+         registered the server, or no Authorization.",
     ),
     doc(
         "browser_session_required",
-        "There is no session cookie, or its time has run out.",
+        "The session cookie is missing or has expired.",
         "Load the product's page and send the cookie it sets, with the same User-Agent.",
     ),
     doc(
         "browser_session_invalid",
-        "The session cookie is forged or of another browser, or a page of another site asked.",
-        "Load the product's page again and ask from there.",
+        "The session cookie is forged or belongs to another browser, or a page of another site sent the request.",
+        "Load the product's page again and send the request from there.",
     ),
     doc(
         "product_mismatch",
@@ -61,30 +61,30 @@ pub const ERRORS: [ErrorDoc; 27] = [
     ),
     doc(
         "install_code_expired",
-        "The code's time has run out before a precheck carried it on.",
-        "Get a new code and enter it while it is good.",
+        "The code expired before a precheck.",
+        "Get a new code and use it before it expires.",
     ),
     doc(
         "install_code_max_activations",
-        "The code has been activated as often as a code may be; releases are not counted back.",
+        "The code has reached its maximum number of activations. A release does not reduce the number.",
         "Get a new code, and find out why the install keeps failing.",
     ),
     doc(
         "precheck_token_invalid",
         "The precheck token is missing, malformed, forged or expired, or it was made for another \
          code, machine, fingerprint or product.",
-        "Precheck again and activate with the token of that answer.",
+        "Precheck again and activate with the token from that response.",
     ),
     doc(
         "token_invalid",
         "The install token is malformed, forged, expired or of another kind.",
-        "Send the install token of the activate unchanged. If it has expired, begin again with a \
-         new code.",
+        "Send the install token from the activate response unchanged. If it has expired, start again \
+         with a new code.",
     ),
     doc(
         "token_mismatch",
-        "The install token is genuine, but of another activation.",
-        "Send activation_id and install_token of the same activate.",
+        "The install token is valid, but belongs to another activation.",
+        "Send activation_id and install_token from the same activate response.",
     ),
     doc(
         "revoked",
@@ -93,20 +93,20 @@ pub const ERRORS: [ErrorDoc; 27] = [
     ),
     doc(
         "install_code_not_found",
-        "There is no such code, or it was closed so long ago that it has been forgotten.",
-        "Look for a typing error, or get a new code.",
+        "The code does not exist, or it was closed so long ago that it has been deleted.",
+        "Check the code for typing errors, or get a new one.",
     ),
     doc(
         "activation_not_found",
-        "There is no such activation: it was released, or forgotten, or the id is wrong.",
-        "After a release nothing is left to do. Otherwise begin again with a precheck.",
+        "The activation does not exist: it was released or deleted, or the id is wrong.",
+        "After a release, do nothing. Otherwise start again with a precheck.",
     ),
     doc(
         "server_not_found",
         "No server is registered under this id.",
-        "Register the server; its answer holds the id.",
+        "Register the server. The response has the id.",
     ),
-    doc("not_found", "There is nothing at this path.", "Compare the path with this reference."),
+    doc("not_found", "The path does not exist.", "Compare the path with this reference."),
     doc(
         "method_not_allowed",
         "The path exists, but not with this method.",
@@ -115,8 +115,8 @@ pub const ERRORS: [ErrorDoc; 27] = [
     doc(
         "token_used",
         "The activation has been confirmed already.",
-        "Nothing: the install is complete. Whoever repeats a confirm whose answer was lost may take \
-         this for a success.",
+        "Nothing: the install is complete. If you repeated a confirm because its response was lost, \
+         treat this error as a success.",
     ),
     doc(
         "request_too_large",
@@ -125,8 +125,8 @@ pub const ERRORS: [ErrorDoc; 27] = [
     ),
     doc(
         "validation_error",
-        "A required field is missing, too long or of a wrong type, or the code is not written as \
-         codes are. The message names the field.",
+        "A required field is missing, too long or of a wrong type, or the code is malformed. The \
+         message names the field.",
         "Correct the field that the message names.",
     ),
     doc(
@@ -142,12 +142,12 @@ pub const ERRORS: [ErrorDoc; 27] = [
     ),
     doc(
         "internal_error",
-        "Something went wrong on the server that should not.",
-        "Try again later. Tell the operator the X-Request-Id if it stays.",
+        "An unexpected error happened on the server.",
+        "Try again later. If the error persists, send the X-Request-Id to the operator.",
     ),
     doc(
         "overloaded",
-        "The server has its hands full. Nothing has happened.",
+        "The server is busy. Nothing has changed.",
         "Repeat the request after the seconds in Retry-After.",
     ),
     doc(
@@ -162,7 +162,7 @@ pub const ERRORS: [ErrorDoc; 27] = [
     ),
 ];
 
-/// An error of each kind, with the words it would have.
+/// Returns one error of each kind, with its message.
 pub fn samples() -> Vec<ApiError> {
     let field = "machine_id is required.".to_owned();
     let binding = "hostname must be a full host name such as ns1.example.com.".to_owned();
@@ -200,8 +200,8 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    /// Fails to compile when a refusal is added: then it belongs into [`samples`], and one more in
-    /// the number below.
+    /// Fails to compile when a refusal is added. Then add it to [`samples`] and increase the number
+    /// below.
     fn is_counted(refusal: &Refusal) -> bool {
         match refusal {
             Refusal::BodyEmpty
@@ -230,12 +230,12 @@ mod tests {
     const REFUSALS: usize = 21;
 
     #[test]
-    fn every_code_that_can_be_told_is_explained_and_no_other() {
+    fn exactly_the_codes_that_occur_are_explained() {
         assert!(is_counted(&Refusal::BodyEmpty));
-        let told: BTreeSet<&str> = samples().iter().map(|sample| sample.code).collect();
+        let occurring: BTreeSet<&str> = samples().iter().map(|sample| sample.code).collect();
         let explained: BTreeSet<&str> = ERRORS.iter().map(|error| error.code).collect();
-        assert_eq!(told, explained);
-        assert_eq!((samples().len(), ERRORS.len()), (REFUSALS + 6, told.len()));
+        assert_eq!(occurring, explained);
+        assert_eq!((samples().len(), ERRORS.len()), (REFUSALS + 6, occurring.len()));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The OpenAPI document: what the handlers say of themselves, and on top of that what is the same
-//! for many of them and written down once: products, tokens, headers, refusals.
+//! The OpenAPI document. It combines the handlers' own documentation with facts that many handlers
+//! share: products, tokens, headers and errors.
 
 use super::catalogue::samples;
 use super::operations::{Needs, Operation};
@@ -15,10 +15,10 @@ use utoipa::OpenApi;
 #[openapi(
     info(
         title = "IPTunnel activation server",
-        description = "One-time install codes, activations and server check-ins. A body is JSON \
-            whatever its Content-Type says, 64 KiB at most. Strings may have blanks around them, \
-            integers are taken for their digits, null is absent, unknown fields are ignored. Times \
-            are RFC 3339 in UTC. Nothing here is a redirect.",
+        description = "One-time install codes, activations and server check-ins. A body is \
+            JSON of at most 64 KiB; its Content-Type is ignored. Strings are trimmed. An integer \
+            is accepted as a string of its digits. null means absent. Unknown fields are ignored. \
+            Times are RFC 3339 in UTC. No response is a redirect.",
     ),
     paths(
         codes::issue,
@@ -42,19 +42,19 @@ use utoipa::OpenApi;
         crate::http::respond::LegacyFailure<'static>,
     )),
     tags(
-        (name = "Install", description = "From a code to a confirmed install."),
-        (name = "Servers", description = "Registered servers, in the envelope of version 2."),
+        (name = "Install", description = "From an install code to a confirmed install."),
+        (name = "Servers", description = "Registered servers, in the format of version 2."),
         (
             name = "Main stack",
-            description = "Registration, check-ins and revocation as the IPTunnel installer and \
-                the servers' agents use them: flat objects, and failures that are a text.",
+            description = "Registration, check-in and revocation, as the IPTunnel installer and \
+                the agents on servers use them. Responses are flat objects; an error is a text.",
         ),
-        (name = "Health", description = "Whether the server is there, and this reference."),
+        (name = "Health", description = "Liveness, readiness and the OpenAPI document."),
     ),
 )]
 struct Handlers;
 
-/// The document of a server with these products.
+/// Makes the document for a server with these products.
 pub fn document(products: &[Product]) -> Value {
     let mut document = serde_json::to_value(Handlers::openapi()).unwrap_or_default();
     let names: Vec<&str> = products.iter().map(|product| product.name.as_str()).collect();
@@ -83,19 +83,19 @@ fn headers() -> Value {
     let whole = json!({"type": "integer", "minimum": 0});
     json!({
         "X-Request-Id": {
-            "description": "Names this request in the server's log.",
+            "description": "The id of this request in the server's log.",
             "schema": text,
         },
         "Retry-After": {
-            "description": "Seconds after which it is worth trying again.",
+            "description": "Seconds to wait before a retry.",
             "schema": whole,
         },
         "RateLimit-Policy": {
-            "description": "Every limit that the request counts against: quota q, window w in seconds.",
+            "description": "All limits that count the request: quota q and window w in seconds.",
             "schema": text,
         },
         "RateLimit": {
-            "description": "The tightest of them: what remains r, and the seconds t until its window ends.",
+            "description": "The tightest limit: remaining quota r, and seconds t until its window ends.",
             "schema": text,
         },
     })
@@ -112,7 +112,7 @@ fn cookie(product: &str) -> String {
 fn security_schemes(products: &[&str]) -> Value {
     let mut schemes = Map::new();
     for product in products {
-        let description = format!("The cookie that GET /{product} sets.");
+        let description = format!("Set by GET /{product}.");
         let scheme = json!({
             "type": "apiKey", "in": "cookie", "name": cookie(product), "description": description,
         });
@@ -135,7 +135,7 @@ fn security(needs: Needs, products: &[&str]) -> Vec<Value> {
     }
 }
 
-/// Adds to an operation what its handler does not say.
+/// Adds the shared facts to an operation.
 fn complete(operation: &mut Value, path: &str, products: &[&str]) {
     let id = operation.get("operationId").and_then(Value::as_str);
     let Some(known) = Operation::of(id) else { return };
@@ -143,7 +143,7 @@ fn complete(operation: &mut Value, path: &str, products: &[&str]) {
     if path.contains("{product}") {
         let parameter = json!({
             "name": "product", "in": "path", "required": true,
-            "description": "What is installed.",
+            "description": "The product to install.",
             "schema": {"type": "string", "enum": products},
         });
         operation.insert("parameters".into(), json!([parameter]));
@@ -163,7 +163,7 @@ fn complete(operation: &mut Value, path: &str, products: &[&str]) {
     }
 }
 
-/// Adds to a version 2 success what it looks like, with its message.
+/// Adds an example to a version 2 success, with its message.
 fn add_example(operation: &mut Value, document: &Value) {
     let known = Operation::of(operation.get("operationId").and_then(Value::as_str));
     let says = known.map(|known| known.says).filter(|says| !says.is_empty());
@@ -192,7 +192,7 @@ fn by_status(codes: &[&str]) -> BTreeMap<u16, Vec<ApiError>> {
     by_status
 }
 
-/// The response that tells one of these errors, which share their status.
+/// Makes the response entry for errors that share a status.
 fn refusal(errors: &[ApiError], is_v2: bool) -> Value {
     let mut examples = Map::new();
     for error in errors {

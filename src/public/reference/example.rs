@@ -1,19 +1,19 @@
-//! Examples, put together from those of a schema's fields.
+//! Makes examples of a schema from the examples of its fields.
 
 use serde_json::{Map, Value, json};
 
-/// A schema, or the one it refers to.
+/// Returns a schema, or the schema that it refers to.
 pub fn resolved<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
     let Some(reference) = schema.get("$ref").and_then(Value::as_str) else { return schema };
     reference.strip_prefix('#').and_then(|at| document.pointer(at)).unwrap_or(schema)
 }
 
-/// An example with every field there is.
+/// Makes an example with all fields.
 pub fn of_request(document: &Value, schema: &Value) -> Value {
     example(document, schema, true)
 }
 
-/// An example with the fields that are always there.
+/// Makes an example with the required fields.
 pub fn of_response(document: &Value, schema: &Value) -> Value {
     example(document, schema, false)
 }
@@ -29,7 +29,7 @@ fn example(document: &Value, schema: &Value, optional_too: bool) -> Value {
         return of(first);
     }
     if let Some(all) = parts("allOf") {
-        // Fields that a schema adds to those of another come first in its answers.
+        // Responses list a schema's own fields before those of the schema it extends.
         let objects = all.iter().rev().filter_map(|part| of(part).as_object().cloned());
         return objects.flatten().collect::<Map<_, _>>().into();
     }

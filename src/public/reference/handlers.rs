@@ -1,4 +1,4 @@
-//! The reference as it is handed out.
+//! Serves the reference.
 
 use crate::http::errors::ApiError;
 use crate::http::page::stored;
@@ -8,11 +8,11 @@ use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
 
-/// Document and page, made once: they depend on nothing that changes at run time.
+/// The document and the page. Made once, because they do not change at run time.
 pub struct Reference {
     /// The document.
     pub json: Bytes,
-    /// The page; `None` where it could not be made.
+    /// The page. `None` if rendering failed.
     pub page: Option<Bytes>,
 }
 
@@ -22,8 +22,8 @@ pub struct Reference {
     path = "/api/v2/openapi.json",
     operation_id = "document",
     tag = "Health",
-    summary = "This reference",
-    description = "The OpenAPI 3.1 document that this reference is made from.",
+    summary = "OpenAPI document",
+    description = "Returns the OpenAPI 3.1 document of this API.",
     responses((status = 200, description = "The document.", body = serde_json::Value)),
 )]
 pub async fn document(reference: Data<Reference>) -> HttpResponse {

@@ -1,9 +1,9 @@
 //! The API reference: one OpenAPI document made from the handlers, and a page made from it.
 //!
-//! * [`document`](mod@document): the document; [`operations`]: what many handlers share, as a table;
-//!   [`catalogue`]: what errors mean
-//! * [`view`]: the document as the page shows it; [`example`]: its examples
-//! * [`handlers`]: both, handed out
+//! * [`document`](mod@document): the document; [`operations`]: a table of facts that handlers share;
+//!   [`catalogue`]: the meaning of errors
+//! * [`view`]: the model of the page; [`example`]: examples made from schemas
+//! * [`handlers`]: the routes that serve both
 
 pub mod catalogue;
 mod document;
@@ -17,7 +17,7 @@ use askama::Template;
 use bytes::Bytes;
 use handlers::Reference;
 
-/// The reference of a server that is set up like this.
+/// Makes the reference for this configuration.
 pub fn of(config: &Config) -> Reference {
     let document = document::document(&config.products);
     let page = view::Page::of(&document, config).render().ok();

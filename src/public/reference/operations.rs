@@ -1,15 +1,15 @@
-//! What every operation needs, and which refusals it knows, beside what its handler says itself.
+//! The credentials and errors of every operation. Handlers document the rest.
 
-/// What has to come with a request.
+/// The credentials of a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
-    /// Nothing.
+    /// None.
     Nothing,
     /// The cookie that the product's page sets.
     BrowserSession,
     /// The master token.
     MasterToken,
-    /// A token may come, but need not.
+    /// An optional token.
     PerhapsToken,
 }
 
@@ -19,19 +19,18 @@ pub struct Operation {
     pub id: &'static str,
     /// The name of its route in metrics and log.
     pub route: &'static str,
-    /// What has to come with it.
+    /// The credentials that it needs.
     pub needs: Needs,
-    /// The message of its success; legacy operations have none.
+    /// The message of a success. Empty for legacy operations.
     pub says: &'static str,
-    /// Whether its answers tell how the limits stand.
+    /// Whether its responses have rate limit headers.
     pub limited: bool,
-    /// The codes of its refusals. Those of legacy operations are not told, only their statuses
-    /// and words.
+    /// The codes of its errors. Legacy operations do not send codes, only status and message.
     pub refusals: &'static [&'static str],
 }
 
 impl Operation {
-    /// The operation with this `operationId`.
+    /// Returns the operation with this `operationId`.
     pub fn of(id: Option<&str>) -> Option<&'static Self> {
         OPERATIONS.iter().find(|operation| Some(operation.id) == id)
     }
@@ -48,7 +47,7 @@ const fn operation(
     Operation { id, route, needs, says, limited, refusals }
 }
 
-/// Every operation, in the order in which they are told.
+/// All operations, in the order of the reference.
 pub const OPERATIONS: [Operation; 15] = [
     operation(
         "issue",
@@ -221,7 +220,7 @@ const SERVER_ACTION: &[&str] = &[
     "outcome_unknown",
 ];
 
-/// What all legacy operations with a body share; the rest their handlers say.
+/// The errors of all legacy operations with a body. Their handlers document the others.
 const LEGACY: &[&str] = &[
     "request_too_large",
     "internal_error",

@@ -1,4 +1,4 @@
-//! The document as the page shows it: what a reader looks for, in the order of the handlers.
+//! The model of the reference page, made from the document, in the order of the handlers.
 
 use super::catalogue::{ERRORS, samples};
 use super::example::{of_request, of_response, resolved};
@@ -17,7 +17,7 @@ pub struct Page {
     errors: Vec<Explained>,
 }
 
-/// Operations that belong together.
+/// A group of related operations.
 struct Group {
     anchor: String,
     name: String,
@@ -47,22 +47,22 @@ struct Field {
     description: String,
 }
 
-/// An answer that is shown as it looks.
+/// A response with an example.
 struct Response {
     status: String,
     description: String,
     example: String,
 }
 
-/// A failure in one of the two usual envelopes.
+/// An error in one of the two formats.
 struct Refusal {
     status: String,
-    /// Where the envelope tells it.
+    /// The error code, in the v2 format only.
     code: Option<String>,
-    words: String,
+    message: String,
 }
 
-/// An error code with everything that is known of it.
+/// An error code with its explanation.
 struct Explained {
     code: &'static str,
     status: u16,
@@ -84,7 +84,7 @@ fn entries<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = (&'a String,
 }
 
 impl Page {
-    /// The page of this document.
+    /// Makes the page of this document.
     pub fn of(document: &Value, config: &Config) -> Self {
         let info = document.get("info").unwrap_or(&Value::Null);
         let reader = Reader {
@@ -121,7 +121,7 @@ fn explained() -> Vec<Explained> {
         .collect()
 }
 
-/// Reads the document, with what examples are filled in from.
+/// Reads the document. Has the values for examples.
 struct Reader<'a> {
     document: &'a Value,
     origin: &'a str,
@@ -175,7 +175,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The names of what may come with a request, and how it is described.
+    /// Returns the names and descriptions of the credentials that an operation accepts.
     fn schemes<'b>(&'b self, operation: &'b Value) -> impl Iterator<Item = (&'b str, &'b Value)> {
         let ways = list(operation, "security").iter().filter_map(Value::as_object);
         ways.flat_map(Map::keys).filter_map(|name| {
@@ -185,20 +185,20 @@ impl Reader<'_> {
     }
 
     fn needs(&self, operation: &Value) -> String {
-        let told = |(_, scheme): (&str, &Value)| {
+        let describe = |(_, scheme): (&str, &Value)| {
             let description = text(scheme, "description");
             match is_cookie(scheme) {
                 true => format!("the cookie {}. {description}", text(scheme, "name")),
                 false => format!("Authorization: Bearer TOKEN. {description}"),
             }
         };
-        let ways: Vec<String> = self.schemes(operation).map(told).collect();
-        // A way that asks for nothing is an empty object.
+        let ways: Vec<String> = self.schemes(operation).map(describe).collect();
+        // An empty object means that credentials are optional.
         let optional = list(operation, "security").iter().any(|way| *way == json!({}));
         match ways.is_empty() {
             true => String::new(),
-            false if optional => format!("May bring {}", ways.join(" Or: ")),
-            false => format!("Needs {}", ways.join(" Or: ")),
+            false if optional => format!("Optional: {}", ways.join(" Or: ")),
+            false => format!("Required: {}", ways.join(" Or: ")),
         }
     }
 
@@ -239,13 +239,13 @@ fn is_cookie(scheme: &Value) -> bool {
     scheme.get("in").and_then(Value::as_str) == Some("cookie")
 }
 
-/// What a response holds; there is one kind only.
+/// Returns the content of a response. Each response has one content type.
 fn content(response: &Value) -> &Value {
     let content = response.get("content").and_then(Value::as_object);
     content.and_then(|content| content.values().next()).unwrap_or(&Value::Null)
 }
 
-/// The envelope of a failure; nothing where a response looks otherwise.
+/// Returns the error format of a response. `None`: it is not an error.
 fn envelope(response: &Value) -> Option<&str> {
     let schema = content(response).get("schema")?;
     let reference = schema.pointer("/allOf/0/$ref").or_else(|| schema.get("$ref"))?.as_str()?;
@@ -259,19 +259,19 @@ fn refusals(status: &str, response: &Value) -> Vec<Refusal> {
             .map(|(code, example)| Refusal {
                 status: status.to_owned(),
                 code: Some(code.clone()),
-                words: example.pointer("/value/error/message").map(pretty).unwrap_or_default(),
+                message: example.pointer("/value/error/message").map(pretty).unwrap_or_default(),
             })
             .collect(),
         Some(_) => vec![Refusal {
             status: status.to_owned(),
             code: None,
-            words: text(response, "description"),
+            message: text(response, "description"),
         }],
         None => Vec::new(),
     }
 }
 
-/// JSON as people read it; a text as it is.
+/// Formats JSON for people. A string stays as it is.
 fn pretty(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -297,7 +297,7 @@ fn field(name: &str, schema: &Value, required: bool) -> Field {
     }
 }
 
-/// What a value must keep to, in words.
+/// Describes the limits of a value.
 fn limits(schema: &Value) -> String {
     let number = |key: &str| schema.get(key).and_then(Value::as_u64);
     let mut limits = Vec::new();

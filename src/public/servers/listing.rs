@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::ToSchema;
 
-/// Servers read from the store at a time while a listing streams: some 100 KB.
+/// Servers per read of the store while a listing streams: about 100 KB.
 const PAGE: usize = 512;
-/// The largest page that may be asked for.
+/// The largest `limit`.
 const MAX_LIMIT: usize = 1000;
 
 #[derive(Serialize, ToSchema)]
@@ -33,10 +33,10 @@ pub(in crate::public) struct ListedServer {
     registered_at: String,
     #[schema(format = DateTime, examples("2026-03-31T12:05:00+00:00"))]
     last_checkin: String,
-    /// 1 where the server is revoked, else 0.
+    /// 1 if the server is revoked, else 0.
     #[schema(minimum = 0, maximum = 1, examples(0))]
     revoked: u8,
-    /// What the operator has noted.
+    /// The operator's note.
     #[schema(examples(""))]
     note: String,
 }
@@ -64,7 +64,7 @@ struct StatusQuery {
     stale: Option<String>,
 }
 
-/// What `GET /status` is asked for.
+/// The parsed query of `GET /status`.
 struct Listing {
     filter: Filter,
     limit: Option<usize>,
@@ -103,7 +103,7 @@ impl Listing {
     }
 }
 
-/// Walks the servers that a listing shows, newest first, a page of the store at a time.
+/// Iterates over the servers of a listing, newest first, one page of the store at a time.
 struct Walk {
     store: Arc<dyn Store>,
     servers: Arc<Servers>,
@@ -114,7 +114,7 @@ struct Walk {
 }
 
 impl Walk {
-    /// The matches among the next servers; empty pages are possible before the end.
+    /// Returns the matches among the next servers. The result can be empty before the end.
     fn next(&mut self) -> Result<Vec<Server>, ReadError> {
         let page = self.store.servers_before(self.before, PAGE)?;
         self.done = page.len() < PAGE;
@@ -131,16 +131,16 @@ impl Walk {
     operation_id = "status",
     tag = "Main stack",
     summary = "List servers",
-    description = "Lists the registered servers, newest first. Without limit all are sent, a million too.",
+    description = "Lists the registered servers, newest first. Without limit the response has all servers, even a million.",
     params(
         ("limit" = Option<u16>, Query, minimum = 1, maximum = 1000, nullable = false,
-            description = "Servers on a page: 1 to 1000."),
+            description = "Servers per page: 1 to 1000."),
         ("cursor" = Option<u32>, Query, nullable = false,
-            description = "next_cursor of an earlier page."),
+            description = "The next_cursor of the previous page."),
         ("revoked" = Option<u8>, Query, minimum = 0, maximum = 1, nullable = false,
-            description = "1 for revoked servers only, 0 for the others."),
+            description = "1: only revoked servers. 0: only servers that are not revoked."),
         ("stale" = Option<u8>, Query, minimum = 0, maximum = 1, nullable = false,
-            description = "1 for servers only that have not checked in for long."),
+            description = "1: only servers whose last check-in is too long ago."),
     ),
     responses((
             status = 200,
@@ -148,7 +148,7 @@ impl Walk {
             body = StatusPage,
         ),(
             status = 400,
-            description = "A part of the query is not valid.",
+            description = "A query parameter is not valid.",
             body = LegacyFailure,
         ),(
             status = 403,
@@ -182,11 +182,11 @@ pub async fn status(state: Data<State>, request: HttpRequest) -> HttpResponse {
 
 #[derive(Serialize, ToSchema)]
 pub(in crate::public) struct StatusPage {
-    /// How many servers match.
+    /// The number of matching servers.
     #[schema(examples(1))]
     count: usize,
     servers: Vec<ListedServer>,
-    /// With `limit`, while more follow: the `cursor` of the next page.
+    /// The `cursor` for the next page. Only with `limit`, and only if there are more servers.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false, examples("4711"))]
     next_cursor: Option<String>,
@@ -196,7 +196,7 @@ async fn one_page(mut walk: Walk, limit: usize) -> HttpResponse {
     let collected = actix_web::web::block(move || {
         let count = walk.servers.count(&walk.filter);
         let mut servers = Vec::new();
-        // One more than asked for tells whether there is a next page.
+        // Reads one more than requested, to know whether there is a next page.
         while servers.len() <= limit && !walk.done {
             servers.extend(walk.next()?);
         }
@@ -216,11 +216,11 @@ async fn one_page(mut walk: Walk, limit: usize) -> HttpResponse {
 }
 
 fn unreadable(error: &ReadError) -> HttpResponse {
-    tracing::error!(%error, "servers could not be listed");
+    tracing::error!(%error, "could not list the servers");
     legacy_failure(iptunnel_actors::Failure::StorageUnavailable)
 }
 
-/// All matches, in memory one page at a time.
+/// Streams all matches, with one page at a time in memory.
 async fn stream(walk: Walk) -> HttpResponse {
     let counted = actix_web::web::block(move || {
         let count = walk.servers.count(&walk.filter);
@@ -241,7 +241,8 @@ async fn stream(walk: Walk) -> HttpResponse {
                     actix_web::web::block(move || next_chunk(walk, String::new(), is_first)).await;
                 match next {
                     Ok(Ok(next)) => Some(next),
-                    // The head is out: the answer ends in the middle, which no parser takes whole.
+                    // The status has been sent. The response ends in the middle, so that a JSON
+                    // parser reports an error.
                     Ok(Err(error)) => return Some((Err(error.0), None)),
                     Err(error) => return Some((Err(error.to_string()), None)),
                 }
@@ -258,11 +259,11 @@ async fn stream(walk: Walk) -> HttpResponse {
         ))
 }
 
-/// A piece of the stream, and what is left to do after it.
+/// A chunk of the stream, and the state for the next one.
 type Chunk = (Bytes, Option<(Walk, bool)>);
 
 fn next_chunk(mut walk: Walk, mut text: String, mut is_first: bool) -> Result<Chunk, ReadError> {
-    // A filter may leave nothing of many pages; the caller waits for something to send.
+    // A filter may match nothing on many pages. Continue until there is something to send.
     loop {
         for server in walk.next()? {
             if !is_first {

@@ -1,4 +1,4 @@
-//! Registered servers: the legacy routes and their v2 counterparts.
+//! Registered servers: the legacy routes and the v2 routes.
 
 pub mod listing;
 
@@ -69,7 +69,7 @@ pub(in crate::public) struct AliveStatus {
     status: &'static str,
     #[schema(pattern = "^[0-9a-f]{16}$", examples("0123456789abcdef"))]
     server_id: String,
-    /// When to check in next.
+    /// Seconds until the next check-in.
     #[schema(examples(86400))]
     next_checkin_seconds: u64,
 }
@@ -78,13 +78,13 @@ pub(in crate::public) struct AliveStatus {
 pub(in crate::public) struct RevokedRegistration {
     #[schema(examples("The token is not valid."))]
     error: &'static str,
-    /// Where the server is revoked.
+    /// The server's id, if the server is revoked.
     #[schema(required = false, pattern = "^[0-9a-f]{16}$", examples("0123456789abcdef"))]
     server_id: String,
 }
 
-/// What a check-in is told with status 200: that all is well; or, where the operator has chosen
-/// so, that the server is revoked.
+/// The body of a check-in response with status 200. It can also say that the server is revoked, if
+/// the operator has configured status 200 for that.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 #[allow(dead_code)]
@@ -97,12 +97,12 @@ fn bad_request(message: impl Into<String>) -> HttpResponse {
     legacy_failure(ApiError::bad_request(message))
 }
 
-/// The body of a legacy request, or the 400 (or 413) it deserves.
+/// Parses the body of a legacy request, or returns the 400 or 413 response.
 fn legacy_body(bytes: &Body) -> Result<ServerBody<'_>, HttpResponse> {
     fields(bytes).map_err(legacy_failure)
 }
 
-/// The server that a legacy request names.
+/// Returns the server id in a legacy request, or the error response.
 fn server_id(bytes: &Body) -> Result<String, HttpResponse> {
     let id = legacy_body(bytes)?.server_id.check("server_id", FIELD);
     id.map(Cow::into_owned).map_err(bad_request)
@@ -115,8 +115,8 @@ fn server_id(bytes: &Body) -> Result<String, HttpResponse> {
     operation_id = "register",
     tag = "Main stack",
     summary = "Register a server",
-    description = "Registers the server with this address, or finds it again: the same address always gets \
-        the same id, and the new host name.",
+    description = "Registers the server with this address. A repeated registration of the same address gets \
+        the same id and updates the host name.",
     request_body = RegisterRequest,
     responses((
             status = 200,
@@ -124,11 +124,11 @@ fn server_id(bytes: &Body) -> Result<String, HttpResponse> {
             body = Registered,
         ),(
             status = 400,
-            description = "The body is missing, not a JSON object, or a field is missing or not valid. The error says which.",
+            description = "The body is missing or not a JSON object, or a field is missing or invalid. The error names it.",
             body = LegacyFailure,
         ),(
             status = 403,
-            description = "The token is not valid; or the server is revoked: then with its id.",
+            description = "The token is not valid, or the server is revoked. If it is revoked, the body has its id.",
             body = RevokedRegistration,
         )),
 )]
@@ -190,16 +190,16 @@ fn read_registration(
     operation_id = "checkin",
     tag = "Main stack",
     summary = "Check in",
-    description = "Says that the server is alive. An Authorization is not needed; where one is sent it must \
-        be the token that registered the server or the master token.",
+    description = "Reports that the server is alive. The Authorization header is optional. If sent, it must \
+        carry the token that registered the server, or the master token.",
     request_body = ServerRequest,
     responses((
             status = 200,
-            description = "The server is alive, or, where the operator has chosen so, revoked.",
+            description = "The check-in was recorded; or the server is revoked, if the operator has configured status 200 for that.",
             body = CheckInAnswer,
         ),(
             status = 400,
-            description = "The body is missing, not a JSON object, or a field is missing or not valid. The error says which.",
+            description = "The body is missing or not a JSON object, or a field is missing or invalid. The error names it.",
             body = LegacyFailure,
         ),(
             status = 401,
@@ -211,7 +211,7 @@ fn read_registration(
             body = ServerStatus,
         ),(
             status = 404,
-            description = "There is no such server.",
+            description = "No server has this id.",
             body = LegacyFailure,
         )),
 )]
@@ -259,34 +259,34 @@ async fn check_in(state: &State, request: &HttpRequest, id: &str) -> Result<Chec
     Ok(answer.outcome??)
 }
 
-/// Where the v2 routes of servers are.
+/// The prefix of the v2 routes of servers.
 pub const SERVERS: &str = "/api/v2/servers";
 /// The verb of a check-in.
 pub const CHECK_IN: &str = "check-in";
 
-/// The id and the verb in `/api/v2/servers/{server_id}/{verb}`.
+/// Returns the id and the verb in `/api/v2/servers/{server_id}/{verb}`.
 ///
-/// Taken apart here and not by the router, whose patterns are regular expressions: a third of the
-/// time of a check-in would go there.
+/// The router would match this path with a regular expression, which takes a third of the time of a
+/// check-in.
 fn id_and_verb(path: &str) -> Option<(&str, &str)> {
     let (id, verb) = path.strip_prefix(SERVERS)?.strip_prefix('/')?.split_once('/')?;
     (!verb.contains('/')).then_some((id, verb))
 }
 
-/// `POST /api/v2/servers/{server_id}/check-in`. The body does not matter, as long as it is one.
+/// `POST /api/v2/servers/{server_id}/check-in`. The body is empty or any JSON object.
 #[utoipa::path(
     post,
     path = "/api/v2/servers/{server_id}/check-in",
     operation_id = "server_check_in",
     tag = "Servers",
     summary = "Check a server in",
-    description = "Says that the server is alive. A body is not needed; where one is sent it is a JSON \
-        object. An Authorization, where sent, must be the token that registered the server or the \
-        master token.",
+    description = "Reports that the server is alive. The body is optional. If sent, it must be a JSON \
+        object. The Authorization header is optional too. If sent, it must carry the token that \
+        registered the server, or the master token.",
     params(("server_id" = String, Path, description = "The id from the registration.", example = "0123456789abcdef")),
     responses((
         status = 200,
-        description = "The server is alive, or, where the operator has chosen so, revoked.",
+        description = "The check-in was recorded; or the server is revoked, if the operator has configured status 200 for that.",
         body = Success<CheckInAnswer>,
     )),
 )]
@@ -339,7 +339,7 @@ pub async fn v2_check_in(
     operation_id = "revoke",
     tag = "Main stack",
     summary = "Revoke a server",
-    description = "Revokes a server's registration, again and again with the same answer.",
+    description = "Revokes a server's registration. A repeated request gets the same response.",
     request_body = ServerRequest,
     responses((
             status = 200,
@@ -347,7 +347,7 @@ pub async fn v2_check_in(
             body = ServerStatus,
         ),(
             status = 400,
-            description = "The body is missing, not a JSON object, or a field is missing or not valid. The error says which.",
+            description = "The body is missing or not a JSON object, or a field is missing or invalid. The error names it.",
             body = LegacyFailure,
         ),(
             status = 403,
@@ -355,7 +355,7 @@ pub async fn v2_check_in(
             body = LegacyFailure,
         ),(
             status = 404,
-            description = "There is no such server.",
+            description = "No server has this id.",
             body = LegacyFailure,
         )),
 )]
@@ -383,35 +383,35 @@ pub async fn legacy_revoke(
     }
 }
 
-/// For the reference: the first of the two verbs of [`v2_action`].
+/// The reference entry for the verb `revoke` of [`v2_action`].
 #[utoipa::path(
     post,
     path = "/api/v2/servers/{server_id}/revoke",
     operation_id = "server_revoke",
     tag = "Servers",
     summary = "Revoke a server",
-    description = "Revokes a server's registration, again and again with the same answer.",
+    description = "Revokes a server's registration. A repeated request gets the same response.",
     params(("server_id" = String, Path, description = "The id from the registration.", example = "0123456789abcdef")),
     responses((status = 200, description = "The server is revoked.", body = Success<ServerAction>)),
 )]
 #[allow(dead_code)]
 pub fn server_revoke() {}
 
-/// For the reference: the second.
+/// The reference entry for the verb `restore` of [`v2_action`].
 #[utoipa::path(
     post,
     path = "/api/v2/servers/{server_id}/restore",
     operation_id = "server_restore",
     tag = "Servers",
     summary = "Restore a server",
-    description = "Takes a revocation back: the only way to do so.",
+    description = "Restores a revoked server. No other request can undo a revocation.",
     params(("server_id" = String, Path, description = "The id from the registration.", example = "0123456789abcdef")),
     responses((status = 200, description = "The server is active.", body = Success<ServerAction>)),
 )]
 #[allow(dead_code)]
 pub fn server_restore() {}
 
-/// `POST /api/v2/servers/{server_id}/revoke` and `/restore`, and 404 for every other verb.
+/// `POST /api/v2/servers/{server_id}/revoke` and `/restore`. Other verbs get 404.
 pub async fn v2_action(state: Data<State>, request: HttpRequest) -> HttpResponse {
     let (id, revoked, status, message) = match id_and_verb(request.path()) {
         Some((id, "revoke")) => (id, true, "revoked", "Server revoked"),

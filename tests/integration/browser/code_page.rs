@@ -1,4 +1,4 @@
-//! The code page, as somebody about to install uses it.
+//! The code page in a browser.
 
 use super::driver::Window;
 use crate::harness::{Machine, TestApp};
@@ -22,22 +22,22 @@ fn a_whole_installation_shows_on_the_open_page() {
     window.check_looks("code-page");
     window.click("#issue");
     let code = shown_code(&window);
-    assert!(window.text("#left").starts_with("Good for "), "{}", window.text("#left"));
+    assert!(window.text("#left").starts_with("Valid for "), "{}", window.text("#left"));
     assert!(window.text("#command").contains(&format!("bash -s -- {code}")));
     window.check_looks("code-issued");
     let machine = Machine::new(1);
     let token = machine.prechecked(&app, &code);
-    window.wait_for("#news", |text| text == "The installer has found the code good.");
+    window.wait_for("#news", |text| text == "The installer has checked the code. It is valid.");
     let activated = machine.activate(&app, &code, &token);
-    window.wait_for("#news", |text| text.contains("ns1.example.com has taken the code"));
+    window.wait_for("#news", |text| text.contains("ns1.example.com is using the code"));
     assert_eq!(window.text("#left"), "In use.");
     let activation = crate::harness::Activation {
         id: activated.data("activation_id"),
         token: activated.data("install_token"),
     };
     activation.release(&app);
-    window.wait_for("#news", |text| text.contains("given back"));
-    window.wait_for("#left", |text| text.starts_with("Good for "));
+    window.wait_for("#news", |text| text.contains("valid again"));
+    window.wait_for("#left", |text| text.starts_with("Valid for "));
     machine.install(&app, &code).confirm(&app);
     window.wait_for("#news", |text| text == "ns1.example.com is installed.");
     assert_eq!(window.text("#left"), "Used.");
@@ -50,7 +50,7 @@ fn a_code_counts_down_and_turns_into_a_new_one() {
     let window = open(&app);
     window.click("#issue");
     let first = shown_code(&window);
-    let left = |text: &str| text.strip_prefix("Good for 0:0")?.parse::<u32>().ok();
+    let left = |text: &str| text.strip_prefix("Valid for 0:0")?.parse::<u32>().ok();
     let before = left(&window.text("#left")).expect("less than ten seconds");
     window.wait_for("#left", |text| left(text).is_some_and(|now| now < before));
     window.wait_for("#news", |text| text == "This code has expired. Get a new one.");
@@ -58,31 +58,31 @@ fn a_code_counts_down_and_turns_into_a_new_one() {
     window.check_looks("code-expired");
     window.click("#issue");
     window.wait_for("#code", |text| text.starts_with("IPT-SD-") && text != first);
-    assert!(window.text("#left").starts_with("Good for "));
+    assert!(window.text("#left").starts_with("Valid for "));
 }
 
 #[test]
-fn an_installation_that_was_prechecked_in_time_is_watched_beyond_the_codes_own_life() {
+fn a_prechecked_installation_is_shown_after_the_codes_expiry() {
     let app = TestApp::start_with(|c| c.push(("codes.ttl_seconds", "120".into())));
     let window = open(&app);
     window.click("#issue");
     let code = shown_code(&window);
     let machine = Machine::new(1);
     let token = machine.prechecked(&app, &code);
-    window.wait_for("#news", |text| text == "The installer has found the code good.");
-    // The server's clock says so before the page's own does.
+    window.wait_for("#news", |text| text == "The installer has checked the code. It is valid.");
+    // The server reports the expiry before the page's own countdown ends.
     app.clock.advance(150);
-    window.wait_for("#left", |text| text.starts_with("Its time is over, except for the server"));
+    window.wait_for("#left", |text| text.starts_with("Expired for other servers."));
     assert_eq!(window.text("#issue"), "Get another code");
     assert_eq!(machine.activate(&app, &code, &token).status, 200);
-    window.wait_for("#news", |text| text.contains("ns1.example.com has taken the code"));
+    window.wait_for("#news", |text| text.contains("ns1.example.com is using the code"));
     window.click("#issue");
     window.wait_for("#code", |text| text.starts_with("IPT-SD-") && text != code);
-    assert_eq!(window.text("#hostname"), "the server", "of the next code nothing is known");
+    assert_eq!(window.text("#hostname"), "the server", "the next code has no host name yet");
 }
 
 #[test]
-fn a_copy_that_the_browser_refuses_is_not_said_to_be_one() {
+fn a_copy_that_the_browser_refuses_is_reported() {
     let app = TestApp::start();
     let window = open(&app);
     window.click("#issue");
@@ -91,12 +91,12 @@ fn a_copy_that_the_browser_refuses_is_not_said_to_be_one() {
         "navigator.clipboard.writeText = () => Promise.reject(new Error());
          document.execCommand = () => false;",
     );
-    window.press_for("c", "#news", |text| text.starts_with("It is selected: copy it"));
+    window.press_for("c", "#news", |text| text.starts_with("Your browser did not copy"));
     assert_eq!(window.script("return getSelection().toString()"), window.text("#code"));
 }
 
 #[test]
-fn a_refusal_says_in_plain_words_when_to_come_back() {
+fn a_refusal_says_when_to_try_again() {
     let app = TestApp::start_with(|c| c.push(("limits.issue_per_ip_hour", "0".into())));
     let window = open(&app);
     window.click("#issue");
@@ -107,7 +107,7 @@ fn a_refusal_says_in_plain_words_when_to_come_back() {
 }
 
 #[test]
-fn a_lost_session_is_renewed_without_a_word() {
+fn a_lost_session_is_renewed_silently() {
     let app = TestApp::start();
     let window = open(&app);
     app.clock.advance(3 * 86_400);
@@ -117,19 +117,19 @@ fn a_lost_session_is_renewed_without_a_word() {
 }
 
 #[test]
-fn without_scripts_the_page_gives_a_code_all_the_same() {
+fn without_scripts_the_page_still_issues_a_code() {
     let app = TestApp::start();
     let window = Window::open();
     window.without_scripts();
     window.go(&format!("{}/slowdns", app.url));
     window.click("#issue");
     let code = shown_code(&window);
-    assert!(window.text("#left").starts_with("Good until "), "{}", window.text("#left"));
+    assert!(window.text("#left").starts_with("Valid until "), "{}", window.text("#left"));
     Machine::new(1).install(&app, &code);
 }
 
 #[test]
-fn the_keyboard_alone_brings_a_code_and_copies_it() {
+fn a_code_can_be_issued_and_copied_with_the_keyboard() {
     let app = TestApp::start();
     let window = open(&app);
     assert_eq!(window.tab_to("#issue"), 2, "behind the link that skips to the content");

@@ -1,4 +1,4 @@
-//! The console, as an operator uses it.
+//! The console in a browser.
 
 use super::driver::Window;
 use crate::harness::{Machine, PATIENCE, TestApp};
@@ -15,7 +15,7 @@ fn logged_in(app: &TestApp) -> Window {
 }
 
 #[test]
-fn the_charts_move_under_load_and_every_page_is_fit_to_look_at() {
+fn the_charts_follow_the_load_and_every_page_is_accessible() {
     let app = TestApp::start();
     let window = logged_in(&app);
     for number in 1..=4 {
@@ -47,7 +47,7 @@ fn the_charts_move_under_load_and_every_page_is_fit_to_look_at() {
     for (page, title) in [
         ("codes", "Codes and activations"),
         ("servers", "Servers"),
-        ("tuning", "ActorSettings"),
+        ("settings", "Settings"),
         ("audit", "Audit"),
     ] {
         window.click(&format!(".bar a[href='/console/{page}']"));
@@ -59,12 +59,12 @@ fn the_charts_move_under_load_and_every_page_is_fit_to_look_at() {
     }
     window.go(&format!("{}/console/codes", app.admin));
     window.click("tbody a");
-    window.wait_for(".message", |text| text.contains("Another machine"));
+    window.wait_for(".message", |text| text.contains("Another machine tried"));
     window.check_looks("console-code");
 }
 
 #[test]
-fn a_server_is_revoked_and_restored_after_being_asked() {
+fn a_server_is_revoked_and_restored_after_a_confirmation() {
     let app = TestApp::start();
     let body = json!({"token": app.master(), "ip": "9.9.9.9", "hostname": "s9.example.com"});
     app.post("/register", &body);
@@ -83,12 +83,12 @@ fn a_server_is_revoked_and_restored_after_being_asked() {
 }
 
 #[test]
-fn a_turned_knob_counts_at_once_and_after_a_restart_until_it_is_undone() {
+fn a_changed_setting_is_in_force_at_once_and_after_a_restart_until_undone() {
     let app = TestApp::start();
     let ttl = |app: &TestApp| app.browser("slowdns").issue().json()["data"]["ttl_seconds"].clone();
     let field = "[aria-label='codes.ttl_seconds']";
     let window = logged_in(&app);
-    window.go(&format!("{}/console/tuning", app.admin));
+    window.go(&format!("{}/console/settings", app.admin));
     window.fill(field, "0");
     window.click(&format!("form:has({field}) button"));
     window.wait_for(".message", |text| text.contains("codes.ttl_seconds = 0: must be"));
@@ -101,7 +101,7 @@ fn a_turned_knob_counts_at_once_and_after_a_restart_until_it_is_undone() {
     assert_eq!(ttl(&app), 77);
     drop(window);
     let window = logged_in(&app);
-    window.go(&format!("{}/console/tuning", app.admin));
+    window.go(&format!("{}/console/settings", app.admin));
     window.click(&format!("tr:has({field}) td:nth-child(3) button"));
     window.wait_for(&format!("tr:has({field}) td:nth-child(3)"), |text| text == "file");
     app.settle();

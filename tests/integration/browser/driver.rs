@@ -42,8 +42,8 @@ impl WebDriverCompatibleCommand for DevTools {
     }
 }
 
-/// Starts a driver on a port of its own choice; it says which. Where another one was faster with that
-/// port it ends, and is started again.
+/// Starts a driver on a port of its own choice; it says which. Where another one was faster with
+/// that port it ends, and is started again.
 fn start_driver() -> (Child, String) {
     for _ in 0..5 {
         let mut driver = Command::new("chromedriver")
@@ -114,7 +114,8 @@ impl Window {
         self.dev_tools("Emulation.setScriptExecutionDisabled", json!({"value": true}));
     }
 
-    /// The text of an element as a person sees it; an error where it is not there, or has just gone.
+    /// The text of an element as a person sees it; an error where it is not there, or has just
+    /// gone.
     fn try_text(&self, css: &str) -> Result<String, fantoccini::error::CmdError> {
         self.runtime.block_on(async { self.client.find(Locator::Css(css)).await?.text().await })
     }
@@ -157,8 +158,8 @@ impl Window {
         steps
     }
 
-    /// Presses a key, and again only where the page has not heard of it: a window that has only just
-    /// opened may let one pass.
+    /// Presses a key, and again only where the page has not heard of it: a window that has only
+    /// just opened may let one pass.
     fn press_surely(&self, key: &str) {
         self.script(
             "window.keysHeard = 0;
