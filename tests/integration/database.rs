@@ -60,7 +60,7 @@ fn execute(cluster: &str, sql: &str) {
     });
 }
 
-/// Runs `work` over a connection of its own.
+/// Runs `does` over a connection of its own.
 fn connected<T: Send + 'static>(
     url: String,
     does: impl AsyncFnOnce(Client) -> T + Send + 'static,
