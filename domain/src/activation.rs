@@ -1,4 +1,4 @@
-//! An activation: one machine's hold on a consumed code, from open to confirmed or released.
+//! The activation: the record that a machine consumed a code. It is open, then confirmed or released.
 
 use crate::address::HostName;
 use crate::code::{Code, CodeHash};
@@ -9,12 +9,13 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// The name of an activation in the API: 64 random bits, a capability while it is open.
+/// The id of an activation in the API: 64 random bits. It is a secret while the activation is open:
+/// knowing it gives rights.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ActivationId(pub u64);
 
 impl ActivationId {
-    /// Reads `act_` and 16 lower-case hexadecimal digits.
+    /// Parses `act_` and 16 lower-case hexadecimal digits.
     pub fn parse(text: &str) -> Option<Self> {
         let digits = text.strip_prefix("act_")?;
         let well_formed =
@@ -22,33 +23,33 @@ impl ActivationId {
         well_formed.then(|| u64::from_str_radix(digits, 16).ok().map(Self))?
     }
 
-    /// The id in full. Whoever calls this handles a capability.
+    /// Returns the full id as text. The caller then handles a secret.
     pub fn reveal(self) -> String {
         format!("act_{:016x}", self.0)
     }
 }
 
 impl fmt::Debug for ActivationId {
-    /// The first eight characters: as much as logs, pages and metrics may show.
+    /// Writes the first eight characters: logs, pages and metrics may show no more.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "act_{:04x}…", self.0 >> 48)
     }
 }
 
-/// An activation's place in the order of opening; rises by one, never used twice.
+/// The number of an activation in the order of opening. It only rises and is never used twice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ActivationNumber(pub u64);
 
-/// How a code names the activation that consumed it.
+/// The reference from a code to the activation that consumed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ActivationRef {
-    /// Its place in the order of opening.
+    /// Its number in the order of opening.
     pub number: ActivationNumber,
-    /// Its name in the API.
+    /// Its id in the API.
     pub id: ActivationId,
 }
 
-/// The machine that asks: hashes of its machine id and of its SSH fingerprint.
+/// The machine that sends a request: hashes of its machine id and of its SSH fingerprint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holder {
     /// The keyed hash of the machine id.
@@ -57,7 +58,7 @@ pub struct Holder {
     pub fingerprint: KeyedHash,
 }
 
-/// What the installed server will be known by.
+/// The host name and public address of the server that is installed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
     /// Its host name.
@@ -66,85 +67,89 @@ pub struct Binding {
     pub public_ip: IpAddr,
 }
 
-/// What an installer asks for beyond the binding.
+/// The fields of an activate request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Who asks.
+    /// The machine that sends it.
     pub holder: Holder,
-    /// What to bind.
+    /// The host name and address to bind.
     pub binding: Binding,
-    /// The version of the installed software that is asked for.
+    /// The requested version of the software to install.
     pub requested_ref: String,
     /// The installer's own version.
     pub installer_version: String,
-    /// The name of the key that signs the install token, so that the same token can be made again.
+    /// The name of the key that signs the install token. It is kept so that the same token can be
+    /// signed again.
     pub signing_key: String,
 }
 
-/// What is known of an activation. Its install token is not stored: it is signed anew from these
-/// facts, byte for byte the same.
+/// The record of an activation. Its install token is not stored: signing these fields again gives
+/// the same token, byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Activation {
-    /// Its place and its name.
+    /// Its number and its id.
     pub at: ActivationRef,
     /// The code it consumed.
     pub code: CodeHash,
-    /// Who holds it, and what was asked for. Shared: an activation is in memory, on its way to the
-    /// disk and in an answer at once.
+    /// The request that opened it, with the machine that holds it. It is shared (`Arc`), because the
+    /// cache, a pending commit and a reply use the same activation at the same time.
     pub request: Arc<Request>,
     /// When it was opened; the token's `iat`.
     pub opened_at: Timestamp,
-    /// When its token runs out; the token's `exp`.
+    /// When its token expires; the token's `exp`.
     pub expires_at: Timestamp,
     /// Open, confirmed or released.
     pub state: ActivationState,
-    /// How often the record has been written.
+    /// The number of times the record was written.
     pub version: Version,
 }
 
-/// Where an activation stands. That it has lapsed is not a state: it follows from the time.
+/// The stored state of an activation. Lapsed is not a stored state: it follows from the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActivationState {
     /// The machine is installing.
     Open,
-    /// The installation is done, since this instant.
+    /// The installation was confirmed at this time.
     Confirmed(Timestamp),
-    /// The code was given back, or another activation of the same machine took its place.
+    /// The code was given back at this time, or another activation of the same machine replaced this
+    /// one.
     Released(Timestamp),
 }
 
-/// What becomes of an activate for a code that is consumed.
+/// The outcome of an activate for a code that is consumed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resume {
-    /// The same machine asks for the same: it gets the same activation again.
+    /// The same machine asks for the same binding: it gets the same activation again.
     Repeat,
-    /// The same machine asks for another binding: this activation, released, makes room.
+    /// The same machine asks for another binding: a new activation replaces this one, which is
+    /// returned as released.
     Replace(Activation),
-    /// The activation has given the code back already: whoever sees the code consumed is late.
+    /// The activation was released and the code given back. The caller decided on an old version of
+    /// the code.
     Stale,
 }
 
-/// What becomes of a release.
+/// The outcome of a release.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Release {
-    /// The code is to be given back; the activation as released.
+    /// The code must be given back. Holds the activation as released.
     GiveBack(Activation),
-    /// The token ran out before: nothing changes, the code stays used.
+    /// The token has expired: nothing changes, and the code stays used.
     Lapsed,
-    /// The installation was confirmed before: nothing changes.
+    /// The installation is already confirmed: nothing changes.
     Confirmed,
 }
 
-/// Where an activation stands at some moment.
+/// The stage of an activation at a given time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Its machine may go on.
+    /// Its machine may continue.
     Open,
-    /// Its token ran out.
+    /// Its token has expired.
     Lapsed,
-    /// Its install is complete.
+    /// Its installation is complete.
     Confirmed,
-    /// It gave the code back.
+    /// It gave the code back or was replaced.
     Released,
 }
 
@@ -152,7 +157,7 @@ impl Stage {
     /// Every stage.
     pub const ALL: [Self; 4] = [Self::Open, Self::Lapsed, Self::Confirmed, Self::Released];
 
-    /// As people call it.
+    /// Returns the name that pages and exports show.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Open => "open",
@@ -164,7 +169,7 @@ impl Stage {
 }
 
 impl Activation {
-    /// An activation as opened at `now`.
+    /// Returns a new activation, opened at `now`.
     pub fn open(
         at: ActivationRef,
         code: CodeHash,
@@ -183,22 +188,22 @@ impl Activation {
         }
     }
 
-    /// Whether its token has run out, or was made in a future that never came.
+    /// Whether its token has expired, or is dated in the future (a clock was wrong).
     const fn is_over(&self, now: Timestamp) -> bool {
         Lifespan { from: self.opened_at, until: self.expires_at }.is_over(now)
     }
 
-    /// Neither confirmed nor released, and its token still good.
+    /// Whether it is neither confirmed nor released, and its token has not expired.
     pub fn is_open(&self, now: Timestamp) -> bool {
         self.state == ActivationState::Open && !self.is_over(now)
     }
 
-    /// Whether the code was given back, or another activation of the same machine took its place.
+    /// Whether the code was given back, or another activation of the same machine replaced this one.
     pub const fn is_released(&self) -> bool {
         matches!(self.state, ActivationState::Released(_))
     }
 
-    /// Where it stands.
+    /// Returns its stage at `now`.
     pub fn stage(&self, now: Timestamp) -> Stage {
         match self.state {
             ActivationState::Open if self.is_open(now) => Stage::Open,
@@ -208,10 +213,10 @@ impl Activation {
         }
     }
 
-    /// Whether `holder` may go on with a code that this activation consumed.
+    /// Checks that `holder` may continue with the code that this activation consumed.
     ///
     /// # Errors
-    /// [`Refusal::CodeUsed`] for everyone but the machine that holds an open activation.
+    /// [`Refusal::CodeUsed`] unless `holder` is the machine that holds this activation and it is open.
     pub fn precheck(&self, holder: &Holder, now: Timestamp) -> Result<(), Refusal> {
         if self.is_open(now) && self.request.holder == *holder {
             Ok(())
@@ -220,11 +225,12 @@ impl Activation {
         }
     }
 
-    /// What becomes of an activate for the code that this activation consumed.
+    /// Decides on an activate for the code that this activation consumed.
     ///
     /// # Errors
-    /// [`Refusal::CodeUsed`] for everyone but the machine that holds an open activation;
-    /// [`Refusal::CodeMaxActivations`] where a changed binding would be one activation too many.
+    /// [`Refusal::CodeUsed`] unless the request is of the machine that holds this activation and it
+    /// is open; [`Refusal::CodeMaxActivations`] if the binding changed and the code allows no more
+    /// activations.
     pub fn resume(
         &self,
         request: &Request,
@@ -245,11 +251,11 @@ impl Activation {
         Ok(Resume::Replace(self.become_state(ActivationState::Released(now))))
     }
 
-    /// Confirms the installation. Whether the token is good was decided before.
+    /// Confirms the installation. The caller has already verified the token.
     ///
     /// # Errors
-    /// [`Refusal::TokenUsed`] after the first time, [`Refusal::ActivationNotFound`] after a
-    /// release, [`Refusal::TokenInvalid`] once the token has run out.
+    /// [`Refusal::TokenUsed`] if it is already confirmed, [`Refusal::ActivationNotFound`] if it was
+    /// released, [`Refusal::TokenInvalid`] if the token has expired.
     pub fn confirm(&self, now: Timestamp) -> Result<Self, Refusal> {
         match self.state {
             ActivationState::Confirmed(_) => Err(Refusal::TokenUsed),
@@ -259,10 +265,10 @@ impl Activation {
         }
     }
 
-    /// Gives the code back where the installation is still open.
+    /// Releases the activation if it is still open, so that the code can be given back.
     ///
     /// # Errors
-    /// [`Refusal::ActivationNotFound`] where that happened before.
+    /// [`Refusal::ActivationNotFound`] if it was already released.
     pub fn release(&self, now: Timestamp) -> Result<Release, Refusal> {
         match self.state {
             ActivationState::Released(_) => Err(Refusal::ActivationNotFound),
@@ -274,7 +280,7 @@ impl Activation {
         }
     }
 
-    /// When it was closed: by its confirmation or its release, else by the end of its token.
+    /// Returns when it was confirmed or released, or else when its token expires.
     const fn closed_at(&self) -> Timestamp {
         match self.state {
             ActivationState::Open => self.expires_at,
@@ -282,12 +288,12 @@ impl Activation {
         }
     }
 
-    /// Whether the activation has been closed for `retention` seconds.
+    /// Whether it has been closed for `retention` seconds, so that its record may be deleted.
     pub fn is_forgettable(&self, now: Timestamp, retention: u64) -> bool {
         now >= self.closed_at().plus(retention)
     }
 
-    /// Whether it was opened, confirmed or released in a future that never came.
+    /// Whether it was opened, confirmed or released at a time in the future (a clock was wrong).
     pub fn is_dated_ahead(&self, now: Timestamp) -> bool {
         let is_open = self.state == ActivationState::Open;
         let last = if is_open { self.opened_at } else { self.closed_at() };
@@ -342,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_read_back_and_show_eight_characters_at_most() {
+    fn ids_parse_back_and_debug_output_shows_eight_characters() {
         let id = ActivationId(0xa1b2_c3d4_e5f6_a7b8);
         assert_eq!(id.reveal(), "act_a1b2c3d4e5f6a7b8");
         assert_eq!(ActivationId::parse(&id.reveal()), Some(id));
@@ -355,14 +361,14 @@ mod tests {
     }
 
     #[test]
-    fn the_machine_that_holds_it_resumes_and_every_other_hears_used() {
+    fn only_the_holding_machine_resumes_and_others_get_code_used() {
         assert_eq!(resume(1, "a.example.com", NOW), Ok(Resume::Repeat));
         assert_eq!(resume(2, "a.example.com", NOW), Err(Refusal::CodeUsed));
         assert!(matches!(resume(1, "b.example.com", NOW), Ok(Resume::Replace(_))));
     }
 
     #[test]
-    fn a_lapsed_activation_holds_its_code_against_everyone() {
+    fn a_lapsed_activation_keeps_its_code_used_for_every_machine() {
         let lapsed = NOW.plus(600);
         assert_eq!(resume(1, "a.example.com", lapsed), Err(Refusal::CodeUsed));
         let (_, activation) = opened();
@@ -372,7 +378,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_activation_is_open_for_its_lifetime_and_the_slack_at_most(now in 0u64..10_000) {
+        fn an_activation_is_open_for_at_most_its_lifetime_and_the_slack(now in 0u64..10_000) {
             let (_, activation) = opened();
             let now = Timestamp(now);
             let earliest = NOW.0 - SLACK;
@@ -385,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn another_binding_is_refused_where_it_would_be_one_activation_too_many() {
+    fn another_binding_is_refused_once_the_code_allows_no_more_activations() {
         let (mut code, activation) = opened();
         code.activations = 5;
         let other = request(1, "b.example.com");
@@ -396,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_confirmed_once_and_a_release_afterwards_is_harmless() {
+    fn an_activation_is_confirmed_once_and_a_later_release_changes_nothing() {
         let (_, activation) = opened();
         let confirmed = activation.confirm(NOW).unwrap();
         assert_eq!(confirmed.confirm(NOW), Err(Refusal::TokenUsed));
@@ -406,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_released_once_and_not_confirmed_afterwards() {
+    fn an_activation_is_released_once_and_cannot_be_confirmed_afterwards() {
         let (code, activation) = opened();
         let Ok(Release::GiveBack(released)) = activation.release(NOW) else {
             panic!("not released")

@@ -1,4 +1,4 @@
-//! Host names, public addresses, and the network a caller is counted by.
+//! Host names, public addresses, and the network under which a caller is counted.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,13 +7,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub struct HostName(String);
 
 impl HostName {
-    /// The longest name in text form, RFC 1035 section 2.3.4.
+    /// The longest name in text form, in bytes (RFC 1035 section 2.3.4).
     pub const MAX_BYTES: usize = 253;
-    /// The longest label, ditto.
+    /// The longest label, in bytes (RFC 1035 section 2.3.4).
     const MAX_LABEL: usize = 63;
 
-    /// Reads a name of two or more labels of letters, digits and inner hyphens, the last of which
-    /// is not all digits (it would be taken for an address).
+    /// Parses a name of two or more labels of letters, digits and inner hyphens. The last label must
+    /// not be all digits, since such a name can be mistaken for an address.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.strip_suffix('.').unwrap_or(text);
         if text.len() > Self::MAX_BYTES || !text.is_ascii() {
@@ -34,14 +34,14 @@ impl HostName {
             && !label.ends_with('-')
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Blocks of IPv4 that the IANA special-purpose address registry (RFC 6890 and its updates) does
-/// not call globally reachable, and those beyond unicast: multicast (RFC 5771) and 240.0.0.0/4.
+/// IPv4 blocks that are not global: those that the IANA special-purpose address registry (RFC 6890
+/// and its updates) does not list as globally reachable, multicast (RFC 5771) and 240.0.0.0/4.
 const NOT_GLOBAL_V4: [(Ipv4Addr, u32); 14] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
@@ -59,12 +59,13 @@ const NOT_GLOBAL_V4: [(Ipv4Addr, u32); 14] = [
     (Ipv4Addr::new(224, 0, 0, 0), 3),
 ];
 
-/// Inside 192.0.0.0/24 the registry calls these two globally reachable (RFC 7723, RFC 8155).
+/// The two addresses in 192.0.0.0/24 that the registry lists as globally reachable (RFC 7723,
+/// RFC 8155).
 const GLOBAL_V4_EXCEPTIONS: [Ipv4Addr; 2] =
     [Ipv4Addr::new(192, 0, 0, 9), Ipv4Addr::new(192, 0, 0, 10)];
 
-/// What of IPv6 the special-purpose registry calls globally reachable though it lies outside
-/// 2000::/3 or inside a block that is not: translation (RFC 6052), the anycast addresses of
+/// IPv6 blocks that the special-purpose registry lists as globally reachable although they lie
+/// outside 2000::/3 or inside a block that is not: translation (RFC 6052), the anycast addresses of
 /// RFC 7723, RFC 8155 and RFC 9665, AMT (RFC 7450), AS112 (RFC 7535), ORCHIDv2 (RFC 7343) and
 /// drone remote ids (RFC 9374).
 const GLOBAL_V6: [(Ipv6Addr, u32); 8] = [
@@ -78,7 +79,7 @@ const GLOBAL_V6: [(Ipv6Addr, u32); 8] = [
     (Ipv6Addr::new(0x2001, 0x30, 0, 0, 0, 0, 0, 0), 28),
 ];
 
-/// Blocks inside 2000::/3 that the registry does not call globally reachable: protocol
+/// Blocks inside 2000::/3 that the registry does not list as globally reachable: protocol
 /// assignments (RFC 2928), documentation (RFC 3849, RFC 9637) and 6to4 (RFC 3056, "N/A").
 const NOT_GLOBAL_V6: [(Ipv6Addr, u32); 4] = [
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
@@ -87,40 +88,41 @@ const NOT_GLOBAL_V6: [(Ipv6Addr, u32); 4] = [
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
 ];
 
-/// Global unicast as allocated so far, RFC 4291 section 2.4 and the IANA address space registry.
+/// The global unicast block allocated so far, RFC 4291 section 2.4 and the IANA address space registry.
 const GLOBAL_UNICAST_V6: (Ipv6Addr, u32) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 
-fn holds_v4((network, length): &(Ipv4Addr, u32), address: Ipv4Addr) -> bool {
+fn contains_v4((network, length): &(Ipv4Addr, u32), address: Ipv4Addr) -> bool {
     (network.to_bits() ^ address.to_bits()).checked_shr(32 - length).unwrap_or(0) == 0
 }
 
-fn holds_v6((network, length): &(Ipv6Addr, u32), address: Ipv6Addr) -> bool {
+fn contains_v6((network, length): &(Ipv6Addr, u32), address: Ipv6Addr) -> bool {
     (network.to_bits() ^ address.to_bits()).checked_shr(128 - length).unwrap_or(0) == 0
 }
 
-/// Whether the whole Internet can reach `address`, as far as its registries say.
+/// Whether `address` is globally reachable according to the IANA registries.
 pub fn is_global(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
-            GLOBAL_V4_EXCEPTIONS.contains(&v4) || !NOT_GLOBAL_V4.iter().any(|b| holds_v4(b, v4))
+            GLOBAL_V4_EXCEPTIONS.contains(&v4) || !NOT_GLOBAL_V4.iter().any(|b| contains_v4(b, v4))
         }
         IpAddr::V6(v6) => {
-            GLOBAL_V6.iter().any(|b| holds_v6(b, v6))
-                || (holds_v6(&GLOBAL_UNICAST_V6, v6)
-                    && !NOT_GLOBAL_V6.iter().any(|b| holds_v6(b, v6)))
+            GLOBAL_V6.iter().any(|b| contains_v6(b, v6))
+                || (contains_v6(&GLOBAL_UNICAST_V6, v6)
+                    && !NOT_GLOBAL_V6.iter().any(|b| contains_v6(b, v6)))
         }
     }
 }
 
-/// Reads a server's public address: IPv4 or IPv6, globally reachable unless `allow_private`.
+/// Parses a server's public address, IPv4 or IPv6. It must be globally reachable unless
+/// `allow_private` is set.
 pub fn parse_public_ip(text: &str, allow_private: bool) -> Option<IpAddr> {
     let address = text.parse().ok()?;
     (allow_private || is_global(address)).then_some(address)
 }
 
-/// The network by which a caller is counted: an IPv4 address itself (also where it is written as
-/// an IPv4-mapped IPv6 address), of an IPv6 address the first 64 bits, which one subscriber has at
-/// least (RFC 6177).
+/// Returns the network under which a caller is counted. For IPv4 it is the address itself, also if
+/// written as an IPv4-mapped IPv6 address. For IPv6 it is the first 64 bits: a subscriber has at
+/// least a /64 (RFC 6177).
 pub fn caller_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
@@ -150,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_host_name_is_refused() {
+    fn malformed_host_names_are_refused() {
         for wrong in [
             "",
             ".",
@@ -174,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_the_special_registries_are_not_public() {
+    fn special_purpose_addresses_are_not_public() {
         for wrong in [
             "0.0.0.0",
             "10.1.2.3",
@@ -245,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_is_counted_by_its_address_or_its_64() {
+    fn a_caller_is_counted_by_its_ipv4_address_or_its_ipv6_64() {
         let network = |text: &str| caller_network(text.parse().unwrap()).to_string();
         assert_eq!(network("1.2.3.4"), "1.2.3.4");
         assert_eq!(network("::ffff:1.2.3.4"), "1.2.3.4");
@@ -254,7 +256,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_any_text_as_a_host_name_never_panics_and_is_stable(text: String) {
+        fn parsing_any_text_as_a_host_name_never_panics_and_is_stable(text: String) {
             if let Some(name) = HostName::parse(&text) {
                 prop_assert_eq!(HostName::parse(name.as_str()).unwrap(), name);
             }

@@ -1,9 +1,9 @@
-//! The audit log: what happened, who did it and from where, as a chain that shows tampering.
+//! The audit log: a hash chain of events. Each says what happened, who did it and from where.
 //!
-//! An [`Event`] is written in the commit that it describes. Entries are numbered from 1 and each
-//! one's hash covers the one before it, so that an entry that is changed, removed or added in the
-//! middle breaks every hash behind it. A log that is cut off is whole in itself: that shows only
-//! against a head that was noted elsewhere.
+//! An [`Event`] is written in the same commit as the change that it describes. Entries are numbered
+//! from 1. Each entry's hash covers the hash before it, so changing, removing or inserting an entry
+//! breaks every later hash. The chain alone cannot show that its end was cut off: for that, compare
+//! it with a [`Head`] that was saved elsewhere.
 
 use crate::Timestamp;
 use crate::activation::{ActivationId, ActivationNumber, ActivationRef};
@@ -14,20 +14,20 @@ use sha2::{Digest, Sha256};
 use std::fmt;
 use std::net::IpAddr;
 
-/// What happened. The numbers are part of the format on disk.
+/// The kind of event. The numbers are part of the format on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Action {
-    /// Something that a later program has written, by a name that this one does not know. Only heard
-    /// of, never written.
+    /// An action that a newer program wrote and this one does not know. It is only read, never
+    /// written.
     Unknown = 0,
     /// A browser was given a code.
     CodeIssued = 1,
     /// An installer consumed a code.
     Activated = 2,
-    /// The machine that holds a code took it anew, with another host name or address.
+    /// The machine that holds a code activated it again, with another host name or address.
     Replaced = 3,
-    /// An installer finished.
+    /// An installer confirmed its activation.
     Confirmed = 4,
     /// An installer gave its code back.
     Released = 5,
@@ -41,27 +41,27 @@ pub enum Action {
     ServerNoted = 9,
     /// An operator changed a setting, or undid a change.
     SettingChanged = 10,
-    /// The store was found to lack what had been acknowledged, or an operator says so: codes and
-    /// open activations of before are void.
+    /// A new epoch began, because the store lacks acknowledged changes or an operator asked for it:
+    /// codes and open activations from before are void.
     StoreFenced = 11,
-    /// The server found other signing keys or another master token when it read their files again.
+    /// The server reloaded its files and found other signing keys or another master token.
     KeysChanged = 12,
     /// An operator opened the console.
     LoggedIn = 13,
-    /// An installer was told that a code is good. Kept with the code, not in the log.
+    /// A precheck passed. Kept with the code, not in the log.
     PrecheckPassed = 20,
-    /// An installer was told that a code is not good. Ditto.
+    /// A precheck was refused. Kept with the code, not in the log.
     PrecheckRefused = 21,
-    /// An installer was refused a code. Ditto.
+    /// An activate was refused. Kept with the code, not in the log.
     ActivateRefused = 22,
-    /// An installer could not confirm. Ditto.
+    /// A confirm was refused. Kept with the code, not in the log.
     ConfirmRefused = 23,
-    /// An installer could not release. Ditto.
+    /// A release was refused. Kept with the code, not in the log.
     ReleaseRefused = 24,
 }
 
 impl Action {
-    /// All that are written.
+    /// All actions that this program writes.
     pub const ALL: [Self; 18] = [
         Self::CodeIssued,
         Self::Activated,
@@ -83,7 +83,7 @@ impl Action {
         Self::ReleaseRefused,
     ];
 
-    /// Its name in exports and filters.
+    /// Returns its name in exports and filters.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
@@ -108,40 +108,40 @@ impl Action {
         }
     }
 
-    /// The action with this name.
+    /// Returns the action with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|action| action.name() == name)
     }
 
-    /// Whether this is an attempt that changed nothing: such are kept with their code, the first
-    /// ones whole and the others as a count.
+    /// Whether this is an attempt that changed nothing. Attempts are kept with their code: the first
+    /// ones in full, the others as a count.
     pub const fn is_attempt(self) -> bool {
         self as u8 >= Self::PrecheckPassed as u8
     }
 }
 
-/// Who did it.
+/// The kind of actor that caused an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Actor {
-    /// Somebody in front of a code page.
+    /// A browser on a code page.
     Browser = 1,
-    /// An installer on some machine.
+    /// An installer.
     Installer = 2,
     /// An installed server.
     Agent = 3,
-    /// Whoever holds the master token.
+    /// A person with the master token.
     Operator = 4,
-    /// Whoever may change the server's files and signal its process.
+    /// A person who may change the server's files and signal its process.
     Administrator = 5,
 }
 
 impl Actor {
-    /// All of them.
+    /// All actors.
     pub const ALL: [Self; 5] =
         [Self::Browser, Self::Installer, Self::Agent, Self::Operator, Self::Administrator];
 
-    /// Its name in exports and filters.
+    /// Returns its name in exports and filters.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Browser => "browser",
@@ -152,18 +152,18 @@ impl Actor {
         }
     }
 
-    /// The actor with this name.
+    /// Returns the actor with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|actor| actor.name() == name)
     }
 }
 
-/// How the log names an activation: by its place, and by as much of its id as may be shown.
+/// The name of an activation in the log: its number, and the part of its id that may be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ActivationName {
-    /// Its place in the order of opening.
+    /// Its number in the order of opening.
     pub number: ActivationNumber,
-    /// The first four of its sixteen digits.
+    /// The first four of its id's sixteen hexadecimal digits.
     pub digits: u16,
 }
 
@@ -174,43 +174,43 @@ impl From<ActivationRef> for ActivationName {
 }
 
 impl ActivationName {
-    /// Whether `id` may be the activation's.
+    /// Whether `id` begins with the same digits.
     pub const fn may_be(&self, id: ActivationId) -> bool {
         self.digits == (id.0 >> 48) as u16
     }
 }
 
 impl fmt::Display for ActivationName {
-    /// The first eight characters of its id.
+    /// Writes the first eight characters of its id.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "act_{:04x}", self.digits)
     }
 }
 
-/// Something that happened. It names no secret.
+/// An event. It contains no secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// When.
+    /// When it happened.
     pub at: Timestamp,
-    /// What.
+    /// What happened.
     pub action: Action,
-    /// Who.
+    /// Who caused it.
     pub actor: Actor,
-    /// From which network, as far as one is known.
+    /// The network that it came from, if known.
     pub from: Option<IpAddr>,
-    /// The keyed hash of who it was: a browser's session, an installer's machine.
+    /// The keyed hash of the caller's identity: a browser's session or an installer's machine.
     pub identity: Option<KeyedHash>,
-    /// The code it happened to.
+    /// The code that it is about.
     pub code: Option<CodeHash>,
-    /// The activation it happened to.
+    /// The activation that it is about.
     pub activation: Option<ActivationName>,
-    /// The server it happened to.
+    /// The server that it is about.
     pub server: Option<ServerId>,
     /// The public address that was bound or registered.
     pub address: Option<IpAddr>,
-    /// What it happened to as people call it: a code's hint, a host name, a setting.
+    /// The readable name of what it is about: a code's hint, a host name, a setting.
     pub subject: String,
-    /// What else there is to say: the reason of a refusal, a value before and after, a note.
+    /// Further detail: the reason for a refusal, a value before and after, a note.
     pub detail: String,
 }
 
@@ -218,12 +218,12 @@ impl Event {
     /// The longest subject or detail that is kept, in bytes.
     pub const TEXT: usize = 1024;
 
-    /// The front of a text, as far as it is kept.
+    /// Cuts a text to at most [`Self::TEXT`] bytes, between characters.
     pub fn kept(text: &str) -> &str {
         text.get(..text.floor_char_boundary(Self::TEXT)).unwrap_or(text)
     }
 
-    /// An event about nothing yet.
+    /// Returns an event with no code, activation, server or text yet.
     pub const fn new(action: Action, actor: Actor, at: Timestamp, from: Option<IpAddr>) -> Self {
         Self {
             at,
@@ -240,7 +240,7 @@ impl Event {
         }
     }
 
-    /// Appends the event's canonical bytes: the ones that are hashed and stored.
+    /// Appends the event's canonical bytes, which are hashed and stored.
     pub fn encode(&self, bytes: &mut Vec<u8>) {
         bytes.extend([FORMAT, self.action as u8, self.actor as u8]);
         bytes.extend(self.at.0.to_le_bytes());
@@ -255,8 +255,8 @@ impl Event {
         put_text(bytes, &self.detail);
     }
 
-    /// Reads what [`Self::encode`] wrote from the front of `bytes`, and returns what follows it.
-    /// `None` where that is not such an event.
+    /// Decodes the event at the start of `bytes`, and returns it with the bytes that follow. `None` if
+    /// the bytes are not an event that [`Self::encode`] wrote.
     pub fn decode(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let mut bytes = bytes;
         let [format, action, actor] = take(&mut bytes)?;
@@ -286,7 +286,7 @@ impl Event {
     }
 }
 
-/// The first byte of an event: another form gets another number.
+/// The version of the format, the first byte of an event. A new format gets a new number.
 const FORMAT: u8 = 1;
 
 fn put<const N: usize>(bytes: &mut Vec<u8>, value: Option<[u8; N]>) {
@@ -320,7 +320,7 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     Some(*taken)
 }
 
-/// The outer `None`: no such thing is there.
+/// Takes an optional value. The outer `None` means that the bytes are malformed.
 fn take_option<const N: usize>(bytes: &mut &[u8]) -> Option<Option<[u8; N]>> {
     match take(bytes)? {
         [0] => Some(None),
@@ -345,21 +345,21 @@ fn take_text(bytes: &mut &[u8]) -> Option<String> {
     String::from_utf8(text.to_vec()).ok().filter(|text| text.len() <= Event::TEXT)
 }
 
-/// How far the log goes: the number of its last entry, and that entry's hash.
+/// The head of the log: the number and the hash of its last entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Head {
-    /// The number of the last entry; 0 where there is none.
+    /// The number of the last entry; 0 if the log is empty.
     pub entries: u64,
-    /// The hash of the last entry; zeros where there is none.
+    /// The hash of the last entry; zeros if the log is empty.
     pub hash: ChainHash,
 }
 
-/// The hash of an entry and of everything before it: SHA-256.
+/// The SHA-256 hash of an entry and of all entries before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChainHash(pub [u8; 32]);
 
 impl ChainHash {
-    /// 64 lower-case hexadecimal digits.
+    /// Returns 64 lower-case hexadecimal digits.
     pub fn to_hex(self) -> String {
         use fmt::Write;
         let mut hex = String::with_capacity(64);
@@ -370,7 +370,7 @@ impl ChainHash {
         hex
     }
 
-    /// The hash that [`Self::to_hex`] wrote.
+    /// Parses a hash that [`Self::to_hex`] wrote.
     pub fn from_hex(text: &str) -> Option<Self> {
         let (front, back) = text.split_at_checked(32)?;
         let mut hash = [0; 32];
@@ -382,7 +382,7 @@ impl ChainHash {
 }
 
 impl Head {
-    /// The head after one more entry, whose canonical bytes these are.
+    /// Returns the head after one more entry, given the entry's canonical bytes.
     #[must_use]
     pub fn after(&self, event: &[u8]) -> Self {
         let entries = self.entries.saturating_add(1);
@@ -418,7 +418,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_event_reads_back_as_it_was_written(seed: u64, text in ".{0,200}", some: bool) {
+        fn every_event_decodes_to_what_was_encoded(seed: u64, text in ".{0,200}", some: bool) {
             let event = event(seed, text, some);
             let mut bytes = Vec::new();
             event.encode(&mut bytes);
@@ -427,12 +427,12 @@ mod tests {
         }
 
         #[test]
-        fn reading_any_bytes_never_panics(bytes: Vec<u8>) {
+        fn decoding_any_bytes_never_panics(bytes: Vec<u8>) {
             let _ = Event::decode(&bytes);
         }
 
         #[test]
-        fn a_changed_bit_anywhere_changes_the_hash(seed: u64, place: usize, bit in 0u8..8) {
+        fn a_change_of_any_bit_changes_the_hash(seed: u64, place: usize, bit in 0u8..8) {
             let mut bytes = Vec::new();
             event(seed, "ns1.example.com".into(), true).encode(&mut bytes);
             let before = Head::default().after(&bytes);
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_removed_or_moved_changes_every_hash_behind_it() {
+    fn removing_or_moving_an_entry_changes_the_last_hash() {
         let bytes = |seed| {
             let mut bytes = Vec::new();
             event(seed, String::new(), false).encode(&mut bytes);
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_read_back_and_unique() {
+    fn names_are_unique_and_parse_back() {
         for action in Action::ALL {
             assert_eq!(Action::from_name(action.name()), Some(action));
         }

@@ -1,4 +1,4 @@
-//! The install code: its written form, and its life from issue to its last use.
+//! The install code: its written form, and its states from issue to expiry.
 
 use crate::activation::ActivationRef;
 use crate::lookup::{KeyedHash, LookupKey, Purpose};
@@ -7,22 +7,22 @@ use crate::{Refusal, Version};
 use std::fmt;
 
 /// The 32 characters of a code: capital letters and digits without I, O, 0 and 1, which people
-/// mistake for each other. 32 of them carry five bits each.
+/// confuse. Each character carries five bits.
 const ALPHABET: &[u8; 32] = b"ABCDEFGHJKLMNPQRSTUVWXYZ23456789";
 
-/// Characters that carry the code's randomness: three groups of six.
+/// The number of random characters in a code: three groups of six.
 const BODY: usize = 18;
 const GROUP: usize = 6;
 const PREFIX: &str = "IPT-";
-/// `IPT-SD-` and three groups of six, two hyphens between them.
+/// The length of a written code: `IPT-SD-` and three groups of six with two hyphens between them.
 const WRITTEN: usize = 4 + 2 + 1 + BODY + 2;
 
-/// The two letters by which a code names its product.
+/// The two letters in a code that name its product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProductLetters([u8; 2]);
 
 impl ProductLetters {
-    /// Two capital letters A–Z, in any case.
+    /// Parses two letters A–Z in any case.
     pub fn parse(text: &str) -> Option<Self> {
         match text.as_bytes() {
             [a, b] if a.is_ascii_alphabetic() && b.is_ascii_alphabetic() => {
@@ -32,7 +32,7 @@ impl ProductLetters {
         }
     }
 
-    /// The letters as bytes.
+    /// Returns the letters as bytes.
     pub const fn bytes(self) -> [u8; 2] {
         self.0
     }
@@ -45,7 +45,7 @@ impl fmt::Display for ProductLetters {
     }
 }
 
-/// A code as people read and type it: a secret until it is spent.
+/// A code as people read and type it. It is a secret until it is consumed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct InstallCode {
     product: ProductLetters,
@@ -53,7 +53,7 @@ pub struct InstallCode {
 }
 
 impl InstallCode {
-    /// A code from random bits: the lowest 90 of `bits`, five to a character.
+    /// Makes a code from the lowest 90 of `bits`, five bits per character.
     pub fn from_random_bits(product: ProductLetters, mut bits: u128) -> Self {
         let body = std::array::from_fn(|_| {
             let character = ALPHABET.get((bits & 31) as usize).copied().unwrap_or(b'A');
@@ -63,10 +63,10 @@ impl InstallCode {
         Self { product, body }
     }
 
-    /// Reads a code in any case, with blanks around it.
+    /// Parses a code in any case; white space around it is allowed.
     ///
     /// # Errors
-    /// [`Refusal::InvalidField`] where the text is not `IPT-`, two letters and three groups of six
+    /// [`Refusal::InvalidField`] if the text is not `IPT-`, two letters and three groups of six
     /// characters of the alphabet.
     pub fn parse(text: &str) -> Result<Self, Refusal> {
         Self::read(text.trim()).ok_or_else(|| {
@@ -94,12 +94,12 @@ impl InstallCode {
         groups.next().is_none().then_some(Self { product, body })
     }
 
-    /// The product's letters.
+    /// Returns the product's letters.
     pub const fn product(&self) -> ProductLetters {
         self.product
     }
 
-    /// The code in full, in its canonical spelling. Whoever calls this handles a secret.
+    /// Returns the full code in canonical spelling. The caller then handles a secret.
     pub fn reveal(&self) -> String {
         let mut text = String::with_capacity(WRITTEN);
         text.push_str(PREFIX);
@@ -111,7 +111,7 @@ impl InstallCode {
         text
     }
 
-    /// What may be shown of a code: its first 11 characters, three dots, its last six.
+    /// Returns the part of a code that may be shown: its first 11 characters, three dots, its last six.
     pub fn hint(&self) -> String {
         let text = self.reveal();
         let head = text.get(..11).unwrap_or_default();
@@ -119,7 +119,7 @@ impl InstallCode {
         format!("{head}...{tail}")
     }
 
-    /// The hash under which the code is stored and found.
+    /// Returns the hash under which the code is stored and looked up.
     pub fn hash(&self, key: &LookupKey) -> CodeHash {
         CodeHash(key.hash(Purpose::Code, self.reveal().as_bytes()))
     }
@@ -135,62 +135,62 @@ impl fmt::Debug for InstallCode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CodeHash(pub KeyedHash);
 
-/// A code's place in the order of issue; rises by one, never used twice.
+/// The number of a code in the order of issue. It only rises and is never used twice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CodeNumber(pub u64);
 
-/// What is known of a code. It never holds the code itself.
+/// The record of a code. It never contains the code itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Code {
-    /// Its place in the order of issue.
+    /// Its number in the order of issue.
     pub number: CodeNumber,
-    /// The hash under which it is found.
+    /// The hash under which it is looked up.
     pub hash: CodeHash,
     /// The product it installs.
     pub product: ProductLetters,
-    /// The browser session that asked for it.
+    /// The keyed hash of the browser session that requested it.
     pub session: KeyedHash,
     /// When it was first issued.
     pub issued_at: Timestamp,
-    /// When it stops being good; releases move it.
+    /// When it expires. A release may move this to a later time.
     pub expires_at: Timestamp,
-    /// How often it has been activated, releases not counted back.
+    /// The number of activations so far. A release does not lower it.
     pub activations: u32,
-    /// Issued, or consumed and by which activation.
+    /// Issued, or consumed by an activation.
     pub state: CodeState,
-    /// How often the record has been written.
+    /// The number of times the record was written.
     pub version: Version,
 }
 
-/// Where a code stands. That it has expired is not a state: it follows from the time.
+/// The stored state of a code. Expired is not a stored state: it follows from the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CodeState {
-    /// Good for whoever comes first, until it expires.
+    /// The first machine to activate it gets it, until it expires.
     Issued,
-    /// Spent on this activation.
+    /// This activation consumed it.
     Consumed(ActivationRef),
 }
 
-/// What precheck finds out from the code alone.
+/// The outcome of a precheck as far as the code alone decides it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precheck {
-    /// The code is good.
+    /// The code can be activated.
     Ready,
-    /// The code is consumed: whether the asker holds it is the activation's to say.
+    /// The code is consumed. This activation decides whether the caller holds it.
     Held(ActivationRef),
 }
 
-/// What activate finds out from the code alone.
+/// The outcome of an activate as far as the code alone decides it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Activate {
-    /// The code as consumed by the new activation.
+    /// The new activation may consume the code. Holds the code as consumed.
     Consume(Code),
-    /// The code is consumed: whether the asker holds it is the activation's to say.
+    /// The code is consumed. This activation decides whether the caller holds it.
     Held(ActivationRef),
 }
 
 impl Code {
-    /// A code as issued at `now`.
+    /// Returns a new code, issued at `now`.
     pub fn issue(
         number: CodeNumber,
         hash: CodeHash,
@@ -216,18 +216,18 @@ impl Code {
         Lifespan { from: self.issued_at, until: self.expires_at }
     }
 
-    /// Seconds until the code expires.
+    /// Returns the seconds until the code expires.
     pub const fn left(&self, now: Timestamp) -> u64 {
         self.lifespan().left(now)
     }
 
-    /// Over from the second of `expires_at` on; there is no leeway. A code that was issued in a future
-    /// that never came is over as well.
+    /// Whether the code has expired. It expires in the second `expires_at`, without leeway. A code
+    /// dated in the future (a clock was wrong) counts as expired.
     pub const fn is_expired(&self, now: Timestamp) -> bool {
         self.lifespan().is_over(now)
     }
 
-    /// Whether the code may begin an installation. Changes nothing.
+    /// Checks whether an installation may begin with the code. Changes nothing.
     ///
     /// # Errors
     /// [`Refusal::CodeExpired`], then [`Refusal::CodeMaxActivations`].
@@ -240,8 +240,8 @@ impl Code {
         }
     }
 
-    /// Consumes the code for `by`. A precheck that came before the code expired carries it past
-    /// that moment: `prechecked_at` counts, not the present.
+    /// Consumes the code for `by`. The code must not have been expired at `prechecked_at`, the time of
+    /// the precheck. It may have expired since.
     ///
     /// # Errors
     /// [`Refusal::CodeExpired`], then [`Refusal::CodeMaxActivations`].
@@ -259,12 +259,12 @@ impl Code {
         }
     }
 
-    /// Whether one more activation would be one too many.
+    /// Whether the code allows no more activations.
     pub fn is_worn_out(&self, life: &Lifetimes) -> bool {
         self.activations >= life.max_activations
     }
 
-    /// The code as consumed by one more activation.
+    /// Returns the code as consumed by one more activation.
     pub fn consumed_by(&self, by: ActivationRef) -> Self {
         Self {
             state: CodeState::Consumed(by),
@@ -274,9 +274,9 @@ impl Code {
         }
     }
 
-    /// The code as given back by the activation that holds it: good until its old expiry or
-    /// `life.restored` from now, whichever is later, within `life.max_lifetime` of its first
-    /// issue. `None` where `by` does not hold it.
+    /// Returns the code as given back by `by`, or `None` if `by` does not hold it. The code is then
+    /// valid until its old expiry or for `life.restored` seconds from now, whichever is later. A
+    /// release never prolongs it beyond `life.max_lifetime` seconds from its first issue.
     pub fn restore(&self, by: ActivationRef, now: Timestamp, life: &Lifetimes) -> Option<Self> {
         if self.state != CodeState::Consumed(by) {
             return None;
@@ -290,19 +290,21 @@ impl Code {
         })
     }
 
-    /// Whether the code can still play a part on the hot path: it is unexpired, a precheck in time
-    /// may carry it, or an activation that took it at the last moment may be open.
+    /// Whether requests may still use the code: it has not expired, a precheck token from before its
+    /// expiry may still be valid, or an activation opened with such a token may still be open.
     pub fn is_live(&self, now: Timestamp, life: &Lifetimes) -> bool {
         let until = self.expires_at.plus(life.precheck_token).plus(life.install_token);
         !Lifespan { from: self.issued_at, until }.is_over(now)
     }
 
-    /// Whether it was issued in a future that never came: it is over, and stays where it is until then.
+    /// Whether it was issued at a time in the future (a clock was wrong). It counts as expired, and its
+    /// record is kept until that time has passed.
     pub const fn is_dated_ahead(&self, now: Timestamp) -> bool {
         self.issued_at.is_ahead_of(now)
     }
 
-    /// Whether nothing has happened to the code, and nothing could, for `retention` seconds.
+    /// Whether the code could not have changed for `retention` seconds, so that its record may be
+    /// deleted.
     pub fn is_forgettable(&self, now: Timestamp, retention: u64, life: &Lifetimes) -> bool {
         let longest = life.max_lifetime.max(life.code) + life.precheck_token + life.install_token;
         let closed = self.expires_at.max(self.issued_at.plus(longest));
@@ -348,7 +350,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_code_reads_back_from_what_it_shows_in_any_case_and_with_blanks(bits: u128) {
+        fn every_code_parses_back_in_any_case_and_with_white_space(bits: u128) {
             let code = InstallCode::from_random_bits(letters(), bits);
             let text = code.reveal();
             prop_assert_eq!(&InstallCode::parse(&text).unwrap(), &code);
@@ -357,12 +359,12 @@ mod tests {
         }
 
         #[test]
-        fn reading_any_text_never_panics(text: String) {
+        fn parsing_any_text_never_panics(text: String) {
             let _ = InstallCode::parse(&text);
         }
 
         #[test]
-        fn a_release_never_shortens_a_code_and_never_carries_it_past_its_longest_life(
+        fn a_release_never_shortens_a_code_nor_prolongs_it_past_its_max_lifetime(
             issued in 0u64..10_000, lag in 0u64..10_000,
         ) {
             let code = consume(&issued_at(issued), 1, issued);
@@ -374,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn ninety_bits_make_the_code_and_every_one_of_them_counts() {
+    fn each_of_the_ninety_bits_changes_the_code() {
         let zero = InstallCode::from_random_bits(letters(), 0);
         assert_eq!(zero.reveal(), "IPT-SD-AAAAAA-AAAAAA-AAAAAA");
         for bit in 0..90 {
@@ -384,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_of_a_wrong_form_are_named_as_such() {
+    fn malformed_codes_are_refused_as_an_invalid_field() {
         for text in [
             "",
             "IPT",
@@ -407,16 +409,16 @@ mod tests {
     }
 
     #[test]
-    fn the_hint_shows_eleven_characters_and_six() {
+    fn the_hint_shows_the_first_eleven_and_the_last_six_characters() {
         let code = InstallCode::parse("IPT-SD-ABCDEF-GHJKLM-NPQRST").unwrap();
         assert_eq!(code.hint(), "IPT-SD-ABCD...NPQRST");
         assert_eq!(format!("{code:?}"), "InstallCode(IPT-SD-…)");
     }
 
     proptest! {
-        /// Whatever the clock says later, and whatever it said when the code was made or given back.
+        /// Clocks may be wrong when the code is issued, given back or used.
         #[test]
-        fn what_is_left_of_a_code_is_never_more_than_its_lifetime_and_the_slack(
+        fn the_time_left_of_a_code_is_at_most_its_lifetime_and_the_slack(
             issued in 0u64..10_000, lag in 0u64..10_000, now in 0u64..20_000,
         ) {
             let now = Timestamp(now);
@@ -430,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_dated_in_a_future_that_never_came_is_expired() {
+    fn a_code_dated_in_the_future_is_expired() {
         let code = issued_at(1000 + 10 * 365 * 86_400);
         assert_eq!(code.precheck(Timestamp(1000), &LIFE), Err(Refusal::CodeExpired));
         assert_eq!(code.activate(by(1), Timestamp(1000), &LIFE), Err(Refusal::CodeExpired));
@@ -438,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_is_good_on_a_server_whose_clock_is_a_little_behind() {
+    fn a_code_is_valid_on_a_server_whose_clock_is_a_little_behind() {
         let code = issued_at(1000);
         let behind = Timestamp(1000 - SLACK);
         assert_eq!(code.precheck(behind, &LIFE), Ok(Precheck::Ready));
@@ -446,14 +448,14 @@ mod tests {
     }
 
     #[test]
-    fn a_code_is_good_until_exactly_its_last_second() {
+    fn a_code_is_valid_until_exactly_its_last_second() {
         let code = issued_at(1000);
         assert_eq!(code.precheck(Timestamp(1299), &LIFE), Ok(Precheck::Ready));
         assert_eq!(code.precheck(Timestamp(1300), &LIFE), Err(Refusal::CodeExpired));
     }
 
     #[test]
-    fn a_precheck_in_time_carries_the_activation_past_the_expiry() {
+    fn a_precheck_before_the_expiry_allows_an_activation_after_it() {
         let code = issued_at(1000);
         assert!(matches!(code.activate(by(1), Timestamp(1299), &LIFE), Ok(Activate::Consume(_))));
         assert_eq!(code.activate(by(1), Timestamp(1300), &LIFE), Err(Refusal::CodeExpired));
@@ -467,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_activation_that_holds_a_code_gives_it_back() {
+    fn only_the_activation_that_holds_a_code_can_give_it_back() {
         let code = consume(&issued_at(1000), 7, 1000);
         assert_eq!(code.restore(by(8), Timestamp(1001), &LIFE), None);
         let restored = code.restore(by(7), Timestamp(1001), &LIFE).unwrap();
@@ -476,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn after_the_fifth_activation_a_code_is_restored_but_takes_no_sixth() {
+    fn a_code_can_be_restored_after_its_fifth_activation_but_not_activated_again() {
         let mut code = issued_at(1000);
         for number in 0..5 {
             code = consume(&code, number, 1000);
@@ -488,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_restored_after_its_longest_life_is_expired() {
+    fn a_code_restored_after_its_max_lifetime_is_expired() {
         let code = consume(&issued_at(1000), 1, 1000);
         let late = Timestamp(1000 + 3600);
         assert!(code.restore(by(1), late, &LIFE).unwrap().is_expired(late));

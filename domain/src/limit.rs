@@ -1,9 +1,9 @@
-//! Fixed-window limits as arithmetic: who is counted, in which window, and when to come back.
+//! Fixed-window rate limits as arithmetic: who is counted, in which window, and when to retry.
 
 use crate::Timestamp;
 use crate::lookup::KeyedHash;
 
-/// A limit by name. Windows are whole UTC hours and whole UTC days.
+/// The rate limits by name. Windows are whole UTC hours and whole UTC days.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Policy {
@@ -26,7 +26,7 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// All of them, in the order of their numbers.
+    /// All policies, in the order of their numbers.
     pub const ALL: [Self; 8] = [
         Self::IssuePerIpHour,
         Self::IssuePerIpDay,
@@ -38,7 +38,7 @@ impl Policy {
         Self::ActivatePerMachineDay,
     ];
 
-    /// The name used in configuration, headers and metrics.
+    /// Returns the name used in configuration, headers and metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::IssuePerIpHour => "issue_per_ip_hour",
@@ -52,12 +52,12 @@ impl Policy {
         }
     }
 
-    /// The policy with this number, where there is one.
+    /// Returns the policy with this number, if it exists.
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.get(usize::from(number)).copied()
     }
 
-    /// Seconds of the policy's window.
+    /// Returns the length of the policy's window in seconds.
     pub const fn window_seconds(self) -> u64 {
         match self {
             Self::IssuePerIpHour | Self::IssuePerSessionHour => 3600,
@@ -65,35 +65,35 @@ impl Policy {
         }
     }
 
-    /// When the window that holds `now` is over.
+    /// Returns the end of the window that contains `now`.
     pub const fn window_end(self, now: Timestamp) -> Timestamp {
         let window = self.window_seconds();
         Timestamp((now.0 / window + 1) * window)
     }
 }
 
-/// How much each policy allows in a window; 0 closes its route.
+/// The number of requests that each policy allows in a window; 0 closes its route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     allowed: [u32; Policy::ALL.len()],
-    /// The most counters kept at once.
+    /// The most counters kept in memory.
     pub max_tracked: u32,
 }
 
 impl Limits {
-    /// The limits that `allowed` gives to each policy.
+    /// Takes each policy's limit from `allowed`.
     pub fn new(allowed: impl Fn(Policy) -> u32, max_tracked: u32) -> Self {
         Self { allowed: Policy::ALL.map(allowed), max_tracked }
     }
 
-    /// How much `policy` allows in a window.
+    /// Returns what `policy` allows in a window.
     pub fn allowed(&self, policy: Policy) -> u32 {
         self.allowed.get(policy as usize).copied().unwrap_or(0)
     }
 }
 
 impl Default for Limits {
-    /// The API reference's limits for issue and activate, the contract's for the rest.
+    /// The API reference's limits for issue and activate, and the contract's for the others.
     fn default() -> Self {
         let allowed = |policy| match policy {
             Policy::IssuePerIpHour => 3,
@@ -106,7 +106,7 @@ impl Default for Limits {
     }
 }
 
-/// Who is counted under which policy.
+/// A caller counted under a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subject {
     /// The policy.
@@ -116,47 +116,48 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// The number under which the subject is counted: half of its keyed hash, told apart by
-    /// policy. Among 4 million counters two share a number with a chance of one in two million.
+    /// Returns the key of the subject's counter: half of its keyed hash, mixed with the policy. Among
+    /// 4 million counters the chance that two share a key is one in two million.
     pub const fn key(&self) -> u64 {
         // 2^64 divided by the golden ratio: spreads eight small numbers over all 64 bits.
         self.who.as_u64() ^ (self.policy as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)
     }
 }
 
-/// How a subject stands against a policy.
+/// The use of a policy by a subject in the current window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// The policy.
     pub policy: Policy,
     /// What it allows in a window.
     pub allowed: u32,
-    /// What has been used of the present window.
+    /// What is used of it in the current window.
     pub used: u32,
-    /// When the present window is over.
+    /// When the current window ends.
     pub window_end: Timestamp,
 }
 
 impl Standing {
-    /// Whether one more is too many.
+    /// Whether the next request is refused.
     pub const fn refuses(&self) -> bool {
         self.used >= self.allowed
     }
 
-    /// What is left of the window's allowance.
+    /// Returns what is left in the current window.
     pub const fn remaining(&self) -> u32 {
         self.allowed.saturating_sub(self.used)
     }
 }
 
-/// Seconds until every window that refuses is over, or `None` where nothing refuses. Never 0: a
-/// caller who comes back at once would be refused again.
+/// Returns the seconds until every refusing window has ended, or `None` if none refuses. Never 0: a
+/// caller who retries at once would be refused again.
 pub fn retry_after(standings: &[Standing], now: Timestamp) -> Option<u64> {
     let refusing = standings.iter().filter(|standing| standing.refuses());
     refusing.map(|standing| standing.window_end.since(now).max(1)).max()
 }
 
-/// The standing with the least left; of several the one whose window lasts longest.
+/// Returns the standing with the least left; if several have the same, the one whose window ends
+/// last.
 pub fn tightest(standings: &[Standing]) -> Option<&Standing> {
     standings.iter().min_by_key(|s| (s.remaining(), std::cmp::Reverse(s.window_end)))
 }
@@ -172,7 +173,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_refused_caller_is_refused_until_exactly_the_promised_instant(now in 0u64..4_000_000_000) {
+        fn a_caller_is_refused_until_exactly_the_promised_second(now in 0u64..4_000_000_000) {
             let standings = [
                 standing(Policy::IssuePerIpHour, 3, 3, now),
                 standing(Policy::IssuePerIpDay, 10, 10, now),
@@ -185,7 +186,7 @@ mod tests {
         }
 
         #[test]
-        fn a_window_holds_its_instant_and_ends_on_a_whole_hour_or_day(now in 0u64..4_000_000_000) {
+        fn a_window_contains_its_second_and_ends_on_a_whole_hour_or_day(now in 0u64..4_000_000_000) {
             for policy in Policy::ALL {
                 let end = policy.window_end(Timestamp(now)).0;
                 prop_assert!(now < end && end - now <= policy.window_seconds());
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tightest_policy_has_the_least_left_and_the_longest_wait() {
+    fn the_tightest_policy_has_the_least_left_and_then_the_latest_end() {
         let standings = [
             standing(Policy::IssuePerIpHour, 3, 1, 0),
             standing(Policy::IssuePerIpDay, 3, 1, 0),

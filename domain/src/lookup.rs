@@ -1,4 +1,4 @@
-//! The keyed hashes under which secrets and identities are found again without being stored.
+//! Keyed hashes, under which secrets and identities are looked up without being stored.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -6,28 +6,28 @@ use std::fmt;
 
 /// A 128-bit keyed hash: the first half of an HMAC-SHA-256.
 ///
-/// 128 bits make an accidental collision among 2^40 values a one in 2^49 event, and without the
-/// key nobody can search for a value that has a given hash.
+/// With 128 bits the chance of a collision among 2^40 values is one in 2^49. Without the key nobody
+/// can search for a value with a given hash.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyedHash(pub [u8; 16]);
 
 impl KeyedHash {
-    /// The hash as a number, for keys and indexes.
+    /// Returns the hash as a number, for keys and indexes.
     pub const fn as_u128(self) -> u128 {
         u128::from_be_bytes(self.0)
     }
 
-    /// The first eight bytes as a number.
+    /// Returns the first eight bytes as a number.
     pub const fn as_u64(self) -> u64 {
         (self.as_u128() >> 64) as u64
     }
 
-    /// 32 lower-case hexadecimal digits.
+    /// Returns 32 lower-case hexadecimal digits.
     pub fn to_hex(self) -> String {
         format!("{:032x}", self.as_u128())
     }
 
-    /// The hash that [`Self::to_hex`] wrote; `None` where that is not its form.
+    /// Parses a hash that [`Self::to_hex`] wrote; `None` if the text has another form.
     pub fn from_hex(text: &str) -> Option<Self> {
         let (pairs, rest) = text.as_bytes().as_chunks::<2>();
         let mut bytes = [0; 16];
@@ -40,7 +40,7 @@ impl KeyedHash {
         Some(Self(bytes))
     }
 
-    /// Compares without telling by its duration where the two differ.
+    /// Compares in constant time, so that the duration does not reveal where the two differ.
     pub fn ct_eq(&self, other: &Self) -> bool {
         subtle::ConstantTimeEq::ct_eq(&self.0[..], &other.0[..]).into()
     }
@@ -55,13 +55,14 @@ fn hex_digit(digit: u8) -> Option<u8> {
 }
 
 impl fmt::Debug for KeyedHash {
-    /// Enough to tell two hashes apart in a log, too little to be used as one.
+    /// Writes the first eight digits: enough to distinguish two hashes in a log, too few to use as a
+    /// hash.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:08x}…", (self.as_u128() >> 96) as u32)
     }
 }
 
-/// What is being hashed. The same text under two purposes has unrelated hashes.
+/// The kind of value that is hashed. The same text has unrelated hashes for two purposes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// An install code.
@@ -82,7 +83,7 @@ pub enum Purpose {
     Server,
     /// The head of the audit log.
     AuditHead,
-    /// What servers that share a store must have in common.
+    /// The settings that servers with a shared store must have in common.
     Agreement,
 }
 
@@ -103,24 +104,24 @@ impl Purpose {
     }
 }
 
-/// The key under which everything is hashed for lookup. Made once, never rotated: with another key
-/// nothing stored could be found again.
+/// The key of all keyed hashes. It is made once and never rotated: with another key no stored record
+/// could be found.
 #[derive(Clone)]
 pub struct LookupKey(Hmac<Sha256>);
 
 impl LookupKey {
-    /// Bytes of a fresh key: the output size of SHA-256, as RFC 2104 section 3 recommends.
+    /// The length of a key in bytes: the output size of SHA-256, as RFC 2104 section 3 recommends.
     pub const BYTES: usize = 32;
 
-    /// A key from its bytes.
+    /// Makes a key from its bytes.
     pub fn new(bytes: &[u8; Self::BYTES]) -> Self {
-        // RFC 2104 section 2: a shorter key is filled up with zeros to the hash's block.
+        // RFC 2104 section 2: a shorter key is padded with zeros to the hash's block size.
         let mut block = [0; 64];
         block.split_at_mut(Self::BYTES).0.copy_from_slice(bytes);
         Self(<Hmac<Sha256> as KeyInit>::new(&block.into()))
     }
 
-    /// The keyed hash of `value` for `purpose`.
+    /// Returns the keyed hash of `value` for `purpose`.
     pub fn hash(&self, purpose: Purpose, value: &[u8]) -> KeyedHash {
         let mut mac = self.0.clone();
         mac.update(purpose.label());
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn hexadecimal_digits_read_back_and_nothing_else_does() {
+    fn only_32_lower_case_hexadecimal_digits_parse_as_a_hash() {
         let hash = KeyedHash(*b"\x00\x01\x0f\x10\xab\xcd\xef\xff89ABCDEF");
         let text = hash.to_hex();
         assert_eq!(text, "00010f10abcdefff3839414243444546");
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_output_reveals_neither_key_nor_whole_hash() {
+    fn debug_output_reveals_neither_the_key_nor_a_whole_hash() {
         let key = LookupKey::new(&[7; 32]);
         let hash = key.hash(Purpose::Code, b"x");
         assert_eq!(format!("{key:?}"), "LookupKey(..)");

@@ -1,52 +1,53 @@
-//! Every way in which the rules say no. A refusal is a value, not an error: nothing went wrong.
+//! Every reason for which a request is refused. A refusal is a normal result, not a fault of the
+//! server.
 
 use crate::server::ServerId;
 
-/// Why a well-delivered request is turned down.
+/// The reason why a request is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The request has no body.
     BodyEmpty,
     /// The body is not a JSON object.
     BodyNotJson,
-    /// The body is larger than the server reads.
+    /// The body is larger than the server accepts.
     BodyTooLarge,
-    /// A field is missing, too long, of a wrong type or of a wrong form; the text names it.
+    /// A field is missing, too long, malformed or of a wrong type; the text names it.
     InvalidField(String),
-    /// The host name or the address to bind to is unusable; the text names it.
+    /// The host name or the address to bind is not acceptable; the text names it.
     InvalidBinding(String),
-    /// No browser session, or one that has expired.
+    /// The request has no browser session, or an expired one.
     SessionRequired,
-    /// A browser session that is forged or another browser's, or a cross-site request.
+    /// The browser session is forged or of another browser, or the request is cross-site.
     SessionInvalid,
-    /// A route that wants the master token, without it.
+    /// The route requires the master token, and the request does not have it.
     Unauthorized,
-    /// Some limit is used up.
+    /// A rate limit is reached.
     RateLimited {
-        /// Seconds until every limit that refuses has begun a new window.
+        /// Seconds until every refusing limit has begun a new window.
         retry_after: u64,
     },
     /// The code or the request belongs to another product than the route.
     ProductMismatch,
-    /// No such code, or one forgotten after its retention.
+    /// The code does not exist, or was deleted after its retention.
     CodeNotFound,
     /// Another machine holds or held the code.
     CodeUsed,
-    /// The code's time has run out.
+    /// The code has expired.
     CodeExpired,
-    /// The code has been activated as often as a code may be.
+    /// The code allows no more activations.
     CodeMaxActivations,
-    /// The precheck token is missing, forged, expired or another's.
+    /// The precheck token is missing, forged, expired or of another machine or code.
     PrecheckTokenInvalid,
     /// The install token is malformed, forged, expired or of another kind.
     TokenInvalid,
-    /// The install token is genuine, but of another activation.
+    /// The install token is genuine but of another activation.
     TokenMismatch,
-    /// The activation is confirmed already.
+    /// The activation is already confirmed.
     TokenUsed,
-    /// No such activation, or one that was released.
+    /// The activation does not exist, or was released.
     ActivationNotFound,
-    /// No such server.
+    /// The server does not exist.
     ServerNotFound,
     /// The server's registration was revoked.
     ServerRevoked(ServerId),

@@ -1,17 +1,17 @@
-//! A registered server: who it is, when it was last seen, and whether it may go on.
+//! A registered server: its identity, its last check-in, and whether it is revoked.
 
 use crate::lookup::{KeyedHash, LookupKey, Purpose};
 use crate::{Refusal, Timestamp, Version};
 use std::fmt;
 use std::net::IpAddr;
 
-/// The name of a server in the API: 16 hexadecimal digits, derived from its address, so that the
-/// same address always has the same id.
+/// The id of a server in the API: 16 hexadecimal digits. It is derived from the server's address, so
+/// the same address always has the same id.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServerId(pub u64);
 
 impl ServerId {
-    /// The id of the server at `address`.
+    /// Returns the id of the server at `address`.
     pub fn of(address: IpAddr, key: &LookupKey) -> Self {
         let canonical = match address {
             IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
@@ -20,7 +20,7 @@ impl ServerId {
         Self(key.hash(Purpose::Server, &canonical).as_u64())
     }
 
-    /// Reads 16 hexadecimal digits.
+    /// Parses 16 hexadecimal digits.
     pub fn parse(text: &str) -> Option<Self> {
         let well_formed = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
         well_formed.then(|| u64::from_str_radix(text, 16).ok().map(Self))?
@@ -39,32 +39,32 @@ impl fmt::Debug for ServerId {
     }
 }
 
-/// A server's place in the order of registration; rises by one, never used twice.
+/// The number of a server in the order of registration. It only rises and is never used twice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServerNumber(pub u32);
 
-/// What is known of a server.
+/// The record of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// Its place in the order of registration.
+    /// Its number in the order of registration.
     pub number: ServerNumber,
-    /// Its name in the API.
+    /// Its id in the API.
     pub id: ServerId,
     /// Its address.
     pub ip: IpAddr,
-    /// Its host name as it last registered; may be empty.
+    /// Its host name in the last registration; may be empty.
     pub hostname: String,
     /// When it first registered.
     pub registered_at: Timestamp,
     /// When it last registered or checked in.
     pub last_checkin: Timestamp,
-    /// The keyed hash of the token that last registered it.
+    /// The keyed hash of the token of its last registration.
     pub token: KeyedHash,
     /// Whether its registration was revoked.
     pub revoked: bool,
-    /// What its owner wrote about it.
+    /// The operator's note about it.
     pub note: String,
-    /// How often the record has been written; check-ins do not count.
+    /// The number of times the record was written; check-ins do not count.
     pub version: Version,
 }
 
@@ -72,10 +72,10 @@ impl Server {
     /// The longest host name kept, in bytes: the limit of RFC 1035 section 2.3.4 in text form.
     pub const HOSTNAME_BYTES: usize = 253;
 
-    /// The server as registered again, with its new host name and token.
+    /// Returns the server as registered again, with its new host name and token.
     ///
     /// # Errors
-    /// [`Refusal::ServerRevoked`]: revocation is sticky.
+    /// [`Refusal::ServerRevoked`] if it is revoked: registering again does not undo a revocation.
     pub fn register_again(
         &self,
         hostname: String,
@@ -97,7 +97,8 @@ impl Server {
     /// The longest note kept, in characters.
     pub const NOTE: usize = 500;
 
-    /// The server with this note, cut where it is too long; `None` where it has it already.
+    /// Returns the server with this note, cut to [`Self::NOTE`] characters; `None` if it already has
+    /// this note.
     pub fn set_note(&self, note: String) -> Option<Self> {
         let note: String = note.chars().take(Self::NOTE).collect();
         (self.note != note).then(|| Self {
@@ -107,7 +108,7 @@ impl Server {
         })
     }
 
-    /// The server as revoked or restored; `None` where it is so already.
+    /// Returns the server as revoked or restored; `None` if it already is.
     pub fn set_revoked(&self, revoked: bool) -> Option<Self> {
         (self.revoked != revoked).then(|| Self {
             revoked,
@@ -117,19 +118,19 @@ impl Server {
     }
 }
 
-/// Who a check-in says it is.
+/// The credential that a check-in brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bearer {
     /// No token was sent.
     Nobody,
-    /// Today's master token.
+    /// The current master token.
     Master,
-    /// Some other token.
+    /// Another token, as its keyed hash.
     Token(KeyedHash),
 }
 
 impl Bearer {
-    /// Whether a server registered with `token` may be spoken for.
+    /// Whether the check-in is accepted for a server that registered with `token`.
     pub fn may_speak_for(&self, token: &KeyedHash) -> bool {
         match self {
             Self::Nobody | Self::Master => true,
@@ -143,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_address_always_has_the_same_id_and_ids_read_back() {
+    fn the_same_address_always_has_the_same_id_and_ids_parse_back() {
         let key = LookupKey::new(&[3; 32]);
         let id = ServerId::of(IpAddr::from([1, 2, 3, 4]), &key);
         assert_eq!(id, ServerId::of(IpAddr::from([1, 2, 3, 4]), &key));
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bearer_speaks_for_the_server_it_registered_and_the_master_for_all() {
+    fn a_token_checks_in_its_own_server_and_the_master_token_any() {
         let (own, other) = (KeyedHash([1; 16]), KeyedHash([2; 16]));
         assert!(Bearer::Nobody.may_speak_for(&own));
         assert!(Bearer::Master.may_speak_for(&own));

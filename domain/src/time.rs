@@ -1,31 +1,31 @@
-//! Time as the rules see it: whole seconds, handed in by whoever owns a clock.
+//! Time in whole seconds. The caller reads the clock and passes the time in.
 //!
-//! A clock may be wrong for a while and then be set right. So nothing here trusts a date that lies in
-//! the future: a [`Lifespan`] that begins there is over, and a [`Timer`] set there is due.
+//! A clock may be wrong for a while and then be corrected. So no rule trusts a date in the future: a
+//! [`Lifespan`] that begins there is over, and a [`Timer`] set there is due.
 
 /// Whole seconds since the Unix epoch, UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
-    /// The instant `seconds` later; stays at the end of time instead of wrapping.
+    /// Returns the time `seconds` later; saturates instead of wrapping.
     pub const fn plus(self, seconds: u64) -> Self {
         Self(self.0.saturating_add(seconds))
     }
 
-    /// Seconds from `earlier` to this instant, 0 where `earlier` is later.
+    /// Returns the seconds from `earlier` to this time; 0 if `earlier` is later.
     pub const fn since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// Whether a clock that was wrong wrote this date: at `now` it lies in the future, by more than
-    /// [`SLACK`].
+    /// Whether this date is more than [`SLACK`] after `now`, so that a wrong clock must have written
+    /// it.
     pub const fn is_ahead_of(self, now: Self) -> bool {
         self.since(now) > SLACK
     }
 
-    /// The later one of two dates, but of one that a wrong clock wrote and one that it did not the
-    /// latter.
+    /// Returns the later of two dates. If only one of them is ahead of `now`, a wrong clock wrote it:
+    /// the other is returned.
     pub fn or_later(self, other: Self, now: Self) -> Self {
         match (self.is_ahead_of(now), other.is_ahead_of(now)) {
             (true, false) => other,
@@ -34,21 +34,21 @@ impl Timestamp {
         }
     }
 
-    /// Whether an `end` that was set at most `seconds` ahead is still to come. One that lies further
-    /// ahead was set by a clock that was wrong, and counts as past.
+    /// Whether `end`, which was set at most `seconds` ahead, is still in the future. If it lies further
+    /// ahead, a wrong clock set it, and it counts as past.
     pub const fn is_before(self, end: Self, seconds: u64) -> bool {
         self.0 < end.0 && end.since(self) <= seconds
     }
 }
 
-/// Seconds by which a date may lie ahead of the time of a request. A request keeps the time at which it
-/// came, and may wait for ten seconds (`server.request_timeout_ms`) while others write what it then
-/// meets; and clocks may differ by some seconds more: those of servers that share a store (one whose
-/// clock is off by more than a second is not ready), and one server's before and after a small
-/// correction. A date further ahead than this was written by a clock that was wrong.
+/// The seconds by which a date may lie ahead of the time of a request. A request keeps its time of
+/// arrival and may wait ten seconds (`server.request_timeout_ms`); meanwhile others may write the
+/// records that it then reads. Clocks may differ by some seconds more: those of servers that share a
+/// store (a server whose clock is off by more than a second is not ready), and one server's clock
+/// before and after a small correction. A wrong clock wrote any date that lies further ahead.
 pub const SLACK: u64 = 15;
 
-/// The time from when something is made until it is over: a code, an activation, a token.
+/// The lifespan of a code, an activation or a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifespan {
     /// The second in which it was made.
@@ -58,29 +58,29 @@ pub struct Lifespan {
 }
 
 impl Lifespan {
-    /// Seconds left at `now`, never more than the whole lifespan and [`SLACK`]: what was made in a
-    /// future that never came has none left.
+    /// Returns the seconds left at `now`: at most the whole lifespan and [`SLACK`]. 0 if it begins in
+    /// the future, since a wrong clock dated it.
     pub const fn left(self, now: Timestamp) -> u64 {
         if self.from.is_ahead_of(now) { 0 } else { self.until.since(now) }
     }
 
-    /// Whether it is over at `now`.
+    /// Whether no time is left at `now`.
     pub const fn is_over(self, now: Timestamp) -> bool {
         self.left(now) == 0
     }
 }
 
-/// What is done again and again, with a pause of some seconds in between. New ones are due at once.
+/// A timer for work that repeats after a pause of some seconds. A new timer is due at once.
 ///
-/// A clock that was ahead for a moment costs one pause at most: a timer that is set further ahead than
-/// its own pause is due.
+/// A timer set further ahead than its own pause is due, so a clock that was briefly ahead delays the
+/// work by at most one pause.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timer {
     next: Timestamp,
 }
 
 impl Timer {
-    /// Whether it is due at `now`. If so, it is set to `pause` seconds later.
+    /// Whether it is due at `now`. If so, sets it to `pause` seconds later.
     pub const fn is_due(&mut self, now: Timestamp, pause: u64) -> bool {
         if now.is_before(self.next, pause) {
             return false;
@@ -90,20 +90,20 @@ impl Timer {
     }
 }
 
-/// How long things live. All configurable; the defaults are those of the contract.
+/// The configured lifetimes. The defaults are those of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetimes {
     /// Seconds from issue until a code expires.
     pub code: u64,
-    /// Seconds a precheck carries an install further.
+    /// Seconds a precheck token is valid.
     pub precheck_token: u64,
     /// Seconds an activation stays open.
     pub install_token: u64,
-    /// Seconds a released code is good again, at least.
+    /// Seconds a released code is valid again, at least.
     pub restored: u64,
-    /// Seconds from first issue beyond which no release prolongs a code.
+    /// Seconds from first issue; no release prolongs a code beyond that.
     pub max_lifetime: u64,
-    /// How many activations one code may see in its life.
+    /// The number of activations that a code allows.
     pub max_activations: u32,
 }
 
@@ -126,9 +126,9 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Made by an honest step at any time, seen at any other: clocks jump both ways.
+        /// The clock may jump in both directions between the two.
         #[test]
-        fn what_is_left_is_never_more_than_the_lifetime_and_the_slack(
+        fn the_time_left_is_at_most_the_lifetime_and_the_slack(
             made: u64, lifetime in 0u64..1_000_000_000, now: u64, close in 0u64..2_000,
         ) {
             let made = Timestamp(made);
@@ -141,7 +141,7 @@ mod tests {
         }
 
         #[test]
-        fn a_timer_is_never_silent_for_longer_than_its_pause(
+        fn a_timer_is_due_within_its_pause_after_any_clock_jumps(
             jumps in prop::collection::vec(any::<u32>(), 0..9), now in 0u64..u64::from(u32::MAX),
             pause in 1u64..2_000,
         ) {
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_dates_the_later_one_counts_unless_it_lies_in_the_future() {
+    fn the_later_of_two_dates_counts_unless_only_it_lies_in_the_future() {
         let now = Timestamp(1000);
         let last = now.0 + SLACK;
         let dates =
@@ -170,7 +170,7 @@ mod tests {
     fn a_timer_is_due_at_once_and_then_after_each_pause() {
         let mut timer = Timer::default();
         let rings = [0, 1, 59, 60, 61, 119, 120].map(|at| timer.is_due(Timestamp(at), 60));
-        // A new one at time 0 waits for nothing.
+        // A new timer is due even at time 0.
         assert_eq!(rings, [true, false, false, true, false, false, true]);
     }
 

@@ -120,7 +120,7 @@ fn print_config_gives_a_file_that_check_config_takes() {
 }
 
 #[test]
-fn doctor_leaves_an_embedded_store_alone_whether_a_server_has_it_open_or_there_is_none() {
+fn doctor_does_not_touch_an_embedded_store() {
     let server = Process::start(&[]);
     let output = run(server.folder.path(), &["doctor"]);
     assert!(output.status.success(), "{}", said(&output));
@@ -155,14 +155,14 @@ fn secret_files_are_for_their_owner_alone_and_so_is_the_store() {
 }
 
 #[test]
-fn the_master_token_is_not_shown_but_on_a_terminal() {
+fn the_master_token_is_shown_only_on_a_terminal() {
     let server = Process::start(&["log.level=trace"]);
     assert!(server.api.master.len() >= 32);
     assert!(!server.output().contains(&server.api.master));
 }
 
 #[test]
-fn a_second_server_on_the_same_store_refuses_and_harms_nothing() {
+fn a_second_server_on_the_same_store_does_not_start_and_changes_nothing() {
     let server = Process::start(&[]);
     let code = server.api.issue();
     let flags = usual_flags();
@@ -247,7 +247,7 @@ fn statuses(server: &Process, code: &str, count: usize) -> Vec<u16> {
 }
 
 #[test]
-fn sighup_changes_limits_at_once_and_says_what_has_changed() {
+fn sighup_changes_limits_at_once_and_logs_the_changes() {
     let server = with_file("[limits]\nprecheck_per_ip_day = 2\n");
     let code = server.api.issue();
     assert_eq!(statuses(&server, &code, 3), [200, 200, 429]);
@@ -259,7 +259,7 @@ fn sighup_changes_limits_at_once_and_says_what_has_changed() {
 }
 
 #[test]
-fn sighup_changes_the_lifetimes_of_what_is_made_from_now_on() {
+fn sighup_changes_the_lifetimes_of_new_codes_and_tokens() {
     let server = with_file("");
     let cookie = server.api.cookie().unwrap();
     let ttl = || server.api.issue_with(&cookie).unwrap().json()["data"]["ttl_seconds"].clone();
@@ -279,7 +279,7 @@ fn sighup_changes_the_log_level() {
 }
 
 #[test]
-fn a_broken_file_on_sighup_leaves_all_as_it_was_and_is_logged_as_an_error() {
+fn an_invalid_file_on_sighup_changes_nothing_and_is_logged_as_an_error() {
     let server = with_file("[limits]\nprecheck_per_ip_day = 2\n");
     let broken = "[limits]\nprecheck_per_ip_day = 9\nissue_per_ip_hour = \"many\"\n";
     hang_up(&server, Some(broken), STAYS);
@@ -294,14 +294,14 @@ fn a_broken_file_on_sighup_leaves_all_as_it_was_and_is_logged_as_an_error() {
 }
 
 #[test]
-fn what_needs_a_restart_is_named_on_sighup_and_stays() {
+fn sighup_names_settings_that_need_a_restart_and_leaves_them_unchanged() {
     let server = with_file("[server]\nmax_connections = 100\n");
     hang_up(&server, Some("[server]\nmax_connections = 200\n"), "with a restart only");
     assert!(server.output().contains("server.max_connections"));
 }
 
 #[test]
-fn sighup_reads_keys_again_and_tokens_of_an_older_key_stay_good_until_it_is_pruned() {
+fn sighup_reloads_keys_and_tokens_of_an_older_key_stay_valid_until_it_is_pruned() {
     let mut server = Process::start(&[]);
     let (api, folder) = (server.api.clone(), server.folder.clone());
     let (machine, code) = (Machine::new(1), api.issue());
@@ -329,7 +329,7 @@ fn sighup_reads_keys_again_and_tokens_of_an_older_key_stay_good_until_it_is_prun
 }
 
 #[test]
-fn a_master_token_that_was_changed_counts_from_sighup_on() {
+fn a_changed_master_token_takes_effect_on_sighup() {
     let server = Process::start(&[]);
     let new = "an-entirely-new-master-token";
     fs::write(server.folder.path().join("data/master.token"), new).unwrap();

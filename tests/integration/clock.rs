@@ -1,4 +1,4 @@
-//! The machine's clock is wrong for a moment and then right again: nothing of that lasts.
+//! A machine's clock that is briefly wrong and then corrected has no lasting effect.
 
 use crate::harness::{Answer, Machine, START, TestApp, alone, wait_until};
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ fn with_settings(settings: &[(&'static str, &str)]) -> TestApp {
     TestApp::start_with(|flags| flags.extend(settings))
 }
 
-/// Does something while the clock is `ahead` by so many seconds.
+/// Runs `does` while the clock is `ahead` by so many seconds.
 fn while_ahead<T>(app: &TestApp, ahead: u64, does: impl FnOnce() -> T) -> T {
     app.clock.set(START + ahead);
     let done = does();
@@ -25,7 +25,7 @@ fn refused(answer: &Answer) -> bool {
 }
 
 #[test]
-fn limits_begin_anew_once_the_clock_is_right_again() {
+fn limits_start_a_new_window_once_the_clock_is_corrected() {
     let app = with_settings(&[("limits.issue_per_session_hour", "2")]);
     let mut browser = app.browser("slowdns");
     while_ahead(&app, MONTH, || {
@@ -33,7 +33,7 @@ fn limits_begin_anew_once_the_clock_is_right_again() {
         assert_eq!([1, 2].map(|_| browser.issue().status), [201, 201]);
         assert!(refused(&browser.issue()));
     });
-    // The session that the page was given then is over; opened again, the page gets another one.
+    // The session from that time has expired; opening the page again begins a new one.
     browser.open();
     assert_eq!([1, 2].map(|_| browser.issue().status), [201, 201]);
     let wait = || {
@@ -51,7 +51,7 @@ fn limits_begin_anew_once_the_clock_is_right_again() {
 }
 
 #[test]
-fn a_limit_that_was_reached_in_the_future_is_not_reached_now() {
+fn a_limit_reached_while_the_clock_was_ahead_is_not_reached_after_the_correction() {
     let app = with_settings(&[("limits.precheck_per_machine_day", "1")]);
     let machine = Machine::new(1);
     let code = app.issue();
@@ -66,7 +66,7 @@ fn a_limit_that_was_reached_in_the_future_is_not_reached_now() {
 }
 
 #[test]
-fn the_step_back_is_counted() {
+fn a_step_back_of_the_clock_is_counted() {
     let app = TestApp::start();
     assert_eq!(app.metric("iptunnel_clock_set_backs_total"), 0.0);
     while_ahead(&app, MONTH, || app.issue());
@@ -78,7 +78,7 @@ fn the_step_back_is_counted() {
 }
 
 #[test]
-fn a_code_of_a_future_that_never_came_is_expired_also_after_a_restart() {
+fn a_code_dated_in_the_future_is_expired_also_after_a_restart() {
     let app = with_settings(&[("codes.ttl_seconds", "3")]);
     let code = while_ahead(&app, TEN_YEARS, || app.issue());
     let told = |app: &TestApp| Machine::new(1).precheck(app, &code).code();
@@ -90,7 +90,7 @@ fn a_code_of_a_future_that_never_came_is_expired_also_after_a_restart() {
 }
 
 #[test]
-fn tokens_and_activations_of_a_future_that_never_came_are_over() {
+fn tokens_and_activations_dated_in_the_future_are_expired() {
     let app = TestApp::start();
     let (machine, mut browser) = (Machine::new(1), app.browser("slowdns"));
     let code = app.issue();
@@ -105,7 +105,7 @@ fn tokens_and_activations_of_a_future_that_never_came_are_over() {
     assert_eq!(activation.confirm(&app).code(), "token_invalid");
     let released = activation.release(&app);
     assert_eq!(released.json()["data"]["install_code_restored"], false, "{}", released.text);
-    // What was made before the clock was wrong goes on.
+    // Activations from before the clock error continue.
     let activation = machine.install(&app, &code);
     assert_eq!(activation.confirm(&app).status, 200);
 }
@@ -114,14 +114,14 @@ fn last_checkin(app: &TestApp) -> Value {
     app.get_as(&app.master(), "/status").json()["servers"][0]["last_checkin"].clone()
 }
 
-/// Registers a server: its id.
+/// Registers a server and returns its id.
 fn registered(app: &TestApp) -> String {
     let body = json!({"token": app.master(), "ip": "8.8.8.8", "hostname": "one.example.com"});
     app.post("/register", &body).json()["server_id"].as_str().unwrap().to_owned()
 }
 
 #[test]
-fn a_check_in_of_the_present_takes_the_place_of_one_of_the_future() {
+fn a_new_check_in_replaces_one_dated_in_the_future() {
     let app = TestApp::start();
     let id = registered(&app);
     let check_in = || {
@@ -130,7 +130,7 @@ fn a_check_in_of_the_present_takes_the_place_of_one_of_the_future() {
     };
     let is_seen_now = || {
         wait_until("all servers know that it is there", || {
-            // Agents go on, and servers tell each other every few seconds.
+            // Agents keep checking in, and servers exchange check-ins every few seconds.
             app.clock.advance(60);
             check_in();
             (0..app.servers()).all(|_| last_checkin(&app).as_str().unwrap().starts_with("2030-"))
@@ -138,13 +138,13 @@ fn a_check_in_of_the_present_takes_the_place_of_one_of_the_future() {
     };
     while_ahead(&app, TEN_YEARS, check_in);
     is_seen_now();
-    // Registered in the future, ditto.
+    // The same for a server that was registered in the future.
     while_ahead(&app, TEN_YEARS, || registered(&app));
     is_seen_now();
 }
 
 #[test]
-fn a_check_in_of_the_present_has_taken_that_place_after_a_restart_too() {
+fn a_new_check_in_replaces_one_dated_in_the_future_also_after_a_restart() {
     // A shared store keeps the later time.
     if std::env::var_os("TEST_SERVERS").is_some() {
         return;
@@ -163,21 +163,21 @@ fn codes_in_memory(app: &TestApp) -> f64 {
 }
 
 #[test]
-fn nothing_is_forgotten_by_a_clock_that_is_ahead_for_a_moment() {
+fn a_clock_that_is_briefly_ahead_deletes_no_record() {
     let app = with_settings(&[("storage.retention_days", "2")]);
     let code = app.issue();
     let activation = Machine::new(1).install(&app, &code);
     assert_eq!(activation.confirm(&app).status, 200);
     wait_until("the actors know the time", || codes_in_memory(&app) > 0.0);
     while_ahead(&app, TEN_YEARS, || {
-        wait_until("the actors are told that time", || codes_in_memory(&app) == 0.0);
+        wait_until("the actors have received that time", || codes_in_memory(&app) == 0.0);
     });
     assert_eq!(Machine::new(2).precheck(&app, &code).code(), "install_code_used");
     assert_eq!(activation.confirm(&app).code(), "token_used");
 }
 
 #[test]
-fn what_is_dated_in_the_future_keeps_nothing_else_from_being_forgotten() {
+fn a_record_dated_in_the_future_does_not_block_the_deletion_of_others() {
     let app = with_settings(&[("storage.retention_days", "2")]);
     while_ahead(&app, TEN_YEARS, || app.issue());
     let code = app.issue();

@@ -1,4 +1,4 @@
-//! A PostgreSQL server of a test's own: it can be killed, promoted, and asked for TLS.
+//! A PostgreSQL server for one test: it can be killed, promoted, and set up with TLS.
 
 use crate::harness::wait_until;
 use nix::sys::signal::{Signal, kill};
@@ -8,17 +8,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
 
-/// The server, which keeps what it has synced.
+/// A PostgreSQL server with its own data folder. It syncs its commits.
 pub struct Cluster {
-    /// Where it is.
+    /// Its folder.
     pub folder: TempDir,
     bin: PathBuf,
-    /// Where it listens.
+    /// Its port.
     pub port: u16,
 }
 
 impl Cluster {
-    /// One that runs.
+    /// Creates and starts one.
     pub fn new() -> Self {
         let cluster = Self::empty();
         cluster.run("initdb", &["-U", "postgres", "-A", "trust", "--no-instructions"]);
@@ -26,7 +26,7 @@ impl Cluster {
         cluster
     }
 
-    /// A place for one.
+    /// Prepares a folder for one.
     pub fn empty() -> Self {
         let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
             .expect("scripts/test installs PostgreSQL")
@@ -48,7 +48,7 @@ impl Cluster {
         Self { folder, bin: versions.pop().unwrap(), port }
     }
 
-    /// A standby of this one, which runs and has to confirm every commit.
+    /// Starts a synchronous standby of this one, which must confirm every commit.
     pub fn standby(&self) -> Self {
         let standby = Self::empty();
         let from =
@@ -68,12 +68,13 @@ impl Cluster {
         self.psql("SELECT pg_reload_conf()");
     }
 
-    /// Where its files are.
+    /// Its data folder.
     pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
 
-    /// One of PostgreSQL's programs, or any other by its whole path; PostgreSQL's refuse root.
+    /// A command for one of PostgreSQL's programs, or for another program by its full path. It runs as
+    /// `postgres` if the test runs as root, which PostgreSQL refuses.
     pub fn command(&self, program: &str) -> Command {
         let program = self.bin.join(program);
         let mut command = if nix::unistd::geteuid().is_root() {
@@ -87,27 +88,27 @@ impl Cluster {
         command
     }
 
-    /// Runs one of its programs on its files.
+    /// Runs one of PostgreSQL's programs on its data folder.
     pub fn run(&self, program: &str, arguments: &[&str]) {
         let output = self.command(program).arg("-D").arg(self.data()).args(arguments).output();
         let output = output.unwrap();
         assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Starts it and waits until it answers.
+    /// Starts it and waits until it accepts connections.
     pub fn start(&self) {
         let options = format!("-h 127.0.0.1 -p {} -k {}", self.port, self.folder.path().display());
         let log = self.folder.path().join("log").display().to_string();
         self.run("pg_ctl", &["-w", "-s", "-l", &log, "-o", &options, "start"]);
     }
 
-    /// Away at once, without a word to anybody: the postmaster and whoever works for it.
+    /// Kills the postmaster and its child processes at once.
     pub fn kill(&self) {
         let pid = self.signal(Signal::SIGKILL);
         wait_until("the postmaster is gone", || !Path::new(&format!("/proc/{pid}")).exists());
     }
 
-    /// Sends a signal to the postmaster and whoever works for it; the postmaster's number.
+    /// Sends a signal to the postmaster and its child processes; returns the postmaster's process id.
     pub fn signal(&self, signal: Signal) -> i32 {
         let pid = std::fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
         let pid: i32 = pid.lines().next().unwrap().parse().unwrap();
@@ -120,12 +121,12 @@ impl Cluster {
         pid
     }
 
-    /// Stops it in order.
+    /// Shuts it down cleanly.
     pub fn stop(&self) {
         self.run("pg_ctl", &["-w", "-s", "-m", "fast", "stop"]);
     }
 
-    /// Runs a script of the shell in its folder, as whoever it runs as.
+    /// Runs a shell script in its folder, as the user that it runs as.
     pub fn shell(&self, script: &str) {
         let mut shell = self.command("/bin/sh");
         let output = shell.args(["-ec", script]).current_dir(self.folder.path()).output().unwrap();
@@ -137,7 +138,7 @@ impl Cluster {
         ([127, 0, 0, 1], self.port).into()
     }
 
-    /// What it answers to a statement.
+    /// Runs a statement and returns its result.
     pub fn psql(&self, sql: &str) -> String {
         let mut command = self.command("psql");
         command.args(["-h", "127.0.0.1", "-U", "postgres", "-p", &self.port.to_string()]);
@@ -149,7 +150,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // One that stands still would not end.
+        // A paused server would not stop.
         if self.data().join("postmaster.pid").exists() {
             self.signal(Signal::SIGCONT);
         }

@@ -1,4 +1,4 @@
-//! The page, its cookie, and the codes asked for on it.
+//! The code page, its cookie, and the codes issued on it.
 
 use crate::harness::{Answer, Browser, Machine, TestApp, send, with};
 use reqwest::header::HeaderValue;
@@ -15,7 +15,7 @@ fn granted() -> (u16, String) {
     (201, String::new())
 }
 
-/// A server on which a session may ask for two codes an hour.
+/// Starts a server on which a session may get two codes an hour.
 fn two_a_session() -> TestApp {
     TestApp::start_with(|c| c.push(("limits.issue_per_session_hour", "2".into())))
 }
@@ -34,7 +34,7 @@ fn attributes(page: &Answer) -> Vec<String> {
 }
 
 #[test]
-fn issue_answers_with_the_very_text_of_the_reference() {
+fn issue_replies_exactly_as_in_the_reference() {
     let answer = TestApp::start().browser("slowdns").issue();
     let expected = format!(
         "{{\"data\":{{\"install_code\":\"{}\",\"expires_at\":\"2030-03-17T17:51:40+00:00\",\
@@ -46,7 +46,7 @@ fn issue_answers_with_the_very_text_of_the_reference() {
 }
 
 #[test]
-fn without_a_cookie_the_answer_is_the_references() {
+fn issue_without_a_cookie_fails_exactly_as_in_the_reference() {
     let app = TestApp::start();
     let answer = app.post_text("/api/v2/slowdns/code/issue", "");
     let expected = "{\"error\":{\"code\":\"browser_session_required\",\"message\":\"Open the \
@@ -55,7 +55,7 @@ fn without_a_cookie_the_answer_is_the_references() {
 }
 
 #[test]
-fn the_body_of_issue_does_not_matter() {
+fn issue_ignores_its_body() {
     let app = TestApp::start();
     for body in ["", "{}", "[", "nonsense", "{\"product\":\"vpn\"}"] {
         let answer = send(app.browser("slowdns").issue_request().body(body));
@@ -64,7 +64,7 @@ fn the_body_of_issue_does_not_matter() {
 }
 
 #[test]
-fn the_page_is_html_that_sets_a_cookie_for_scripts_and_other_sites_out_of_reach() {
+fn the_page_sets_a_cookie_that_scripts_and_other_sites_cannot_use() {
     let app = TestApp::start();
     let page = app.get("/slowdns");
     assert_eq!(page.status, 200);
@@ -89,7 +89,7 @@ fn the_session_is_bound_to_the_user_agent() {
 }
 
 #[test]
-fn a_browser_that_names_no_user_agent_has_a_session_as_well() {
+fn a_browser_without_a_user_agent_gets_a_session_too() {
     let app = TestApp::start();
     let page = app.get("/slowdns");
     let cookie = page.header("set-cookie").split(';').next().unwrap();
@@ -98,7 +98,7 @@ fn a_browser_that_names_no_user_agent_has_a_session_as_well() {
 }
 
 #[test]
-fn a_session_is_good_for_1799_seconds_and_required_anew_in_the_1800th() {
+fn a_session_is_valid_for_1799_seconds_and_expired_in_the_1800th() {
     let app = TestApp::start();
     let browser = app.browser("slowdns");
     app.clock.advance(1799);
@@ -123,7 +123,7 @@ fn a_cookie_that_is_not_ours_is_invalid() {
 }
 
 #[test]
-fn cookies_of_others_are_passed_over_whatever_they_look_like() {
+fn other_cookies_are_ignored_even_if_malformed() {
     let app = TestApp::start();
     let mut browser = app.browser("slowdns");
     let ours = browser.cookie.clone();
@@ -200,7 +200,7 @@ fn a_forged_cookie_or_another_browsers_begins_a_new_session() {
     assert_eq!(thief(|_| {}), 429);
 }
 
-/// What issue says to a request with these headers.
+/// Returns the outcome of issue for a request with these headers.
 fn asked_with(app: &TestApp, headers: &[(&'static str, &str)]) -> (u16, String) {
     let mut request = app.browser("slowdns").issue_request();
     for (name, value) in headers {
@@ -210,7 +210,7 @@ fn asked_with(app: &TestApp, headers: &[(&'static str, &str)]) -> (u16, String) 
 }
 
 #[test]
-fn where_sec_fetch_site_is_sent_only_our_own_page_and_the_person_pass() {
+fn sec_fetch_site_admits_only_our_own_page_and_direct_requests() {
     let app = TestApp::start();
     for good in ["same-origin", "none"] {
         assert_eq!(asked_with(&app, &[("sec-fetch-site", good)]), granted(), "{good}");
@@ -221,7 +221,7 @@ fn where_sec_fetch_site_is_sent_only_our_own_page_and_the_person_pass() {
 }
 
 #[test]
-fn sec_fetch_site_is_heard_before_origin() {
+fn sec_fetch_site_takes_precedence_over_origin() {
     let url = ("server.public_url", "https://codes.example.com".to_owned());
     let app = TestApp::start_with(|c| c.push(url));
     let both = |site, origin| asked_with(&app, &[("sec-fetch-site", site), ("origin", origin)]);
@@ -259,7 +259,7 @@ fn a_second_product_has_its_own_page_cookie_and_letters() {
 }
 
 #[test]
-fn the_cookie_of_one_product_is_none_for_another() {
+fn the_cookie_of_one_product_is_not_valid_for_another() {
     let app = TestApp::start_with(|c| c.push(("products.vpn", "VP".into())));
     let mut browser = app.browser("slowdns");
     browser.product = "vpn".into();

@@ -1,4 +1,5 @@
-//! The real process, killed at any moment under load: what it had answered is so afterwards.
+//! The real process, killed at any time under load: everything that it acknowledged is still true after
+//! a restart.
 
 use crate::disk::{BadDisk, on};
 use crate::harness::{Activation, Answer, Machine, TestApp, send, wait_until};
@@ -10,13 +11,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// A machine that has not been seen before.
+/// Returns a machine that was not used before.
 fn new_machine() -> Machine {
     static COUNT: AtomicU32 = AtomicU32::new(1);
     Machine::new(COUNT.fetch_add(1, Ordering::SeqCst))
 }
 
-/// What was last answered about a code; an `…ing` was asked for and not answered.
+/// The last reply about a code. A name in `…ing` is a request without a reply.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Told {
     Issued,
@@ -28,12 +29,12 @@ enum Told {
     Released,
 }
 
-/// A code and what one client was told about it.
+/// A code and the replies that one client got about it.
 #[derive(Debug)]
 struct Story {
     code: String,
     machine: Machine,
-    /// Another machine whose activate got no answer either.
+    /// Another machine whose activate got no reply either.
     rival: Option<Machine>,
     activation: Option<Activation>,
     told: Told,
@@ -47,14 +48,14 @@ fn read(answer: &Answer) -> Activation {
     Activation { id: answer.data("activation_id"), token: answer.data("install_token") }
 }
 
-/// The answer, unless there was none or the server could not say.
+/// Returns the reply, or `None` if there was none or it is a 503: refused, or of unknown outcome.
 fn answered(answer: Option<Answer>) -> Option<Answer> {
     answer.filter(|answer| answer.status != 503)
 }
 
 impl Story {
-    /// Asks for something. Without an answer the story stops at `pending`, or stays where it was
-    /// when the server said that nothing happened.
+    /// Sends a request. Without a reply the story stops at `pending`; if the server replied that
+    /// nothing happened, the story stays as it was.
     fn ask(&mut self, pending: Told, ask: impl FnOnce(&Self) -> Option<Answer>) -> Option<Answer> {
         let before = std::mem::replace(&mut self.told, pending);
         let answer = ask(self)?;
@@ -82,7 +83,7 @@ impl Story {
         Some(())
     }
 
-    /// Two machines want the code at the same moment.
+    /// Two machines activate the code at the same time.
     fn race(&mut self, api: &Api) -> Option<()> {
         let machines = [self.machine.clone(), new_machine()];
         let tokens = [self.precheck(api, &machines[0])?, self.precheck(api, &machines[1])?];
@@ -105,7 +106,7 @@ impl Story {
                 (self.told, self.activation) = (Told::Activated, answer.as_ref().map(read));
                 Some(())
             }
-            // The loser has heard that the other has won, so the winner must have won for good.
+            // The loser got `used`, so the winner's activation must be durable.
             (None, Some(loser)) => {
                 assert!(told[1 - loser].is_none(), "nobody got the code: {told:?} {self:?}");
                 self.machine = machines[1 - loser].clone();
@@ -154,7 +155,7 @@ impl Story {
         self.told_at_precheck(api, &new_machine()) == (403, "install_code_used".into())
     }
 
-    /// Checks after a restart that what was answered is so. Every open end is brought to an end.
+    /// Checks after a restart that every reply is still true. Completes what is still open.
     fn check(&self, api: &Api, note: &str) {
         let settled = |step: &str| {
             let answer = finish(api, step, self.activation.as_ref().unwrap()).unwrap();
@@ -204,12 +205,12 @@ impl Story {
     }
 }
 
-/// A server's address and what was answered about it.
+/// A server's address and the replies about it.
 #[derive(Debug)]
 struct Registration {
     ip: String,
     id: String,
-    /// `None`: asked for and not answered.
+    /// `None`: requested without a reply.
     revoked: Option<bool>,
 }
 
@@ -223,7 +224,7 @@ impl Registration {
         answered(api.post_as_master("/revoke", &json!({"server_id": self.id})))
     }
 
-    /// Registers, checks in, perhaps revokes; what was registered goes into `into`.
+    /// Registers, checks in and sometimes revokes; adds the registered server to `into`.
     fn live(api: &Api, chance: &mut Chance, into: &mut Vec<Self>) -> Option<()> {
         let ip = new_machine().public_ip;
         let body = json!({"token": api.master, "ip": ip, "hostname": "a.example.com"});
@@ -242,7 +243,7 @@ impl Registration {
         Some(())
     }
 
-    /// A check-in after the revocation, which binds on other servers within a while.
+    /// Checks in after the revocation, which other servers enforce after a short delay.
     fn check_in_revoked(&self, api: &Api) -> Option<(u16, String)> {
         let begun = Instant::now();
         loop {
@@ -271,14 +272,14 @@ impl Registration {
     }
 }
 
-/// Everything that clients were told.
+/// The replies that all clients got.
 #[derive(Debug, Default)]
 pub struct Stories {
     codes: Vec<Story>,
     servers: Vec<Registration>,
 }
 
-/// Clients at work until the server answers no more, or they are stopped.
+/// Clients that send requests until the server is gone or they are stopped.
 pub struct Load(Vec<JoinHandle<Stories>>, Arc<AtomicBool>);
 
 impl Load {
@@ -312,13 +313,13 @@ impl Load {
         into.codes.last_mut()?.go_on(api, chance)
     }
 
-    /// Lets the clients finish what they are at; what they were told.
+    /// Lets the clients finish their current requests; returns the replies that they got.
     pub fn stop(self) -> Stories {
         self.1.store(true, Ordering::SeqCst);
         self.end()
     }
 
-    /// What the clients were told, once the server is gone.
+    /// Waits until the server is gone; returns the replies that the clients got.
     pub fn end(self) -> Stories {
         let mut all = Stories::default();
         for thread in self.0 {
@@ -330,7 +331,7 @@ impl Load {
     }
 }
 
-/// Checks that everything that was answered is so. `note` says how to repeat a failure.
+/// Checks that every reply is still true. `note` says how to repeat a failure.
 pub fn check_all(api: &Api, stories: &Stories, note: &str) {
     let share = |count: usize| count.div_ceil(8).max(1);
     std::thread::scope(|scope| {
@@ -343,19 +344,19 @@ pub fn check_all(api: &Api, stories: &Stories, note: &str) {
     });
 }
 
-/// How many rounds tests of crashes go; more by CRASH_ROUNDS.
+/// The number of rounds of crash tests; CRASH_ROUNDS overrides it.
 pub fn rounds() -> u64 {
     std::env::var("CRASH_ROUNDS").map_or(12, |rounds| rounds.parse().unwrap())
 }
 
-/// Where chance begins; to repeat a failure, CRASH_SEED.
+/// The random seed; set CRASH_SEED to repeat a failure.
 pub fn seed() -> u64 {
     let given = std::env::var("CRASH_SEED").ok().map(|seed| seed.parse().unwrap());
     given.unwrap_or_else(|| u64::from(std::process::id()))
 }
 
 #[test]
-fn killed_at_any_moment_it_comes_back_with_all_that_it_answered_and_nothing_half_done() {
+fn a_server_killed_at_any_time_keeps_everything_acknowledged_and_nothing_half_done() {
     let seed = seed();
     let mut chance = Chance::seeded(seed);
     let mut server = Process::start(&["codes.max_activations_per_code=255"]);
@@ -380,7 +381,7 @@ fn killed_at_any_moment_it_comes_back_with_all_that_it_answered_and_nothing_half
 }
 
 #[test]
-fn a_restored_backup_brings_no_spent_code_back() {
+fn a_restored_backup_makes_no_used_code_valid_again() {
     let mut server = Process::start(&[]);
     let code = server.api.issue();
     let unspent = server.api.issue();
@@ -395,7 +396,7 @@ fn a_restored_backup_brings_no_spent_code_back() {
     for file in files {
         std::fs::copy(data.join(file), backup.path().join(file)).unwrap();
     }
-    // Stopped and started in order nothing is void.
+    // A clean restart voids nothing.
     let mut server = server.again();
     let activation = server.api.activate(&new_machine(), &code);
     assert_eq!(finish(&server.api, "confirm", &read(&activation)).unwrap().status, 200);
@@ -420,7 +421,7 @@ fn a_restored_backup_brings_no_spent_code_back() {
 }
 
 #[test]
-fn a_raised_epoch_voids_what_was_not_spent() {
+fn a_new_epoch_voids_codes_and_open_activations() {
     let mut server = Process::start(&[]);
     let code = server.api.issue();
     server.signal(nix::sys::signal::Signal::SIGTERM);
@@ -434,7 +435,7 @@ fn a_raised_epoch_voids_what_was_not_spent() {
 }
 
 #[test]
-fn killed_while_it_starts_it_loses_nothing() {
+fn a_server_killed_while_it_starts_loses_nothing() {
     let seed = seed();
     let mut chance = Chance::seeded(seed);
     let mut server = Process::start(&[]);
@@ -452,7 +453,7 @@ fn killed_while_it_starts_it_loses_nothing() {
 }
 
 #[test]
-fn killed_during_its_very_first_start_it_starts_the_next_time() {
+fn a_server_killed_during_its_first_start_starts_the_next_time() {
     let seed = seed();
     let mut chance = Chance::seeded(seed);
     for _ in 0..12 {
@@ -465,7 +466,7 @@ fn killed_during_its_very_first_start_it_starts_the_next_time() {
     }
 }
 
-/// Lets the `changes`th change to the disk be the last of a first start, and starts once more.
+/// Interrupts a first start after `changes` changes to the disk, and starts again.
 fn starts_after_dying_at(changes: u64, dies: fn(&BadDisk), model: &TestApp) -> Result<(), String> {
     let disk = BadDisk::new();
     disk.dies_after(changes);
@@ -489,24 +490,24 @@ fn a_first_start_that_dies(dies: fn(&BadDisk)) {
 }
 
 #[test]
-fn a_first_start_killed_after_any_change_to_the_disk_is_no_obstacle_to_the_next() {
+fn a_server_starts_after_a_first_start_killed_at_any_disk_change() {
     a_first_start_that_dies(BadDisk::kill);
 }
 
 #[test]
-fn a_first_start_that_loses_power_after_any_change_to_the_disk_is_no_obstacle_to_the_next() {
+fn a_server_starts_after_a_first_start_that_lost_power_at_any_disk_change() {
     a_first_start_that_dies(BadDisk::lose_power);
 }
 
 #[test]
-fn a_crash_forgives_at_most_the_last_second_of_what_limits_have_counted() {
+fn a_crash_loses_at_most_the_last_second_of_limit_counts() {
     let mut server = Process::start(&["limits.precheck_per_machine_day=3"]);
     let (code, machine) = (server.api.issue(), new_machine());
     let precheck = |server: &Process| {
         server.api.install("precheck", &machine.precheck_body(&code)).unwrap().status
     };
     assert_eq!([0; 3].map(|_| precheck(&server)), [200; 3]);
-    // The second that a crash may forgive.
+    // The second whose counts a crash may lose.
     std::thread::sleep(Duration::from_secs(1));
     server.kill();
     assert_eq!(precheck(&server.again()), 429);

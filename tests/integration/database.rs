@@ -1,22 +1,22 @@
-//! A database of its own for each test that wants one.
+//! A separate database for each test that needs one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tokio_postgres::{Client, NoTls};
 
-/// A database that goes with the test.
+/// A database that is dropped at the end of the test.
 pub struct Database {
-    /// Where it is.
+    /// Its URL.
     pub url: String,
-    /// The server that holds it.
+    /// The URL of the cluster that contains it.
     cluster: String,
     name: String,
 }
 
 impl Database {
-    /// A fresh database where `TEST_SERVERS` says how many servers are to share it, in the cluster
-    /// that `TEST_POSTGRES` names (`scripts/test` starts one); `None` where the tests run on the
-    /// embedded engine.
+    /// Creates a database in the cluster that `TEST_POSTGRES` names (`scripts/test` starts one), if
+    /// `TEST_SERVERS` sets how many servers share it. Otherwise the tests run on the embedded
+    /// engine and this is `None`.
     pub fn where_wanted() -> Option<Arc<Self>> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         std::env::var("TEST_SERVERS").ok()?;
@@ -27,7 +27,7 @@ impl Database {
         Some(Arc::new(Self { url: format!("{cluster}/{name}"), cluster, name }))
     }
 
-    /// How many servers are registered, and how many of them revoked.
+    /// Returns how many servers are registered and how many of them are revoked.
     pub fn registered(&self) -> [i64; 2] {
         connected(self.url.clone(), async |client| {
             let sql = "SELECT count(*), count(*) FILTER (WHERE revoked) FROM server";
@@ -36,7 +36,7 @@ impl Database {
         })
     }
 
-    /// The most that any limit on activates has counted.
+    /// Returns the highest counter of any limit on activates.
     pub fn activates_counted(&self) -> i64 {
         connected(self.url.clone(), async |client| {
             let sql =
@@ -60,12 +60,12 @@ fn execute(cluster: &str, sql: &str) {
     });
 }
 
-/// Does something over a connection of its own.
+/// Runs `does` over a connection of its own.
 fn connected<T: Send + 'static>(
     url: String,
     does: impl AsyncFnOnce(Client) -> T + Send + 'static,
 ) -> T {
-    // On a thread of its own: a test may be within a runtime.
+    // Uses its own thread, since a test may run inside an async runtime.
     let run = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

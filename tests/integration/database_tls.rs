@@ -1,10 +1,10 @@
-//! The way to the database under TLS: `sslmode` means what it means in libpq.
+//! TLS connections to the database: `sslmode` has the same meaning as in libpq.
 
 use crate::cluster::Cluster;
 use crate::process::{run, said};
 use tempfile::TempDir;
 
-/// A certificate for `localhost` and for no address, signed by a CA; and a CA that has signed nothing.
+/// A certificate for the name `localhost` only, signed by a CA, and another CA that signed nothing.
 const CERTIFICATES: &str = "
     key='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'
     for name in ca other; do
@@ -18,7 +18,7 @@ const CERTIFICATES: &str = "
     echo 'hostssl all all 127.0.0.1/32 trust' > data/pg_hba.conf";
 
 #[test]
-fn each_sslmode_asks_of_the_database_what_it_says() {
+fn each_sslmode_requires_the_same_as_in_libpq() {
     let cluster = Cluster::new();
     cluster.shell(CERTIFICATES);
     cluster.psql("ALTER SYSTEM SET ssl = on");
@@ -42,7 +42,7 @@ fn each_sslmode_asks_of_the_database_what_it_says() {
         let (good, said) = open(host, query);
         assert!(!good && said.contains(why), "{host} {query}: {said}");
     };
-    // The address is not in the certificate, the name is.
+    // The certificate contains the name but not the address.
     let (address, name) = ("127.0.0.1", "localhost");
     refused(address, "sslmode=disable", "no encryption");
     good(address, "");
@@ -56,7 +56,7 @@ fn each_sslmode_asks_of_the_database_what_it_says() {
     good(name, &format!("sslmode=verify-full&sslrootcert={ca}"));
     refused(address, &format!("sslmode=verify-full&sslrootcert={ca}"), "certificate");
     refused(name, &format!("sslmode=verify-full&sslrootcert={other}"), "certificate");
-    // Where the database knows no TLS.
+    // A database without TLS.
     cluster.shell("echo 'host all all 127.0.0.1/32 trust' > data/pg_hba.conf");
     cluster.stop();
     cluster.shell("sed -i s/^ssl/#ssl/ data/postgresql.auto.conf");

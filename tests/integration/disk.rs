@@ -1,4 +1,4 @@
-//! What the server promises on disks that forget, refuse or lie.
+//! The server's promises on disks that lose unsynced writes, are full, or fail.
 
 use crate::crash::{Load, check_all, rounds, seed};
 use crate::harness::{Activation, Machine, MakeDisk, TestApp, wait_until};
@@ -9,25 +9,25 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// What the disk does wrong, from now on.
+/// The fault that a disk has from now on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
     None,
-    /// No room: it does not grow, and only its head can be overwritten.
+    /// No space: it cannot grow, and only its head can be overwritten.
     Full,
-    /// Data cannot be written; the head can.
+    /// Writes fail, except to the head.
     FailsData,
-    /// Nothing can be written.
+    /// Every write fails.
     FailsWrites,
     FailsSyncs,
 }
 
-/// What the operating system shows of a file, and what would survive a loss of power.
+/// A file as the operating system shows it, and as it would be after a power loss.
 #[derive(Debug, Default)]
 struct File {
     seen: Vec<u8>,
     synced: Vec<u8>,
-    /// Where they differ.
+    /// The ranges in which they may differ.
     unsynced: Vec<std::ops::Range<usize>>,
 }
 
@@ -40,13 +40,13 @@ struct Platter {
     blocked: bool,
     waiting: usize,
     syncs: u64,
-    /// Changes after which the process is taken to be dead.
+    /// The number of changes until the process counts as dead.
     changes_left: Option<u64>,
-    /// Whose disk it is: servers started before are dead to it.
+    /// The current owner's number. Servers that were started before it cannot use the disk any more.
     owner: u64,
 }
 
-/// A disk in memory that forgets what was not synced, and fails as it is told.
+/// A disk in memory that loses unsynced writes when power is lost, and has the faults that a test sets.
 #[derive(Clone, Debug)]
 pub struct BadDisk(Arc<(Mutex<Platter>, Condvar)>);
 
@@ -69,22 +69,22 @@ impl BadDisk {
     pub fn fault(&self, fault: Fault) {
         self.lock().fault = fault;
     }
-    /// Lets the process that uses the disk die after `changes` more changes.
+    /// Makes the process that uses the disk die after `changes` more changes.
     pub fn dies_after(&self, changes: u64) {
         self.lock().changes_left = Some(changes);
     }
-    /// Lets the process that uses the disk live, however much it changes.
+    /// Removes the limit that [`Self::dies_after`] set.
     pub fn lives_on(&self) {
         self.lock().changes_left = None;
     }
-    /// From now on a server that uses the disk is dead, and the disk is sound again.
+    /// Cuts off the server that uses the disk, and clears all faults.
     pub fn kill(&self) {
         let mut platter = self.lock();
         platter.owner += 1;
         platter.fault = Fault::None;
         platter.changes_left = None;
     }
-    /// As `kill`, and what was not synced is gone.
+    /// Like [`Self::kill`], and loses unsynced writes.
     pub fn lose_power(&self) {
         self.kill();
         let mut platter = self.lock();
@@ -93,7 +93,7 @@ impl BadDisk {
             file.unsynced.clear();
         }
     }
-    /// Holds every sync up until `release`.
+    /// Blocks every sync until [`Self::release`].
     pub fn block(&self) {
         self.lock().blocked = true;
     }
@@ -104,7 +104,7 @@ impl BadDisk {
     pub fn is_held_up(&self) -> bool {
         self.lock().waiting > 0
     }
-    /// Waits until what the server writes by itself (counters, twice a second) is written.
+    /// Waits until the server's own periodic writes (counters, twice a second) are done.
     pub fn settle(&self) {
         let mut last = u64::MAX;
         wait_until("the disk is idle", || {
@@ -126,7 +126,7 @@ impl BadDisk {
     }
 }
 
-/// The disk in the hands of one server.
+/// The disk as opened by one server.
 #[derive(Debug)]
 struct Opened {
     disk: BadDisk,
@@ -209,7 +209,7 @@ impl Disk for Opened {
     }
 }
 
-/// A server on `disk`.
+/// Starts a server on `disk`.
 pub fn on(disk: &BadDisk, settings: &[(&'static str, &str)]) -> TestApp {
     let change = |flags: &mut Vec<(&'static str, String)>| {
         flags.extend(settings.iter().map(|(key, value)| (*key, (*value).to_owned())));
@@ -235,7 +235,7 @@ fn register(app: &TestApp, ip: &str) -> crate::harness::Answer {
     app.post("/register", &json!({"token": app.master(), "ip": ip, "hostname": "a.example.com"}))
 }
 
-/// An installation at every stage, before a disk goes bad.
+/// One installation at every stage, made before the disk fails.
 struct Stages {
     browser_cookie: String,
     issued: String,
@@ -266,7 +266,7 @@ impl Stages {
         }
     }
 
-    /// Every request that needs the store, with its name and what it answers.
+    /// Sends every request that needs the store; returns each one's name and reply.
     fn attempt(&self, app: &TestApp) -> Vec<(&'static str, crate::harness::Answer)> {
         let api = api(app);
         let revoke = format!("/api/v2/servers/{}/revoke", self.server);
@@ -281,7 +281,7 @@ impl Stages {
         ]
     }
 
-    /// That every request works now, and that nothing of what was refused has happened.
+    /// Checks that every request works now and that no refused request had an effect.
     fn check_untouched(&self, app: &TestApp) {
         for (what, answer) in self.attempt(app) {
             assert!([200, 201].contains(&answer.status), "{what}: {}", answer.text);
@@ -314,7 +314,7 @@ fn a_refusing_disk_changes_nothing(fault: Fault) {
     stages_survive(app, &stages);
 }
 
-/// What was answered after the fault is on disk as well.
+/// Checks that changes acknowledged after the fault survive a restart.
 fn stages_survive(app: TestApp, stages: &Stages) {
     let app = app.restart();
     assert_eq!(stages.to_confirm.release(&app).data("status"), "confirmed");
@@ -323,17 +323,17 @@ fn stages_survive(app: TestApp, stages: &Stages) {
 }
 
 #[test]
-fn a_full_disk_refuses_with_503_changes_nothing_and_all_goes_on_once_there_is_room() {
+fn a_full_disk_makes_requests_fail_with_503_until_it_has_space_again() {
     a_refusing_disk_changes_nothing(Fault::Full);
 }
 
 #[test]
-fn a_disk_that_fails_data_refuses_with_503_changes_nothing_and_all_goes_on_afterwards() {
+fn a_disk_that_fails_data_writes_makes_requests_fail_with_503_until_it_recovers() {
     a_refusing_disk_changes_nothing(Fault::FailsData);
 }
 
 #[test]
-fn a_disk_full_for_seconds_is_tried_again_and_again_until_it_works() {
+fn a_full_disk_is_retried_until_it_works() {
     let disk = BadDisk::new();
     let app = on(&disk, &[]);
     let code = app.issue();
@@ -349,7 +349,7 @@ fn a_disk_full_for_seconds_is_tried_again_and_again_until_it_works() {
 }
 
 #[test]
-fn requests_that_the_store_refused_are_not_charged_to_limits() {
+fn requests_that_the_store_refuses_do_not_count_against_limits() {
     let disk = BadDisk::new();
     let app = on(&disk, &[("limits.activate_per_machine_day", "1")]);
     let machine = Machine::new(1);
@@ -369,7 +369,7 @@ fn requests_that_the_store_refused_are_not_charged_to_limits() {
 }
 
 #[test]
-fn a_disk_that_takes_no_write_at_all_loses_nothing_that_was_answered() {
+fn a_disk_that_fails_every_write_loses_nothing_that_was_acknowledged() {
     let disk = BadDisk::new();
     let mut app = on(&disk, &[]);
     let activation = Machine::new(1).install(&app, &app.issue());
@@ -382,10 +382,10 @@ fn a_disk_that_takes_no_write_at_all_loses_nothing_that_was_answered() {
         Some((503, code)) if code == "storage_unavailable" => {
             wait_until("the store works again", || readiness(&app) == [200, 200]);
         }
-        // Whether the answer always comes is another test's matter.
+        // Another test checks that a reply always comes.
         told => {
             assert!(told.is_none_or(|told| told == (503, "outcome_unknown".into())));
-            app.ended().expect_err("a server that does not know must not go on");
+            app.ended().expect_err("a server with a commit of unknown outcome must exit");
             app = app.start_again().unwrap();
         }
     }
@@ -393,7 +393,7 @@ fn a_disk_that_takes_no_write_at_all_loses_nothing_that_was_answered() {
 }
 
 #[test]
-fn after_a_failed_sync_every_waiting_request_is_told_and_the_server_ends_with_an_error() {
+fn after_a_failed_sync_every_waiting_request_gets_a_reply_and_the_server_exits_with_an_error() {
     let disk = BadDisk::new();
     let mut app = on(&disk, &[]);
     let activations: Vec<Activation> =
@@ -419,13 +419,13 @@ fn after_a_failed_sync_every_waiting_request_is_told_and_the_server_ends_with_an
         disk.release();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
     });
-    app.ended().expect_err("the fate of a commit is unknown: only a new start can tell");
+    app.ended().expect_err("the outcome of a commit is unknown until a restart");
     let told: Vec<_> = told.into_iter().map(|answer| answer.map(|answer| answer.told())).collect();
     let unknown = Some((503, "outcome_unknown".to_owned()));
-    assert_eq!(told[0], unknown, "the one whose commit failed; all: {told:?}");
+    assert_eq!(told[0], unknown, "the request whose commit failed; all replies: {told:?}");
     let refused = Some((503, "storage_unavailable".to_owned()));
     let answered = told[1..].iter().all(|t| *t == unknown || *t == refused);
-    assert!(answered, "those behind it: {told:?}");
+    assert!(answered, "the requests queued behind it: {told:?}");
     disk.lose_power();
     let app = app.start_again().unwrap();
     for activation in &activations {
@@ -435,7 +435,7 @@ fn after_a_failed_sync_every_waiting_request_is_told_and_the_server_ends_with_an
 }
 
 #[test]
-fn a_loss_of_power_at_any_moment_keeps_all_that_was_answered() {
+fn a_power_loss_at_any_time_keeps_everything_that_was_acknowledged() {
     let seed = seed();
     let mut chance = Chance::seeded(seed);
     let disk = BadDisk::new();
@@ -445,14 +445,14 @@ fn a_loss_of_power_at_any_moment_keeps_all_that_was_answered() {
         std::thread::sleep(Duration::from_millis(20 + chance.below(150)));
         disk.lose_power();
         let stories = load.end();
-        // The old server is dead to the disk; what it still says does not matter.
+        // The old server cannot use the disk any more; its further replies do not matter.
         app = app.start_again().unwrap();
         check_all(&api(&app), &stories, &format!("seed {seed}, round {round}"));
     }
 }
 
 #[test]
-fn a_disk_that_refuses_under_load_takes_nothing_back_and_slips_nothing_in() {
+fn a_disk_that_fails_under_load_undoes_nothing_acknowledged_and_applies_nothing_refused() {
     let seed = seed();
     let mut chance = Chance::seeded(seed);
     let disk = BadDisk::new();
@@ -469,14 +469,14 @@ fn a_disk_that_refuses_under_load_takes_nothing_back_and_slips_nothing_in() {
 }
 
 #[test]
-fn a_request_whose_commit_has_an_unknown_fate_is_told_so_before_the_server_ends() {
+fn a_request_whose_commit_outcome_is_unknown_gets_outcome_unknown_before_the_server_exits() {
     let disk = BadDisk::new();
     let mut app = on(&disk, &[]);
     let activations: Vec<Activation> =
         (0..12).map(|n| Machine::new(n).install(&app, &app.issue())).collect();
     let mut unanswered = 0;
     for activation in &activations {
-        // A fresh start has nothing of its own to write.
+        // A server that has just started has no periodic writes.
         app.stop().unwrap();
         app = app.start_again().unwrap();
         let api = api(&app);
@@ -486,7 +486,7 @@ fn a_request_whose_commit_has_an_unknown_fate_is_told_so_before_the_server_ends(
             Some(answer) => assert_eq!(answer.told(), (503, "outcome_unknown".into())),
             None => unanswered += 1,
         }
-        app.ended().expect_err("only a new start can tell");
+        app.ended().expect_err("the outcome is unknown until a restart");
         disk.kill();
         app = app.start_again().unwrap();
     }
@@ -494,13 +494,13 @@ fn a_request_whose_commit_has_an_unknown_fate_is_told_so_before_the_server_ends(
 }
 
 #[test]
-fn an_epoch_whose_beginning_was_interrupted_is_begun_again_and_never_taken_for_begun() {
+fn an_interrupted_new_epoch_is_begun_again_and_never_taken_as_complete() {
     let disk = BadDisk::new();
     let mut app = on(&disk, &[]);
-    // More than are voided in one commit: the last ones come last.
+    // More codes than one commit voids; the last ones are voided last.
     let codes: Vec<String> = (0..520).map(|_| app.issue()).collect();
     app.stop().unwrap();
-    // The store lacks a single commit of what its mark asks for.
+    // The store lacks one commit that its watermark requires.
     let store = EmbeddedStore::open((disk.make())(&app.folder)).unwrap();
     let held = store.watermark().unwrap();
     store.close();
@@ -522,7 +522,7 @@ fn an_epoch_whose_beginning_was_interrupted_is_begun_again_and_never_taken_for_b
     assert!(deaths > 1, "it was interrupted: {deaths}");
     for code in [&codes[0], &codes[519]] {
         let told = Machine::new(1).precheck(&again, code).told();
-        assert_eq!(told, (403, "install_code_expired".into()), "after {deaths} deaths");
+        assert_eq!(told, (403, "install_code_expired".into()), "after {deaths} interruptions");
     }
     wait_until("the epoch is shown", || again.metric("iptunnel_store_epoch") == 2.0);
 }

@@ -1,5 +1,5 @@
-//! The form of every answer: envelopes, methods, sizes, headers. Raw sockets where a client library
-//! is too polite.
+//! The form of every reply: envelopes, methods, sizes, headers. Some tests use raw sockets, to send
+//! what a client library would not send.
 
 use crate::harness::{Answer, TestApp, send};
 use reqwest::Method;
@@ -26,7 +26,7 @@ fn connect(app: &TestApp) -> TcpStream {
     stream
 }
 
-/// What comes back until the server closes or resets the connection.
+/// Reads until the server closes or resets the connection.
 fn rest(mut stream: TcpStream) -> String {
     let (mut all, mut piece) = (Vec::new(), [0; 4096]);
     while let Ok(length @ 1..) = stream.read(&mut piece) {
@@ -35,7 +35,7 @@ fn rest(mut stream: TcpStream) -> String {
     String::from_utf8(all).unwrap()
 }
 
-/// Sends `head` and `body` as they are; a server that has had enough may stop listening.
+/// Sends `head` and `body` unchanged; the server may stop reading before the end.
 fn raw(app: &TestApp, head: &str, body: &[u8]) -> String {
     let mut stream = connect(app);
     let _ = stream.write_all(format!("{head}\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes());
@@ -43,14 +43,14 @@ fn raw(app: &TestApp, head: &str, body: &[u8]) -> String {
     rest(stream)
 }
 
-/// Checks the flat legacy envelope: `error`, a text, alone.
+/// Checks the flat legacy envelope: only `error`, a string.
 fn assert_legacy_failure(answer: &Answer, status: u16) {
     assert_eq!(answer.status, status, "{}", answer.text);
     let json = answer.json();
     assert!(json["error"].is_string() && json.as_object().unwrap().len() == 1, "{json}");
 }
 
-/// Checks the v2 envelope: `error` with `code` and `message` alone.
+/// Checks the v2 envelope: only `error`, with only `code` and `message`.
 fn assert_v2_failure(answer: &Answer, status: u16, code: &str) {
     assert_eq!(answer.told(), (status, code.to_owned()), "{}", answer.text);
     let json = answer.json();
@@ -60,7 +60,7 @@ fn assert_v2_failure(answer: &Answer, status: u16, code: &str) {
 }
 
 #[test]
-fn an_unknown_path_under_api_v2_is_not_found_in_the_v2_envelope_whoever_asks() {
+fn an_unknown_path_under_api_v2_is_not_found_in_the_v2_envelope_for_every_caller() {
     let app = TestApp::start();
     for path in ["/api/v2", "/api/v2/", "/api/v2/nothing", "/api/v2/slowdns/install/x"] {
         for method in ["GET", "POST", "PUT", "DELETE"] {
@@ -92,7 +92,7 @@ fn an_unknown_path_elsewhere_is_not_found_in_the_legacy_envelope_for_every_metho
 }
 
 #[test]
-fn a_path_that_only_begins_like_api_v2_is_of_the_legacy_family() {
+fn a_path_that_only_begins_like_api_v2_uses_the_legacy_envelope() {
     let app = TestApp::start();
     assert_legacy_failure(&app.get("/api/v22/healthz"), 404);
 }
@@ -109,7 +109,7 @@ fn a_browser_gets_a_page_for_what_is_not_found_or_not_allowed() {
 }
 
 #[test]
-fn a_wrong_method_is_told_the_right_one_in_the_familys_envelope() {
+fn a_wrong_method_is_405_with_allow_in_the_envelope_of_its_routes() {
     let app = TestApp::start();
     let v2 = ["code/issue", "install/precheck", "install/activate", "install/confirm"];
     for route in v2.into_iter().chain(["install/release"]) {
@@ -146,7 +146,7 @@ fn head_is_answered_like_get_without_a_body() {
     assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("\r\n\r\n"), "{text}");
 }
 
-/// Every route that reads a body, with the master token where one is wanted.
+/// Requests to every route that reads a body, with the master token if the route requires it.
 const READERS: [&str; 8] = [
     PRECHECK,
     "/api/v2/slowdns/install/activate",
@@ -166,7 +166,7 @@ fn assert_too_large(answer: &Answer, path: &str) {
     }
 }
 
-/// A JSON object of this many bytes that no route can use.
+/// A JSON object of this many bytes that no route accepts.
 fn object_of(length: usize) -> String {
     format!("{{}}{}", " ".repeat(length - 2))
 }
@@ -194,7 +194,7 @@ fn a_body_of_exactly_64_kib_is_read_with_a_length_or_in_chunks() {
 }
 
 #[test]
-fn whoever_writes_megabytes_without_listening_still_finds_the_413() {
+fn a_client_that_sends_megabytes_without_reading_still_gets_the_413() {
     let app = TestApp::start();
     let body = vec![b' '; 4 << 20];
     for _ in 0..5 {
@@ -206,7 +206,7 @@ fn whoever_writes_megabytes_without_listening_still_finds_the_413() {
 }
 
 #[test]
-fn a_body_that_is_announced_too_large_is_refused_without_its_end() {
+fn a_body_announced_as_too_large_is_refused_before_it_arrives() {
     let app = TestApp::start();
     let head = format!("POST {PRECHECK} HTTP/1.1\r\nContent-Length: 999999999");
     let text = raw(&app, &head, &vec![b' '; LARGEST + 1]);
@@ -241,7 +241,7 @@ fn expect_100_continue_is_honoured_before_the_body_is_sent() {
 }
 
 #[test]
-fn a_body_is_json_whatever_its_content_type_says() {
+fn a_body_is_read_as_json_regardless_of_its_content_type() {
     let app = TestApp::start();
     let kinds = ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "junk"];
     for kind in kinds {
@@ -252,7 +252,7 @@ fn a_body_is_json_whatever_its_content_type_says() {
 }
 
 #[test]
-fn a_body_that_is_no_utf_8_is_no_json() {
+fn a_body_that_is_not_utf_8_is_invalid_json() {
     let app = TestApp::start();
     let head = format!("POST {PRECHECK} HTTP/1.1\r\nContent-Length: 20");
     let text = raw(&app, &head, b"{\"machine_id\":\"\xff\xfe!\"}");
@@ -260,7 +260,7 @@ fn a_body_that_is_no_utf_8_is_no_json() {
 }
 
 #[test]
-fn every_answer_is_json_says_nosniff_and_bears_an_id_of_its_own() {
+fn every_reply_is_json_with_nosniff_and_its_own_request_id() {
     let app = TestApp::start();
     let answers = [
         app.get("/api/v2/healthz"),
@@ -286,7 +286,7 @@ fn every_answer_is_json_says_nosniff_and_bears_an_id_of_its_own() {
 }
 
 #[test]
-fn the_operators_listener_says_nosniff_as_well() {
+fn the_admin_listener_sends_nosniff_too() {
     let app = TestApp::start();
     for path in ["/livez", "/readyz", "/metrics", "/nothing"] {
         let answer = app.get_admin(path);
@@ -295,7 +295,7 @@ fn the_operators_listener_says_nosniff_as_well() {
 }
 
 #[test]
-fn the_id_of_a_request_is_kept_from_a_trusted_proxy_only() {
+fn a_request_id_is_accepted_only_from_a_trusted_proxy() {
     let id = |app: &TestApp| {
         let answer = request(app, "GET", "/api/v2/healthz", &[("x-request-id", "trace-7f.3")]);
         answer.header("x-request-id").to_owned()
@@ -306,7 +306,7 @@ fn the_id_of_a_request_is_kept_from_a_trusted_proxy_only() {
 }
 
 #[test]
-fn every_page_has_a_strict_policy_and_tells_other_sites_nothing() {
+fn every_page_has_a_strict_content_policy_and_sends_no_referrer() {
     let app = TestApp::start();
     for (method, path) in [("GET", "/slowdns"), ("GET", "/nothing"), ("PUT", "/slowdns")] {
         let page = request(&app, method, path, &[("accept", HTML)]);
@@ -337,7 +337,7 @@ fn no_answer_is_a_redirect() {
 }
 
 #[test]
-fn a_body_that_does_not_arrive_is_given_up_at_the_deadline() {
+fn a_request_whose_body_does_not_arrive_fails_at_the_deadline() {
     let app = TestApp::start_with(|c| c.push(("server.request_timeout_ms", "100".into())));
     for path in [PRECHECK, "/checkin", "/api/v2/slowdns/install/confirm"] {
         let mut stream = connect(&app);

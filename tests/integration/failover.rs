@@ -1,5 +1,5 @@
-//! A database that stands still, is left behind by its standby, or commits what no standby has: what
-//! servers answer meanwhile, and what `doctor` says.
+//! A primary that freezes, is replaced by its standby, or commits changes that no standby has: the
+//! servers' replies meanwhile, and the report of `doctor`.
 
 use crate::cluster::Cluster;
 use crate::faults::{Servers, url};
@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-/// What `doctor` says of the database at these addresses, and whether all is well.
+/// Runs `doctor` on the database at these addresses; returns whether it succeeds, and its report.
 fn doctor(server: &Process, clusters: &[&Cluster]) -> (bool, String) {
     let addresses: Vec<_> = clusters.iter().map(|cluster| cluster.address()).collect();
     let url = format!("storage.url={}", url(&addresses));
@@ -21,7 +21,7 @@ fn doctor(server: &Process, clusters: &[&Cluster]) -> (bool, String) {
     (output.status.success(), said(&output))
 }
 
-/// How long it takes until a new code is issued and activated; each attempt may fail.
+/// Returns the time until a new code is issued and activated; attempts may fail.
 fn until_activated(api: &Api, machine: &Machine, at_most: Duration) -> Duration {
     let begun = Instant::now();
     let install = || {
@@ -40,8 +40,8 @@ fn until_activated(api: &Api, machine: &Machine, at_most: Duration) -> Duration 
     begun.elapsed()
 }
 
-/// Connections that servers hold to a database. A commit that nobody waits for any more, and which no
-/// standby will ever confirm, is none.
+/// Counts the servers' connections to a database. It does not count a commit that no server waits for
+/// and no standby will ever confirm.
 fn connections(cluster: &Cluster) -> String {
     cluster.psql(
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'iptunnel-server'
@@ -50,7 +50,7 @@ fn connections(cluster: &Cluster) -> String {
 }
 
 #[test]
-fn a_primary_that_stands_still_is_left_for_its_promoted_standby_and_never_used_again() {
+fn servers_leave_a_frozen_primary_for_its_promoted_standby_and_never_use_it_again() {
     let primary = Cluster::new();
     let standby = primary.standby();
     let servers = Servers::start(1, &url(&[primary.address(), standby.address()]));
@@ -63,7 +63,7 @@ fn a_primary_that_stands_still_is_left_for_its_promoted_standby_and_never_used_a
     let (good, told) = doctor(server, &[&primary, &standby]);
     let frozen = format!("{} takes connections and says nothing", primary.address());
     assert!(told.contains(&frozen) && told.contains("primary of timeline 2"), "{good} {told}");
-    // The old primary goes on. Nothing is asked of it any more.
+    // The old primary runs again. No server sends anything to it.
     primary.signal(Signal::SIGCONT);
     wait_until("the old primary is left", || connections(&primary) == "0");
     let codes = primary.psql("SELECT count(*) FROM code");
@@ -82,7 +82,7 @@ fn a_primary_that_stands_still_is_left_for_its_promoted_standby_and_never_used_a
         assert!(begun.elapsed() < Duration::from_secs(30), "{}", server.output());
         std::thread::sleep(Duration::from_millis(100));
     }
-    // It alone is left: no server takes it, now or after a start, and doctor says why.
+    // Only the old primary is left: no server uses it, now or after a restart, and doctor says why.
     let mark = || server.file("data/iptunnel.redb.mark").lines().next().unwrap().ends_with(" 2");
     wait_until("the mark knows the timeline", mark);
     standby.kill();
@@ -104,7 +104,7 @@ fn a_primary_that_stands_still_is_left_for_its_promoted_standby_and_never_used_a
     assert!(!again.wait().unwrap().success());
     let told = std::fs::read_to_string(&files[1]).unwrap();
     assert!(told.contains("timeline 2 has been seen") && told.contains("fence"), "{told}");
-    // Whoever wants that database all the same says so, and loses what was not spent.
+    // An operator can choose that database with `fence`, which voids unused codes.
     let mut servers = servers;
     servers.all[0].kill();
     primary.set("synchronous_standby_names = ''");
@@ -115,7 +115,7 @@ fn a_primary_that_stands_still_is_left_for_its_promoted_standby_and_never_used_a
     again.api.activate(&Machine::new(6), &again.api.issue());
 }
 
-/// A request that waits for its answer on a thread of its own.
+/// A request that waits for its reply on its own thread.
 fn asked(
     api: &Api,
     request: impl FnOnce(&Api) -> Option<Answer> + Send + 'static,
@@ -125,7 +125,7 @@ fn asked(
 }
 
 #[test]
-fn a_commit_whose_wait_for_the_standby_was_cancelled_is_not_answered_as_written() {
+fn a_commit_whose_wait_for_the_standby_was_cancelled_is_not_acknowledged() {
     let primary = Cluster::new();
     let standby = primary.standby();
     let servers = Servers::start(1, &url(&[primary.address()]));
@@ -135,7 +135,7 @@ fn a_commit_whose_wait_for_the_standby_was_cancelled_is_not_answered_as_written(
     let body = machine.activate_body(&code, &prechecked.data("precheck_token"));
     standby.signal(Signal::SIGSTOP);
     let activating = asked(api, move |api| api.install("activate", &body));
-    // Whatever waits for the standby is told to go on without it.
+    // Cancels every wait for the standby.
     let mut cancelled = 0;
     while !activating.is_finished() {
         let cancel = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity
@@ -148,12 +148,12 @@ fn a_commit_whose_wait_for_the_standby_was_cancelled_is_not_answered_as_written(
     wait_until("the server is not ready", || servers.all[0].api.ready() == Some(503));
     standby.signal(Signal::SIGCONT);
     servers.wait_ready();
-    // It came to be, and is the machine's.
+    // The activation was committed and belongs to the machine.
     api.activate(&machine, &code);
 }
 
 #[test]
-fn servers_whose_only_standby_is_gone_are_not_ready_and_hold_no_request_for_long() {
+fn servers_without_their_standby_are_not_ready_and_requests_fail_quickly() {
     let primary = Cluster::new();
     let standby = primary.standby();
     let servers = Servers::start(1, &url(&[primary.address(), standby.address()]));
@@ -161,7 +161,7 @@ fn servers_whose_only_standby_is_gone_are_not_ready_and_hold_no_request_for_long
     let (good, told) = doctor(server, &[&primary, &standby]);
     assert!(good && told.contains("is a standby"), "{told}");
     standby.stop();
-    // Nobody asks anything of it.
+    // No client sends a request.
     let begun = Instant::now();
     while server.api.ready() != Some(503) {
         assert!(begun.elapsed() < Duration::from_secs(12), "it is ready, and nothing commits");
@@ -179,7 +179,7 @@ fn servers_whose_only_standby_is_gone_are_not_ready_and_hold_no_request_for_long
     let storage = || api.issue_with(&cookie).unwrap().code() == "storage_unavailable";
     wait_until("requests are refused at once", storage);
     assert!(begun.elapsed() < Duration::from_secs(60));
-    // Each server leaves one commit there to wait, however often it tries.
+    // Each server leaves at most one commit waiting there, however often it retries.
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
     assert!(primary.psql(waiting).parse::<u32>().unwrap() < 6, "{}", primary.psql(waiting));
     standby.start();
@@ -187,8 +187,8 @@ fn servers_whose_only_standby_is_gone_are_not_ready_and_hold_no_request_for_long
     api.activate(&Machine::new(1), &api.issue());
 }
 
-/// How a commit of nothing ends, and that it does within some seconds: ten until its connection is
-/// given up, ten in which its outcome is looked for.
+/// Returns the outcome of an empty commit, and checks that it ends within some seconds: ten until its
+/// connection is given up, and ten to read back its outcome.
 fn barrier(store: &PostgresStore) -> Result<(), CommitError> {
     let begun = Instant::now();
     let outcome = store.commit(&[]).map(|_| ());
@@ -197,13 +197,13 @@ fn barrier(store: &PostgresStore) -> Result<(), CommitError> {
 }
 
 #[test]
-fn no_commit_waits_for_ever_and_the_first_one_after_a_promotion_is_refused() {
+fn no_commit_waits_forever_and_the_first_after_a_promotion_is_refused() {
     let primary = Cluster::new();
     let standby = primary.standby();
     let store = PostgresStore::open(&url(&[primary.address(), standby.address()])).unwrap();
     assert_eq!(barrier(&store).ok(), Some(()));
     assert_eq!(store.watermark().unwrap().timeline, 1);
-    // The standby is gone: nobody can say what has become of it.
+    // The standby is gone: the outcome is unknown.
     standby.signal(Signal::SIGSTOP);
     let unknown = barrier(&store);
     assert!(matches!(unknown, Err(CommitError::Unknown(_))), "{unknown:?}");
@@ -211,11 +211,11 @@ fn no_commit_waits_for_ever_and_the_first_one_after_a_promotion_is_refused() {
     standby.signal(Signal::SIGCONT);
     wait_until("it takes commits again", || barrier(&store).is_ok());
     let commits = store.watermark().unwrap().commits;
-    // The database stands still.
+    // The database is frozen.
     primary.signal(Signal::SIGSTOP);
     assert!(store.activation(ActivationId(7)).is_err(), "it is read from whom?");
     standby.run("pg_ctl", &["-s", "-w", "promote"]);
-    // What was read before may not be there: whoever decides on it has to hear so, once.
+    // Records read before may be missing now: the first commit based on them must be refused.
     let refused = loop {
         match barrier(&store) {
             Err(error) if error.to_string().contains("timeline 2") => break error,
@@ -230,7 +230,7 @@ fn no_commit_waits_for_ever_and_the_first_one_after_a_promotion_is_refused() {
     assert!(store.probe().is_ok());
 }
 
-/// Something that PostgreSQL's programs do meanwhile, ended with the test.
+/// A PostgreSQL program that runs in the background and is stopped with the test.
 struct Meanwhile(Child);
 
 impl Meanwhile {
@@ -243,14 +243,14 @@ impl Meanwhile {
 
 impl Drop for Meanwhile {
     fn drop(&mut self) {
-        // `runuser`, which it may run under, hands this signal on.
+        // `runuser`, under which it may run, forwards this signal.
         let _ = kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM);
         let _ = self.0.wait();
     }
 }
 
 #[test]
-fn doctor_knows_a_backup_from_a_standby_and_names_a_table_that_is_locked() {
+fn doctor_distinguishes_a_backup_from_a_standby_and_names_a_locked_table() {
     let cluster = Cluster::new();
     let servers = Servers::start(1, &url(&[cluster.address()]));
     let server = &servers.all[0];
@@ -279,7 +279,7 @@ fn doctor_knows_a_backup_from_a_standby_and_names_a_table_that_is_locked() {
 }
 
 #[test]
-fn doctor_names_every_host_and_says_promote_where_only_standbys_are_left() {
+fn doctor_names_every_host_and_advises_promote_if_only_standbys_are_left() {
     let primary = Cluster::new();
     let standby = primary.standby();
     let servers = Servers::start(1, &url(&[primary.address()]));

@@ -1,5 +1,5 @@
-//! Servers that share a database, and what may go wrong with either: real processes, a real
-//! database that is killed, and a line between them that breaks at the worst moment.
+//! Faults of servers that share a database, and of the database: real processes, a real database that
+//! is killed, and connections that break during a commit.
 
 use crate::cluster::Cluster;
 use crate::crash::{Load, Stories, check_all, rounds, seed};
@@ -79,13 +79,13 @@ pub fn url(addresses: &[SocketAddr]) -> String {
     format!("postgres://postgres@{}/postgres?target_session_attrs=read-write", hosts.join(","))
 }
 
-/// Load on the servers while `fault` happens, and what callers were told.
+/// Puts load on the servers while `fault` happens; returns the replies that clients got.
 fn under_load(servers: &Servers, round: u64, fault: impl FnOnce()) -> Stories {
     let mut chance = Chance::seeded(seed() ^ round);
     let load = Load::start(servers.api.clone(), round, seed());
     std::thread::sleep(Duration::from_millis(100 + chance.below(300)));
     fault();
-    // Whoever was not refused has gone on as if nothing had happened.
+    // Every client that was not refused has continued normally.
     std::thread::sleep(Duration::from_millis(300));
     load.stop()
 }
@@ -100,7 +100,7 @@ fn some_rounds() -> u64 {
 }
 
 #[test]
-fn a_server_that_is_killed_leaves_all_that_it_answered_to_the_others() {
+fn everything_that_a_killed_server_acknowledged_holds_on_the_others() {
     let cluster = Cluster::new();
     let mut servers = Servers::start(2, &url(&[cluster.address()]));
     for round in 0..some_rounds() {
@@ -120,7 +120,7 @@ fn a_server_that_is_killed_leaves_all_that_it_answered_to_the_others() {
 }
 
 #[test]
-fn a_database_that_is_killed_and_started_again_has_lost_nothing_that_was_answered() {
+fn a_database_killed_and_restarted_keeps_everything_acknowledged() {
     let cluster = Cluster::new();
     let servers = Servers::start(2, &url(&[cluster.address()]));
     for round in 0..some_rounds() {
@@ -132,7 +132,7 @@ fn a_database_that_is_killed_and_started_again_has_lost_nothing_that_was_answere
 }
 
 #[test]
-fn while_the_database_is_away_requests_are_refused_and_known_servers_check_in() {
+fn while_the_database_is_down_requests_are_refused_and_known_servers_check_in() {
     let cluster = Cluster::new();
     let servers = Servers::start(2, &url(&[cluster.address()]));
     let api = &servers.api;
@@ -169,7 +169,7 @@ fn while_the_database_is_away_requests_are_refused_and_known_servers_check_in() 
 }
 
 #[test]
-fn a_database_that_stands_still_stops_neither_the_answers_nor_the_end_of_its_server() {
+fn a_frozen_database_blocks_neither_replies_nor_the_shutdown_of_its_server() {
     let cluster = Cluster::new();
     let url = url(&[cluster.address()]);
     let still = ["server.request_timeout_ms=3000", "server.shutdown_grace_seconds=2"];
@@ -204,7 +204,7 @@ fn a_database_that_stands_still_stops_neither_the_answers_nor_the_end_of_its_ser
 }
 
 #[test]
-fn when_the_standby_is_promoted_nothing_is_lost_and_no_server_has_to_be_started_again() {
+fn a_promotion_of_the_standby_loses_nothing_and_needs_no_restart() {
     let primary = Cluster::new();
     let standby = primary.standby();
     let servers = Servers::start(2, &url(&[primary.address(), standby.address()]));
@@ -216,12 +216,12 @@ fn when_the_standby_is_promoted_nothing_is_lost_and_no_server_has_to_be_started_
     check_all(&servers.api, &stories, &note(0));
 }
 
-/// A line to the database that breaks when it is told to.
+/// A proxy to the database that breaks its connection when a test asks for it.
 struct Line {
     address: SocketAddr,
-    /// How many ends of transactions are still let through; none is cut at 0.
+    /// The number of ends of transactions that still pass. At 0 nothing is cut.
     cut: Arc<AtomicU64>,
-    /// Whether the end that is cut still reaches the database.
+    /// Whether the end at which the proxy cuts still reaches the database.
     arrives: Arc<AtomicU32>,
 }
 
@@ -251,14 +251,14 @@ impl Line {
         line
     }
 
-    /// Cuts the line at the end of the `nth` transaction from now.
+    /// Cuts the connection at the end of the `nth` transaction from now.
     fn cut_at(&self, nth: u64, arrives: bool) {
         self.arrives.store(u32::from(arrives), Ordering::SeqCst);
         self.cut.store(nth, Ordering::SeqCst);
     }
 }
 
-/// From a server to the database, until the line is cut at the end of a transaction.
+/// Forwards from a server to the database until it cuts the connection at the end of a transaction.
 fn carry(mut server: TcpStream, mut database: TcpStream, cut: &AtomicU64, arrives: &AtomicU32) {
     let mut bytes = [0; 65536];
     loop {
@@ -286,7 +286,7 @@ fn carry(mut server: TcpStream, mut database: TcpStream, cut: &AtomicU64, arrive
 }
 
 #[test]
-fn a_line_that_breaks_in_the_middle_of_a_commit_neither_loses_nor_invents_it() {
+fn a_connection_that_breaks_during_a_commit_neither_loses_nor_invents_it() {
     let cluster = Cluster::new();
     let line = Line::to(cluster.address());
     let servers = Servers::start(2, &url(&[line.address]));
@@ -305,7 +305,7 @@ fn a_line_that_breaks_in_the_middle_of_a_commit_neither_loses_nor_invents_it() {
 }
 
 #[test]
-fn a_server_goes_by_the_databases_clock_and_is_not_ready_where_its_own_is_another() {
+fn a_server_uses_the_databases_clock_and_is_not_ready_if_its_own_differs() {
     let cluster = Cluster::new();
     // The time that connections are told is ahead of what it is.
     let ahead_by = |interval: &str| {
@@ -346,7 +346,7 @@ fn a_server_goes_by_the_databases_clock_and_is_not_ready_where_its_own_is_anothe
 }
 
 #[test]
-fn a_server_with_other_keys_than_those_on_its_database_does_not_start() {
+fn a_server_whose_keys_differ_from_the_others_on_its_database_does_not_start() {
     let cluster = Cluster::new();
     let servers = Servers::start(1, &url(&[cluster.address()]));
     let folder = TempDir::new().unwrap();
@@ -361,7 +361,7 @@ fn a_server_with_other_keys_than_those_on_its_database_does_not_start() {
 }
 
 #[test]
-fn doctor_tells_what_breaks_the_promise_and_readiness_heeds_it_unless_it_is_known() {
+fn doctor_reports_unsafe_database_settings_and_readiness_fails_unless_they_are_allowed() {
     let cluster = Cluster::new();
     let servers = Servers::start(1, &url(&[cluster.address()]));
     let server = &servers.all[0];
@@ -389,7 +389,7 @@ fn doctor_tells_what_breaks_the_promise_and_readiness_heeds_it_unless_it_is_know
 }
 
 #[test]
-fn a_restored_database_brings_no_spent_code_back_and_its_servers_stay() {
+fn a_restored_database_makes_no_used_code_valid_and_keeps_its_servers() {
     let cluster = Cluster::new();
     let mut servers = Servers::start(2, &url(&[cluster.address()]));
     let stop = |servers: &mut Servers| {
@@ -442,7 +442,7 @@ fn a_restored_database_brings_no_spent_code_back_and_its_servers_stay() {
 }
 
 #[test]
-fn a_server_moves_to_a_database_with_all_that_it_had_and_back_again() {
+fn a_server_moves_all_its_data_to_a_database_and_back() {
     let cluster = Cluster::new();
     let mut server = Process::start(&[]);
     let (spent, unspent) = (server.api.issue(), server.api.issue());

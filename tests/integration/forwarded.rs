@@ -1,8 +1,8 @@
-//! `X-Forwarded-For`: whom trusted proxies speak for, visible through the limit per address.
+//! `X-Forwarded-For`: the caller that trusted proxies name, observed through the limit per address.
 
 use crate::harness::{Machine, TestApp, send};
 
-/// A server where an address has one precheck a day.
+/// Starts a server on which an address has one precheck a day.
 fn one_each(trusted: &str) -> TestApp {
     TestApp::start_with(|c| {
         c.push(("limits.precheck_per_ip_day", "1".into()));
@@ -12,7 +12,7 @@ fn one_each(trusted: &str) -> TestApp {
     })
 }
 
-/// Whether a caller with these `X-Forwarded-For` lines has its precheck of the day still.
+/// Whether a caller with these `X-Forwarded-For` lines still has its precheck of the day.
 fn is_new(app: &TestApp, lines: &[&str]) -> bool {
     let body = Machine::new(1).precheck_body("IPT-SD-AAAAAA-BBBBBB-CCCCCC").to_string();
     let url = format!("{}/api/v2/slowdns/install/precheck", app.url);
@@ -35,11 +35,11 @@ fn assert_counted_as(trusted: &str, lines: &[&str], address: &[&str]) {
 
 const LOOPBACK: &str = "127.0.0.1";
 const INNER: &str = "127.0.0.1,10.0.0.0/8";
-/// Nothing was forwarded: the peer itself.
+/// No header: the caller is the peer itself.
 const PEER: &[&str] = &[];
 
 #[test]
-fn without_trusted_proxies_nothing_that_a_caller_writes_moves_it() {
+fn without_trusted_proxies_the_header_is_ignored() {
     let app = one_each("");
     assert!(is_new(&app, &["1.1.1.1"]));
     for lines in [&["2.2.2.2"][..], &[], &["junk"], &["127.0.0.1", "3.3.3.3"]] {
@@ -48,14 +48,14 @@ fn without_trusted_proxies_nothing_that_a_caller_writes_moves_it() {
 }
 
 #[test]
-fn a_peer_outside_the_trusted_networks_is_not_believed() {
+fn the_header_of_a_peer_outside_the_trusted_networks_is_ignored() {
     let app = one_each("10.0.0.0/8");
     assert!(is_new(&app, &["1.1.1.1"]));
     assert!(!is_new(&app, &["2.2.2.2"]));
 }
 
 #[test]
-fn the_right_most_entry_that_is_no_trusted_proxy_is_the_caller() {
+fn the_right_most_entry_that_is_not_a_trusted_proxy_is_the_caller() {
     assert_counted_as(LOOPBACK, &["1.1.1.1"], &["1.1.1.1"]);
     assert_counted_as(LOOPBACK, &["1.1.1.1, 2.2.2.2"], &["2.2.2.2"]);
     assert_counted_as(LOOPBACK, &["1.1.1.1,2.2.2.2,127.0.0.1"], &["2.2.2.2"]);
@@ -81,7 +81,7 @@ fn an_entry_may_carry_a_port() {
 }
 
 #[test]
-fn an_entry_that_is_no_address_ends_the_search_where_it_stands() {
+fn an_entry_that_is_not_an_address_ends_the_search() {
     for junk in ["unknown", "_hidden", "", "999.1.1.1", "2.2.2.2:x", "localhost", "\"1.1.1.1\""] {
         assert_counted_as(INNER, &[&format!("1.1.1.1, {junk}")], PEER);
         assert_counted_as(INNER, &[&format!("1.1.1.1, {junk}, 10.0.0.7")], &["10.0.0.7"]);
@@ -90,14 +90,14 @@ fn an_entry_that_is_no_address_ends_the_search_where_it_stands() {
 }
 
 #[test]
-fn an_ipv4_mapped_address_is_its_ipv4_address() {
+fn an_ipv4_mapped_address_counts_as_its_ipv4_address() {
     assert_counted_as(LOOPBACK, &["::ffff:2.2.2.2"], &["2.2.2.2"]);
     assert_counted_as(LOOPBACK, &["2.2.2.2, ::ffff:127.0.0.1"], &["2.2.2.2"]);
     assert_counted_as("::ffff:127.0.0.1", &["2.2.2.2"], &["2.2.2.2"]);
 }
 
 #[test]
-fn an_ipv6_caller_is_its_64() {
+fn an_ipv6_caller_is_counted_by_its_64_bit_prefix() {
     assert_counted_as(LOOPBACK, &["2600:1:2:3::1"], &["2600:1:2:3:ffff:ffff:ffff:ffff"]);
     let app = one_each(LOOPBACK);
     assert!(is_new(&app, &["2600:1:2:3::1"]));
@@ -105,7 +105,7 @@ fn an_ipv6_caller_is_its_64() {
 }
 
 #[test]
-fn what_the_caller_itself_wrote_is_never_reached_past_the_address_its_proxy_saw() {
+fn entries_left_of_the_address_that_the_proxy_added_are_ignored() {
     let app = one_each(LOOPBACK);
     assert!(is_new(&app, &["5.5.5.5, 2.2.2.2"]));
     assert!(!is_new(&app, &["6.6.6.6, 2.2.2.2"]));

@@ -1,4 +1,4 @@
-//! A server in this process, on its own folder, with a clock that the test moves.
+//! A server in the test's process, with its own folder and a clock that the test sets.
 
 use crate::database::Database;
 use iptunnel_domain::Timestamp;
@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 /// 2030-03-17 17:46:40 UTC: in the middle of an hour and of a day.
 pub const START: u64 = 1_900_000_000;
 
-/// The server's own clock over a machine's that stands until it is moved.
+/// The server's own clock, on a machine clock that only the test moves.
 pub struct ManualClock {
     clock: SystemClock<Clocks>,
     clocks: Clocks,
@@ -44,14 +44,14 @@ impl ManualClock {
         Self { clock: SystemClock::new(clocks.clone()), clocks }
     }
 
-    /// Time passes.
+    /// Lets time pass.
     pub fn advance(&self, seconds: u64) {
         let mut reading = self.clocks.0.lock().unwrap();
         reading.wall += seconds * 1000;
         reading.monotonic += seconds * 1000;
     }
 
-    /// Somebody sets the machine's wall clock, and a second later the server must have followed.
+    /// Sets the machine's wall clock and lets one second pass; then the server must follow it.
     pub fn set(&self, seconds: u64) {
         let mut reading = self.clocks.0.lock().unwrap();
         reading.wall = seconds * 1000;
@@ -70,7 +70,7 @@ impl Clock for ManualClock {
     }
 }
 
-/// Makes the disk for a server on `folder`.
+/// Makes the disks for a server on `folder`.
 pub type MakeDisk = Arc<dyn Fn(&TempDir) -> Disks + Send + Sync>;
 
 /// A running server.
@@ -94,17 +94,17 @@ struct Running {
     thread: JoinHandle<Result<(), String>>,
 }
 
-/// How many servers share the database; each connection goes to the next.
+/// The number of servers that share the database. Each connection goes to the next server.
 fn servers() -> usize {
     std::env::var("TEST_SERVERS").map_or(1, |count| count.parse().unwrap())
 }
 
-/// Whether there is one server only: what a test says of *this server's* memory is then true of all.
+/// Whether there is only one server, so that a test can check that server's cache.
 pub fn alone() -> bool {
     servers() == 1
 }
 
-/// An answer, read whole.
+/// A reply with its whole body.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -120,7 +120,7 @@ impl Answer {
     pub fn code(&self) -> String {
         self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
     }
-    /// Status and `error.code` together: what most tests compare.
+    /// Returns status and `error.code`, which most tests compare.
     pub fn told(&self) -> (u16, String) {
         (self.status, self.code())
     }
@@ -133,12 +133,12 @@ impl Answer {
     }
 }
 
-/// Sends a request and reads the answer.
+/// Sends a request and reads the reply.
 pub fn send(request: RequestBuilder) -> Answer {
     try_send(request).expect("an answer")
 }
 
-/// A request that may stay without an answer.
+/// Sends a request that may get no reply.
 pub fn try_send(request: RequestBuilder) -> Option<Answer> {
     let response = request.send().ok()?;
     let status = response.status().as_u16();
@@ -150,11 +150,10 @@ pub fn try_send(request: RequestBuilder) -> Option<Answer> {
     Some(Answer { status, headers, text: response.text().ok()? })
 }
 
-/// How long something that has to happen may take on a machine with other things to do. Waiting ends
-/// as soon as it has happened.
+/// The longest time to wait for a condition on a busy machine. Waiting ends as soon as it holds.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits, but not for ever, until `condition` holds.
+/// Waits until `condition` holds; panics after a deadline.
 #[track_caller]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -165,17 +164,17 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 impl TestApp {
-    /// A server with limits far away; tests of limits set their own.
+    /// Starts a server with limits that no test reaches; tests of limits set their own.
     pub fn start() -> Self {
         Self::start_with(|_| {})
     }
 
-    /// A server whose configuration `change` has set: pairs of key and value.
+    /// Starts a server with the settings that `change` adds: pairs of key and value.
     pub fn start_with(change: impl FnOnce(&mut Vec<(&'static str, String)>)) -> Self {
         Self::start_over(change, no_faults(), Database::where_wanted())
     }
 
-    /// A server on a disk of the test's making.
+    /// Starts a server on a disk that the test made.
     pub fn start_on(
         change: impl FnOnce(&mut Vec<(&'static str, String)>),
         make_disk: MakeDisk,
@@ -217,7 +216,7 @@ impl TestApp {
         app.unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Starts a server on a folder; an error is why it would not.
+    /// Starts a server on a folder; the error says why it did not start.
     pub fn run(
         config: Config,
         folder: Arc<TempDir>,
@@ -252,7 +251,7 @@ impl TestApp {
         let mut client = Client::builder().no_proxy();
         let mut url = format!("http://{}", addresses[0]);
         if count > 1 {
-            // Each request over a connection of its own, and so to the next server.
+            // Each request has its own connection, so it goes to the next server.
             client = client.pool_max_idle_per_host(0);
             url = format!("http://{}", spread(addresses));
         }
@@ -261,21 +260,21 @@ impl TestApp {
         Ok(Self { url, admin, clock, config, folder, client, make_disk, database, servers })
     }
 
-    /// How many servers there are behind it.
+    /// Returns the number of servers behind it.
     pub fn servers(&self) -> usize {
         self.servers.len()
     }
 
-    /// Stops the server in order and says how it ended.
+    /// Shuts the server down cleanly and returns its result.
     pub fn stop(&mut self) -> Result<(), String> {
         for server in &self.servers {
-            // A server that has ended by itself is not listening any more.
+            // A server that has exited by itself no longer listens.
             let _ = server.signals.blocking_send(Signal::Stop);
         }
         self.ended()
     }
 
-    /// Waits for the end of a server that ends by itself and says how.
+    /// Waits for a server that exits by itself and returns its result.
     pub fn ended(&mut self) -> Result<(), String> {
         self.servers.drain(..).try_for_each(|server| server.thread.join().unwrap())
     }
@@ -330,7 +329,7 @@ impl TestApp {
         self.servers.iter().map(of_server).sum()
     }
 
-    /// Waits until every server knows of all servers, and of the settings what all others know.
+    /// Waits until every server knows all servers, and the same settings as the others.
     pub fn settle(&self) {
         let known = |server: &Running| {
             let ask = |url: String| send(self.client.get(url).bearer_auth(self.master())).json();
@@ -390,7 +389,7 @@ impl TestApp {
         browser
     }
 
-    /// A fresh code, as a person gets it.
+    /// Issues a new code, as a person gets it.
     pub fn issue(&self) -> String {
         let answer = self.browser("slowdns").issue();
         assert_eq!(answer.status, 201, "{}", answer.text);
@@ -411,13 +410,13 @@ fn no_faults() -> MakeDisk {
     Arc::new(|folder| files(&folder.path().join("iptunnel.redb")))
 }
 
-/// A configuration as a file, with what is never shown of it.
+/// A configuration as a file, including the secrets that are never shown.
 fn text_of(config: &Config) -> String {
     let url = format!("url = {:?}", config.storage.url);
     config.to_toml().replace("url = \"(hidden)\"", &url)
 }
 
-/// Starts a server and waits until it answers; an error is why it would not.
+/// Starts a server and waits until it replies; the error says why it did not start.
 fn start_server(config: &Config, surroundings: Environment) -> Result<Running, String> {
     let at = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
     let (url, admin) = (at(&surroundings.public), at(&surroundings.admin));
@@ -437,7 +436,7 @@ fn start_server(config: &Config, surroundings: Environment) -> Result<Running, S
     }
 }
 
-/// Hands each connection to the next of `servers`; where it listens.
+/// Forwards each connection to the next of `servers`; returns the address on which it listens.
 pub fn spread(servers: Vec<SocketAddr>) -> SocketAddr {
     let listener = listener();
     let address = listener.local_addr().unwrap();
@@ -493,7 +492,7 @@ impl Browser<'_> {
     }
 }
 
-/// A machine on which somebody installs.
+/// A machine that installs the software.
 #[derive(Clone)]
 pub struct Machine {
     pub machine_id: String,
@@ -545,7 +544,7 @@ impl Machine {
     }
 }
 
-/// An activation as its installer knows it.
+/// An activation as its installer knows it: id and token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Activation {
     pub id: String,
@@ -575,7 +574,7 @@ pub fn without(mut body: Value, field: &str) -> Value {
     body
 }
 
-/// `count` threads that do `work` at the same moment; their results in their order.
+/// Runs `work` on `count` threads at the same time; returns their results in order.
 pub fn at_once<T: Send>(count: u32, work: impl Fn(u32) -> T + Sync) -> Vec<T> {
     let barrier = std::sync::Barrier::new(count as usize);
     let run = |number| {
@@ -597,7 +596,7 @@ impl TestApp {
     /// Reloads, and waits until what `change` has changed is in force.
     pub fn reload_now(&self, change: impl FnOnce(&mut Config)) {
         use iptunnel_domain::limit::{Limits, Policy};
-        // The limit that nobody reaches is the flag: answers tell it.
+        // A limit that no test reaches serves as the marker, since replies show it.
         static NEXT: AtomicU32 = AtomicU32::new(900_000);
         let flag = NEXT.fetch_add(1, Ordering::SeqCst);
         self.reload(|config| {
@@ -620,7 +619,7 @@ impl TestApp {
 }
 
 impl Machine {
-    /// A precheck that must succeed: its token.
+    /// Prechecks, which must succeed; returns the token.
     pub fn prechecked(&self, app: &TestApp, code: &str) -> String {
         let answer = self.precheck(app, code);
         assert_eq!(answer.status, 200, "{}", answer.text);

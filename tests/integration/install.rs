@@ -1,4 +1,4 @@
-//! The installer's four steps: what they answer to the letter, and which 'no' comes first.
+//! The installer's four steps: their exact replies, and the order of their checks.
 
 use crate::harness::{Activation, Answer, Machine, TestApp, with, without};
 use serde_json::{Value, json};
@@ -27,7 +27,7 @@ fn finish_body(activation: &Activation) -> Value {
 }
 
 #[test]
-fn precheck_answers_with_the_very_text_of_the_reference() {
+fn precheck_replies_exactly_as_in_the_reference() {
     let app = TestApp::start();
     let code = app.issue();
     let answer = Machine::new(1).precheck(&app, &code);
@@ -44,7 +44,7 @@ fn precheck_answers_with_the_very_text_of_the_reference() {
 }
 
 #[test]
-fn activate_answers_with_the_very_text_of_the_reference() {
+fn activate_replies_exactly_as_in_the_reference() {
     let (app, code, machine, body) = ready_to_activate();
     let answer = app.step("activate", &body);
     let Machine { hostname, public_ip, .. } = machine;
@@ -64,7 +64,7 @@ fn activate_answers_with_the_very_text_of_the_reference() {
 }
 
 #[test]
-fn confirm_answers_with_the_very_text_of_the_reference() {
+fn confirm_replies_exactly_as_in_the_reference() {
     let app = TestApp::start();
     let activation = Machine::new(1).install(&app, &app.issue());
     let answer = activation.confirm(&app);
@@ -77,7 +77,7 @@ fn confirm_answers_with_the_very_text_of_the_reference() {
 }
 
 #[test]
-fn release_answers_with_the_very_text_of_the_reference() {
+fn release_replies_exactly_as_in_the_reference() {
     let app = TestApp::start();
     let activation = Machine::new(1).install(&app, &app.issue());
     let answer = activation.release(&app);
@@ -90,7 +90,7 @@ fn release_answers_with_the_very_text_of_the_reference() {
 }
 
 #[test]
-fn a_failure_has_the_two_keys_of_the_reference_and_its_words() {
+fn a_failure_has_exactly_the_keys_and_text_of_the_reference() {
     let app = TestApp::start();
     let code = app.issue();
     app.clock.advance(EXPIRED);
@@ -101,7 +101,7 @@ fn a_failure_has_the_two_keys_of_the_reference_and_its_words() {
 }
 
 #[test]
-fn nothing_that_holds_a_code_or_a_token_may_be_stored_on_the_way() {
+fn no_reply_with_a_code_or_a_token_may_be_cached() {
     let (app, code, machine, body) = ready_to_activate();
     for answer in [machine.precheck(&app, &code), app.step("activate", &body)] {
         assert_eq!((answer.status, answer.header("cache-control")), (200, "no-store"));
@@ -109,7 +109,7 @@ fn nothing_that_holds_a_code_or_a_token_may_be_stored_on_the_way() {
 }
 
 #[test]
-fn every_step_tells_an_empty_body_from_one_that_is_no_object() {
+fn every_step_distinguishes_an_empty_body_from_a_non_object() {
     let app = TestApp::start();
     for step in ["precheck", "activate", "confirm", "release"] {
         let path = format!("/api/v2/slowdns/install/{step}");
@@ -125,7 +125,7 @@ fn every_step_tells_an_empty_body_from_one_that_is_no_object() {
 }
 
 #[test]
-fn a_field_that_comes_twice_is_answered_in_the_envelope() {
+fn a_duplicate_field_is_refused_in_the_v2_envelope() {
     let (app, code) = (TestApp::start(), UNKNOWN_CODE);
     for step in ["precheck", "activate", "confirm", "release"] {
         let body = format!(
@@ -138,7 +138,8 @@ fn a_field_that_comes_twice_is_answered_in_the_envelope() {
     assert_eq!(app.get("/api/v2/healthz").status, 200);
 }
 
-/// Checks that `field` of `body` is refused with `code`, by name, whatever is wrong with it.
+/// Checks that `body` is refused with `code` and a message that names `field`, for every kind of bad
+/// value.
 fn assert_required(app: &TestApp, step: &str, body: &Value, field: &str, code: &str) {
     let wrong =
         [json!(null), json!(""), json!("  "), json!(true), json!(1.5), json!([]), json!({})];
@@ -271,14 +272,14 @@ fn license_key_is_read_where_install_code_is_absent_and_there_only() {
 }
 
 #[test]
-fn unknown_fields_of_any_kind_are_passed_over() {
+fn unknown_fields_are_ignored() {
     let (app, _, _, activate) = ready_to_activate();
     let body = with(activate, "more", json!({"a": [1.5, null, {"b": "\u{1F600}"}]}));
     assert_eq!(app.step("activate", &body).status, 200);
 }
 
 #[test]
-fn a_code_of_a_wrong_form_is_a_validation_error_that_names_it() {
+fn a_malformed_code_is_a_validation_error_that_names_the_field() {
     let app = TestApp::start();
     for wrong in [
         "x",
@@ -320,7 +321,7 @@ fn precheck_told(app: &TestApp, code: &str, change: &[(&str, &str)]) -> Answer {
 }
 
 #[test]
-fn precheck_looks_at_fields_then_form_then_product_then_the_code() {
+fn precheck_checks_fields_form_product_and_code_in_this_order() {
     let app = TestApp::start();
     let fields = precheck_told(&app, "wrong form", &[("machine_id", "")]);
     assert!(fields.text.contains("machine_id"), "{}", fields.text);
@@ -333,7 +334,7 @@ fn precheck_looks_at_fields_then_form_then_product_then_the_code() {
 }
 
 #[test]
-fn precheck_tells_used_before_expired_before_the_maximum() {
+fn precheck_reports_used_before_expired_before_max_activations() {
     let app = TestApp::start_with(|c| c.push(("codes.max_activations_per_code", "1".into())));
     let (used, worn) = (app.issue(), app.issue());
     assert_eq!(Machine::new(1).install(&app, &used).confirm(&app).status, 200);
@@ -346,7 +347,7 @@ fn precheck_tells_used_before_expired_before_the_maximum() {
 }
 
 #[test]
-fn activate_looks_at_fields_form_token_binding_and_product_in_this_order() {
+fn activate_checks_fields_form_token_binding_and_product_in_this_order() {
     let (app, _, _, activate) = ready_to_activate();
     let told_of = |change: &[(&str, &str)]| {
         let body = change.iter().fold(activate.clone(), |body, (f, value)| with(body, f, *value));
@@ -365,7 +366,7 @@ fn activate_looks_at_fields_form_token_binding_and_product_in_this_order() {
 }
 
 #[test]
-fn activate_tells_a_wrong_binding_and_product_before_used() {
+fn activate_reports_a_wrong_binding_or_product_before_used() {
     let (app, code, _, activate) = ready_to_activate();
     assert_eq!(Machine::new(2).install(&app, &code).confirm(&app).status, 200);
     let binding = app.step("activate", &with(activate.clone(), "public_ip", "10.0.0.1"));
@@ -376,7 +377,7 @@ fn activate_tells_a_wrong_binding_and_product_before_used() {
 }
 
 #[test]
-fn confirm_looks_at_fields_token_match_and_state_in_this_order() {
+fn confirm_checks_fields_token_match_and_state_in_this_order() {
     let app = TestApp::start();
     let activation = Machine::new(1).install(&app, &app.issue());
     let good = finish_body(&activation);
@@ -394,7 +395,7 @@ fn confirm_looks_at_fields_token_match_and_state_in_this_order() {
 }
 
 #[test]
-fn release_looks_at_fields_a_sent_token_and_then_for_the_activation() {
+fn release_checks_fields_token_if_sent_and_activation_in_this_order() {
     let app = TestApp::start();
     let activation = Machine::new(1).install(&app, &app.issue());
     let told_of = |body: Value| app.step("release", &body).told();

@@ -1,9 +1,9 @@
-//! What a server may be bound to: host names and public addresses.
+//! The host names and public addresses that a binding accepts.
 
 use crate::harness::{Machine, TestApp, with};
 use serde_json::{Value, json};
 
-/// A server and the activate that a machine would send it.
+/// A server and the activate body that a machine sends to it.
 fn ready(allow_private: bool) -> (TestApp, Value) {
     let app = TestApp::start_with(|c| {
         c.push(("server.allow_private_ips", allow_private.to_string()));
@@ -16,7 +16,7 @@ fn ready(allow_private: bool) -> (TestApp, Value) {
     (app, body)
 }
 
-/// What `field` is echoed as, or the code of the refusal.
+/// Returns `field` as the reply echoes it, or the code of the refusal.
 fn bound(app: &TestApp, body: &Value, field: &str, value: &str) -> String {
     let answer = app.step("activate", &with(body.clone(), field, value));
     let echoed = answer.json()["data"]["machine_binding"][field].as_str().map(str::to_owned);
@@ -26,7 +26,7 @@ fn bound(app: &TestApp, body: &Value, field: &str, value: &str) -> String {
 const REFUSED: &str = "422 invalid_binding";
 
 #[test]
-fn a_host_name_is_echoed_in_lower_case_without_blanks_and_one_trailing_dot() {
+fn a_host_name_is_echoed_in_lower_case_without_white_space_and_trailing_dot() {
     let (app, body) = ready(false);
     assert_eq!(bound(&app, &body, "hostname", " NS1.Example.COM. "), "ns1.example.com");
     assert_eq!(bound(&app, &body, "hostname", "xn--bcher-kva.1a"), "xn--bcher-kva.1a");
@@ -46,7 +46,7 @@ fn a_host_name_may_have_253_characters_and_63_in_a_label() {
 }
 
 #[test]
-fn what_is_no_full_host_name_is_an_invalid_binding() {
+fn a_malformed_or_partial_host_name_is_an_invalid_binding() {
     let (app, body) = ready(false);
     for wrong in [
         "localhost",
@@ -80,7 +80,7 @@ fn an_address_is_echoed_in_its_canonical_spelling() {
 }
 
 #[test]
-fn what_is_no_address_is_an_invalid_binding() {
+fn a_malformed_address_is_an_invalid_binding() {
     let (app, body) = ready(true);
     for wrong in [
         "1.2.3",
@@ -103,7 +103,7 @@ fn what_is_no_address_is_an_invalid_binding() {
 }
 
 #[test]
-fn addresses_that_the_registries_do_not_call_globally_reachable_are_refused() {
+fn addresses_that_are_not_globally_reachable_are_refused() {
     let (app, body) = ready(false);
     for wrong in [
         "0.0.0.0",
@@ -145,7 +145,7 @@ fn addresses_that_the_registries_do_not_call_globally_reachable_are_refused() {
 }
 
 #[test]
-fn addresses_just_beside_the_closed_blocks_and_the_registries_exceptions_are_good() {
+fn addresses_next_to_refused_blocks_and_the_registry_exceptions_are_accepted() {
     let (app, body) = ready(false);
     for good in [
         "1.0.0.0",
@@ -178,7 +178,7 @@ fn addresses_just_beside_the_closed_blocks_and_the_registries_exceptions_are_goo
 }
 
 #[test]
-fn allow_private_ips_lets_addresses_through_that_nobody_can_reach() {
+fn allow_private_ips_accepts_addresses_that_are_not_globally_reachable() {
     let (app, body) = ready(true);
     for private in ["192.168.1.1", "10.0.0.1", "100.64.0.1", "fd12::1", "2001:db8::1"] {
         assert_eq!(bound(&app, &body, "public_ip", private), private);

@@ -29,7 +29,7 @@ fn free(app: &TestApp, code: &str) -> (u16, String) {
 }
 
 #[test]
-fn a_code_is_good_for_299_seconds_and_over_in_the_300th() {
+fn a_code_is_valid_for_299_seconds_and_expired_in_the_300th() {
     let app = TestApp::start();
     let code = app.issue();
     app.clock.advance(299);
@@ -41,7 +41,7 @@ fn a_code_is_good_for_299_seconds_and_over_in_the_300th() {
 }
 
 #[test]
-fn a_precheck_in_time_carries_the_install_on_for_its_own_900_seconds() {
+fn a_precheck_before_the_expiry_allows_an_activate_for_900_seconds() {
     let app = TestApp::start();
     let (code, machine) = (app.issue(), Machine::new(1));
     app.clock.advance(299);
@@ -51,7 +51,7 @@ fn a_precheck_in_time_carries_the_install_on_for_its_own_900_seconds() {
 }
 
 #[test]
-fn a_precheck_token_is_over_in_its_900th_second() {
+fn a_precheck_token_is_expired_in_its_900th_second() {
     let app = TestApp::start();
     let (code, machine) = (app.issue(), Machine::new(1));
     let token = machine.prechecked(&app, &code);
@@ -135,7 +135,7 @@ fn the_same_bytes_come_again_after_a_key_rotation_and_still_confirm() {
 }
 
 #[test]
-fn what_was_asked_for_beside_the_binding_does_not_change_the_open_activation() {
+fn a_repeat_with_other_fields_but_the_same_binding_keeps_the_open_activation() {
     let app = TestApp::start();
     let (code, machine) = (app.issue(), Machine::new(1));
     let body = machine.activate_body(&code, &machine.prechecked(&app, &code));
@@ -209,7 +209,7 @@ fn a_code_is_activated_five_times_and_restored_each_time_but_not_a_sixth() {
 }
 
 #[test]
-fn after_confirm_the_code_is_used_for_everyone_and_release_is_harmless() {
+fn after_confirm_the_code_is_used_for_every_machine_and_release_changes_nothing() {
     let app = TestApp::start();
     let (code, machine) = (app.issue(), Machine::new(1));
     let token = machine.prechecked(&app, &code);
@@ -264,7 +264,7 @@ fn a_release_never_shortens_the_life_of_a_code() {
 }
 
 #[test]
-fn no_release_carries_a_code_beyond_an_hour_from_its_first_issue() {
+fn no_release_prolongs_a_code_beyond_an_hour_from_its_first_issue() {
     let app = TestApp::start_with(|c| c.push(("codes.install_token_ttl_seconds", "7200".into())));
     let code = app.issue();
     let activation = Machine::new(1).install(&app, &code);
@@ -277,7 +277,7 @@ fn no_release_carries_a_code_beyond_an_hour_from_its_first_issue() {
 }
 
 #[test]
-fn beyond_its_longest_life_a_code_is_not_restored_but_a_precheck_in_time_still_carries() {
+fn past_its_max_lifetime_a_released_code_is_expired_but_an_earlier_precheck_still_counts() {
     let app = TestApp::start_with(|c| c.push(("codes.max_lifetime_seconds", "400".into())));
     let (code, other) = (app.issue(), Machine::new(2));
     let activation = Machine::new(1).install(&app, &code);
@@ -293,7 +293,7 @@ fn beyond_its_longest_life_a_code_is_not_restored_but_a_precheck_in_time_still_c
 }
 
 #[test]
-fn a_precheck_that_came_after_the_expiry_carries_nobody() {
+fn a_precheck_after_the_expiry_allows_no_activate() {
     let app = TestApp::start_with(|c| c.push(("codes.max_lifetime_seconds", "300".into())));
     let (code, machine) = (app.issue(), Machine::new(1));
     let activation = machine.install(&app, &code);
@@ -305,7 +305,7 @@ fn a_precheck_that_came_after_the_expiry_carries_nobody() {
 }
 
 #[test]
-fn expired_and_used_codes_are_told_apart_after_a_restart() {
+fn expired_and_used_codes_are_distinguished_after_a_restart() {
     let app = TestApp::start();
     let (expired, spent, open) = (app.issue(), app.issue(), app.issue());
     assert_eq!(Machine::new(1).install(&app, &spent).confirm(&app).status, 200);
@@ -319,7 +319,7 @@ fn expired_and_used_codes_are_told_apart_after_a_restart() {
 }
 
 #[test]
-fn a_changed_lifetime_counts_for_codes_issued_from_then_on() {
+fn a_changed_lifetime_applies_to_codes_issued_afterwards() {
     let app = TestApp::start();
     let before = app.issue();
     app.reload_now(|config| config.lifetimes.code = 10);
@@ -330,7 +330,7 @@ fn a_changed_lifetime_counts_for_codes_issued_from_then_on() {
 }
 
 #[test]
-fn closed_codes_and_activations_are_kept_for_the_retention_and_then_forgotten() {
+fn closed_codes_and_activations_are_kept_for_the_retention_and_then_deleted() {
     let app = TestApp::start_with(|c| c.push(("storage.retention_days", "2".into())));
     let (expired, spent) = (app.issue(), app.issue());
     let activation = Machine::new(1).install(&app, &spent);

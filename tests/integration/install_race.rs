@@ -1,11 +1,11 @@
-//! Several at once: whoever races, one outcome.
+//! Concurrent requests about one code: every race has one consistent outcome.
 
 use crate::harness::{Activation, Machine, TestApp, at_once};
 
 const USED: &str = "install_code_used";
 
 #[test]
-fn of_sixteen_machines_that_race_for_a_code_one_wins_and_the_others_hear_used() {
+fn one_of_sixteen_machines_that_race_for_a_code_wins_and_the_others_get_code_used() {
     let app = TestApp::start();
     for _ in 0..4 {
         let code = app.issue();
@@ -52,7 +52,7 @@ fn two_bindings_of_one_machine_at_once_leave_one_activation_open() {
 }
 
 #[test]
-fn of_eight_confirms_at_once_one_is_the_first() {
+fn one_of_eight_concurrent_confirms_succeeds() {
     let app = TestApp::start();
     let activation = Machine::new(1).install(&app, &app.issue());
     let mut statuses = at_once(8, |_| activation.confirm(&app).status);
@@ -61,7 +61,7 @@ fn of_eight_confirms_at_once_one_is_the_first() {
 }
 
 #[test]
-fn of_eight_releases_at_once_one_gives_the_code_back() {
+fn one_of_eight_concurrent_releases_gives_the_code_back() {
     let app = TestApp::start();
     let activation = Machine::new(1).install(&app, &app.issue());
     let mut statuses = at_once(8, |_| activation.release(&app).status);
@@ -121,7 +121,7 @@ fn an_activate_that_races_the_holders_release_never_leaves_the_code_with_two_mac
 }
 
 #[test]
-fn codes_issued_at_once_are_all_different_and_of_the_form() {
+fn codes_issued_concurrently_are_distinct_and_well_formed() {
     let app = TestApp::start();
     let mut codes: Vec<String> =
         at_once(8, |_| (0..10).map(|_| app.issue()).collect::<Vec<_>>()).concat();

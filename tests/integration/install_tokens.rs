@@ -1,4 +1,4 @@
-//! What the tokens are, and that none passes for another.
+//! The tokens: their contents, and that no kind is accepted as another.
 
 use crate::harness::{Activation, Machine, TestApp, with};
 use base64::Engine;
@@ -19,7 +19,7 @@ fn claims(token: &str) -> Value {
     serde_json::from_slice(&part(token, 1)).unwrap()
 }
 
-/// A precheck token, an install token of the same machine and code, and a session's.
+/// A precheck token, an install token of the same machine and code, and a session token.
 fn one_of_each(app: &TestApp, code: &str) -> (String, Activation, String) {
     let machine = Machine::new(1);
     let precheck = machine.prechecked(app, code);
@@ -45,7 +45,7 @@ fn token_invalid() -> (u16, String) {
 }
 
 #[test]
-fn every_token_has_exactly_the_references_header_and_the_promised_claims() {
+fn every_token_has_exactly_the_header_and_claims_of_the_reference() {
     let app = TestApp::start();
     let (precheck, install, session) = one_of_each(&app, &app.issue());
     for token in [&precheck, &install.token, &session] {
@@ -60,7 +60,7 @@ fn every_token_has_exactly_the_references_header_and_the_promised_claims() {
 }
 
 #[test]
-fn tokens_say_when_they_were_made_and_when_they_run_out() {
+fn tokens_contain_their_issue_and_expiry_times() {
     let app = TestApp::start();
     let (precheck, install, session) = one_of_each(&app, &app.issue());
     let start = crate::harness::START;
@@ -71,7 +71,7 @@ fn tokens_say_when_they_were_made_and_when_they_run_out() {
 }
 
 #[test]
-fn tokens_hold_neither_code_nor_machine_in_clear() {
+fn tokens_contain_neither_code_nor_machine_id_in_clear_text() {
     let app = TestApp::start();
     let code = app.issue();
     let (precheck, install, _) = one_of_each(&app, &code);
@@ -88,7 +88,7 @@ fn has_value(claims: &Value, value: &str) -> bool {
 }
 
 #[test]
-fn an_install_token_names_address_host_name_ref_and_version() {
+fn an_install_token_contains_address_host_name_ref_and_version() {
     let app = TestApp::start();
     let (code, machine) = (app.issue(), Machine::new(1));
     let body = machine.activate_body(&code, &machine.prechecked(&app, &code));
@@ -101,7 +101,7 @@ fn an_install_token_names_address_host_name_ref_and_version() {
 }
 
 #[test]
-fn the_ref_is_main_where_none_is_asked_for() {
+fn the_ref_is_main_if_none_is_requested() {
     let app = TestApp::start();
     let (code, machine) = (app.issue(), Machine::new(1));
     let body = machine.activate_body(&code, &machine.prechecked(&app, &code));
@@ -110,7 +110,7 @@ fn the_ref_is_main_where_none_is_asked_for() {
 }
 
 #[test]
-fn no_kind_of_token_passes_for_another() {
+fn no_kind_of_token_is_accepted_as_another_kind() {
     let app = TestApp::start();
     let code = app.issue();
     let (precheck, install, session) = one_of_each(&app, &code);
@@ -130,7 +130,7 @@ fn no_kind_of_token_passes_for_another() {
     assert_eq!(install.confirm(&app).status, 200);
 }
 
-/// `token` as somebody without the key would change it.
+/// Ways to change `token` without knowing the key.
 fn forgeries(token: &str) -> Vec<String> {
     let parts: Vec<_> = token.split('.').collect();
     let [head, body, signature] = parts[..] else { panic!("{token}") };
@@ -154,7 +154,7 @@ fn forgeries(token: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_changed_token_is_no_token() {
+fn a_token_that_was_changed_is_refused() {
     let app = TestApp::start();
     let code = app.issue();
     let (precheck, install, _) = one_of_each(&app, &code);
@@ -168,7 +168,7 @@ fn a_changed_token_is_no_token() {
 }
 
 #[test]
-fn tokens_of_another_server_are_forged_here() {
+fn tokens_signed_by_another_server_are_refused() {
     let (app, other) = (TestApp::start(), TestApp::start());
     let code = app.issue();
     let install = Machine::new(1).install(&app, &code);
@@ -178,7 +178,7 @@ fn tokens_of_another_server_are_forged_here() {
 }
 
 #[test]
-fn a_precheck_token_is_good_for_its_own_code_machine_and_fingerprint_only() {
+fn a_precheck_token_is_valid_only_for_its_code_machine_and_fingerprint() {
     let app = TestApp::start();
     let (code, other_code, machine) = (app.issue(), app.issue(), Machine::new(1));
     let token = machine.prechecked(&app, &code);
@@ -203,7 +203,7 @@ fn a_precheck_token_of_another_product_is_invalid_before_the_products_are_compar
 }
 
 #[test]
-fn an_install_token_is_good_for_its_own_activation_only() {
+fn an_install_token_is_valid_only_for_its_activation() {
     let app = TestApp::start();
     let one = Machine::new(1).install(&app, &app.issue());
     let two = Machine::new(2).install(&app, &app.issue());
@@ -215,7 +215,7 @@ fn an_install_token_is_good_for_its_own_activation_only() {
 }
 
 #[test]
-fn release_takes_a_genuine_token_that_has_run_out_and_needs_none() {
+fn release_accepts_an_expired_genuine_token_and_no_token() {
     let app = TestApp::start();
     let (lapsed, open) = (app.issue(), app.issue());
     let lapsed = Machine::new(1).install(&app, &lapsed);
@@ -226,7 +226,7 @@ fn release_takes_a_genuine_token_that_has_run_out_and_needs_none() {
 }
 
 #[test]
-fn tokens_of_a_key_that_was_pruned_are_forged() {
+fn tokens_of_a_pruned_key_are_refused() {
     let app = TestApp::start();
     let code = app.issue();
     let (precheck, install, _) = one_of_each(&app, &code);

@@ -1,4 +1,4 @@
-//! Limits: who is counted, in which window, in which order, and what the caller is told.
+//! Rate limits: who is counted, in which window, in which order, and the reply.
 
 use crate::harness::{Activation, Answer, Browser, Machine, TestApp, at_once, send, with, without};
 use iptunnel_domain::limit::{Limits, Policy};
@@ -58,7 +58,7 @@ fn wait(answer: &Answer) -> u64 {
 }
 
 #[test]
-fn a_refusal_has_the_references_words() {
+fn a_refusal_has_the_text_of_the_reference() {
     let app = limited(&[("limits.issue_per_ip_hour", 0)]);
     let expected = "{\"error\":{\"code\":\"rate_limit_exceeded\",\"message\":\"Too many requests. \
                     Please wait before trying again.\"}}";
@@ -88,7 +88,7 @@ fn an_address_gets_ten_codes_a_day() {
 }
 
 #[test]
-fn a_session_gets_two_codes_an_hour_wherever_it_asks() {
+fn a_session_gets_two_codes_an_hour_from_any_address() {
     let app = limited(&[]);
     let browser = app.browser("slowdns");
     assert_eq!(issue_from(&browser, &ip(1)).status, 201);
@@ -97,7 +97,7 @@ fn a_session_gets_two_codes_an_hour_wherever_it_asks() {
 }
 
 #[test]
-fn a_browser_gets_six_codes_a_day_whatever_its_session() {
+fn a_browser_gets_six_codes_a_day_over_all_its_sessions() {
     let app = limited(&[]);
     let mut browser = app.browser("slowdns");
     for _ in 0..2 {
@@ -135,7 +135,7 @@ fn an_address_has_ten_prechecks_a_day_and_failed_ones_count() {
 }
 
 #[test]
-fn a_machine_has_ten_prechecks_a_day_wherever_it_is() {
+fn a_machine_has_ten_prechecks_a_day_from_any_address() {
     assert_allowed("precheck", 10, true);
 }
 
@@ -145,12 +145,12 @@ fn an_address_has_five_activations_a_day_and_failed_ones_count() {
 }
 
 #[test]
-fn a_machine_has_five_activations_a_day_wherever_it_is() {
+fn a_machine_has_five_activations_a_day_from_any_address() {
     assert_allowed("activate", 5, true);
 }
 
 #[test]
-fn a_refused_caller_is_refused_to_the_last_second_of_the_window_and_let_in_with_the_next() {
+fn a_caller_is_refused_until_the_last_second_of_the_window_and_admitted_in_the_next() {
     let app = limited(&[("limits.precheck_per_ip_day", 1), ("limits.issue_per_ip_hour", 1)]);
     assert_eq!(fresh_issue(&app, &ip(1)).status, 201);
     assert!(!is_refused(&attempt(&app, "precheck", &ip(1), 1)));
@@ -176,7 +176,7 @@ fn retry_after_is_the_latest_end_of_the_windows_that_refuse() {
 }
 
 #[test]
-fn a_spent_address_is_refused_before_its_body_is_looked_at() {
+fn an_address_at_its_limit_is_refused_before_its_body_is_checked() {
     let app = limited(&[("limits.precheck_per_ip_day", 0), ("limits.activate_per_ip_day", 0)]);
     for step in ["precheck", "activate"] {
         for body in ["", "nonsense", "[]", "{}", &"x".repeat(70_000)] {
@@ -186,14 +186,14 @@ fn a_spent_address_is_refused_before_its_body_is_looked_at() {
 }
 
 #[test]
-fn a_spent_machine_is_refused_before_its_other_fields_are_looked_at() {
+fn a_machine_at_its_limit_is_refused_before_its_other_fields_are_checked() {
     let app = limited(&[("limits.precheck_per_machine_day", 0)]);
     let body = without(Machine::new(1).precheck_body("wrong form"), "ssh_fingerprint");
     assert!(is_refused(&step_from(&app, "precheck", &ip(1), &body)));
 }
 
 #[test]
-fn bodies_that_cannot_be_read_count_for_the_address() {
+fn requests_with_unreadable_bodies_count_for_the_address() {
     for body in ["", "nonsense", "[]", "{}", &"x".repeat(70_000)] {
         let app = limited(&[("limits.precheck_per_ip_day", 1)]);
         assert!(!is_refused(&step_text(&app, "precheck", &ip(1), body)));
@@ -202,7 +202,7 @@ fn bodies_that_cannot_be_read_count_for_the_address() {
 }
 
 #[test]
-fn a_request_without_a_usable_machine_id_charges_the_address_alone() {
+fn a_request_without_a_valid_machine_id_counts_only_for_the_address() {
     let app = limited(&[("limits.precheck_per_machine_day", 1), ("limits.precheck_per_ip_day", 8)]);
     let body = Machine::new(1).precheck_body(UNKNOWN_CODE);
     let ids = [Value::Null, "".into(), " ".into(), true.into(), "m".repeat(129).into()];
@@ -214,7 +214,7 @@ fn a_request_without_a_usable_machine_id_charges_the_address_alone() {
 }
 
 #[test]
-fn a_machine_is_the_same_however_its_id_is_written() {
+fn spellings_of_a_machine_id_count_as_one_machine() {
     let app = limited(&[("limits.precheck_per_machine_day", 1)]);
     let body = Machine::new(1).precheck_body(UNKNOWN_CODE);
     let with_id =
@@ -240,7 +240,7 @@ fn a_refusal_charges_nothing() {
 }
 
 #[test]
-fn a_request_without_a_session_is_refused_for_that_and_charges_nobody() {
+fn a_request_without_a_session_is_refused_and_counts_for_no_limit() {
     let app = limited(&[("limits.issue_per_ip_hour", 1)]);
     let mut stranger = app.browser("slowdns");
     stranger.cookie.clear();
@@ -347,7 +347,7 @@ fn counters_survive_a_restart() {
 }
 
 #[test]
-fn a_limit_of_zero_closes_its_route_until_the_end_of_time() {
+fn a_limit_of_zero_closes_its_route_forever() {
     let closed = |key, step: &str| {
         let app = limited(&[(key, 0)]);
         for _ in 0..2 {
@@ -407,14 +407,14 @@ fn a_changed_limit_counts_at_once_in_both_directions() {
 }
 
 #[test]
-fn of_twenty_requests_at_once_exactly_the_allowed_ones_pass() {
+fn exactly_the_allowed_number_of_twenty_concurrent_requests_passes() {
     let app = limited(&[]);
     let answers = at_once(20, |n| is_refused(&attempt(&app, "activate", &ip(1), n)));
     assert_eq!(answers.iter().filter(|refused| !**refused).count(), 5);
 }
 
 #[test]
-fn a_reached_limit_costs_no_machine_what_it_holds() {
+fn a_machine_at_its_limit_keeps_its_activation() {
     let mut app = TestApp::start_with(|c| {
         c.push(("limits.activate_per_machine_day", "1".into()));
         c.push(("limits.precheck_per_machine_day", "1".into()));
@@ -433,7 +433,7 @@ fn a_reached_limit_costs_no_machine_what_it_holds() {
         assert_eq!(machine.precheck(&app, &code).status, 200);
         app = app.restart();
     }
-    // Whatever is new is refused.
+    // New activations are refused.
     let elsewhere = with(machine.activate_body(&code, &token), "hostname", "ns9.example.com");
     assert!(is_refused(&app.post("/api/v2/slowdns/install/activate", &elsewhere)));
     assert!(is_refused(&machine.activate(&app, &other, &token)));

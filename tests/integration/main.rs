@@ -1,4 +1,4 @@
-//! The real server, started on port 0 and spoken to over HTTP. Test names say what is promised.
+//! Tests of the real server over HTTP, on a free port. Each test name states a promise.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 

@@ -1,9 +1,9 @@
-//! What operators see: liveness, readiness, metrics.
+//! Liveness, readiness and metrics.
 
 use crate::harness::{Machine, TestApp, alone, send, wait_until};
 use serde_json::json;
 
-/// The value of a metric, or 0 where it has none yet.
+/// Returns the value of a metric, or 0 if it has none yet.
 fn metric(app: &TestApp, name: &str) -> f64 {
     app.metric(name)
 }
@@ -37,7 +37,7 @@ fn requests_are_counted_by_route_and_status() {
 }
 
 #[test]
-fn paths_that_callers_make_up_do_not_make_new_series() {
+fn unknown_paths_create_no_new_metric_series() {
     let app = TestApp::start();
     let routes = || {
         let text = app.get_admin("/metrics").text;
@@ -58,7 +58,7 @@ fn paths_that_callers_make_up_do_not_make_new_series() {
 }
 
 #[test]
-fn what_happens_to_codes_is_counted() {
+fn events_of_codes_are_counted() {
     let app = TestApp::start();
     let (code, machine) = (app.issue(), Machine::new(1));
     let first = machine.install(&app, &code);
@@ -73,7 +73,7 @@ fn what_happens_to_codes_is_counted() {
 }
 
 #[test]
-fn what_limits_decide_is_counted() {
+fn decisions_of_limits_are_counted() {
     let app = TestApp::start_with(|flags| {
         flags.push(("limits.precheck_per_machine_day", "2".into()));
     });
@@ -89,7 +89,7 @@ fn what_limits_decide_is_counted() {
 }
 
 #[test]
-fn commits_and_their_time_are_counted_and_queues_run_dry() {
+fn commits_and_their_durations_are_counted_and_queues_become_empty() {
     let app = TestApp::start();
     let seconds = "iptunnel_persistence_commit_seconds";
     let before = metric(&app, &format!("{seconds}_count"));
@@ -111,7 +111,7 @@ fn commits_and_their_time_are_counted_and_queues_run_dry() {
 }
 
 #[test]
-fn memory_and_servers_are_shown() {
+fn cached_records_and_servers_are_shown() {
     if !alone() {
         return;
     }
@@ -146,7 +146,7 @@ fn metrics_are_not_shown_to_the_public() {
 }
 
 #[test]
-fn the_admin_listener_refuses_a_host_that_it_does_not_know() {
+fn the_admin_listener_refuses_an_unknown_host() {
     let app = TestApp::start();
     for path in ["/livez", "/readyz", "/metrics", "/nothing"] {
         let request = app.client.get(format!("{}{path}", app.admin));

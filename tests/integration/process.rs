@@ -1,4 +1,4 @@
-//! The real binary, started in a folder of its own, killed, asked to stop, and started again.
+//! The real binary, in a folder of its own: started, killed, stopped and restarted.
 
 use crate::harness::{Answer, Machine, try_send, wait_until};
 use nix::sys::signal::{Signal, kill};
@@ -13,19 +13,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// The program with nothing of our environment that it could take for configuration.
+/// A command for the program, without environment variables that it would read as settings.
 pub fn program(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_iptunnel-server"));
     command.env_clear().current_dir(folder).stdin(Stdio::null());
     command
 }
 
-/// Runs the program to its end.
+/// Runs the program and waits until it exits.
 pub fn run(folder: &Path, arguments: &[&str]) -> Output {
     program(folder).args(arguments).output().unwrap()
 }
 
-/// What a finished program said, both streams.
+/// Returns what a finished program wrote to standard output and standard error.
 pub fn said(output: &Output) -> String {
     format!(
         "{}{}",
@@ -34,7 +34,8 @@ pub fn said(output: &Output) -> String {
     )
 }
 
-/// Flags that keep all files in the working folder, listen on any port, and set limits far away.
+/// Flags that keep all files in the working folder, listen on any free port, and set limits that no
+/// test reaches.
 pub fn usual_flags() -> Vec<String> {
     let mut set = vec![
         "server.bind=127.0.0.1:0".to_owned(),
@@ -46,14 +47,14 @@ pub fn usual_flags() -> Vec<String> {
     set.into_iter().flat_map(|pair| ["--set".into(), pair]).collect()
 }
 
-/// A running server, as callers see it. Every answer may be missing.
+/// An HTTP client of a running server. Any reply may be missing.
 #[derive(Clone)]
 pub struct Api {
     pub url: String,
     pub admin: String,
     pub master: String,
     pub client: Client,
-    /// How long what one server answered may be news to another that is asked.
+    /// How long another server may take to learn what one server has acknowledged.
     pub patience: Duration,
 }
 
@@ -68,11 +69,11 @@ impl Api {
         let request = self.client.post(format!("{}{path}", self.url)).bearer_auth(&self.master);
         try_send(request.body(body.to_string()))
     }
-    /// One of the installer's four steps.
+    /// Sends one of the installer's four requests.
     pub fn install(&self, step: &str, body: &Value) -> Option<Answer> {
         self.post(&format!("/api/v2/slowdns/install/{step}"), body)
     }
-    /// The cookie of a browser that has opened the page.
+    /// Opens the page as a browser and returns its cookie.
     pub fn cookie(&self) -> Option<String> {
         let answer = try_send(self.client.get(format!("{}/slowdns", self.url)))?;
         answer.header("set-cookie").split(';').next().map(str::to_owned)
@@ -81,13 +82,13 @@ impl Api {
         let request = self.client.post(format!("{}/api/v2/slowdns/code/issue", self.url));
         try_send(request.header("cookie", cookie))
     }
-    /// A fresh code.
+    /// Issues a new code.
     pub fn issue(&self) -> String {
         let answer = self.issue_with(&self.cookie().unwrap()).unwrap();
         assert_eq!(answer.status, 201, "{}", answer.text);
         answer.data("install_code")
     }
-    /// Precheck and activate of a machine for which both must succeed.
+    /// Prechecks and activates for a machine; both must succeed.
     pub fn activate(&self, machine: &Machine, code: &str) -> Answer {
         let prechecked = self.install("precheck", &machine.precheck_body(code)).unwrap();
         assert_eq!(prechecked.status, 200, "{}", prechecked.text);
@@ -101,7 +102,7 @@ impl Api {
     }
 }
 
-/// The program at work, with its output in files.
+/// The running program, with its output in files.
 pub struct Process {
     pub api: Api,
     pub folder: Arc<TempDir>,
@@ -111,14 +112,14 @@ pub struct Process {
 }
 
 impl Process {
-    /// A server in a folder of its own.
+    /// Starts a server in a new folder.
     pub fn start(set: &[&str]) -> Self {
         let mut arguments = usual_flags();
         arguments.extend(set.iter().flat_map(|pair| ["--set".to_owned(), (*pair).to_owned()]));
         Self::start_in(Arc::new(TempDir::new().unwrap()), arguments)
     }
 
-    /// A server in this folder, ready for requests.
+    /// Starts a server in this folder and waits until it is ready.
     pub fn start_in(folder: Arc<TempDir>, arguments: Vec<String>) -> Self {
         let (mut child, files) = spawn(folder.path(), &arguments);
         let welcome = || fs::read_to_string(&files[0]).unwrap();
@@ -147,7 +148,7 @@ impl Process {
         Self { api, folder, child, arguments, files }
     }
 
-    /// The same server once more, in the same folder.
+    /// Starts the same server again, in the same folder.
     pub fn again(&self) -> Self {
         Self::start_in(self.folder.clone(), self.arguments.clone())
     }
@@ -156,13 +157,13 @@ impl Process {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
         self.child.wait().unwrap();
     }
 
-    /// Waits for the end, at most `patience`.
+    /// Waits at most `patience` for the process to exit.
     pub fn ends_within(&mut self, patience: Duration) -> Option<ExitStatus> {
         let begun = Instant::now();
         while begun.elapsed() < patience {
@@ -174,7 +175,7 @@ impl Process {
         None
     }
 
-    /// Everything the server has written so far.
+    /// Returns everything that the server has written so far.
     pub fn output(&self) -> String {
         self.files.iter().map(|file| fs::read_to_string(file).unwrap()).collect()
     }
@@ -183,7 +184,7 @@ impl Process {
         fs::read_to_string(self.folder.path().join(name)).unwrap()
     }
 
-    /// A connection on which the test writes bytes itself.
+    /// Opens a connection on which the test itself writes bytes.
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.api.url.trim_start_matches("http://")).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -194,7 +195,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -208,14 +209,14 @@ pub fn spawn(folder: &Path, arguments: &[String]) -> (Child, [PathBuf; 2]) {
     (child, files)
 }
 
-/// A tiny generator (xorshift64*), so that a failed run can be repeated from its seed.
+/// A small random generator (xorshift64*): a failed run can be repeated from its seed.
 pub struct Chance(u64);
 
 impl Chance {
     pub fn seeded(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
-    /// A number below `bound`.
+    /// Returns a number below `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;

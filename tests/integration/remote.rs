@@ -1,4 +1,4 @@
-//! Commands that ask a running server.
+//! Commands that send requests to a running server.
 
 use crate::harness::Machine;
 use crate::process::{Process, program, said};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::process::Output;
 
-/// A server with one install done, one server registered, and its heads signed.
+/// A server with one finished installation, one registered server, and signed heads of its audit log.
 fn used() -> (Process, String) {
     let server = Process::start(&[]);
     let code = server.api.issue();
@@ -57,7 +57,7 @@ fn servers_codes_and_activations_are_shown_as_tables_and_as_json() {
 }
 
 #[test]
-fn a_setting_is_read_changed_and_undone_from_the_command_line() {
+fn a_setting_can_be_read_changed_and_reset_from_the_command_line() {
     let (server, _) = used();
     let value =
         || asked_json(&server, &["config", "get", "codes.ttl_seconds"])["settings"][0].clone();
@@ -71,7 +71,7 @@ fn a_setting_is_read_changed_and_undone_from_the_command_line() {
 }
 
 #[test]
-fn an_audit_log_that_was_edited_shortened_or_cut_off_is_found_out() {
+fn an_edited_shortened_or_truncated_audit_log_is_detected() {
     let (server, _) = used();
     let heads = server.folder.path().join("data/iptunnel.redb.heads");
     // The first head is signed at once, the next after a minute, and the last one at the end.
@@ -107,7 +107,7 @@ fn an_audit_log_that_was_edited_shortened_or_cut_off_is_found_out() {
 }
 
 #[test]
-fn without_a_running_server_a_command_says_so() {
+fn a_command_reports_that_no_server_is_running() {
     let (mut server, _) = used();
     server.kill();
     let output = ask(&server, &["servers", "list"]);

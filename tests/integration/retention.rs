@@ -1,4 +1,4 @@
-//! What is forgotten, when, and that leaving memory changes no answer.
+//! Retention: what is deleted and when. Also checks that leaving the cache changes no reply.
 
 use crate::harness::{Activation, Machine, TestApp, wait_until};
 
@@ -22,7 +22,7 @@ fn empty_memory(app: &TestApp) {
     wait_until("memory holds nothing", || in_memory(app) == (0, 0));
 }
 
-/// One code and activation of each fate.
+/// One code and activation in each final state.
 struct Past {
     expired: String,
     confirmed: (String, Activation),
@@ -42,7 +42,7 @@ impl Past {
         Self { expired: app.issue(), confirmed, released, lapsed }
     }
 
-    /// What a stranger hears of each code, and what a release hears of each activation.
+    /// Returns the reply to another machine for each code, and the reply to a release of each activation.
     fn told(&self, app: &TestApp) -> [String; 7] {
         let code = |code: &str| Machine::new(9).precheck(app, code).code();
         let release = |activation: &Activation| {
@@ -81,7 +81,7 @@ const FORGOTTEN: [&str; 7] = [
 ];
 
 #[test]
-fn leaving_memory_changes_no_answer() {
+fn leaving_the_cache_changes_no_reply() {
     let app = TestApp::start();
     let past = Past::make(&app);
     app.clock.advance(HOUR);
@@ -95,18 +95,18 @@ fn leaving_memory_changes_no_answer() {
 }
 
 #[test]
-fn a_code_is_known_until_its_retention_is_over() {
+fn a_code_is_kept_until_its_retention_ends() {
     let app = kept_for_days("2");
     let past = Past::make(&app);
     app.clock.advance(2 * DAY - 60);
     empty_memory(&app);
-    // The look at what may be forgotten comes by itself; a restart is one more.
+    // The server deletes old records by itself; a restart triggers it once more.
     let app = app.restart();
     assert_eq!(past.told(&app), REMEMBERED);
 }
 
 #[test]
-fn closed_codes_and_activations_are_forgotten_after_their_retention() {
+fn closed_codes_and_activations_are_deleted_after_their_retention() {
     let app = kept_for_days("2");
     let past = Past::make(&app);
     app.clock.advance(2 * DAY + 2 * HOUR);
@@ -120,7 +120,7 @@ fn closed_codes_and_activations_are_forgotten_after_their_retention() {
 }
 
 #[test]
-fn the_last_code_of_all_is_forgotten_after_its_retention_too() {
+fn the_newest_code_is_deleted_after_its_retention_too() {
     let app = kept_for_days("2");
     let code = app.issue();
     app.clock.advance(2 * DAY + 2 * HOUR);
@@ -130,7 +130,7 @@ fn the_last_code_of_all_is_forgotten_after_its_retention_too() {
 }
 
 #[test]
-fn a_lapsed_activation_can_not_be_confirmed_however_long_ago_it_was_opened() {
+fn a_lapsed_activation_cannot_be_confirmed_at_any_later_time() {
     let app = TestApp::start();
     let code = app.issue();
     let activation = Machine::new(1).install(&app, &code);
@@ -146,7 +146,7 @@ fn a_lapsed_activation_can_not_be_confirmed_however_long_ago_it_was_opened() {
 }
 
 #[test]
-fn an_activation_that_left_memory_is_still_found_by_its_own_release() {
+fn a_release_finds_an_activation_that_left_the_cache() {
     let app = TestApp::start_with(|flags| {
         flags.push(("codes.install_token_ttl_seconds", (10 * HOUR).to_string()));
     });

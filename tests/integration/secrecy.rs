@@ -1,4 +1,4 @@
-//! Nothing secret is in the log, on standard output or in the metrics, however much is logged.
+//! No secret appears in the log, on standard output or in the metrics, at any log level.
 
 use crate::harness::{Machine, try_send};
 use crate::process::Process;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// What must never be seen, gathered on the way.
+/// The secrets that must never appear, collected by the test.
 #[derive(Default)]
 struct Secrets(BTreeSet<String>);
 
@@ -21,13 +21,13 @@ impl Secrets {
         secret
     }
 
-    /// A token, and its signature and claims alone.
+    /// Adds a token, and its signature and claims separately.
     fn keep_token(&mut self, token: String) -> String {
         token.split('.').skip(1).for_each(|part| drop(self.keep(part)));
         self.keep(token)
     }
 
-    /// Keys under every spelling that a log might use.
+    /// Adds a key in every encoding that a log might use.
     fn keep_key(&mut self, base64: &str) {
         let bytes = STANDARD.decode(self.keep(base64.trim())).unwrap();
         self.keep(URL_SAFE_NO_PAD.encode(&bytes));
@@ -44,7 +44,7 @@ impl Secrets {
     }
 }
 
-/// Keeps the files' keys, and a cookie's value and its session id.
+/// Adds the keys in the files, a cookie's value and its session id.
 fn keep_files_and_cookie(server: &Process, secrets: &mut Secrets) -> String {
     secrets.keep(&server.api.master);
     secrets.keep_key(&server.file("data/lookup.key"));
@@ -65,7 +65,7 @@ fn keep_files_and_cookie(server: &Process, secrets: &mut Secrets) -> String {
     cookie
 }
 
-/// Every route with what is right and with what is wrong.
+/// Requests every route with correct and with wrong input.
 fn use_everything(server: &Process, secrets: &mut Secrets) {
     let api = &server.api;
     let cookie = keep_files_and_cookie(server, secrets);
@@ -90,7 +90,7 @@ fn use_everything(server: &Process, secrets: &mut Secrets) {
             api.install("activate", &activate).unwrap();
             api.install(last, &finish).unwrap();
         }
-        // Wrong in every way, with true secrets inside.
+        // Wrong requests that contain real secrets.
         for step in ["precheck", "activate", "confirm", "release"] {
             for body in [&activate, &finish] {
                 api.install(step, body).unwrap();
@@ -104,7 +104,7 @@ fn use_everything(server: &Process, secrets: &mut Secrets) {
                 "activation_id": token, "install_token": code, "precheck_token": code});
             api.install(step, &swapped).unwrap();
         }
-        // Secrets where they do not belong.
+        // Secrets in places where they do not belong.
         let forged = format!("{cookie}x");
         api.issue_with(&forged).unwrap();
         for path in [&code, &id, &token, &api.master] {
@@ -148,7 +148,7 @@ fn use_servers(server: &Process, secrets: &mut Secrets) {
 }
 
 #[test]
-fn nothing_secret_is_logged_printed_or_counted_at_any_level() {
+fn no_secret_appears_in_logs_output_or_metrics_at_any_log_level() {
     let mut server = Process::start(&["log.level=trace"]);
     let mut secrets = Secrets::default();
     use_everything(&server, &mut secrets);
@@ -165,7 +165,7 @@ fn nothing_secret_is_logged_printed_or_counted_at_any_level() {
 }
 
 #[test]
-fn nothing_secret_stands_in_clear_in_the_store() {
+fn the_store_contains_no_secret_in_clear_text() {
     let mut server = Process::start(&[]);
     let mut secrets = Secrets::default();
     use_everything(&server, &mut secrets);

@@ -1,4 +1,4 @@
-//! The main stack's routes: registration, check-in, revocation.
+//! The routes for servers: registration, check-in, revocation.
 
 use crate::harness::{Answer, TestApp, send, with, without};
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ fn registration(app: &TestApp) -> Value {
     json!({"token": app.master(), "ip": "8.8.8.8", "hostname": "one.example.com"})
 }
 
-/// Registers the server at `ip`: its id.
+/// Registers the server at `ip` and returns its id.
 fn registered(app: &TestApp, ip: &str) -> String {
     let answer = app.post("/register", &with(registration(app), "ip", ip));
     assert_eq!(answer.status, 200, "{}", answer.text);
@@ -30,7 +30,7 @@ fn action(app: &TestApp, id: &str, verb: &str) -> Answer {
     answer
 }
 
-/// Both check-ins of `id`, the agent's first and its second, with this `Authorization`.
+/// Sends both check-ins of `id` with this `Authorization`, in the order in which agents try them.
 fn check_ins(app: &TestApp, id: &str, authorization: Option<&str>) -> [Answer; 2] {
     let ask = |path: String, body: Value| {
         let request = app.client.post(format!("{}{path}", app.url)).body(body.to_string());
@@ -49,7 +49,7 @@ fn statuses(answers: [Answer; 2]) -> [u16; 2] {
     answers.map(|answer| answer.status)
 }
 
-/// Checks a flat legacy failure.
+/// Checks a failure in the flat legacy envelope.
 fn assert_failure(answer: &Answer, status: u16) {
     assert_eq!(answer.status, status, "{}", answer.text);
     let json = answer.json();
@@ -57,7 +57,7 @@ fn assert_failure(answer: &Answer, status: u16) {
 }
 
 #[test]
-fn register_answers_with_exactly_the_promised_keys_in_their_order() {
+fn register_replies_with_exactly_the_documented_keys_in_order() {
     let app = TestApp::start();
     let answer = app.post("/register", &registration(&app));
     let id = answer.json()["server_id"].as_str().unwrap().to_owned();
@@ -71,7 +71,7 @@ fn register_answers_with_exactly_the_promised_keys_in_their_order() {
 }
 
 #[test]
-fn register_looks_at_body_fields_token_and_address_in_this_order() {
+fn register_checks_body_fields_token_and_address_in_this_order() {
     let app = TestApp::start();
     let good = registration(&app);
     for body in ["", "nonsense", "[]", "{"] {
@@ -94,7 +94,7 @@ fn register_looks_at_body_fields_token_and_address_in_this_order() {
 }
 
 #[test]
-fn a_wrong_token_learns_nothing_of_a_revocation() {
+fn a_caller_with_a_wrong_token_does_not_learn_of_a_revocation() {
     let app = TestApp::start();
     assert_eq!(revoke(&app, &registered(&app, "8.8.8.8")).status, 200);
     let wrong_token = with(registration(&app), "token", "wrong");
@@ -102,7 +102,7 @@ fn a_wrong_token_learns_nothing_of_a_revocation() {
 }
 
 #[test]
-fn the_same_address_in_any_spelling_keeps_its_id_and_takes_the_new_host_name() {
+fn registering_an_address_again_in_any_spelling_keeps_its_id_and_updates_the_host_name() {
     let app = TestApp::start();
     let id = registered(&app, "2606:4700::1111");
     let body = with(registration(&app), "ip", " 2606:4700:0:0:0::1111 ");
@@ -122,13 +122,13 @@ fn the_same_address_in_any_spelling_keeps_its_id_and_takes_the_new_host_name() {
 }
 
 #[test]
-fn private_addresses_register_where_that_is_allowed() {
+fn private_addresses_can_register_if_the_setting_allows_it() {
     let app = TestApp::start_with(|c| c.push(("server.allow_private_ips", "true".into())));
     registered(&app, "10.0.0.1");
 }
 
 #[test]
-fn revocation_is_sticky_and_told_with_the_servers_id() {
+fn a_revoked_server_cannot_register_again_and_the_refusal_names_its_id() {
     let app = TestApp::start();
     let id = registered(&app, "8.8.8.8");
     assert_eq!(revoke(&app, &id).status, 200);
@@ -142,7 +142,7 @@ fn revocation_is_sticky_and_told_with_the_servers_id() {
 }
 
 #[test]
-fn a_check_in_is_answered_with_exactly_the_promised_text() {
+fn a_check_in_replies_with_exactly_the_documented_text() {
     let app = TestApp::start_with(|c| c.push(("servers.next_checkin_seconds", "1234".into())));
     let id = registered(&app, "8.8.8.8");
     let [v2, legacy] = check_ins(&app, &id, None);
@@ -158,7 +158,7 @@ fn a_check_in_is_answered_with_exactly_the_promised_text() {
 }
 
 #[test]
-fn a_v2_check_in_takes_an_empty_object_or_nothing() {
+fn a_v2_check_in_accepts_an_empty_object_or_no_body() {
     let app = TestApp::start();
     let path = format!("/api/v2/servers/{}/check-in", registered(&app, "8.8.8.8"));
     assert_eq!((app.post_text(&path, "{}").status, app.post_text(&path, "").status), (200, 200));
@@ -176,7 +176,7 @@ fn a_check_in_without_an_id_is_400_before_anything_else() {
 }
 
 #[test]
-fn an_unknown_server_is_404_before_its_bearer_is_looked_at() {
+fn an_unknown_server_is_404_before_the_bearer_token_is_checked() {
     let app = TestApp::start();
     for id in [UNKNOWN, "short", "0123456789abcdeg", "0123456789abcdef0"] {
         for authorization in [None, Some("Bearer wrong")] {
@@ -188,7 +188,7 @@ fn an_unknown_server_is_404_before_its_bearer_is_looked_at() {
 }
 
 #[test]
-fn a_check_in_needs_no_bearer_but_a_wrong_one_is_401() {
+fn a_check_in_needs_no_bearer_token_but_a_wrong_one_is_401() {
     let app = TestApp::start();
     let id = registered(&app, "8.8.8.8");
     let master = app.master();
@@ -205,7 +205,7 @@ fn a_check_in_needs_no_bearer_but_a_wrong_one_is_401() {
 }
 
 #[test]
-fn after_a_change_of_the_master_token_both_todays_and_the_registering_one_check_in() {
+fn after_a_change_of_the_master_token_the_new_and_the_registering_one_are_accepted() {
     let app = TestApp::start();
     let (old, id) = (app.master(), registered(&app, "8.8.8.8"));
     std::fs::write(&app.config.auth.master_token_file, "a-new-master-token-of-today\n").unwrap();
@@ -222,7 +222,7 @@ fn after_a_change_of_the_master_token_both_todays_and_the_registering_one_check_
 }
 
 #[test]
-fn a_revoked_server_is_told_so_with_403() {
+fn the_check_in_of_a_revoked_server_is_403() {
     let app = TestApp::start();
     let id = registered(&app, "8.8.8.8");
     assert_eq!(revoke(&app, &id).status, 200);
@@ -233,7 +233,7 @@ fn a_revoked_server_is_told_so_with_403() {
 }
 
 #[test]
-fn a_wrong_bearer_is_told_before_the_revocation() {
+fn a_wrong_bearer_token_is_reported_before_the_revocation() {
     let app = TestApp::start();
     let id = registered(&app, "8.8.8.8");
     assert_eq!(revoke(&app, &id).status, 200);
@@ -241,7 +241,7 @@ fn a_wrong_bearer_is_told_before_the_revocation() {
 }
 
 #[test]
-fn one_switch_tells_a_revoked_server_so_with_200() {
+fn a_setting_makes_the_check_in_of_a_revoked_server_200() {
     let app = TestApp::start_with(|c| c.push(("servers.revoked_checkin_status", "200".into())));
     let id = registered(&app, "8.8.8.8");
     assert_eq!(revoke(&app, &id).status, 200);
@@ -254,7 +254,7 @@ fn one_switch_tells_a_revoked_server_so_with_200() {
 }
 
 #[test]
-fn revoke_wants_the_master_then_a_body_then_a_server_and_repeats() {
+fn revoke_checks_master_token_body_and_server_in_this_order_and_is_idempotent() {
     let app = TestApp::start();
     let id = registered(&app, "8.8.8.8");
     let body = json!({"server_id": id});
@@ -280,7 +280,7 @@ fn revoke_wants_the_master_then_a_body_then_a_server_and_repeats() {
 }
 
 #[test]
-fn v2_revoke_and_restore_want_the_master_and_a_known_server() {
+fn v2_revoke_and_restore_require_the_master_token_and_a_known_server() {
     let app = TestApp::start();
     let id = registered(&app, "8.8.8.8");
     for verb in ["revoke", "restore"] {
@@ -298,7 +298,7 @@ fn v2_revoke_and_restore_want_the_master_and_a_known_server() {
 }
 
 #[test]
-fn v2_revoke_and_restore_repeat_and_take_each_other_back() {
+fn v2_revoke_and_restore_are_idempotent_and_undo_each_other() {
     let app = TestApp::start();
     let id = registered(&app, "8.8.8.8");
     for (verb, status, check_in) in [("revoke", "revoked", 403), ("restore", "active", 200)] {

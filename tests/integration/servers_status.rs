@@ -75,7 +75,7 @@ fn pages(app: &TestApp, limit: usize, filter: &str) -> Vec<Vec<String>> {
 }
 
 #[test]
-fn status_lists_exactly_the_promised_keys_in_their_order_newest_first() {
+fn status_lists_exactly_the_documented_keys_newest_server_first() {
     let app = TestApp::start();
     assert_eq!(status(&app, "").text, r#"{"count":0,"servers":[]}"#);
     let one = register(&app, 1);
@@ -99,7 +99,7 @@ fn status_lists_exactly_the_promised_keys_in_their_order_newest_first() {
 }
 
 #[test]
-fn status_wants_the_master_token_with_or_without_bearer_before_its_query_is_looked_at() {
+fn status_checks_the_master_token_with_or_without_bearer_before_the_query() {
     let app = TestApp::start();
     for path in ["/status", "/status?limit=0", "/status?limit=1&limit=2"] {
         assert_eq!((app.get(path).status, app.get_as("wrong", path).status), (403, 403), "{path}");
@@ -109,7 +109,7 @@ fn status_wants_the_master_token_with_or_without_bearer_before_its_query_is_look
 }
 
 #[test]
-fn a_query_that_cannot_be_meant_is_400() {
+fn an_invalid_query_is_400() {
     let app = TestApp::start();
     for query in [
         "limit=0",
@@ -134,7 +134,7 @@ fn a_query_that_cannot_be_meant_is_400() {
 }
 
 #[test]
-fn pages_lead_to_the_end_without_a_gap_or_a_repetition() {
+fn pages_cover_all_servers_without_gaps_or_repetitions() {
     let app = TestApp::start();
     (1..=7).for_each(|number| drop(register(&app, number)));
     assert_eq!(pages(&app, 3, ""), [of([7, 6, 5]), of([4, 3, 2]), of([1])]);
@@ -153,7 +153,7 @@ fn a_page_says_how_many_match_in_all() {
 }
 
 #[test]
-fn servers_that_register_meanwhile_do_not_disturb_the_pages_that_follow() {
+fn servers_that_register_meanwhile_do_not_shift_later_pages() {
     let app = TestApp::start();
     (1..=4).for_each(|number| drop(register(&app, number)));
     let first = listed(&app, "?limit=2");
@@ -163,7 +163,7 @@ fn servers_that_register_meanwhile_do_not_disturb_the_pages_that_follow() {
 }
 
 #[test]
-fn revoked_filters_and_counts_and_pages() {
+fn the_revoked_filter_applies_to_list_count_and_pages() {
     let app = TestApp::start();
     for number in 1..=6 {
         let id = register(&app, number);
@@ -189,7 +189,7 @@ fn register_id(app: &TestApp, number: u32) -> String {
 }
 
 #[test]
-fn stale_shows_who_was_not_seen_for_the_configured_hours() {
+fn stale_lists_servers_not_seen_for_the_configured_hours() {
     if !alone() {
         return;
     }
@@ -230,7 +230,7 @@ fn last_checkin(app: &TestApp) -> String {
 }
 
 #[test]
-fn a_check_in_is_seen_at_once_and_survives_an_orderly_restart() {
+fn a_check_in_is_visible_at_once_and_survives_a_clean_restart() {
     if !alone() {
         return;
     }
@@ -248,7 +248,7 @@ fn a_check_in_is_seen_at_once_and_survives_an_orderly_restart() {
 }
 
 #[test]
-fn of_check_ins_between_two_writes_the_last_one_is_kept() {
+fn the_last_check_in_between_two_writes_is_kept() {
     let app = TestApp::start();
     let id = register(&app, 1);
     // Each through whichever server, all of them before the next is written.
@@ -261,7 +261,7 @@ fn of_check_ins_between_two_writes_the_last_one_is_kept() {
 }
 
 #[test]
-fn a_registration_anew_is_seen_as_a_check_in_after_a_restart_as_well() {
+fn registering_again_counts_as_a_check_in_also_after_a_restart() {
     let app = TestApp::start();
     let id = register(&app, 1);
     app.clock.advance(10);
@@ -274,7 +274,7 @@ fn a_registration_anew_is_seen_as_a_check_in_after_a_restart_as_well() {
 }
 
 #[test]
-fn a_revoked_servers_check_in_leaves_it_revoked() {
+fn a_check_in_of_a_revoked_server_leaves_it_revoked() {
     let app = TestApp::start();
     let id = register(&app, 1);
     revoke(&app, &id);
@@ -284,7 +284,7 @@ fn a_revoked_servers_check_in_leaves_it_revoked() {
 }
 
 #[test]
-fn many_servers_are_streamed_whole_and_page_the_same() {
+fn a_listing_of_many_servers_is_complete_and_equal_to_its_pages() {
     let app = TestApp::start();
     at_once(8, |thread| (0..150).for_each(|n| drop(register(&app, thread * 150 + n))));
     let all = addresses(&app, "");
@@ -299,7 +299,7 @@ fn many_servers_are_streamed_whole_and_page_the_same() {
 }
 
 #[test]
-fn a_server_that_registers_eight_times_at_once_is_one() {
+fn eight_concurrent_registrations_of_an_address_make_one_server() {
     let app = TestApp::start();
     // A server whose record others are changing all the time says so, and is asked again.
     let ids = at_once(8, |_| {

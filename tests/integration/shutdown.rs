@@ -1,4 +1,4 @@
-//! The way out, and the ways around a disk that is slow: deadlines and full queues.
+//! Shutdown, request deadlines and full queues.
 
 use crate::crash::{Load, check_all};
 use crate::disk::{BadDisk, Fault, api, on};
@@ -10,7 +10,7 @@ use std::net::TcpStream;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// Reads until `wanted` has come.
+/// Reads until `wanted` has arrived.
 fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
     let (mut text, mut buffer) = (String::new(), [0; 4096]);
     while !text.contains(wanted) {
@@ -21,7 +21,7 @@ fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
     text
 }
 
-/// A request whose head the server has taken (it has said so), and whose body is still to come.
+/// A request whose head the server has acknowledged and whose body is not sent yet.
 fn accepted(server: &Process, path: &str, length: usize) -> TcpStream {
     let mut stream = server.connect();
     let head = format!(
@@ -33,7 +33,7 @@ fn accepted(server: &Process, path: &str, length: usize) -> TcpStream {
 }
 
 #[test]
-fn sigterm_under_load_ends_with_status_0_and_all_that_was_answered_is_on_disk() {
+fn sigterm_under_load_exits_with_status_0_and_keeps_everything_acknowledged() {
     for round in 0..3 {
         let mut server = Process::start(&["log.level=debug"]);
         let load = Load::start(server.api.clone(), round, 7);
@@ -47,7 +47,7 @@ fn sigterm_under_load_ends_with_status_0_and_all_that_was_answered_is_on_disk() 
 }
 
 #[test]
-fn requests_accepted_before_sigterm_are_answered_though_their_bodies_come_later() {
+fn requests_accepted_before_sigterm_get_replies_even_if_their_bodies_arrive_later() {
     let mut server = Process::start(&[]);
     let api = server.api.clone();
     let requests: Vec<_> = (0..6)
@@ -85,7 +85,7 @@ fn sigterm_turns_readiness_off_at_once_while_requests_are_still_finished() {
 }
 
 #[test]
-fn idle_connections_do_not_hold_the_end_up() {
+fn idle_connections_do_not_delay_the_shutdown() {
     let mut server = Process::start(&[]);
     let mut idle: Vec<TcpStream> = (0..5).map(|_| server.connect()).collect();
     for stream in &mut idle {
@@ -103,7 +103,7 @@ fn idle_connections_do_not_hold_the_end_up() {
 }
 
 #[test]
-fn a_request_that_is_never_finished_holds_the_end_up_for_the_grace_and_no_longer() {
+fn an_unfinished_request_delays_the_shutdown_by_at_most_the_grace_period() {
     let mut server = Process::start(&["server.shutdown_grace_seconds=1"]);
     let _stuck = accepted(&server, "/register", 10);
     server.signal(Signal::SIGTERM);
@@ -112,7 +112,7 @@ fn a_request_that_is_never_finished_holds_the_end_up_for_the_grace_and_no_longer
 }
 
 #[test]
-fn sigint_ends_it_in_order_too() {
+fn sigint_shuts_down_cleanly_too() {
     let mut server = Process::start(&[]);
     server.signal(Signal::SIGINT);
     assert!(server.ends_within(Duration::from_secs(10)).expect("an end").success());
@@ -135,7 +135,8 @@ fn transitions(app: &TestApp, which: &str) -> u64 {
 }
 
 #[test]
-fn an_activate_at_its_deadline_with_the_store_is_of_unknown_outcome_and_its_repeat_gets_it() {
+fn an_activate_that_waits_for_the_store_at_its_deadline_is_outcome_unknown_and_its_repeat_succeeds()
+{
     let disk = BadDisk::new();
     let (app, code, token) = hurried(&disk);
     disk.block();
@@ -153,7 +154,7 @@ fn an_activate_at_its_deadline_with_the_store_is_of_unknown_outcome_and_its_repe
 }
 
 #[test]
-fn what_changes_nothing_is_overloaded_at_its_deadline() {
+fn a_request_without_a_change_is_overloaded_at_its_deadline() {
     let disk = BadDisk::new();
     let (app, code, token) = hurried(&disk);
     disk.block();
@@ -164,7 +165,7 @@ fn what_changes_nothing_is_overloaded_at_its_deadline() {
 }
 
 #[test]
-fn a_deadline_gives_its_charge_back() {
+fn the_charge_of_a_request_that_missed_its_deadline_is_given_back() {
     let disk = BadDisk::new();
     let limit = [("limits.activate_per_machine_day", "1"), ("server.request_timeout_ms", "2000")];
     let app = on(&disk, &limit);
@@ -176,7 +177,7 @@ fn a_deadline_gives_its_charge_back() {
     disk.release();
     wait_until("the commit is done", || transitions(&app, "activated") == 1);
     let mut told = machine.activate(&app, &code, &token).told();
-    // The charge comes back just after the commit.
+    // The charge is given back just after the commit.
     wait_until("the charge is given back", || {
         told = machine.activate(&app, &code, &token).told();
         told.0 != 429
@@ -185,7 +186,7 @@ fn a_deadline_gives_its_charge_back() {
 }
 
 #[test]
-fn a_full_house_refuses_at_once_and_serves_everyone_once_the_disk_is_back() {
+fn a_server_without_free_permits_refuses_at_once_and_recovers_with_the_disk() {
     const ROOM: usize = 16;
     let disk = BadDisk::new();
     let app = on(&disk, &[("actors.persistence.queue", "16")]);
@@ -211,7 +212,7 @@ fn a_full_house_refuses_at_once_and_serves_everyone_once_the_disk_is_back() {
         threads.into_iter().map(|thread| thread.join().unwrap().status).collect::<Vec<_>>()
     });
     assert_eq!(all.iter().filter(|status| **status == 201).count(), ROOM);
-    // All places are free again: as many at once as before find room.
+    // All permits are free again: the same number of concurrent requests succeeds.
     let again = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..ROOM).map(|_| scope.spawn(|| ask().status)).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
@@ -221,7 +222,7 @@ fn a_full_house_refuses_at_once_and_serves_everyone_once_the_disk_is_back() {
 }
 
 #[test]
-fn asked_to_stop_while_the_store_refuses_it_ends_and_keeps_what_it_had_answered() {
+fn a_server_stopped_while_the_store_fails_exits_and_keeps_everything_acknowledged() {
     let disk = BadDisk::new();
     let mut app = on(&disk, &[]);
     let code = app.issue();

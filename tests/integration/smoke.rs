@@ -1,9 +1,9 @@
-//! One whole installation, with the very bytes of the reference.
+//! One whole installation, with exactly the replies of the reference.
 
 use crate::harness::{Machine, TestApp};
 
 #[test]
-fn an_installation_goes_from_code_to_confirmation_and_the_server_ends_in_order() {
+fn a_code_is_activated_and_confirmed_and_the_server_shuts_down_cleanly() {
     let mut app = TestApp::start();
     let code = app.issue();
     let activation = Machine::new(1).install(&app, &code);
@@ -13,7 +13,7 @@ fn an_installation_goes_from_code_to_confirmation_and_the_server_ends_in_order()
 }
 
 #[test]
-fn healthz_answers_as_the_reference_shows() {
+fn healthz_replies_exactly_as_in_the_reference() {
     let answer = TestApp::start().get("/api/v2/healthz");
     assert_eq!(answer.text, r#"{"data":{"status":"ok"},"meta":{"message":"OK"}}"#);
 }

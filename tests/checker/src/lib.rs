@@ -7,8 +7,8 @@
 //! and Gong proposed and Porcupine does: a depth-first search over what may come next, which remembers
 //! the configurations it has seen.
 //!
-//! An operation without an answer, and one that was answered `outcome_unknown`, is a **perhaps**: it
-//! may have taken effect at any time after its request, or never.
+//! An operation without a reply, or with the reply `outcome_unknown`, may have taken effect at any time
+//! after its request, or never. It is called a **perhaps**.
 //!
 //! The model is written from the contract and knows nothing of the product's code: a fault in
 //! `iptunnel-domain` is found by it, not shared with it. The tests of this crate compare the two.

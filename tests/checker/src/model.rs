@@ -59,11 +59,11 @@ pub struct State {
 /// Where the code stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Standing {
-    /// Good for whoever comes first.
+    /// The first machine to activate it gets it.
     Issued,
     /// A machine holds it.
     Open(Hold),
-    /// Spent for good.
+    /// Used, and never valid again.
     Confirmed(Known),
 }
 

@@ -74,7 +74,7 @@ pub fn search<S: Clone + Eq + Hash>(
     let mut open = vec![(nothing, initial)];
     while let Some((done, state)) = open.pop() {
         let left = || by_begin.iter().filter(|(n, _)| !is_done(&done, *n));
-        // Whoever was answered first must have come before whoever asked after that.
+        // An operation that was answered comes before every operation that was requested later.
         let Some(horizon) = left().map(|(_, span)| span.to).filter(|to| *to != Span::OPEN).min()
         else {
             return Order::Exists;
