@@ -121,7 +121,7 @@ fn verify(export: impl BufRead, heads: &[Head]) -> Result<Head, String> {
         row.event().ok_or_else(|| broken("is not a valid entry"))?.encode(&mut bytes);
         head = head.after(&bytes);
         if row.hash != head.hash.to_hex() {
-            return Err(broken("or an entry before it was changed: its hash does not match"));
+            return Err(broken("was changed, or an entry before it: its hash does not match"));
         }
         while let Some(signed) = expected.next_if(|signed| signed.entries <= head.entries) {
             if signed.entries == head.entries && *signed != head {

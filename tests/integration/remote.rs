@@ -82,7 +82,7 @@ fn an_audit_log_that_was_edited_shortened_or_cut_off_is_found_out() {
         assert!(fs::read_to_string(&heads).unwrap().contains("\"entries\":4"));
         old.again()
     };
-    assert!(asked(&server, &["audit", "verify"]).contains("4 entries are whole"));
+    assert!(asked(&server, &["audit", "verify"]).contains("4 entries are complete"));
     assert_eq!(asked_json(&server, &["audit", "verify"])["entries"], 4);
     let export = asked(&server, &["audit", "export"]);
     assert_eq!(export.lines().count(), 4);
@@ -118,6 +118,6 @@ fn without_a_running_server_a_command_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let elsewhere = program(folder.path()).args(["servers", "list"]).output().unwrap();
     let words = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
-    assert!(words.contains("is this where the server runs?"), "{words}");
+    assert!(words.contains("run this command in the server's folder"), "{words}");
     assert!(!folder.path().join("data").exists());
 }
