@@ -315,7 +315,7 @@ fn a_broken_file_on_sighup_leaves_all_as_it_was_and_is_logged_as_an_error() {
 #[test]
 fn what_needs_a_restart_is_named_on_sighup_and_stays() {
     let server = with_file("[server]\nmax_connections = 100\n");
-    hang_up(&server, Some("[server]\nmax_connections = 200\n"), "with a restart only");
+    hang_up(&server, Some("[server]\nmax_connections = 200\n"), "only after a restart");
     assert!(server.output().contains("server.max_connections"));
 }
 
