@@ -1,4 +1,4 @@
-//! The composition root: what exists, in which order it begins, and in which order it ends.
+//! The composition root: creates all parts of the server, starts them in order and stops them in order.
 
 use crate::config::{Config, ConfigError, Layers, Loaded};
 use crate::http::caller::{Proxies, RequestIds};
@@ -36,71 +36,71 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
-/// What the server is made of and cannot make itself: a test gives it other things than `main`.
+/// The dependencies that the caller provides. Tests provide others than the program.
 pub struct Environment {
-    /// The time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
     /// The disks beneath the embedded store.
     pub disks: Disks,
-    /// Where the public listens in.
+    /// The socket of the public listener.
     pub public: TcpListener,
-    /// Where operators do.
+    /// The socket of the operators' listener.
     pub admin: TcpListener,
 }
 
-/// What the outside world asks of a running server.
+/// A signal to a running server.
 pub enum Signal {
-    /// Finish what was accepted, and end.
+    /// Finish accepted requests and shut down.
     Stop,
-    /// Read the configuration again: whatever may change at run time changes.
+    /// Read the configuration again, and apply the changes that need no restart.
     Reload(Box<dyn FnOnce() -> Result<Layers, ConfigError> + Send>),
 }
 
-/// Why the server could not start, or had to end.
+/// The reasons why the server cannot start or must stop.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// What was configured contradicts itself.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A secret could not be read or made.
+    /// A secret cannot be read or created.
     #[error(transparent)]
     Secret(#[from] SecretError),
-    /// The store cannot be worked with.
+    /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The actors could not be started.
+    /// The actors cannot be started.
     #[error(transparent)]
     Actors(#[from] StartError),
-    /// The operating system has no randomness.
+    /// The operating system gives no random bytes.
     #[error(transparent)]
     Randomness(#[from] NoRandomness),
-    /// A listener could not be used.
+    /// A listener cannot be used.
     #[error("the server cannot listen: {0}")]
     Listen(#[from] std::io::Error),
-    /// Something happened after which only a new start is safe.
-    #[error("the server has to be started again: {0}")]
+    /// A failure after which the server must be restarted.
+    #[error("the server stopped and must be restarted: {0}")]
     Fatal(String),
 }
 
-/// How often actors are told the time.
+/// The interval at which the actors receive the time.
 const TICK: Duration = Duration::from_millis(200);
-/// A connection without a request is closed after this long.
+/// The time after which a connection without a request is closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// The head of a request must be there after this long.
+/// The longest time until the head of a request has arrived.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Threads that serve operators: one may wait for a slow reader of a long export.
+/// Threads that serve operators. Two, because a slow reader of a long export may block one.
 const OPERATORS_WORKERS: usize = 2;
-/// How long the last head of the audit log and the store's mark are waited for.
+/// The longest time at shutdown to write the last head of the audit log and the store's mark.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-/// How long a server that cannot go on is given to hand out its last answers.
+/// The longest time to send the last answers after a failure.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
-/// Runs the server until it is told to stop, or cannot go on.
+/// Runs the server until a signal stops it or a failure occurs.
 ///
-/// `started` is called once requests are answered.
+/// Calls `started` as soon as the server answers requests.
 ///
 /// # Errors
-/// Where it could not start, or must be started again.
+/// The server cannot start, or must be restarted.
 pub async fn run(
     layers: Layers,
     environment: Environment,
@@ -110,34 +110,34 @@ pub async fn run(
 ) -> Result<(), RunError> {
     let running = start(layers, environment, on_change)?;
     started();
-    tracing::info!(public = %running.public.address, admin = %running.admin.address, "the server is up");
+    tracing::info!(public = %running.public.address, admin = %running.admin.address, "the server is running");
     let ended = serve(&running.state, &mut signals).await;
     stop(running, ended).await
 }
 
-/// A server that runs.
+/// A running server.
 struct Running {
     state: Data<State>,
     console: Data<Console>,
-    /// Where the store is, and beside it its mark.
+    /// The path of the store. Its mark is beside it.
     path: PathBuf,
     public: Listener,
     admin: Listener,
-    /// What goes on beside requests.
+    /// The background tasks.
     tasks: Vec<JoinHandle<()>>,
-    /// What notes how far the server has come.
+    /// The tasks that write the store's mark and the signed heads of the audit log.
     notes: [JoinHandle<()>; 2],
 }
 
-/// A listener, and what serves it.
+/// A listener with the server that serves it.
 struct Listener {
     address: std::net::SocketAddr,
     handle: ServerHandle,
     serving: JoinHandle<std::io::Result<()>>,
 }
 
-/// Makes everything: the store, which knows what operators have changed; the values in force; the
-/// actors; what both listeners share; the listeners; and what goes on beside them.
+/// Creates and starts everything, in this order: the store, which holds the operators' changes; the
+/// live values; the actors; the state that both listeners share; the background tasks; the listeners.
 fn start(
     layers: Layers,
     environment: Environment,
@@ -179,7 +179,7 @@ fn start(
         live,
     });
     let console = console_of(&state, registry);
-    let tasks = go_on_beside(&state, &console, figures);
+    let tasks = start_background_tasks(&state, &console, figures);
     let admin = listen(operators_server(admin, console.clone())?, admin_address);
     let public = listen(public_server(public, &state)?, public_address);
     let mark = watermark::keep(Arc::clone(state.handles.store()), path.clone(), epoch);
@@ -187,7 +187,7 @@ fn start(
     Ok(Running { state, console, path, public, admin, tasks, notes })
 }
 
-/// Waits for the end, reloading on the way.
+/// Waits for a signal to stop or for a failure, and reloads the configuration at each signal to do so.
 async fn serve(state: &State, signals: &mut mpsc::Receiver<Signal>) -> Result<(), RunError> {
     loop {
         tokio::select! {
@@ -200,16 +200,16 @@ async fn serve(state: &State, signals: &mut mpsc::Receiver<Signal>) -> Result<()
     }
 }
 
-/// The way out: no new requests, then the actors in the order of their messages, then whoever only
-/// watched.
+/// Shuts down: first the public listener, then the actors in the order of their messages, then the
+/// operators' listener, which only observes.
 async fn stop(running: Running, ended: Result<(), RunError>) -> Result<(), RunError> {
     let Running { state, console, path, public, admin, tasks, notes } = running;
     let (handles, grace) = (&state.handles, state.live.config.load().server.shutdown_grace);
     state.health.drain();
     state.watchers.close();
     tasks.iter().for_each(JoinHandle::abort);
-    tracing::info!("the server is finishing what it accepted");
-    // After a failure whoever waits has been answered: that has to reach them.
+    tracing::info!("the server is shutting down and finishes accepted requests");
+    // After a failure all waiting requests are already answered: only the answers remain to be sent.
     let patience = if ended.is_ok() { grace } else { LAST_ANSWERS.min(grace) };
     if tokio::time::timeout(patience, public.handle.stop(true)).await.is_err() {
         public.handle.stop(false).await;
@@ -221,7 +221,7 @@ async fn stop(running: Running, ended: Result<(), RunError>) -> Result<(), RunEr
         let _ = actix_web::web::block(mark).await;
         signed_heads::note_now(&console).await;
     };
-    // They can be had another time; what was accepted cannot.
+    // The mark and the head can be written later; accepted changes must be synced now.
     let _ = tokio::time::timeout(LAST_WORDS.min(grace), last_words).await;
     let synced = tokio::time::timeout(grace, handles.stop()).await.is_ok();
     if !synced {
@@ -233,11 +233,11 @@ async fn stop(running: Running, ended: Result<(), RunError>) -> Result<(), RunEr
     if !synced {
         return Err(RunError::Fatal("the store did not sync in time".into()));
     }
-    tracing::info!("everything is on disk");
+    tracing::info!("all accepted changes are on disk");
     ended
 }
 
-/// The store, held against its mark.
+/// Opens the store and checks it against its mark.
 fn open_store(
     config: &Config,
     disks: Disks,
@@ -248,11 +248,14 @@ fn open_store(
     Ok(store)
 }
 
-/// The configuration with what operators have changed, as far as that still counts.
+/// Returns the configuration with those operators' changes that are still valid. Logs the others.
 fn with_kept(layers: &Layers, kept: Vec<(String, String)>) -> Result<Loaded, ConfigError> {
     let loaded = layers.with_kept(Vec::new(), kept)?;
     for problem in &loaded.left_out {
-        tracing::warn!(problem, "an operator's earlier change does not count any more");
+        tracing::warn!(
+            problem,
+            "an operator's earlier change is no longer valid and has no effect"
+        );
     }
     Ok(loaded)
 }
@@ -276,7 +279,7 @@ fn start_actors(
     })?)
 }
 
-/// As many requests at once as the shortest queue holds.
+/// Returns how many requests may be processed at once: the length of the shortest queue.
 fn permits(config: &Config) -> usize {
     let actors = &config.actors;
     let queues = [
@@ -299,9 +302,13 @@ fn console_of(state: &Data<State>, registry: Registry) -> Data<Console> {
     })
 }
 
-/// What goes on beside requests: the actors' time, the console's charts, and on a shared store what
-/// other servers do.
-fn go_on_beside(state: &Data<State>, console: &Console, figures: Figures) -> Vec<JoinHandle<()>> {
+/// Starts the background tasks: the actors' ticks, the history for the console's charts and, with a
+/// shared store, the tasks that follow the store and the other servers.
+fn start_background_tasks(
+    state: &Data<State>,
+    console: &Console,
+    figures: Figures,
+) -> Vec<JoinHandle<()>> {
     let (health, registry) = (Arc::clone(&state.health), Arc::clone(&console.registry));
     let settings_changed = follow_the_store(state);
     let history = Arc::clone(&console.history);
@@ -320,8 +327,8 @@ fn go_on_beside(state: &Data<State>, console: &Console, figures: Figures) -> Vec
     tasks
 }
 
-/// Tells whoever wants to know what the store's change feed says. Rings what is returned when
-/// settings have changed.
+/// Forwards the store's change feed to the watching pages and the actors. Returns a notification that
+/// fires when settings have changed.
 fn follow_the_store(state: &State) -> Arc<Notify> {
     let settings_changed = Arc::new(Notify::new());
     let (watchers, handles) = (Arc::clone(&state.watchers), Arc::clone(&state.handles));
@@ -332,7 +339,7 @@ fn follow_the_store(state: &State) -> Arc<Notify> {
         handles.heard(event);
         match event.action {
             Action::SettingChanged => changed.notify_one(),
-            // What memory holds may be ahead of a store that has become an earlier one.
+            // The cache may be ahead of a store that was set back to an earlier state.
             Action::StoreFenced if shared => health.fail("a new epoch has begun"),
             _ => {}
         }

@@ -1,8 +1,8 @@
-//! Bytes as text.
+//! Bytes as hexadecimal text.
 
 use std::fmt::Write;
 
-/// Two lower-case hexadecimal digits for each byte.
+/// Returns two lower-case hexadecimal digits for each byte.
 pub fn hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(2 * bytes.len());
     for byte in bytes {

@@ -1,17 +1,17 @@
-//! IPTunnel's activation server: the HTTP edge and the command line around the actors. Imports go
-//! one way, down this list.
+//! IPTunnel's activation server: the HTTP listeners and the command line around the actors. A module
+//! imports only modules below it in this list.
 //!
-//! * [`cli`]: the command line, one file a command
-//! * [`app`]: what exists, in which order it begins and ends
-//! * [`operator`]: the operators' listener, whole
-//! * [`public`]: the public listener, whole
-//! * [`state`]: what both share, and how settings change
-//! * [`http`]: requests in, answers out, for both
-//! * [`store`]: what the store must hold, and what a server does beside others on one store
-//! * [`tokens`] and [`secrets`]: what is signed, and with what
-//! * [`logging`]: what the program tells
-//! * [`config`]: what an operator may choose
-//! * [`os`]: the clock and the randomness of the operating system
+//! * [`cli`]: the command line, one file for each command
+//! * [`app`]: creates, starts and stops all parts of the server
+//! * [`operator`]: the operators' listener
+//! * [`public`]: the public listener
+//! * [`state`]: the state that both listeners share, and changes of settings
+//! * [`http`]: requests and answers, for both listeners
+//! * [`store`]: opens the store, checks its watermark, and monitors a store that servers share
+//! * [`tokens`] and [`secrets`]: signed tokens, and the keys on disk
+//! * [`logging`]: the log
+//! * [`config`]: the configuration
+//! * [`os`]: the clock and the random generator of the operating system
 
 pub mod app;
 pub mod cli;

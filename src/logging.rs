@@ -1,4 +1,4 @@
-//! The log: readable text on a terminal, JSON otherwise, level changeable at run time.
+//! The log: text on a terminal, JSON otherwise. Its level can change at run time.
 
 use crate::config::{LogFormat, LogLevel};
 use std::io::IsTerminal;
@@ -9,7 +9,7 @@ use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt};
 
-/// Keeps the log going; what is buffered is written when it is dropped.
+/// The running log. Dropping it writes the buffered lines.
 pub struct Logging {
     level: reload::Handle<Targets, Registry>,
     _writer: WorkerGuard,
@@ -23,8 +23,8 @@ fn filter(level: LogLevel) -> Targets {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    // What actix's workers do at start and stop is their business, unless something is wrong. Its
-    // HTTP parser calls every malformed request an error: any caller could fill the log with them.
+    // The start and stop of actix's workers is not logged, only its warnings and errors. Its HTTP
+    // parser logs every malformed request as an error: any caller could fill the log with them.
     let of_parser = if level >= LevelFilter::DEBUG { level } else { LevelFilter::OFF };
     Targets::new()
         .with_default(level)
@@ -33,8 +33,8 @@ fn filter(level: LogLevel) -> Targets {
 }
 
 impl Logging {
-    /// Starts the log on standard error, through a thread of its own: a reader that is slow must
-    /// not hold the server up. Lines that do not fit its buffer are dropped.
+    /// Starts the log on standard error. A separate thread writes it, so that a slow reader does not
+    /// delay the server. Lines that do not fit its buffer are dropped.
     pub fn start(format: LogFormat, level: LogLevel) -> Self {
         let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
         let (level, handle) = reload::Layer::new(filter(level));
@@ -49,14 +49,14 @@ impl Logging {
         } else {
             fmt::layer().with_writer(writer).json().flatten_event(true).with_target(false).boxed()
         };
-        // A second log in one process would be a mistake of ours; the first one stays.
+        // Fails only if the process already has a log: the first one stays.
         let _ = tracing_subscriber::registry().with(level).with(layer).try_init();
         Self { level: handle, _writer: guard }
     }
 
-    /// Changes what is logged from now on.
+    /// Changes the lowest level that is logged.
     pub fn set_level(&self, level: LogLevel) {
-        // Fails only when the subscriber is gone, and the log with it.
+        // Fails only if the subscriber no longer exists.
         let _ = self.level.reload(filter(level));
     }
 }

@@ -1,5 +1,5 @@
-//! The clock and the randomness of the operating system: the one file that asks for either.
-//! Everyone else is handed time and random bits.
+//! The clock and the random generator of the operating system. This is the only file that uses them:
+//! all other code receives time and random bytes as arguments.
 
 #![allow(clippy::disallowed_methods)]
 
@@ -12,20 +12,20 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-/// Tells the time. Asked once for each request, at the edge.
+/// A source of the current time. It is read once for each request, when the request arrives.
 pub trait Clock: Send + Sync + 'static {
-    /// The present, in whole seconds. It goes back only where the clock that counts was set back by
-    /// more than a second.
+    /// Returns the current time in whole seconds. It goes back only if the reference clock was set back
+    /// by more than a second.
     fn now(&self) -> Timestamp;
 
-    /// Goes by another clock, which is ahead of the machine's by so many milliseconds.
+    /// Follows another reference clock, which is `ahead` milliseconds ahead of this machine's clock.
     fn correct(&self, ahead: i64);
 
-    /// What is counted of each time that it went back.
+    /// Returns the counters of the times that this clock went back.
     fn set_backs(&self) -> &SetBacks;
 }
 
-/// How often a clock went back, and by how much in all.
+/// The counters of how often a clock went back, and by how many seconds in total.
 #[derive(Clone, Debug, Default)]
 pub struct SetBacks {
     count: Counter,
@@ -33,7 +33,7 @@ pub struct SetBacks {
 }
 
 impl SetBacks {
-    /// Enters both into `registry`.
+    /// Registers both counters.
     pub fn register(&self, registry: &mut Registry) {
         let help = "How often the clock was set back by more than a second";
         registry.register("clock_set_backs", help, self.count.clone());
@@ -42,18 +42,18 @@ impl SetBacks {
     }
 }
 
-/// What a machine's clocks say at one moment, in milliseconds.
+/// The readings of a machine's clocks at one moment, in milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Reading {
-    /// Since the Unix epoch, by the wall clock. It may jump.
+    /// The wall clock, since the Unix epoch. It may jump.
     pub wall: u64,
-    /// Since some instant, by the monotonic clock. It never jumps.
+    /// The monotonic clock, since some instant. It never jumps.
     pub monotonic: u64,
 }
 
-/// Where a [`SystemClock`] looks.
+/// The clocks that a [`SystemClock`] reads.
 pub trait TimeSource: Send + Sync + 'static {
-    /// What both clocks say now.
+    /// Reads both clocks.
     fn read(&self) -> Reading;
 }
 
@@ -69,8 +69,8 @@ impl Default for Machine {
     }
 }
 
-/// Monotonic milliseconds within which both clocks are read. A process that was paused in between
-/// would take the pause for a jump of the wall clock.
+/// The most monotonic milliseconds between the two readings of one [`Reading`]. Without this limit, a
+/// pause of the process between them would look like a jump of the wall clock.
 const ONE_MOMENT: u64 = 10;
 
 impl Machine {
@@ -93,17 +93,18 @@ impl TimeSource for Machine {
     }
 }
 
-/// Monotonic milliseconds between two looks at the wall clock: it is followed within a second also
-/// where nobody but the actors' tick asks for the time.
+/// Monotonic milliseconds between two comparisons with the wall clock. The wall clock is followed within
+/// a second even if only the actors' tick reads the time.
 const COMPARE_EVERY: u64 = 200;
-/// Milliseconds by which the wall clock may fall behind before the time is set back. Smaller
-/// corrections, as NTP makes them, are waited for.
+/// Milliseconds by which the wall clock may fall behind before the time is set back. At smaller
+/// corrections, such as those of NTP, the time stands still until the wall clock has caught up.
 const WAIT_AT_MOST: i64 = 1000;
 
-/// The machine's clock: monotonic time carries it, and the wall clock is followed.
+/// The machine's clock: it advances with monotonic time and follows the wall clock.
 ///
-/// Where the wall clock is ahead it is followed at once; where it is a little behind the time stands
-/// still until it has caught up; where it is further behind the time is set back, logged and counted.
+/// If the wall clock is ahead, the time jumps to it at once. If the wall clock is up to a second behind,
+/// the time stands still until the wall clock has caught up. If it is further behind, the time is set
+/// back, which is logged and counted.
 #[derive(Debug)]
 pub struct SystemClock<S = Machine> {
     source: S,
@@ -111,16 +112,16 @@ pub struct SystemClock<S = Machine> {
     set_backs: SetBacks,
 }
 
-/// What the time is, in milliseconds.
+/// The state of a [`SystemClock`], in milliseconds.
 #[derive(Debug, Default)]
 struct Carried {
-    /// What the wall clock, corrected, was ahead of the monotonic one at the last look.
+    /// By how much the corrected wall clock was ahead of the monotonic clock at the last comparison.
     base: i64,
-    /// What was told before the last look, where the wall clock has not caught up with that.
+    /// The lower limit of the time: the time before the last comparison.
     at_least: i64,
-    /// When the wall clock was last looked at, in monotonic milliseconds; `None` where that is due.
+    /// The monotonic time of the last comparison; `None` if a comparison is due.
     looked: Option<u64>,
-    /// What the clock that counts is ahead of the machine's.
+    /// By how much the reference clock is ahead of the machine's.
     ahead: i64,
 }
 
@@ -129,7 +130,7 @@ impl Carried {
         self.base.saturating_add_unsigned(monotonic).max(self.at_least)
     }
 
-    /// Follows the wall clock: by how much that was ahead.
+    /// Follows the wall clock. Returns by how much it was ahead.
     fn follow(&mut self, Reading { wall, monotonic }: Reading) -> i64 {
         let told = self.at(monotonic);
         let wall = wall.cast_signed().saturating_add(self.ahead);
@@ -148,15 +149,15 @@ impl Default for SystemClock {
 }
 
 impl<S: TimeSource> SystemClock<S> {
-    /// A clock that goes by `source`.
+    /// Creates a clock that reads `source`.
     pub fn new(source: S) -> Self {
         let mut carried = Carried::default();
         carried.follow(source.read());
         Self { source, carried: Mutex::new(carried), set_backs: SetBacks::default() }
     }
 
-    /// The time in milliseconds, and by how much the wall clock was ahead of it where that was looked
-    /// at.
+    /// Returns the time in milliseconds, and by how much the wall clock was ahead of it if both were
+    /// compared, else 0.
     fn look(&self) -> (i64, i64) {
         let mut carried = self.carried.lock().unwrap_or_else(PoisonError::into_inner);
         let read = self.source.read();
@@ -174,9 +175,9 @@ impl<S: TimeSource> Clock for SystemClock<S> {
         if ahead < -WAIT_AT_MOST {
             self.set_backs.count.inc();
             self.set_backs.seconds.inc_by(seconds);
-            tracing::warn!(seconds, "the clock was set back, and the server follows it");
+            tracing::warn!(seconds, "the clock was set back; the server follows it");
         } else if ahead > WAIT_AT_MOST {
-            tracing::warn!(seconds, "the clock was set ahead, and the server follows it");
+            tracing::warn!(seconds, "the clock was set ahead; the server follows it");
         }
         Timestamp(u64::try_from(now).unwrap_or_default() / 1000)
     }
@@ -192,31 +193,31 @@ impl<S: TimeSource> Clock for SystemClock<S> {
     }
 }
 
-/// What the machine's clock says, in milliseconds since the Unix epoch.
+/// Returns the machine's wall clock, in milliseconds since the Unix epoch.
 pub fn machine_milliseconds() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Why the operating system gave no randomness.
+/// The error of an operating system that gives no random bytes.
 #[derive(Debug, thiserror::Error)]
-#[error("the operating system gives no random bytes: {0}")]
+#[error("the operating system gives no random bytes: {0}; start the server again")]
 pub struct NoRandomness(String);
 
-/// Random bytes from the operating system.
+/// Returns random bytes from the operating system.
 ///
 /// # Errors
-/// Where it has none to give.
+/// The operating system gives none.
 pub fn random_bytes<const N: usize>() -> Result<[u8; N], NoRandomness> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|e| NoRandomness(e.to_string()))?;
     Ok(bytes)
 }
 
-/// A generator of codes and ids, seeded by the operating system.
+/// Returns a random generator for codes and ids, seeded by the operating system.
 ///
 /// # Errors
-/// Where it has no randomness to give.
+/// The operating system gives no random bytes.
 pub fn seeded_generator() -> Result<ChaCha20Rng, NoRandomness> {
     Ok(ChaCha20Rng::from_seed(random_bytes()?))
 }
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_correction_back_is_waited_for() {
+    fn the_time_stands_still_during_a_small_correction_back() {
         let (set, clock) = Set::at(1_000_900);
         set.step(0, 200);
         assert_eq!(clock.now(), Timestamp(1001));
@@ -284,14 +285,14 @@ mod tests {
     }
 
     #[test]
-    fn monotonic_time_carries_the_clock_between_two_looks() {
+    fn the_clock_advances_with_monotonic_time_between_two_comparisons() {
         let (set, clock) = Set::at(1_000_900);
         set.step(MONTH, COMPARE_EVERY - 1);
-        assert_eq!(clock.now(), Timestamp(1001), "the wall clock is not looked at yet");
+        assert_eq!(clock.now(), Timestamp(1001), "the wall clock is not read yet");
     }
 
     #[test]
-    fn another_clock_that_counts_is_followed_at_once_in_both_directions() {
+    fn another_reference_clock_is_followed_at_once_in_both_directions() {
         let (_, clock) = Set::at(1_000_000);
         clock.correct(MONTH);
         assert_eq!(clock.now(), Timestamp(1000 + 30 * 86_400));
@@ -301,8 +302,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the wall clock did, a second later the time is the wall clock's, to within what
-        /// is waited for; and it never goes back by less than that.
+        /// A second after any jump of the wall clock the time is the wall clock's, to within
+        /// `WAIT_AT_MOST`; and the time never goes back by less than that.
         #[test]
         fn the_wall_clock_is_followed_within_a_second(
             steps in prop::collection::vec((-10_000i64..10_000, 0u64..2_000), 1..30),

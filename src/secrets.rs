@@ -1,5 +1,5 @@
-//! The secrets on disk: signing keys, the lookup key, the master token. Made on first start, files
-//! of mode 0600; never logged, never shown, but for the master token, once.
+//! The secrets on disk: signing keys, lookup key and master token. The first start creates them in
+//! files of mode 0600. They are never logged and never shown, except the master token, once.
 
 use crate::os::{NoRandomness, random_bytes};
 use base64::Engine;
@@ -12,26 +12,28 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
-/// Why a secret could not be read or made.
+/// The reasons why a secret cannot be read or created.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    /// The file system said no.
-    #[error("{path}: {source}")]
+    /// The file system returned an error.
+    #[error(
+        "the secret file {path} cannot be read or written: {source}; check its owner and mode, and those of its folder"
+    )]
     Io {
         /// The file.
         path: PathBuf,
-        /// What it said.
+        /// The error.
         source: io::Error,
     },
-    /// The file does not hold what it should.
+    /// The content of the file is invalid.
     #[error("{path}: {problem}")]
     Content {
         /// The file.
         path: PathBuf,
-        /// What is wrong, without what it holds.
+        /// What is wrong, without any of the content.
         problem: String,
     },
-    /// No key could be made.
+    /// No key could be created.
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
 }
@@ -46,10 +48,10 @@ fn at(path: &Path) -> impl Fn(io::Error) -> SecretError + '_ {
     move |source| SecretError::Io { path: path.to_owned(), source }
 }
 
-/// Makes the folder that holds `path`, readable for its owner alone.
+/// Creates the folder that holds `path`, with mode 0700.
 ///
 /// # Errors
-/// Those of the file system.
+/// The errors of the file system.
 pub fn make_folder_of(path: &Path) -> Result<(), SecretError> {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() && !folder.exists() => {
@@ -61,7 +63,7 @@ pub fn make_folder_of(path: &Path) -> Result<(), SecretError> {
     }
 }
 
-/// Reads a file of secrets; `None` where there is none.
+/// Reads a file of secrets, or returns `None` if it does not exist.
 fn read(path: &Path) -> Result<Option<Zeroizing<String>>, SecretError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(Zeroizing::new(text))),
@@ -70,7 +72,7 @@ fn read(path: &Path) -> Result<Option<Zeroizing<String>>, SecretError> {
     }
 }
 
-/// Replaces a file of secrets as a whole: written beside it, synced, and put in its place.
+/// Replaces a file of secrets atomically: writes a new file beside it, syncs it and renames it.
 fn write(path: &Path, text: &str) -> Result<(), SecretError> {
     make_folder_of(path)?;
     let draft = path.with_extension("new");
@@ -91,14 +93,17 @@ fn write(path: &Path, text: &str) -> Result<(), SecretError> {
     }
 }
 
-/// The key for lookups, made where there is none yet.
+/// Returns the lookup key, and creates it if its file does not exist.
 ///
 /// # Errors
-/// Where the file cannot be read or written, or does not hold 32 bytes in base64.
+/// The file cannot be read or written, or does not hold 32 bytes in base64.
 pub fn lookup_key(path: &Path) -> Result<LookupKey, SecretError> {
     let bytes = match read(path)? {
         Some(text) => key_bytes(text.trim()).ok_or_else(|| {
-            SecretError::content(path, "must hold 32 bytes in base64; restore it from a backup")
+            SecretError::content(
+                path,
+                "the file must hold 32 bytes in base64; restore it from a backup",
+            )
         })?,
         None => {
             let bytes = Zeroizing::new(random_bytes::<{ LookupKey::BYTES }>()?);
@@ -118,21 +123,25 @@ fn key_bytes(text: &str) -> Option<Zeroizing<[u8; 32]>> {
 pub struct MasterToken {
     /// The token: a secret.
     pub token: Zeroizing<String>,
-    /// Whether it has just been made, so that it must be shown once.
+    /// Whether the token was just created, so that it must be shown once.
     pub is_new: bool,
 }
 
-/// The master token, made where there is none yet.
+/// Returns the master token, and creates it if its file does not exist.
 ///
 /// # Errors
-/// Where the file cannot be read or written, or holds fewer than 16 characters.
+/// The file cannot be read or written, or holds fewer than 16 characters.
 pub fn master_token(path: &Path) -> Result<MasterToken, SecretError> {
     if let Some(text) = read(path)? {
         let token = Zeroizing::new(text.trim().to_owned());
         return if token.len() >= 16 {
             Ok(MasterToken { token, is_new: false })
         } else {
-            Err(SecretError::content(path, "must hold a token of at least 16 characters"))
+            Err(SecretError::content(
+                path,
+                "the file must hold a token of at least 16 characters; write a longer one, or remove the file: \
+                 the server creates a new token",
+            ))
         };
     }
     let token = Zeroizing::new(URL_SAFE_NO_PAD.encode(random_bytes::<32>()?));
@@ -143,9 +152,9 @@ pub fn master_token(path: &Path) -> Result<MasterToken, SecretError> {
 /// One line of the file of signing keys.
 #[derive(Clone)]
 pub struct SigningSecret {
-    /// Its name.
+    /// The name of the key.
     pub kid: String,
-    /// Its bytes.
+    /// The bytes of the key: a secret.
     pub bytes: Zeroizing<[u8; 32]>,
 }
 
@@ -155,7 +164,7 @@ impl fmt::Debug for SigningSecret {
     }
 }
 
-/// The signing keys of a file, the signing one first.
+/// The keys in the file of signing keys. The first one signs, all of them verify.
 #[derive(Clone, Debug)]
 pub struct SigningFile {
     path: PathBuf,
@@ -166,30 +175,34 @@ impl SigningFile {
     /// Reads the keys.
     ///
     /// # Errors
-    /// Where the file is missing, cannot be read, or a line is not `kid:base64`.
+    /// The file is missing or cannot be read, or a line is not `kid:base64`.
     pub fn read(path: &Path) -> Result<Self, SecretError> {
-        let text =
-            read(path)?.ok_or_else(|| SecretError::content(path, "there is no such file"))?;
+        let text = read(path)?.ok_or_else(|| {
+            SecretError::content(path, "the file does not exist; restore it from a backup")
+        })?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         let keys = lines
             .enumerate()
             .map(|(number, line)| {
                 parse_line(line).ok_or_else(|| {
-                    let problem = format!("line {} must be kid:base64 of 32 bytes", number + 1);
+                    let problem = format!("line {} must be kid:base64 with 32 bytes; correct it, or restore the file from a backup", number + 1);
                     SecretError::content(path, problem)
                 })
             })
             .collect::<Result<Vec<_>, _>>()?;
         if keys.is_empty() {
-            return Err(SecretError::content(path, "holds no key"));
+            return Err(SecretError::content(
+                path,
+                "the file holds no key; restore it from a backup, or remove it: the server creates a new key",
+            ));
         }
         Ok(Self { path: path.to_owned(), keys })
     }
 
-    /// Reads the keys, or makes the file with a first one.
+    /// Reads the keys, and first creates the file with one key if it does not exist.
     ///
     /// # Errors
-    /// As [`Self::read`], and where the file cannot be written.
+    /// As [`Self::read`], or the file cannot be written.
     pub fn read_or_make(path: &Path) -> Result<Self, SecretError> {
         if !path.exists() {
             let mut file = Self { path: path.to_owned(), keys: Vec::new() };
@@ -198,7 +211,7 @@ impl SigningFile {
         Self::read(path)
     }
 
-    /// The keys, the signing one first.
+    /// Returns the keys, the signing key first.
     pub fn keys(&self) -> &[SigningSecret] {
         &self.keys
     }
@@ -206,7 +219,7 @@ impl SigningFile {
     /// Adds a new key that verifies but does not sign yet, and returns its name.
     ///
     /// # Errors
-    /// Where there is no randomness or the file cannot be written.
+    /// The operating system gives no random bytes, or the file cannot be written.
     pub fn add(&mut self) -> Result<String, SecretError> {
         let name = random_bytes::<4>()?;
         let kid = format!("k{:08x}", u32::from_be_bytes(name));
@@ -216,17 +229,20 @@ impl SigningFile {
         Ok(kid)
     }
 
-    /// Makes a key sign: the one named, else the one added last.
+    /// Makes the named key, or else the key added last, the signing key. Returns its name.
     ///
     /// # Errors
-    /// Where no key has that name or the file cannot be written.
+    /// No key has that name, or the file cannot be written.
     pub fn promote(&mut self, kid: Option<&str>) -> Result<String, SecretError> {
         let place = match kid {
             None => self.keys.len().checked_sub(1),
             Some(kid) => self.keys.iter().position(|key| key.kid == kid),
         };
         let Some(place) = place else {
-            return Err(SecretError::content(&self.path, "no key has that name"));
+            return Err(SecretError::content(
+                &self.path,
+                "no key has that name; `keys list` shows the names",
+            ));
         };
         let key = self.keys.remove(place);
         let kid = key.kid.clone();
@@ -235,21 +251,24 @@ impl SigningFile {
         Ok(kid)
     }
 
-    /// Drops the key named, or every key but the signing one. Returns the names of those dropped.
+    /// Removes the named key, or all keys except the signing key. Returns the names of the removed keys.
     ///
     /// # Errors
-    /// Where the key named signs or does not exist, or the file cannot be written.
+    /// The named key is the signing key or does not exist, or the file cannot be written.
     pub fn prune(&mut self, kid: Option<&str>) -> Result<Vec<String>, SecretError> {
         let signing = self.keys.first().map(|key| key.kid.clone()).unwrap_or_default();
         if let Some(kid) = kid {
             if kid == signing {
                 return Err(SecretError::content(
                     &self.path,
-                    "that key signs: promote another first",
+                    "that key is the signing key; promote another one first",
                 ));
             }
             if !self.keys.iter().any(|key| key.kid == kid) {
-                return Err(SecretError::content(&self.path, "no key has that name"));
+                return Err(SecretError::content(
+                    &self.path,
+                    "no key has that name; `keys list` shows the names",
+                ));
             }
         }
         let goes = |key: &SigningSecret| match kid {

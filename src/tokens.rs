@@ -1,8 +1,8 @@
 //! Signed tokens: precheck, install, and the browser's session.
 //!
-//! JWTs whose header is exactly `{"alg":"HS256"}`. Each kind has an audience and a key of its own,
-//! so that none passes for another. The library judges signatures; whether a token has run out follows
-//! from its [`Lifespan`]: it has where it was made in a future that never came, too.
+//! Tokens are JWTs whose header is exactly `{"alg":"HS256"}`. Each kind has its own audience and its
+//! own key, so that no kind is accepted as another. The library checks signatures. This server checks
+//! expiry, with [`Lifespan`]: a token whose issue time is in the future also counts as expired.
 
 use crate::secrets::SigningFile;
 use hmac::{Hmac, KeyInit, Mac};
@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 const ISSUER: &str = "iptunnel";
 
-/// What a token is for.
+/// The kinds of token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Precheck,
@@ -41,7 +41,7 @@ impl Kind {
     }
 }
 
-/// HS256 on the HMAC and SHA-2 crates: all that these tokens need of cryptography.
+/// HS256 with the HMAC and SHA-2 crates: the only cryptography that these tokens need.
 struct Hs256(Hmac<Sha256>);
 
 impl Hs256 {
@@ -64,7 +64,7 @@ impl Verifier<Vec<u8>> for Hs256 {
     fn verify(&self, message: &[u8], signature: &Vec<u8>) -> Result<(), SignatureError> {
         let mut mac = self.0.clone();
         mac.update(message);
-        // In constant time, by the library.
+        // The library compares in constant time.
         mac.verify_slice(signature).map_err(|_| SignatureError::new())
     }
 }
@@ -87,10 +87,10 @@ static PROVIDER: CryptoProvider = CryptoProvider {
     key_utils: KeyUtils::new_unimplemented(),
 };
 
-/// One signing key, as each kind of token sees it.
+/// One signing key, with the key derived from it for each kind of token.
 struct Key {
     kid: Arc<str>,
-    /// SHA-256 of the secret: tells another key that has come under the same name.
+    /// SHA-256 of the secret: shows that a key was replaced under the same name.
     digest: [u8; 32],
     kinds: [(EncodingKey, DecodingKey); 3],
 }
@@ -106,7 +106,7 @@ impl Key {
     }
 }
 
-/// The keys that sign and verify, the signing one first.
+/// The keys that sign and verify tokens. The first one signs.
 pub struct Tokens {
     keys: Vec<Key>,
     validations: [Validation; 3],
@@ -118,7 +118,7 @@ impl std::fmt::Debug for Tokens {
     }
 }
 
-/// The claims as written; every token has these and its own.
+/// The claims to write: those of every token, and those of its kind.
 #[derive(Serialize)]
 struct Claims<'a, Own> {
     iss: &'static str,
@@ -155,7 +155,7 @@ struct SessionOwn<'a> {
     user_agent_hash: &'a str,
 }
 
-/// The claims of a precheck token that are read.
+/// The claims that are read from a precheck token.
 #[derive(Deserialize)]
 struct PrecheckClaims {
     iat: u64,
@@ -166,7 +166,7 @@ struct PrecheckClaims {
     product: String,
 }
 
-/// The claims of an install token that are read.
+/// The claims that are read from an install token.
 #[derive(Deserialize)]
 struct InstallClaims {
     sub: String,
@@ -174,7 +174,7 @@ struct InstallClaims {
     exp: u64,
 }
 
-/// The claims of a session cookie that are read.
+/// The claims that are read from a session cookie.
 #[derive(Deserialize)]
 struct SessionClaims {
     sub: String,
@@ -193,55 +193,55 @@ impl<'de> Deserialize<'de> for Hex {
     }
 }
 
-/// What a precheck token says.
+/// The content of a precheck token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrecheckPass {
     /// The code that was prechecked.
     pub code: CodeHash,
-    /// The machine that did so.
+    /// The machine that prechecked it.
     pub holder: Holder,
     /// The product's name.
     pub product: String,
-    /// From when that was until the token runs out.
+    /// From the precheck until the token expires.
     pub life: Lifespan,
 }
 
-/// What a session cookie says.
+/// The content of a session cookie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionPass {
     /// The session's id.
     pub id: String,
     /// The keyed hash of the browser's `User-Agent`.
     pub user_agent: KeyedHash,
-    /// From when it was signed until it runs out.
+    /// From the signing of the cookie until it expires.
     pub life: Lifespan,
 }
 
 impl SessionPass {
-    /// Whether the session's id may be kept: it has run out no longer than `grace` seconds ago.
+    /// Returns whether the session may be renewed under its id: it expired at most `grace` seconds ago.
     pub const fn is_renewable(&self, now: Timestamp, grace: u64) -> bool {
         !Lifespan { until: self.life.until.plus(grace), ..self.life }.is_over(now)
     }
 }
 
-/// What an install token says that the server relies on.
+/// The part of an install token that the server uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InstallPass {
-    /// The activation it was made for.
+    /// The activation that the token belongs to.
     pub activation: ActivationId,
-    /// From when that was opened until the token runs out.
+    /// From the opening of the activation until the token expires.
     pub life: Lifespan,
 }
 
-/// The lifespan that a token's claims name.
+/// Returns the lifespan from the claims `iat` and `exp`.
 const fn lifespan(iat: u64, exp: u64) -> Lifespan {
     Lifespan { from: Timestamp(iat), until: Timestamp(exp) }
 }
 
 impl Tokens {
-    /// The tokens of the keys in a file.
+    /// Creates the tokens' keys from the file of signing keys.
     pub fn new(file: &SigningFile) -> Self {
-        // Once in a process; every later call finds the same provider in place.
+        // Only the first call in a process has an effect; later calls would install the same provider.
         let _ = PROVIDER.install_default();
         let keys = file
             .keys()
@@ -255,12 +255,12 @@ impl Tokens {
         Self { keys, validations: Kind::ALL.map(validation) }
     }
 
-    /// The name of the key that signs.
+    /// Returns the name of the signing key.
     pub fn signing_key(&self) -> Arc<str> {
         self.keys.first().map_or_else(|| "".into(), |key| Arc::clone(&key.kid))
     }
 
-    /// Whether these are the same keys in the same order.
+    /// Returns whether both have the same keys in the same order.
     pub fn has_keys_of(&self, other: &Self) -> bool {
         let keys = |tokens: &'_ Self| -> Vec<(Arc<str>, [u8; 32])> {
             tokens.keys.iter().map(|key| (Arc::clone(&key.kid), key.digest)).collect()
@@ -268,7 +268,7 @@ impl Tokens {
         keys(self) == keys(other)
     }
 
-    /// The names of all keys, the signing one first.
+    /// Returns the names of all keys, the signing key first.
     pub fn key_names(&self) -> String {
         self.keys.iter().map(|key| &*key.kid).collect::<Vec<_>>().join(", ")
     }
@@ -295,7 +295,7 @@ impl Tokens {
         tries.find_map(Result::ok).map(|data| data.claims)
     }
 
-    /// A precheck token. `None` only where there is no key to sign with.
+    /// Returns a signed precheck token. `None` only if there is no key.
     pub fn sign_precheck(
         &self,
         pass: &PrecheckPass,
@@ -323,7 +323,7 @@ impl Tokens {
         self.sign(Kind::Precheck, None, &claims)
     }
 
-    /// What a precheck token says, where it is genuine; it may have run out.
+    /// Returns the content of a genuine precheck token. It may have expired.
     pub fn verify_precheck(&self, token: &str) -> Option<PrecheckPass> {
         let claims: PrecheckClaims = self.verify(Kind::Precheck, token)?;
         Some(PrecheckPass {
@@ -337,9 +337,9 @@ impl Tokens {
         })
     }
 
-    /// The install token of an activation: always the same, byte for byte, as long as the key is
-    /// there that signed it first. Where that has been pruned the old token is void, and the key
-    /// that signs today makes a new one. `None` only where there is no key at all.
+    /// Returns the install token of an activation. It is the same, byte for byte, as long as the key
+    /// exists that signed it first. If that key was removed, the old token is invalid, and the current
+    /// signing key signs a new one. `None` only if there is no key.
     pub fn sign_install(&self, activation: &Activation) -> Option<String> {
         let request = &activation.request;
         let id = activation.at.id.reveal();
@@ -349,7 +349,7 @@ impl Tokens {
             sub: &id,
             iat: activation.opened_at.0,
             exp: activation.expires_at.0,
-            // An activation has one token, so its id without the prefix names that, too.
+            // An activation has one token, so its id without the prefix also identifies the token.
             jti: id.trim_start_matches("act_"),
             own: InstallOwn {
                 machine_id_hash: request.holder.machine.to_hex(),
@@ -363,7 +363,7 @@ impl Tokens {
         self.sign(Kind::Install, Some(&request.signing_key), &claims)
     }
 
-    /// What an install token says, where it is genuine; it may have run out.
+    /// Returns the content of a genuine install token. It may have expired.
     pub fn verify_install(&self, token: &str) -> Option<InstallPass> {
         let claims: InstallClaims = self.verify(Kind::Install, token)?;
         Some(InstallPass {
@@ -372,7 +372,7 @@ impl Tokens {
         })
     }
 
-    /// A session cookie. `None` only where there is no key to sign with.
+    /// Returns a signed session cookie. `None` only if there is no key.
     pub fn sign_session(&self, pass: &SessionPass) -> Option<String> {
         let user_agent_hash = pass.user_agent.to_hex();
         let claims = Claims {
@@ -387,7 +387,7 @@ impl Tokens {
         self.sign(Kind::Session, None, &claims)
     }
 
-    /// What a session cookie says, where it is genuine; it may have run out.
+    /// Returns the content of a genuine session cookie. It may have expired.
     pub fn verify_session(&self, token: &str) -> Option<SessionPass> {
         let claims: SessionClaims = self.verify(Kind::Session, token)?;
         Some(SessionPass {
@@ -398,20 +398,21 @@ impl Tokens {
     }
 }
 
-/// A key of its own for each kind of token.
+/// Derives the key for one kind of token.
 fn derive(secret: &[u8], kind: Kind) -> (EncodingKey, DecodingKey) {
     let derived = match Hs256::new(secret) {
         Ok(Hs256(mut mac)) => {
             mac.update(kind.audience().as_bytes());
             mac.finalize().into_bytes()
         }
-        // HMAC takes keys of every length.
+        // HMAC accepts keys of any length.
         Err(_) => Default::default(),
     };
     (EncodingKey::from_secret(&derived), DecodingKey::from_secret(&derived))
 }
 
-/// The library's defaults are lax: name every claim that must be there, and leave time to us.
+/// Returns the checks for one kind of token. The library's defaults are too lax: this requires every
+/// claim. It leaves the check of expiry to this server.
 fn validation(kind: Kind) -> Validation {
     let mut validation = Validation::new(Algorithm::HS256);
     validation.set_audience(&[kind.audience()]);
@@ -444,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_is_exactly_the_references() {
+    fn the_header_is_exactly_the_one_in_the_api_reference() {
         let (_folder, file) = file();
         let token = Tokens::new(&file).sign_precheck(&pass(), "1", "j").unwrap();
         let header = URL_SAFE_NO_PAD.decode(token.split('.').next().unwrap()).unwrap();
@@ -453,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_reads_back_also_with_an_older_key_and_passes_for_no_other_kind() {
+    fn a_token_verifies_with_an_older_key_too_and_is_refused_as_any_other_kind() {
         let (_folder, mut file) = file();
         let token = Tokens::new(&file).sign_precheck(&pass(), "1", "j").unwrap();
         file.add().unwrap();
@@ -467,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_each_kind_says_from_when_until_when_it_is_good() {
+    fn a_token_of_each_kind_contains_its_lifespan() {
         let (_folder, file) = file();
         let tokens = Tokens::new(&file);
         let user_agent = KeyedHash([4; 16]);
@@ -493,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_token_of_ours_is_none() {
+    fn a_token_that_this_server_did_not_sign_is_refused() {
         let (_folder, file) = file();
         let tokens = Tokens::new(&file);
         let token = tokens.sign_precheck(&pass(), "1", "j").unwrap();

@@ -5,24 +5,24 @@ use super::terminal::{Output, write};
 use crate::config::Config;
 use clap::Subcommand;
 
-/// What is asked of the activations.
+/// The subcommands of `activations`.
 #[derive(Debug, Subcommand)]
 pub enum Activations {
-    /// List the last activations
+    /// List the most recent activations
     List {
-        /// Only open ones
+        /// List only open activations
         #[arg(long)]
         open: bool,
-        /// Of how many
+        /// The most activations to list
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
 }
 
-/// Asks about activations.
+/// Lists activations.
 ///
 /// # Errors
-/// What went wrong, in words.
+/// A message that says why the command failed.
 pub fn activations(config: &Config, output: Output, action: Activations) -> Result<(), String> {
     let Activations::List { open, limit } = action;
     let query = [("open", if open { "1" } else { "0" }), ("limit", &limit.to_string())];

@@ -12,21 +12,21 @@ use serde_json::json;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 
-/// What is asked of the audit log.
+/// The subcommands of `audit`.
 #[derive(Debug, Subcommand)]
 pub enum Audit {
-    /// List entries, the newest first
+    /// List entries, newest first
     List {
-        /// Only this action
+        /// List only entries with this action
         #[arg(long, default_value = "")]
         action: String,
-        /// Only this actor
+        /// List only entries of this actor
         #[arg(long, default_value = "")]
         actor: String,
-        /// Only those with this text
+        /// List only entries that contain this text
         #[arg(long, default_value = "")]
         text: String,
-        /// Where the page before ended
+        /// Continue after the previous page: the cursor that it printed
         #[arg(long, default_value = "")]
         cursor: String,
     },
@@ -34,19 +34,19 @@ pub enum Audit {
     Export,
     /// Check that no entry was changed, removed or cut off
     Verify {
-        /// An export, instead of the running server's log
+        /// Check this export instead of the running server's log
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
-        /// The file of signed heads, or a copy kept elsewhere [default: beside the store]
+        /// The file of signed heads, or a copy of it [default: the file beside the store]
         #[arg(long, value_name = "FILE")]
         heads: Option<PathBuf>,
     },
 }
 
-/// Asks about the audit log, or checks it.
+/// Lists, exports or verifies the audit log.
 ///
 /// # Errors
-/// What went wrong, in words.
+/// A message that says why the command failed, or where the log is damaged.
 pub fn audit(config: &Config, output: Output, action: Audit) -> Result<(), String> {
     match action {
         Audit::List { action, actor, text, cursor } => {
@@ -82,7 +82,11 @@ pub fn audit(config: &Config, output: Output, action: Audit) -> Result<(), Strin
             let genuine: Option<Vec<Head>> =
                 heads.iter().map(|head: &SignedHead| head.verified(&key)).collect();
             let genuine = genuine.ok_or_else(|| {
-                format!("{}: a head has a signature that is not this server's", path.display())
+                format!(
+                    "{}: the signature of a head is invalid: the head was changed, or \
+                     auth.lookup_key_file is not the key of the server that signed it",
+                    path.display()
+                )
             })?;
             let head = verify(export, &genuine)?;
             tell(&if output == Output::Json {
@@ -90,41 +94,44 @@ pub fn audit(config: &Config, output: Output, action: Audit) -> Result<(), Strin
                     .to_string()
             } else {
                 let (entries, heads) = (head.entries, genuine.len());
-                format!("{entries} entries are whole and agree with {heads} signed heads.")
+                format!("{entries} entries are complete and match {heads} signed heads.")
             });
             Ok(())
         }
     }
 }
 
-/// Checks the chain of an export, and that it passes through every signed head.
+/// Checks the hash chain of an export, and that it contains every signed head. Returns the last head.
 fn verify(export: impl BufRead, heads: &[Head]) -> Result<Head, String> {
     let mut head = Head::default();
     let mut expected = heads.iter().peekable();
     let mut bytes = Vec::new();
     for line in export.lines() {
-        let line = line.map_err(|error| format!("the log cannot be read on: {error}"))?;
+        let line = line.map_err(|error| format!("the log cannot be read to its end: {error}"))?;
         let next = head.entries + 1;
         let broken = |why: &str| format!("entry {next} {why}");
-        let row: Row = serde_json::from_str(&line).map_err(|_| broken("is no entry"))?;
+        let row: Row = serde_json::from_str(&line).map_err(|_| broken("is not a valid entry"))?;
         if row.number != next {
-            return Err(broken(&format!("is missing: {} follows", row.number)));
+            return Err(broken(&format!(
+                "is missing: the log continues with entry {}",
+                row.number
+            )));
         }
         bytes.clear();
-        row.event().ok_or_else(|| broken("is no entry"))?.encode(&mut bytes);
+        row.event().ok_or_else(|| broken("is not a valid entry"))?.encode(&mut bytes);
         head = head.after(&bytes);
         if row.hash != head.hash.to_hex() {
-            return Err(broken("was changed, or what was before it: its hash is another"));
+            return Err(broken("was changed, or an entry before it: its hash does not match"));
         }
         while let Some(signed) = expected.next_if(|signed| signed.entries <= head.entries) {
             if signed.entries == head.entries && *signed != head {
-                return Err(broken("is not the one that was signed: the log was written anew"));
+                return Err(broken("is not the entry that was signed: the log was rewritten"));
             }
         }
     }
     match expected.next() {
         Some(signed) => Err(format!(
-            "the log ends at entry {}, but entry {} was signed: it was cut off",
+            "the log ends at entry {}, but entry {} was signed: the end of the log is missing",
             head.entries, signed.entries
         )),
         None => Ok(head),

@@ -1,4 +1,4 @@
-//! Asks a running server, over the operators' listener and with the master token.
+//! The HTTP client for a running server: it uses the operators' listener and the master token.
 
 use crate::config::Config;
 use crate::secrets::master_token;
@@ -15,19 +15,24 @@ pub struct Server {
     token: String,
 }
 
-/// The `data` of an answer, or what went wrong, in words.
+/// The `data` of an answer, or an error message.
 pub type Answer = Result<Value, String>;
 
-/// A file of the server's: a command that only asks must not make one.
+/// Returns `path` if the file exists. Commands that only read must not create the server's files.
 ///
 /// # Errors
-/// Where there is none.
+/// The file does not exist.
 pub fn existing(path: &Path) -> Result<&Path, String> {
-    let missing = || format!("{}: is missing; is this where the server runs?", path.display());
+    let missing = || {
+        format!(
+            "{}: the file is missing; run this command in the server's folder, with its configuration",
+            path.display()
+        )
+    };
     path.exists().then_some(path).ok_or_else(missing)
 }
 
-/// The operators' listener as this machine reaches it.
+/// Returns the address at which this machine reaches the operators' listener.
 pub fn admin_address(config: &Config) -> SocketAddr {
     let mut address = config.admin.bind;
     if address.ip().is_unspecified() {
@@ -39,24 +44,25 @@ pub fn admin_address(config: &Config) -> SocketAddr {
     address
 }
 
-/// How long a server is waited for: until it is reached, and then until it begins to answer.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// The longest wait for a connection. It does not limit the wait for an answer: an export may take
+/// longer.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Asks with HTTP, and takes every status for an answer.
+/// Returns an HTTP client that does not treat an error status as an error.
 pub fn agent() -> ureq::Agent {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
-        .timeout_connect(Some(PATIENCE))
+        .timeout_connect(Some(CONNECT_TIMEOUT))
         .proxy(None)
         .build()
         .into()
 }
 
 impl Server {
-    /// The server that is configured here. Its master token must be there.
+    /// Returns a client of the configured server.
     ///
     /// # Errors
-    /// Where it is not, or cannot be read.
+    /// The file of the master token is missing or cannot be read.
     pub fn of(config: &Config) -> Result<Self, String> {
         let path = existing(&config.auth.master_token_file)?;
         let token = master_token(path).map_err(|error| error.to_string())?.token;
@@ -69,32 +75,32 @@ impl Server {
     }
 
     fn unreachable(&self, error: &ureq::Error) -> String {
-        format!("{}: {error}", self.url)
+        format!("no answer from the server at {}: {error}; check that it runs", self.url)
     }
 
-    /// The `data` of an answer, or what the server says is wrong.
+    /// Returns the `data` of an answer, or the error message that the server sent.
     fn data(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Answer {
         let mut answer = answer.map_err(|error| self.unreachable(&error))?;
         let text = answer.body_mut().read_to_string().map_err(|error| self.unreachable(&error))?;
         let mut body: Value = serde_json::from_str(&text)
-            .map_err(|_| format!("{}: not an answer of this server", self.url))?;
+            .map_err(|_| format!("{}: the answer is not JSON; check admin.bind", self.url))?;
         match body.pointer("/error/message").and_then(Value::as_str) {
             Some(message) => Err(message.to_owned()),
             None => Ok(body.get_mut("data").map_or(Value::Null, Value::take)),
         }
     }
 
-    /// Asks with `GET`.
+    /// Sends a `GET` request.
     ///
     /// # Errors
-    /// Where nobody answers, or what the server says is wrong.
+    /// The server does not answer, or it answers with an error: then its message.
     pub fn get(&self, path: &str, query: &[(&str, &str)]) -> Answer {
         let request = self.agent.get(format!("{}{path}", self.url));
         let request = request.query_pairs(query.iter().copied());
         self.data(request.header("authorization", self.bearer()).call())
     }
 
-    /// Asks with `POST`.
+    /// Sends a `POST` request.
     ///
     /// # Errors
     /// As [`Self::get`].
@@ -103,7 +109,7 @@ impl Server {
         self.data(request.header("authorization", self.bearer()).send(body.to_string()))
     }
 
-    /// Asks with `PATCH`, whatever is there now.
+    /// Sends a `PATCH` request that applies to any current state (`If-Match: *`).
     ///
     /// # Errors
     /// As [`Self::get`].
@@ -112,7 +118,7 @@ impl Server {
         self.data(request.header("authorization", self.bearer()).send(body.to_string()))
     }
 
-    /// The whole audit log, a line for each entry.
+    /// Returns a reader of the whole audit log, one line for each entry.
     ///
     /// # Errors
     /// As [`Self::get`].
@@ -121,7 +127,11 @@ impl Server {
         let answer = request.header("authorization", self.bearer()).call();
         let answer = answer.map_err(|error| self.unreachable(&error))?;
         if answer.status().as_u16() != 200 {
-            return Err(format!("{}: status {}", self.url, answer.status()));
+            return Err(format!(
+                "{}/audit/export: the server answered with status {}",
+                self.url,
+                answer.status()
+            ));
         }
         Ok(Box::new(BufReader::new(answer.into_body().into_reader())))
     }

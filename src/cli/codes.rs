@@ -1,4 +1,4 @@
-//! `codes`: what happened to codes.
+//! `codes`: shows the history of codes.
 
 use super::client::Server;
 use super::terminal::{Output, field, tell, write};
@@ -7,34 +7,34 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 use std::io::Read;
 
-/// What is asked of the codes.
+/// The subcommands of `codes`.
 #[derive(Subcommand)]
 pub enum Codes {
-    /// Show a code's story, or the codes that something is known of
+    /// Show the history of a code, or list the codes that match
     Show {
         /// A code, hint, activation id, host name, address or machine id; - reads it from standard
-        /// input, where no list of processes shows it
+        /// input, which keeps it out of the list of processes
         find: String,
     },
 }
 
 impl std::fmt::Debug for Codes {
-    /// What is looked for may be a code.
+    /// Leaves the search text out: it may be a code, which is a secret.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Codes")
     }
 }
 
-/// Asks about codes.
+/// Shows the history of a code, or lists the codes that match.
 ///
 /// # Errors
-/// What went wrong, in words.
+/// A message that says why the command failed.
 pub fn codes(config: &Config, output: Output, action: Codes) -> Result<(), String> {
     let Codes::Show { mut find } = action;
     if find == "-" {
         find.clear();
         let read = std::io::stdin().lock().take(1024).read_to_string(&mut find);
-        read.map_err(|error| format!("standard input: {error}"))?;
+        read.map_err(|error| format!("standard input cannot be read: {error}"))?;
     }
     let found = Server::of(config)?.post("/codes", &json!({"find": find.trim()}))?;
     if found.get("events").is_none() || output == Output::Json {

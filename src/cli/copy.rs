@@ -1,4 +1,4 @@
-//! Moving to another store, and back.
+//! `copy`: copies a store into another one, for a move between redb and PostgreSQL.
 
 use super::terminal::tell;
 use crate::config::{Backend, Config};
@@ -7,7 +7,7 @@ use crate::store::watermark;
 use iptunnel_storage::Sum;
 use std::path::PathBuf;
 
-/// The configuration with the store that `name` names: `redb`, `redb:PATH`, `postgres` or
+/// Returns the configuration with the store that `name` names: `redb`, `redb:PATH`, `postgres` or
 /// `postgres:URL`.
 fn with_store(config: &Config, name: &str) -> Result<Config, String> {
     let mut config = config.clone();
@@ -27,22 +27,27 @@ fn with_store(config: &Config, name: &str) -> Result<Config, String> {
                 place.clone_into(&mut config.storage.url);
             }
             if config.storage.url.is_empty() {
-                return Err("storage.url is empty: set it, or say postgres:URL".into());
+                return Err(
+                    "storage.url is empty; set it, or name the store as postgres:URL".into()
+                );
             }
         }
-        _ => return Err(format!("{engine}: a store is redb:PATH or postgres:URL")),
+        _ => return Err(format!("{engine}: unknown kind of store; use redb:PATH or postgres:URL")),
     }
     Ok(config)
 }
 
-/// Copies a store into another one, and says whether they hold the same.
+/// Copies a store into another, empty one, compares both, and prints the result.
 ///
 /// # Errors
-/// Where one of them cannot be opened, read or written, the other one is not empty, or they differ.
+/// A store cannot be opened, read or written, the target is not empty, or the two differ.
 pub fn copy(config: &Config, from: &str, to: &str) -> Result<(), String> {
     let (source, target) = (with_store(config, from)?, with_store(config, to)?);
     if source.storage.backend == Backend::Redb && !source.storage.path.exists() {
-        return Err(format!("{}: there is no store", source.storage.path.display()));
+        return Err(format!(
+            "{}: the store does not exist; check the path after --from",
+            source.storage.path.display()
+        ));
     }
     let open_one = |config: &Config| {
         open(config, files(&config.storage.path)).map_err(|error| error.to_string())
@@ -56,7 +61,7 @@ pub fn copy(config: &Config, from: &str, to: &str) -> Result<(), String> {
         Ok((sums(source)?, sums(target)?))
     });
     if compared.is_ok() && target.shared().is_none() {
-        // Whatever was there before, this is what must be there from now on.
+        // The mark of an earlier store at this path no longer applies: the copy gets its own.
         watermark::keep_now(target, &path);
     }
     source.close();
@@ -70,5 +75,9 @@ pub fn copy(config: &Config, from: &str, to: &str) -> Result<(), String> {
         let verdict = if equal { "the same" } else { "DIFFERENT" };
         tell(&format!("{what:14} {count:>10}  {checksum:.16}  {verdict}"));
     }
-    if same { Ok(()) } else { Err("the two stores do not hold the same".into()) }
+    if same {
+        Ok(())
+    } else {
+        Err("the two stores differ; do not use the copy, and copy again into an empty store".into())
+    }
 }

@@ -1,4 +1,4 @@
-//! What an operator should know of their database before their users find out.
+//! `doctor`: checks whether the database keeps every acknowledged change.
 
 use super::terminal::{Output, tell};
 use crate::config::{Backend, Config};
@@ -16,10 +16,10 @@ const fn word(grade: Grade) -> &'static str {
     }
 }
 
-/// Looks at the store that is configured, leaves it as it is, and says what was found.
+/// Inspects the configured store without changing it, and prints the findings.
 ///
 /// # Errors
-/// Where a database cannot be asked, or something is bad.
+/// The database cannot be reached, or a finding is bad.
 pub fn examine(config: &Config, output: Output) -> Result<(), String> {
     let findings = match config.storage.backend {
         Backend::Postgres => of_database(config)?,
@@ -31,22 +31,23 @@ pub fn examine(config: &Config, output: Output) -> Result<(), String> {
     match (breaks, stops, config.storage.allow_async_failover) {
         (false, false, _) => Ok(()),
         (false, true, _) => {
-            Err("servers are not ready, or refuse requests, until what is bad is mended".into())
+            Err("servers are not ready, or refuse requests, until you correct the bad findings".into())
         }
-        (true, _, false) => Err("a spent code could come back, and servers are not ready".into()),
+        (true, _, false) => Err("a spent code could become valid again, so servers are not ready; correct the bad findings".into()),
         (true, _, true) => {
-            Err("a spent code could come back; allow_async_failover says: known".into())
+            Err("a spent code could become valid again; servers are ready because allow_async_failover is set".into())
         }
     }
 }
 
-/// An embedded store is not opened: a server has it open, or would bring its format up to date.
+/// Returns the finding for an embedded store. The store is not opened: a running server has it open,
+/// and opening it would upgrade its format.
 fn of_file(path: &Path) -> Finding {
     let is_there = if path.exists() { "an embedded store" } else { "where the store will be" };
     Finding {
         grade: Grade::Good,
         what: format!("{} is {is_there}", path.display()),
-        why: "the server syncs every commit itself",
+        why: "the server itself syncs every commit to disk",
         mend: String::new(),
     }
 }
@@ -61,15 +62,15 @@ fn of_database(config: &Config) -> Result<Vec<Finding>, String> {
         findings.push(Finding {
             grade: if right { Grade::Good } else { Grade::Stops },
             what: clock_words(ahead),
-            why: "servers go by the database's clock, and above a second are not ready",
-            mend: if right { String::new() } else { "keep both by NTP".into() },
+            why: "servers use the database's clock; above one second of difference they are not ready",
+            mend: if right { String::new() } else { "synchronise both machines with NTP".into() },
         });
     }
     Ok(findings)
 }
 
-/// The highest timeline of the database that the server of this folder has seen; 0 where it has left
-/// no mark that can be read.
+/// Returns the highest database timeline that the server in this folder has seen, or 0 if there is no
+/// readable mark file.
 fn newest_seen(path: &Path) -> u32 {
     let mark = std::fs::read_to_string(watermark::file_of(path)).ok();
     mark.and_then(|text| text.parse().ok()).map_or(0, |mark: Watermark| mark.timeline)

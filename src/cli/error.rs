@@ -8,19 +8,24 @@ use std::net::SocketAddr;
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    /// What was configured is not allowed.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A secret could not be read or made.
+    /// A secret could not be read or created.
     #[error(transparent)]
     Secret(#[from] SecretError),
     /// The server could not run.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// An address could not be listened on, or asked.
-    #[error("{0}: {1}")]
+    /// The server could not listen on an address.
+    #[error("cannot listen on {0}: {1}; free the address, or change server.bind or admin.bind")]
     Listen(SocketAddr, std::io::Error),
-    /// Anything else, in words.
+    /// The server at an address could not be reached, or did not answer in time.
+    #[error(
+        "no answer from the server at {0}: {1}; check that it runs and that admin.bind is right"
+    )]
+    Unreachable(SocketAddr, std::io::Error),
+    /// Any other error, as a message.
     #[error("{0}")]
     Other(String),
 }

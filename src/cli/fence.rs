@@ -1,4 +1,4 @@
-//! `fence`: makes void what is unspent.
+//! `fence`: voids every unspent code and every open activation.
 
 use super::error::CliError;
 use super::terminal::tell;
@@ -8,10 +8,10 @@ use crate::os::{Clock, SystemClock};
 use crate::store::files::{files, open};
 use crate::store::watermark;
 
-/// Lets a new epoch begin, whatever the store holds.
+/// Starts a new epoch, which voids every unspent code and every open activation.
 ///
 /// # Errors
-/// Where the store cannot be opened, or does not take a commit.
+/// The store cannot be opened, or refuses the commit.
 pub fn fence(config: &Config) -> Result<(), CliError> {
     let store =
         open(config, files(&config.storage.path)).map_err(|error| RunError::Store(error.into()))?;
@@ -19,6 +19,6 @@ pub fn fence(config: &Config) -> Result<(), CliError> {
         watermark::fence(store.as_ref(), &config.storage.path, SystemClock::default().now());
     store.close();
     let epoch = epoch.map_err(|error| CliError::Other(error.to_string()))?;
-    tell(&format!("epoch {epoch}: what was issued and not spent before is void"));
+    tell(&format!("epoch {epoch} has begun: codes that were issued before and not spent are void"));
     Ok(())
 }

@@ -1,19 +1,31 @@
 //! `healthcheck`: asks the running server whether it is ready.
 
-use super::client::{admin_address, agent};
+use super::client::{CONNECT_TIMEOUT, admin_address, agent};
 use super::error::CliError;
 use crate::config::Config;
+use std::time::Duration;
 
-/// Asks `/readyz` on the operators' listener.
+/// The longest wait for the answer's head, and again for its body.
+const ANSWER_TIMEOUT: Duration = CONNECT_TIMEOUT;
+
+/// Asks `/readyz` on the operators' listener. A server that accepts the connection and stays silent
+/// fails after [`ANSWER_TIMEOUT`].
 ///
 /// # Errors
-/// Where nobody answers, or the server is not ready.
+/// The server cannot be reached, does not answer in time, or is not ready.
 pub fn healthcheck(config: &Config) -> Result<(), CliError> {
     let address = admin_address(config);
-    let asked = agent().get(format!("http://{address}/readyz")).call();
-    let answer = asked.map_err(|error| CliError::Listen(address, error.into_io()))?;
+    let request = agent()
+        .get(format!("http://{address}/readyz"))
+        .config()
+        .timeout_recv_response(Some(ANSWER_TIMEOUT))
+        .timeout_recv_body(Some(ANSWER_TIMEOUT))
+        .build();
+    let answer = request.call().map_err(|error| CliError::Unreachable(address, error.into_io()))?;
     if answer.status().as_u16() != 200 {
-        return Err(CliError::Other(format!("{address}: not ready")));
+        return Err(CliError::Other(format!(
+            "the server at {address} is not ready; ask http://{address}/readyz for the reason"
+        )));
     }
     println!("ready");
     Ok(())

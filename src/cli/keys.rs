@@ -1,4 +1,4 @@
-//! `keys`: the keys that sign tokens.
+//! `keys`: manages the keys that sign tokens.
 
 use super::error::CliError;
 use crate::config::Config;
@@ -7,35 +7,35 @@ use clap::Subcommand;
 use std::path::Path;
 use std::time::Duration;
 
-/// What is done with the keys.
+/// The subcommands of `keys`.
 #[derive(Debug, Subcommand)]
 pub enum Keys {
-    /// Show the names of the keys, the signing one first
+    /// Show the names of the keys, the signing key first
     List,
-    /// Add a key that verifies, but does not sign yet
+    /// Add a key that verifies tokens but does not sign yet
     Add,
-    /// Make a key sign: the one named, else the one added last
+    /// Sign with the named key, or with the key added last
     Promote {
-        /// Its name
+        /// The name of the key
         kid: Option<String>,
     },
-    /// Drop the key named, or all but the signing one
+    /// Remove the named key, or all keys except the signing key
     ///
-    /// Tokens and cookies that a dropped key has signed are void. Wait for the longest of their
-    /// lifetimes after a promotion, or say --force.
+    /// Tokens and cookies that a removed key signed become invalid. After a promotion, wait for the
+    /// longest of their lifetimes, or use --force.
     Prune {
-        /// Its name
+        /// The name of the key
         kid: Option<String>,
-        /// Do not look at how long ago the file was changed
+        /// Remove keys even if the file was changed recently
         #[arg(long)]
         force: bool,
     },
 }
 
-/// Does it, and says so.
+/// Runs the subcommand and prints the result.
 ///
 /// # Errors
-/// Where the file cannot be read or written, or a key is dropped too early.
+/// The file cannot be read or written, or a key would be removed too early.
 pub fn keys(config: &Config, action: Keys) -> Result<(), CliError> {
     let path = &config.auth.signing_key_file;
     let mut file = SigningFile::read_or_make(path)?;
@@ -45,20 +45,26 @@ pub fn keys(config: &Config, action: Keys) -> Result<(), CliError> {
                 println!("{}{}", key.kid, if place == 0 { "  signs" } else { "" });
             }
         }
-        Keys::Add => println!("{} added: it verifies; `keys promote` makes it sign", file.add()?),
-        Keys::Promote { kid } => println!("{} signs now", file.promote(kid.as_deref())?),
+        Keys::Add => println!(
+            "{} added: it verifies tokens; run `keys promote` to sign with it",
+            file.add()?
+        ),
+        Keys::Promote { kid } => {
+            println!("{} is now the signing key", file.promote(kid.as_deref())?)
+        }
         Keys::Prune { kid, force } => {
             if !force {
                 refuse_early_prune(config, path)?;
             }
-            println!("dropped: {}", file.prune(kid.as_deref())?.join(" "));
+            println!("removed: {}", file.prune(kid.as_deref())?.join(" "));
         }
     }
-    println!("A running server reads the file again on SIGHUP.");
+    println!("Send SIGHUP to a running server: it then reads the file again.");
     Ok(())
 }
 
-/// What a key signed may be in use for the longest lifetime after it stopped signing.
+/// Refuses to remove keys while a token that they signed may still be in use: for the longest lifetime
+/// after the last change of the file.
 fn refuse_early_prune(config: &Config, path: &Path) -> Result<(), CliError> {
     let life = &config.lifetimes;
     let longest = life.precheck_token.max(life.install_token).max(config.session_ttl_seconds);
@@ -66,8 +72,8 @@ fn refuse_early_prune(config: &Config, path: &Path) -> Result<(), CliError> {
     let age = age.and_then(|modified| modified.elapsed().ok()).unwrap_or_default();
     if age < Duration::from_secs(longest) {
         return Err(CliError::Other(format!(
-            "{}: changed {} s ago, and what its keys have signed lives for up to {longest} s: \
-             wait, or say --force",
+            "{}: the file was changed {} s ago, and tokens that its keys signed live for up to \
+             {longest} s; wait that long, or use --force",
             path.display(),
             age.as_secs()
         )));

@@ -1,10 +1,10 @@
-//! The command line: one file a command.
+//! The command line: one file for each command.
 //!
-//! * [`serve`]: the server; [`healthcheck`]: whether it is ready
-//! * [`keys`], [`fence`], [`copy`], [`doctor`]: what is done to its files and its store
-//! * [`servers`], [`codes`], [`activations`], [`settings`], [`audit`]: ask a running server, by
-//!   [`client`]
-//! * [`terminal`]: what commands write; [`error`]: why they fail
+//! * [`serve`]: runs the server; [`healthcheck`]: checks whether it is ready
+//! * [`keys`], [`fence`], [`copy`], [`doctor`]: work on its files and its store
+//! * [`servers`], [`codes`], [`activations`], [`settings`], [`audit`]: send requests to a running
+//!   server, with [`client`]
+//! * [`terminal`]: the output of commands; [`error`]: their errors
 
 mod activations;
 mod audit;
@@ -27,20 +27,20 @@ use error::CliError;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// The file that is read where none is named and it is there.
+/// The configuration file that is read if it exists and the command line names none.
 const DEFAULT_FILE: &str = "config.toml";
 
 /// IPTunnel's activation server.
 #[derive(Debug, Parser)]
 #[command(version, about, args_conflicts_with_subcommands = false)]
 pub struct Cli {
-    /// The configuration file [default: config.toml, where there is one]
+    /// The configuration file [default: config.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Set one value, such as server.bind=0.0.0.0:80; may be repeated
+    /// Set one value, such as server.bind=0.0.0.0:80; can be repeated
     #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
-    /// How commands that ask a running server write what they hear
+    /// The output format of commands that ask a running server, and of doctor
     #[arg(long, global = true, value_enum, default_value_t)]
     output: terminal::Output,
     #[command(subcommand)]
@@ -51,18 +51,18 @@ pub struct Cli {
 enum Command {
     /// Run the server (the default)
     Serve,
-    /// Check the configuration and end
+    /// Check the configuration and exit
     CheckConfig,
-    /// Show the configuration in force, secrets hidden
+    /// Show the configuration in effect, with secrets hidden
     PrintConfig,
-    /// Ask the running server whether it is ready
+    /// Check whether the running server is ready
     Healthcheck,
     /// List, revoke and restore servers
     Servers {
         #[command(subcommand)]
         action: servers::Servers,
     },
-    /// Show what happened to codes
+    /// Show the history of a code, or find codes
     Codes {
         #[command(subcommand)]
         action: codes::Codes,
@@ -82,28 +82,28 @@ enum Command {
         #[command(subcommand)]
         action: audit::Audit,
     },
-    /// Say whether the database keeps what the server promises
+    /// Check whether the database keeps every acknowledged change
     ///
-    /// Each finding with why it matters and the command that mends it. Fails where a spent code
-    /// could come back.
+    /// Shows each finding with the reason and the command that corrects it. Fails if a finding is
+    /// bad, for example if a spent code could become valid again.
     Doctor,
-    /// Copy a store into another, empty one, and compare them
+    /// Copy a store into another, empty store, and compare both
     ///
-    /// Both are named as redb:PATH or postgres:URL; redb alone is storage.path of the configuration,
-    /// postgres alone its storage.url, which keeps the password off the command line. Stop all
-    /// servers first.
+    /// Stop all servers first. Name each store as redb:PATH or postgres:URL. Without a path, redb
+    /// means storage.path of the configuration. Without a URL, postgres means storage.url: this keeps
+    /// the password off the command line.
     Copy {
-        /// Where everything is
+        /// The store to copy from
         #[arg(long, value_name = "STORE")]
         from: String,
-        /// Where it is to be
+        /// The empty store to copy to
         #[arg(long, value_name = "STORE")]
         to: String,
     },
-    /// Make every unspent code and open activation void
+    /// Void every unspent code and every open activation
     ///
-    /// After an earlier state of the store has been restored together with its mark: a code that
-    /// was spent since may look unspent. With redb, stop the server first.
+    /// Use this after you restored an earlier state of the store together with its mark file: a code
+    /// that was spent since then may look unspent. With redb, stop the server first.
     Fence,
     /// Manage the keys that sign tokens
     Keys {
@@ -120,7 +120,7 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 }
 
 impl Cli {
-    /// Does what the command line says.
+    /// Runs the command, prints an error if it fails, and returns the exit code.
     pub fn run(self) -> ExitCode {
         match self.execute() {
             Ok(()) => ExitCode::SUCCESS,
@@ -144,7 +144,7 @@ impl Cli {
         match self.command {
             None | Some(Command::Serve) => serve::serve(&config, layers, sources),
             Some(Command::CheckConfig) => {
-                println!("The configuration is good.");
+                println!("The configuration is valid.");
                 Ok(())
             }
             Some(Command::PrintConfig) => {

@@ -21,7 +21,7 @@ fn listen(address: SocketAddr) -> Result<TcpListener, CliError> {
 /// Runs the server.
 ///
 /// # Errors
-/// Where it cannot start, or must be started again.
+/// The server cannot start, or must be restarted.
 pub fn serve(config: &Config, layers: Layers, sources: Sources) -> Result<(), CliError> {
     let logging = Arc::new(Logging::start(config.log.format, config.log.level));
     make_folder_of(&config.storage.path)?;
@@ -44,7 +44,7 @@ pub fn serve(config: &Config, layers: Layers, sources: Sources) -> Result<(), Cl
     Ok(outcome?)
 }
 
-/// Shows a master token that has just been made, once, and only to a person at a terminal.
+/// Shows a master token that was just created, once, and only on a terminal.
 fn announce_master_token(config: &Config) -> Result<(), CliError> {
     let path = &config.auth.master_token_file;
     let master = master_token(path)?;
@@ -53,7 +53,7 @@ fn announce_master_token(config: &Config) -> Result<(), CliError> {
     }
     let mut terminal = std::io::stdout();
     if terminal.is_terminal() {
-        // A terminal that is gone cannot be told anything; the file has the token.
+        // A closed terminal is no reason to stop: the token is in the file.
         let _ = writeln!(terminal, "Master token (shown this once): {}", *master.token);
     }
     tell(&format!("The master token is in {}", path.display()));

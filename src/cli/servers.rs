@@ -6,51 +6,51 @@ use crate::config::Config;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-/// What is asked of the servers.
+/// The subcommands of `servers`.
 #[derive(Debug, Subcommand)]
 pub enum Servers {
-    /// List servers, a page of 50
+    /// List servers, 50 on each page
     List {
-        /// Which: all, live, stale or revoked
+        /// The servers to list: all, live, stale or revoked
         #[arg(long, default_value = "all")]
         show: String,
-        /// In which order: newest, oldest, seen or unseen
+        /// The order: newest, oldest, seen or unseen
         #[arg(long, default_value = "newest")]
         sort: String,
-        /// Only those with this in host name, address, id or note
+        /// List only servers with this text in host name, address, id or note
         #[arg(long, default_value = "")]
         text: String,
-        /// Where the page before ended
+        /// Continue after the previous page: the cursor that it printed
         #[arg(long, default_value = "")]
         cursor: String,
     },
     /// Revoke a server
     Revoke {
-        /// Its id
+        /// The id of the server
         server_id: String,
     },
     /// Restore a server
     Restore {
-        /// Its id
+        /// The id of the server
         server_id: String,
     },
     /// Write a note on a server
     Note {
-        /// Its id
+        /// The id of the server
         server_id: String,
-        /// The note; empty for none
+        /// The note; an empty one removes it
         note: String,
     },
 }
 
-/// Asks about servers.
+/// Lists servers, or changes one.
 ///
 /// # Errors
-/// What went wrong, in words.
+/// A message that says why the command failed.
 pub fn servers(config: &Config, output: Output, action: Servers) -> Result<(), String> {
     let server = Server::of(config)?;
     let act = |id: &str, verb: &str, body: &Value| {
-        // An id is 16 hexadecimal digits: anything else is nobody's, and no part of a path.
+        // The id becomes a part of the path: nothing but hexadecimal digits may get there.
         if !id.bytes().all(|byte| byte.is_ascii_hexdigit()) || id.is_empty() {
             return Err("server_id must be 16 hexadecimal digits".to_owned());
         }

@@ -6,32 +6,32 @@ use crate::config::Config;
 use clap::Subcommand;
 use serde_json::{Map, Value, json};
 
-/// What is asked of the settings in force.
+/// The subcommands of `config`.
 #[derive(Debug, Subcommand)]
 pub enum Settings {
-    /// Show all settings, or one
+    /// Show all settings, or one setting
     Get {
-        /// Section and key
+        /// The name of the setting: section.key
         key: Option<String>,
     },
-    /// Change settings at once; the changes survive a restart
+    /// Change settings immediately; the changes survive a restart
     Set {
-        /// Such as limits.issue_per_ip_hour=5
+        /// Settings with their values, such as limits.issue_per_ip_hour=5
         #[arg(required = true)]
         settings: Vec<String>,
     },
-    /// Undo changes
+    /// Undo changes made with set or in the console
     Unset {
-        /// Section and key
+        /// The name of the setting: section.key
         #[arg(required = true)]
         keys: Vec<String>,
     },
 }
 
-/// Asks about settings, or changes them.
+/// Shows settings, or changes them.
 ///
 /// # Errors
-/// What went wrong, in words.
+/// A message that says why the command failed.
 pub fn settings(config: &Config, output: Output, action: Settings) -> Result<(), String> {
     let server = Server::of(config)?;
     let (data, named): (Value, Vec<String>) = match action {
@@ -39,8 +39,9 @@ pub fn settings(config: &Config, output: Output, action: Settings) -> Result<(),
         Settings::Set { settings } => {
             let mut body = Map::new();
             for setting in settings {
-                let (key, value) =
-                    setting.split_once('=').ok_or("must have the form section.key=value")?;
+                let (key, value) = setting
+                    .split_once('=')
+                    .ok_or("each setting must have the form section.key=value")?;
                 body.insert(key.trim().to_owned(), value.trim().into());
             }
             let keys = body.keys().cloned().collect();
@@ -57,7 +58,7 @@ pub fn settings(config: &Config, output: Output, action: Settings) -> Result<(),
         rows.retain(|row| named.contains(&field(row, "key")));
     }
     if rows.is_empty() {
-        return Err("no such key".into());
+        return Err("no setting has that name; `config get` lists all of them".into());
     }
     let columns = ["key", "value", "unit", "source", "default", "allowed"];
     write(output, &json!({"settings": rows}), "settings", &columns);

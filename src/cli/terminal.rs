@@ -1,10 +1,10 @@
-//! What commands write: lines, tables for people, JSON for programs.
+//! The output of commands: lines, tables for people, JSON for programs.
 
 use clap::ValueEnum;
 use serde_json::Value;
 use std::io::Write;
 
-/// How answers are written.
+/// The output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     /// Tables for people.
@@ -14,7 +14,8 @@ pub enum Output {
     Json,
 }
 
-/// Says something on standard output. Where nobody reads that the server runs all the same.
+/// Prints a line to standard output. Ignores errors: the server must run even if standard output is
+/// closed.
 pub fn tell(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
@@ -27,12 +28,12 @@ fn cell(value: &Value) -> String {
     }
 }
 
-/// The field `name` of a row as a cell.
+/// Returns the field `name` of a row as text.
 pub fn field(row: &Value, name: &str) -> String {
     row.get(name).map(cell).unwrap_or_default()
 }
 
-/// Rows under the names of their fields, as wide as they need.
+/// Returns a table of rows, with the names of their fields as its first line.
 fn table(rows: &[Value], columns: &[&str]) -> String {
     let line =
         |row: &Value| -> Vec<String> { columns.iter().map(|column| field(row, column)).collect() };
@@ -49,7 +50,7 @@ fn table(rows: &[Value], columns: &[&str]) -> String {
     lines.iter().map(shown).collect::<Vec<_>>().join("\n")
 }
 
-/// Writes an answer: all of it as JSON, or the rows in `list` as a table.
+/// Prints an answer: the whole of it as JSON, or the rows in its field `list` as a table.
 pub fn write(output: Output, data: &Value, list: &str, columns: &[&str]) {
     if output == Output::Json {
         return tell(&data.to_string());
@@ -57,6 +58,6 @@ pub fn write(output: Output, data: &Value, list: &str, columns: &[&str]) {
     let rows = data.get(list).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     tell(&table(rows, columns));
     if let Some(next) = data.get("next_cursor").filter(|next| !next.is_null()) {
-        tell(&format!("more with --cursor {}", cell(next)));
+        tell(&format!("There are more. Continue with --cursor {}", cell(next)));
     }
 }

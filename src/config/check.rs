@@ -1,5 +1,5 @@
-//! From what was given to a [`Config`]: layers, each value held against the table of keys, then
-//! what values say about each other.
+//! Builds a [`Config`]: merges the layers, checks each value against the table of keys, and then checks
+//! the values against each other.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,20 +12,19 @@ use super::raw::Raw;
 use super::show::{flatten, one_line, shown};
 use super::unknown::{instead_of, is_section};
 
-/// Where values come from. Of several that are given the last named here wins: defaults, file,
-/// environment, flags.
+/// The sources of values. Each source overrides those before it: defaults, file, environment, flags.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
-    /// A file that is named must exist. Without one the defaults stand.
+    /// The configuration file, which must exist. `None` means the defaults.
     pub file: Option<PathBuf>,
-    /// All variables of the process. `IPTUNNEL_SECTION__KEY` is a value, and every other one that
-    /// begins with `IPTUNNEL_` is a mistake.
+    /// All variables of the process. `IPTUNNEL_SECTION__KEY` is a value. Any other variable that begins
+    /// with `IPTUNNEL_` is an error.
     pub env: Vec<(String, String)>,
     /// Keys and values of the command line, such as `("server.bind", "0.0.0.0:80")`.
     pub flags: Vec<(String, String)>,
 }
 
-/// Everything that is wrong with a configuration, one problem a line.
+/// All problems of a configuration, one on each line.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .problems.join("\n"))]
 pub struct ConfigError {
@@ -33,7 +32,7 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// The problems, at least one.
+    /// Returns the problems, at least one.
     pub fn problems(&self) -> &[String] {
         &self.problems
     }
@@ -47,12 +46,12 @@ impl ConfigError {
     }
 }
 
-/// Where a value in force comes from.
+/// The source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The file.
     File,
-    /// This variable.
+    /// An environment variable, with its name.
     Environment(String),
     /// The command line.
     Flag,
@@ -69,30 +68,30 @@ struct Given {
     source: Source,
 }
 
-/// What file, environment and command line give, each value allowed by itself: what an operator
-/// changes at run time is laid over it, again and again.
+/// The values of file, environment and command line, each of them allowed by itself. Operators' changes
+/// at run time are merged over them.
 #[derive(Clone)]
 pub struct Layers {
-    /// Of several values of one key the last counts.
+    /// If a key has several values, the last one wins.
     given: Vec<Given>,
 }
 
-/// A configuration and where its values come from.
+/// A configuration with the sources of its values.
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
     /// The source of each value that is not the default.
     pub sources: BTreeMap<String, Source>,
-    /// What is wrong with changes that were kept and do not count any more.
+    /// The problems of kept changes that are no longer valid and have no effect.
     pub left_out: Vec<String>,
 }
 
 impl Layers {
-    /// Reads what `sources` give.
+    /// Reads the sources.
     ///
     /// # Errors
-    /// Every unknown key and every value that is not allowed, wherever it was given, or what is
-    /// wrong with the file.
+    /// All unknown keys and all values that are not allowed, from every source, or the problem of the
+    /// file.
     pub fn read(sources: &Sources) -> Result<Self, ConfigError> {
         let mut given = match &sources.file {
             Some(path) => read_file(path)?,
@@ -104,7 +103,7 @@ impl Layers {
         Ok(Self { given })
     }
 
-    /// The same from the text of a file.
+    /// Reads the text of a file.
     ///
     /// # Errors
     /// As [`Self::read`].
@@ -114,16 +113,16 @@ impl Layers {
         Ok(Self { given })
     }
 
-    /// The configuration with `overrides` laid over everything else.
+    /// Returns the configuration with `overrides`, which win over everything else.
     ///
     /// # Errors
-    /// Every override that is not allowed or is of no key that may change at run time, and what
-    /// values say against each other.
+    /// All overrides that are not allowed, or whose key cannot change at run time; or the contradictions
+    /// between values.
     pub fn with(&self, overrides: &[(String, String)]) -> Result<Loaded, ConfigError> {
         let overrides: Vec<Given> = overrides.iter().map(from_override).collect();
         ConfigError::unless_empty(overrides.iter().filter_map(problem_at_run_time).collect())?;
         let mut base = Raw::default();
-        // A file that names products means these and no others; variables and flags add to them.
+        // The products of a file replace the default; those of variables and flags are added.
         let names_product =
             |given: &Given| given.source == Source::File && given.name.starts_with(PRODUCTS);
         if self.given.iter().any(names_product) {
@@ -136,12 +135,11 @@ impl Layers {
         Ok(Loaded { config, sources, left_out: Vec::new() })
     }
 
-    /// The configuration with the `firm` overrides and those of the others, `kept` from earlier,
-    /// that are still allowed: an operator's old change never keeps the server from starting, nor
-    /// another change from counting.
+    /// Returns the configuration with the `firm` overrides and those of the earlier `kept` overrides that
+    /// are still allowed. An operator's old change thus never prevents a start or another change.
     ///
     /// # Errors
-    /// What values say against each other with the firm overrides alone.
+    /// The problems of the firm overrides alone.
     pub fn with_kept(
         &self,
         firm: Vec<(String, String)>,
@@ -150,8 +148,8 @@ impl Layers {
         let mut good = firm;
         let mut loaded = self.with(&good)?;
         let mut waiting = kept;
-        // What was changed together may be allowed only together, in whatever order it was kept:
-        // one that is refused is tried again after the others.
+        // Changes that were made together may be allowed only together, and their order is unknown: a
+        // refused change is tried again after the others.
         loop {
             let (before, mut problems) = (waiting.len(), Vec::new());
             waiting.retain(|change| {
@@ -176,18 +174,18 @@ impl Layers {
 }
 
 impl Config {
-    /// Reads and checks what `sources` give.
+    /// Reads and checks the sources.
     ///
     /// # Errors
-    /// Every unknown key and every value that is not allowed, wherever it was given, or what is
-    /// wrong with the file.
+    /// All unknown keys, all values that are not allowed and all contradictions, or the problem of the
+    /// file.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
         Ok(Layers::read(sources)?.with(&[])?.config)
     }
 }
 
 fn overlaid(base: &Raw, given: &[Given]) -> Result<Raw, ConfigError> {
-    // Whatever the table of keys admits, the raw mirror takes; should they ever differ, this says so.
+    // The raw types accept every value that the table allows. An error here means that they differ.
     let differs = |error: &dyn std::fmt::Display| ConfigError::one(&error.to_string());
     let mut layers = Table::try_from(base).map_err(|error| differs(&error))?;
     for Given { name, value, .. } in given {
@@ -215,7 +213,7 @@ fn put(table: &mut Table, name: &str, value: Value) {
 fn read_file(path: &Path) -> Result<Vec<Given>, ConfigError> {
     let shown = path.display().to_string();
     let text = std::fs::read_to_string(path)
-        .map_err(|error| ConfigError::one(&format!("{shown}: cannot be read: {error}")))?;
+        .map_err(|error| ConfigError::one(&format!("{shown}: cannot be read: {error}; check the path after --config and the mode of the file")))?;
     read_text(&text, &shown)
 }
 
@@ -235,7 +233,7 @@ fn read_text(text: &str, shown: &str) -> Result<Vec<Given>, ConfigError> {
 
 fn from_variable((variable, text): &(String, String)) -> Option<Given> {
     let name = variable.strip_prefix("IPTUNNEL_")?.to_ascii_lowercase().replace("__", ".");
-    // Variables cannot have the hyphen that a product's name may have.
+    // The name of a variable cannot contain the hyphen that a product's name may contain.
     let name = match name.strip_prefix(PRODUCTS) {
         Some(product) => format!("{PRODUCTS}{}", product.replace('_', "-")),
         None => name,
@@ -256,7 +254,7 @@ fn from_text(name: String, text: &str, source: Source) -> Given {
     Given { name, value, source }
 }
 
-/// What is wrong with an override by itself.
+/// Returns the problem of a single override.
 fn problem_at_run_time(given: &Given) -> Option<String> {
     let fixed = || {
         let known = key::find(&given.name)?;
@@ -270,7 +268,7 @@ fn problem_at_run_time(given: &Given) -> Option<String> {
     problem(given).or_else(fixed)
 }
 
-/// What is wrong with one value by itself.
+/// Returns the problem of a single value.
 fn problem(given: &Given) -> Option<String> {
     let Given { name, value, source } = given;
     let problem = match key::find(name) {
@@ -282,7 +280,7 @@ fn problem(given: &Given) -> Option<String> {
         None if is_section(name) => format!("{name} = {value}: must be a section, [{name}]"),
         None => format!("{name}: unknown key; {}", instead_of(name)),
     };
-    // The place, for whoever looks for it in the file in vain.
+    // Names the source if it is not the file, so that nobody searches the file for it.
     let by = match source {
         Source::File | Source::Override => String::new(),
         Source::Environment(variable) => format!(" ({variable})"),
@@ -291,7 +289,7 @@ fn problem(given: &Given) -> Option<String> {
     Some(one_line(&format!("{problem}{by}")))
 }
 
-/// First parts of paths that are the server's own, and words that look like its commands.
+/// The first parts of the server's own paths, and words that look like its commands.
 const RESERVED: [&str; 12] = [
     "admin", "api", "assets", "checkin", "console", "docs", "livez", "metrics", "readyz",
     "register", "revoke", "status",
@@ -305,13 +303,13 @@ fn wrong_product_name(name: &str) -> Option<&'static str> {
     if !well_formed {
         Some("a product's name must be 1 to 32 of a-z, 0-9 and hyphens, the first a letter")
     } else if RESERVED.contains(&product) {
-        Some("this name is a path of the server's own; a product needs another")
+        Some("this name is a path of the server itself; choose another")
     } else {
         None
     }
 }
 
-/// What values say against each other, each of them allowed by itself.
+/// Returns the contradictions between values that are allowed by themselves.
 fn contradictions(config: &Config) -> Vec<String> {
     let mut problems = Vec::new();
     let life = &config.lifetimes;

@@ -1,4 +1,4 @@
-//! Between the file's spelling and the checked configuration: the same values, other types.
+//! Conversions between the raw configuration of the file and the checked configuration.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -10,7 +10,7 @@ use iptunnel_domain::time::Lifetimes;
 use super::model::{Config, Product, Server};
 use super::raw::{Letters, MAX_TRACKED, Network, Raw, RawCodes, RawServer, RawSession, raw_limits};
 
-/// The most threads `workers` may ask for, and the most that many processors lead to.
+/// The most threads: the upper limit of `workers`, and of the default from the number of processors.
 pub(super) const MAX_WORKERS: usize = 1024;
 
 impl From<RawCodes> for Lifetimes {
@@ -27,7 +27,7 @@ impl From<RawCodes> for Lifetimes {
 }
 
 fn limits(raw: &BTreeMap<String, u32>) -> Limits {
-    // The defaults lie beneath every file, so nothing is missing; were it, the route is closed.
+    // The defaults provide every limit. A missing one would be 0, which refuses every request.
     let value = |name| raw.get(name).copied().unwrap_or(0);
     Limits::new(|policy| value(policy.name()), value(MAX_TRACKED))
 }

@@ -1,4 +1,4 @@
-//! The one table of keys: what each may be, and whether it may change while the server runs.
+//! The one table of keys: the allowed values of each, and whether it can change while the server runs.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,15 +14,15 @@ use super::url::PublicUrl;
 pub(super) struct Key {
     /// Section and key, joined by a dot.
     pub(super) name: &'static str,
-    /// What its value may be.
+    /// The allowed values.
     pub(super) kind: Kind,
-    /// Whether a changed value counts without a restart.
+    /// Whether a changed value takes effect without a restart.
     pub(super) at_run_time: bool,
 }
 
-/// What a value may be.
+/// The kinds of values.
 pub(super) enum Kind {
-    /// A whole number, both ends included; the unit with an `of` before it, or nothing.
+    /// A whole number from `min` to `max`, both included. The unit is empty or begins with " of ".
     Whole { unit: &'static str, min: i64, max: i64 },
     /// One of a few numbers.
     Number(&'static [i64]),
@@ -42,26 +42,26 @@ pub(super) enum Kind {
     Letters,
     /// Any text.
     Text,
-    /// Any text, which is never shown.
+    /// Any text. It is never shown.
     Secret,
 }
 
-/// Characters of a text. The longest shipped one has some eighty; a page shows them and the store
-/// keeps them.
+/// The most characters of a text. The longest default has about eighty. The limit exists because pages
+/// show the texts and the store keeps them.
 const LONGEST: usize = 2000;
 
-/// Stands in the table for every key of `[products]`, whose names are the operator's to choose.
+/// The row for all keys of `[products]`, whose names the operator chooses.
 pub(super) const ANY_PRODUCT: &str = "products.*";
-/// What the keys of `[products]` begin with.
+/// The prefix of the keys of `[products]`.
 pub(super) const PRODUCTS: &str = "products.";
 
-/// A year: nothing that is handed out once should be good for longer.
+/// At most a year: no code or token should be valid for longer.
 const LIFETIME: Kind = whole(" of seconds", 1, 31_536_000);
-/// A million an hour is no limit at all.
+/// At most a million an hour, which is in effect no limit.
 const LIMIT: Kind = whole("", 0, 1_000_000);
-/// At least a batch of work, at most what a gigabyte of messages of 1 KiB holds.
+/// At least 16 messages; at most those that fill a gigabyte at 1 KiB each.
 const QUEUE: Kind = whole("", 16, 1_048_576);
-/// What can be handled in one go without keeping others waiting.
+/// The number of items that one step can process without delaying others.
 const BATCH: Kind = whole("", 1, 65_536);
 
 /// Every key, in the order of `config.toml`.
@@ -132,29 +132,29 @@ const fn live(name: &'static str, kind: Kind) -> Key {
     Key { name, kind, at_run_time: true }
 }
 
-/// Whether a changed value of `key` counts without a restart. False where there is no such key.
+/// Returns whether a changed value of `key` takes effect without a restart. False for an unknown key.
 pub fn at_run_time(key: &str) -> bool {
     find(key).is_some_and(|key| key.at_run_time)
 }
 
-/// The row of the table that speaks of `name`.
+/// Returns the row of the table for `name`.
 pub(super) fn find(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.speaks_of(name))
 }
 
-/// Where `name` stands in the file; what is unknown comes last.
+/// Returns the position of `name` in the file. Unknown names come last.
 pub(super) fn place(name: &str) -> usize {
     KEYS.iter().position(|key| key.speaks_of(name)).unwrap_or(KEYS.len())
 }
 
-/// The sections, in the order of the file, `actors` itself left out.
+/// Returns the sections in the order of the file, without `actors` itself.
 pub(super) fn sections() -> Vec<&'static str> {
     let mut sections: Vec<_> = KEYS.iter().map(|key| split(key.name).0).collect();
     sections.dedup();
     sections
 }
 
-/// Section and last part of a name.
+/// Splits a name into its section and its last part.
 pub(super) fn split(name: &str) -> (&str, &str) {
     name.rsplit_once('.').unwrap_or(("", name))
 }
@@ -166,7 +166,7 @@ impl Key {
 }
 
 impl Kind {
-    /// Whether a value from the file, or read by [`Kind::read`], will do.
+    /// Returns whether a value from the file or from [`Kind::read`] is allowed.
     pub(super) fn admits(&self, value: &Value) -> bool {
         let number = value.as_integer();
         let text = value.as_str();
@@ -184,8 +184,8 @@ impl Kind {
         }
     }
 
-    /// The value that a variable or flag means. Text that is no value of this kind stays text, and
-    /// is then not admitted.
+    /// Returns the value of a variable or flag. Text that is not a value of this kind stays text, which
+    /// [`Kind::admits`] then refuses.
     pub(super) fn read(&self, text: &str) -> Value {
         let trimmed = text.trim();
         let value = match self {
@@ -200,7 +200,7 @@ impl Kind {
 }
 
 impl fmt::Display for Kind {
-    /// What is allowed, to follow "must be".
+    /// Writes the allowed values so that they can follow "must be".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Whole { unit, min, max } => {
@@ -227,7 +227,7 @@ fn is_network(value: &Value) -> bool {
     value.as_str().and_then(Network::parse).is_some()
 }
 
-/// A list as TOML writes it, or its entries with commas between them.
+/// Reads a list in the syntax of TOML, or entries separated by commas.
 fn read_list(text: &str) -> Option<Value> {
     if text.starts_with('[') {
         return text.parse().ok().filter(Value::is_array);

@@ -1,16 +1,16 @@
 //! Configuration in two steps: a raw mirror of the file, then a checked [`Config`].
 //!
-//! * `key`: the one table of keys, with what each may be and whether it may change at run time
-//! * `raw`: the sections as files spell them, and the defaults; `convert`: to the checked types
-//! * `check`: defaults, file, environment and flags, laid over each other and held against the table
-//! * `unknown`: what may have been meant by a name that the table lacks
-//! * `setting`: every key with its value, what it may be and where it comes from
-//! * `show`: the configuration as text, and what differs between two
-//! * `model`: everything that may be chosen, checked
+//! * `key`: the one table of keys, with the allowed values of each and whether it can change at run time
+//! * `raw`: the sections as they are in the file, and the defaults; `convert`: to the checked types
+//! * `check`: merges defaults, file, environment and flags, and checks them against the table
+//! * `unknown`: suggestions for a name that is not in the table
+//! * `setting`: every key with its value, its allowed values and its source
+//! * `show`: the configuration as text, and the differences between two configurations
+//! * `model`: the checked configuration
 //! * `url`: the address under which browsers reach the server
 //!
-//! Nothing here looks at the process: variables and flags are handed in, so that a test is one
-//! more caller. Only the named file and the number of processors are asked for.
+//! This module does not read the process: it receives variables and flags as arguments, and tests can
+//! pass their own. It reads only the named file and the number of processors.
 
 mod check;
 mod convert;

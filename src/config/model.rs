@@ -1,4 +1,4 @@
-//! Everything that an operator may choose, checked.
+//! The checked configuration.
 
 use super::url::PublicUrl;
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use iptunnel_domain::limit::Limits;
 use iptunnel_domain::time::Lifetimes;
 use serde::{Deserialize, Serialize};
 
-/// Everything an operator may choose, checked: whoever holds one need not check again.
+/// The checked configuration. Code that receives one need not check it again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The public listener.
@@ -23,21 +23,21 @@ pub struct Config {
     pub storage: Storage,
     /// Where secrets are kept.
     pub auth: Auth,
-    /// What can be installed, by name: at least one, each with letters of its own.
+    /// The products, by name: at least one, each with different letters.
     pub products: Vec<Product>,
-    /// What pages say.
+    /// The texts of pages.
     pub pages: Pages,
     /// Seconds from a page's visit until its cookie expires.
     pub session_ttl_seconds: u64,
     /// How long codes and tokens live.
     pub lifetimes: Lifetimes,
-    /// How often a route may be used.
+    /// The rate limits.
     pub limits: Limits,
     /// Servers that check in.
     pub servers: Servers,
-    /// How much each actor takes on.
+    /// The sizes of the actors.
     pub actors: Actors,
-    /// What the log says, and how.
+    /// The level and format of the log.
     pub log: Log,
 }
 
@@ -48,18 +48,18 @@ pub struct Server {
     pub bind: SocketAddr,
     /// The address under which browsers reach it.
     pub public_url: PublicUrl,
-    /// Whose `X-Forwarded-For` is believed. An IPv4-mapped network is kept as its IPv4 network.
+    /// The proxies whose `X-Forwarded-For` is trusted. An IPv4-mapped network is kept as its IPv4 network.
     pub trusted_proxies: Vec<IpNet>,
     /// Whether a server may be bound to an address that is not globally reachable.
     pub allow_private_ips: bool,
-    /// Threads that serve requests. 0 in the file stands for the number of processors, here it is
-    /// that number.
+    /// Threads that serve requests. 0 in the file means the number of processors; this field holds that
+    /// number.
     pub workers: NonZeroUsize,
-    /// Connections open at once.
+    /// The most open connections.
     pub max_connections: NonZeroUsize,
-    /// When a request is given up. Its callers wait 15 s, so the default answers well before.
+    /// The deadline of a request. Installers wait 15 s, so the default is well below that.
     pub request_timeout: Duration,
-    /// How long accepted requests may take to finish once the process is told to stop.
+    /// The time that accepted requests have to finish at a shutdown.
     pub shutdown_grace: Duration,
 }
 
@@ -81,10 +81,10 @@ pub struct Storage {
     pub path: PathBuf,
     /// The address of a shared engine, with its password: never shown. Empty with redb.
     pub url: String,
-    /// Whether it is known that a failover or a power cut may bring spent codes back: then the server
-    /// is ready all the same.
+    /// Whether the operator accepts that a failover or a power cut may make spent codes valid again. The
+    /// server is then ready nevertheless.
     pub allow_async_failover: bool,
-    /// Days after which closed codes and activations are forgotten.
+    /// Days after which closed codes and activations are deleted.
     pub retention_days: u64,
 }
 
@@ -98,13 +98,13 @@ pub enum Backend {
     Postgres,
 }
 
-/// Where secrets are kept. Each file is made on first start.
+/// The files of the secrets. The first start creates them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Auth {
-    /// The keys that sign tokens and cookies, one `kid:base64` a line.
+    /// The keys that sign tokens and cookies, one `kid:base64` on each line.
     pub signing_key_file: PathBuf,
-    /// The key under which secrets are looked up. Never rotated.
+    /// The key for hashing secrets before a lookup. Never rotated.
     pub lookup_key_file: PathBuf,
     /// The operators' token.
     pub master_token_file: PathBuf,
@@ -113,21 +113,21 @@ pub struct Auth {
 /// Something that can be installed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Product {
-    /// Its name in paths and cookies: `[a-z][a-z0-9-]{0,31}`, and no path of the server's own.
+    /// The name in paths and cookies: `[a-z][a-z0-9-]{0,31}`, and not a path of the server itself.
     pub name: String,
     /// The letters in its codes.
     pub letters: ProductLetters,
 }
 
-/// What pages say.
+/// The texts of pages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pages {
     /// The command shown beside a code. `{public_url}`, `{product}` and `{code}` stand for their
     /// values.
     pub install_command: String,
-    /// The same for a machine that cannot be asked. `{variable}` stands for the name of the
-    /// environment variable in which the installer looks for its code.
+    /// The command for an unattended install. `{variable}` stands for the name of the environment
+    /// variable from which the installer reads its code.
     pub unattended_command: String,
 }
 
@@ -137,26 +137,26 @@ pub struct Pages {
 pub struct Servers {
     /// Hours without a check-in after which a server counts as stale.
     pub stale_after_hours: u64,
-    /// Seconds by which `last_checkin` may lag on disk.
+    /// The most seconds until `last_checkin` is written to disk.
     pub checkin_flush_seconds: u64,
-    /// The status that tells an agent it is revoked: 200, on which agents act at once, or 403,
-    /// which they count as a failure.
+    /// The status for the check-in of a revoked server: 200, on which its agent acts at once, or 403,
+    /// which its agent counts as a failure.
     pub revoked_checkin_status: u16,
-    /// Seconds until the next check-in, as agents are told.
+    /// Seconds until the next check-in, which agents receive.
     pub next_checkin_seconds: u64,
 }
 
-/// How much one actor takes on.
+/// The size of one actor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ActorSize {
-    /// Messages that may wait.
+    /// The most messages that wait.
     pub queue: usize,
-    /// Messages, or due records, handled in one go.
+    /// Messages, or due records, processed in one step.
     pub batch: usize,
 }
 
-/// How much each actor takes on.
+/// The sizes of the actors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Actors {
@@ -172,7 +172,7 @@ pub struct Actors {
     pub persistence: ActorSize,
 }
 
-/// How a line of the log is written.
+/// The format of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -184,34 +184,34 @@ pub enum LogFormat {
     Json,
 }
 
-/// The least important line that is still written.
+/// The lowest level that is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
-    /// What needs a person.
+    /// A problem that needs a person.
     Error,
-    /// What may come to need one.
+    /// A problem that may need a person later.
     Warn,
-    /// What happened.
+    /// An event.
     Info,
-    /// What was decided on the way.
+    /// A decision within a request.
     Debug,
     /// Everything.
     Trace,
 }
 
-/// What the log says, and how.
+/// The level and format of the log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Log {
-    /// How a line is written.
+    /// The format of a line.
     pub format: LogFormat,
-    /// The least important line that is still written.
+    /// The lowest level that is logged.
     pub level: LogLevel,
 }
 
 impl Backend {
-    /// The name in the file.
+    /// Returns the name in the file.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Redb => "redb",
@@ -221,7 +221,7 @@ impl Backend {
 }
 
 impl LogFormat {
-    /// The name in the file.
+    /// Returns the name in the file.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -232,7 +232,7 @@ impl LogFormat {
 }
 
 impl LogLevel {
-    /// The name in the file.
+    /// Returns the name in the file.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Error => "error",

@@ -1,6 +1,6 @@
-//! The configuration as files spell it: sections, keys and units of `config.toml`, and the defaults.
+//! The raw configuration: the sections, keys and units of `config.toml`, and the defaults.
 //!
-//! Values are laid over the defaults before they are read, so every section and key may be absent.
+//! Values are merged over the defaults before they are read, so any section or key may be absent.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -30,7 +30,7 @@ pub(super) struct Raw {
     pub(super) pages: Pages,
     pub(super) session: RawSession,
     pub(super) codes: RawCodes,
-    /// By name of policy, so that no policy is spelt out twice; and `max_tracked`.
+    /// The limits by name of their policy, and `max_tracked`.
     pub(super) limits: BTreeMap<String, u32>,
     pub(super) servers: Servers,
     pub(super) actors: Actors,
@@ -67,7 +67,7 @@ pub(super) struct RawCodes {
     pub(super) max_activations_per_code: u32,
 }
 
-/// A network, or one address alone.
+/// A network, or a single address.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(super) struct Network(pub(super) IpNet);
@@ -136,7 +136,7 @@ impl From<&Lifetimes> for RawCodes {
     }
 }
 
-/// The key in `[limits]` that is no policy.
+/// The only key in `[limits]` that is not a policy.
 pub(super) const MAX_TRACKED: &str = "max_tracked";
 
 pub(super) fn raw_limits(limits: &Limits) -> BTreeMap<String, u32> {
@@ -189,7 +189,7 @@ impl Default for RawServer {
             allow_private_ips: false,
             workers: 0,
             max_connections: NonZeroUsize::MIN.saturating_add(24_999),
-            // Installers give up after 15 s: two thirds of that leave room for the network.
+            // Installers give up after 15 s. Two thirds of that leave time for the network.
             request_timeout_ms: 10_000,
             shutdown_grace_seconds: 30,
         }

@@ -1,4 +1,4 @@
-//! Every key as an operator sees it: its value, what it may be, and where it comes from.
+//! Every key as an operator sees it: its value, its allowed values and its source.
 
 use super::check::Source;
 use super::key::{self, Kind};
@@ -12,44 +12,44 @@ use std::collections::BTreeMap;
 pub struct Setting {
     /// Section and key.
     pub key: String,
-    /// The value in force; hidden where it is secret.
+    /// The value in effect; hidden if it is secret.
     pub value: String,
-    /// The unit of a number, where it has one.
+    /// The unit of a number, or nothing.
     pub unit: &'static str,
-    /// What it may be, to follow "must be".
+    /// The allowed values, to follow "must be".
     pub allowed: String,
-    /// The smallest number, where it is a number in a range.
+    /// The smallest number of a range.
     pub min: Option<i64>,
-    /// The largest, ditto.
+    /// The largest number of a range.
     pub max: Option<i64>,
     /// The default.
     pub default: String,
     /// Where the value comes from: `override`, `flag`, `environment`, `file` or `default`.
     pub source: &'static str,
-    /// An operator's change that is kept and does not count, because of what the file says now. It
-    /// counts again where it may, until it is undone.
+    /// An operator's change that is kept but has no effect because of the current file. It takes effect
+    /// again as soon as it is allowed, until it is undone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overtaken: Option<String>,
-    /// Whether it may change while the server runs.
+    /// Whether it can change while the server runs.
     pub at_run_time: bool,
-    /// What it is for.
+    /// The purpose of the key.
     pub description: String,
 }
 
 impl Setting {
-    /// Whether the description names the range that is allowed, so that it need not be said again.
+    /// Returns whether the description contains the allowed range, so that it need not be repeated.
     pub fn says_its_range(&self) -> bool {
         let range = self.min.zip(self.max).map(|(min, max)| format!("{min} to {max}"));
         range.is_some_and(|range| self.description.contains(&range))
     }
 }
 
-/// The shipped file: its comments say what each key is for.
+/// The shipped file. Its comments describe each key.
 const FILE: &str = include_str!("../../config.toml");
-/// How the file says whether a key may change while the server runs.
+/// The words in the file that say whether a key can change while the server runs.
 const RELOAD: [&str; 3] = ["Reload: yes", "Reload: no (its content: yes)", "Reload: no"];
 
-/// What the shipped file says of each key: the comment right above it.
+/// Returns the description of each key: the comment directly above it in the shipped file.
 fn descriptions() -> BTreeMap<String, String> {
     let (mut section, mut words) = ("", String::new());
     let mut all = BTreeMap::new();
@@ -69,7 +69,7 @@ fn descriptions() -> BTreeMap<String, String> {
     all
 }
 
-/// Every key of `config`, in the order of the file.
+/// Returns every key of `config`, in the order of the file.
 pub fn settings(config: &Config, sources: &BTreeMap<String, Source>) -> Vec<Setting> {
     let (mut said, defaults) = (descriptions(), entries(&Config::default()));
     let one = |(name, value): (String, toml::Value)| {
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kept_override_that_is_no_longer_allowed_is_left_out_and_said() {
+    fn a_kept_override_that_is_no_longer_allowed_is_left_out_and_reported() {
         let layers = layers("", &[], &[]);
         let kept = [over("gone.key", "1"), over("limits.issue_per_ip_day", "9")].concat();
         let loaded = layers.with_kept(Vec::new(), kept).unwrap();
@@ -176,7 +176,7 @@ mod tests {
         for (max, ttl) in [("120", "60"), ("10000", "7200")] {
             let both = [over(most, max), over(life, ttl)].concat();
             let turned = [over(life, ttl), over(most, max)].concat();
-            // One that does not count any more keeps none of the others from counting.
+            // A change that is no longer valid does not affect the others.
             let more = [both.clone(), over("gone.key", "1")].concat();
             for (kept, left_out) in [(both, 0), (turned, 0), (more, 1)] {
                 let loaded = layers.with_kept(Vec::new(), kept).unwrap();
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_says_what_it_is_for_and_what_it_may_be() {
+    fn every_key_has_a_description_and_its_allowed_values() {
         let all = settings(&Config::default(), &BTreeMap::new());
         assert!(all.len() > 40);
         for setting in all {

@@ -1,4 +1,4 @@
-//! The configuration as text, and what differs between two.
+//! The configuration as text, and the differences between two configurations.
 
 use toml::{Table, Value};
 
@@ -11,16 +11,16 @@ use super::raw::Raw;
 pub struct Changed {
     /// Section and key.
     pub key: String,
-    /// The value before. Empty where a product is new.
+    /// The value before. Empty if a product is new.
     pub old: String,
-    /// The value after. Empty where a product is gone.
+    /// The value after. Empty if a product was removed.
     pub new: String,
-    /// Whether the new value counts without a restart.
+    /// Whether the new value takes effect without a restart.
     pub at_run_time: bool,
 }
 
 impl Config {
-    /// Every key as TOML, in the order of `config.toml`. Secrets are hidden.
+    /// Returns every key as TOML, in the order of `config.toml`. Secrets are hidden.
     pub fn to_toml(&self) -> String {
         let mut text = String::new();
         let mut last_section = String::new();
@@ -36,7 +36,7 @@ impl Config {
         text
     }
 
-    /// What differs in `new`, key by key, in the order of `config.toml`. Secrets are hidden.
+    /// Returns the keys that differ in `new`, in the order of `config.toml`. Secrets are hidden.
     pub fn changes(&self, new: &Self) -> Vec<Changed> {
         let (old, new) = (entries(self), entries(new));
         let mut names: Vec<&String> = old.iter().chain(&new).map(|(name, _)| name).collect();
@@ -54,8 +54,8 @@ impl Config {
         names.into_iter().filter_map(changed).collect()
     }
 
-    /// This configuration with every value of `new` that may change at run time. No check ties
-    /// such a value to one that may not, so the result is as sound as its parts.
+    /// Returns this configuration with every value of `new` that can change at run time. No check
+    /// relates such a value to one that cannot, so the result is valid if both configurations are.
     #[must_use]
     pub fn with_run_time_values(&self, new: &Self) -> Self {
         let storage =
@@ -90,9 +90,9 @@ impl Actors {
     }
 }
 
-/// Every value under its full name, in the order of `config.toml`.
+/// Returns every value with its full name, in the order of `config.toml`.
 pub(super) fn entries(config: &Config) -> Vec<(String, Value)> {
-    // All values came out of TOML or text, so TOML can hold them.
+    // All values were read from TOML or text, so TOML can represent them.
     let table = Table::try_from(Raw::from(config)).unwrap_or_default();
     let mut entries = Vec::new();
     flatten("", table, &mut entries);
@@ -100,7 +100,7 @@ pub(super) fn entries(config: &Config) -> Vec<(String, Value)> {
     entries
 }
 
-/// Every value of `table` under its full name. An empty section is kept as a value.
+/// Adds every value of `table` with its full name to `entries`. An empty section is kept as a value.
 pub(super) fn flatten(above: &str, table: Table, entries: &mut Vec<(String, Value)>) {
     for (key, value) in table {
         let name = if above.is_empty() { key } else { format!("{above}.{key}") };
@@ -136,13 +136,13 @@ fn is_secret(name: &str) -> bool {
     key::find(name).is_some_and(|key| matches!(key.kind, Kind::Secret))
 }
 
-/// A basic string of TOML: one line, whatever is in it.
+/// Returns a basic string of TOML, always on one line.
 fn quoted(text: &str) -> String {
     let escaped = text.replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{}\"", one_line(&escaped))
 }
 
-/// `text` with what would break its line written as TOML's escape.
+/// Returns `text` on one line: control characters are written as TOML's escapes.
 pub(super) fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,8 +1,8 @@
-//! Names that the table of keys lacks, and what may have been meant.
+//! Suggestions for names that are not in the table of keys.
 
 use super::key;
 
-/// Whether `name` is a section, or what sections begin with.
+/// Returns whether `name` is a section, or the beginning of the name of one.
 pub(super) fn is_section(name: &str) -> bool {
     let is_above = |section: &str| {
         section.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
@@ -10,7 +10,7 @@ pub(super) fn is_section(name: &str) -> bool {
     key::sections().into_iter().any(is_above)
 }
 
-/// What may have been meant by an unknown name, or else what there is.
+/// Returns a suggestion for an unknown name, or else the names that exist.
 pub(super) fn instead_of(name: &str) -> String {
     let sections = key::sections();
     let keys = key::KEYS.iter().map(|key| key.name);
@@ -29,14 +29,14 @@ pub(super) fn instead_of(name: &str) -> String {
     }
 }
 
-/// The candidate that needs the fewest edits, at most one for every three letters.
+/// Returns the candidate with the fewest edits, at most one for every three letters.
 fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let rated = candidates.map(|candidate| (edits(name, candidate), candidate));
     let (edits, nearest) = rated.min_by_key(|(edits, _)| *edits)?;
     (edits <= name.len() / 3).then_some(nearest)
 }
 
-/// Levenshtein's distance: letters added, dropped or changed. One row of the table at a time.
+/// Returns the Levenshtein distance: letters added, removed or changed. Keeps one row of the table.
 fn edits(from: &str, to: &str) -> usize {
     let to: Vec<char> = to.chars().collect();
     let mut row: Vec<usize> = (0..=to.len()).collect();

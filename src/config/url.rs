@@ -5,14 +5,14 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 /// An origin as browsers write it (RFC 6454 section 6.2): `http` or `https`, a host in lower case,
-/// and a port where it is not the scheme's own. A cookie's `Secure` and the check of `Origin`
-/// rest on it.
+/// and a port if it is not the scheme's default. A cookie's `Secure` and the check of
+/// `Origin` depend on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PublicUrl(String);
 
 impl PublicUrl {
-    /// Reads an address without path, query or user name. One slash at the end is dropped.
+    /// Reads an address without path, query or user name. Ignores one slash at the end.
     pub fn parse(text: &str) -> Option<Self> {
         let (scheme, rest) = text.split_once("://")?;
         let scheme = scheme.to_ascii_lowercase();
@@ -30,22 +30,22 @@ impl PublicUrl {
         Some(Self(origin))
     }
 
-    /// The address of a server that nothing stands before.
+    /// Returns the address of a server without a proxy.
     pub(super) fn of(listener: SocketAddr) -> Self {
         Self(format!("http://{listener}"))
     }
 
-    /// The address, without a slash at its end.
+    /// Returns the address, without a slash at its end.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether browsers come by TLS.
+    /// Returns whether browsers connect with TLS.
     pub fn is_https(&self) -> bool {
         self.0.starts_with("https:")
     }
 
-    /// What a browser on this address sends as `Origin`.
+    /// Returns the value of `Origin` that a browser on this address sends.
     pub fn origin(&self) -> &str {
         &self.0
     }
@@ -65,7 +65,7 @@ impl From<PublicUrl> for String {
     }
 }
 
-/// Host and port of `authority`. A colon inside brackets belongs to an IPv6 address.
+/// Splits `authority` into host and port. A colon inside brackets belongs to an IPv6 address.
 fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     match authority.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => {
@@ -77,7 +77,7 @@ fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     }
 }
 
-/// The host as browsers write it: an address in its canonical spelling, a name in lower case.
+/// Returns the host as browsers write it: an address in canonical form, a name in lower case.
 fn canonical_host(host: &str) -> Option<String> {
     if let Some(inner) = host.strip_prefix('[') {
         let address: Ipv6Addr = inner.strip_suffix(']')?.parse().ok()?;
@@ -87,12 +87,12 @@ fn canonical_host(host: &str) -> Option<String> {
         return Some(address.to_string());
     }
     let well_formed = host.len() <= 253 && host.split('.').all(is_label);
-    // A name that ends in a number is read as an IPv4 address by browsers, and this one is none.
+    // Browsers read a name that ends in a number as an IPv4 address, and this one is not valid.
     let ends_in_digits = host.rsplit('.').next()?.bytes().all(|b| b.is_ascii_digit());
     (well_formed && !ends_in_digits).then(|| host.to_ascii_lowercase())
 }
 
-/// One label of a name, RFC 1035 section 2.3.4. Names of one label are allowed: `localhost`.
+/// Returns whether `label` is a label of a name, RFC 1035 section 2.3.4. Names of one label are allowed: `localhost`.
 fn is_label(label: &str) -> bool {
     (1..=63).contains(&label.len())
         && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_origin_is_refused() {
+    fn an_address_that_is_not_an_origin_is_refused() {
         for text in [
             "",
             "example.com",

@@ -1,4 +1,4 @@
-//! The live values: what is in force, and may be replaced while the server runs.
+//! The live values: the values in effect, which can be replaced while the server runs.
 
 use crate::config::Config;
 use crate::secrets::{SecretError, SigningFile, lookup_key, master_token};
@@ -17,17 +17,17 @@ use std::time::Duration;
 pub struct Live {
     /// The configuration.
     pub config: ArcSwap<Config>,
-    /// What of it the actors look at.
+    /// The part of the configuration that the actors use.
     pub tuning: Arc<ArcSwap<ActorSettings>>,
-    /// The keys that sign and verify.
+    /// The keys that sign and verify tokens.
     pub tokens: ArcSwap<Tokens>,
     /// The keyed hash of the master token.
     pub master: ArcSwap<KeyedHash>,
-    /// The key for lookups: it stays.
+    /// The lookup key. It never changes.
     pub lookup: LookupKey,
 }
 
-/// The actors' share of a configuration.
+/// Returns the part of a configuration that the actors use.
 fn tuning_of(config: &Config) -> ActorSettings {
     let actors = &config.actors;
     ActorSettings {
@@ -45,17 +45,17 @@ fn tuning_of(config: &Config) -> ActorSettings {
     }
 }
 
-/// The keyed hash under which the master token is compared.
+/// Returns the keyed hash of the master token, for comparisons.
 fn master_hash(config: &Config, lookup: &LookupKey) -> Result<KeyedHash, SecretError> {
     let master = master_token(&config.auth.master_token_file)?;
     Ok(lookup.hash(Purpose::Token, master.token.as_bytes()))
 }
 
 impl Live {
-    /// The values of a server that starts with `config`. Secrets that are missing are made.
+    /// Returns the values of a server that starts with `config`. Creates missing secrets.
     ///
     /// # Errors
-    /// Where a secret cannot be read or made.
+    /// A secret cannot be read or created.
     pub fn begin(config: Config) -> Result<Self, SecretError> {
         let lookup = lookup_key(&config.auth.lookup_key_file)?;
         let tokens = Tokens::new(&SigningFile::read_or_make(&config.auth.signing_key_file)?);
@@ -69,16 +69,16 @@ impl Live {
         })
     }
 
-    /// How long a request may take.
+    /// Returns the longest time that a request may take.
     pub fn patience(&self) -> Duration {
         self.config.load().server.request_timeout
     }
 
-    /// Puts a checked configuration into force, with the keys and the master token as their files
-    /// hold them now. What has changed of these, as the audit log tells it.
+    /// Applies a checked configuration, and reads the keys and the master token from their files again.
+    /// Returns the changes of keys and token as entries for the audit log.
     ///
     /// # Errors
-    /// Where one of the files cannot be read: then everything stays as it was.
+    /// One of the files cannot be read. Then nothing changes.
     pub fn reload(&self, config: Config, now: Timestamp) -> Result<Vec<Event>, SecretError> {
         let file = SigningFile::read(&config.auth.signing_key_file)?;
         let master = master_hash(&config, &self.lookup)?;
@@ -100,13 +100,13 @@ impl Live {
         Ok(events)
     }
 
-    /// Puts a checked configuration into force, keys and master token as they are.
+    /// Applies a checked configuration. Keys and master token stay as they are.
     pub fn retune(&self, config: Config) {
         self.tuning.store(Arc::new(tuning_of(&config)));
         self.config.store(Arc::new(config));
     }
 
-    /// The keyed hash under which a network is counted.
+    /// Returns the keyed hash of a network, which is the key of its rate limits.
     pub fn network_hash(&self, network: IpAddr) -> KeyedHash {
         match network {
             IpAddr::V4(v4) => self.lookup.hash(Purpose::Network, &v4.octets()),
@@ -114,7 +114,7 @@ impl Live {
         }
     }
 
-    /// Whom an `Authorization` header speaks for. `Bearer` and the bare token are the same.
+    /// Returns the caller that an `Authorization` header identifies. `Bearer TOKEN` and `TOKEN` are equal.
     pub fn bearer(&self, authorization: Option<&str>) -> Bearer {
         let text = authorization.unwrap_or_default().trim();
         let token = match text.split_at_checked(7) {

@@ -1,7 +1,7 @@
-//! What both listeners share.
+//! The state that both listeners share.
 //!
-//! * [`live`]: the values in force; [`settings`]: how they change while the server runs
-//! * [`servers`]: what is done to servers on either listener
+//! * [`live`]: the values in effect; [`settings`]: changes them while the server runs
+//! * [`servers`]: commands on servers that both listeners offer
 //! * [`watchers`]: the pages that watch codes
 
 pub mod live;
@@ -20,38 +20,38 @@ use settings::Settings;
 use std::sync::Arc;
 use watchers::Watchers;
 
-/// What the handlers share. One value for all workers.
+/// The state that the handlers share. One value for all workers.
 pub struct State {
-    /// The way to the actors.
+    /// The handles of the actors.
     pub handles: Arc<Handles>,
-    /// What is in force.
+    /// The values in effect.
     pub live: Arc<Live>,
-    /// The way to other values.
+    /// The service that changes the values.
     pub settings: Arc<Settings>,
-    /// The time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// Whether the server is fit.
+    /// The health of the server.
     pub health: Arc<Health>,
-    /// Whose word about callers is believed.
+    /// The trusted proxies.
     pub proxies: Proxies,
-    /// Where request ids come from.
+    /// The generator of request ids.
     pub request_ids: RequestIds,
     /// The pages that watch codes.
     pub watchers: Arc<Watchers>,
-    /// What is counted at the edge.
+    /// The metrics of HTTP requests.
     pub metrics: HttpMetrics,
 }
 
 impl State {
-    /// Reads a request's body as long as a request may take.
+    /// Reads a request's body, within the time that a request may take.
     ///
     /// # Errors
-    /// Where it has not arrived by then.
+    /// The body has not arrived within that time.
     pub async fn read(&self, payload: Payload) -> Result<Body, Failure> {
         body::read(payload, self.live.patience()).await
     }
 
-    /// Waits for an answer as long as a request may take.
+    /// Waits for an answer, at most as long as a request may take.
     pub async fn wait<T>(&self, pending: Result<Pending<T>, Failure>) -> Answer<T> {
         match pending {
             Ok(pending) => pending.within(self.live.patience()).await,

@@ -1,4 +1,4 @@
-//! What is done to servers on either listener.
+//! Commands on servers that both listeners offer.
 
 use super::State;
 use crate::http::errors::ApiError;
@@ -7,10 +7,10 @@ use iptunnel_domain::Refusal;
 use iptunnel_domain::server::ServerId;
 use std::net::IpAddr;
 
-/// Revokes the server with this id, or restores it, for whoever asks `from` there.
+/// Revokes the server with this id, or restores it. `from` is the address of the caller.
 ///
 /// # Errors
-/// Where there is no such server, or the store does not take the change.
+/// No server has this id, or the store refuses the change.
 pub async fn set_revoked(
     state: &State,
     id: &str,

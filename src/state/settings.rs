@@ -1,9 +1,9 @@
-//! Changes of the configuration while the server runs: by signal from the file, by an operator from
-//! the console.
+//! Changes of the configuration while the server runs: a signal reads the file again, and an operator
+//! changes settings in the console.
 //!
-//! What an operator changes is laid over file, environment and command line, and kept in the store:
-//! it survives a restart, and reading the file again. One change at a time: each is checked as a
-//! whole, written with what the audit log says of it, and then put into force.
+//! An operator's change overrides file, environment and command line. It is kept in the store and
+//! survives a restart and a reload of the file. Only one change runs at a time. Each is checked as a
+//! whole, then written together with its entries in the audit log, and then applied.
 
 use super::live::Live;
 use crate::config::{Config, ConfigError, Layers, Loaded, Setting, settings};
@@ -20,22 +20,22 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// Called when other values have come into force.
+/// The function to call when other values take effect.
 pub type OnChange = Box<dyn Fn(&Config) + Send + Sync>;
 
 /// The source of a value that an operator has changed.
 const OVERRIDE: &str = "override";
 
-/// What is in force.
+/// The settings in effect.
 pub struct InForce {
     /// Every key.
     pub settings: Vec<Setting>,
-    /// Names this state of them, for `ETag` and `If-Match` (RFC 9110 section 8.8.3).
+    /// Identifies this state of the settings, for `ETag` and `If-Match` (RFC 9110 section 8.8.3).
     pub tag: String,
 }
 
 impl InForce {
-    /// `kept` are the changes that operators have made, also those that do not count.
+    /// `kept` holds all operators' changes, including those that have no effect.
     fn of(config: &Config, loaded: &Loaded, kept: &[(String, String)]) -> Self {
         let mut settings = settings(config, &loaded.sources);
         for setting in settings.iter_mut().filter(|setting| setting.source != OVERRIDE) {
@@ -55,7 +55,7 @@ impl InForce {
         self.settings.iter().find(|setting| setting.key == key)
     }
 
-    /// Whether the value of `key` is an operator's change.
+    /// Returns whether the value of `key` is an operator's change.
     fn overrides(&self, key: &str) -> bool {
         self.find(key).is_some_and(|setting| setting.source == OVERRIDE)
     }
@@ -63,35 +63,35 @@ impl InForce {
 
 struct Inner {
     layers: Layers,
-    /// Every change that is kept, also one that does not count because of what the file says now.
+    /// Every change that is kept, including those that have no effect because of the current file.
     overrides: Vec<(String, String)>,
 }
 
-/// Changes what is in force.
+/// The service that changes the settings in effect.
 pub struct Settings {
     live: Arc<Live>,
     handles: Arc<Handles>,
     clock: Arc<dyn Clock>,
-    /// Held for the whole of a change.
+    /// Locked for the whole of a change.
     inner: tokio::sync::Mutex<Inner>,
     in_force: ArcSwap<InForce>,
     on_change: OnChange,
 }
 
-/// One change that an operator wants: a key with its value as text, or `None` to undo an earlier
+/// One change that an operator requests: a key with its value as text, or `None` to undo an earlier
 /// change.
 pub type Wanted = (String, Option<String>);
 
-/// Why settings were not changed.
+/// The reasons why settings were not changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SettingsError {
-    /// They are not what they were when the caller read them.
+    /// The settings have changed since the caller read them.
     HaveChanged,
-    /// What is wanted is not allowed.
+    /// The requested change is not allowed.
     Refused(Refusal),
-    /// The store did not take the change, or nobody knows whether it did.
+    /// The store refused the change, or its outcome is unknown.
     Failed(Failure),
-    /// The change broke off, which should not happen.
+    /// The task of the change ended early, which should not happen.
     BrokenOff,
 }
 
@@ -111,13 +111,13 @@ fn refused(words: String) -> SettingsError {
     Refusal::InvalidField(words).into()
 }
 
-/// How long following what other servers have changed may take.
+/// The longest time to apply the changes of other servers.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long until it is tried again.
+/// The time until the next try.
 const AGAIN: Duration = Duration::from_secs(2);
 
 impl Settings {
-    /// What is in force at the start: `loaded` is `layers` with the `kept` changes.
+    /// Creates the service at the start. `loaded` is `layers` with the `kept` changes.
     pub fn new(
         (layers, kept): (Layers, Vec<(String, String)>),
         loaded: &Loaded,
@@ -137,7 +137,7 @@ impl Settings {
         }
     }
 
-    /// A change as the log tells it.
+    /// Returns the entry of a change for the audit log.
     fn event(&self, actor: Actor, from: Option<IpAddr>, key: &str, detail: String) -> Event {
         Event {
             subject: key.to_owned(),
@@ -146,13 +146,13 @@ impl Settings {
         }
     }
 
-    /// What is in force.
+    /// Returns the settings in effect.
     pub fn in_force(&self) -> Arc<InForce> {
         self.in_force.load_full()
     }
 
-    /// Says what has come into force after `before`: to the log, to whoever follows, and to the next
-    /// change.
+    /// Publishes the settings that took effect: logs the differences from `before`, calls `on_change`,
+    /// and stores the new state for the next change.
     fn applied(&self, before: &Config, after: &Config, loaded: &Loaded, in_force: InForce) {
         (self.on_change)(after);
         for change in before.changes(&loaded.config) {
@@ -160,14 +160,19 @@ impl Settings {
             if change.at_run_time {
                 tracing::info!(key, old, new, "a setting has changed");
             } else {
-                tracing::warn!(key, old, new, "this setting changes with a restart only");
+                tracing::warn!(
+                    key,
+                    old,
+                    new,
+                    "a changed setting takes effect only after a restart"
+                );
             }
         }
         self.in_force.store(Arc::new(in_force));
     }
 
-    /// Puts other files and variables into force, operators' changes laid over them. On any error
-    /// everything stays as it was.
+    /// Reads files and variables again, and applies them together with the operators' changes. On any
+    /// error nothing changes.
     pub async fn reload(&self, read: impl FnOnce() -> Result<Layers, ConfigError>) {
         let stays = |error: &str| tracing::error!(error, "the configuration stays as it was");
         let mut inner = self.inner.lock().await;
@@ -190,7 +195,10 @@ impl Settings {
         inner.layers = layers;
         tracing::info!("configuration and keys have been read again");
         for problem in &loaded.left_out {
-            tracing::warn!(problem, "an operator's earlier change does not count any more");
+            tracing::warn!(
+                problem,
+                "an operator's earlier change is no longer valid and has no effect"
+            );
         }
         let changes =
             before.changes(&loaded.config).into_iter().filter(|change| change.at_run_time);
@@ -206,12 +214,12 @@ impl Settings {
             Err(_) => false,
         };
         if !entered {
-            tracing::error!("what has changed could not be entered into the audit log");
+            tracing::error!("the changes were applied, but could not be written to the audit log");
         }
     }
 
-    /// Follows what operators change on other servers, whenever `changed` says that they did, for as
-    /// long as the server runs.
+    /// Applies the changes that operators make on other servers, at each notification of `changed`, for
+    /// as long as the server runs.
     pub async fn keep_following(self: Arc<Self>, changed: Arc<Notify>) {
         loop {
             changed.notified().await;
@@ -222,7 +230,7 @@ impl Settings {
         }
     }
 
-    /// Takes over what operators have changed on other servers. `false` where that has to be tried
+    /// Applies the changes that operators made on other servers. Returns `false` if it must be tried
     /// again.
     async fn follow(&self) -> bool {
         let mut inner = self.inner.lock().await;
@@ -230,7 +238,7 @@ impl Settings {
         let kept = match actix_web::web::block(move || store.settings()).await {
             Ok(Ok(kept)) => kept,
             Ok(Err(error)) => {
-                tracing::error!(%error, "settings could not be read");
+                tracing::error!(%error, "the settings in the store cannot be read; the server tries again");
                 return false;
             }
             Err(_) => return true,
@@ -254,12 +262,12 @@ impl Settings {
         true
     }
 
-    /// Changes settings as an operator wants it, all of them or none. A change that has begun goes
-    /// on to its end, though nobody may wait for it any more.
+    /// Applies an operator's changes, all of them or none. A change that has begun runs to its end, even
+    /// if the caller no longer waits.
     ///
     /// # Errors
-    /// Where `tag` is not what is in force any more, what is wanted is not allowed, or the store does
-    /// not take it. Then everything is as it was, except where the outcome of the store is unknown.
+    /// `tag` is no longer that of the settings in effect, a change is not allowed, or the store refuses
+    /// it. Then nothing has changed, except if the outcome in the store is unknown.
     pub async fn change(
         self: &Arc<Self>,
         wanted: Vec<Wanted>,
@@ -299,9 +307,9 @@ impl Settings {
                 },
             }
         }
-        // What is wanted and what counts already must be allowed together. What does not count, as
-        // the file has overtaken it, counts again where this change makes room for it, just as it
-        // would at the next start: what is in force is always what a start makes of what is kept.
+        // The requested changes and those in effect must be allowed together. A kept change that has
+        // no effect because of the file takes effect again if this change makes it valid, just as it
+        // would at the next start: the settings in effect are always those of a fresh start.
         let named = |key: &str| wanted.iter().any(|(other, _)| other == key);
         let (firm, overtaken) =
             overrides.iter().cloned().partition(|(key, _)| named(key) || before.overrides(key));
@@ -327,7 +335,7 @@ impl Settings {
         let written = self.handles.keep_settings(kept.collect(), events.collect());
         written?.within(Duration::MAX).await.outcome??;
         inner.overrides = overrides;
-        // It is kept from here on, so nothing may fail: files of keys are SIGHUP's to read again.
+        // The change is stored from here on, so nothing may fail. Only SIGHUP reads the key files again.
         self.live.retune(config.clone());
         self.applied(&config_before, &config, &loaded, after);
         Ok(self.in_force())

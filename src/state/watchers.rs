@@ -1,4 +1,4 @@
-//! The pages that watch codes: who they are, how many they may be, and when they should look.
+//! The pages that watch codes: their number is limited, and they are notified of events.
 
 use dashmap::{DashMap, DashSet};
 use iptunnel_domain::audit::{Action, Event};
@@ -10,17 +10,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tokio::sync::Notify;
 
-/// Streams open at once for one browser session: as many tabs.
+/// The most open streams of one browser session, which is the number of tabs.
 const PER_SESSION: usize = 4;
-/// Streams open at once for one network.
+/// The most open streams of one network.
 const PER_ADDRESS: usize = 16;
 
-/// One stream, as the change feed sees it.
+/// One stream that the change feed notifies.
 #[derive(Default)]
 pub struct Watcher {
-    /// Rung when it should look.
+    /// Notified when the stream should read its codes.
     pub nudge: Notify,
-    /// Which of its codes were prechecked, and nothing has happened to them since.
+    /// Its codes whose latest event is a passed precheck.
     pub prechecked: DashSet<CodeHash>,
 }
 
@@ -35,7 +35,7 @@ pub struct Watchers {
 }
 
 impl Watchers {
-    /// Something happened: whoever watches its code looks.
+    /// Notifies the streams that watch the event's code.
     pub fn tell(&self, event: &Event) {
         if self.open.load(Ordering::Relaxed) == 0 {
             return;
@@ -52,7 +52,7 @@ impl Watchers {
         }
     }
 
-    /// Ends all streams: the server is on its way out.
+    /// Ends all streams, because the server shuts down.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         for watchers in &self.by_code {
@@ -60,7 +60,7 @@ impl Watchers {
         }
     }
 
-    /// Takes a place for one more stream; `None` where there are too many.
+    /// Registers one more stream. Returns `None` if there are too many.
     pub fn place(
         self: &Arc<Self>,
         session: KeyedHash,
@@ -68,7 +68,7 @@ impl Watchers {
         in_all: usize,
         codes: Vec<CodeHash>,
     ) -> Option<Place> {
-        // Counted before it is compared: two at once cannot both take the last place.
+        // The count is raised before the comparison, so that two calls cannot both take the last place.
         let place =
             Place { watchers: Arc::clone(self), session, address, codes, watcher: Arc::default() };
         let open = self.open.fetch_add(1, Ordering::SeqCst) + 1;
@@ -95,20 +95,20 @@ fn count_down<K: Eq + Hash>(counts: &DashMap<K, usize>, key: &K) {
     counts.remove_if(key, |_, count| *count == 0);
 }
 
-/// An open stream's place, given back when the stream is dropped.
+/// The registration of an open stream. Dropping it removes the stream.
 pub struct Place {
     watchers: Arc<Watchers>,
-    /// Whose it is.
+    /// The browser session of the stream.
     pub session: KeyedHash,
     address: IpAddr,
-    /// What it watches.
+    /// The codes that the stream watches.
     pub codes: Vec<CodeHash>,
-    /// Where it hears of it.
+    /// The watcher through which the stream is notified.
     pub watcher: Arc<Watcher>,
 }
 
 impl Place {
-    /// Whether the server is on its way out.
+    /// Returns whether the server shuts down.
     pub fn is_closed(&self) -> bool {
         self.watchers.closed.load(Ordering::SeqCst)
     }
@@ -153,6 +153,6 @@ mod tests {
         assert!(watchers.by_code.is_empty() && watchers.of_session.is_empty());
         assert!(watchers.of_address.is_empty());
         watchers.close();
-        assert!(place(&watchers, 1, 0).is_none(), "the server is on its way out");
+        assert!(place(&watchers, 1, 0).is_none(), "the server shuts down");
     }
 }

@@ -1,5 +1,5 @@
-//! What a server does that shares its store with others: it goes by the store's clock, and looks
-//! whether the store takes commits and keeps what it promises.
+//! The monitoring of a store that several servers share: the server follows the store's clock, and checks
+//! whether the store accepts commits and keeps acknowledged changes.
 
 use super::error::StoreError;
 use crate::os::{Clock, machine_milliseconds};
@@ -13,10 +13,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-/// Servers that share a store must find in it what the others have written.
+/// Checks that this server has the same lookup key as the others on the store. With another key it could
+/// not find the records that the others wrote.
 ///
 /// # Errors
-/// Where this server has another key, or the store cannot be asked.
+/// This server has another key, or the store cannot be read.
 pub fn agree(store: &dyn Store, lookup: &LookupKey) -> Result<(), StoreError> {
     let hash = lookup.hash(Purpose::Agreement, b"");
     match store.shared().map(|shared| shared.agree("lookup key", hash)) {
@@ -26,16 +27,16 @@ pub fn agree(store: &dyn Store, lookup: &LookupKey) -> Result<(), StoreError> {
     }
 }
 
-/// What `/metrics` says of a shared store.
+/// The metrics of a shared store.
 pub struct Figures {
     /// Seconds by which the store's clock is ahead.
     offset: Gauge<f64, AtomicU64>,
-    /// Hosts that say that they are the primary.
+    /// Hosts that claim to be the primary.
     primaries: Gauge,
 }
 
 impl Figures {
-    /// Makes the figures known to the registry.
+    /// Creates the metrics and registers them.
     pub fn new(registry: &mut Registry) -> Self {
         let figures = Self { offset: Gauge::default(), primaries: Gauge::default() };
         let help = "Seconds by which the shared store's clock is ahead of this machine's";
@@ -47,34 +48,35 @@ impl Figures {
     }
 }
 
-/// How often the shared store is asked for the time, and so whether it is there.
+/// The interval at which the shared store is asked for the time, which also shows that it answers.
 const ASK_TIME: Duration = Duration::from_secs(2);
-/// How long it may say nothing until it counts as away.
+/// The time without an answer after which the store counts as unavailable.
 const SILENCE: Duration = Duration::from_secs(3);
-/// How long anything else that it is asked may take, so that it is asked for the time again.
+/// The longest time for the thorough examination, so that the next question for the time is not delayed.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How many times that is until it is looked at more closely.
+/// The number of rounds from one thorough examination to the next.
 const EXAMINE: u32 = 10;
-/// Milliseconds by which a machine's clock may differ before its server is not ready: what is left
-/// of a lifetime is then not what others say it is.
+/// Milliseconds by which a machine's clock may differ from the store's before its server is not ready.
+/// Beyond that, servers disagree on the remaining time of a code or token.
 const CLOCK_MAY_DIFFER: i64 = 1000;
 
-/// Whether a server may go by its machine's clock where the store's is so far `ahead` of it.
+/// Returns whether a difference of `ahead` milliseconds between the store's clock and the machine's is
+/// acceptable.
 pub const fn clock_is_right(ahead: i64) -> bool {
     ahead.abs() <= CLOCK_MAY_DIFFER
 }
 
-/// A sentence about a store's clock that is so many milliseconds `ahead` of this machine's.
+/// Returns a sentence about a store's clock that is `ahead` milliseconds ahead of this machine's.
 pub fn clock_words(ahead: i64) -> String {
     let (by, side) = (ahead.unsigned_abs(), if ahead < 0 { "behind" } else { "ahead of" });
     format!("the database's clock is {side} this machine's by {by} ms")
 }
 
-/// How often the store is asked for the time in a row: what took longest tells least.
+/// How often the store is asked for the time in a row. The quickest answer is the most exact.
 const LOOKS: usize = 3;
 
-/// How long a look at a store's clock took, and by how much that is ahead of this machine's, both in
-/// milliseconds: the latter to within half of the former.
+/// One reading of a store's clock: the milliseconds that it took, and the milliseconds by which the clock
+/// is ahead of this machine's. The second value is exact to half of the first.
 type Look = (u64, i64);
 
 fn look(clock: impl Fn() -> Result<u64, ReadError>) -> Option<Look> {
@@ -85,27 +87,28 @@ fn look(clock: impl Fn() -> Result<u64, ReadError>) -> Option<Look> {
     Some((took, theirs.cast_signed().saturating_sub(ours.cast_signed())))
 }
 
-/// Milliseconds by which a store's `clock` is ahead of this machine's, by the quickest of some looks.
+/// Returns the milliseconds by which a store's `clock` is ahead of this machine's, from the quickest of
+/// several readings. `None` if no reading succeeded.
 pub fn clock_ahead(clock: impl Fn() -> Result<u64, ReadError>) -> Option<i64> {
     let best = (0..LOOKS).filter_map(|_| look(&clock)).min();
     best.map(|(_, ahead)| ahead)
 }
 
-/// What a server watches that shares its store.
+/// The monitor of a shared store.
 pub struct Cluster {
     /// The shared store.
     pub store: Arc<dyn Store>,
-    /// The clock that goes by the store's.
+    /// The server's clock, which follows the store's.
     pub clock: Arc<dyn Clock>,
-    /// Whether the server is fit.
+    /// The health of the server.
     pub health: Arc<Health>,
-    /// What `/metrics` says of it.
+    /// The metrics of the store.
     pub figures: Figures,
-    /// Whether it is known that a failover may bring spent codes back.
+    /// Whether the operator accepts that a failover may make spent codes valid again.
     pub allow_async_failover: bool,
 }
 
-/// What may be wrong with a shared store: each is logged where it begins and where it ends.
+/// The possible faults of a shared store. The begin and the end of each are logged.
 struct Outages {
     silent: Outage,
     refuses: Outage,
@@ -118,23 +121,23 @@ impl Outages {
         Self {
             silent: Outage::new("the store does not answer", "the store answers again"),
             refuses: Outage::new(
-                "the store takes no commits: not ready",
-                "the store takes commits",
+                "the store accepts no commits; the server is not ready",
+                "the store accepts commits again",
             ),
             differs: Outage::new(
-                "the machine's clock differs from the store's: not ready",
-                "the machine's clock is the store's again",
+                "the machine's clock differs from the store's; the server is not ready",
+                "the machine's clock agrees with the store's again",
             ),
             loses: Outage::new(
-                "the store may lose what was answered: not ready",
-                "the store keeps what was answered",
+                "the store may lose acknowledged changes; the server is not ready",
+                "the store keeps acknowledged changes again",
             ),
         }
     }
 }
 
 impl Cluster {
-    /// Watches the store for as long as the server runs.
+    /// Monitors the store for as long as the server runs.
     pub async fn watch(self) {
         let outages = Outages::new();
         let (mut ask, mut rounds) = (tokio::time::interval(ASK_TIME), 0u32);
@@ -157,8 +160,8 @@ impl Cluster {
         }
     }
 
-    /// Milliseconds by which the store's clock is ahead, asked beside everything else. Where the store
-    /// says nothing for a while it counts as away until it does.
+    /// Returns the milliseconds by which the store's clock is ahead. A store that does not answer within
+    /// [`SILENCE`] counts as unavailable until it answers.
     async fn store_ahead(&self, silent: &Outage) -> Option<i64> {
         let mut best: Option<Look> = None;
         for _ in 0..LOOKS {
@@ -168,7 +171,7 @@ impl Cluster {
             let told = if let Ok(told) = tokio::time::timeout(SILENCE, &mut asked).await {
                 told
             } else {
-                // It may stand still without having closed a connection.
+                // The store may hang without closing its connections.
                 self.health.store_is_there(false);
                 silent.begins("it was asked for the time");
                 asked.await
@@ -183,7 +186,7 @@ impl Cluster {
         best.map(|(_, ahead)| ahead)
     }
 
-    /// Goes by the store's clock from now on.
+    /// Makes the server's clock follow the store's.
     fn go_by(&self, ahead: i64, differs: &Outage) {
         self.clock.correct(ahead);
         self.figures.offset.set(ahead as f64 / 1000.0);
@@ -196,7 +199,7 @@ impl Cluster {
         self.health.clock_is_right(fit);
     }
 
-    /// Whether the store takes commits: nobody has to lose a request to find out.
+    /// Returns whether the store accepts commits. Without this test, a failed request would be the first sign.
     async fn takes_commits(&self, refuses: &Outage) -> bool {
         let store = Arc::clone(&self.store);
         let tried = move || store.shared().map_or(Ok(()), Shared::takes_commits);
@@ -213,8 +216,8 @@ impl Cluster {
         }
     }
 
-    /// Whether the store keeps what it promises. Where it does not the server is not ready, unless
-    /// its operator knows.
+    /// Checks whether the store keeps acknowledged changes. If it may lose them, the server is not ready,
+    /// unless `allow_async_failover` is set.
     async fn look_closely(&self, loses: &Outage) {
         let store = Arc::clone(&self.store);
         let examined = move || store.shared().map(Shared::examine);

@@ -1,37 +1,38 @@
-//! Why a store cannot be worked with.
+//! The reasons why a store cannot be used.
 
 use iptunnel_storage::{CommitError, OpenError, ReadError};
 use std::path::PathBuf;
 
-/// Why a server cannot work with its store.
+/// The reasons why a server cannot use its store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// It could not be opened.
+    /// The store cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// What it holds could not be read.
+    /// The content of the store cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// What it must hold could not be read.
+    /// The store's mark cannot be read.
     #[error(transparent)]
     Watermark(#[from] WatermarkError),
-    /// It did not take the commit by which a new epoch begins.
-    #[error("the server has to be started again: {0}")]
+    /// The store refused the commit that begins a new epoch.
+    #[error("a new epoch could not begin: {0}; start the server again")]
     Epoch(CommitError),
-    /// Another server on it has other keys.
+    /// The other servers on the store have another lookup key.
     #[error(
-        "auth.lookup_key_file: this is not the key of the other servers on this database: copy the \
-         files of [auth] from one of them"
+        "auth.lookup_key_file: the key differs from that of the other servers on this database; copy \
+         the files of [auth] from one of them"
     )]
     OtherKey,
 }
 
-/// Why a mark cannot be read. Without it nobody can tell whether the store has become an earlier one.
+/// The error of a mark that cannot be read. Without the mark the server cannot detect that the store was
+/// set back to an earlier state.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the mark of the store, {}, cannot be read: {problem}. It tells whether the store lacks what was \
-     answered. Put the file back as it was, or run iptunnel-server fence: it writes a new one, and \
-     codes that are not spent are no longer good",
+    "the mark of the store, {}, cannot be read: {problem}. Without it the server cannot detect that \
+     the store lacks acknowledged changes. Restore the file, or run iptunnel-server fence: it writes \
+     a new mark and voids all unspent codes",
     file.display()
 )]
 pub struct WatermarkError {

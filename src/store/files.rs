@@ -1,16 +1,16 @@
-//! Where a store is, and how it is opened.
+//! The location of the store, and how it is opened.
 
 use crate::config::{Backend, Config};
 use iptunnel_storage::{Disks, EmbeddedStore, FileDisk, OpenDisk, OpenError, PostgresStore, Store};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The store's files: the one at `path`, and its journal beside it.
+/// Returns the store's files: the one at `path`, and its journal beside it.
 pub fn files(path: &Path) -> Disks {
     Disks { rows: file_disk(path.to_owned()), journal: file_disk(beside(path, ".journal")) }
 }
 
-/// The file beside the one at `path`, whose name goes on with `ending`.
+/// Returns `path` with `ending` added to the name of the file.
 pub fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
@@ -21,10 +21,10 @@ fn file_disk(path: PathBuf) -> OpenDisk {
     Box::new(move || Ok(Box::new(FileDisk::open(&path)?)))
 }
 
-/// Opens the store that is configured. Where it is cannot be changed from within it.
+/// Opens the configured store. Settings that are kept in the store cannot change its location.
 ///
 /// # Errors
-/// Where that fails.
+/// The store cannot be opened.
 pub fn open(config: &Config, disks: Disks) -> Result<Arc<dyn Store>, OpenError> {
     Ok(match config.storage.backend {
         Backend::Redb => Arc::new(EmbeddedStore::open(disks)?),

@@ -1,8 +1,8 @@
-//! The store's surroundings.
+//! How the server opens, checks and monitors its store.
 //!
-//! * [`files`]: where it is, and how it is opened; [`error`]: why it cannot be worked with
-//! * [`watermark`]: what it must hold, noted outside of it
-//! * [`cluster`]: what a server does beside others on one store
+//! * [`files`]: the location and opening of the store; [`error`]: why the store cannot be used
+//! * [`watermark`]: the minimum that the store must hold, recorded outside of it
+//! * [`cluster`]: the monitoring of a store that several servers share
 
 pub mod cluster;
 pub mod error;

@@ -1,8 +1,8 @@
-//! What the store must hold, kept beside it: a store that holds less has become an earlier one, from
-//! a backup or by a failover, and a code that was spent may look unspent in it.
+//! The mark file beside the store: it records the minimum that the store must hold. A store that holds
+//! less was set back to an earlier state, by a backup or a failover, and a spent code may look unspent.
 //!
-//! The mark is some seconds behind, so what is lost of the last ones is not noticed; a backup is
-//! older than that. Where the mark was restored with the store, only `iptunnel-server fence` helps.
+//! The mark is a few seconds old, so a loss of the last seconds is not detected; a backup is older than
+//! that. If the mark was restored together with the store, only `iptunnel-server fence` helps.
 
 use super::error::{StoreError, WatermarkError};
 use super::files::beside;
@@ -15,15 +15,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How often the mark is written, where it has moved.
+/// The interval at which a changed mark is written.
 const EVERY: Duration = Duration::from_secs(2);
 
-/// The file of the mark of the store at `path`.
+/// Returns the path of the mark file of the store at `path`.
 pub fn file_of(path: &Path) -> PathBuf {
     beside(path, ".mark")
 }
 
-/// The mark in a file; `None` where there is none yet.
+/// Reads the mark from a file. Returns `None` if the file does not exist.
 fn read(path: &Path) -> Result<Option<Watermark>, WatermarkError> {
     let unreadable = |problem: String| WatermarkError { file: path.to_owned(), problem };
     match std::fs::read_to_string(path) {
@@ -32,15 +32,17 @@ fn read(path: &Path) -> Result<Option<Watermark>, WatermarkError> {
         Ok(text) => match text.parse() {
             Ok(mark) => Ok(Some(mark)),
             Err(()) if text.trim().is_empty() => Err(unreadable("the file is empty".into())),
-            Err(()) => Err(unreadable("the file holds something else".into())),
+            Err(()) => {
+                Err(unreadable("the content is not a mark: the file holds something else".into()))
+            }
         },
     }
 }
 
-/// Puts a mark in the place of the one before. It may get lost with the power, but not be torn: a
-/// server does not start on a mark that it cannot read. Within an epoch its timeline only grows: a
-/// database of an earlier one stays refused, whatever this server has seen since it started. A new
-/// epoch may begin on a database that was restored to an earlier timeline.
+/// Replaces the mark atomically. A power cut may lose the new mark, but never leaves a partial one: a
+/// server does not start with an unreadable mark. Within an epoch the timeline only grows, so that a
+/// database with an earlier timeline stays refused. A new epoch may begin on a database that was
+/// restored to an earlier timeline.
 fn write(path: &Path, mark: &Watermark) -> std::io::Result<()> {
     let before = read(path).ok().flatten().filter(|before| before.epoch >= mark.epoch);
     let before = before.map_or(0, |before| before.timeline);
@@ -55,16 +57,16 @@ fn write(path: &Path, mark: &Watermark) -> std::io::Result<()> {
     std::fs::rename(&new, path)
 }
 
-/// Makes sure that what was renamed in the folder of `path` stays so.
+/// Syncs the folder of `path`, so that a rename in it survives a power cut.
 fn sync_folder_of(path: &Path) -> std::io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// Holds a store against its mark: where it lacks what was acknowledged, a new epoch begins.
+/// Checks a store against its mark. If the store lacks acknowledged changes, a new epoch begins.
 ///
 /// # Errors
-/// Where the mark or the store cannot be read, or the store does not take a commit.
+/// The mark or the store cannot be read, or the store refuses a commit.
 pub fn check(store: &dyn Store, path: &Path, now: Timestamp) -> Result<(), StoreError> {
     let Some(mark) = read(&file_of(path))? else { return Ok(()) };
     if !store.contains(&mark)? {
@@ -74,10 +76,10 @@ pub fn check(store: &dyn Store, path: &Path, now: Timestamp) -> Result<(), Store
     Ok(())
 }
 
-/// Lets a new epoch begin, whatever the store holds.
+/// Begins a new epoch unconditionally, and returns its number.
 ///
 /// # Errors
-/// Where the store does not take a commit.
+/// The store refuses a commit.
 pub fn fence(store: &dyn Store, path: &Path, now: Timestamp) -> Result<u64, CommitError> {
     let known = read(&file_of(path)).ok().flatten();
     let present = store.watermark().unwrap_or_default();
@@ -88,9 +90,9 @@ pub fn fence(store: &dyn Store, path: &Path, now: Timestamp) -> Result<u64, Comm
     begin_epoch(store, path, last, "an operator has raised the epoch", now)
 }
 
-/// Lets the epoch after `last` begin. An embedded store voids what is unspent in many commits: until
-/// the last of them its mark asks for more than it can hold, so that a start after an interruption
-/// begins anew, and does not take for done what was begun.
+/// Begins the epoch after `last`. An embedded store needs many commits to void all unspent codes. Until
+/// the last of them its mark requires more than the store can hold, so that a start after an
+/// interruption begins the epoch again instead of treating it as complete.
 fn begin_epoch(
     store: &dyn Store,
     path: &Path,
@@ -100,7 +102,7 @@ fn begin_epoch(
 ) -> Result<u64, CommitError> {
     if store.shared().is_none() {
         let unfinished = last.unfinished();
-        // It must be there before the first of them is, also after a loss of power.
+        // This mark must be on disk before the first of these commits, also after a power cut.
         write(&file_of(path), &unfinished)
             .and_then(|()| sync_folder_of(path))
             .map_err(|error| CommitError::Refused(error.to_string()))?;
@@ -110,23 +112,23 @@ fn begin_epoch(
     Ok(epoch)
 }
 
-/// Writes the mark; `None` where the store is closed, which then has none to tell.
+/// Writes the mark and returns it. Returns `None` if the store is closed.
 pub fn keep_now(store: &dyn Store, path: &Path) -> Option<Watermark> {
     keep_moved(store, path, None)
 }
 
-/// The same where it is another one than the `last`.
+/// Writes the mark if it differs from `last`.
 fn keep_moved(store: &dyn Store, path: &Path, last: Option<&Watermark>) -> Option<Watermark> {
     let (file, mark) = (file_of(path), store.watermark()?);
     if last != Some(&mark)
         && let Err(error) = write(&file, &mark)
     {
-        tracing::error!(file = %file.display(), %error, "the mark of the store cannot be written");
+        tracing::error!(file = %file.display(), %error, "the mark of the store cannot be written; the server tries again");
     }
     Some(mark)
 }
 
-/// Writes the mark for as long as the server runs, and shows the epoch.
+/// Writes the mark for as long as the server runs, and sets the metric of the epoch.
 pub async fn keep(store: Arc<dyn Store>, path: PathBuf, epoch: Gauge) {
     let mut last = None;
     loop {
@@ -158,14 +160,14 @@ mod tests {
             write(&file, &written).unwrap();
             assert_eq!(read(&file).unwrap(), Some(Watermark { timeline: found, ..written }));
         }
-        // On a database that was restored.
+        // The database was restored, and a new epoch began.
         let later = Watermark { epoch: 1, ..mark(4, 2) };
         write(&file, &later).unwrap();
         assert_eq!(read(&file).unwrap(), Some(later));
     }
 
     #[test]
-    fn a_mark_that_cannot_be_read_is_named_and_what_mends_it() {
+    fn the_error_of_an_unreadable_mark_names_the_file_and_the_remedy() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("x.mark");
         assert_eq!(read(&file).unwrap(), None);
@@ -176,7 +178,7 @@ mod tests {
                 assert!(error.contains(words), "{error}");
             }
         }
-        // What cannot be looked at is not said to be missing.
+        // A path that cannot be read is an error, and not a missing mark.
         assert!(read(folder.path()).is_err());
     }
 }

@@ -7,6 +7,7 @@ use serde_json::json;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -141,6 +142,24 @@ fn healthcheck_succeeds_exactly_while_the_server_is_ready() {
     assert!(check(server.folder.path()));
     server.kill();
     assert!(!check(server.folder.path()));
+}
+
+#[test]
+fn healthcheck_fails_when_the_server_accepts_the_connection_and_never_answers() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let folder = folder();
+    let address = format!("admin.bind={}", silent.local_addr().unwrap());
+    let mut check = program(folder.path());
+    let mut check =
+        check.args(["healthcheck", "--set", &address]).stderr(Stdio::null()).spawn().unwrap();
+    // Kept open: a closed connection would be an answer.
+    let _connection = silent.accept().unwrap();
+    let mut ended = None;
+    wait_until("the health check ends", || {
+        ended = check.try_wait().unwrap();
+        ended.is_some()
+    });
+    assert!(!ended.unwrap().success());
 }
 
 #[test]
@@ -296,7 +315,7 @@ fn an_invalid_file_on_sighup_changes_nothing_and_is_logged_as_an_error() {
 #[test]
 fn sighup_names_settings_that_need_a_restart_and_leaves_them_unchanged() {
     let server = with_file("[server]\nmax_connections = 100\n");
-    hang_up(&server, Some("[server]\nmax_connections = 200\n"), "with a restart only");
+    hang_up(&server, Some("[server]\nmax_connections = 200\n"), "only after a restart");
     assert!(server.output().contains("server.max_connections"));
 }
 

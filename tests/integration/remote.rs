@@ -82,7 +82,7 @@ fn an_edited_shortened_or_truncated_audit_log_is_detected() {
         assert!(fs::read_to_string(&heads).unwrap().contains("\"entries\":4"));
         old.again()
     };
-    assert!(asked(&server, &["audit", "verify"]).contains("4 entries are whole"));
+    assert!(asked(&server, &["audit", "verify"]).contains("4 entries are complete"));
     assert_eq!(asked_json(&server, &["audit", "verify"])["entries"], 4);
     let export = asked(&server, &["audit", "export"]);
     assert_eq!(export.lines().count(), 4);
@@ -99,11 +99,14 @@ fn an_edited_shortened_or_truncated_audit_log_is_detected() {
     let (sound, words) = verified(&[lines[0], lines[2], lines[3]].join("\n"));
     assert!(!sound && words.contains("entry 2 is missing"), "{words}");
     let (sound, words) = verified(&lines[..3].join("\n"));
-    assert!(!sound && words.contains("entry 4 was signed: it was cut off"), "{words}");
+    assert!(
+        !sound && words.contains("entry 4 was signed: the end of the log is missing"),
+        "{words}"
+    );
     let signed = fs::read_to_string(&heads).unwrap();
     fs::write(&heads, signed.replace("\"entries\":4", "\"entries\":3")).unwrap();
     let (sound, words) = verified(&export);
-    assert!(!sound && words.contains("signature that is not this server's"), "{words}");
+    assert!(!sound && words.contains("the signature of a head is invalid"), "{words}");
 }
 
 #[test]
@@ -115,6 +118,6 @@ fn a_command_reports_that_no_server_is_running() {
     let folder = tempfile::tempdir().unwrap();
     let elsewhere = program(folder.path()).args(["servers", "list"]).output().unwrap();
     let words = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
-    assert!(words.contains("is this where the server runs?"), "{words}");
+    assert!(words.contains("run this command in the server's folder"), "{words}");
     assert!(!folder.path().join("data").exists());
 }
