@@ -28,7 +28,7 @@ pub struct Live {
 }
 
 /// Returns the part of a configuration that the actors use.
-fn tuning_of(config: &Config) -> ActorSettings {
+fn actor_settings(config: &Config) -> ActorSettings {
     let actors = &config.actors;
     ActorSettings {
         lifetimes: config.lifetimes,
@@ -61,7 +61,7 @@ impl Live {
         let tokens = Tokens::new(&SigningFile::read_or_make(&config.auth.signing_key_file)?);
         let master = master_hash(&config, &lookup)?;
         Ok(Self {
-            tuning: Arc::new(ArcSwap::from_pointee(tuning_of(&config))),
+            tuning: Arc::new(ArcSwap::from_pointee(actor_settings(&config))),
             config: ArcSwap::from_pointee(config),
             tokens: ArcSwap::from_pointee(tokens),
             master: ArcSwap::from_pointee(master),
@@ -102,7 +102,7 @@ impl Live {
 
     /// Applies a checked configuration. Keys and master token stay as they are.
     pub fn retune(&self, config: Config) {
-        self.tuning.store(Arc::new(tuning_of(&config)));
+        self.tuning.store(Arc::new(actor_settings(&config)));
         self.config.store(Arc::new(config));
     }
 
