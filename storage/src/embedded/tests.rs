@@ -613,7 +613,7 @@ fn what_the_rows_refused_until_the_end_is_there_after_a_new_start() {
         let store = pair.store();
         pair.rows.fault(fault);
         let mut returned = 0;
-        until("the fate of a commit is unknown", || {
+        until("the outcome of a commit is unknown", || {
             let is_written = store.commit(&issue(returned + 1..=returned + 1)).is_ok();
             returned += u64::from(is_written);
             !is_written
@@ -724,7 +724,7 @@ fn why_only_a_new_start_can_help_is_told() {
     pair.rows.fault(Fault::FailsSyncs);
     let mut next = 2;
     let mut error = None;
-    until("the fate of a commit is unknown", || {
+    until("the outcome of a commit is unknown", || {
         error = store.commit(&issue(next..=next)).err();
         next += 1;
         // Refused while the engine is being looked at: nothing was written then.
