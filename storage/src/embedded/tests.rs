@@ -171,7 +171,7 @@ impl History {
 }
 
 #[test]
-fn what_was_committed_is_read_back_at_once_and_after_closing_and_opening() {
+fn committed_records_are_read_back_at_once_and_after_reopening() {
     let pair = Pair::new();
     let (code, activation) = (samples::code(1, 1, 0), samples::activation(1, 1, 0));
     let servers = [samples::server(0, 1), samples::server(1, 1)];
@@ -221,7 +221,7 @@ fn one_of_everything_is_read_the_same_before_and_after_the_process_ends() {
 }
 
 #[test]
-fn a_change_is_written_whole_where_all_its_guards_hold_over_what_is_pending() {
+fn a_change_is_written_whole_if_all_its_guards_hold_over_pending_changes() {
     let pair = Pair::new();
     let store = pair.store();
     store.commit(&issue(1..=2)).unwrap();
@@ -255,7 +255,7 @@ fn a_change_is_written_whole_where_all_its_guards_hold_over_what_is_pending() {
 }
 
 #[test]
-fn what_returned_is_there_whenever_the_process_ends() {
+fn an_acknowledged_commit_survives_whenever_the_process_ends() {
     for end in ENDS {
         let pair = Pair::new();
         let mut store = pair.store();
@@ -277,7 +277,7 @@ fn what_returned_is_there_whenever_the_process_ends() {
 }
 
 #[test]
-fn what_gathers_is_taken_over_without_being_asked_for() {
+fn gathered_changes_are_checkpointed_without_a_request() {
     let pair = Pair::new();
     let store = pair.store();
     store.commit(&issue(1..=1)).unwrap();
@@ -287,7 +287,7 @@ fn what_gathers_is_taken_over_without_being_asked_for() {
 }
 
 #[test]
-fn a_stepped_store_hands_over_when_it_is_told_to_or_somebody_waits_and_at_its_end() {
+fn a_stepped_store_checkpoints_on_request_when_a_caller_waits_and_at_its_end() {
     let pair = Pair::new();
     let store = pair.stepped();
     let pending = |number| store.shared.lock().pending.version(Row::Code(number)).is_some();
@@ -304,7 +304,7 @@ fn a_stepped_store_hands_over_when_it_is_told_to_or_somebody_waits_and_at_its_en
 }
 
 #[test]
-fn a_stepped_store_whose_rows_refuse_says_so_and_hands_over_the_same_once_they_take_it() {
+fn a_stepped_store_whose_engine_refuses_reports_it_and_checkpoints_the_same_later() {
     let pair = Pair::new();
     let store = pair.stepped();
     store.commit(&issue(1..=1)).unwrap();
@@ -317,7 +317,7 @@ fn a_stepped_store_whose_rows_refuse_says_so_and_hands_over_the_same_once_they_t
     assert_eq!(store.oldest_codes(None, 9).unwrap().len(), 2);
 }
 
-fn ended_in_taking_over_and_again_in_the_recovery(end: End) {
+fn ended_in_a_checkpoint_and_again_in_the_recovery(end: End) {
     const CODES: u64 = 60;
     let (mut tried, mut cut_short) = (0, 0);
     let issued = Pair::new();
@@ -362,22 +362,22 @@ fn ended_in_taking_over_and_again_in_the_recovery(end: End) {
 }
 
 #[test]
-fn a_process_killed_while_the_engine_takes_over_and_again_in_the_recovery_loses_nothing() {
-    ended_in_taking_over_and_again_in_the_recovery(End::Killed);
+fn a_process_killed_in_a_checkpoint_and_again_in_the_recovery_loses_nothing() {
+    ended_in_a_checkpoint_and_again_in_the_recovery(End::Killed);
 }
 
 #[test]
-fn power_lost_while_the_engine_takes_over_and_again_in_the_recovery_loses_nothing() {
-    ended_in_taking_over_and_again_in_the_recovery(End::PowerLost);
+fn power_lost_in_a_checkpoint_and_again_in_the_recovery_loses_nothing() {
+    ended_in_a_checkpoint_and_again_in_the_recovery(End::PowerLost);
 }
 
 #[test]
 fn power_lost_while_the_disks_write_and_again_in_the_recovery_loses_nothing() {
-    ended_in_taking_over_and_again_in_the_recovery(End::PowerLostWhileWriting);
+    ended_in_a_checkpoint_and_again_in_the_recovery(End::PowerLostWhileWriting);
 }
 
 #[test]
-fn a_process_that_ends_between_and_within_commits_loses_none_that_returned() {
+fn a_process_that_ends_between_or_within_commits_loses_no_acknowledged_one() {
     let made = Pair::new();
     drop(made.store());
     for end in ENDS {
@@ -437,7 +437,7 @@ fn the_segments_of_the_journal_are_used_again_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_commit_larger_than_a_segment_goes_past_the_journal_in_its_turn() {
+fn a_commit_larger_than_a_segment_bypasses_the_journal_in_order() {
     for end in ENDS {
         let pair = Pair::new();
         let store = pair.store();
@@ -487,7 +487,7 @@ fn a_journal_that_lacks_a_record_the_store_needs_is_refused() {
 const BLOCK: u64 = 4096;
 
 #[test]
-fn a_record_torn_over_others_that_the_rows_have_taken_over_costs_none_that_returned() {
+fn a_record_torn_over_checkpointed_ones_loses_no_acknowledged_commit() {
     let pair = Pair::new();
     let store = pair.stepped();
     (1..=5).for_each(|number| drop(store.commit(&issue(number..=number)).unwrap()));
@@ -505,7 +505,7 @@ fn a_record_torn_over_others_that_the_rows_have_taken_over_costs_none_that_retur
 }
 
 #[test]
-fn damage_to_a_record_that_the_rows_have_taken_over_costs_none_behind_it() {
+fn damage_to_a_checkpointed_record_loses_none_after_it() {
     let pair = Pair::new();
     let store = pair.stepped();
     (1..=3).for_each(|number| drop(store.commit(&issue(number..=number)).unwrap()));
@@ -519,7 +519,7 @@ fn damage_to_a_record_that_the_rows_have_taken_over_costs_none_behind_it() {
 }
 
 #[test]
-fn damage_to_a_record_that_the_rows_lack_is_refused_where_others_lie_behind_it() {
+fn damage_to_a_record_that_the_engine_lacks_is_refused_if_others_follow_it() {
     for lost in [3, 4] {
         let pair = Pair::new();
         let store = pair.stepped();
@@ -535,7 +535,7 @@ fn damage_to_a_record_that_the_rows_lack_is_refused_where_others_lie_behind_it()
 }
 
 #[test]
-fn a_journal_that_does_not_follow_on_the_store_changes_nothing_however_often_it_is_tried() {
+fn a_journal_that_does_not_follow_on_the_store_never_changes_it() {
     let pair = Pair::new();
     let store = pair.store();
     store.commit(&issue(1..=2)).unwrap();
@@ -558,7 +558,7 @@ impl Pair {
     }
 }
 
-fn rows_refuse_and_come_back(fault: Fault) {
+fn the_engine_refuses_and_works_again(fault: Fault) {
     let pair = Pair::new();
     let store = pair.store();
     store.commit(&issue(1..=1)).unwrap();
@@ -597,17 +597,17 @@ fn has_code_pending(store: &EmbeddedStore, number: u64) -> bool {
 }
 
 #[test]
-fn full_rows_refuse_commits_lose_none_and_come_back() {
-    rows_refuse_and_come_back(Fault::Full);
+fn a_full_engine_refuses_commits_loses_none_and_works_again() {
+    the_engine_refuses_and_works_again(Fault::Full);
 }
 
 #[test]
-fn rows_that_fail_writes_refuse_commits_lose_none_and_come_back() {
-    rows_refuse_and_come_back(Fault::FailsWrites);
+fn an_engine_that_fails_writes_refuses_commits_loses_none_and_works_again() {
+    the_engine_refuses_and_works_again(Fault::FailsWrites);
 }
 
 #[test]
-fn what_the_rows_refused_until_the_end_is_there_after_a_new_start() {
+fn changes_that_the_engine_refused_until_the_end_are_there_after_a_restart() {
     for fault in [Fault::Full, Fault::FailsWrites, Fault::FailsSyncs] {
         let pair = Pair::new();
         let store = pair.store();
@@ -626,7 +626,7 @@ fn what_the_rows_refused_until_the_end_is_there_after_a_new_start() {
 }
 
 #[test]
-fn after_a_failed_sync_of_the_journal_the_fate_of_the_commit_is_called_unknown() {
+fn after_a_failed_sync_of_the_journal_the_outcome_of_the_commit_is_unknown() {
     for end in ENDS {
         let pair = Pair::new();
         let store = pair.store();
@@ -690,14 +690,14 @@ proptest! {
 }
 
 #[test]
-fn a_write_of_a_version_that_cannot_be_is_a_conflict() {
+fn a_write_of_an_impossible_version_is_a_conflict() {
     let pair = Pair::new();
     let verdicts = pair.store().commit(&[one(Write::Code(samples::code(1, 0, 0)))]).unwrap();
     assert_eq!(verdicts, [Verdict::Conflict]);
 }
 
 #[test]
-fn a_pending_row_that_was_forgotten_is_not_found_once_the_engine_knows() {
+fn a_deleted_pending_row_is_not_found_after_the_checkpoint() {
     let pair = Pair::new();
     let store = pair.store();
     store.commit(&issue(1..=1)).unwrap();
@@ -707,7 +707,7 @@ fn a_pending_row_that_was_forgotten_is_not_found_once_the_engine_knows() {
 }
 
 #[test]
-fn a_number_given_out_and_forgotten_before_the_engine_takes_over_is_not_given_out_again() {
+fn a_number_assigned_and_deleted_before_a_checkpoint_is_not_assigned_again() {
     let pair = Pair::new();
     let store = pair.store();
     store.commit(&issue(1..=1)).unwrap();
@@ -716,7 +716,7 @@ fn a_number_given_out_and_forgotten_before_the_engine_takes_over_is_not_given_ou
 }
 
 #[test]
-fn why_only_a_new_start_can_help_is_told() {
+fn a_fatal_fault_is_reported_with_its_reason() {
     let pair = Pair::new();
     let store = pair.store();
     store.commit(&issue(1..=1)).unwrap();
@@ -769,7 +769,7 @@ fn a_file_of_format_1_is_read_whole_and_is_then_of_the_present_format() {
 }
 
 #[test]
-fn a_segment_is_not_begun_again_before_the_engine_has_taken_it_over() {
+fn a_segment_is_not_reused_before_it_is_checkpointed() {
     let pair = Pair::new();
     let store = pair.stepped();
     let large = |number| {
@@ -785,7 +785,7 @@ fn a_segment_is_not_begun_again_before_the_engine_has_taken_it_over() {
 }
 
 #[test]
-fn a_closed_store_can_be_opened_again_though_somebody_still_holds_it() {
+fn a_closed_store_can_be_reopened_while_its_old_value_exists() {
     let folder = tempfile::tempdir().unwrap();
     let held = on_files(folder.path());
     held.commit(&issue(1..=1)).unwrap();
@@ -798,7 +798,7 @@ fn a_closed_store_can_be_opened_again_though_somebody_still_holds_it() {
 }
 
 #[test]
-fn a_new_epoch_voids_all_that_could_be_spent_twice_and_nothing_else_however_much_it_is() {
+fn a_new_epoch_voids_exactly_what_could_be_spent_twice_however_much_it_is() {
     let pair = Pair::new();
     let store = pair.store();
     let spent = |n: u64| n.is_multiple_of(3);
@@ -834,7 +834,7 @@ fn a_new_epoch_voids_all_that_could_be_spent_twice_and_nothing_else_however_much
 }
 
 #[test]
-fn every_older_copy_of_a_store_is_noticed_however_often_one_was_restored() {
+fn every_older_copy_of_a_store_is_noticed_after_any_number_of_restores() {
     for end in ENDS {
         let pair = Pair::new();
         let mut store = pair.store();
@@ -864,7 +864,7 @@ fn every_older_copy_of_a_store_is_noticed_however_often_one_was_restored() {
 }
 
 #[test]
-fn a_commit_that_goes_past_the_journal_is_one_that_a_store_must_hold() {
+fn the_watermark_demands_a_commit_that_bypassed_the_journal() {
     let pair = Pair::new();
     let store = pair.store();
     store.commit(&issue(1..=1)).unwrap();
@@ -882,7 +882,7 @@ fn a_commit_that_goes_past_the_journal_is_one_that_a_store_must_hold() {
 }
 
 #[test]
-fn whoever_waits_for_the_engine_when_the_store_is_closed_is_told_so() {
+fn a_caller_that_waits_for_the_engine_gets_an_error_when_the_store_closes() {
     let pair = Pair::new();
     let store = Arc::new(pair.store());
     // The thread has ended, and a commit that was under way is in the journal.
@@ -900,7 +900,7 @@ fn whoever_waits_for_the_engine_when_the_store_is_closed_is_told_so() {
 }
 
 #[test]
-fn a_probe_that_cannot_open_the_rows_refuses_and_is_made_again() {
+fn a_probe_that_cannot_open_the_engine_fails_and_can_be_repeated() {
     let pair = Pair::new();
     let store = pair.stepped();
     store.commit(&issue(1..=1)).unwrap();

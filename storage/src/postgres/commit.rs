@@ -393,7 +393,7 @@ impl Writer {
         members: &[Member],
         error: &str,
     ) -> Result<Option<Vec<bool>>, CommitError> {
-        tracing::warn!(error, "the connection broke during a commit; reading back its outcome");
+        tracing::warn!(error, "the outcome of a commit is unknown; reading it back");
         self.in_doubt = true;
         let settled = self.settle(store, Instant::now() + SETTLE).await;
         match settled.map_err(CommitError::Unknown)? {

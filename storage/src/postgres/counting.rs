@@ -153,7 +153,7 @@ impl Counting {
                 Err(error) => {
                     place.in_doubt = Some(given);
                     let error = unreadable(error);
-                    tracing::debug!(%error, "the connection broke while counting; reading back the outcome");
+                    tracing::debug!(%error, "the outcome of a count is unknown; reading it back");
                     if let Some(row) = self.look(inner).await? {
                         return Ok(row);
                     }

@@ -149,7 +149,7 @@ fn a_change_whose_guard_fails_is_not_written_and_its_neighbours_are() {
 }
 
 #[test]
-fn a_change_of_which_a_part_would_be_written_is_not_written_and_its_neighbours_are() {
+fn a_change_that_fits_only_in_part_is_not_written_and_its_neighbours_are() {
     let database = Database::new();
     let store = database.store();
     assert_eq!(commit(&store, &[issue(1), open(1), issue(2)]), [Written; 3]);
@@ -165,7 +165,7 @@ fn a_change_of_which_a_part_would_be_written_is_not_written_and_its_neighbours_a
 }
 
 #[test]
-fn changes_of_one_batch_that_are_about_the_same_follow_one_another() {
+fn changes_of_one_record_in_a_batch_follow_one_another() {
     let database = Database::new();
     let store = database.store();
     let again = |version, state| Change(vec![Write::Code(code(1, version, state)), audited(1)]);
@@ -191,7 +191,7 @@ fn changes_of_one_batch_that_are_about_the_same_follow_one_another() {
 }
 
 #[test]
-fn of_two_registrations_of_one_server_one_counts_and_its_neighbours_do() {
+fn one_of_two_registrations_of_a_server_counts_and_its_neighbours_do_too() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     let register = |number| Change(vec![Write::Server(server(number, 1)), audited(number.into())]);
@@ -205,7 +205,7 @@ fn of_two_registrations_of_one_server_one_counts_and_its_neighbours_do() {
 }
 
 #[test]
-fn of_two_servers_that_decide_on_the_same_record_one_is_told() {
+fn of_two_servers_that_decide_on_one_record_one_gets_a_conflict() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     assert_ne!(one.process(), other.process());
@@ -242,7 +242,7 @@ fn a_code_cannot_have_two_open_activations() {
 }
 
 #[test]
-fn a_change_decided_on_what_another_server_has_replaced_is_not_written_though_the_number_fits() {
+fn a_change_decided_on_a_replaced_record_is_not_written_although_its_version_fits() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     let activation_of_1 = |number, version, state| {
@@ -277,7 +277,7 @@ fn a_change_decided_on_what_another_server_has_replaced_is_not_written_though_th
 }
 
 #[test]
-fn a_code_is_changed_only_over_what_the_change_itself_closes() {
+fn a_code_is_changed_only_over_the_activation_that_the_change_closes() {
     let database = Database::new();
     let store = database.store();
     assert_eq!(commit(&store, &[issue(1), open(1), issue(2), open(2), issue(3)]), [Written; 5]);
@@ -363,7 +363,7 @@ fn wait_until(what: &str, is: impl Fn() -> bool) {
 }
 
 #[test]
-fn a_server_that_is_paused_while_it_settles_the_log_holds_up_nobodys_commits() {
+fn a_server_that_pauses_while_it_settles_the_log_delays_no_commit() {
     let database = Database::new();
     let stores: Vec<_> = (0..3).map(|_| database.store()).collect();
     for (number, store) in (1..).zip(&stores) {
@@ -402,7 +402,7 @@ fn a_server_that_is_paused_while_it_settles_the_log_holds_up_nobodys_commits() {
 }
 
 #[test]
-fn what_was_settled_before_a_schemas_second_step_is_not_settled_again() {
+fn entries_settled_before_the_schemas_second_step_are_not_settled_again() {
     let database = Database::new();
     execute(&database.url(), migrate::STEPS[0]);
     let old = "CREATE TABLE schema_step (
@@ -427,7 +427,7 @@ fn what_was_settled_before_a_schemas_second_step_is_not_settled_again() {
 }
 
 #[test]
-fn whoever_follows_hears_of_what_every_server_does() {
+fn the_feed_delivers_the_events_of_every_server() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     commit(&one, &[issue(1)]);
@@ -448,7 +448,7 @@ fn whoever_follows_hears_of_what_every_server_does() {
 }
 
 #[test]
-fn what_happens_is_heard_of_though_a_server_stands_still_while_it_settles() {
+fn events_are_delivered_while_a_server_hangs_in_settling_the_log() {
     let database = Database::new();
     let (proxy, one) = through_a_proxy(&database);
     let other = database.store();
@@ -476,7 +476,7 @@ fn what_happens_is_heard_of_though_a_server_stands_still_while_it_settles() {
 }
 
 #[test]
-fn what_a_newer_program_does_is_heard_of_though_it_is_not_understood() {
+fn events_of_a_newer_program_are_delivered_although_not_understood() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     let heard = Arc::new(Mutex::new(Vec::<Event>::new()));
@@ -525,7 +525,7 @@ fn hear(store: &PostgresStore, told: Published, timeline: u32) -> (Published, Op
 }
 
 #[test]
-fn after_a_promotion_is_heard_what_stands_in_the_log_where_the_standby_lacked_its_end() {
+fn after_a_promotion_the_feed_delivers_entries_that_replaced_a_lost_end_of_the_log() {
     let database = Database::new();
     let store = database.store();
     let enter = |number, entries| {
@@ -556,7 +556,7 @@ fn after_a_promotion_is_heard_what_stands_in_the_log_where_the_standby_lacked_it
 }
 
 #[test]
-fn what_happened_is_heard_of_though_what_was_tried_cannot_be_read() {
+fn events_are_delivered_although_attempts_cannot_be_read() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     let heard = Arc::new(Mutex::new(Vec::<Event>::new()));
@@ -673,7 +673,7 @@ fn a_charge_that_arrives_after_its_connection_broke_counts_nothing() {
 }
 
 #[test]
-fn a_charge_that_nobody_was_told_of_is_given_back_as_soon_as_the_database_answers() {
+fn an_unanswered_charge_is_given_back_as_soon_as_the_database_answers() {
     let database = Database::new();
     let (proxy, store) = through_a_proxy(&database);
     assert_eq!(count_one(&store).unwrap(), 1);
@@ -691,7 +691,7 @@ fn a_charge_that_nobody_was_told_of_is_given_back_as_soon_as_the_database_answer
 }
 
 #[test]
-fn what_is_given_back_is_given_back_once_whatever_becomes_of_the_answer() {
+fn a_charge_is_given_back_once_even_if_the_answer_is_lost() {
     let database = Database::new();
     let (proxy, store) = through_a_proxy(&database);
     (1..=5).for_each(|used| assert_eq!(count_one(&store).unwrap(), used));
@@ -711,7 +711,7 @@ fn what_is_given_back_is_given_back_once_whatever_becomes_of_the_answer() {
 }
 
 #[test]
-fn a_server_counts_on_over_a_database_that_does_not_know_it() {
+fn a_server_continues_to_count_on_a_database_that_does_not_know_it() {
     let database = Database::new();
     let store = database.store();
     assert_eq!(count_one(&store).unwrap(), 1);
@@ -740,7 +740,7 @@ const SEEN: [([u64; 2], u64); 7] = [
 ];
 
 #[test]
-fn a_check_in_is_kept_where_it_is_later_or_what_stands_there_lies_in_the_future() {
+fn a_check_in_replaces_an_earlier_one_or_one_from_the_future() {
     let database = Database::new();
     let store = database.store();
     let known = two_servers(&store);
@@ -763,7 +763,7 @@ fn a_check_in_is_kept_where_it_is_later_or_what_stands_there_lies_in_the_future(
 }
 
 #[test]
-fn a_registration_counts_as_a_check_in_also_over_one_from_the_future() {
+fn a_registration_counts_as_a_check_in_even_over_one_from_the_future() {
     let database = Database::new();
     let store = database.store();
     let [mut known, _] = two_servers(&store);
@@ -776,7 +776,7 @@ fn a_registration_counts_as_a_check_in_also_over_one_from_the_future() {
 }
 
 #[test]
-fn nothing_of_a_future_that_never_came_is_kept_for_good() {
+fn times_from_a_wrong_future_clock_do_not_stay() {
     let database = Database::new();
     let (store, gone) = (database.store(), database.store());
     commit(&gone, &[issue(1)]);
@@ -820,7 +820,7 @@ fn nothing_of_a_future_that_never_came_is_kept_for_good() {
 }
 
 #[test]
-fn servers_tell_each_other_once_who_has_checked_in() {
+fn servers_send_each_check_in_to_each_other_once() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     commit(&one, &[Change(vec![Write::Server(server(5, 1))])]);
@@ -839,7 +839,7 @@ fn servers_tell_each_other_once_who_has_checked_in() {
 }
 
 #[test]
-fn a_row_that_another_server_has_in_hand_is_left_and_the_others_are_written() {
+fn a_row_locked_by_another_server_is_skipped_and_the_others_are_written() {
     let database = Database::new();
     let store = database.store();
     let both: Vec<Change> = (5..7).map(|n| Change(vec![Write::Server(server(n, 1))])).collect();
@@ -873,7 +873,7 @@ fn while_in_hand(url: &str, sql: &str, does: impl FnOnce()) {
 }
 
 #[test]
-fn settings_are_kept_and_forgotten() {
+fn settings_are_stored_and_removed() {
     let database = Database::new();
     let store = database.store();
     let set = |value: Option<&str>| {
@@ -888,7 +888,7 @@ fn settings_are_kept_and_forgotten() {
 }
 
 #[test]
-fn a_later_programs_schema_is_refused_and_stores_may_start_at_once() {
+fn a_newer_programs_schema_is_refused_and_stores_may_start_together() {
     let database = Database::new();
     std::thread::scope(|scope| {
         let starts: Vec<_> = (0..4).map(|_| scope.spawn(|| database.store().process())).collect();
@@ -912,7 +912,7 @@ fn expiry(store: &dyn Store, number: u64) -> Timestamp {
 }
 
 #[test]
-fn a_database_that_lacks_what_was_acknowledged_voids_what_could_be_spent_twice() {
+fn a_database_that_lacks_acknowledged_commits_voids_what_could_be_spent_twice() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     commit(&one, &[issue(100), issue(200), open(200)]);
@@ -944,7 +944,7 @@ fn a_database_that_lacks_what_was_acknowledged_voids_what_could_be_spent_twice()
 }
 
 #[test]
-fn an_idle_server_notices_that_its_database_has_become_an_earlier_one() {
+fn an_idle_server_notices_that_its_database_returned_to_an_earlier_state() {
     let database = Database::new();
     let store = database.store();
     commit(&store, &[issue(100)]);
@@ -978,7 +978,7 @@ fn learn(store: &PostgresStore) {
 }
 
 #[test]
-fn what_a_server_that_is_gone_has_committed_must_be_there_for_the_others() {
+fn the_watermark_of_other_servers_demands_the_commits_of_an_ended_one() {
     let database = Database::new();
     let (one, gone) = (database.store(), database.store());
     commit(&one, &[issue(100), issue(200)]);
@@ -1007,7 +1007,7 @@ fn what_a_server_that_is_gone_has_committed_must_be_there_for_the_others() {
 }
 
 #[test]
-fn a_start_has_what_the_others_have_committed_before_in_its_mark() {
+fn the_watermark_of_a_new_start_has_the_earlier_commits_of_the_others() {
     let database = Database::new();
     let one = database.store();
     commit(&one, &[issue(100)]);
@@ -1017,7 +1017,7 @@ fn a_start_has_what_the_others_have_committed_before_in_its_mark() {
 }
 
 #[test]
-fn a_server_that_has_ended_leaves_the_mark_once_a_later_commit_stands_for_its_own() {
+fn an_ended_server_leaves_the_watermark_once_a_later_commit_covers_its_own() {
     let database = Database::new();
     let (one, ended) = (database.store(), database.store());
     commit(&ended, &[issue(1)]);
@@ -1034,7 +1034,7 @@ fn a_server_that_has_ended_leaves_the_mark_once_a_later_commit_stands_for_its_ow
 }
 
 #[test]
-fn an_epoch_begins_once_for_all_who_find_the_same() {
+fn an_epoch_begins_once_for_all_servers_that_find_the_same_loss() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     commit(&one, &[issue(100)]);
@@ -1051,7 +1051,7 @@ fn an_epoch_begins_once_for_all_who_find_the_same() {
 }
 
 #[test]
-fn servers_agree_on_what_the_first_one_said() {
+fn servers_agree_on_the_value_of_the_first_one() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     let hash = iptunnel_domain::lookup::KeyedHash;
@@ -1061,7 +1061,7 @@ fn servers_agree_on_what_the_first_one_said() {
 }
 
 #[test]
-fn a_database_of_tests_that_does_not_sync_is_called_bad() {
+fn a_test_database_that_does_not_sync_is_reported_as_bad() {
     let database = Database::new();
     let findings = database.store().examine().unwrap();
     let of = |what: &str| findings.iter().find(|finding| finding.what.contains(what)).unwrap();
@@ -1073,7 +1073,7 @@ fn a_database_of_tests_that_does_not_sync_is_called_bad() {
 }
 
 #[test]
-fn a_store_is_the_same_after_it_was_copied_there_and_back() {
+fn a_store_is_the_same_after_a_copy_there_and_back() {
     let folder = tempfile::tempdir().unwrap();
     let open = |name: &str| {
         let disk = |name: String| -> crate::OpenDisk {
@@ -1126,7 +1126,7 @@ fn open_many(numbers: std::ops::RangeInclusive<u64>) -> Vec<Change> {
 }
 
 #[test]
-fn too_many_counters_are_given_up_least_counted_first_and_never_one_at_its_limit() {
+fn of_too_many_counters_the_least_counted_are_deleted_first_and_never_one_at_its_limit() {
     let database = Database::new();
     let store = database.store();
     let count = |key: u64, times: usize| {

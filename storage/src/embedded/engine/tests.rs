@@ -21,7 +21,7 @@ fn folder() -> tempfile::TempDir {
 }
 
 #[test]
-fn what_was_committed_is_there_after_closing_and_opening() {
+fn committed_records_are_there_after_reopening() {
     let folder = folder();
     let path = folder.path().join("s.redb");
     let (code, activation) = (samples::code(1, 1, 0), samples::activation(1, 1, 0));
@@ -47,7 +47,7 @@ fn what_was_committed_is_there_after_closing_and_opening() {
 }
 
 #[test]
-fn a_change_is_written_whole_where_all_its_guards_hold_and_else_not_at_all() {
+fn a_change_is_written_whole_if_all_its_guards_hold_and_else_not_at_all() {
     let folder = folder();
     let store = on_file(&folder.path().join("s.redb"));
     store.commit(&[one(Write::Code(samples::code(1, 1, 0)))]).unwrap();
@@ -73,7 +73,7 @@ fn a_change_is_written_whole_where_all_its_guards_hold_and_else_not_at_all() {
 }
 
 #[test]
-fn past_rows_are_found_through_runs_and_forgotten_ones_are_not() {
+fn old_rows_are_found_through_runs_and_deleted_ones_are_not() {
     let folder = folder();
     let path = folder.path().join("s.redb");
     let count = 70_000;
@@ -111,7 +111,7 @@ fn issue(numbers: std::ops::RangeInclusive<u64>) -> Vec<Change> {
 }
 
 #[test]
-fn a_reader_finds_what_its_snapshot_holds_whatever_is_written_meanwhile() {
+fn a_reader_finds_the_rows_of_its_snapshot_whatever_is_written_meanwhile() {
     let store = BadDisk::new().store();
     let codes = 32_768;
     store.commit(&issue(1..=codes)).unwrap();
@@ -127,7 +127,7 @@ fn a_reader_finds_what_its_snapshot_holds_whatever_is_written_meanwhile() {
 }
 
 #[test]
-fn what_a_store_holds_is_found_by_its_hash_however_often_it_had_to_be_opened_again() {
+fn records_are_found_by_their_hash_however_often_the_file_was_reopened() {
     for changes in 0..40 {
         let disk = BadDisk::new();
         let mut store = disk.store();
@@ -151,7 +151,7 @@ fn what_a_store_holds_is_found_by_its_hash_however_often_it_had_to_be_opened_aga
 }
 
 #[test]
-fn numbers_are_not_given_out_twice_though_every_row_is_forgotten() {
+fn numbers_are_not_assigned_twice_although_every_row_is_deleted() {
     let folder = folder();
     let path = folder.path().join("s.redb");
     {
@@ -218,7 +218,7 @@ fn counters_keep_their_places_and_free_ones_stay_free() {
 }
 
 #[test]
-fn a_store_of_a_newer_format_is_refused_by_name() {
+fn a_store_of_a_newer_format_is_refused_with_its_format() {
     let folder = folder();
     let path = folder.path().join("s.redb");
     drop(on_file(&path));
@@ -244,7 +244,7 @@ fn one_process_at_a_time_holds_a_store() {
 }
 
 #[test]
-fn a_store_whose_head_was_lost_is_left_alone() {
+fn a_store_whose_header_was_lost_is_not_changed() {
     let folder = folder();
     let path = folder.path().join("s.redb");
     on_file(&path).commit(&everything()).unwrap();
@@ -267,7 +267,7 @@ impl BadDisk {
 }
 
 #[test]
-fn a_loss_of_power_keeps_every_commit_that_returned() {
+fn a_loss_of_power_keeps_every_acknowledged_commit() {
     let disk = BadDisk::new();
     let mut acknowledged = 0;
     for round in 1..=5 {
@@ -368,7 +368,7 @@ fn a_disk_that_fails_a_write_refuses_the_commit_and_works_again_afterwards() {
 }
 
 #[test]
-fn after_a_failed_sync_the_fate_of_the_commit_is_called_unknown() {
+fn after_a_failed_sync_the_outcome_of_the_commit_is_unknown() {
     let disk = BadDisk::new();
     let store = disk.store();
     disk.fault(Fault::FailsSyncs);
@@ -450,7 +450,7 @@ fn make_format_3(path: &Path, rows: u64) {
 }
 
 #[test]
-fn all_rows_of_a_store_of_format_3_are_found_in_runs_or_not() {
+fn all_rows_of_a_store_of_format_3_are_found_inside_and_outside_of_runs() {
     let folder = folder();
     let path = folder.path().join("s.redb");
     let rows = 2 * 32_768 + 5000;
@@ -523,7 +523,7 @@ fn the_log_is_read_from_anywhere_in_both_directions_and_its_chain_is_whole() {
 }
 
 #[test]
-fn the_log_is_entered_by_time_without_missing_an_entry() {
+fn a_search_by_time_misses_no_entry_of_the_log() {
     let folder = folder();
     let store = on_file(&folder.path().join("s.redb"));
     assert_eq!(store.audit_number_at(Timestamp(5)).unwrap(), 1);
@@ -570,7 +570,7 @@ fn attempts_on_a_code_are_kept_then_counted_and_go_with_the_code() {
 }
 
 #[test]
-fn attempts_on_codes_that_are_not_there_are_not_kept() {
+fn attempts_on_unknown_codes_are_not_kept() {
     let store = BadDisk::new().store();
     let attempt = |n| one(Write::Attempt(samples::event(n)));
     let code = |n| one(Write::Code(samples::code(n, 1, 0)));
@@ -593,7 +593,7 @@ impl RedbStore {
 }
 
 #[test]
-fn attempts_of_before_on_codes_that_are_not_there_are_dropped_some_with_each_commit() {
+fn old_attempts_on_unknown_codes_are_deleted_some_with_each_commit() {
     let folder = folder();
     let path = folder.path().join("s.redb");
     on_file(&path).commit(&issue(1..=20)).unwrap();
@@ -623,7 +623,7 @@ fn attempts_of_before_on_codes_that_are_not_there_are_dropped_some_with_each_com
 }
 
 #[test]
-fn settings_are_kept_replaced_and_forgotten() {
+fn settings_are_stored_replaced_and_removed() {
     let folder = folder();
     let path = folder.path().join("s.redb");
     let set = |key: &str, value: Option<&str>| {

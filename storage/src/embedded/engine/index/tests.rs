@@ -117,7 +117,7 @@ fn the_number_of_runs_follows_the_logarithm_of_the_rows_and_every_entry_stands_o
 }
 
 #[test]
-fn pages_of_forgotten_rows_are_dropped_some_at_a_time() {
+fn pages_of_deleted_rows_are_dropped_some_at_a_time() {
     let mut rows = Rows::new();
     (0..40).for_each(|_| rows.commit(800, 0));
     rows.commit(1, 32_000);
