@@ -157,7 +157,7 @@ impl EmbeddedStore {
     /// if the engine refused and must be tried again.
     #[cfg(any(test, feature = "simulated"))]
     pub fn checkpoint(&self) -> bool {
-        matches!(self.checkpointer.step(), Step::TakenOver)
+        matches!(self.checkpointer.step(), Step::Checkpointed)
     }
 
     fn open_without_thread(disks: Disks) -> Result<Self, OpenError> {
@@ -300,7 +300,7 @@ impl EmbeddedStore {
     }
 
     /// Returns the engine, once it has the record that `last` names.
-    fn engine_knowing(&self, last: fn(&Pending) -> u64) -> Result<&RedbStore, ReadError> {
+    fn engine_with(&self, last: fn(&Pending) -> u64) -> Result<&RedbStore, ReadError> {
         let last = last(&self.shared.lock().pending);
         self.wait_for(last).map_err(|e| ReadError(e.to_string()))?;
         Ok(&self.engine)
@@ -319,9 +319,9 @@ fn recover(engine: &RedbStore, had: u64, records: Vec<journal::Record>) -> Resul
     for (number, payload) in records {
         if number != last + 1 {
             return Err(format!(
-                "the journal goes on at record {number} and lacks {}: that is damaged, or the two \
-                 files are not from the same moment. Restore both; without the journal the last \
-                 commits are lost",
+                "the journal continues at record {number} and lacks record {}: that record is \
+                 damaged, or the two files are not from the same moment. Restore both files; \
+                 without the journal the last commits are lost",
                 last + 1
             ));
         }
@@ -331,7 +331,9 @@ fn recover(engine: &RedbStore, had: u64, records: Vec<journal::Record>) -> Resul
     if last > had {
         let verdicts = engine.checkpoint(&changes, last).map_err(|e| e.to_string())?;
         if verdicts.contains(&Verdict::Conflict) {
-            return Err("the journal does not follow on the store".into());
+            return Err("the journal does not follow on the store: the two files are not of \
+                 the same store or moment. Restore both files of one backup"
+                .into());
         }
         tracing::info!(commits = last - had, "wrote the journal's commits to the engine");
     }
@@ -352,7 +354,7 @@ enum Step {
     /// Nothing was pending.
     Nothing,
     /// The engine has all that was pending.
-    TakenOver,
+    Checkpointed,
     /// The engine refuses, and must be tried again.
     Refused(String),
     /// Only a new start can help.
@@ -383,7 +385,7 @@ impl Checkpointer {
             // the next start writes it to the engine.
             loop {
                 match self.step() {
-                    Step::Nothing | Step::TakenOver => break,
+                    Step::Nothing | Step::Checkpointed => break,
                     Step::Refused(reason) if self.pause_after(&reason) => {}
                     Step::Refused(_) | Step::Fatal(_) => return,
                 }
@@ -409,11 +411,11 @@ impl Checkpointer {
         // If it was unknown whether they were written, the engine knows now.
         let has_them =
             is_tried_again && self.engine.checkpointed().is_ok_and(|taken| taken >= *last);
-        let step = if has_them { Step::TakenOver } else { self.hand_over(changes, *last) };
+        let step = if has_them { Step::Checkpointed } else { self.write_to_engine(changes, *last) };
         let mut state = self.shared.lock();
         match &step {
             Step::Nothing => {}
-            Step::TakenOver => {
+            Step::Checkpointed => {
                 state.trouble = Trouble::None;
                 state.checkpointed = *last;
                 state.pending.forget(*last);
@@ -426,12 +428,12 @@ impl Checkpointer {
         step
     }
 
-    fn hand_over(&self, changes: &[Change], last: u64) -> Step {
+    fn write_to_engine(&self, changes: &[Change], last: u64) -> Step {
         match self.engine.checkpoint(changes, last) {
             Ok(verdicts) if verdicts.contains(&Verdict::Conflict) => {
                 Step::Fatal("the journal does not follow on the store".into())
             }
-            Ok(_) => Step::TakenOver,
+            Ok(_) => Step::Checkpointed,
             Err(CommitError::Unknown(reason)) if self.engine.has_failed_a_sync() => {
                 Step::Fatal(reason)
             }
@@ -561,7 +563,7 @@ impl Store for EmbeddedStore {
     }
 
     fn frontier(&self) -> Result<LastNumbers, ReadError> {
-        self.engine_knowing(Pending::last)?.frontier()
+        self.engine_with(Pending::last)?.frontier()
     }
 
     fn code(&self, hash: CodeHash) -> Result<Option<Code>, ReadError> {
@@ -575,7 +577,7 @@ impl Store for EmbeddedStore {
     }
 
     fn server(&self, number: ServerNumber) -> Result<Option<Server>, ReadError> {
-        self.engine_knowing(Pending::last_of_servers)?.server(number)
+        self.engine_with(Pending::last_of_servers)?.server(number)
     }
 
     fn servers_before(
@@ -583,15 +585,15 @@ impl Store for EmbeddedStore {
         before: Option<ServerNumber>,
         limit: usize,
     ) -> Result<Vec<Server>, ReadError> {
-        self.engine_knowing(Pending::last_of_servers)?.servers_before(before, limit)
+        self.engine_with(Pending::last_of_servers)?.servers_before(before, limit)
     }
 
     fn each_server(&self, each: &mut dyn FnMut(Server)) -> Result<(), ReadError> {
-        self.engine_knowing(Pending::last_of_servers)?.each_server(each)
+        self.engine_with(Pending::last_of_servers)?.each_server(each)
     }
 
     fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Result<(), ReadError> {
-        self.engine_knowing(Pending::last)?.each_counter(each)
+        self.engine_with(Pending::last)?.each_counter(each)
     }
 
     fn follow(&self, listener: Listener) {
@@ -599,11 +601,11 @@ impl Store for EmbeddedStore {
     }
 
     fn audit_head(&self) -> Result<Head, ReadError> {
-        self.engine_knowing(Pending::last)?.audit_head()
+        self.engine_with(Pending::last)?.audit_head()
     }
 
     fn audit_from(&self, first: u64, each: &mut dyn FnMut(Entry) -> bool) -> Result<(), ReadError> {
-        self.engine_knowing(Pending::last)?.audit_from(first, each)
+        self.engine_with(Pending::last)?.audit_from(first, each)
     }
 
     fn audit_before(
@@ -611,27 +613,27 @@ impl Store for EmbeddedStore {
         before: u64,
         each: &mut dyn FnMut(Entry) -> bool,
     ) -> Result<(), ReadError> {
-        self.engine_knowing(Pending::last)?.audit_before(before, each)
+        self.engine_with(Pending::last)?.audit_before(before, each)
     }
 
     fn audit_number_at(&self, at: Timestamp) -> Result<u64, ReadError> {
-        self.engine_knowing(Pending::last)?.audit_number_at(at)
+        self.engine_with(Pending::last)?.audit_number_at(at)
     }
 
     fn attempts(&self, code: CodeHash) -> Result<Attempts, ReadError> {
-        self.engine_knowing(Pending::last)?.attempts(code)
+        self.engine_with(Pending::last)?.attempts(code)
     }
 
     fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {
-        self.engine_knowing(Pending::last)?.settings()
+        self.engine_with(Pending::last)?.settings()
     }
 
     fn newest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError> {
-        self.engine_knowing(Pending::last)?.newest_codes(limit)
+        self.engine_with(Pending::last)?.newest_codes(limit)
     }
 
     fn newest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError> {
-        self.engine_knowing(Pending::last)?.newest_activations(limit)
+        self.engine_with(Pending::last)?.newest_activations(limit)
     }
 
     /// Pending changes are not included: recently changed records are not deleted yet.
@@ -640,7 +642,7 @@ impl Store for EmbeddedStore {
         after: Option<CodeNumber>,
         limit: usize,
     ) -> Result<Vec<Code>, ReadError> {
-        self.engine_knowing(Pending::last)?.oldest_codes(after, limit)
+        self.engine_with(Pending::last)?.oldest_codes(after, limit)
     }
 
     /// Pending changes are not included, as in `oldest_codes`.
@@ -649,7 +651,7 @@ impl Store for EmbeddedStore {
         after: Option<ActivationNumber>,
         limit: usize,
     ) -> Result<Vec<Activation>, ReadError> {
-        self.engine_knowing(Pending::last)?.oldest_activations(after, limit)
+        self.engine_with(Pending::last)?.oldest_activations(after, limit)
     }
 }
 

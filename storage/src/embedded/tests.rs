@@ -1,4 +1,5 @@
-//! What a store with a journal promises, whenever its process ends and whatever its disks do.
+//! Tests of the promises of a store with a journal, whenever its process ends and however its disks
+//! fail.
 
 use super::*;
 use crate::embedded::engine::samples::{
@@ -35,24 +36,24 @@ impl Pair {
     fn store(&self) -> EmbeddedStore {
         self.try_store().unwrap()
     }
-    /// As [`Self::store`], without a thread.
+    /// Opens the store as [`Self::store`] does, without a thread.
     fn stepped(&self) -> EmbeddedStore {
         let disks = Disks { rows: self.rows.opener(), journal: self.journal.opener() };
         EmbeddedStore::open_stepped(disks).unwrap()
     }
-    /// Lets the process end after so many changes to either disk.
+    /// Ends the process after so many changes to either disk.
     fn dies_after(&self, changes: u64) {
         self.rows.dies_after(changes);
     }
-    /// Whether the process had ended; another one lives.
+    /// Returns whether the process had ended, and starts another one.
     fn revive(&self, end: End) -> bool {
         self.journal.end(end);
         self.rows.revive(end)
     }
-    /// Ends the process in the middle of whatever it does, and starts another.
+    /// Ends the process at any moment, and starts another.
     fn restart(&self, store: EmbeddedStore, end: End) -> EmbeddedStore {
         self.revive(end);
-        // Whatever it does on its way out, its disks are gone.
+        // Its disks are gone, so nothing that it does at its end has an effect.
         drop(store);
         self.store()
     }
@@ -66,7 +67,7 @@ fn has_code(store: &EmbeddedStore, number: u64) -> bool {
     store.code(samples::code(number, 1, 0).hash).unwrap().is_some()
 }
 
-/// Asks until the answer is yes.
+/// Repeats a check until it is true.
 fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
@@ -75,8 +76,8 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Commits that issue codes, consume them, change them again and forget them, and what is there
-/// after them.
+/// Commits that issue codes, consume them, change them again and delete them, and the expected
+/// records after them.
 #[derive(Default)]
 struct History {
     commits: usize,
@@ -145,7 +146,7 @@ impl History {
         assert_eq!(verdicts, vec![Verdict::Written; changes.len()]);
     }
 
-    /// Forgotten rows may be found until the engine has taken over that they are forgotten.
+    /// Deleted rows may be found until the deletion is checkpointed.
     fn check(&self, store: &EmbeddedStore, at: &str) {
         for (number, expected) in &self.codes {
             let found = store.code(samples::code(*number, 1, 0).hash).unwrap();
@@ -157,7 +158,7 @@ impl History {
         }
     }
 
-    /// As [`Self::check`], of a store that has just been opened.
+    /// Checks as [`Self::check`] does, in a store that has just been opened.
     fn check_all(&self, store: &EmbeddedStore, at: &str) {
         self.check(store, at);
         assert_eq!(store.frontier().unwrap().code.0, self.issued, "{at}");
@@ -261,7 +262,7 @@ fn an_acknowledged_commit_survives_whenever_the_process_ends() {
         let mut store = pair.store();
         let mut history = History::default();
         for round in 0..18 {
-            // From a commit that is alone to more than the engine takes over at once.
+            // From a single change to more than one checkpoint writes.
             for _ in 0..=round % 12 {
                 history.commit_to(&store);
             }
@@ -281,8 +282,10 @@ fn gathered_changes_are_checkpointed_without_a_request() {
     let pair = Pair::new();
     let store = pair.store();
     store.commit(&issue(1..=1)).unwrap();
-    until("a single change is taken over", || store.oldest_codes(None, 9).unwrap().len() == 1);
-    until("it is pending no more", || store.shared.lock().pending.version(Row::Code(1)).is_none());
+    until("a single change is checkpointed", || store.oldest_codes(None, 9).unwrap().len() == 1);
+    until("it is no longer pending", || {
+        store.shared.lock().pending.version(Row::Code(1)).is_none()
+    });
     assert!(has_code(&store, 1));
 }
 
@@ -312,7 +315,7 @@ fn a_stepped_store_whose_engine_refuses_reports_it_and_checkpoints_the_same_late
     assert!(!store.checkpoint() && store.frontier().is_err());
     assert!(matches!(store.commit(&issue(2..=2)), Err(CommitError::Refused(_))));
     pair.rows.fault(Fault::None);
-    until("the store comes back", || store.commit(&[]).is_ok());
+    until("the store works again", || store.commit(&[]).is_ok());
     store.commit(&issue(2..=2)).unwrap();
     assert_eq!(store.oldest_codes(None, 9).unwrap().len(), 2);
 }
@@ -335,7 +338,7 @@ fn ended_in_a_checkpoint_and_again_in_the_recovery(end: End) {
         store.close();
         let close_was_cut_short = pair.revive(end);
         drop(store);
-        // Every change of the recovery is reached, from another one on each time.
+        // Every change of the recovery is reached, starting at a different one each time.
         for in_recovery in (in_close % 5..).step_by(5) {
             let pair = pair.copy();
             pair.dies_after(in_recovery);
@@ -387,7 +390,7 @@ fn a_process_that_ends_between_or_within_commits_loses_no_acknowledged_one() {
             let store = pair.store();
             pair.dies_after(changes);
             let mut returned = 0;
-            // Sizes that reach over blocks; the engine takes over in between.
+            // Sizes of more than a block, with checkpoints in between.
             for commit in 0..20 {
                 let numbers = commit * 30 + 1..=commit * 30 + 30;
                 if store.commit(&issue(numbers)).is_err() {
@@ -426,7 +429,7 @@ fn the_segments_of_the_journal_are_used_again_and_nothing_is_lost() {
             assert!(numbers == (1..=issued).collect::<Vec<_>>(), "round {round}, {end:?}");
         }
     }
-    // All around the journal without a new start.
+    // All around the journal without a restart.
     for _ in 0..1300 {
         issued += 1;
         store.commit(&issue(issued..=issued)).unwrap();
@@ -445,7 +448,7 @@ fn a_commit_larger_than_a_segment_bypasses_the_journal_in_order() {
         let large = Server { note, ..samples::server(1, 2) };
         store.commit(&[one(Write::Server(samples::server(1, 1)))]).unwrap();
         store.commit(&issue(1..=1)).unwrap();
-        // Over a version that is pending, and with a change that comes too late.
+        // Over a pending version, and with a change that comes too late.
         let late = one(Write::Server(samples::server(1, 1)));
         let verdicts = store.commit(&[one(Write::Server(large.clone())), late]).unwrap();
         assert_eq!(verdicts, [Verdict::Written, Verdict::Conflict]);
@@ -470,7 +473,7 @@ fn a_journal_that_lacks_a_record_the_store_needs_is_refused() {
     let pair = Pair::new();
     pair.store().commit(&issue(1..=1)).unwrap();
     let restored = pair.rows.copy();
-    // Each start begins the journal anew: only the last record is left.
+    // Each start resets the journal: only the last record is left.
     for number in 2..=4 {
         pair.store().commit(&issue(number..=number)).unwrap();
     }
@@ -494,7 +497,7 @@ fn a_record_torn_over_checkpointed_ones_loses_no_acknowledged_commit() {
     assert!(store.checkpoint());
     pair.revive(End::Killed);
     drop(store);
-    // The journal begins again, over the first of those records.
+    // The journal starts again, over the first of those records.
     let store = pair.stepped();
     pair.journal.fault(Fault::FailsSyncs);
     let torn = store.commit(&issue(6..=30));
@@ -552,7 +555,7 @@ fn a_journal_that_does_not_follow_on_the_store_never_changes_it() {
 }
 
 impl Pair {
-    /// How many codes the engine has without the journal.
+    /// Returns how many codes the engine has without the journal.
     fn rows_alone(&self) -> usize {
         RedbStore::open(self.rows.opener()).unwrap().oldest_codes(None, usize::MAX).unwrap().len()
     }
@@ -574,12 +577,12 @@ fn the_engine_refuses_and_works_again(fault: Fault) {
         Err(error) => panic!("{fault:?}: {error}"),
     });
     assert!(returned > 1, "the journal answers until the engine is known to refuse");
-    // What is pending can be read meanwhile.
+    // Pending changes can be read meanwhile.
     assert!((2..=returned).all(|number| has_code(&store, number)));
     assert!(!has_code_pending(&store, returned + 1));
     pair.rows.fault(Fault::None);
-    // Whoever hands rows over may be at it just now, and hear of the fault once more.
-    until("the store comes back", || store.commit(&[]).is_ok());
+    // A checkpoint may be running just now, and meet the fault once more.
+    until("the store works again", || store.commit(&[]).is_ok());
     assert!((1..=returned).all(|number| has_code(&store, number)));
     assert!(!has_code(&store, returned + 1));
     store.commit(&issue(returned + 1..=returned + 1)).unwrap();
@@ -702,7 +705,7 @@ fn a_deleted_pending_row_is_not_found_after_the_checkpoint() {
     let store = pair.store();
     store.commit(&issue(1..=1)).unwrap();
     store.commit(&[one(Write::ForgetCode(samples::code(1, 1, 0).number, 1))]).unwrap();
-    until("the code is forgotten", || !has_code(&store, 1));
+    until("the code is deleted", || !has_code(&store, 1));
     assert!(!has_code(&pair.restart(store, End::Killed), 1));
 }
 
@@ -727,7 +730,7 @@ fn a_fatal_fault_is_reported_with_its_reason() {
     until("the outcome of a commit is unknown", || {
         error = store.commit(&issue(next..=next)).err();
         next += 1;
-        // Refused while the engine is being looked at: nothing was written then.
+        // Commits are refused while the engine is examined: nothing was written then.
         matches!(error, Some(CommitError::Unknown(_)))
     });
     until("the thread has ended", || {
@@ -847,7 +850,7 @@ fn every_older_copy_of_a_store_is_noticed_after_any_number_of_restores() {
             }
         }
         let mut mark = store.watermark().unwrap();
-        // Each is newer than the one before it, and older than the first mark.
+        // Each is newer than the one before it, and older than the first watermark.
         for copy in &copies[..2] {
             let store = copy.store();
             assert!(!store.contains(&mark).unwrap(), "{mark:?} {end:?}");
@@ -892,7 +895,7 @@ fn a_caller_that_waits_for_the_engine_gets_an_error_when_the_store_closes() {
     let committed = store.commit(&issue(1..=1)).is_ok();
     let reader = Arc::clone(&store);
     let reader = std::thread::spawn(move || reader.frontier().is_err());
-    until("the reader is told", || reader.is_finished());
+    until("the reader gets an error", || reader.is_finished());
     assert!(reader.join().unwrap());
     store.close();
     let reopened = pair.store();
@@ -906,13 +909,13 @@ fn a_probe_that_cannot_open_the_engine_fails_and_can_be_repeated() {
     store.commit(&issue(1..=1)).unwrap();
     pair.rows.fault(Fault::Full);
     assert!(!store.checkpoint());
-    // Now they cannot be opened either. Nothing was asked of them whose fate could be unknown.
+    // Now they cannot be opened either. An empty commit has no outcome that could be unknown.
     pair.rows.fault(Fault::FailsWrites);
     for _ in 0..3 {
         let probed = store.commit(&[]);
         assert!(matches!(probed, Err(CommitError::Refused(_))), "{probed:?}");
     }
     pair.rows.fault(Fault::None);
-    until("the store comes back", || store.commit(&[]).is_ok());
+    until("the store works again", || store.commit(&[]).is_ok());
     assert_eq!(store.frontier().unwrap().code.0, 1);
 }

@@ -138,7 +138,7 @@ impl Writer {
     /// Begins a new epoch, because the database returned to an earlier state: every unspent code
     /// and open activation in it becomes void, unless another server has done so. Decisions made
     /// before no longer count.
-    async fn begin_anew(&mut self, store: &Inner) -> CommitError {
+    async fn begin_epoch_after_loss(&mut self, store: &Inner) -> CommitError {
         self.open = None;
         let anew = async {
             let why = "the database lacked what had been acknowledged";
@@ -163,14 +163,14 @@ impl Writer {
     }
 
     /// Begins a new epoch if the database lacks changes that were acknowledged.
-    pub(super) async fn hold_against(
+    pub(super) async fn check_watermark(
         &mut self,
         client: &Client,
         store: &Inner,
     ) -> Result<(), ReadError> {
         let held = epoch::contains(client, &store.watermark(self)).await.map_err(unreadable)?;
         if !held {
-            let error = self.begin_anew(store).await;
+            let error = self.begin_epoch_after_loss(store).await;
             tracing::error!(%error, "the database has returned to an earlier state");
         }
         Ok(())
@@ -198,7 +198,7 @@ impl Writer {
             // Its callers have been answered. From here on the outcome is known.
             let settled = self.settle(store, Instant::now() + LOOK).await;
             if let Settled::Behind = settled.map_err(CommitError::Refused)? {
-                return Err(self.begin_anew(store).await);
+                return Err(self.begin_epoch_after_loss(store).await);
             }
         }
         let mut verdicts = vec![Verdict::Written; changes.len()];
@@ -263,13 +263,13 @@ impl Writer {
                 }
                 Err(Trouble::RolledBack(error)) => told(&error),
                 Err(Trouble::NotSent(error)) => error,
-                Err(Trouble::Behind) => return Err(self.begin_anew(store).await),
+                Err(Trouble::Behind) => return Err(self.begin_epoch_after_loss(store).await),
                 Err(Trouble::Replaced(timeline)) => {
                     // Commits of other servers must be there before this server decides on what it
                     // reads.
                     let client = store.pool.get().await;
                     let client = client.map_err(|e| CommitError::Refused(no_connection(&e).0))?;
-                    let held = self.hold_against(&client, store).await;
+                    let held = self.check_watermark(&client, store).await;
                     held.map_err(|error| CommitError::Refused(error.0))?;
                     self.timeline = timeline;
                     return Err(CommitError::Refused(format!(
@@ -399,7 +399,7 @@ impl Writer {
         match settled.map_err(CommitError::Unknown)? {
             Settled::Written => {}
             Settled::Never => return Ok(None),
-            Settled::Behind => return Err(self.begin_anew(store).await),
+            Settled::Behind => return Err(self.begin_epoch_after_loss(store).await),
         }
         let seqs: Vec<i64> = members.iter().flat_map(|one| one.seqs.clone()).collect();
         let found = self.events(store, &seqs).await.map_err(CommitError::Unknown)?;

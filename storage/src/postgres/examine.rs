@@ -57,7 +57,7 @@ const LOCKS: &str = "SELECT DISTINCT relname, pg_locks.pid,
      AND pg_locks.pid <> pg_backend_pid() ORDER BY relname, pg_locks.pid";
 
 /// The advice if commits wait for a standby.
-const WITHOUT_STANDBY: &str = "start the standby. Where it is gone for good, first make sure that this is still the primary \
+const WITHOUT_STANDBY: &str = "start the standby. If it is lost, first make sure that this is still the primary \
      and that no standby was promoted, and only then take its name out of synchronous_standby_names";
 
 /// Returns the time of the database's clock, in milliseconds since the Unix epoch. It is one
@@ -155,8 +155,8 @@ pub(super) async fn examine(client: &Client) -> Result<Vec<Finding>, ReadError> 
     } else if copies > 0 {
         (
             Grade::Warns,
-            "a backup that runs confirms commits in the place of a standby: what was answered is \
-             then on no standby that could be promoted",
+            "a running backup confirms commits in the place of a standby: an acknowledged commit may \
+             be on no standby that could be promoted",
             if standbys > 0 {
                 name_them.as_str()
             } else {
@@ -202,7 +202,7 @@ pub(super) async fn examine(client: &Client) -> Result<Vec<Finding>, ReadError> 
 /// newer one has raised the schema; this helps people who want to start one.
 pub(super) async fn of_store(client: &Client) -> Result<Vec<Finding>, Error> {
     let Some(found) = migrate::step_of(client).await? else {
-        let what = "there is no schema yet".to_owned();
+        let what = "the database has no schema yet".to_owned();
         return Ok(vec![finding(Grade::Good, what, "the first server that starts creates it", "")]);
     };
     let known = migrate::known();
@@ -222,14 +222,14 @@ pub(super) async fn of_store(client: &Client) -> Result<Vec<Finding>, Error> {
     let epoch = if epoch > 1 {
         finding(
             if lately { Grade::Warns } else { Grade::Good },
-            format!("epoch {epoch} began at {since}: data was lost, or an operator has said so"),
-            "what was answered shortly before that may be gone: codes not spent by then are void, \
-             and revocations may have been undone",
-            "revoke again whom you had revoked shortly before (`iptunnel-server servers list` shows \
-             who is); this is said for 30 days",
+            format!("epoch {epoch} began at {since}: data was lost, or an operator began it"),
+            "changes that were acknowledged shortly before may be lost: codes not spent by then are \
+             void, and revocations may have been undone",
+            "revoke again the servers that you had revoked shortly before (`iptunnel-server servers \
+             list` shows which are revoked); this warning stays for 30 days",
         )
     } else {
-        let why = "it grows where the database was found to lack what had been acknowledged";
+        let why = "it grows when the database is found to lack acknowledged changes";
         finding(Grade::Good, format!("epoch {epoch}, since {since}"), why, "")
     };
     Ok(vec![schema, epoch])

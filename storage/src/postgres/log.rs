@@ -288,7 +288,7 @@ impl Published {
         Ok(Self { entry, lately, timeline, attempts })
     }
 
-    fn has_told(&mut self, end: Head) {
+    fn has_published(&mut self, end: Head) {
         self.entry = end.entries;
         self.lately.push_back(end);
         if self.lately.len() > LATELY {
@@ -324,18 +324,18 @@ impl Published {
 
     /// Returns the events of these entries that follow the last published one.
     fn new_of(&mut self, settled: Vec<Entry>) -> Vec<Event> {
-        let (mut news, mut end) = (Vec::with_capacity(settled.len()), None);
+        let (mut events, mut end) = (Vec::with_capacity(settled.len()), None);
         for entry in settled {
             if entry.head.entries == self.entry + 1 {
                 self.entry += 1;
                 end = Some(entry.head);
-                news.push(entry.event);
+                events.push(entry.event);
             }
         }
         if let Some(end) = end {
-            self.has_told(end);
+            self.has_published(end);
         }
-        news
+        events
     }
 
     /// Returns the events entered into the log since the last call. They count as published once
@@ -347,13 +347,13 @@ impl Published {
         let mut page = page_from(client, signed(self.entry + 1), event_heard_of).await?;
         page.retain(|entry| entry.head.entries > self.entry);
         if let Some(last) = page.last() {
-            self.has_told(last.head);
+            self.has_published(last.head);
         }
         Ok(page.into_iter().map(|entry| entry.event).collect())
     }
 
     /// Returns the attempts since the last call. They count as published once all of them are read.
-    async fn tried(&mut self, client: &Client) -> Result<Vec<Event>, ReadError> {
+    async fn attempted(&mut self, client: &Client) -> Result<Vec<Event>, ReadError> {
         let sql = format!(
             "SELECT {EVENT} FROM process
              LEFT JOIN unnest($1::integer[], $2::bigint[]) AS told (id, last) USING (id)
@@ -365,10 +365,10 @@ impl Published {
         let ids: Vec<i32> = self.attempts.keys().copied().collect();
         let last: Vec<i64> = self.attempts.values().copied().collect();
         let rows = rows(client, &sql, &[&ids, &last, &STEP]).await?;
-        let news = rows.iter().map(event_heard_of).collect::<Result<Vec<_>, _>>()?;
+        let events = rows.iter().map(event_heard_of).collect::<Result<Vec<_>, _>>()?;
         let places = rows.iter().map(place).collect::<Result<Vec<_>, _>>()?;
         self.attempts.extend(places);
-        Ok(news)
+        Ok(events)
     }
 }
 
@@ -394,8 +394,8 @@ pub(super) async fn follow(store: Weak<Inner>) {
 impl Inner {
     /// Publishes events to the listener, except the beginning of an epoch: a server that began it at its
     /// start, or started after it, is already in it.
-    fn tell(&self, news: &[Event]) {
-        let others = news.iter().filter(|event| event.action != Action::StoreFenced);
+    fn tell(&self, events: &[Event]) {
+        let others = events.iter().filter(|event| event.action != Action::StoreFenced);
         others.for_each(|event| self.feed.tell(event));
     }
 }
@@ -426,7 +426,7 @@ async fn tell(inner: &Inner, rounds: u64) -> Result<(), ReadError> {
     }
     // An idle server must also notice that the database was replaced by an earlier state of itself.
     if let Ok(mut writer) = inner.writer.try_lock() {
-        writer.hold_against(&client, inner).await?;
+        writer.check_watermark(&client, inner).await?;
     }
     let epoch = super::epoch::present(&client).await.map_err(unreadable)?;
     let mut told = inner.told.lock().await;
@@ -444,6 +444,6 @@ async fn tell(inner: &Inner, rounds: u64) -> Result<(), ReadError> {
         inner.tell(&told.new_of(settled));
     }
     inner.tell(&told.entered(&client).await?);
-    inner.tell(&told.tried(&client).await?);
+    inner.tell(&told.attempted(&client).await?);
     Ok(())
 }
