@@ -57,6 +57,17 @@ pub trait Shared: Send + Sync {
 }
 
 /// A database of records, as the crates above use it. One thread commits; any thread reads.
+///
+/// - **Commits**: [`commit`](Self::commit), [`probe`](Self::probe), [`shared`](Self::shared),
+///   [`follow`](Self::follow), [`close`](Self::close).
+/// - **Epochs**: [`watermark`](Self::watermark), [`contains`](Self::contains),
+///   [`begin_epoch`](Self::begin_epoch).
+/// - **Records**: [`frontier`](Self::frontier); codes, activations and servers by hash, id or
+///   number, and from either end; [`each_counter`](Self::each_counter).
+/// - **Audit log**: [`audit_head`](Self::audit_head), [`audit_from`](Self::audit_from),
+///   [`audit_before`](Self::audit_before), [`audit_number_at`](Self::audit_number_at), and
+///   [`attempts`](Self::attempts) on codes.
+/// - **Settings**: [`settings`](Self::settings).
 pub trait Store: Send + Sync + 'static {
     /// Writes `changes` in their order and returns when they are on disk, with one verdict for
     /// each. A change is written whole if its guards hold, else not at all.
@@ -93,6 +104,10 @@ pub trait Store: Send + Sync + 'static {
     /// did, so no older copy of the store satisfies it. Returns the current epoch.
     fn begin_epoch(&self, last: &Watermark, why: &str, now: Timestamp) -> Result<u64, CommitError>;
 
+    /// From now on calls `listener` for every event that was written, in the order of the commits,
+    /// after the event is on disk. Can be set once; the listener must be quick.
+    fn follow(&self, listener: Listener);
+
     /// Closes the engine in order, so that the next open has nothing to repair. The store must not
     /// be used afterwards.
     fn close(&self);
@@ -123,9 +138,22 @@ pub trait Store: Send + Sync + 'static {
     fn each_server(&self, each: &mut dyn FnMut(Server)) -> Result<(), ReadError>;
     /// Calls `each` with every counter, in the order of their slots.
     fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Result<(), ReadError>;
-    /// From now on calls `listener` for every event that was written, in the order of the commits,
-    /// after the event is on disk. Can be set once; the listener must be quick.
-    fn follow(&self, listener: Listener);
+    /// Returns the codes that were issued last, at most `limit`, the newest first.
+    fn newest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError>;
+    /// Returns the activations that were opened last, at most `limit`, the newest first.
+    fn newest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError>;
+    /// Returns the codes that were issued first, or first after number `after`: at most `limit`,
+    /// the oldest first.
+    fn oldest_codes(&self, after: Option<CodeNumber>, limit: usize)
+    -> Result<Vec<Code>, ReadError>;
+    /// Returns the activations that were opened first, or first after number `after`: at most
+    /// `limit`, the oldest first.
+    fn oldest_activations(
+        &self,
+        after: Option<ActivationNumber>,
+        limit: usize,
+    ) -> Result<Vec<Activation>, ReadError>;
+
     /// Returns the number and hash of the last entry of the audit log.
     fn audit_head(&self) -> Result<Head, ReadError>;
     /// Calls `each` with the entries from number `first` on, the oldest first, until it returns
@@ -147,21 +175,7 @@ pub trait Store: Send + Sync + 'static {
     fn attempts_on(&self, codes: &[CodeHash]) -> Result<Vec<Attempts>, ReadError> {
         codes.iter().map(|code| self.attempts(*code)).collect()
     }
+
     /// Returns the settings that operators have changed, in the order of their keys.
     fn settings(&self) -> Result<Vec<(String, String)>, ReadError>;
-    /// Returns the codes that were issued last, at most `limit`, the newest first.
-    fn newest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError>;
-    /// Returns the activations that were opened last, at most `limit`, the newest first.
-    fn newest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError>;
-    /// Returns the codes that were issued first, or first after number `after`: at most `limit`,
-    /// the oldest first.
-    fn oldest_codes(&self, after: Option<CodeNumber>, limit: usize)
-    -> Result<Vec<Code>, ReadError>;
-    /// Returns the activations that were opened first, or first after number `after`: at most
-    /// `limit`, the oldest first.
-    fn oldest_activations(
-        &self,
-        after: Option<ActivationNumber>,
-        limit: usize,
-    ) -> Result<Vec<Activation>, ReadError>;
 }
