@@ -1,4 +1,4 @@
-//! From one store into another: everything, in order, and then whether it is the same.
+//! Copies one store into another, and compares the two.
 
 use crate::walk::{self, PAGE};
 use crate::{
@@ -12,22 +12,22 @@ use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-/// How many of something there are, and a checksum of all of them.
+/// The number of records of one kind, and a checksum of all of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sum {
-    /// What.
+    /// The kind.
     pub what: &'static str,
-    /// How many.
+    /// The number of records.
     pub count: u64,
-    /// SHA-256, in hexadecimal digits.
+    /// Their SHA-256, in hexadecimal digits.
     pub checksum: String,
 }
 
 /// Why stores could not be copied or compared.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// The other store holds something already.
-    #[error("the store to copy into is not empty")]
+    /// The target store is not empty.
+    #[error("the target store is not empty: copy into an empty one")]
     NotEmpty,
     /// A store could not be read.
     #[error(transparent)]
@@ -35,18 +35,20 @@ pub enum CopyError {
     /// A store could not be written.
     #[error(transparent)]
     Commit(#[from] CommitError),
-    /// A record was refused by a store that nobody else may use.
-    #[error("the store to copy into has changed meanwhile")]
+    /// The target store refused a record, although nobody else may use it.
+    #[error(
+        "the target store was changed during the copy: stop all servers that use it, empty it, and copy again"
+    )]
     Conflict,
 }
 
-/// Copies all that `from` holds into `to`, which must be empty. Nobody else may use either.
+/// Copies all records of `from` into `to`, which must be empty. Nobody else may use either store.
 ///
-/// Versions begin anew, and a shared store numbers servers itself, in the same order: neither means
-/// anything outside of its store.
+/// Versions start again, and a shared store numbers servers itself, in the same order. Neither
+/// means anything outside of its store.
 ///
 /// # Errors
-/// Where one of them cannot be read or written, or `to` is not empty.
+/// If one of them cannot be read or written, or if `to` is not empty.
 pub fn copy(from: &dyn Store, to: &dyn Store) -> Result<(), CopyError> {
     if sums(to)?.iter().any(|sum| sum.count > 0) {
         return Err(CopyError::NotEmpty);
@@ -60,11 +62,11 @@ pub fn copy(from: &dyn Store, to: &dyn Store) -> Result<(), CopyError> {
         for code in &page {
             target.add(Write::Code(Code { version: 1, ..code.clone() }))?;
         }
-        // An attempt is kept only with a code that is there.
+        // An attempt is kept only if its code exists.
         target.write()?;
         for attempts in from.attempts_on(&hashes_of(&page))? {
             let Attempts { kept, more } = attempts;
-            // Beyond those that are kept whole they are only counted, whatever they are.
+            // The further ones are only counted, so their content does not matter.
             let last = kept.last().cloned();
             let more = last.into_iter().flat_map(|last| (0..more).map(move |_| last.clone()));
             for attempt in kept.into_iter().chain(more) {
@@ -106,7 +108,7 @@ fn hashes_of(codes: &[Code]) -> Vec<CodeHash> {
     codes.iter().map(|code| code.hash).collect()
 }
 
-/// Where everything goes, many writes to a commit, each a change of its own.
+/// The target: writes many changes per commit, one write each.
 struct Target<'a> {
     store: &'a dyn Store,
     gathered: Vec<Change>,
@@ -129,7 +131,7 @@ impl Target<'_> {
     }
 }
 
-/// Counts and sums up what is put into it.
+/// Counts records and computes their checksum.
 struct Summing {
     what: &'static str,
     count: u64,
@@ -157,10 +159,10 @@ impl Summing {
     }
 }
 
-/// What a store holds, to be compared with what another one holds.
+/// Returns counts and checksums of all records of a store, for a comparison with another store.
 ///
 /// # Errors
-/// Where it cannot be read.
+/// If it cannot be read.
 pub fn sums(store: &dyn Store) -> Result<Vec<Sum>, CopyError> {
     let (mut codes, mut attempts) = (Summing::new("codes"), Summing::new("attempts"));
     for page in walk::codes(store) {

@@ -1,4 +1,4 @@
-//! What could be spent twice in a store that has become an earlier one, and how it is made void.
+//! Makes void what could be spent twice after a store returned to an earlier state.
 
 use crate::{Change, CommitError, ReadError, Store, Write, walk};
 use iptunnel_domain::Timestamp;
@@ -7,8 +7,8 @@ use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::code::{Code, CodeState};
 use std::sync::Arc;
 
-/// Makes unspent codes and open activations void: they ended before they began, so that no precheck
-/// can have come in time. How many of each there were.
+/// Makes unspent codes and open activations void: their end is set to their beginning, so that no
+/// precheck can have come in time. Returns how many of each there were.
 pub(crate) fn void(
     store: &dyn Store,
     why: &str,
@@ -45,7 +45,7 @@ pub(crate) fn void(
     Ok((codes, activations))
 }
 
-/// Commits each write as a change of its own, all at once: how many they are.
+/// Commits each write as a change of its own, all at once. Returns how many there are.
 fn commit_each(
     store: &dyn Store,
     writes: impl IntoIterator<Item = Write>,

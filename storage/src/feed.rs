@@ -1,23 +1,23 @@
-//! The change feed: whoever follows a store hears of every event that is on disk.
+//! The change feed: reports every event that is on disk to a listener.
 
 use crate::{Change, Verdict, Write};
 use iptunnel_domain::audit::Event;
 use std::sync::OnceLock;
 
-/// Hears of events. Called on the thread that commits.
+/// A callback for events. Called on the thread that commits.
 pub type Listener = Box<dyn Fn(&Event) + Send + Sync>;
 
-/// Tells one listener of what was written.
+/// Reports events to one listener.
 #[derive(Default)]
 pub(crate) struct Feed(OnceLock<Listener>);
 
 impl Feed {
-    /// A second listener is ignored: whoever shares the news among many does so above.
+    /// Sets the listener. A second one is ignored: the caller shares events among several.
     pub(crate) fn follow(&self, listener: Listener) {
         let _ = self.0.set(listener);
     }
 
-    /// Tells of one event.
+    /// Reports one event.
     pub(crate) fn tell(&self, event: &Event) {
         if let Some(listener) = self.0.get() {
             listener(event);

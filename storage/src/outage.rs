@@ -1,10 +1,10 @@
-//! One line in the log when something begins to fail, and one when it works again.
+//! Logs one line when something begins to fail, and one when it works again.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-/// Whether something fails, and since when: however many requests meet it, the log tells of it once
-/// when it begins and once when it ends.
+/// The state of something that may fail, and since when it fails. However many requests meet the
+/// failure, it is logged once when it begins and once when it ends.
 #[derive(Debug)]
 pub struct Outage {
     begun: &'static str,
@@ -13,12 +13,13 @@ pub struct Outage {
 }
 
 impl Outage {
-    /// Nothing fails yet. What the log says when it begins, and when it is over.
+    /// Makes an outage that has not begun. `begun` is logged when it begins, `over` when it ends.
     pub const fn new(begun: &'static str, over: &'static str) -> Self {
         Self { begun, over, since: Mutex::new(None) }
     }
 
-    /// It fails, and this is why. Returns whether that is news, and so was logged.
+    /// Records a failure and its reason. Returns whether the outage has just begun, and so was
+    /// logged.
     pub fn begins(&self, why: &str) -> bool {
         let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
         let news = since.is_none();
@@ -29,7 +30,7 @@ impl Outage {
         news
     }
 
-    /// It works.
+    /// Records a success, which ends the outage.
     pub fn ends(&self) {
         let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(begun) = since.take() {
@@ -38,7 +39,7 @@ impl Outage {
         }
     }
 
-    /// Whether it fails.
+    /// Returns whether the outage is on.
     pub fn is_on(&self) -> bool {
         self.since.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }

@@ -1,8 +1,8 @@
-//! Records as bytes: a format number, the record's version, and the fields by postcard.
+//! Records as bytes: a format number, the record's version, and the fields in postcard's encoding.
 //!
-//! The structs here *are* the format: a field is never added to, removed from or moved in one that
-//! has shipped. A new need makes a `V2` beside it and a new format number; the old one is read for
-//! ever.
+//! The structs here *are* the format: in a struct that has shipped, no field is ever added, removed
+//! or moved. A new need gets a `V2` beside it and a new format number, and the old format stays
+//! readable forever.
 
 use crate::{Change, CheckIn, Counter, CounterRow, ReadError, Setting, Write};
 use iptunnel_domain::activation::{
@@ -99,7 +99,7 @@ fn split(bytes: &[u8]) -> Result<(Version, &[u8]), ReadError> {
     }
 }
 
-/// The version of an encoded record, without reading the rest.
+/// Returns the version of an encoded record, without decoding the rest.
 pub(crate) fn version(bytes: &[u8]) -> Result<Version, ReadError> {
     Ok(split(bytes)?.0)
 }
@@ -226,8 +226,8 @@ pub(crate) fn decode_server(number: u32, bytes: &[u8]) -> Result<Server, ReadErr
     })
 }
 
-/// A write as it stands in the journal. Rows are encoded as in their tables, and written as bytes at
-/// once: one by one they would be the same, and take several times as long.
+/// A write as the journal stores it. Rows are encoded as in their tables and written as byte
+/// strings: serializing byte by byte gives the same result and takes several times as long.
 #[derive(Serialize, Deserialize)]
 enum WriteV1 {
     Code(u64, #[serde(with = "serde_bytes")] Vec<u8>),
@@ -251,7 +251,7 @@ fn encode_event(event: &Event) -> Vec<u8> {
     bytes
 }
 
-/// The one event in `bytes`.
+/// Returns the one event in `bytes`.
 pub(crate) fn decode_event(bytes: &[u8]) -> Result<Event, ReadError> {
     match Event::decode(bytes) {
         Some((event, [])) => Ok(event),
@@ -321,7 +321,7 @@ fn decode_counter((key, policy, used, window_end): CounterV1) -> Result<Counter,
     Ok(Counter { key, policy, used, window_end: Timestamp(window_end) })
 }
 
-/// Changes as one record of the journal.
+/// Encodes changes as one record of the journal.
 pub(crate) fn encode_changes(changes: &[Change]) -> Result<Vec<u8>, ReadError> {
     let mut encoded: Vec<Vec<WriteV1>> = Vec::with_capacity(changes.len());
     for Change(writes) in changes {

@@ -1,26 +1,27 @@
-//! All records of a kind, the oldest first, some at a time: however many there are, memory holds a
-//! page of them.
+//! Iterates over all records of a kind, the oldest first, one page at a time, so memory holds one
+//! page only.
 
 use crate::{ReadError, Store};
 use iptunnel_domain::activation::Activation;
 use iptunnel_domain::code::Code;
 
-/// Records of a page.
+/// Records per page.
 pub(crate) const PAGE: usize = 500;
 
-/// Every code.
+/// Iterates over all codes.
 pub(crate) fn codes(store: &dyn Store) -> impl Iterator<Item = Result<Vec<Code>, ReadError>> {
     pages(|after| store.oldest_codes(after, PAGE), |code| code.number)
 }
 
-/// Every activation.
+/// Iterates over all activations.
 pub(crate) fn activations(
     store: &dyn Store,
 ) -> impl Iterator<Item = Result<Vec<Activation>, ReadError>> {
     pages(|after| store.oldest_activations(after, PAGE), |activation| activation.at.number)
 }
 
-/// The pages that `read` reads, each behind the last record of the one before; ends with an error.
+/// Returns the pages that `read` reads, each after the last record of the page before. Ends with an
+/// error.
 fn pages<R, K: Copy>(
     read: impl Fn(Option<K>) -> Result<Vec<R>, ReadError>,
     number: impl Fn(&R) -> K,

@@ -301,7 +301,7 @@ fn a_connection_that_breaks_during_a_commit_neither_loses_nor_invents_it() {
         check_all(&servers.api, &stories, &note(round));
     }
     let output: String = servers.all.iter().map(Process::output).collect();
-    assert!(output.contains("a commit's outcome is read back"), "{output}");
+    assert!(output.contains("the outcome of a commit is unknown"), "{output}");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The disk beneath the embedded engine, as five operations, so that a test can give it a worse one.
+//! The disk under the embedded store, as five operations, so that a test can replace it with one
+//! that fails.
 
 use std::fmt::Debug;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -7,33 +8,34 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A file's worth of disk.
+/// A disk with the content of one file.
 pub trait Disk: Debug + Send + Sync + 'static {
-    /// Bytes it holds.
+    /// Returns its length in bytes.
     fn len(&self) -> io::Result<u64>;
-    /// Fills `out` from `offset` on.
+    /// Reads from `offset` on until `out` is full.
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
-    /// Makes it hold `len` bytes; new ones are zero.
+    /// Sets its length to `len` bytes; new bytes are zero.
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Writes all of `data` at `offset`.
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()>;
-    /// Returns when everything written before is safe from a loss of power.
+    /// Returns when everything written before survives a loss of power.
     fn sync(&self) -> io::Result<()>;
-    /// Whether it holds nothing.
+    /// Returns whether it is empty.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
 }
 
-/// A real file, held by one process at a time.
+/// A real file, locked by one process at a time.
 #[derive(Debug)]
 pub struct FileDisk(File);
 
 impl FileDisk {
-    /// Opens or creates the file at `path`, readable for its owner alone, and locks it.
+    /// Opens or creates the file at `path`, readable for its owner only, and locks it.
     ///
     /// # Errors
-    /// Those of the file system, and [`io::ErrorKind::WouldBlock`] where another process holds it.
+    /// Those of the file system, and [`io::ErrorKind::WouldBlock`] if another process has locked
+    /// it.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -70,8 +72,8 @@ impl Disk for FileDisk {
     }
 }
 
-/// A disk handed to redb that remembers whether a sync failed: after that nobody can say what is
-/// on it, while a failed write leaves the last synced state in place.
+/// A disk for redb that remembers whether a sync failed. After a failed sync the content of the
+/// disk is unknown, while a failed write leaves the last synced state in place.
 #[derive(Debug)]
 pub(crate) struct Watched {
     disk: Box<dyn Disk>,

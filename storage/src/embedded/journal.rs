@@ -1,38 +1,39 @@
-//! The journal: a small file of its own in which every commit is one record, written and synced at
-//! one place after the other.
+//! The journal: a small file in which every commit is one record. Records are appended and synced
+//! one after the other.
 //!
-//! The file has its size from the start, so a sync has only data to write and no new blocks to
-//! enter: that and one page for a batch make it several times faster than a commit of the engine.
-//! It has two segments. One is written while the engine takes over what the other holds; a segment
-//! is begun again only when all of it has been taken over, so its old records are never missed.
+//! The file has its full size from the start, so a sync only writes data and allocates no blocks.
+//! With that, and one page for a batch, an append is several times faster than a commit of the
+//! engine. The file has two segments. One is written while the engine checkpoints the other. A
+//! segment is written again only when the engine has all of it, so its old records are never
+//! needed.
 
 use crate::Disk;
 use sha2::{Digest, Sha256};
 use std::io;
 
-/// Bytes of a segment: some hundred commits, ten times what gathers before the engine takes over.
+/// Bytes of a segment: some hundred commits, ten times as many as gather before a checkpoint.
 const SEGMENT: u64 = 2 << 20;
-/// Records begin on whole blocks: what has been synced is never written again, so a loss of power
-/// while a record is written cannot take the one before it along.
+/// Records begin on whole blocks. Synced blocks are never written again, so a loss of power during
+/// a write cannot damage the record before.
 const BLOCK: u64 = 4096;
 /// Bytes before the payload: its length 4, the record's number 8, a checksum 16.
 const HEAD: usize = 28;
 static EMPTY: [u8; 64 << 10] = [0; 64 << 10];
 
-/// Why a record is not in the journal.
+/// Why an append failed.
 pub(crate) enum AppendError {
-    /// It could not be written, and is not there.
+    /// It could not be written, and is not in the journal.
     Refused(String),
-    /// It could not be synced, and may or may not be there.
+    /// It could not be synced, and may or may not be in the journal.
     Unknown(String),
 }
 
-/// A record as found: its number and what it holds.
+/// A record that was read: its number and its payload.
 pub(crate) type Record = (u64, Vec<u8>);
 
 pub(crate) struct Journal {
     disk: Box<dyn Disk>,
-    /// Where the segment begins that is written.
+    /// The offset of the segment that is written.
     segment: u64,
     offset: u64,
     /// The last record in the other segment.
@@ -41,8 +42,8 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// Opens a journal and hands out what it holds beyond record `checkpointed`, in the order of the
-    /// numbers. Whoever lets the engine take it over sees whether one is missing.
+    /// Opens a journal and returns its records after record `checkpointed`, in the order of their
+    /// numbers. The caller must check that none is missing.
     ///
     /// # Errors
     /// Those of the disk.
@@ -66,28 +67,28 @@ impl Journal {
         Ok((Self { disk, segment: 0, offset: 0, last_in_other: 0, next: 1 }, records))
     }
 
-    /// Begins anew behind record `last`: all there is has been taken over.
+    /// Starts again after record `last`: the engine has all records.
     pub(crate) fn begin_after(&mut self, last: u64) {
         (self.segment, self.offset, self.last_in_other, self.next) = (0, 0, 0, last + 1);
     }
 
-    /// The number of the last record.
+    /// Returns the number of the last record.
     pub(crate) const fn last(&self) -> u64 {
         self.next - 1
     }
 
-    /// Whether a record of `len` bytes fits into a segment at all.
+    /// Returns whether a record of `len` bytes fits into a segment.
     pub(crate) fn can_hold(len: usize) -> bool {
         blocks(len) <= SEGMENT
     }
 
-    /// The record that must have been taken over before one of `len` bytes can be appended.
+    /// Returns the record that must be checkpointed before one of `len` bytes can be appended.
     pub(crate) fn waits_for(&self, len: usize) -> u64 {
         if self.offset + blocks(len) <= SEGMENT { 0 } else { self.last_in_other }
     }
 
-    /// Appends a record and returns its number once it is synced. What [`Self::waits_for`] says
-    /// must have been taken over.
+    /// Appends a record and returns its number once it is synced. The record that
+    /// [`Self::waits_for`] returns must be checkpointed.
     pub(crate) fn append(&mut self, payload: &[u8]) -> Result<u64, AppendError> {
         if self.offset + blocks(payload.len()) > SEGMENT {
             (self.segment, self.offset) = (SEGMENT - self.segment, 0);
@@ -108,7 +109,7 @@ impl Journal {
     }
 }
 
-/// Bytes that a record of `len` bytes of payload takes.
+/// Returns the bytes that a record with `len` bytes of payload takes.
 fn blocks(len: usize) -> u64 {
     ((HEAD + len) as u64).next_multiple_of(BLOCK)
 }
@@ -123,9 +124,9 @@ fn checksum(number: u64, payload: &[u8]) -> [u8; 16] {
     half
 }
 
-/// Adds the records of the segment at `start` that come after record `checkpointed`. What was not
-/// finished or is damaged is passed over, and so is what was taken over, of this round or of an
-/// earlier one: whatever became of it, the engine has it.
+/// Adds the records of the segment at `start` that come after record `checkpointed`. Skips
+/// unfinished and damaged records, and those already checkpointed, of this round or an earlier one:
+/// the engine has them.
 fn read_segment(
     disk: &dyn Disk,
     start: u64,
@@ -188,11 +189,11 @@ mod tests {
         }
         disk
     }
-    /// Where the last of them stands.
+    /// The offset of the last of them.
     const THIRD: u64 = 3 * BLOCK;
 
     #[test]
-    fn what_was_appended_survives_a_loss_of_power_and_is_read_in_its_order() {
+    fn appended_records_survive_a_loss_of_power_and_are_read_in_order() {
         let disk = three();
         disk.end(End::PowerLost);
         assert_eq!(
@@ -202,18 +203,18 @@ mod tests {
     }
 
     #[test]
-    fn a_record_cut_short_is_as_if_it_had_never_been() {
+    fn a_record_cut_short_is_ignored() {
         let whole = HEAD + 10_000;
         for cut in (1..whole).step_by(512).chain([HEAD - 1, HEAD, HEAD + 1, whole - 1]) {
             let disk = three();
-            // What stood there before it was begun: nothing, or an earlier round.
+            // The content from before: nothing, or an earlier round.
             disk.opened().write(THIRD + cut as u64, &vec![0xAA; whole - cut]).unwrap();
             assert_eq!(numbers(&disk, 0), [1, 2], "cut at {cut}");
         }
     }
 
     #[test]
-    fn a_record_with_one_bit_changed_is_as_if_it_had_never_been() {
+    fn a_record_with_one_changed_bit_is_ignored() {
         let disk = three();
         for at in (0..HEAD).chain((HEAD..HEAD + 10_000).step_by(997)).chain([HEAD + 9999]) {
             let at = THIRD + at as u64;
@@ -236,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_half_written_when_power_is_lost_does_not_take_the_one_before_it_along() {
+    fn a_record_half_written_at_a_loss_of_power_does_not_damage_the_one_before() {
         let disk = three();
         let (mut journal, _) = Journal::open(disk.opened(), 0).unwrap();
         journal.begin_after(3);
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn records_of_an_earlier_round_behind_newer_ones_are_not_read() {
+    fn records_of_an_earlier_round_after_newer_ones_are_not_read() {
         let disk = BadDisk::new();
         let (mut journal, _) = Journal::open(disk.opened(), 0).unwrap();
         (1..=8).for_each(|number| append(&mut journal, number, 100));
@@ -257,13 +258,13 @@ mod tests {
         journal.begin_after(8);
         append(&mut journal, 9, 100);
         assert_eq!(numbers(&disk, 8), [9]);
-        // Over the places of two, and of the beginning of a third.
+        // It overwrites two old records and the beginning of a third.
         append(&mut journal, 10, 5000);
         assert_eq!(numbers(&disk, 8), [9, 10]);
     }
 
     #[test]
-    fn a_segment_is_begun_again_while_the_other_is_still_read_whole() {
+    fn a_segment_is_reused_while_the_other_is_still_read_whole() {
         const LEN: usize = 500_000;
         let disk = BadDisk::new();
         let (mut journal, _) = Journal::open(disk.opened(), 0).unwrap();
@@ -282,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_could_not_be_written_leaves_its_place_and_its_number_to_the_next() {
+    fn the_next_record_takes_the_place_and_number_of_one_that_was_not_written() {
         let disk = three();
         let (mut journal, _) = Journal::open(disk.opened(), 0).unwrap();
         journal.begin_after(3);
@@ -296,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_may_fill_a_segment_and_no_more() {
+    fn a_record_may_fill_a_segment_but_not_exceed_it() {
         let largest = SEGMENT as usize - HEAD;
         assert!(Journal::can_hold(largest) && !Journal::can_hold(largest + 1));
         let disk = BadDisk::new();
@@ -308,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_whose_making_was_cut_short_is_an_empty_one() {
+    fn a_journal_whose_creation_was_cut_short_is_empty() {
         for end in [End::Killed, End::PowerLost, End::PowerLostWhileWriting] {
             for changes in (0..64).step_by(9).chain([64, 65, 66]) {
                 let disk = BadDisk::new();

@@ -1,11 +1,11 @@
 //! The embedded store: a [`Journal`] before a [`RedbStore`].
 //!
-//! A commit is answered when it is in the journal. A [`Checkpointer`], run by a thread, hands what has
-//! gathered over to the engine, many commits at a time; until then it is *pending*, and whoever asks
-//! is told of it from memory. After a crash the engine first takes over what it lacks.
+//! A commit is answered when it is in the journal. A [`Checkpointer`], run by a thread, writes the
+//! gathered changes to the engine, many commits at a time. Until then a change is *pending*, and
+//! reads find it in memory. After a crash the engine first gets the changes that it lacks.
 //!
-//! Nothing is pending that is not in the journal, and nothing leaves the journal that the engine
-//! has not synced.
+//! Every pending change is in the journal, and a record leaves the journal only after the engine
+//! has synced its changes.
 
 mod disk;
 pub(crate) mod engine;
@@ -40,21 +40,23 @@ use std::time::Duration;
 
 /// The two files of a store.
 pub struct Disks {
-    /// The engine's.
+    /// The file of the engine.
     pub rows: OpenDisk,
-    /// The journal's.
+    /// The file of the journal.
     pub journal: OpenDisk,
 }
 
-/// Changes that are taken over without waiting for more: enough to share the cost of a commit of
-/// the engine, few enough that it is over soon. With a thousand, one activate in a hundred waits a
-/// third longer for the processor and the disk.
+/// The number of changes that are checkpointed without waiting for more: enough to share the cost
+/// of a commit of the engine, few enough to keep that commit short. With a thousand, one activation
+/// in a hundred waits a third longer for the processor and the disk.
 const ENOUGH: usize = 200;
-/// How long fewer than [`ENOUGH`] wait for more. Bounds what a start after a crash has to take over.
+/// How long fewer than [`ENOUGH`] changes wait for more. This bounds the work of a start after a
+/// crash.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// By how many commits a mark may be behind: some seconds, in which there are never so many.
+/// How many commits a watermark may be behind. It is behind by some seconds, in which there are
+/// never so many commits.
 const MARK_IS_BEHIND: u64 = 1 << 20;
-/// How often an engine that refuses is tried again.
+/// The interval at which an engine that refuses is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// A [`Store`] in two files.
@@ -65,10 +67,10 @@ pub struct EmbeddedStore {
     shared: Arc<Shared>,
     checkpointer: Arc<Checkpointer>,
     feed: Feed,
-    /// How often this store was found to be an earlier one, as far as its mark says.
+    /// How often this store was found to be in an earlier state, according to its watermark.
     epoch: AtomicU64,
-    /// What runs the checkpointer. `None` once the store is closed, and where it is stepped: there
-    /// whoever has to wait for the engine takes the step.
+    /// The thread of the checkpointer. `None` once the store is closed, and in a store without a
+    /// thread: there a caller that has to wait for the engine runs the step.
     thread: Mutex<Option<JoinHandle<()>>>,
     stepped: bool,
 }
@@ -76,24 +78,24 @@ pub struct EmbeddedStore {
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Something happened that the thread, or whoever waits for it, may wait for.
+    /// Signals a change that the thread, or a caller, may wait for.
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     pending: Pending,
-    /// The last record that the engine has taken over.
+    /// The last record that the engine has.
     checkpointed: u64,
     trouble: Trouble,
-    /// Somebody waits for what is pending.
+    /// Whether a caller waits for pending changes.
     urgent: bool,
     stopping: bool,
-    /// The thread has ended: whatever is pending then stays so.
+    /// Whether the thread has ended: then pending changes stay pending.
     ended: bool,
 }
 
-/// What is wrong with the engine.
+/// The fault of the engine.
 #[derive(Clone, Default)]
 enum Trouble {
     #[default]
@@ -121,24 +123,26 @@ impl Shared {
 }
 
 impl EmbeddedStore {
-    /// Opens the store, or makes one where the disks are empty, and lets the engine take over what
-    /// a crash has left in the journal.
+    /// Opens the store, or creates one if the disks are empty. Writes to the engine what a crash
+    /// has left in the journal.
     ///
     /// # Errors
-    /// As [`RedbStore::open`]; also where the journal lacks what the engine has not taken over.
+    /// Those of [`RedbStore::open`]; also if the journal lacks a record that the engine needs.
     pub fn open(disks: Disks) -> Result<Self, OpenError> {
         let store = Self::open_without_thread(disks)?;
         let checkpointer = Arc::clone(&store.checkpointer);
         let thread = std::thread::Builder::new()
             .name("rows".into())
             .spawn(move || checkpointer.run())
-            .map_err(|e| OpenError::Engine(format!("a thread could not be started: {e}")))?;
+            .map_err(|e| {
+                OpenError::Engine(format!("the checkpoint thread could not be started: {e}"))
+            })?;
         *store.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(store)
     }
 
-    /// As [`Self::open`], without a thread: the engine is handed what is pending by
-    /// [`Self::checkpoint`] and by whoever has to wait for it, so that a simulation decides when.
+    /// Opens the store as [`Self::open`] does, without a thread. [`Self::checkpoint`], and a caller
+    /// that has to wait for the engine, write the pending changes, so a simulation decides when.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -149,11 +153,11 @@ impl EmbeddedStore {
         Ok(store)
     }
 
-    /// Hands the engine what is pending, once. Whether it took anything over: `false` also where it
-    /// refused, and is to be tried again.
+    /// Writes the pending changes to the engine, once. Returns whether it wrote any: `false` also
+    /// if the engine refused and must be tried again.
     #[cfg(any(test, feature = "simulated"))]
     pub fn checkpoint(&self) -> bool {
-        matches!(self.checkpointer.step(), Step::TakenOver)
+        matches!(self.checkpointer.step(), Step::Checkpointed)
     }
 
     fn open_without_thread(disks: Disks) -> Result<Self, OpenError> {
@@ -187,10 +191,9 @@ impl EmbeddedStore {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Which changes hold their guards, one after the other, over what is pending and what the
-    /// engine has.
+    /// Checks the guards of changes, one after the other, against pending changes and the engine.
     fn verdicts(&self, changes: &[Change]) -> Result<Vec<Verdict>, ReadError> {
-        // Held while the engine's versions are read: what is no longer pending is in them.
+        // Locked while the engine's versions are read: what is no longer pending is in them.
         let state = self.shared.lock();
         let stored = self.engine.versions()?;
         let mut since: HashMap<Row, Option<u32>> = HashMap::new();
@@ -215,7 +218,7 @@ impl EmbeddedStore {
         Ok(verdicts)
     }
 
-    /// Waits until the engine has taken over record `last`.
+    /// Waits until the engine has record `last`.
     fn wait_for(&self, last: u64) -> Result<(), CommitError> {
         if self.stepped && self.shared.lock().checkpointed < last {
             self.checkpointer.step();
@@ -234,8 +237,8 @@ impl EmbeddedStore {
         Ok(())
     }
 
-    /// Lets the engine write `changes` by itself, as record `number`, behind all that is pending. The
-    /// journal goes on behind it.
+    /// Has the engine write `changes` by itself, as record `number`, after all that is pending. The
+    /// journal continues after it.
     fn write_through(
         &self,
         journal: &mut Journal,
@@ -246,7 +249,7 @@ impl EmbeddedStore {
         self.wait_for(last)?;
         let outcome = match self.engine.checkpoint(changes, number) {
             Ok(verdicts) if verdicts.contains(&Verdict::Conflict) => {
-                Err(CommitError::Refused("the store has changed meanwhile".into()))
+                Err(CommitError::Refused("the store was changed by another commit".into()))
             }
             Ok(_) => Ok(()),
             Err(error) => Err(error),
@@ -257,7 +260,7 @@ impl EmbeddedStore {
                 journal.begin_after(number);
                 state.checkpointed = number;
             }
-            // Whether the engine has the number is unknown: no record may be given it.
+            // It is unknown whether the engine has the number, so no record may use it.
             Err(CommitError::Unknown(reason)) => state.trouble = Trouble::Fatal(reason.clone()),
             Err(CommitError::Refused(_)) => {}
         }
@@ -265,8 +268,8 @@ impl EmbeddedStore {
         outcome
     }
 
-    /// Lets the numbers of records go on above all that a mark can have named: what a mark asks for
-    /// never grows less, and every older copy of the store is noticed.
+    /// Raises the numbers of records above all that a watermark can name. So the demand of a
+    /// watermark never decreases, and every older copy of the store is noticed.
     fn go_on_above(&self, acknowledged: u64) -> Result<(), CommitError> {
         let mut journal = self.journal();
         let journal = journal.as_mut().ok_or_else(is_closed)?;
@@ -274,13 +277,13 @@ impl EmbeddedStore {
         self.write_through(journal, &[], number)
     }
 
-    /// Lets the engine try again where it refuses.
+    /// Has the engine try again if it refuses.
     fn probe(&self) -> Result<(), CommitError> {
         if !matches!(self.shared.lock().trouble, Trouble::Refuses(_)) {
             return Ok(());
         }
         match self.engine.commit(&[]) {
-            // Nothing was asked for whose fate could be unknown.
+            // An empty commit has no outcome that could be unknown.
             Err(CommitError::Unknown(reason)) if !self.engine.has_failed_a_sync() => {
                 return Err(CommitError::Refused(reason));
             }
@@ -296,8 +299,8 @@ impl EmbeddedStore {
         self.wait_for(last)
     }
 
-    /// The engine, once it has taken over the record that `last` names.
-    fn engine_knowing(&self, last: fn(&Pending) -> u64) -> Result<&RedbStore, ReadError> {
+    /// Returns the engine, once it has the record that `last` names.
+    fn engine_with(&self, last: fn(&Pending) -> u64) -> Result<&RedbStore, ReadError> {
         let last = last(&self.shared.lock().pending);
         self.wait_for(last).map_err(|e| ReadError(e.to_string()))?;
         Ok(&self.engine)
@@ -308,17 +311,17 @@ fn is_closed() -> CommitError {
     CommitError::Refused("the store is closed".into())
 }
 
-/// Lets the engine, which has all up to record `had`, take over what it lacks; the last record it has
-/// then.
+/// Writes to the engine, which has all up to record `had`, the records that it lacks. Returns the
+/// last record that it then has.
 fn recover(engine: &RedbStore, had: u64, records: Vec<journal::Record>) -> Result<u64, String> {
     let mut last = had;
     let mut changes = Vec::new();
     for (number, payload) in records {
         if number != last + 1 {
             return Err(format!(
-                "the journal goes on at record {number} and lacks {}: that is damaged, or the two \
-                 files are not from the same moment. Restore both; without the journal the last \
-                 commits are lost",
+                "the journal continues at record {number} and lacks record {}: that record is \
+                 damaged, or the two files are not from the same moment. Restore both files; \
+                 without the journal the last commits are lost",
                 last + 1
             ));
         }
@@ -328,35 +331,38 @@ fn recover(engine: &RedbStore, had: u64, records: Vec<journal::Record>) -> Resul
     if last > had {
         let verdicts = engine.checkpoint(&changes, last).map_err(|e| e.to_string())?;
         if verdicts.contains(&Verdict::Conflict) {
-            return Err("the journal does not follow on the store".into());
+            return Err("the journal does not follow on the store: the two files are not of \
+                 the same store or moment. Restore both files of one backup"
+                .into());
         }
-        tracing::info!(commits = last - had, "taken over from the journal");
+        tracing::info!(commits = last - had, "wrote the journal's commits to the engine");
     }
     Ok(last)
 }
 
-/// Hands over to the engine what is pending.
+/// Writes pending changes to the engine.
 struct Checkpointer {
     engine: Arc<RedbStore>,
     shared: Arc<Shared>,
-    /// The changes that the engine is being handed, and the last record that they come from: kept
-    /// until it has them. Locked for a whole step, so that there is one at a time.
+    /// The changes that are being written, and the last record that they come from: kept until the
+    /// engine has them. Locked for a whole step, so only one step runs at a time.
     batch: Mutex<Option<(Vec<Change>, u64)>>,
 }
 
-/// What came of a step of the checkpointer.
+/// The outcome of a step of the checkpointer.
 enum Step {
     /// Nothing was pending.
     Nothing,
     /// The engine has all that was pending.
-    TakenOver,
-    /// It refuses, and is to be tried again.
+    Checkpointed,
+    /// The engine refuses, and must be tried again.
     Refused(String),
     /// Only a new start can help.
     Fatal(String),
 }
 
-/// Leaves word when the thread of the checkpointer ends: whoever waits would wait for ever.
+/// Records that the thread of the checkpointer has ended, because callers would otherwise wait
+/// forever.
 struct LastWord<'a>(&'a Shared);
 
 impl Drop for LastWord<'_> {
@@ -364,7 +370,8 @@ impl Drop for LastWord<'_> {
         let mut state = self.0.lock();
         state.ended = true;
         if !state.stopping && !matches!(state.trouble, Trouble::Fatal(_)) {
-            state.trouble = Trouble::Fatal("the thread that writes rows has ended".into());
+            state.trouble =
+                Trouble::Fatal("the checkpoint thread has ended; restart the server".into());
         }
         self.0.changed.notify_all();
     }
@@ -374,11 +381,11 @@ impl Checkpointer {
     fn run(&self) {
         let _last_word = LastWord(&self.shared);
         while self.has_gathered() {
-            // As often as it refuses. At the end the journal has what is left, and the next start
-            // takes it over.
+            // Repeats as often as the engine refuses. At the end the journal has what is left, and
+            // the next start writes it to the engine.
             loop {
                 match self.step() {
-                    Step::Nothing | Step::TakenOver => break,
+                    Step::Nothing | Step::Checkpointed => break,
                     Step::Refused(reason) if self.pause_after(&reason) => {}
                     Step::Refused(_) | Step::Fatal(_) => return,
                 }
@@ -386,7 +393,8 @@ impl Checkpointer {
         }
     }
 
-    /// Hands the engine all that is pending, once. Where it refuses, the next step hands it the same.
+    /// Writes all pending changes to the engine, once. If the engine refuses, the next step writes
+    /// the same.
     fn step(&self) -> Step {
         let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
         let is_tried_again = batch.is_some();
@@ -400,14 +408,14 @@ impl Checkpointer {
         }
         drop(state);
         let Some((changes, last)) = batch.as_ref() else { return Step::Nothing };
-        // Where nobody could say whether they were taken over, the engine can now.
+        // If it was unknown whether they were written, the engine knows now.
         let has_them =
             is_tried_again && self.engine.checkpointed().is_ok_and(|taken| taken >= *last);
-        let step = if has_them { Step::TakenOver } else { self.hand_over(changes, *last) };
+        let step = if has_them { Step::Checkpointed } else { self.write_to_engine(changes, *last) };
         let mut state = self.shared.lock();
         match &step {
             Step::Nothing => {}
-            Step::TakenOver => {
+            Step::Checkpointed => {
                 state.trouble = Trouble::None;
                 state.checkpointed = *last;
                 state.pending.forget(*last);
@@ -420,12 +428,12 @@ impl Checkpointer {
         step
     }
 
-    fn hand_over(&self, changes: &[Change], last: u64) -> Step {
+    fn write_to_engine(&self, changes: &[Change], last: u64) -> Step {
         match self.engine.checkpoint(changes, last) {
             Ok(verdicts) if verdicts.contains(&Verdict::Conflict) => {
                 Step::Fatal("the journal does not follow on the store".into())
             }
-            Ok(_) => Step::TakenOver,
+            Ok(_) => Step::Checkpointed,
             Err(CommitError::Unknown(reason)) if self.engine.has_failed_a_sync() => {
                 Step::Fatal(reason)
             }
@@ -435,7 +443,7 @@ impl Checkpointer {
         }
     }
 
-    /// Waits until enough is pending to be handed over; `false` at the end.
+    /// Waits until enough is pending. Returns `false` at the end.
     fn has_gathered(&self) -> bool {
         let mut state = self.shared.lock();
         loop {
@@ -455,9 +463,10 @@ impl Checkpointer {
         }
     }
 
-    /// Says that the engine refuses, and waits until it is time to try again. `false` at the end.
+    /// Logs that the engine refuses and waits until it is time to try again. Returns `false` at the
+    /// end.
     fn pause_after(&self, reason: &str) -> bool {
-        tracing::error!(reason, "the store does not take over its journal");
+        tracing::error!(reason, "the journal cannot be checkpointed; retrying");
         let state = self.shared.lock();
         let (state, _) = self
             .shared
@@ -522,9 +531,9 @@ impl Store for EmbeddedStore {
     }
 
     fn contains(&self, mark: &Watermark) -> Result<bool, ReadError> {
-        // What is known of epochs is in the mark only.
+        // Only the watermark knows about epochs.
         self.epoch.fetch_max(mark.epoch, Ordering::Relaxed);
-        // The mark of another engine says nothing of this one.
+        // The watermark of another kind of store says nothing about this one.
         let held = self.journal().as_ref().map_or(0, Journal::last);
         Ok(mark.process != ALONE || mark.commits <= held)
     }
@@ -543,19 +552,18 @@ impl Store for EmbeddedStore {
         self.shared.changed.notify_all();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
-            // A thread that panicked has left its trouble behind.
+            // A thread that panicked has recorded its trouble.
             let _ = thread.join();
         } else if self.stepped {
             self.checkpointer.step();
         }
         self.engine.close();
-        // Whoever opens the store next must find neither file held, however long somebody still
-        // holds this value.
+        // The next open must find both files unlocked, even if somebody still holds this value.
         self.journal().take();
     }
 
     fn frontier(&self) -> Result<LastNumbers, ReadError> {
-        self.engine_knowing(Pending::last)?.frontier()
+        self.engine_with(Pending::last)?.frontier()
     }
 
     fn code(&self, hash: CodeHash) -> Result<Option<Code>, ReadError> {
@@ -569,7 +577,7 @@ impl Store for EmbeddedStore {
     }
 
     fn server(&self, number: ServerNumber) -> Result<Option<Server>, ReadError> {
-        self.engine_knowing(Pending::last_of_servers)?.server(number)
+        self.engine_with(Pending::last_of_servers)?.server(number)
     }
 
     fn servers_before(
@@ -577,15 +585,15 @@ impl Store for EmbeddedStore {
         before: Option<ServerNumber>,
         limit: usize,
     ) -> Result<Vec<Server>, ReadError> {
-        self.engine_knowing(Pending::last_of_servers)?.servers_before(before, limit)
+        self.engine_with(Pending::last_of_servers)?.servers_before(before, limit)
     }
 
     fn each_server(&self, each: &mut dyn FnMut(Server)) -> Result<(), ReadError> {
-        self.engine_knowing(Pending::last_of_servers)?.each_server(each)
+        self.engine_with(Pending::last_of_servers)?.each_server(each)
     }
 
     fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Result<(), ReadError> {
-        self.engine_knowing(Pending::last)?.each_counter(each)
+        self.engine_with(Pending::last)?.each_counter(each)
     }
 
     fn follow(&self, listener: Listener) {
@@ -593,11 +601,11 @@ impl Store for EmbeddedStore {
     }
 
     fn audit_head(&self) -> Result<Head, ReadError> {
-        self.engine_knowing(Pending::last)?.audit_head()
+        self.engine_with(Pending::last)?.audit_head()
     }
 
     fn audit_from(&self, first: u64, each: &mut dyn FnMut(Entry) -> bool) -> Result<(), ReadError> {
-        self.engine_knowing(Pending::last)?.audit_from(first, each)
+        self.engine_with(Pending::last)?.audit_from(first, each)
     }
 
     fn audit_before(
@@ -605,45 +613,45 @@ impl Store for EmbeddedStore {
         before: u64,
         each: &mut dyn FnMut(Entry) -> bool,
     ) -> Result<(), ReadError> {
-        self.engine_knowing(Pending::last)?.audit_before(before, each)
+        self.engine_with(Pending::last)?.audit_before(before, each)
     }
 
     fn audit_number_at(&self, at: Timestamp) -> Result<u64, ReadError> {
-        self.engine_knowing(Pending::last)?.audit_number_at(at)
+        self.engine_with(Pending::last)?.audit_number_at(at)
     }
 
     fn attempts(&self, code: CodeHash) -> Result<Attempts, ReadError> {
-        self.engine_knowing(Pending::last)?.attempts(code)
+        self.engine_with(Pending::last)?.attempts(code)
     }
 
     fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {
-        self.engine_knowing(Pending::last)?.settings()
+        self.engine_with(Pending::last)?.settings()
     }
 
     fn newest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError> {
-        self.engine_knowing(Pending::last)?.newest_codes(limit)
+        self.engine_with(Pending::last)?.newest_codes(limit)
     }
 
     fn newest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError> {
-        self.engine_knowing(Pending::last)?.newest_activations(limit)
+        self.engine_with(Pending::last)?.newest_activations(limit)
     }
 
-    /// What is pending is not among them: what changed lately is not to be forgotten yet.
+    /// Pending changes are not included: recently changed records are not deleted yet.
     fn oldest_codes(
         &self,
         after: Option<CodeNumber>,
         limit: usize,
     ) -> Result<Vec<Code>, ReadError> {
-        self.engine_knowing(Pending::last)?.oldest_codes(after, limit)
+        self.engine_with(Pending::last)?.oldest_codes(after, limit)
     }
 
-    /// Ditto.
+    /// Pending changes are not included, as in `oldest_codes`.
     fn oldest_activations(
         &self,
         after: Option<ActivationNumber>,
         limit: usize,
     ) -> Result<Vec<Activation>, ReadError> {
-        self.engine_knowing(Pending::last)?.oldest_activations(after, limit)
+        self.engine_with(Pending::last)?.oldest_activations(after, limit)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What is in the journal and not yet in the engine.
+//! Pending changes: those in the journal that the engine does not have yet.
 
 use crate::embedded::engine::Row;
 use crate::{Change, Write};
@@ -8,18 +8,18 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-/// What a write asks of the row it changes, and makes of it.
+/// The guard of a write: the version of the row it expects, and the version it leaves.
 pub(super) struct Guard {
     pub(super) row: Row,
-    /// The version that must be there; `None`: no such row.
+    /// The version that must be stored; `None`: no such row.
     pub(super) expects: Option<u32>,
     /// The version afterwards.
     pub(super) becomes: Option<u32>,
 }
 
-/// The guard of a write that has one.
+/// Returns the guard of a write, if it has one.
 pub(super) fn guards(write: &Write) -> Option<Guard> {
-    // Nothing is ever stored as version 0, so a version 0 follows on nothing.
+    // Nothing is ever stored as version 0, so version 0 follows on nothing.
     let change = |row, version: u32| Guard {
         row,
         expects: (version != 1).then(|| version.saturating_sub(1)),
@@ -42,10 +42,10 @@ pub(super) fn guards(write: &Write) -> Option<Guard> {
     })
 }
 
-/// Each with the record of the journal that it comes from.
+/// Each with the journal record that it comes from.
 #[derive(Default)]
 pub(super) struct Pending {
-    /// What the engine has not been handed yet.
+    /// The changes that are not yet being written to the engine.
     waiting: Vec<Change>,
     /// Since when.
     since: Option<Instant>,
@@ -83,13 +83,13 @@ impl Pending {
         self.waiting.extend(changes);
     }
 
-    /// Hands out what the engine has not been handed yet, and the last record it comes from; `None`
-    /// where there is nothing.
+    /// Returns the changes that are not yet being written to the engine, and the last record they
+    /// come from; `None` if there are none.
     pub(super) fn take(&mut self) -> Option<(Vec<Change>, u64)> {
         self.since.take().map(|_| (std::mem::take(&mut self.waiting), self.last))
     }
 
-    /// Forgets what comes from records up to `last`: the engine has it.
+    /// Removes what comes from records up to `last`: the engine has it.
     pub(super) fn forget(&mut self, last: u64) {
         fn keep<K: Eq + Hash, V>(map: &mut HashMap<K, (u64, V)>, last: u64) {
             map.retain(|_, (record, _)| *record > last);
@@ -99,12 +99,12 @@ impl Pending {
         keep(&mut self.activations, last);
     }
 
-    /// How many changes the engine has not been handed yet.
+    /// Returns how many changes are not yet being written to the engine.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
-    /// How long the first of them has waited; `None` where there is nothing to hand over.
+    /// Returns how long the first of them has waited; `None` if there are none.
     pub(super) fn waited(&self) -> Option<Duration> {
         self.since.map(|since| since.elapsed())
     }
@@ -119,8 +119,8 @@ impl Pending {
         self.last_of_servers
     }
 
-    /// The pending version of a row; the inner `None` where it is to be forgotten, the outer where
-    /// it is not pending.
+    /// Returns the pending version of a row. The inner `None` means that the row is to be deleted,
+    /// the outer that it is not pending.
     pub(super) fn version(&self, row: Row) -> Option<Option<u32>> {
         self.versions.get(&row).map(|(_, version)| *version)
     }

@@ -1,19 +1,19 @@
-//! A disk in memory for tests and simulations: it forgets what was not synced, and fails as it is
-//! told.
+//! A disk in memory for tests and simulations: it forgets what was not synced, and fails on
+//! request.
 
 use crate::{Disk, OpenDisk};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A disk writes whole sectors, in what order it likes.
+/// The sector size: a disk writes whole sectors, in any order.
 const SECTOR: usize = 512;
 
-/// What a [`BadDisk`] does wrong, from now on.
+/// The fault of a [`BadDisk`] from now on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
-    /// Nothing.
+    /// No fault.
     None,
-    /// It has no room for new blocks; old ones can be overwritten.
+    /// It has no space for new blocks; old ones can be overwritten.
     Full,
     /// Every write fails and changes nothing.
     FailsWrites,
@@ -21,28 +21,29 @@ pub enum Fault {
     FailsSyncs,
 }
 
-/// How a process ends that has no time to put things in order.
+/// How a process ends abruptly.
 #[derive(Clone, Copy, Debug)]
 pub enum End {
-    /// By a signal: what was written is there, synced or not.
+    /// By a signal: all writes remain, synced or not.
     Killed,
-    /// With the power of the machine: what was not synced is gone.
+    /// By a loss of power: writes that were not synced are lost.
     PowerLost,
-    /// Ditto, while the disk was writing: of what was not synced every second sector is there.
+    /// By a loss of power while the disk was writing: every second sector of the unsynced writes
+    /// remains.
     PowerLostWhileWriting,
 }
 
 #[derive(Clone, Debug)]
 struct Platter {
-    /// What the operating system shows, and what would survive a loss of power.
+    /// The content that the operating system shows, and the content that survives a loss of power.
     seen: Vec<u8>,
     synced: Vec<u8>,
-    /// What was written since, in its order.
+    /// The writes since the last sync, in their order.
     unsynced: Vec<(usize, Vec<u8>)>,
-    /// The least it held since.
+    /// The smallest length since the last sync.
     shrunk_to: usize,
     fault: Fault,
-    /// Whose disk it is: to processes that had it before it is gone.
+    /// The process that owns the disk. For earlier processes it is gone.
     owner: u64,
 }
 
@@ -50,13 +51,13 @@ struct Platter {
 #[derive(Clone, Debug)]
 pub struct BadDisk {
     platter: Arc<Mutex<Platter>>,
-    /// How many changes the process makes before it ends; `None` where it goes on. Disks of one
-    /// process share it.
+    /// How many changes the process makes before it ends; `None` for no limit. Disks of one process
+    /// share it.
     lives_for: Arc<Mutex<Option<u64>>>,
 }
 
 impl BadDisk {
-    /// An empty disk of a process of its own.
+    /// Makes an empty disk of a new process.
     #[must_use]
     pub fn new() -> Self {
         let platter = Platter {
@@ -70,19 +71,19 @@ impl BadDisk {
         Self { platter: Arc::new(Mutex::new(platter)), lives_for: Arc::default() }
     }
 
-    /// A second disk of the same process.
+    /// Makes a second disk of the same process.
     #[must_use]
     pub fn sibling(&self) -> Self {
         Self { lives_for: Arc::clone(&self.lives_for), ..Self::new() }
     }
 
-    /// Another disk, of another process, with the same bytes on it.
+    /// Makes another disk, of another process, with the same content.
     #[must_use]
     pub fn copy(&self) -> Self {
         Self { platter: Arc::new(Mutex::new(self.lock().clone())), lives_for: Arc::default() }
     }
 
-    /// As [`Self::copy`], of the process that has `sibling`.
+    /// Makes a copy as [`Self::copy`] does, of the process that has `sibling`.
     #[must_use]
     pub fn copy_beside(&self, sibling: &Self) -> Self {
         Self { lives_for: Arc::clone(&sibling.lives_for), ..self.copy() }
@@ -96,31 +97,31 @@ impl BadDisk {
         self.lives_for.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands the disk to the process that lives now.
+    /// Returns an opener that gives the disk to the process that lives now.
     #[must_use]
     pub fn opener(&self) -> OpenDisk {
         let opened = Opened { disk: self.clone(), owner: self.lock().owner };
         Box::new(move || Ok(Box::new(opened.clone())))
     }
 
-    /// The disk in the hands of the process that lives now.
+    /// Returns the disk as the process that lives now sees it.
     #[must_use]
     pub fn opened(&self) -> Box<dyn Disk> {
         Box::new(Opened { disk: self.clone(), owner: self.lock().owner })
     }
 
-    /// Lets the process end after so many changes to its disks.
+    /// Ends the process after so many changes to its disks.
     pub fn dies_after(&self, changes: u64) {
         *self.life() = Some(changes);
     }
 
-    /// Whether the process had ended; another one lives.
+    /// Returns whether the process had ended, and starts another one.
     pub fn revive(&self, end: End) -> bool {
         self.end(end);
         self.life().take() == Some(0)
     }
 
-    /// What the process leaves behind: nothing that it does from now on matters.
+    /// Ends the process: nothing that it does from now on has an effect.
     pub fn end(&self, end: End) {
         let mut platter = self.lock();
         platter.owner += 1;
@@ -132,12 +133,12 @@ impl BadDisk {
         }
     }
 
-    /// Ends the process with the power of the machine.
+    /// Ends the process by a loss of power.
     pub fn lose_power(&self) {
         self.end(End::PowerLost);
     }
 
-    /// Lets the disk do this wrong from now on.
+    /// Sets the fault from now on.
     pub fn fault(&self, fault: Fault) {
         self.lock().fault = fault;
     }
@@ -166,7 +167,7 @@ impl Platter {
         self.has_synced();
     }
 
-    /// Of what was not synced every second sector has arrived.
+    /// Keeps every second sector of the unsynced writes.
     fn lose_power_while_writing(&mut self) {
         let mut survived = std::mem::take(&mut self.synced);
         survived.resize(self.seen.len().max(survived.len()), 0);
@@ -206,7 +207,7 @@ impl Platter {
     }
 }
 
-/// A disk in the hands of one process.
+/// A disk as one process sees it.
 #[derive(Clone, Debug)]
 struct Opened {
     disk: BadDisk,
@@ -254,13 +255,13 @@ impl Disk for Opened {
         let mut platter = self.change()?;
         match platter.fault {
             Fault::FailsWrites => return Err(io::Error::other("the disk fails writes")),
-            // Old blocks can be overwritten, the header among them; new ones cannot be had.
+            // Old blocks, the header among them, can be overwritten; new ones cannot be allocated.
             Fault::Full if offset > 0 => return Err(io::ErrorKind::StorageFull.into()),
             _ => {}
         }
         let from = offset as usize;
         let end = from + data.len();
-        // As a file does, it grows where it is written behind its end.
+        // Like a file, it grows when written beyond its end.
         if platter.seen.len() < end {
             platter.seen.resize(end, 0);
         }

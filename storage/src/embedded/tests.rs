@@ -1,4 +1,5 @@
-//! What a store with a journal promises, whenever its process ends and whatever its disks do.
+//! Tests of the promises of a store with a journal, whenever its process ends and however its disks
+//! fail.
 
 use super::*;
 use crate::embedded::engine::samples::{
@@ -35,24 +36,24 @@ impl Pair {
     fn store(&self) -> EmbeddedStore {
         self.try_store().unwrap()
     }
-    /// As [`Self::store`], without a thread.
+    /// Opens the store as [`Self::store`] does, without a thread.
     fn stepped(&self) -> EmbeddedStore {
         let disks = Disks { rows: self.rows.opener(), journal: self.journal.opener() };
         EmbeddedStore::open_stepped(disks).unwrap()
     }
-    /// Lets the process end after so many changes to either disk.
+    /// Ends the process after so many changes to either disk.
     fn dies_after(&self, changes: u64) {
         self.rows.dies_after(changes);
     }
-    /// Whether the process had ended; another one lives.
+    /// Returns whether the process had ended, and starts another one.
     fn revive(&self, end: End) -> bool {
         self.journal.end(end);
         self.rows.revive(end)
     }
-    /// Ends the process in the middle of whatever it does, and starts another.
+    /// Ends the process at any moment, and starts another.
     fn restart(&self, store: EmbeddedStore, end: End) -> EmbeddedStore {
         self.revive(end);
-        // Whatever it does on its way out, its disks are gone.
+        // Its disks are gone, so nothing that it does at its end has an effect.
         drop(store);
         self.store()
     }
@@ -66,7 +67,7 @@ fn has_code(store: &EmbeddedStore, number: u64) -> bool {
     store.code(samples::code(number, 1, 0).hash).unwrap().is_some()
 }
 
-/// Asks until the answer is yes.
+/// Repeats a check until it is true.
 fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
@@ -75,8 +76,8 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Commits that issue codes, consume them, change them again and forget them, and what is there
-/// after them.
+/// Commits that issue codes, consume them, change them again and delete them, and the expected
+/// records after them.
 #[derive(Default)]
 struct History {
     commits: usize,
@@ -145,7 +146,7 @@ impl History {
         assert_eq!(verdicts, vec![Verdict::Written; changes.len()]);
     }
 
-    /// Forgotten rows may be found until the engine has taken over that they are forgotten.
+    /// Deleted rows may be found until the deletion is checkpointed.
     fn check(&self, store: &EmbeddedStore, at: &str) {
         for (number, expected) in &self.codes {
             let found = store.code(samples::code(*number, 1, 0).hash).unwrap();
@@ -157,7 +158,7 @@ impl History {
         }
     }
 
-    /// As [`Self::check`], of a store that has just been opened.
+    /// Checks as [`Self::check`] does, in a store that has just been opened.
     fn check_all(&self, store: &EmbeddedStore, at: &str) {
         self.check(store, at);
         assert_eq!(store.frontier().unwrap().code.0, self.issued, "{at}");
@@ -171,7 +172,7 @@ impl History {
 }
 
 #[test]
-fn what_was_committed_is_read_back_at_once_and_after_closing_and_opening() {
+fn committed_records_are_read_back_at_once_and_after_reopening() {
     let pair = Pair::new();
     let (code, activation) = (samples::code(1, 1, 0), samples::activation(1, 1, 0));
     let servers = [samples::server(0, 1), samples::server(1, 1)];
@@ -221,7 +222,7 @@ fn one_of_everything_is_read_the_same_before_and_after_the_process_ends() {
 }
 
 #[test]
-fn a_change_is_written_whole_where_all_its_guards_hold_over_what_is_pending() {
+fn a_change_is_written_whole_if_all_its_guards_hold_over_pending_changes() {
     let pair = Pair::new();
     let store = pair.store();
     store.commit(&issue(1..=2)).unwrap();
@@ -255,13 +256,13 @@ fn a_change_is_written_whole_where_all_its_guards_hold_over_what_is_pending() {
 }
 
 #[test]
-fn what_returned_is_there_whenever_the_process_ends() {
+fn an_acknowledged_commit_survives_whenever_the_process_ends() {
     for end in ENDS {
         let pair = Pair::new();
         let mut store = pair.store();
         let mut history = History::default();
         for round in 0..18 {
-            // From a commit that is alone to more than the engine takes over at once.
+            // From a single change to more than one checkpoint writes.
             for _ in 0..=round % 12 {
                 history.commit_to(&store);
             }
@@ -277,17 +278,19 @@ fn what_returned_is_there_whenever_the_process_ends() {
 }
 
 #[test]
-fn what_gathers_is_taken_over_without_being_asked_for() {
+fn gathered_changes_are_checkpointed_without_a_request() {
     let pair = Pair::new();
     let store = pair.store();
     store.commit(&issue(1..=1)).unwrap();
-    until("a single change is taken over", || store.oldest_codes(None, 9).unwrap().len() == 1);
-    until("it is pending no more", || store.shared.lock().pending.version(Row::Code(1)).is_none());
+    until("a single change is checkpointed", || store.oldest_codes(None, 9).unwrap().len() == 1);
+    until("it is no longer pending", || {
+        store.shared.lock().pending.version(Row::Code(1)).is_none()
+    });
     assert!(has_code(&store, 1));
 }
 
 #[test]
-fn a_stepped_store_hands_over_when_it_is_told_to_or_somebody_waits_and_at_its_end() {
+fn a_stepped_store_checkpoints_on_request_when_a_caller_waits_and_at_its_end() {
     let pair = Pair::new();
     let store = pair.stepped();
     let pending = |number| store.shared.lock().pending.version(Row::Code(number)).is_some();
@@ -304,7 +307,7 @@ fn a_stepped_store_hands_over_when_it_is_told_to_or_somebody_waits_and_at_its_en
 }
 
 #[test]
-fn a_stepped_store_whose_rows_refuse_says_so_and_hands_over_the_same_once_they_take_it() {
+fn a_stepped_store_whose_engine_refuses_reports_it_and_checkpoints_the_same_later() {
     let pair = Pair::new();
     let store = pair.stepped();
     store.commit(&issue(1..=1)).unwrap();
@@ -312,12 +315,12 @@ fn a_stepped_store_whose_rows_refuse_says_so_and_hands_over_the_same_once_they_t
     assert!(!store.checkpoint() && store.frontier().is_err());
     assert!(matches!(store.commit(&issue(2..=2)), Err(CommitError::Refused(_))));
     pair.rows.fault(Fault::None);
-    until("the store comes back", || store.commit(&[]).is_ok());
+    until("the store works again", || store.commit(&[]).is_ok());
     store.commit(&issue(2..=2)).unwrap();
     assert_eq!(store.oldest_codes(None, 9).unwrap().len(), 2);
 }
 
-fn ended_in_taking_over_and_again_in_the_recovery(end: End) {
+fn ended_in_a_checkpoint_and_again_in_the_recovery(end: End) {
     const CODES: u64 = 60;
     let (mut tried, mut cut_short) = (0, 0);
     let issued = Pair::new();
@@ -335,7 +338,7 @@ fn ended_in_taking_over_and_again_in_the_recovery(end: End) {
         store.close();
         let close_was_cut_short = pair.revive(end);
         drop(store);
-        // Every change of the recovery is reached, from another one on each time.
+        // Every change of the recovery is reached, starting at a different one each time.
         for in_recovery in (in_close % 5..).step_by(5) {
             let pair = pair.copy();
             pair.dies_after(in_recovery);
@@ -362,22 +365,22 @@ fn ended_in_taking_over_and_again_in_the_recovery(end: End) {
 }
 
 #[test]
-fn a_process_killed_while_the_engine_takes_over_and_again_in_the_recovery_loses_nothing() {
-    ended_in_taking_over_and_again_in_the_recovery(End::Killed);
+fn a_process_killed_in_a_checkpoint_and_again_in_the_recovery_loses_nothing() {
+    ended_in_a_checkpoint_and_again_in_the_recovery(End::Killed);
 }
 
 #[test]
-fn power_lost_while_the_engine_takes_over_and_again_in_the_recovery_loses_nothing() {
-    ended_in_taking_over_and_again_in_the_recovery(End::PowerLost);
+fn power_lost_in_a_checkpoint_and_again_in_the_recovery_loses_nothing() {
+    ended_in_a_checkpoint_and_again_in_the_recovery(End::PowerLost);
 }
 
 #[test]
 fn power_lost_while_the_disks_write_and_again_in_the_recovery_loses_nothing() {
-    ended_in_taking_over_and_again_in_the_recovery(End::PowerLostWhileWriting);
+    ended_in_a_checkpoint_and_again_in_the_recovery(End::PowerLostWhileWriting);
 }
 
 #[test]
-fn a_process_that_ends_between_and_within_commits_loses_none_that_returned() {
+fn a_process_that_ends_between_or_within_commits_loses_no_acknowledged_one() {
     let made = Pair::new();
     drop(made.store());
     for end in ENDS {
@@ -387,7 +390,7 @@ fn a_process_that_ends_between_and_within_commits_loses_none_that_returned() {
             let store = pair.store();
             pair.dies_after(changes);
             let mut returned = 0;
-            // Sizes that reach over blocks; the engine takes over in between.
+            // Sizes of more than a block, with checkpoints in between.
             for commit in 0..20 {
                 let numbers = commit * 30 + 1..=commit * 30 + 30;
                 if store.commit(&issue(numbers)).is_err() {
@@ -426,7 +429,7 @@ fn the_segments_of_the_journal_are_used_again_and_nothing_is_lost() {
             assert!(numbers == (1..=issued).collect::<Vec<_>>(), "round {round}, {end:?}");
         }
     }
-    // All around the journal without a new start.
+    // All around the journal without a restart.
     for _ in 0..1300 {
         issued += 1;
         store.commit(&issue(issued..=issued)).unwrap();
@@ -437,7 +440,7 @@ fn the_segments_of_the_journal_are_used_again_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_commit_larger_than_a_segment_goes_past_the_journal_in_its_turn() {
+fn a_commit_larger_than_a_segment_bypasses_the_journal_in_order() {
     for end in ENDS {
         let pair = Pair::new();
         let store = pair.store();
@@ -445,7 +448,7 @@ fn a_commit_larger_than_a_segment_goes_past_the_journal_in_its_turn() {
         let large = Server { note, ..samples::server(1, 2) };
         store.commit(&[one(Write::Server(samples::server(1, 1)))]).unwrap();
         store.commit(&issue(1..=1)).unwrap();
-        // Over a version that is pending, and with a change that comes too late.
+        // Over a pending version, and with a change that comes too late.
         let late = one(Write::Server(samples::server(1, 1)));
         let verdicts = store.commit(&[one(Write::Server(large.clone())), late]).unwrap();
         assert_eq!(verdicts, [Verdict::Written, Verdict::Conflict]);
@@ -470,7 +473,7 @@ fn a_journal_that_lacks_a_record_the_store_needs_is_refused() {
     let pair = Pair::new();
     pair.store().commit(&issue(1..=1)).unwrap();
     let restored = pair.rows.copy();
-    // Each start begins the journal anew: only the last record is left.
+    // Each start resets the journal: only the last record is left.
     for number in 2..=4 {
         pair.store().commit(&issue(number..=number)).unwrap();
     }
@@ -487,14 +490,14 @@ fn a_journal_that_lacks_a_record_the_store_needs_is_refused() {
 const BLOCK: u64 = 4096;
 
 #[test]
-fn a_record_torn_over_others_that_the_rows_have_taken_over_costs_none_that_returned() {
+fn a_record_torn_over_checkpointed_ones_loses_no_acknowledged_commit() {
     let pair = Pair::new();
     let store = pair.stepped();
     (1..=5).for_each(|number| drop(store.commit(&issue(number..=number)).unwrap()));
     assert!(store.checkpoint());
     pair.revive(End::Killed);
     drop(store);
-    // The journal begins again, over the first of those records.
+    // The journal starts again, over the first of those records.
     let store = pair.stepped();
     pair.journal.fault(Fault::FailsSyncs);
     let torn = store.commit(&issue(6..=30));
@@ -505,7 +508,7 @@ fn a_record_torn_over_others_that_the_rows_have_taken_over_costs_none_that_retur
 }
 
 #[test]
-fn damage_to_a_record_that_the_rows_have_taken_over_costs_none_behind_it() {
+fn damage_to_a_checkpointed_record_loses_none_after_it() {
     let pair = Pair::new();
     let store = pair.stepped();
     (1..=3).for_each(|number| drop(store.commit(&issue(number..=number)).unwrap()));
@@ -519,7 +522,7 @@ fn damage_to_a_record_that_the_rows_have_taken_over_costs_none_behind_it() {
 }
 
 #[test]
-fn damage_to_a_record_that_the_rows_lack_is_refused_where_others_lie_behind_it() {
+fn damage_to_a_record_that_the_engine_lacks_is_refused_if_others_follow_it() {
     for lost in [3, 4] {
         let pair = Pair::new();
         let store = pair.stepped();
@@ -535,7 +538,7 @@ fn damage_to_a_record_that_the_rows_lack_is_refused_where_others_lie_behind_it()
 }
 
 #[test]
-fn a_journal_that_does_not_follow_on_the_store_changes_nothing_however_often_it_is_tried() {
+fn a_journal_that_does_not_follow_on_the_store_never_changes_it() {
     let pair = Pair::new();
     let store = pair.store();
     store.commit(&issue(1..=2)).unwrap();
@@ -552,13 +555,13 @@ fn a_journal_that_does_not_follow_on_the_store_changes_nothing_however_often_it_
 }
 
 impl Pair {
-    /// How many codes the engine has without the journal.
+    /// Returns how many codes the engine has without the journal.
     fn rows_alone(&self) -> usize {
         RedbStore::open(self.rows.opener()).unwrap().oldest_codes(None, usize::MAX).unwrap().len()
     }
 }
 
-fn rows_refuse_and_come_back(fault: Fault) {
+fn the_engine_refuses_and_works_again(fault: Fault) {
     let pair = Pair::new();
     let store = pair.store();
     store.commit(&issue(1..=1)).unwrap();
@@ -574,12 +577,12 @@ fn rows_refuse_and_come_back(fault: Fault) {
         Err(error) => panic!("{fault:?}: {error}"),
     });
     assert!(returned > 1, "the journal answers until the engine is known to refuse");
-    // What is pending can be read meanwhile.
+    // Pending changes can be read meanwhile.
     assert!((2..=returned).all(|number| has_code(&store, number)));
     assert!(!has_code_pending(&store, returned + 1));
     pair.rows.fault(Fault::None);
-    // Whoever hands rows over may be at it just now, and hear of the fault once more.
-    until("the store comes back", || store.commit(&[]).is_ok());
+    // A checkpoint may be running just now, and meet the fault once more.
+    until("the store works again", || store.commit(&[]).is_ok());
     assert!((1..=returned).all(|number| has_code(&store, number)));
     assert!(!has_code(&store, returned + 1));
     store.commit(&issue(returned + 1..=returned + 1)).unwrap();
@@ -597,23 +600,23 @@ fn has_code_pending(store: &EmbeddedStore, number: u64) -> bool {
 }
 
 #[test]
-fn full_rows_refuse_commits_lose_none_and_come_back() {
-    rows_refuse_and_come_back(Fault::Full);
+fn a_full_engine_refuses_commits_loses_none_and_works_again() {
+    the_engine_refuses_and_works_again(Fault::Full);
 }
 
 #[test]
-fn rows_that_fail_writes_refuse_commits_lose_none_and_come_back() {
-    rows_refuse_and_come_back(Fault::FailsWrites);
+fn an_engine_that_fails_writes_refuses_commits_loses_none_and_works_again() {
+    the_engine_refuses_and_works_again(Fault::FailsWrites);
 }
 
 #[test]
-fn what_the_rows_refused_until_the_end_is_there_after_a_new_start() {
+fn changes_that_the_engine_refused_until_the_end_are_there_after_a_restart() {
     for fault in [Fault::Full, Fault::FailsWrites, Fault::FailsSyncs] {
         let pair = Pair::new();
         let store = pair.store();
         pair.rows.fault(fault);
         let mut returned = 0;
-        until("the fate of a commit is unknown", || {
+        until("the outcome of a commit is unknown", || {
             let is_written = store.commit(&issue(returned + 1..=returned + 1)).is_ok();
             returned += u64::from(is_written);
             !is_written
@@ -626,7 +629,7 @@ fn what_the_rows_refused_until_the_end_is_there_after_a_new_start() {
 }
 
 #[test]
-fn after_a_failed_sync_of_the_journal_the_fate_of_the_commit_is_called_unknown() {
+fn after_a_failed_sync_of_the_journal_the_outcome_of_the_commit_is_unknown() {
     for end in ENDS {
         let pair = Pair::new();
         let store = pair.store();
@@ -690,24 +693,24 @@ proptest! {
 }
 
 #[test]
-fn a_write_of_a_version_that_cannot_be_is_a_conflict() {
+fn a_write_of_an_impossible_version_is_a_conflict() {
     let pair = Pair::new();
     let verdicts = pair.store().commit(&[one(Write::Code(samples::code(1, 0, 0)))]).unwrap();
     assert_eq!(verdicts, [Verdict::Conflict]);
 }
 
 #[test]
-fn a_pending_row_that_was_forgotten_is_not_found_once_the_engine_knows() {
+fn a_deleted_pending_row_is_not_found_after_the_checkpoint() {
     let pair = Pair::new();
     let store = pair.store();
     store.commit(&issue(1..=1)).unwrap();
     store.commit(&[one(Write::ForgetCode(samples::code(1, 1, 0).number, 1))]).unwrap();
-    until("the code is forgotten", || !has_code(&store, 1));
+    until("the code is deleted", || !has_code(&store, 1));
     assert!(!has_code(&pair.restart(store, End::Killed), 1));
 }
 
 #[test]
-fn a_number_given_out_and_forgotten_before_the_engine_takes_over_is_not_given_out_again() {
+fn a_number_assigned_and_deleted_before_a_checkpoint_is_not_assigned_again() {
     let pair = Pair::new();
     let store = pair.store();
     store.commit(&issue(1..=1)).unwrap();
@@ -716,7 +719,7 @@ fn a_number_given_out_and_forgotten_before_the_engine_takes_over_is_not_given_ou
 }
 
 #[test]
-fn why_only_a_new_start_can_help_is_told() {
+fn a_fatal_fault_is_reported_with_its_reason() {
     let pair = Pair::new();
     let store = pair.store();
     store.commit(&issue(1..=1)).unwrap();
@@ -724,10 +727,10 @@ fn why_only_a_new_start_can_help_is_told() {
     pair.rows.fault(Fault::FailsSyncs);
     let mut next = 2;
     let mut error = None;
-    until("the fate of a commit is unknown", || {
+    until("the outcome of a commit is unknown", || {
         error = store.commit(&issue(next..=next)).err();
         next += 1;
-        // Refused while the engine is being looked at: nothing was written then.
+        // Commits are refused while the engine is examined: nothing was written then.
         matches!(error, Some(CommitError::Unknown(_)))
     });
     until("the thread has ended", || {
@@ -769,7 +772,7 @@ fn a_file_of_format_1_is_read_whole_and_is_then_of_the_present_format() {
 }
 
 #[test]
-fn a_segment_is_not_begun_again_before_the_engine_has_taken_it_over() {
+fn a_segment_is_not_reused_before_it_is_checkpointed() {
     let pair = Pair::new();
     let store = pair.stepped();
     let large = |number| {
@@ -785,7 +788,7 @@ fn a_segment_is_not_begun_again_before_the_engine_has_taken_it_over() {
 }
 
 #[test]
-fn a_closed_store_can_be_opened_again_though_somebody_still_holds_it() {
+fn a_closed_store_can_be_reopened_while_its_old_value_exists() {
     let folder = tempfile::tempdir().unwrap();
     let held = on_files(folder.path());
     held.commit(&issue(1..=1)).unwrap();
@@ -798,7 +801,7 @@ fn a_closed_store_can_be_opened_again_though_somebody_still_holds_it() {
 }
 
 #[test]
-fn a_new_epoch_voids_all_that_could_be_spent_twice_and_nothing_else_however_much_it_is() {
+fn a_new_epoch_voids_exactly_what_could_be_spent_twice_however_much_it_is() {
     let pair = Pair::new();
     let store = pair.store();
     let spent = |n: u64| n.is_multiple_of(3);
@@ -834,7 +837,7 @@ fn a_new_epoch_voids_all_that_could_be_spent_twice_and_nothing_else_however_much
 }
 
 #[test]
-fn every_older_copy_of_a_store_is_noticed_however_often_one_was_restored() {
+fn every_older_copy_of_a_store_is_noticed_after_any_number_of_restores() {
     for end in ENDS {
         let pair = Pair::new();
         let mut store = pair.store();
@@ -847,7 +850,7 @@ fn every_older_copy_of_a_store_is_noticed_however_often_one_was_restored() {
             }
         }
         let mut mark = store.watermark().unwrap();
-        // Each is newer than the one before it, and older than the first mark.
+        // Each is newer than the one before it, and older than the first watermark.
         for copy in &copies[..2] {
             let store = copy.store();
             assert!(!store.contains(&mark).unwrap(), "{mark:?} {end:?}");
@@ -864,7 +867,7 @@ fn every_older_copy_of_a_store_is_noticed_however_often_one_was_restored() {
 }
 
 #[test]
-fn a_commit_that_goes_past_the_journal_is_one_that_a_store_must_hold() {
+fn the_watermark_demands_a_commit_that_bypassed_the_journal() {
     let pair = Pair::new();
     let store = pair.store();
     store.commit(&issue(1..=1)).unwrap();
@@ -882,7 +885,7 @@ fn a_commit_that_goes_past_the_journal_is_one_that_a_store_must_hold() {
 }
 
 #[test]
-fn whoever_waits_for_the_engine_when_the_store_is_closed_is_told_so() {
+fn a_caller_that_waits_for_the_engine_gets_an_error_when_the_store_closes() {
     let pair = Pair::new();
     let store = Arc::new(pair.store());
     // The thread has ended, and a commit that was under way is in the journal.
@@ -892,7 +895,7 @@ fn whoever_waits_for_the_engine_when_the_store_is_closed_is_told_so() {
     let committed = store.commit(&issue(1..=1)).is_ok();
     let reader = Arc::clone(&store);
     let reader = std::thread::spawn(move || reader.frontier().is_err());
-    until("the reader is told", || reader.is_finished());
+    until("the reader gets an error", || reader.is_finished());
     assert!(reader.join().unwrap());
     store.close();
     let reopened = pair.store();
@@ -900,19 +903,19 @@ fn whoever_waits_for_the_engine_when_the_store_is_closed_is_told_so() {
 }
 
 #[test]
-fn a_probe_that_cannot_open_the_rows_refuses_and_is_made_again() {
+fn a_probe_that_cannot_open_the_engine_fails_and_can_be_repeated() {
     let pair = Pair::new();
     let store = pair.stepped();
     store.commit(&issue(1..=1)).unwrap();
     pair.rows.fault(Fault::Full);
     assert!(!store.checkpoint());
-    // Now they cannot be opened either. Nothing was asked of them whose fate could be unknown.
+    // Now they cannot be opened either. An empty commit has no outcome that could be unknown.
     pair.rows.fault(Fault::FailsWrites);
     for _ in 0..3 {
         let probed = store.commit(&[]);
         assert!(matches!(probed, Err(CommitError::Refused(_))), "{probed:?}");
     }
     pair.rows.fault(Fault::None);
-    until("the store comes back", || store.commit(&[]).is_ok());
+    until("the store works again", || store.commit(&[]).is_ok());
     assert_eq!(store.frontier().unwrap().code.0, 1);
 }

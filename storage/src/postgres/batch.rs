@@ -1,5 +1,5 @@
-//! What a batch consists of: changes in the order in which they are written, those that do the same
-//! side by side, and what is written as sets.
+//! The content of a batch: changes in the order in which they are written, changes of the same kind
+//! side by side, and rows that are written as sets.
 
 use super::rows::{signed, time};
 use super::statement::{Part, Statement, each, told_of, value};
@@ -13,13 +13,14 @@ use std::ops::Range;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-/// A change on its way.
+/// A change of a batch.
 pub(super) struct Member {
     /// Its place in the batch.
     pub(super) place: usize,
-    /// How many changes of the batch come before it that are about the same: it follows them.
+    /// How many earlier changes of the batch concern the same record: it comes after them.
     round: usize,
-    /// What it does. Changes of a round that do the same are written by one statement.
+    /// The shape of its writes. Changes of a round with the same shape are written by one
+    /// statement.
     shape: Vec<Part>,
     about: About,
     change: Change,
@@ -28,12 +29,12 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// Whether both are written by one statement.
+    /// Returns whether one statement writes both.
     pub(super) fn goes_with(&self, other: &Self) -> bool {
         self.round == other.round && self.shape == other.shape
     }
 
-    /// What is new among servers stays in the order in which it came, by which they are numbered.
+    /// New servers stay in the order of their arrival, by which they are numbered.
     fn order(&self) -> (usize, &[Part], Option<About>) {
         let new =
             matches!(self.about, About::Server(_)) && self.shape.first() == Some(&Part::NewServer);
@@ -41,12 +42,12 @@ impl Member {
     }
 }
 
-/// What a change is about. Changes about the same depend on each other.
+/// The record that a change concerns. Changes of the same record depend on each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum About {
     Code(CodeHash),
     Server(ServerId),
-    /// To be forgotten. No other change is about it: nothing is forgotten that still lives.
+    /// A deletion. No other change concerns it, because no live record is deleted.
     ForgottenCode(CodeNumber),
     ForgottenActivation(ActivationNumber),
     Settings,
@@ -54,17 +55,17 @@ enum About {
     Nothing,
 }
 
-/// What of a batch is written as sets.
+/// The writes of a batch that are written as sets.
 #[derive(Default)]
 pub(super) struct Rest {
-    /// With the numbers they get.
+    /// With their sequence numbers.
     pub(super) attempts: Vec<(i64, Event)>,
     pub(super) check_ins: Vec<CheckIn>,
     pub(super) counters: Vec<Counter>,
 }
 
 impl Rest {
-    /// Leaves of a change what has a statement of its shape.
+    /// Moves the writes without guards out of a change and keeps the others.
     fn take_from(&mut self, change: Change) -> Change {
         let keep = |write| {
             match write {
@@ -94,9 +95,9 @@ fn about(change: &Change) -> About {
     change.0.iter().find_map(of).unwrap_or(About::Nothing)
 }
 
-/// Brings the changes of a batch into the order in which they are written, and numbers their
-/// events. Every server locks rows in nearly the same order; of two that wait for each other all the
-/// same, one is told so, and writes its changes one by one.
+/// Sorts the changes of a batch into the order in which they are written, and numbers their events.
+/// Every server locks rows in nearly the same order. If two still deadlock, one of them fails and
+/// writes its changes one by one.
 pub(super) fn sort_out(changes: Vec<Change>, next_seq: &mut i64) -> (Vec<Member>, Rest) {
     let mut rounds: HashMap<About, usize> = HashMap::new();
     let (mut members, mut rest) = (Vec::with_capacity(changes.len()), Rest::default());
@@ -114,7 +115,8 @@ pub(super) fn sort_out(changes: Vec<Change>, next_seq: &mut i64) -> (Vec<Member>
         };
         members.push(Member { place, round, shape, about, change, seqs: 0..0 });
     }
-    // Stable: servers get their numbers, and events their places, in the order in which they come.
+    // Stable: servers get their numbers, and events their sequence numbers, in the order of their
+    // arrival.
     members.sort_by(|a, b| a.order().cmp(&b.order()));
     for member in &mut members {
         let events = member.shape.iter().filter(|part| **part == Part::Event).count();
@@ -129,16 +131,16 @@ pub(super) fn sort_out(changes: Vec<Change>, next_seq: &mut i64) -> (Vec<Member>
     (members, rest)
 }
 
-/// The statement of changes that do the same.
+/// Returns the statement of changes with the same shape.
 pub(super) fn statement_of(group: &[Member], process: i32) -> Statement<'_> {
     let changes: Vec<_> = group.iter().map(|one| (&one.change, one.seqs.start)).collect();
     let shape = group.first().map_or(&[][..], |one| &one.shape);
     Statement::of(shape, &changes, process)
 }
 
-/// Which of `group` its statement says that it has written.
+/// Returns which of `group` its statement reports as written.
 pub(super) fn written_of(group: &[Member], row: &Row) -> Vec<bool> {
-    // What cannot be read is decided again, on what is then stored.
+    // If the answer cannot be read, the change is decided again, on what is then stored.
     let places: Option<Vec<i64>> = row.try_get(0).unwrap_or_else(|_| Some(Vec::new()));
     let Some(places) = places else { return vec![true; group.len()] };
     let mut written = vec![false; group.len()];
@@ -151,7 +153,8 @@ pub(super) fn written_of(group: &[Member], row: &Row) -> Vec<bool> {
     written
 }
 
-/// What was tried on codes that exist: the first whole, all counted.
+/// Returns the statement for attempts on codes that exist: the first are kept whole, all are
+/// counted.
 pub(super) fn attempts_of(process: i32, attempts: &[(i64, Event)]) -> Option<Statement<'_>> {
     if attempts.is_empty() {
         return None;
@@ -183,8 +186,8 @@ pub(super) fn attempts_of(process: i32, attempts: &[(i64, Event)]) -> Option<Sta
     Some(Statement::set(sql, values))
 }
 
-/// When servers were last seen, for whoever knows it with a commit; servers at work say so beside
-/// their commits.
+/// Returns the statement for check-ins that come with a commit. Running servers write theirs
+/// outside of commits.
 pub(super) fn check_ins_of(check_ins: &[CheckIn]) -> Option<Statement<'_>> {
     if check_ins.is_empty() {
         return None;
@@ -201,7 +204,7 @@ pub(super) fn check_ins_of(check_ins: &[CheckIn]) -> Option<Statement<'_>> {
     Some(Statement::set(sql.into(), values))
 }
 
-/// Counters as they stand, for whoever brings them from another store.
+/// Returns the statement that stores counters copied from another store.
 pub(super) fn counters_of(counters: &[Counter]) -> Option<Statement<'_>> {
     if counters.is_empty() {
         return None;

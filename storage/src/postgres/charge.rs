@@ -1,5 +1,5 @@
-//! Requests counted against their limits: all that have gathered as one statement, in which each
-//! counter is written once, however many ask for it.
+//! Counts requests against their limits. One statement counts all that have gathered, and writes
+//! each counter once, however many requests use it.
 
 use super::rows::{signed, time, timestamp};
 use super::statement::{Value, each};
@@ -11,9 +11,10 @@ use std::time::SystemTime;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-/// Counts as many requests as a limit still allows. Says nothing of a limit that was reached before.
-/// Counters come in the order of their keys, so that no two statements wait for each other. What was
-/// counted is noted in the row of this server, so that it can be read again: see [`super::counting`].
+/// Counts as many requests as a limit still allows. Returns no row for a limit that was reached
+/// before. Counters come in the order of their keys, so that no two statements wait for each other.
+/// The row of this server records what was counted, so that it can be read again: see
+/// [`super::counting`].
 pub(super) const CHARGE: &str = "WITH turn AS (
          SELECT FROM charge WHERE id = $1::text::uuid AND number = $2 FOR UPDATE),
      counted AS (
@@ -33,7 +34,7 @@ pub(super) const CHARGE: &str = "WITH turn AS (
      WHERE id = $1::text::uuid AND number = $2
      RETURNING charge.keys, charge.ends, charge.before, charge.used";
 
-/// What was counted of one counter.
+/// The counted requests of one counter.
 pub(super) struct Counted {
     place: (i64, Timestamp),
     before: u32,
@@ -49,7 +50,7 @@ impl Counted {
     }
 }
 
-/// What a server's row says of the statement that counted last; nothing where it counted nothing.
+/// What the row of a server records of its last counting statement; nothing if it counted nothing.
 pub(super) fn counted(row: &Row) -> Result<Vec<Counted>, ReadError> {
     let keys: Option<Vec<i64>> = row.try_get("keys").map_err(unreadable)?;
     let ends: Option<Vec<SystemTime>> = row.try_get("ends").map_err(unreadable)?;
@@ -69,12 +70,12 @@ pub(super) fn counted(row: &Row) -> Result<Vec<Counted>, ReadError> {
         .collect()
 }
 
-/// What requests ask of one counter, and what it has.
+/// The requests for one counter, and its state.
 struct Asked {
     policy: &'static str,
     times: i64,
     allowed: u32,
-    /// Where it stands, with those of these requests that it has been given to.
+    /// Its count, including the requests that it was given to.
     used: u32,
     /// How many more of them were counted.
     left: u32,
@@ -83,7 +84,7 @@ struct Asked {
 /// Counters by key and end of the window.
 type Counters = BTreeMap<(i64, Timestamp), Asked>;
 
-/// Requests that are counted at once.
+/// Requests that are counted together.
 pub(super) struct Charge {
     requests: Vec<Vec<Limit>>,
     counters: Counters,
@@ -97,7 +98,7 @@ impl Charge {
                 policy: one.policy.name(),
                 times: 0,
                 allowed: 0,
-                // Of a reached limit nothing more is said.
+                // The database returns no row for a reached limit.
                 used: one.allowed,
                 left: 0,
             });
@@ -107,7 +108,7 @@ impl Charge {
         Self { requests, counters }
     }
 
-    /// The values of [`CHARGE`], behind those that name this server's row.
+    /// Returns the values of [`CHARGE`], after those that name the row of this server.
     pub(super) fn values(&self) -> [Value<'static>; 5] {
         let counters = &self.counters;
         [
@@ -119,7 +120,7 @@ impl Charge {
         ]
     }
 
-    /// What the database says of the counters.
+    /// Reads the counters from the answer of the database.
     pub(super) fn counted(&mut self, row: &Row) -> Result<(), ReadError> {
         for Counted { place, before, used } in counted(row)? {
             self.stands(place, before, used);
@@ -133,8 +134,8 @@ impl Charge {
         }
     }
 
-    /// What became of the requests, in the order in which they came: each is granted by all of its
-    /// limits or counts for none. And what was counted all the same.
+    /// Returns the outcome of the requests, in the order of their arrival: each is granted by all
+    /// of its limits or counts for none. Also returns the counts that no granted request uses.
     pub(super) fn outcome(mut self) -> (Vec<Charged>, Vec<(u64, Timestamp)>) {
         let mut charged = Vec::with_capacity(self.requests.len());
         for request in &self.requests {

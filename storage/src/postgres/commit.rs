@@ -1,10 +1,9 @@
-//! Batches of changes, each as one transaction that is sent at once: between its first statement
-//! and its end nobody waits for anybody.
+//! Batches of changes. Each is one transaction whose statements are all sent at once, so nothing
+//! waits for a round trip between its first statement and its end.
 //!
-//! The first statement of each transaction counts the batches of this process up in a row of its
-//! own. After a connection has broken that count tells whether the batch came to be; and counting
-//! it up once more makes sure that a transaction which is still somewhere on its way cannot come to
-//! be any more.
+//! The first statement of each transaction counts the batches of this process, in a row of its own.
+//! After a broken connection that count tells whether the batch was committed. Raising it once more
+//! ensures that a transaction which is still on its way can no longer commit.
 
 use super::batch::{self, Member};
 use super::connect::{Connector, Found, Line, Planned, Use};
@@ -21,23 +20,23 @@ use tokio::time::timeout;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Row};
 
-/// How long the outcome of a batch is looked for after a connection has broken, before those who
-/// wait for it are told that it is unknown: longer than a standby takes to be promoted (0.3 s were
-/// measured, and some seconds until somebody does it).
+/// How long to look for the outcome of a batch after a connection has broken, before its callers
+/// get the answer that it is unknown. Longer than a promotion of a standby takes (0.3 s measured,
+/// plus some seconds until somebody starts it).
 const SETTLE: Duration = Duration::from_secs(10);
-/// How long one look may take, and how long those together that come before a later commit.
+/// How long one look may take, and how long all looks before a later commit may take together.
 const LOOK: Duration = Duration::from_secs(3);
-/// Between two looks.
+/// The pause between two looks.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// Counts the batch, or fails where this process is not at the batch before it.
+/// Counts the batch, or fails if this process is not at the batch before it.
 const MARK: &str = "WITH marked AS (
     UPDATE process SET batch = $2, seen_at = clock_timestamp(), ended = false
     WHERE id = $1 AND name = $4::text::uuid AND batch = $3 RETURNING 1)
     SELECT all_or_nothing(1 + (SELECT count(*) FROM marked), 2), (SELECT number FROM epoch)";
 
-/// Where this process was in the database before a batch, and that the batch can be written no more
-/// where it was not. Waits for the transaction in doubt where that is still under way.
+/// Reads where this process was in the database before a batch. If the batch was not written, also
+/// makes sure that it never will be. Waits for the transaction in doubt if that is still running.
 const FENCE_BATCH: &str = "WITH before AS (
     SELECT batch FROM process WHERE id = $1 AND name = $4::text::uuid FOR UPDATE)
     UPDATE process
@@ -56,20 +55,19 @@ impl From<Found> for Open {
     }
 }
 
-/// Who commits, and what was committed.
+/// The state of commits: the process that commits, and what it has committed.
 pub(super) struct Writer {
     open: Option<Open>,
     planned: Planned,
-    /// The timeline on which everything counts that was committed, and that was read for what is to
-    /// be committed.
+    /// The timeline of all that was committed, and of all that was read to decide on commits.
     timeline: u32,
-    /// The last batch that was written or will never be.
+    /// The last batch that was written or will never be written.
     batch: i64,
     /// The number of the next event.
     next_seq: i64,
-    /// The last batch may or may not have been written.
+    /// Whether the outcome of the last batch is unknown.
     in_doubt: bool,
-    /// Who commits.
+    /// The process that commits.
     process: Process,
     /// The epoch in which that was acknowledged.
     epoch: i64,
@@ -79,29 +77,29 @@ pub(super) struct Writer {
 #[derive(Clone, Debug)]
 pub(super) struct Process {
     pub(super) id: i32,
-    /// No two have the same, also where ids come again with an earlier state of the database.
+    /// Unique, even if ids repeat after the database returned to an earlier state.
     name: String,
 }
 
-/// What the database says of a batch whose answers were lost.
+/// The outcome of a batch whose answers were lost.
 enum Settled {
     Written,
     Never,
-    /// The database lacks what was acknowledged before it.
+    /// The database lacks changes that were acknowledged before it.
     Behind,
 }
 
-/// Why a transaction did not end with an answer to each of its statements.
+/// Why a transaction did not get an answer to each of its statements.
 enum Trouble {
-    /// There was no way to send it.
+    /// It could not be sent.
     NotSent(String),
-    /// It was rolled back: this statement failed.
+    /// It was rolled back, because this statement failed.
     RolledBack(Error),
-    /// The connection broke, and with it the answers.
+    /// The connection broke, and the answers were lost.
     Broken(String),
-    /// The database lacks what was acknowledged.
+    /// The database lacks changes that were acknowledged.
     Behind,
-    /// A standby was promoted: this is its timeline.
+    /// A standby was promoted; this is its timeline.
     Replaced(u32),
 }
 
@@ -121,7 +119,7 @@ impl Writer {
         }
     }
 
-    /// What the database must hold of this server's commits from now on.
+    /// Returns what the database must hold of this server's commits from now on.
     pub(super) fn watermark(&self) -> Watermark {
         let commits = if self.in_doubt { self.batch - 1 } else { self.batch };
         Watermark {
@@ -132,14 +130,15 @@ impl Writer {
         }
     }
 
-    /// An epoch has begun that this server knows of, and must find from now on.
+    /// Records that an epoch has begun; the database must have it from now on.
     pub(super) fn has_begun(&mut self, epoch: i64) {
         self.epoch = self.epoch.max(epoch);
     }
 
-    /// The database has become an earlier one: what is left of it that could be spent twice is void,
-    /// unless another server has seen to that. Nothing that was decided counts any more.
-    async fn begin_anew(&mut self, store: &Inner) -> CommitError {
+    /// Begins a new epoch, because the database returned to an earlier state: every unspent code
+    /// and open activation in it becomes void, unless another server has done so. Decisions made
+    /// before no longer count.
+    async fn begin_epoch_after_loss(&mut self, store: &Inner) -> CommitError {
         self.open = None;
         let anew = async {
             let why = "the database lacked what had been acknowledged";
@@ -163,16 +162,16 @@ impl Writer {
         }
     }
 
-    /// Sees to it that a new epoch begins where the database lacks what was acknowledged.
-    pub(super) async fn hold_against(
+    /// Begins a new epoch if the database lacks changes that were acknowledged.
+    pub(super) async fn check_watermark(
         &mut self,
         client: &Client,
         store: &Inner,
     ) -> Result<(), ReadError> {
         let held = epoch::contains(client, &store.watermark(self)).await.map_err(unreadable)?;
         if !held {
-            let error = self.begin_anew(store).await;
-            tracing::error!(%error, "the database has become an earlier one");
+            let error = self.begin_epoch_after_loss(store).await;
+            tracing::error!(%error, "the database has returned to an earlier state");
         }
         Ok(())
     }
@@ -182,24 +181,24 @@ impl Writer {
             Some(open) if !open.client.is_closed() => open,
             _ => way.connect(Use::Commit).await?.into(),
         };
-        // What goes wrong shows in what is sent next.
+        // An error here shows again in the next statement.
         let _ = self.planned.anew(&open.client).await;
         Ok(self.open.insert(open))
     }
 
-    /// Commits a batch; one verdict a change, in the order of the changes. One without changes is a
-    /// commit like any other: it counts the batch, and is confirmed by whatever confirms commits. So
-    /// is everything that was read before, for it stands before it in the database's log.
+    /// Commits a batch and returns one verdict for each change, in their order. An empty batch is a
+    /// commit like any other: it is counted and confirmed by the standbys. It also confirms
+    /// everything read before, which precedes it in the database's log.
     pub(super) async fn commit(
         &mut self,
         store: &Inner,
         changes: Vec<Change>,
     ) -> Result<Vec<Verdict>, CommitError> {
         if self.in_doubt {
-            // Whoever waited for it has been told; from here on it is one or the other.
+            // Its callers have been answered. From here on the outcome is known.
             let settled = self.settle(store, Instant::now() + LOOK).await;
             if let Settled::Behind = settled.map_err(CommitError::Refused)? {
-                return Err(self.begin_anew(store).await);
+                return Err(self.begin_epoch_after_loss(store).await);
             }
         }
         let mut verdicts = vec![Verdict::Written; changes.len()];
@@ -217,13 +216,14 @@ impl Writer {
             }
             Err(error) => {
                 let error = told(&error);
-                tracing::debug!(error, "a batch is written again, one change at a time");
+                tracing::debug!(error, "a batch failed; writing its changes one at a time");
                 let mut written = Vec::with_capacity(members.len());
                 for one in &members {
                     let alone = std::slice::from_ref(one);
                     let alone = match self.write_surely(store, alone, &[]).await {
                         Ok(Ok(alone)) => alone == [true],
-                        // A part of it met what another server has written: a guard like any other.
+                        // Another server has written one of its rows: this is a conflict like any
+                        // other.
                         Ok(Err(error)) if is_conflict(&error) => false,
                         Ok(Err(error)) => return Err(after(&written, told(&error))),
                         Err(CommitError::Refused(error)) => return Err(after(&written, error)),
@@ -231,9 +231,9 @@ impl Writer {
                     };
                     written.push(alone);
                 }
-                // Nobody waits for these.
+                // No caller waits for these.
                 if let Err(error) = self.write_surely(store, &[], &sets).await {
-                    tracing::warn!(%error, "attempts are not kept");
+                    tracing::warn!(%error, "attempts on codes could not be stored");
                 }
                 written
             }
@@ -246,8 +246,8 @@ impl Writer {
         Ok(verdicts)
     }
 
-    /// Writes a transaction, over another connection where one broke before it came to be: for each
-    /// of `members` whether it was written, or why all was rolled back.
+    /// Writes a transaction. If the connection breaks before it is committed, sends it again over
+    /// another. Returns for each of `members` whether it was written, or why all was rolled back.
     async fn write_surely(
         &mut self,
         store: &Inner,
@@ -263,12 +263,13 @@ impl Writer {
                 }
                 Err(Trouble::RolledBack(error)) => told(&error),
                 Err(Trouble::NotSent(error)) => error,
-                Err(Trouble::Behind) => return Err(self.begin_anew(store).await),
+                Err(Trouble::Behind) => return Err(self.begin_epoch_after_loss(store).await),
                 Err(Trouble::Replaced(timeline)) => {
-                    // What others had committed must be there before anything is decided on what is.
+                    // Commits of other servers must be there before this server decides on what it
+                    // reads.
                     let client = store.pool.get().await;
                     let client = client.map_err(|e| CommitError::Refused(no_connection(&e).0))?;
-                    let held = self.hold_against(&client, store).await;
+                    let held = self.check_watermark(&client, store).await;
                     held.map_err(|error| CommitError::Refused(error.0))?;
                     self.timeline = timeline;
                     return Err(CommitError::Refused(format!(
@@ -286,13 +287,16 @@ impl Writer {
             if last_try {
                 return Err(CommitError::Refused(error));
             }
-            tracing::debug!(error, "a transaction is sent again over another connection");
+            tracing::debug!(
+                error,
+                "a transaction failed; sending it again over another connection"
+            );
             last_try = true;
         }
     }
 
-    /// Sends a transaction whole, and then reads its answers: for each of `members` whether it was
-    /// written.
+    /// Sends a whole transaction and then reads its answers. Returns for each of `members` whether
+    /// it was written.
     async fn write(
         &mut self,
         store: &Inner,
@@ -360,7 +364,7 @@ impl Writer {
                     self.batch = before;
                     return Err(Trouble::Behind);
                 }
-                // Said by the database of a statement before the end: the end was a rollback.
+                // The database reported an error before COMMIT, so COMMIT was a rollback.
                 Err(error) if place < last && error.as_db_error().is_some() => {
                     if !is_of_statement(&error) {
                         self.open = None;
@@ -381,25 +385,25 @@ impl Writer {
         Ok(written)
     }
 
-    /// After a connection has broken: which of `members` were written, `None` where
-    /// it was not and will never be.
+    /// Finds out after a broken connection which of `members` were written. Returns `None` if the
+    /// batch was not written and never will be.
     async fn read_back(
         &mut self,
         store: &Inner,
         members: &[Member],
         error: &str,
     ) -> Result<Option<Vec<bool>>, CommitError> {
-        tracing::warn!(error, "a commit's outcome is read back");
+        tracing::warn!(error, "the outcome of a commit is unknown; reading it back");
         self.in_doubt = true;
         let settled = self.settle(store, Instant::now() + SETTLE).await;
         match settled.map_err(CommitError::Unknown)? {
             Settled::Written => {}
             Settled::Never => return Ok(None),
-            Settled::Behind => return Err(self.begin_anew(store).await),
+            Settled::Behind => return Err(self.begin_epoch_after_loss(store).await),
         }
         let seqs: Vec<i64> = members.iter().flat_map(|one| one.seqs.clone()).collect();
         let found = self.events(store, &seqs).await.map_err(CommitError::Unknown)?;
-        // A change without an event is one that nobody waits for.
+        // No caller waits for a change without an event.
         let written =
             |one: &Member| one.seqs.is_empty() || found.iter().any(|seq| one.seqs.contains(seq));
         Ok(Some(members.iter().map(written).collect()))
@@ -414,12 +418,12 @@ impl Writer {
         rows.iter().map(|row| row.try_get(0).map_err(|error| error.to_string())).collect()
     }
 
-    /// What became of the batch in doubt. From here on it is so for good.
+    /// Finds out the outcome of the batch in doubt, and fixes it.
     async fn settle(&mut self, store: &Inner, until: Instant) -> Result<Settled, String> {
         loop {
             let looked = timeout(LOOK, self.look(store)).await;
-            match looked.unwrap_or_else(|_| Err("the database does not say".into())) {
-                // In doubt until a new epoch has begun.
+            match looked.unwrap_or_else(|_| Err("the database does not answer".into())) {
+                // The batch stays in doubt until a new epoch has begun.
                 Ok(Settled::Behind) => return Ok(Settled::Behind),
                 Ok(settled) => {
                     self.in_doubt = false;
@@ -430,7 +434,7 @@ impl Writer {
                     if Instant::now() + AGAIN >= until {
                         return Err(error);
                     }
-                    tracing::debug!(error, "the outcome is looked for again");
+                    tracing::debug!(error, "the outcome of a commit could not be read; retrying");
                 }
             }
             tokio::time::sleep(AGAIN).await;
@@ -451,7 +455,7 @@ impl Writer {
         let found: i64 = row.try_get(0).map_err(|error| told(&error))?;
         Ok(match found - batch {
             0 => Settled::Written,
-            // One more where an earlier look has come that far, and its answer was lost.
+            // One more if an earlier look raised the count and its answer was lost.
             -1 | 1 => {
                 self.batch = batch + 1;
                 Settled::Never
@@ -461,7 +465,7 @@ impl Writer {
     }
 }
 
-/// What became of a statement: the database's words, or why its connection has ended.
+/// Describes the failure of a statement: the database's message, or why the connection ended.
 fn said(line: &Line, error: &Error) -> String {
     match (error.as_db_error(), line.why_it_ended()) {
         (None, Some(why)) => format!("{}: {why}", line.host),
@@ -469,7 +473,8 @@ fn said(line: &Line, error: &Error) -> String {
     }
 }
 
-/// Why a batch ended in its middle: only where nothing of it was written is that certain.
+/// Returns the error for a batch that stopped in the middle: refused only if nothing of it was
+/// written.
 fn after(written: &[bool], error: String) -> CommitError {
     if written.contains(&true) { CommitError::Unknown(error) } else { CommitError::Refused(error) }
 }
@@ -480,8 +485,8 @@ fn set(verdicts: &mut [Verdict], place: usize, verdict: Verdict) {
     }
 }
 
-/// Polls all once in their order, which sends them, and then waits for one after the other: answers
-/// come in the order of the questions.
+/// Polls all futures once in their order, which sends them, and then awaits one after the other:
+/// answers arrive in the order of the statements.
 async fn all_at_once<T>(mut asked: Vec<Pin<Box<dyn Future<Output = T> + Send + '_>>>) -> Vec<T> {
     let mut answers: Vec<Option<T>> = Vec::with_capacity(asked.len());
     poll_fn(|context| {
@@ -504,8 +509,8 @@ async fn all_at_once<T>(mut asked: Vec<Pin<Box<dyn Future<Output = T> + Send + '
     all
 }
 
-/// Whether another server's rows are what a statement failed on: a unique constraint, a part of a
-/// change, two that waited for each other.
+/// Whether a statement failed because of rows of another server: a unique constraint, a part of a
+/// change, or a deadlock.
 fn is_conflict(error: &Error) -> bool {
     error.code().is_some_and(|code| {
         let code = code.code();
@@ -513,12 +518,12 @@ fn is_conflict(error: &Error) -> bool {
     })
 }
 
-/// Whether the statement is at fault, and not the database or the way to it.
+/// Whether the statement caused the error, and not the database or the connection.
 fn is_of_statement(error: &Error) -> bool {
     is_conflict(error) || error.code().is_some_and(|code| code.code().starts_with("22"))
 }
 
-/// Makes a start of this server known to the database.
+/// Registers a start of this server in the database.
 pub(super) async fn register(client: &Client) -> Result<Process, crate::OpenError> {
     let new = "INSERT INTO process DEFAULT VALUES RETURNING id, name::text";
     let row = client.query_one(new, &[]).await.map_err(failed)?;

@@ -1,9 +1,9 @@
-//! The way to the database: its hosts, of which one is the primary, and a pool of connections to it.
+//! Connections to the database: its hosts, of which one is the primary, and a pool of connections.
 //!
-//! Whoever needs a connection asks all hosts side by side, and takes the primary of the newest
-//! *timeline*: each promotion of a standby begins another one, so a primary that was left behind is
-//! known by its older timeline, and is never used again. As soon as a newer timeline is known every
-//! connection to an older one ends by itself.
+//! To connect, all hosts are asked at the same time, and the primary of the newest *timeline* is
+//! used. Each promotion of a standby begins another timeline, so a primary that was left behind has
+//! an older one and is never used again. As soon as a newer timeline is known, every connection to
+//! an older one closes itself.
 
 use super::tls::Tls;
 use super::told;
@@ -36,49 +36,49 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// Connections in the pool of one server: one follows what happens, the others read.
+/// Connections in the pool of one server: one follows the events of other servers, the others read.
 const POOL: usize = 7;
-/// Connections of one server, at most: those of the pool, one that commits, one that charges limits,
-/// one that writes check-ins, one that tries whether commits come to be, one for upkeep.
+/// The most connections of one server: those of the pool, one that commits, one that charges
+/// limits, one that writes check-ins, one that tries whether commits succeed, one for upkeep.
 pub(super) const CONNECTIONS: usize = POOL + 5;
-/// How long one host may take until a connection has come about, where the address does not say.
+/// How long connecting to one host may take if the URL does not say.
 const CONNECT: Duration = Duration::from_secs(3);
-/// How long the other hosts are waited for once a primary has answered: one of a newer timeline
-/// answers as fast, and a host that stands still does not answer at all.
+/// How long to wait for the other hosts once a primary has answered. A primary of a newer timeline
+/// answers as fast, and a stopped host does not answer at all.
 const OTHERS: Duration = Duration::from_secs(1);
-/// How long a reader waits for a connection before the store counts as away.
+/// How long a reader waits for a connection before the store counts as unavailable.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long the network may leave what was sent without an acknowledgement.
+/// How long sent data may stay unacknowledged by the network.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
-/// After this long without a word the other end is asked whether it is there, so that whatever lies
-/// between does not forget the connection.
+/// After this long without data a TCP keepalive is sent, so that firewalls and routers in between
+/// do not drop the connection.
 const KEEPALIVE: Duration = Duration::from_secs(10);
-/// What every session is told. A server that stands still in the middle of a transaction must not
-/// hold its rows for long. Statements are planned once, and by index: what is planned while a table
-/// is empty would else go on to look at all of it when it is full. (Those that join an array to a
-/// table are planned anew every few seconds: see `Planned`.)
+/// The settings of every session. A server that stops in the middle of a transaction must not hold
+/// its rows for long. Statements are planned once, and with indexes: a plan made while a table is
+/// empty would otherwise scan the whole table once it is full. (Statements that join an array to a
+/// table are planned again every few seconds: see `Planned`.)
 const OPTIONS: &str = "-c idle_in_transaction_session_timeout=5000 -c timezone=UTC \
      -c plan_cache_mode=force_generic_plan -c enable_seqscan=off -c jit=off";
-/// What nobody may change, said after what the address says: a cancelled wait for a standby is told
-/// by a warning.
+/// The setting that the URL cannot override; it comes after the URL's options. A warning reports
+/// that a wait for a standby was cancelled, so warnings must arrive.
 const WARNINGS: &str = "-c client_min_messages=warning";
-/// What a host is asked first. Its timeline only a primary may be asked for. The instant of its start
-/// tells a server that has two addresses from two servers.
+/// The first question to a host. Only a primary can be asked for its timeline. The start time tells
+/// one server with two addresses from two servers.
 const WHO: &str = "SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() THEN 0 ELSE
          ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::integer END,
      pg_postmaster_start_time()::text, current_setting('default_transaction_read_only')";
 
-/// When statements that join arrays to tables were last planned. The database takes an array for ten
-/// values, and a table for as large as it was then: planned while a table was nearly empty, such a
-/// statement would go on to read all of it for each value.
+/// When statements that join arrays to tables were last planned. The planner assumes ten values in
+/// an array and the size that the table had then. A plan made while the table was nearly empty
+/// would later scan the whole table for each value.
 #[derive(Debug, Default)]
 pub(super) struct Planned(Option<Instant>);
 
 impl Planned {
-    /// For how long a plan is good: a table does not grow by much in that time.
+    /// How long a plan may be used: a table does not grow by much in that time.
     const FOR: Duration = Duration::from_secs(5);
 
-    /// Lets the connection plan anew, where that is due.
+    /// Discards the plans of the connection if they are too old.
     pub(super) async fn anew(
         &mut self,
         client: &tokio_postgres::Client,
@@ -91,20 +91,21 @@ impl Planned {
     }
 }
 
-/// What a connection is for, which decides how long it is worth waiting for an answer.
+/// The purpose of a connection. It decides how long to wait for an answer.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Use {
-    /// What callers wait for, and what is asked again soon.
+    /// Reads, which callers wait for and soon repeat.
     Read,
-    /// Commits: whoever waits for one that hangs must hear so before long, and a standby that was
-    /// away for a moment must not make it fail.
+    /// Commits. A caller must soon learn that a commit hangs, but a short absence of the standby
+    /// must not make it fail.
     Commit,
-    /// Changes to the schema and a new epoch, which touch many rows and wait for other servers'.
+    /// Changes to the schema and a new epoch, which touch many rows and wait for rows of other
+    /// servers.
     Upkeep,
 }
 
 impl Use {
-    /// How long the database may say nothing while it is to answer.
+    /// Returns how long the database may send nothing while an answer is due.
     const fn patience(self) -> Duration {
         Duration::from_secs(match self {
             Self::Read => 5,
@@ -113,8 +114,9 @@ impl Use {
         })
     }
 
-    /// How the database is told to give up first. What waits for a row or a table in vain is then
-    /// known to have failed, and nothing of it is left behind. (A wait for a standby has no such end.)
+    /// Returns the session options by which the database gives up first. A statement that waits in
+    /// vain for a row or a table has then certainly failed and leaves nothing behind. (A wait for a
+    /// standby has no such limit.)
     const fn limits(self) -> &'static str {
         match self {
             Self::Read => "-c lock_timeout=4000 -c statement_timeout=60000",
@@ -124,13 +126,13 @@ impl Use {
     }
 }
 
-/// A host of the address.
+/// A host of the URL.
 #[derive(Debug)]
 struct Place {
-    /// As people know it.
+    /// The host as shown to people.
     shown: String,
     reach: Reach,
-    /// For whom its certificate must be.
+    /// The name that its certificate must have.
     name: String,
     port: u16,
 }
@@ -139,11 +141,11 @@ struct Place {
 enum Reach {
     Name(String),
     Address(IpAddr),
-    /// The folder of a socket.
+    /// The folder of a Unix socket.
     Folder(PathBuf),
 }
 
-/// Where one server is.
+/// The address of one server.
 #[derive(Clone, Debug)]
 enum Address {
     Tcp(SocketAddr),
@@ -151,7 +153,7 @@ enum Address {
 }
 
 impl Place {
-    /// The hosts of an address, in their order.
+    /// Returns the hosts of a URL, in their order.
     fn all_of(config: &Config) -> Result<Vec<Self>, String> {
         let (hosts, addresses) = (config.get_hosts(), config.get_hostaddrs());
         let (count, ports) = (hosts.len().max(addresses.len()), config.get_ports());
@@ -218,17 +220,17 @@ impl Address {
     }
 }
 
-/// What is known of one connection.
+/// The state of one connection.
 #[derive(Debug)]
 pub(super) struct Line {
-    /// The host as people know it.
+    /// The host as shown to people.
     pub(super) host: String,
     address: Address,
-    /// For whom its certificate must be.
+    /// The name that its certificate must have.
     name: String,
     /// The timeline of its primary; 0 until it is known.
     timeline: AtomicU32,
-    /// A wait for a standby was cancelled since this was last asked for.
+    /// Whether a wait for a standby was cancelled since the last [`Self::take_cancelled`].
     cancelled: AtomicBool,
     /// Why the connection ended.
     ended: OnceLock<String>,
@@ -239,20 +241,21 @@ impl Line {
         self.timeline.load(Ordering::Relaxed)
     }
 
-    /// Whether a commit has ended without its standby since this was last asked: the wait for it was
-    /// cancelled, by an operator or the database's end. It is visible, and may be lost with a
+    /// Returns whether a commit ended without its standby since the last call: an operator or the
+    /// end of the database cancelled the wait. Such a commit is visible, and may be lost with a
     /// failover.
     pub(super) fn take_cancelled(&self) -> bool {
         self.cancelled.swap(false, Ordering::Relaxed)
     }
 
-    /// Why the connection ended, where that is known.
+    /// Returns why the connection ended, if that is known.
     pub(super) fn why_it_ended(&self) -> Option<&str> {
         self.ended.get().map(String::as_str)
     }
 
-    /// Takes note of a cancelled wait. The function that waits is told whatever language the database
-    /// speaks; a warning that does not say where it comes from is taken for one.
+    /// Checks whether a notice reports a cancelled wait. The name of the waiting function is the
+    /// same in every language of the database. A warning without a function name counts as a
+    /// cancelled wait.
     fn heed(&self, notice: &DbError) {
         let of_wait = notice.routine().is_none_or(|routine| routine == "SyncRepWaitForLSN");
         if of_wait && notice.parsed_severity() == Some(Severity::Warning) {
@@ -262,8 +265,8 @@ impl Line {
     }
 }
 
-/// Carries what one connection says and hears, until it ends or its primary was left behind: then
-/// nothing more is sent to it.
+/// Runs one connection until it ends or its primary was left behind. After that nothing more is
+/// sent to it.
 async fn drive<S, T>(
     mut connection: Connection<S, T>,
     line: Arc<Line>,
@@ -298,35 +301,35 @@ pub(super) struct Found {
     pub(super) client: Client,
     pub(super) driver: JoinHandle<()>,
     pub(super) line: Arc<Line>,
-    /// Tells the server from any other, whatever its address.
+    /// Identifies the server, whatever its address.
     instance: String,
 }
 
-/// What a host is.
+/// The answer of a host.
 pub(super) enum Answer {
-    /// It takes commits.
+    /// A primary that accepts commits.
     Primary(Found),
-    /// It would, and was told to take none.
+    /// A primary that is set to read-only.
     ReadOnly,
     Standby,
-    /// It has let itself be connected, and says nothing.
+    /// It accepts the connection and does not answer.
     Silent,
-    /// Nothing is there, as far as can be seen from here.
+    /// Nothing is reachable at its address.
     Unreached(String),
-    /// It refuses to speak with us.
+    /// It refuses this server.
     Refused(String),
 }
 
-/// What was found at a host.
+/// The answer of one host.
 pub(super) struct Seen {
-    /// Its place among the hosts of the address.
+    /// Its position among the hosts of the URL.
     place: usize,
     pub(super) host: String,
     pub(super) is: Answer,
 }
 
 impl Seen {
-    /// A sentence.
+    /// Returns a sentence that describes the host.
     pub(super) fn words(&self) -> String {
         let host = &self.host;
         match &self.is {
@@ -338,18 +341,18 @@ impl Seen {
             }
             Answer::Standby => format!("{host} is a standby"),
             Answer::Silent => {
-                format!("{host} takes connections and says nothing: it stands still")
+                format!("{host} accepts connections and does not answer: the server hangs")
             }
             Answer::Unreached(why) | Answer::Refused(why) => format!("{host} {why}"),
         }
     }
 }
 
-/// What to do where no host is a primary and one is a standby.
+/// The advice if no host is a primary and one is a standby.
 pub(super) const PROMOTE: &str = "make sure that the old primary is shut off, and then promote the standby (pg_ctl promote, or \
      SELECT pg_promote())";
 
-/// Why a primary is not used whose timeline is older than one that was seen.
+/// Says why a primary is not used whose timeline is older than one that was seen.
 pub(super) fn left_behind(host: &str, timeline: u32, newest: u32) -> String {
     format!(
         "{host} is a primary of timeline {timeline}, and timeline {newest} has been seen: a standby \
@@ -359,7 +362,7 @@ pub(super) fn left_behind(host: &str, timeline: u32, newest: u32) -> String {
     )
 }
 
-/// Where the database is and how to reach it.
+/// Finds the database and connects to it.
 pub(super) struct Connector {
     places: Vec<Place>,
     config: Config,
@@ -375,10 +378,10 @@ pub(super) struct Connector {
 }
 
 impl Connector {
-    /// The way to a URL as libpq takes it.
+    /// Makes a connector from a URL in libpq's format.
     ///
     /// # Errors
-    /// What is wrong with it. The text never holds the URL, which may hold a password.
+    /// What is wrong with the URL. The text never contains the URL, which may contain a password.
     pub(super) fn to(url: &str) -> Result<Arc<Self>, OpenError> {
         let wrong = |problem: String| OpenError::Engine(format!("storage.url: {problem}"));
         let (url, tls) = Tls::take_from(url).map_err(wrong)?;
@@ -416,7 +419,8 @@ impl Connector {
         self.primaries.load(Ordering::Relaxed)
     }
 
-    /// From now on no primary of an older timeline is used. Returns the highest that is known.
+    /// From now on no primary of a timeline older than `timeline` is used. Returns the highest that
+    /// is known.
     pub(super) fn know(&self, timeline: u32) -> u32 {
         let mut newest = 0;
         self.newest.send_if_modified(|known| {
@@ -428,22 +432,22 @@ impl Connector {
         newest
     }
 
-    /// A pool of connections to the primary.
+    /// Makes a pool of connections to the primary.
     ///
     /// # Errors
-    /// Where it cannot be made.
+    /// If it cannot be made.
     pub(super) fn pool(self: &Arc<Self>, of: Use) -> Result<Pool, OpenError> {
         let connector = PoolConnector { connector: Arc::clone(self), of };
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = Manager::from_connect(self.config.clone(), connector, recycling);
         let timeouts = Timeouts {
             wait: Some(PATIENCE),
-            // The connector has an end of its own.
+            // The connector has a time limit of its own.
             create: Some(self.end * 2),
             recycle: Some(PATIENCE),
         };
         let size = if matches!(of, Use::Upkeep) { 1 } else { POOL };
-        // What has ended is left without a word: the outage was logged.
+        // A closed connection is dropped without a log line: the outage was logged.
         let is_open = Hook::sync_fn(|client: &mut deadpool_postgres::ClientWrapper, _| {
             if client.is_closed() { Err(HookError::message("it has ended")) } else { Ok(()) }
         });
@@ -453,10 +457,10 @@ impl Connector {
             .map_err(|error| OpenError::Engine(format!("storage.url: {error}")))
     }
 
-    /// A connection to the primary of the newest timeline.
+    /// Connects to the primary of the newest timeline.
     ///
     /// # Errors
-    /// What each host is, and what to do.
+    /// The state of each host, and what to do.
     pub(super) async fn connect(self: &Arc<Self>, of: Use) -> Result<Found, String> {
         let found = self.choose(self.survey(of, Some(OTHERS)).await);
         match &found {
@@ -468,11 +472,11 @@ impl Connector {
         found
     }
 
-    /// Asks all hosts side by side what they are. Once one is a primary the others are waited for as
-    /// long as `others` says, or until each has come to its end.
+    /// Asks all hosts at the same time for their state. Once one is a primary, the others get
+    /// `others` more time, or less if they have all finished.
     pub(super) async fn survey(self: &Arc<Self>, of: Use, others: Option<Duration>) -> Vec<Seen> {
         let (answers, mut heard) = mpsc::unbounded_channel();
-        // Whoever is still asked when this returns is asked no more.
+        // Dropping the set when this returns stops the questions still under way.
         let mut asked = JoinSet::new();
         for place in 0..self.places.len() {
             asked.spawn(Arc::clone(self).ask(place, of, answers.clone()));
@@ -491,14 +495,14 @@ impl Connector {
             seen.push(next);
         }
         seen.sort_by_key(|seen| seen.place);
-        // A name may have addresses at which nothing is.
+        // A name may have addresses at which no server runs.
         let there: HashSet<usize> =
             seen.iter().filter(|seen| seen.is_there()).map(|seen| seen.place).collect();
         seen.retain(|seen| seen.is_there() || !there.contains(&seen.place));
         seen
     }
 
-    /// Asks a host under all of its addresses what it is.
+    /// Asks a host for its state, at all of its addresses.
     async fn ask(self: Arc<Self>, place: usize, of: Use, answers: mpsc::UnboundedSender<Seen>) {
         let Some(host) = self.places.get(place) else { return };
         let until = Instant::now() + self.end;
@@ -536,7 +540,7 @@ impl Connector {
             }
             Ok(Err(error)) => return Answer::Unreached(format!("cannot be reached: {error}")),
             Err(_) => {
-                let words = "does not answer: it is off, or there is no way to it from here";
+                let words = "does not answer: it is off, or this machine cannot reach it";
                 return Answer::Unreached(words.into());
             }
         };
@@ -556,7 +560,7 @@ impl Connector {
         of: Use,
     ) -> Result<Answer, String> {
         let Some(Place { shown, name, .. }) = self.places.get(place) else {
-            return Err("there is no such host".into());
+            return Err("the host does not exist".into());
         };
         let line = Arc::new(Line {
             host: shown.clone(),
@@ -591,7 +595,7 @@ impl Connector {
         let mut config = self.config.clone();
         let own = config.get_options().map(|own| format!(" {own}")).unwrap_or_default();
         config.options(format!("{OPTIONS} {}{own} {WARNINGS}", of.limits()));
-        // The question for TLS is answered by one byte.
+        // The request for TLS is answered by one byte.
         let asks = self.tls.is_some() && config.get_ssl_negotiation() == SslNegotiation::Postgres;
         let watched = Watched::new(socket, of.patience(), usize::from(asks));
         let (client, connection) = config.connect_raw(watched, tls).await?;
@@ -614,8 +618,8 @@ impl Connector {
         Ok(Answer::Primary(Found { client, driver, line, instance }))
     }
 
-    /// Takes note of which hosts are primaries, and of the newest timeline among them; returns them,
-    /// that one first.
+    /// Records which hosts are primaries and the newest timeline among them. Returns the primaries,
+    /// the one of the newest timeline first.
     fn heed(&self, seen: Vec<Seen>) -> Vec<Found> {
         let silent = seen.iter().any(|seen| matches!(seen.is, Answer::Silent));
         let hosts: HashSet<usize> = seen.iter().map(|seen| seen.place).collect();
@@ -637,14 +641,14 @@ impl Connector {
         primaries
     }
 
-    /// Finds out whether another host has become a primary: also where no connection has broken.
+    /// Checks whether another host has become a primary, even if no connection has broken.
     pub(super) async fn look_around(self: &Arc<Self>) {
         if self.places.len() > 1 {
             self.heed(self.survey(Use::Read, None).await);
         }
     }
 
-    /// The primary of the newest timeline among those that were found.
+    /// Returns the primary of the newest timeline among those that were found.
     fn choose(&self, seen: Vec<Seen>) -> Result<Found, String> {
         let standby = seen.iter().any(|seen| matches!(seen.is, Answer::Standby));
         let words: Vec<String> = seen.iter().map(Seen::words).collect();
@@ -665,7 +669,7 @@ impl Connector {
         Ok(found)
     }
 
-    /// Lets the database give up what a connection waits for.
+    /// Asks the database to cancel what a connection waits for.
     pub(super) async fn cancel(&self, found: &Found) {
         let token = found.client.cancel_token();
         let cancelled = async {
@@ -689,7 +693,7 @@ impl Seen {
     }
 }
 
-/// That there are several primaries, which, and what to do.
+/// Says that there are several primaries, which they are, and what to do.
 pub(super) fn several(primaries: &[Found]) -> String {
     let shown =
         |found: &Found| format!("{} of timeline {}", found.line.host, found.line.timeline());
@@ -697,7 +701,8 @@ pub(super) fn several(primaries: &[Found]) -> String {
     format!("{} hosts are primaries: {}", shown.len(), shown.join(", "))
 }
 
-/// The primaries among those that were found, each server once, that of the newest timeline first.
+/// Returns the primaries among those that were found, each server once, the one of the newest
+/// timeline first.
 pub(super) fn primaries_of(seen: Vec<Seen>) -> Vec<Found> {
     let mut primaries: Vec<Found> = seen
         .into_iter()
@@ -732,7 +737,7 @@ impl Connect for PoolConnector {
     }
 }
 
-/// An error with words of ours: the library makes its errors itself, of what a socket says.
+/// Makes an error with a text of ours: the library builds its errors only from socket errors.
 async fn nowhere(why: String) -> Result<(Client, JoinHandle<()>), Error> {
     let mut config = Config::new();
     config.user("nobody").ssl_mode(SslMode::Disable);

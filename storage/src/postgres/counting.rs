@@ -1,8 +1,9 @@
-//! Counting, once: what becomes of a statement whose answer was lost.
+//! Counts each request once, even if the answer to a statement is lost.
 //!
-//! Each server has a row of its own, and every statement that counts moves the number in it on and notes
-//! what it has counted. After a connection has broken the row tells whether the statement came to be;
-//! where it did not, moving the number on makes sure that it never will, wherever it still is.
+//! Each server has a row of its own. Every statement that counts raises the number in it and
+//! records what it has counted. After a broken connection the row tells whether the statement was
+//! committed. If it was not, raising the number ensures that it never will be, even if it is still
+//! on its way.
 
 use super::charge::{CHARGE, Charge, counted};
 use super::quick::{Quick, query};
@@ -16,9 +17,10 @@ use tokio_postgres::error::Severity;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Error, Row};
 
-/// Takes back what was counted, in the order in which [`CHARGE`] counts, and in its way: rows that are
-/// inserted anew are taken one after the other. How many are to be taken back travels in `before`. This
-/// server's row is written last, since it joins what was given back: the turn is taken before it ends.
+/// Takes back counts, in the order in which [`CHARGE`] counts and in the same way: newly inserted
+/// rows are locked one after the other. `before` carries how many are to be taken back. The row of
+/// this server is written last, since it joins the rows that were given back, so the turn is taken
+/// before it ends.
 const GIVE_BACK: &str = "WITH turn AS (
          SELECT FROM charge WHERE id = $1::text::uuid AND number = $2 FOR UPDATE),
      given AS (
@@ -36,8 +38,8 @@ const GIVE_BACK: &str = "WITH turn AS (
      WHERE id = $1::text::uuid AND number = $2
      RETURNING charge.keys, charge.ends, charge.before, charge.used";
 
-/// Where the row of this server stands, and that the statement after number $2 can count no more where it
-/// has not. Waits for it where it is still under way.
+/// Reads the row of this server. If the statement after number $2 was not committed, also makes
+/// sure that it never will be. Waits for it if it is still running.
 const FENCE: &str = "WITH found AS (
          SELECT id, number FROM charge WHERE id = $1::text::uuid FOR UPDATE)
      UPDATE charge SET at = clock_timestamp(),
@@ -49,18 +51,20 @@ const FENCE: &str = "WITH found AS (
 #[derive(Default)]
 pub(super) struct Counting {
     quick: Quick,
-    /// None until it is first needed.
+    /// `None` until it is first needed.
     row: Option<Place>,
-    /// Charges that are to be given back. No more than were charged: when the database is away none is.
+    /// Charges that must be given back. There are no more than were charged: while the database is
+    /// away none is.
     owed: Vec<(u64, Timestamp)>,
 }
 
 /// This server's row.
 struct Place {
     id: String,
-    /// The statement that counted last.
+    /// The number of the last statement that counted.
     number: i64,
-    /// The next one may or may not have come to be: how many of those owed it gives back.
+    /// Set if the outcome of the next statement is unknown: how many of the owed charges it gives
+    /// back.
     in_doubt: Option<usize>,
 }
 
@@ -78,12 +82,13 @@ impl Counting {
         let (charged, too_much) = charge.outcome();
         self.owed.extend(too_much);
         if let Err(error) = self.settle(inner).await {
-            tracing::warn!(%error, "what was counted too much is still to be given back");
+            tracing::warn!(%error, "excess counts could not be given back yet; retrying later");
         }
         Ok(charged)
     }
 
-    /// Takes back what was counted. On an error that is owed, and done before anything is counted next.
+    /// Takes back counts. After an error they are owed, and taken back before anything else is
+    /// counted.
     pub(super) async fn give_back(
         &mut self,
         inner: &Inner,
@@ -93,8 +98,8 @@ impl Counting {
         self.settle(inner).await
     }
 
-    /// Finds out about a statement in doubt, and gives back what is owed: that, too, of which nobody was
-    /// told that it was counted.
+    /// Finds out the outcome of a statement in doubt, and gives back what is owed, including counts
+    /// that no caller learned of.
     pub(super) async fn settle(&mut self, inner: &Inner) -> Result<(), ReadError> {
         if let Some(row) = self.look(inner).await? {
             for one in counted(&row)? {
@@ -112,8 +117,8 @@ impl Counting {
         Ok(())
     }
 
-    /// Runs a statement that counts, and gives back `given` of those owed: over another connection where
-    /// one broke before it came to be. What the row of this server says after it.
+    /// Runs a statement that counts, and gives back `given` of those owed. If the connection breaks
+    /// before it is committed, runs it over another. Returns the row of this server after it.
     async fn once(
         &mut self,
         inner: &Inner,
@@ -142,13 +147,13 @@ impl Counting {
                 }
                 Ok(None) => {
                     self.row = None;
-                    ReadError("this database does not know who counts".into())
+                    ReadError("the database has no counting row for this server".into())
                 }
                 Err(error) if is_rolled_back(&error) => return Err(unreadable(error)),
                 Err(error) => {
                     place.in_doubt = Some(given);
                     let error = unreadable(error);
-                    tracing::debug!(%error, "what was counted is read back");
+                    tracing::debug!(%error, "the outcome of a count is unknown; reading it back");
                     if let Some(row) = self.look(inner).await? {
                         return Ok(row);
                     }
@@ -162,8 +167,8 @@ impl Counting {
         }
     }
 
-    /// What became of the statement in doubt. From here on it is so for good: what this server's row says
-    /// after it, `None` where there is no doubt or it never came to be.
+    /// Finds out the outcome of the statement in doubt, and fixes it. Returns the row of this
+    /// server after it; `None` if there is no doubt or the statement was never committed.
     async fn look(&mut self, inner: &Inner) -> Result<Option<Row>, ReadError> {
         let Some(place) = &mut self.row else { return Ok(None) };
         let Some(given) = place.in_doubt else { return Ok(None) };
@@ -171,7 +176,8 @@ impl Counting {
         let asked = [value(Type::TEXT, place.id.clone()), value(Type::INT8, place.number)];
         let found = query(client, FENCE, &asked).await.map_err(unreadable)?.pop();
         let Some(row) = found else {
-            // Another database, or an earlier state of it: whatever it was is not in it.
+            // This is another database, or an earlier state of it, which does not have the
+            // statement.
             self.row = None;
             return Ok(None);
         };
@@ -202,13 +208,14 @@ impl Place {
     }
 }
 
-/// Whether the database says that nothing came of a statement. What it says while it ends a connection may
-/// come after the statement's end.
+/// Returns whether the database reports that a statement had no effect. A message that ends a
+/// connection may arrive after the end of the statement.
 fn is_rolled_back(error: &Error) -> bool {
     error.as_db_error().is_some_and(|said| said.parsed_severity() == Some(Severity::Error))
 }
 
-/// Forgets the rows of servers that have counted nothing for a day. One that comes back gets another.
+/// Deletes the rows of servers that have counted nothing for a day. A server that comes back gets a
+/// new one.
 pub(super) async fn forget(client: &impl GenericClient) -> Result<(), ReadError> {
     let old = "DELETE FROM charge WHERE at NOT BETWEEN
          clock_timestamp() - interval '1 day' AND clock_timestamp() + interval '1 day'";

@@ -1,6 +1,6 @@
-//! What happens where the database has become an earlier one: a backup was restored, or a standby was
-//! promoted that had not heard of everything. A code that was spent may look unspent in it. So all
-//! that could be spent is made void, once, and whoever needs a code gets a new one.
+//! Epochs of the database. A new one begins after the database returned to an earlier state: a
+//! backup was restored, or a standby was promoted that lacked some commits. A spent code may look
+//! unspent in it. So all that could be spent is made void, once, and people get new codes.
 
 use super::rows::{EVENT, time};
 use super::told;
@@ -10,7 +10,7 @@ use iptunnel_domain::Timestamp;
 use iptunnel_domain::audit::{Action, Actor};
 use std::time::SystemTime;
 
-/// Whether the database holds what `mark` says it must.
+/// Checks whether the database holds what `mark` demands.
 pub(super) async fn contains(
     client: &Client,
     mark: &Watermark,
@@ -28,13 +28,13 @@ pub(super) async fn contains(
     client.query_one(&found, &[&mark.epoch.cast_signed(), &names, &commits]).await?.try_get(0)
 }
 
-/// The epoch of the database.
+/// Returns the epoch of the database.
 pub(super) async fn present(client: &Client) -> Result<i64, tokio_postgres::Error> {
     let present = client.prepare_cached("SELECT number FROM epoch").await?;
     client.query_one(&present, &[]).await?.try_get(0)
 }
 
-/// Lets the epoch after `last` begin, unless a later one has begun already: the present one.
+/// Begins the epoch after `last`, unless a later one has already begun. Returns the current one.
 pub(super) async fn begin(
     client: &mut Client,
     last: i64,
@@ -51,7 +51,7 @@ pub(super) async fn begin(
             return present(client).await;
         };
         let epoch: i64 = row.try_get(0)?;
-        // Ended before it began: no precheck can have come in time.
+        // The end lies before the beginning, so no precheck can have come in time.
         let codes = step
             .execute(
                 "UPDATE code SET expires_at = issued_at, version = version + 1

@@ -1,22 +1,23 @@
-//! Whether a database keeps what a store promises, as far as it can be asked.
+//! Examines whether a database keeps the promises of a store, as far as it can be asked.
 
 use super::connect::{Answer, Connector, Found, PROMOTE, Seen, left_behind};
 use super::{migrate, told, trial, unreadable};
 use crate::{Finding, Grade, ReadError};
 use tokio_postgres::{Client, Error, Row, SimpleQueryMessage};
 
-/// Connections that one server opens, at most.
+/// The most connections that one server opens.
 const CONNECTIONS: i64 = super::connect::CONNECTIONS as i64;
-/// Updates of the presence table before their share in place says anything.
+/// Updates of the presence table that are needed before the share of in-place updates is
+/// meaningful.
 const ENOUGH_UPDATES: i64 = 10_000;
-/// Per cent of the check-ins that must rewrite their row in its own page: the others write to the
-/// index as well, and leave the table to grow.
+/// The percentage of check-ins that must rewrite their row in its own page. The others write to the
+/// index as well and let the table grow.
 const HOT: i64 = 95;
 /// The oldest version with all that the schema uses (`gen_random_uuid`).
 const OLDEST: i32 = 130_000;
 
-/// A backup under way (`pg_basebackup`, `pg_receivewal`) replicates as a standby does. It replays
-/// nothing, and so is none.
+/// A running backup (`pg_basebackup`, `pg_receivewal`) replicates like a standby. It replays
+/// nothing, so it does not count as one.
 const ASK: &str = "SELECT
     current_setting('server_version_num')::integer AS version,
     current_setting('server_version') AS version_name,
@@ -39,12 +40,12 @@ const ASK: &str = "SELECT
     (SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'presence') AS updates,
     (SELECT n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'presence') AS hot";
 
-/// Whoever has connections, those with the most first.
+/// The users of connections, those with the most first.
 const HOLDERS: &str = "SELECT coalesce(nullif(application_name, ''), usename, 'others'), count(*)
      FROM pg_stat_activity WHERE backend_type = 'client backend'
      GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 5";
 
-/// Tables that others hold in a way that a commit has to wait for.
+/// Tables with locks of others that a commit has to wait for.
 const LOCKS: &str = "SELECT DISTINCT relname, pg_locks.pid,
          coalesce(nullif(application_name, ''), usename, 'somebody') AS holder,
          coalesce(extract(epoch FROM clock_timestamp() - xact_start)::bigint, 0) AS seconds
@@ -55,12 +56,12 @@ const LOCKS: &str = "SELECT DISTINCT relname, pg_locks.pid,
      AND mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
      AND pg_locks.pid <> pg_backend_pid() ORDER BY relname, pg_locks.pid";
 
-/// What to do where commits wait for a standby.
-const WITHOUT_STANDBY: &str = "start the standby. Where it is gone for good, first make sure that this is still the primary \
+/// The advice if commits wait for a standby.
+const WITHOUT_STANDBY: &str = "start the standby. If it is lost, first make sure that this is still the primary \
      and that no standby was promoted, and only then take its name out of synchronous_standby_names";
 
-/// What the database's clock says, in milliseconds since the Unix epoch. One question and one answer:
-/// how long that takes says how far the clock is known.
+/// Returns the time of the database's clock, in milliseconds since the Unix epoch. It is one
+/// question and one answer, whose duration tells how exactly the clock is known.
 pub(super) async fn store_clock(client: &Client) -> Result<u64, ReadError> {
     let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
     let said = client.simple_query(now).await.map_err(unreadable)?;
@@ -68,7 +69,8 @@ pub(super) async fn store_clock(client: &Client) -> Result<u64, ReadError> {
         SimpleQueryMessage::Row(row) => row.get(0)?.parse::<i64>().ok(),
         _ => None,
     });
-    let milliseconds = milliseconds.ok_or_else(|| ReadError("the clock says no time".into()))?;
+    let milliseconds =
+        milliseconds.ok_or_else(|| ReadError("the database returned no time".into()))?;
     Ok(milliseconds.cast_unsigned())
 }
 
@@ -106,7 +108,7 @@ pub(super) async fn examine(client: &Client) -> Result<Vec<Finding>, ReadError> 
         "name all hosts in storage.url, with target_session_attrs=read-write",
     );
     for (setting, why) in [
-        ("fsync", "without it a commit that was answered may be lost with the power"),
+        ("fsync", "without it an acknowledged commit may be lost in a power failure"),
         ("full_page_writes", "without it a page may be torn when the power fails"),
     ] {
         let value: &str = get(&row, setting)?;
@@ -124,7 +126,7 @@ pub(super) async fn examine(client: &Client) -> Result<Vec<Finding>, ReadError> 
         commit == "on" || commit == "remote_apply" || (standbys == 0 && commit != "off"),
         Grade::Breaks,
         format!("synchronous_commit = {commit}"),
-        "a commit is answered before it is on every disk that it must be on",
+        "a commit is acknowledged before it is on every disk that must have it",
         "ALTER SYSTEM SET synchronous_commit = on; SELECT pg_reload_conf();",
     );
     let (names, unseen): (&str, i64) = (get(&row, "names")?, get(&row, "unseen")?);
@@ -139,30 +141,30 @@ pub(super) async fn examine(client: &Client) -> Result<Vec<Finding>, ReadError> 
     let of_standbys = if unseen > 0 {
         (
             Grade::Warns,
-            "what standbys do is not shown to this role",
+            "this role cannot see the state of the standbys",
             "GRANT pg_monitor TO the role of storage.url;",
         )
     } else if standbys > 0 && names.is_empty() {
         (
             Grade::Breaks,
-            "a standby that has not heard of a commit, once promoted, brings a spent code back",
+            "a standby that lacks a commit makes a spent code valid again once it is promoted",
             name_them.as_str(),
         )
     } else if !names.is_empty() && synchronous == 0 && copies == 0 {
-        (Grade::Stops, "every commit waits for a standby, and none is there", WITHOUT_STANDBY)
+        (Grade::Stops, "every commit waits for a standby, and none is connected", WITHOUT_STANDBY)
     } else if copies > 0 {
         (
             Grade::Warns,
-            "a backup that runs confirms commits in the place of a standby: what was answered is \
-             then on no standby that could be promoted",
+            "a running backup confirms commits in the place of a standby: an acknowledged commit may \
+             be on no standby that could be promoted",
             if standbys > 0 {
                 name_them.as_str()
             } else {
-                "name the standbys, and no backup, there"
+                "name the standbys there, and no backup"
             },
         )
     } else {
-        (Grade::Good, "a failover loses nothing that was answered", "")
+        (Grade::Good, "a failover loses no acknowledged commit", "")
     };
     let (grade, why, mend) = of_standbys;
     judge(grade == Grade::Good, grade, standbys_are, why, mend);
@@ -179,7 +181,7 @@ pub(super) async fn examine(client: &Client) -> Result<Vec<Finding>, ReadError> 
         Grade::Warns,
         format!("{free} connections are free; {}", holders.join(", ")),
         "each server opens up to twelve",
-        "ALTER SYSTEM SET max_connections = 200; and start PostgreSQL again",
+        "ALTER SYSTEM SET max_connections = 200; and restart PostgreSQL",
     );
     let updates = get::<Option<i64>>(&row, "updates")?.unwrap_or_default();
     let hot = get::<Option<i64>>(&row, "hot")?.unwrap_or_default();
@@ -196,19 +198,19 @@ pub(super) async fn examine(client: &Client) -> Result<Vec<Finding>, ReadError> 
     Ok(findings)
 }
 
-/// What there is to say of the store in the database, which may have none yet. A server that runs goes
-/// on when a newer one has brought the schema further: this is for whoever wants to start one.
+/// Examines the store in the database, which may have none yet. A running server continues after a
+/// newer one has raised the schema; this helps people who want to start one.
 pub(super) async fn of_store(client: &Client) -> Result<Vec<Finding>, Error> {
     let Some(found) = migrate::step_of(client).await? else {
-        let what = "there is no schema yet".to_owned();
-        return Ok(vec![finding(Grade::Good, what, "the first server that starts makes it", "")]);
+        let what = "the database has no schema yet".to_owned();
+        return Ok(vec![finding(Grade::Good, what, "the first server that starts creates it", "")]);
     };
     let known = migrate::known();
     let grade = if found > known { Grade::Breaks } else { Grade::Good };
     let schema = finding(
         grade,
         format!("schema {found}, and this program knows {known}"),
-        "a program does not start on a schema that a newer one has made",
+        "a program does not start on the schema of a newer one",
         "start the newer program",
     );
     let asked =
@@ -220,21 +222,20 @@ pub(super) async fn of_store(client: &Client) -> Result<Vec<Finding>, Error> {
     let epoch = if epoch > 1 {
         finding(
             if lately { Grade::Warns } else { Grade::Good },
-            format!("epoch {epoch} began at {since}: data was lost, or an operator has said so"),
-            "what was answered shortly before that may be gone: codes not spent by then are void, \
-             and revocations may have been undone",
-            "revoke again whom you had revoked shortly before (`iptunnel-server servers list` shows \
-             who is); this is said for 30 days",
+            format!("epoch {epoch} began at {since}: data was lost, or an operator began it"),
+            "changes that were acknowledged shortly before may be lost: codes not spent by then are \
+             void, and revocations may have been undone",
+            "revoke again the servers that you had revoked shortly before (`iptunnel-server servers \
+             list` shows which are revoked); this warning stays for 30 days",
         )
     } else {
-        let why = "it grows where the database was found to lack what had been acknowledged";
+        let why = "it grows when the database is found to lack acknowledged changes";
         finding(Grade::Good, format!("epoch {epoch}, since {since}"), why, "")
     };
     Ok(vec![schema, epoch])
 }
 
-/// What there is to say of the hosts of the address; `newest` is the highest timeline that was ever
-/// seen.
+/// Examines the hosts of the URL; `newest` is the highest timeline that was ever seen.
 pub(super) fn of_hosts(seen: &[Seen], newest: u32) -> Vec<Finding> {
     let timeline = |seen: &Seen| match &seen.is {
         Answer::Primary(found) => Some(found.line.timeline()),
@@ -249,7 +250,7 @@ pub(super) fn of_hosts(seen: &[Seen], newest: u32) -> Vec<Finding> {
             Answer::Primary(found) if found.line.timeline() < newest => finding(
                 Grade::Breaks,
                 left_behind(&seen.host, found.line.timeline(), newest),
-                "what it is given by whoever still uses it will be thrown away",
+                "everything that is still written to it will be lost",
                 "shut it down and make it a standby (pg_rewind, or pg_basebackup into an empty folder)",
             ),
             Answer::Primary(_) | Answer::Standby => {
@@ -258,13 +259,13 @@ pub(super) fn of_hosts(seen: &[Seen], newest: u32) -> Vec<Finding> {
             Answer::Silent => finding(
                 trouble,
                 seen.words(),
-                "when it goes on it may take itself for the primary",
-                "start it again, or shut it off",
+                "when it resumes it may act as the primary",
+                "restart it, or shut it down",
             ),
             Answer::ReadOnly => finding(
                 trouble,
                 seen.words(),
-                "servers pass it over",
+                "servers skip it",
                 "where it is the right one: ALTER SYSTEM RESET default_transaction_read_only; SELECT \
                  pg_reload_conf();",
             ),
@@ -280,7 +281,7 @@ pub(super) fn of_hosts(seen: &[Seen], newest: u32) -> Vec<Finding> {
                 trouble,
                 seen.words(),
                 "servers cannot use it",
-                "start it, or see to the address, the network and pg_hba.conf",
+                "start it, or check the address, the network and pg_hba.conf",
             ),
         })
         .collect();
@@ -289,7 +290,7 @@ pub(super) fn of_hosts(seen: &[Seen], newest: u32) -> Vec<Finding> {
         let mend = if has(|is| matches!(is, Answer::Standby)) {
             PROMOTE
         } else if has(|is| !matches!(is, Answer::Unreached(_))) {
-            "see to what is said of each host"
+            "follow the advice on each host"
         } else {
             "start the database"
         };
@@ -299,7 +300,7 @@ pub(super) fn of_hosts(seen: &[Seen], newest: u32) -> Vec<Finding> {
     findings
 }
 
-/// That there are several primaries.
+/// Says that there are several primaries.
 pub(super) fn of_primaries(primaries: &[Found]) -> Option<Finding> {
     (primaries.len() > 1).then(|| {
         finding(
@@ -311,8 +312,8 @@ pub(super) fn of_primaries(primaries: &[Found]) -> Option<Finding> {
     })
 }
 
-/// What can only be found out by doing it: whether commits come to be, whether there is room, whether
-/// nobody holds a table. It leaves the database as it is.
+/// Tests what only a trial can show: whether commits succeed, whether disk space is left, and
+/// whether another session locks a table. It leaves the database unchanged.
 pub(super) async fn of_trials(way: &Connector, found: &Found) -> Result<Vec<Finding>, Error> {
     let client = &found.client;
     let names = client.query_one("SHOW synchronous_standby_names", &[]).await?;
@@ -322,30 +323,25 @@ pub(super) async fn of_trials(way: &Connector, found: &Found) -> Result<Vec<Find
         Ok(()) => finding(
             Grade::Good,
             "a commit that changes nothing is confirmed".into(),
-            "all others are, too",
+            "all other commits are confirmed as well",
             "",
         ),
         Err(why) => {
-            let mend = if names.is_empty() {
-                "look into the log of the database"
-            } else {
-                WITHOUT_STANDBY
-            };
-            finding(Grade::Stops, why, "every request that has to be kept is refused", mend)
+            let mend =
+                if names.is_empty() { "read the log of the database" } else { WITHOUT_STANDBY };
+            finding(Grade::Stops, why, "every request that must be stored is refused", mend)
         }
     });
     if client.is_closed() {
         return Ok(findings);
     }
     findings.push(match trial::room(client).await {
-        Ok(()) => {
-            finding(Grade::Good, "there is room for more".into(), "commits need some of it", "")
-        }
+        Ok(()) => finding(Grade::Good, "disk space is left".into(), "commits need disk space", ""),
         Err(error) => finding(
             Grade::Stops,
-            format!("there is no room for 2 MiB more: {}", told(&error)),
-            "every request that has to be kept is refused",
-            "make room on the disk of the database",
+            format!("no disk space is left for 2 MiB more: {}", told(&error)),
+            "every request that must be stored is refused",
+            "free space on the disk of the database",
         ),
     });
     if migrate::step_of(client).await?.is_some() && trial::tables_are_free(client).await.is_err() {
@@ -355,7 +351,7 @@ pub(super) async fn of_trials(way: &Connector, found: &Found) -> Result<Vec<Find
             findings.push(finding(
                 Grade::Stops,
                 format!("table {table} is locked by {holder}, process {pid}, for {seconds} s"),
-                "every request that has to be kept waits for it and is refused",
+                "every request that must be stored waits for it and is refused",
                 &format!("let it end, or end it: SELECT pg_terminate_backend({pid});"),
             ));
         }

@@ -1,4 +1,4 @@
-//! A look at a database that leaves it as it is.
+//! Inspects a database without changing it.
 
 use super::connect::{Connector, Found, Use, primaries_of};
 use super::examine::{examine, of_hosts, of_primaries, of_store, of_trials, store_clock};
@@ -7,9 +7,9 @@ use crate::{Finding, Grade, OpenError, ReadError};
 use std::sync::Arc;
 use tokio::runtime::{Builder, Runtime};
 
-/// A database that is looked at: no store is opened in it, and its schema is left alone.
+/// A database under inspection: no store is opened in it, and its schema is not changed.
 pub struct Inspection {
-    // Gone before the runtime that serves it.
+    // Dropped before the runtime that serves it.
     found: Option<Found>,
     way: Arc<Connector>,
     of_hosts: Vec<Finding>,
@@ -17,10 +17,10 @@ pub struct Inspection {
 }
 
 impl Inspection {
-    /// Of the database at `url`, of which timeline `newest` has been seen before; 0 where none was.
+    /// Connects to the database at `url`. Timeline `newest` has been seen before; 0 if none was.
     ///
     /// # Errors
-    /// Where the URL is wrong. What cannot be reached is a finding.
+    /// If the URL is wrong. An unreachable host is no error but a finding.
     pub fn of(url: &str, newest: u32) -> Result<Self, OpenError> {
         let way = Connector::to(url)?;
         let runtime = Builder::new_current_thread()
@@ -35,7 +35,7 @@ impl Inspection {
         Ok(Self { found, way, of_hosts, runtime })
     }
 
-    /// What each host is, and whether the database keeps what a store promises.
+    /// Returns findings on each host, and on whether the database keeps the promises of a store.
     pub fn examine(&self) -> Vec<Finding> {
         let mut findings = self.of_hosts.clone();
         let Some(found) = &self.found else { return findings };
@@ -49,19 +49,19 @@ impl Inspection {
             findings.push(Finding {
                 grade: Grade::Stops,
                 what: format!("{}: {why}", found.line.host),
-                why: "it could not be asked for more",
-                mend: "see to what it says".into(),
+                why: "the examination could not continue",
+                mend: "resolve this error, and examine again".into(),
             });
         }
         findings
     }
 
-    /// What the clock of the primary says, in milliseconds since the Unix epoch.
+    /// Returns the time of the primary's clock, in milliseconds since the Unix epoch.
     ///
     /// # Errors
-    /// Where it cannot be asked.
+    /// If the primary cannot be asked.
     pub fn clock(&self) -> Result<u64, ReadError> {
-        let Some(found) = &self.found else { return Err(ReadError("there is no primary".into())) };
+        let Some(found) = &self.found else { return Err(ReadError("no host is a primary".into())) };
         self.runtime.block_on(store_clock(&found.client))
     }
 }

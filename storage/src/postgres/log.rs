@@ -1,9 +1,9 @@
-//! The audit log over several servers: the order of all events, and whoever hears of them.
+//! The audit log of several servers: the order of all events, and the feed of them.
 //!
-//! Events are written with what they describe, and stand in the order of their process. Which place
-//! they have in the log, and the hash that chains them, is settled by whichever server first finds
-//! them without one; the others leave it to that one. So the log is a moment behind, and only whoever
-//! reads it waits for its order: no installer and no agent does.
+//! A commit writes its events in the order of their process. Their place in the log, and the hash
+//! that chains them, is settled later by the first server that finds events without a place; the
+//! other servers leave it to that one. So the log is a moment behind, and only its readers wait for
+//! the order: no installer and no agent does.
 
 use super::rows::{EVENT, event, event_heard_of, get_hash, is_understood, place, signed, time};
 use super::{Inner, counting, no_connection, peer_check_ins, unreadable};
@@ -19,28 +19,28 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, ToSql};
 
-/// Any number that no other program on the database is likely to lock: `IPTunlog` in ASCII.
+/// A lock number that no other program on the database is likely to use: `IPTunlog` in ASCII.
 const LOCK: i64 = 0x4950_5475_6E6C_6F67;
-/// How often servers look for what has happened. A revocation must bind everywhere within a second.
+/// How often servers look for new events. A revocation must take effect everywhere within a second.
 const EVERY: Duration = Duration::from_millis(100);
-/// After the database did not answer.
+/// The pause after the database did not answer.
 const LATER: Duration = Duration::from_millis(300);
-/// Events of one process that are given their places at once.
+/// How many events of one process get their places at once.
 const STEP: i64 = 500;
-/// Rows of links read at once.
+/// Rows of `link` that are read at once.
 const LINKS: i64 = 100;
-/// The last event of a process that stands in the log. Kept in a table that no commit writes: a server
-/// that stands still while it settles holds up nobody who commits.
+/// The last event of a process that is in the log. It is kept in a table that no commit writes, so
+/// a server that hangs while it settles the order delays no commit.
 const CHAINED: &str = "coalesce((SELECT seq FROM chained WHERE chained.process = process.id), 0)";
-/// The last event of a process: one look into the index for each. Were it asked whether there is any
-/// behind the last one chained, a plan made while the table is small would go on to read all of it.
+/// The last event of a process: one index look-up for each. With a question whether any event
+/// follows the last one chained, a plan made while the table is small would later read all of it.
 const LAST: &str = "(SELECT coalesce(max(seq), 0) FROM event WHERE event.process = process.id)";
 /// How far times may be out of order in the log: see the embedded engine.
 const SLACK: u64 = 60;
 
 fn hash(row: &Row, column: &str) -> Result<ChainHash, ReadError> {
     let bytes: &[u8] = row.try_get(column).map_err(unreadable)?;
-    bytes.try_into().map(ChainHash).map_err(|_| ReadError(format!("{column} is no hash")))
+    bytes.try_into().map(ChainHash).map_err(|_| ReadError(format!("{column} is not a hash")))
 }
 
 fn number(row: &Row, column: &str) -> Result<u64, ReadError> {
@@ -53,7 +53,7 @@ fn encoded(event: &Event) -> Vec<u8> {
     bytes
 }
 
-/// Reads with a statement that is prepared once a connection.
+/// Reads with a statement that is prepared once per connection.
 pub(super) async fn rows(
     client: &impl GenericClient,
     sql: &str,
@@ -63,7 +63,7 @@ pub(super) async fn rows(
     client.query(&statement, values).await.map_err(unreadable)
 }
 
-/// The same where one row is the answer.
+/// Reads one row with a statement that is prepared once per connection.
 async fn answer<T: for<'row> FromSql<'row>>(
     client: &impl GenericClient,
     sql: &str,
@@ -74,7 +74,7 @@ async fn answer<T: for<'row> FromSql<'row>>(
     row.try_get(0).map_err(unreadable)
 }
 
-/// How far the log goes.
+/// Returns the number and hash of the last entry.
 pub(super) async fn head(client: &impl GenericClient) -> Result<Head, ReadError> {
     let sql = "SELECT last, after FROM link ORDER BY first DESC LIMIT 1";
     rows(client, sql, &[]).await?.first().map_or_else(
@@ -83,28 +83,29 @@ pub(super) async fn head(client: &impl GenericClient) -> Result<Head, ReadError>
     )
 }
 
-/// Gives every event that has none its place in the log, for whoever is about to read it: where
-/// another server is at it, that is waited for.
+/// Gives every event without a place its place in the log, before the log is read. If another
+/// server is doing this, waits for it.
 pub(super) async fn settle(client: &mut Client) -> Result<(), ReadError> {
     let wait = turn("true FROM pg_advisory_xact_lock($1)");
-    // A turn takes up all that was there when it began, unless a process has had more than a step of it:
-    // what comes meanwhile is not waited for, or under load there would be no end.
+    // A turn settles all events that existed when it began, unless a process had more than one step
+    // of them. Events that arrive meanwhile are not waited for: under load that would never end.
     while settle_some(client, &wait).await?.len() >= STEP as usize {}
     Ok(())
 }
 
-/// Leaves the log to another server that is at it.
+/// Does nothing if another server is settling the order.
 const TRY: &str = "pg_try_advisory_xact_lock($1)";
 
-/// Takes a turn as `lock` says. A server that stands still in it loses it after a second, in which nothing
-/// that happens is heard of: a revocation must bind everywhere in about that time.
+/// Takes the lock with `lock`. A server that hangs while it holds the lock loses it after a second.
+/// No event is delivered in that time, and a revocation must take effect everywhere in about a
+/// second.
 fn turn(lock: &str) -> String {
     let soon = "set_config('idle_in_transaction_session_timeout', '1000', true)";
     format!("SELECT locked FROM (SELECT {lock}) AS turn (locked), {soon}")
 }
 
-/// Gives some events their places; none where there is nothing to do here, or not for whoever takes
-/// `turn`.
+/// Gives some events their places. Returns none if there is nothing to do, or if `turn` does not
+/// get the lock.
 async fn settle_some(client: &mut Client, turn: &str) -> Result<Vec<Entry>, ReadError> {
     let pending =
         format!("SELECT EXISTS (SELECT FROM process WHERE NOT ended AND {CHAINED} < {LAST})");
@@ -128,7 +129,8 @@ async fn settle_some(client: &mut Client, turn: &str) -> Result<Vec<Entry>, Read
     let mut not_understood = HashSet::new();
     for row in rows(&step, &sql, &[&STEP]).await? {
         let (process, seq) = place(&row)?;
-        // What a newer program says is for its like to chain, and what that server did since as well.
+        // Only a newer program can chain an event of a newer kind, and the later events of that
+        // server too.
         if not_understood.contains(&process) || !is_understood(&row)? {
             not_understood.insert(process);
             continue;
@@ -143,7 +145,7 @@ async fn settle_some(client: &mut Client, turn: &str) -> Result<Vec<Entry>, Read
     if settled.is_empty() {
         return Ok(settled);
     }
-    // A time from a future that never came does not stay the latest.
+    // A time that is far in the future, from a wrong clock, does not stay the latest.
     let link = "INSERT INTO link (first, last, processes, seqs, before, after, latest)
          SELECT $1, $2, $3, $4, $5, $6, greatest($7, (
              SELECT CASE WHEN latest < clock_timestamp() + interval '1 minute' THEN latest END
@@ -162,7 +164,7 @@ async fn settle_some(client: &mut Client, turn: &str) -> Result<Vec<Entry>, Read
     Ok(settled)
 }
 
-/// Reads entries of some links, whose rows `links` selects, in their order.
+/// Reads the entries of the links that `links` selects, in their order.
 async fn entries(
     client: &impl GenericClient,
     links: &str,
@@ -192,20 +194,21 @@ async fn entries(
     Ok(entries)
 }
 
-/// Entries from number `first` on, and perhaps some before it; none where there are none from it on.
+/// Reads entries from number `first` on, and perhaps some before it. Returns none if there are none
+/// from `first` on.
 pub(super) async fn page_from(
     client: &impl GenericClient,
     first: i64,
     event: fn(&Row) -> Result<Event, ReadError>,
 ) -> Result<Vec<Entry>, ReadError> {
-    // The link that holds it begins before it, and links do not overlap.
+    // The link that contains `first` begins at or before it, and links do not overlap.
     let links = "SELECT * FROM link WHERE last >= $1 AND first >= coalesce(
              (SELECT max(first) FROM link WHERE first <= $1), 0)
          ORDER BY first LIMIT $2";
     entries(client, links, first, event).await
 }
 
-/// Entries before number `before`, the oldest first, and perhaps some behind it.
+/// Reads entries before number `before`, the oldest first, and perhaps some after it.
 pub(super) async fn page_before(
     client: &impl GenericClient,
     before: i64,
@@ -226,7 +229,7 @@ pub(super) async fn number_at(
     }
 }
 
-/// What was tried on each of `codes`, in their order.
+/// Reads the attempts on each of `codes`, in their order.
 pub(super) async fn attempts(
     client: &impl GenericClient,
     codes: &[CodeHash],
@@ -252,25 +255,26 @@ pub(super) async fn attempts(
     Ok(codes.iter().map(|code| tried.remove(code).unwrap_or_default()).collect())
 }
 
-/// How far whoever follows has been told.
+/// How far the feed of this server has come.
 pub(super) struct Published {
     /// The last entry of the log.
     entry: u64,
-    /// Where links ended that were told lately, the newest last: a promoted standby may lack the end of
-    /// what its primary showed, and go on otherwise under the same numbers.
+    /// The ends of the links that were published lately, the newest last. A promoted standby may
+    /// lack the newest links of its old primary and continue with other entries under the same
+    /// numbers.
     lately: VecDeque<Head>,
-    /// The timeline on which that was so.
+    /// The timeline on which they were read.
     timeline: u32,
-    /// The last attempt of each process.
+    /// The last published attempt of each process.
     attempts: HashMap<i32, i64>,
 }
 
-/// Ends of links that are remembered: some ten to a second under load, so that they reach back for
+/// How many ends of links are kept. Under load there are about ten a second, so they reach back for
 /// longer than a standby can be cut off before commits wait for it.
 const LATELY: usize = 1000;
 
 impl Published {
-    /// Everything so far counts as told.
+    /// Begins at the present end of the log: everything before counts as published.
     pub(super) async fn now(client: &Client, timeline: u32) -> Result<Self, ReadError> {
         let head = head(client).await?;
         let sql = "SELECT id, coalesce((SELECT max(seq) FROM attempt WHERE process = id), 0)
@@ -284,7 +288,7 @@ impl Published {
         Ok(Self { entry, lately, timeline, attempts })
     }
 
-    fn has_told(&mut self, end: Head) {
+    fn has_published(&mut self, end: Head) {
         self.entry = end.entries;
         self.lately.push_back(end);
         if self.lately.len() > LATELY {
@@ -292,8 +296,9 @@ impl Published {
         }
     }
 
-    /// Goes back to where the log is still what was told, where another primary has taken over: what
-    /// stands there behind it is news. `false` where that is not known any more.
+    /// After another primary took over, goes back to the last entry that the log still has as it
+    /// was published. The entries after it are new. Returns `false` if that entry is no longer
+    /// known.
     pub(super) async fn go_back(
         &mut self,
         client: &Client,
@@ -317,23 +322,24 @@ impl Published {
         Ok(false)
     }
 
-    /// What of these entries has not been told, where they follow on what has.
+    /// Returns the events of these entries that follow the last published one.
     fn new_of(&mut self, settled: Vec<Entry>) -> Vec<Event> {
-        let (mut news, mut end) = (Vec::with_capacity(settled.len()), None);
+        let (mut events, mut end) = (Vec::with_capacity(settled.len()), None);
         for entry in settled {
             if entry.head.entries == self.entry + 1 {
                 self.entry += 1;
                 end = Some(entry.head);
-                news.push(entry.event);
+                events.push(entry.event);
             }
         }
         if let Some(end) = end {
-            self.has_told(end);
+            self.has_published(end);
         }
-        news
+        events
     }
 
-    /// What has been entered into the log since. It counts as told once all of it is read.
+    /// Returns the events entered into the log since the last call. They count as published once
+    /// all of them are read.
     pub(super) async fn entered(&mut self, client: &Client) -> Result<Vec<Event>, ReadError> {
         if head(client).await?.entries <= self.entry {
             return Ok(Vec::new());
@@ -341,13 +347,13 @@ impl Published {
         let mut page = page_from(client, signed(self.entry + 1), event_heard_of).await?;
         page.retain(|entry| entry.head.entries > self.entry);
         if let Some(last) = page.last() {
-            self.has_told(last.head);
+            self.has_published(last.head);
         }
         Ok(page.into_iter().map(|entry| entry.event).collect())
     }
 
-    /// What has been tried since. The same.
-    async fn tried(&mut self, client: &Client) -> Result<Vec<Event>, ReadError> {
+    /// Returns the attempts since the last call. They count as published once all of them are read.
+    async fn attempted(&mut self, client: &Client) -> Result<Vec<Event>, ReadError> {
         let sql = format!(
             "SELECT {EVENT} FROM process
              LEFT JOIN unnest($1::integer[], $2::bigint[]) AS told (id, last) USING (id)
@@ -359,15 +365,14 @@ impl Published {
         let ids: Vec<i32> = self.attempts.keys().copied().collect();
         let last: Vec<i64> = self.attempts.values().copied().collect();
         let rows = rows(client, &sql, &[&ids, &last, &STEP]).await?;
-        let news = rows.iter().map(event_heard_of).collect::<Result<Vec<_>, _>>()?;
+        let events = rows.iter().map(event_heard_of).collect::<Result<Vec<_>, _>>()?;
         let places = rows.iter().map(place).collect::<Result<Vec<_>, _>>()?;
         self.attempts.extend(places);
-        Ok(news)
+        Ok(events)
     }
 }
 
-/// Tells whoever follows of everything that happens, on every server, for as long as the store
-/// exists.
+/// Publishes every event of every server, for as long as the store exists.
 pub(super) async fn follow(store: Weak<Inner>) {
     let mut rounds = 0u64;
     loop {
@@ -378,7 +383,7 @@ pub(super) async fn follow(store: Weak<Inner>) {
         let pause = match told {
             Ok(()) => EVERY,
             Err(error) => {
-                tracing::debug!(%error, "what happens on other servers is not known");
+                tracing::debug!(%error, "the events of other servers cannot be read; retrying");
                 LATER
             }
         };
@@ -387,15 +392,15 @@ pub(super) async fn follow(store: Weak<Inner>) {
 }
 
 impl Inner {
-    /// An epoch that began is not news by its entry in the log: whoever began it at its start, or
-    /// started after, lives in it already.
-    fn tell(&self, news: &[Event]) {
-        let others = news.iter().filter(|event| event.action != Action::StoreFenced);
+    /// Publishes events to the listener, except the beginning of an epoch: a server that began it at its
+    /// start, or started after it, is already in it.
+    fn tell(&self, events: &[Event]) {
+        let others = events.iter().filter(|event| event.action != Action::StoreFenced);
         others.for_each(|event| self.feed.tell(event));
     }
 }
 
-/// Rounds between two signs of life.
+/// Rounds between two updates of `seen_at`.
 const ALIVE: u64 = 100;
 
 async fn tell(inner: &Inner, rounds: u64) -> Result<(), ReadError> {
@@ -408,7 +413,8 @@ async fn tell(inner: &Inner, rounds: u64) -> Result<(), ReadError> {
              AND seen_at < clock_timestamp() - interval '1 hour'"
         );
         client.execute(&ended, &[]).await.map_err(unreadable)?;
-        // Heard of at a time that never came: from now on an hour counts for it as well.
+        // A `seen_at` in the future, from a wrong clock, is reset, so that the hour counts from
+        // now.
         let ahead = "UPDATE process SET seen_at = clock_timestamp()
              WHERE seen_at > clock_timestamp() + interval '1 minute'";
         client.execute(ahead, &[]).await.map_err(unreadable)?;
@@ -418,9 +424,9 @@ async fn tell(inner: &Inner, rounds: u64) -> Result<(), ReadError> {
             counting.settle(inner).await?;
         }
     }
-    // An idle server must notice, too, that the database has become an earlier one.
+    // An idle server must also notice that the database was replaced by an earlier state of itself.
     if let Ok(mut writer) = inner.writer.try_lock() {
-        writer.hold_against(&client, inner).await?;
+        writer.check_watermark(&client, inner).await?;
     }
     let epoch = super::epoch::present(&client).await.map_err(unreadable)?;
     let mut told = inner.told.lock().await;
@@ -438,6 +444,6 @@ async fn tell(inner: &Inner, rounds: u64) -> Result<(), ReadError> {
         inner.tell(&told.new_of(settled));
     }
     inner.tell(&told.entered(&client).await?);
-    inner.tell(&told.tried(&client).await?);
+    inner.tell(&told.attempted(&client).await?);
     Ok(())
 }

@@ -4,15 +4,14 @@ use super::failed;
 use crate::OpenError;
 use tokio_postgres::Client;
 
-/// Every step from an empty database on. What has shipped is never changed: a new need is a new
-/// step.
+/// Every step from an empty database on. A shipped step is never changed: a new need is a new step.
 pub(super) const STEPS: [&str; 2] =
     [include_str!("schema/0001.sql"), include_str!("schema/0002.sql")];
 
-/// Any number that no other program on the database is likely to lock: `IPTunnel` in ASCII.
+/// A lock number that no other program on the database is likely to use: `IPTunnel` in ASCII.
 const LOCK: i64 = 0x4950_5475_6E6E_656C;
 
-/// The step that the schema has come to; `None` where there is none yet.
+/// Returns the step of the schema; `None` if there is no schema yet.
 pub(super) async fn step_of(client: &Client) -> Result<Option<u32>, tokio_postgres::Error> {
     let made = "SELECT to_regclass('schema_step') IS NOT NULL";
     if !client.query_one(made, &[]).await?.try_get::<_, bool>(0)? {
@@ -32,9 +31,9 @@ const LAST: &str = "SELECT coalesce(max(step), 0) FROM schema_step";
 /// Brings the schema to the version that this program knows. Servers that start at once take turns.
 ///
 /// # Errors
-/// Where a later program has brought the schema further, or the database refuses.
+/// If a newer program has raised the schema, or the database refuses.
 pub(super) async fn migrate(client: &mut Client) -> Result<(), OpenError> {
-    // The lock is the transaction's: however this ends, it is given back.
+    // The lock belongs to the transaction, so it is always released.
     let step = client.transaction().await.map_err(failed)?;
     step.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await.map_err(failed)?;
     step.batch_execute(

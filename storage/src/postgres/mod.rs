@@ -1,12 +1,12 @@
-//! The store over PostgreSQL, which several servers share.
+//! The PostgreSQL store, which several servers share.
 //!
-//! Guards are conditional writes: whoever decides on a record that another server has changed since
-//! finds that nothing was written, reads and decides again. There is no lock that a request waits
-//! for but the database's own, on the row that it writes.
+//! Guards are conditional writes. If another server has changed a record since it was read, nothing
+//! is written, and the caller reads and decides again. The only lock that a request waits for is
+//! the database's own, on the row that it writes.
 //!
 //! Each start of a server is a *process* with a number of its own. Its commits follow one another,
-//! so its events have an order without gaps in time; which order the events of all processes have
-//! in the audit log is settled a little later (`log`), by whichever server comes first.
+//! so its events have an order without gaps. The order of the events of all processes in the audit
+//! log is settled a little later (`log`), by the first server that finds them.
 
 mod batch;
 mod charge;
@@ -62,10 +62,10 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Row};
 use trial::Trial;
 
-/// Threads that speak with the database. One, so that what a connection hears reaches whoever asked
-/// without waking another thread for each answer; the database does the work.
+/// Threads that talk to the database. One thread is enough, because the database does the work, and
+/// it delivers answers without waking another thread for each.
 const THREADS: usize = 1;
-/// Rows of one read of many.
+/// Rows per read where many are read.
 const PAGE: i64 = 10_000;
 
 /// A store in a PostgreSQL database.
@@ -75,12 +75,12 @@ pub struct PostgresStore {
     runtime: Mutex<Option<Runtime>>,
 }
 
-/// What tasks share.
+/// The state that tasks share.
 struct Inner {
     way: Arc<Connector>,
-    /// Whoever reads.
+    /// The pool for reads.
     pool: Pool,
-    /// Whoever may take long: the schema, and a new epoch.
+    /// The connector for work that may take long: the schema, and a new epoch.
     upkeep: Pool,
     trial: tokio::sync::Mutex<Trial>,
     /// The number of this start of this server.
@@ -88,15 +88,15 @@ struct Inner {
     writer: tokio::sync::Mutex<Writer>,
     counting: tokio::sync::Mutex<Counting>,
     flushing: tokio::sync::Mutex<Quick>,
-    /// The epoch in which this server began, or which it began. In a later one memory is void, all of
-    /// it.
+    /// The epoch in which this server started, or which it began. In a later epoch all records in
+    /// memory are void.
     epoch: AtomicI64,
-    /// What the other servers have committed.
+    /// The commits of the other servers.
     others: PeerMarks,
     feed: Feed,
-    /// How far the feed has come.
+    /// How far the feed of events has come.
     told: tokio::sync::Mutex<log::Published>,
-    /// How far it has been told of check-ins.
+    /// How far the check-ins of other servers have been read.
     sightings: tokio::sync::Mutex<PeerCheckIns>,
 }
 
@@ -105,7 +105,7 @@ impl Inner {
         self.process.load(Ordering::Relaxed)
     }
 
-    /// What the database must hold from now on, of the others' commits as well.
+    /// Returns what the database must hold from now on, including the commits of other servers.
     fn watermark(&self, writer: &Writer) -> Watermark {
         Watermark { others: self.others.counts(), ..writer.watermark() }
     }
@@ -114,8 +114,8 @@ impl Inner {
         self.process.store(process, Ordering::Relaxed);
     }
 
-    /// Lets the epoch after `last` begin, unless a later one has begun already: the present one. Where
-    /// no commit comes to be that is found out first, rather than by waiting for the end of this one.
+    /// Begins the epoch after `last`, unless a later one has already begun. Returns the current
+    /// epoch. A trial commit comes first: if commits hang, it fails sooner than this one would.
     async fn begin_epoch(
         &self,
         last: i64,
@@ -128,7 +128,7 @@ impl Inner {
     }
 }
 
-/// What the database said, without the values it may name.
+/// Returns the database's message, without the values that it may contain.
 fn told(error: &Error) -> String {
     match error.as_db_error() {
         Some(said) => format!("{} ({})", said.message(), said.code().code()),
@@ -147,7 +147,7 @@ fn told(error: &Error) -> String {
     }
 }
 
-/// What a connection says that never came about: words of ours.
+/// Says why no connection could be made, in words of ours.
 fn ours(error: &Error) -> Option<String> {
     let cause = std::error::Error::source(error)?.downcast_ref::<std::io::Error>()?;
     (cause.kind() == std::io::ErrorKind::NotConnected).then(|| cause.to_string())
@@ -162,11 +162,11 @@ fn unreadable(error: Error) -> ReadError {
 }
 
 impl PostgresStore {
-    /// Opens the store at `url`, and brings its schema up to date.
+    /// Opens the store at `url` and brings its schema up to date.
     ///
     /// # Errors
-    /// Where the URL is wrong, the database cannot be reached or refuses, or a later program has
-    /// made its schema.
+    /// If the URL is wrong, the database cannot be reached or refuses, or a newer program has made
+    /// its schema.
     pub fn open(url: &str) -> Result<Self, OpenError> {
         let way = Connector::to(url)?;
         let (pool, upkeep) = (way.pool(Use::Read)?, way.pool(Use::Upkeep)?);
@@ -188,7 +188,7 @@ impl PostgresStore {
             let client = pool.get().await;
             let mut client = client.map_err(|error| read(no_connection(&error)))?;
             let epoch = epoch::present(&client).await.map_err(failed)?;
-            // Before this server commits for the first time, which confirms it.
+            // This comes before the first commit of this server, which confirms it.
             let others = peer_marks::read_first(&client).await.map_err(read)?;
             let process = commit::register(&client).await?;
             log::settle(&mut client).await.map_err(read)?;
@@ -216,7 +216,7 @@ impl PostgresStore {
         let inner = match opened {
             Ok(inner) => inner,
             Err(error) => {
-                // As where the store is dropped.
+                // As when the store is dropped.
                 runtime.shutdown_background();
                 return Err(error);
             }
@@ -224,7 +224,7 @@ impl PostgresStore {
         Ok(Self { inner: Arc::new(inner), handle, runtime: Mutex::new(Some(runtime)) })
     }
 
-    /// Reads on the runtime's threads, so that any thread may ask.
+    /// Reads on the runtime's threads, so that any thread may call this.
     fn read<T, F>(&self, read: impl FnOnce(Client) -> F + Send + 'static) -> Result<T, ReadError>
     where
         T: Send + 'static,
@@ -235,7 +235,7 @@ impl PostgresStore {
             let client = inner.pool.get().await.map_err(|error| no_connection(&error))?;
             let timeline = inner.way.newest();
             let found = read(client).await;
-            // It may have been read from a database that was left behind.
+            // The answer may come from a database that was left behind.
             if inner.way.newest() == timeline { found } else { Err(replaced()) }
         });
         found.unwrap_or_else(|| Err(gone()))
@@ -268,10 +268,10 @@ impl PostgresStore {
     }
 }
 
-/// Runs a future on the runtime and waits for it; `None` where the runtime has ended.
+/// Runs a future on the runtime and waits for it. `None` if the runtime has ended.
 ///
-/// The runtime is given one type of task for all: each further type is compiled anew, with all that
-/// the runtime does for it.
+/// All futures become one type of task: each further type would be compiled again, with all the
+/// code that the runtime has for it.
 fn wait<T: Send + 'static>(
     handle: &Handle,
     future: impl Future<Output = T> + Send + 'static,
@@ -285,7 +285,7 @@ fn wait<T: Send + 'static>(
         drop(done);
     });
     handle.spawn(task);
-    // Nothing is ever sent: the sender is dropped when the task has ended, or was dropped itself.
+    // Nothing is ever sent: the sender is dropped when the task has ended or was dropped itself.
     let _ = end.recv();
     found.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
@@ -313,7 +313,7 @@ fn count(limit: usize) -> i64 {
 }
 
 impl Drop for PostgresStore {
-    /// A runtime that is dropped where somebody waits for something panics.
+    /// A runtime panics if it is dropped while something waits in it.
     fn drop(&mut self) {
         self.close();
     }
@@ -327,7 +327,7 @@ impl Store for PostgresStore {
                 &self.handle,
                 async move { inner.writer.lock().await.commit(&inner, changes).await },
             );
-        // It may have been on its way when the store was closed.
+        // It may have been under way when the store was closed.
         committed.unwrap_or_else(|| Err(CommitError::Unknown("the store is closed".into())))
     }
 
@@ -340,15 +340,15 @@ impl Store for PostgresStore {
     }
 
     fn contains(&self, mark: &Watermark) -> Result<bool, ReadError> {
-        // The mark of another engine says nothing of this one.
+        // The watermark of another kind of store says nothing about this one.
         if mark.process == ALONE {
             return Ok(true);
         }
         let (mark, way) = (mark.clone(), Arc::clone(&self.inner.way));
         self.read(|client| async move {
             let epoch = epoch::present(&client).await.map_err(unreadable)?.cast_unsigned();
-            // In a later epoch the mark is of a time that counts no more: it may have been begun on a
-            // database that was restored to an older timeline on purpose.
+            // In a later epoch the timeline of the watermark no longer counts: that epoch may have
+            // begun on a database that was restored to an older timeline on purpose.
             if epoch <= mark.epoch && way.newest() < mark.timeline {
                 let present = way.newest();
                 way.know(mark.timeline);

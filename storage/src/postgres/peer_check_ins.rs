@@ -1,4 +1,4 @@
-//! What servers on one database tell each other of check-ins.
+//! How servers on one database exchange check-ins.
 
 use super::log::rows;
 use super::rows::timestamp;
@@ -13,12 +13,12 @@ use std::time::SystemTime;
 /// Rows of one process that are read at once.
 const STEP: i64 = 100;
 
-/// How far this server has been told, by each process.
+/// The last row that this server has read, for each process.
 #[derive(Default)]
 pub(super) struct PeerCheckIns(HashMap<i32, i64>);
 
 impl PeerCheckIns {
-    /// Everything so far counts as told: it stands in presence.
+    /// Begins at the present end: everything before is in `presence`.
     pub(super) async fn now(client: &impl GenericClient) -> Result<Self, ReadError> {
         let sql = "SELECT process, max(seq) FROM sighting GROUP BY process";
         let mut told = HashMap::new();
@@ -28,7 +28,7 @@ impl PeerCheckIns {
         Ok(Self(told))
     }
 
-    /// What all but `process` have told since.
+    /// Returns the new check-ins of all processes but `process`.
     pub(super) async fn news(
         &mut self,
         client: &impl GenericClient,
@@ -56,7 +56,7 @@ impl PeerCheckIns {
     }
 }
 
-/// Forgets what everybody has been told long since.
+/// Deletes rows that all servers have read long ago.
 pub(super) async fn forget(client: &impl GenericClient) -> Result<(), ReadError> {
     let old = "DELETE FROM sighting WHERE at NOT BETWEEN
          clock_timestamp() - interval '10 minutes' AND clock_timestamp() + interval '10 minutes'";

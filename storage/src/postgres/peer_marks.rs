@@ -1,5 +1,5 @@
-//! What the other servers have committed: it belongs into this server's mark, too, so that the loss of
-//! it is noticed where the server that wrote it is gone.
+//! The commits of the other servers. They belong into the watermark of this server too, so that
+//! their loss is noticed even if the server that made them is gone.
 
 use super::log::rows;
 use super::{Inner, no_connection, unreadable};
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-/// How often the others are looked at: as often as the mark is written.
+/// How often the other servers are looked at: as often as the watermark is written.
 const EVERY: Duration = Duration::from_secs(2);
 
 /// What this server knows of the others.
@@ -18,22 +18,22 @@ pub(super) struct PeerMarks(Mutex<Known>);
 
 #[derive(Default)]
 struct Known {
-    /// How often the database was found to be another one. What was read before is then void.
+    /// How often the database was replaced by another state. Counts read before are then void.
     replaced: u64,
     counts: Vec<Count>,
 }
 
-/// How much a server has committed.
+/// The commits of one server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Count {
     /// The name of its start.
     name: String,
     batch: i64,
-    /// How much this server had committed when it learned that.
+    /// The commits of this server when it learned that.
     own: i64,
 }
 
-/// Counts that were read, and may not be on any standby.
+/// Counts that were read but may not be on any standby yet.
 pub(super) struct Read(Vec<Count>);
 
 impl PeerMarks {
@@ -45,21 +45,21 @@ impl PeerMarks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The counts by the names of starts, in the order of the names.
+    /// Returns the counts by the names of starts, in the order of the names.
     pub(super) fn counts(&self) -> Vec<(String, u64)> {
         let known = self.known();
         let count = |one: &Count| (one.name.clone(), one.batch.cast_unsigned());
         known.counts.iter().map(count).collect()
     }
 
-    /// The database is another one: what the others have committed in it.
+    /// Replaces all counts, because the database is another one.
     pub(super) fn replace(&self, read: Read) {
         let mut known = self.known();
         known.replaced += 1;
         known.counts = read.0;
     }
 
-    /// Learns what the others have committed since.
+    /// Reads what the others have committed since.
     pub(super) async fn learn(&self, client: &Client, process: i32) -> Result<(), ReadError> {
         let (replaced, before) = {
             let known = self.known();
@@ -78,10 +78,10 @@ impl PeerMarks {
     }
 }
 
-/// What all but `process` have committed. What was known stays, also where the database has less: it
-/// lacks what was acknowledged, and whoever looks for that must find it. A server that has ended is left
-/// out once this one has committed since it learned of its last commit: a database that holds the later
-/// one holds the earlier, too.
+/// Returns the commits of all but `process`. Known counts stay, even if the database has less: then
+/// it lacks acknowledged changes, and the check must find that. A server that has ended is left out
+/// once this server has committed after it learned of its last commit: a database with the later
+/// commit also has the earlier one.
 async fn read(client: &Client, process: i32, before: &[Count]) -> Result<Read, ReadError> {
     let names: Vec<&str> = before.iter().map(|one| one.name.as_str()).collect();
     let sql = "SELECT name::text AS name, batch, ended,
@@ -108,21 +108,22 @@ async fn read(client: &Client, process: i32, before: &[Count]) -> Result<Read, R
     Ok(Read(counts.into_values().collect()))
 }
 
-/// The same for a server that is about to register: its registration is the commit that confirms them.
+/// Reads the counts for a server that is about to register: its registration is the commit that
+/// confirms them.
 pub(super) async fn read_first(client: &Client) -> Result<Read, ReadError> {
     read(client, 0, &[]).await
 }
 
-/// A commit behind what was read. What is merely visible on a primary may be on no standby yet; once
-/// this has returned, all before it is. (Were somebody to end the wait for the standby, the mark could
-/// ask for too much: that costs an epoch, and lets no code be spent twice.)
+/// Makes a commit after the read. Changes that are visible on a primary may not be on a standby
+/// yet; once this returns, all before it are. (If somebody cancelled the wait for the standby, the
+/// watermark could demand too much. That costs an epoch, and no code can be spent twice.)
 async fn confirm(client: &Client) -> Result<(), ReadError> {
     let commit = "SELECT pg_logical_emit_message(true, 'iptunnel-server', 'mark')";
     rows(client, commit, &[]).await.map(|_| ())
 }
 
-/// Learns of the others for as long as the store exists. It may wait for a standby: nobody waits for
-/// this.
+/// Reads the commits of the others as long as the store exists. It may wait for a standby, since no
+/// caller waits for it.
 pub(super) async fn follow(store: Weak<Inner>) {
     loop {
         let Some(inner) = store.upgrade() else { return };
@@ -131,7 +132,7 @@ pub(super) async fn follow(store: Weak<Inner>) {
             inner.others.learn(&client, inner.process()).await
         };
         if let Err(error) = learned.await {
-            tracing::debug!(%error, "what other servers have committed is not known");
+            tracing::debug!(%error, "the commits of other servers cannot be read; retrying");
         }
         drop(inner);
         tokio::time::sleep(EVERY).await;

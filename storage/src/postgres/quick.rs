@@ -1,4 +1,4 @@
-//! A connection for what may be lost with the database's last second: limits and check-ins.
+//! A connection for data that may be lost with the database's last second: limits and check-ins.
 
 use super::connect::Planned;
 use super::rows::{signed, time};
@@ -10,9 +10,9 @@ use std::collections::HashSet;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Error, Row};
 
-/// Says when servers were last seen, except of rows that another server has in hand: those it
-/// answers with. The other servers hear of all of them. What is joined is joined by an index: the
-/// database takes arrays for short, and two of them for a loop in a loop.
+/// Writes when servers were last seen, except for rows that another server is writing: it returns
+/// those. The other servers receive all of them. Joins go through an index, because the planner
+/// assumes that arrays are short and would join two of them with nested loops.
 const FLUSH: &str = "WITH seen AS (
          SELECT server, max(at) AS at
          FROM unnest($1::integer[], $2::timestamptz[]) AS seen (server, at) GROUP BY server),
@@ -29,13 +29,13 @@ const FLUSH: &str = "WITH seen AS (
          SELECT server FROM seen WHERE server NOT IN (SELECT server FROM free)) AS held
          USING (server)";
 
-/// The connection. It never goes back among the others: what it is told about durability must not
-/// be true of theirs.
+/// The connection. It never returns to the pool: its weaker durability must not apply to other
+/// work.
 #[derive(Default)]
 pub(super) struct Quick {
     client: Option<ClientWrapper>,
     planned: Planned,
-    /// How often the other servers were told of check-ins.
+    /// How often check-ins were sent to the other servers.
     told: i64,
 }
 
@@ -55,7 +55,7 @@ impl Quick {
         Ok(self.client.insert(client))
     }
 
-    /// Writes when servers were last seen: what is left, since another server has it in hand.
+    /// Writes when servers were last seen. Returns the rest, which another server is writing.
     pub(super) async fn flush(
         &mut self,
         inner: &Inner,

@@ -1,4 +1,4 @@
-//! Records as rows and back.
+//! Converts records to rows and back.
 
 use crate::ReadError;
 use iptunnel_domain::activation::{
@@ -17,12 +17,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
 
-/// The instant as the database knows it.
+/// Converts an instant to the database's type.
 pub(super) fn time(at: Timestamp) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(at.0)
 }
 
-/// The database has signed numbers only: these keep their bits.
+/// Converts to a signed number, the only kind the database has, with the same bits.
 pub(super) const fn signed(number: u64) -> i64 {
     number.cast_signed()
 }
@@ -52,7 +52,7 @@ fn get<'row, T: FromSql<'row>>(row: &'row Row, column: &str) -> Result<T, ReadEr
 }
 
 fn wrong(column: &str) -> ReadError {
-    ReadError(format!("column {column} holds what this program never writes"))
+    ReadError(format!("column {column} holds a value that this program does not know"))
 }
 
 fn get_time(row: &Row, column: &str) -> Result<Timestamp, ReadError> {
@@ -145,7 +145,7 @@ pub(super) fn activation(row: &Row) -> Result<Activation, ReadError> {
     })
 }
 
-/// From `server` joined with `presence`.
+/// The columns of `server` joined with `presence`.
 pub(super) const SERVER: &str =
     "number, id, ip, hostname, registered_at, last_seen, token, revoked, note, version";
 
@@ -171,19 +171,19 @@ fn server_number(row: &Row, column: &str) -> Result<ServerNumber, ReadError> {
 pub(super) const EVENT: &str = "process, seq, at, action, actor, source, identity, code, activation, \
      digits, server, address, subject, detail";
 
-/// Whether this program knows what an event says: a newer one may have other names.
+/// Returns whether this program understands an event: a newer program may write other names.
 pub(super) fn is_understood(row: &Row) -> Result<bool, ReadError> {
     let (action, actor) = (get(row, "action")?, get(row, "actor")?);
     Ok(Action::from_name(action).is_some() && Actor::from_name(actor).is_some())
 }
 
-/// An event as it was written.
+/// Reads an event as it was written.
 pub(super) fn event(row: &Row) -> Result<Event, ReadError> {
     if is_understood(row)? { event_heard_of(row) } else { Err(wrong("action")) }
 }
 
-/// An event for whoever follows: while servers are replaced one after the other, what a newer one has
-/// done is heard of though it is not understood.
+/// Reads an event for the feed. While servers are updated one after the other, events of a newer
+/// one are delivered even if they are not understood.
 pub(super) fn event_heard_of(row: &Row) -> Result<Event, ReadError> {
     let hash = |column: &str| -> Result<Option<KeyedHash>, ReadError> {
         let slice: Option<&[u8]> = get(row, column)?;
@@ -200,7 +200,7 @@ pub(super) fn event_heard_of(row: &Row) -> Result<Event, ReadError> {
     Ok(Event {
         at: get_time(row, "at")?,
         action: Action::from_name(get(row, "action")?).unwrap_or(Action::Unknown),
-        // Whoever it was: nothing that follows asks.
+        // The actor does not matter to the feed.
         actor: Actor::from_name(get(row, "actor")?).unwrap_or(Actor::Administrator),
         from: get(row, "source")?,
         identity: hash("identity")?,
@@ -213,7 +213,7 @@ pub(super) fn event_heard_of(row: &Row) -> Result<Event, ReadError> {
     })
 }
 
-/// The place of an event among those of all processes.
+/// Reads the process of an event and its sequence number.
 pub(super) fn place(row: &Row) -> Result<(i32, i64), ReadError> {
     Ok((get(row, "process")?, get(row, "seq")?))
 }

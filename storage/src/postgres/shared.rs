@@ -1,5 +1,5 @@
-//! What only servers that share a store need: limits that count together, records by the names that
-//! callers use, and one clock.
+//! Operations that only servers with a shared store need: common limits, records by their public
+//! names, and one clock.
 
 use super::rows::time;
 use super::{PostgresStore, examine, gone, policy, unreadable, wait};
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio_postgres::Row;
 
-/// Counters of ended windows that are forgotten at once.
+/// How many counters of ended windows are deleted at once.
 const FORGET: u64 = 10_000;
 
 pub(super) fn counter(row: &Row) -> Result<Counter, ReadError> {
@@ -83,7 +83,7 @@ impl Shared for PostgresStore {
     fn examine(&self) -> Result<Vec<Finding>, ReadError> {
         let way = Arc::clone(&self.inner.way);
         self.read(|client| async move {
-            // Also where nothing has broken another host may have become a primary.
+            // Another host may have become a primary even if no connection has broken.
             way.look_around().await;
             examine::examine(&client).await
         })

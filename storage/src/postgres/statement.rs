@@ -1,11 +1,11 @@
-//! Changes of one shape as one statement, in which each writes all of itself or nothing.
+//! Writes changes of one shape with one statement. Each change is written whole or not at all.
 //!
-//! The values of a column travel as one array, so that the database plans, starts and answers once
-//! for all changes of a batch that do the same, and not once for each. A part of a change is a common
-//! table expression. It takes up only those changes, by their place in the arrays, of which the part
-//! before it has written. The statement says in the end which changes were written, and fails where
-//! some of one was written and some was not, so that nothing of its transaction remains. The text
-//! depends on the shape alone, of which there are few: each is prepared once per connection.
+//! The values of a column are sent as one array, so that the database plans, runs and answers once
+//! for all changes of a batch with the same shape. A part of a change is a common table expression.
+//! It applies only to the changes (by their position in the arrays) that the part before it has
+//! written. The statement returns which changes were written, and fails if some change was written
+//! in part, so that nothing of its transaction remains. The text depends on the shape alone, of
+//! which there are few: each is prepared once per connection.
 
 use super::rows::{closed_at, signed, state_name, text, time};
 use crate::{Change, Setting, Write};
@@ -17,7 +17,7 @@ use iptunnel_domain::server::Server;
 use std::fmt::Write as _;
 use tokio_postgres::types::{ToSql, Type};
 
-/// A value for a statement, with the type that the statement takes it for.
+/// A value for a statement, with its type in the statement.
 pub(super) type Value<'a> = (Type, Box<dyn ToSql + Send + Sync + 'a>);
 
 pub(super) fn value<'a>(kind: Type, value: impl ToSql + Send + Sync + 'a) -> Value<'a> {
@@ -33,7 +33,7 @@ pub(super) fn each<'a, I: IntoIterator, T: ToSql + Send + Sync + 'a>(
     value(kind, records.into_iter().map(of).collect::<Vec<T>>())
 }
 
-/// The types of values, by which their statement is prepared.
+/// Returns the types of values, with which their statement is prepared.
 pub(super) fn types(values: &[Value<'_>]) -> Vec<Type> {
     values.iter().map(|(kind, _)| kind.clone()).collect()
 }
@@ -42,7 +42,7 @@ pub(super) fn reference<'a>(value: &'a Value<'_>) -> &'a (dyn ToSql + Sync) {
     value.1.as_ref()
 }
 
-/// What a part of a change does.
+/// The action of a part of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Part {
     NewCode,
@@ -59,7 +59,7 @@ pub(super) enum Part {
 }
 
 impl Part {
-    /// `None` for what is written as sets, by statements of their own.
+    /// `None` for writes that are written as sets, by statements of their own.
     const fn of(write: &Write) -> Option<Self> {
         Some(match write {
             Write::Code(code) if code.version == 1 => Self::NewCode,
@@ -77,7 +77,7 @@ impl Part {
         })
     }
 
-    /// The parts of a change, in their order.
+    /// Returns the parts of a change, in their order.
     pub(super) fn all_of(change: &Change) -> Vec<Self> {
         change.0.iter().filter_map(Self::of).collect()
     }
@@ -89,13 +89,13 @@ pub(super) struct Statement<'a> {
     pub(super) sql: String,
     pub(super) values: Vec<Value<'a>>,
     parts: usize,
-    /// The last part that says of which changes it has written.
+    /// The last part that returns which changes it has written.
     named: Option<usize>,
-    /// Those parts that must write a row for each change.
+    /// The parts that must write a row for each change.
     needed: Vec<usize>,
 }
 
-/// A column of a part: its name, and what it holds for each change.
+/// A column of a part: its name, and its value for each change.
 type Column<'a> = (&'static str, Value<'a>);
 
 fn column<'a, R: Copy, T: ToSql + Send + Sync + 'a>(
@@ -108,9 +108,9 @@ fn column<'a, R: Copy, T: ToSql + Send + Sync + 'a>(
 }
 
 impl<'a> Statement<'a> {
-    /// The statement of changes that all have the shape `parts`, each with the number of its first
-    /// event. It answers with the places of those that were written, which begin at 1; with null
-    /// where that goes without saying.
+    /// Makes the statement of changes that all have the shape `parts`, each with the number of its
+    /// first event. It returns the positions of those that were written, which begin at 1; null if
+    /// all are always written.
     pub(super) fn of(parts: &[Part], changes: &[(&'a Change, i64)], process: i32) -> Self {
         let mut statement = Self::default();
         // Row by row, in the order of the parts.
@@ -124,7 +124,7 @@ impl<'a> Statement<'a> {
         statement
     }
 
-    /// A statement that writes a set of rows, of which no account is given.
+    /// Makes a statement that writes a set of rows and returns nothing.
     pub(super) fn set(sql: String, values: Vec<Value<'a>>) -> Self {
         Self { sql, values, ..Self::default() }
     }
@@ -133,7 +133,7 @@ impl<'a> Statement<'a> {
         self.sql.push_str(sql);
     }
 
-    /// Writes where rows come from: the columns as a table `a`, in which `i` is the place of a
+    /// Appends the source of rows: the columns as a table `a`, in which `i` is the position of a
     /// change.
     fn source(&mut self, columns: impl IntoIterator<Item = Column<'a>>) {
         self.push(" FROM unnest(");
@@ -147,16 +147,15 @@ impl<'a> Statement<'a> {
         let _ = write!(self.sql, ") WITH ORDINALITY AS a ({names}i)");
     }
 
-    /// Takes up only those changes of which the part before has written; after `word`.
+    /// Appends, after `word`, the condition that the part before has written the change.
     fn guard(&mut self, word: &str) {
         if let Some(named) = self.named {
             self.is_among(word, "i", named);
         }
     }
 
-    /// Only where `column` is among what a part returned. `IS TRUE` keeps the database from making a
-    /// join of it, which it would take for one of few rows, and do as a loop in a loop: so it looks
-    /// each up in a table of hashes.
+    /// Appends the condition that `column` is among the values that a part returned. With `IS TRUE`
+    /// the planner uses a hash table. Without it, it would expect few rows and use a nested loop.
     fn is_among(&mut self, word: &str, column: &str, part: usize) {
         let _ = write!(self.sql, " {word} (a.{column} IN (SELECT {column} FROM w{part})) IS TRUE");
     }
@@ -174,14 +173,14 @@ impl<'a> Statement<'a> {
         self.parts - 1
     }
 
-    /// Ends a part that must write, and says for which changes it has.
+    /// Ends a part that must write, and returns for which changes it has.
     fn end_named(&mut self) {
         let part = self.end_part();
         self.named = Some(part);
         self.needed.push(part);
     }
 
-    /// Ends a part with the rows it is about. `and` is what else must hold of them.
+    /// Ends a part with the condition on its rows; `and` is a further condition.
     fn of_version(&mut self, table: &str, and: &str, returning: &str) {
         let _ = write!(
             self.sql,
@@ -192,8 +191,7 @@ impl<'a> Statement<'a> {
         self.end_named();
     }
 
-    /// Changes `columns` of the rows that have the number and the version in `of`, and of which `and`
-    /// holds.
+    /// Updates `columns` of the rows with the number and version in `of` that fulfil `and`.
     fn update<const N: usize>(
         &mut self,
         table: &str,
@@ -210,9 +208,9 @@ impl<'a> Statement<'a> {
         self.of_version(table, and, "");
     }
 
-    /// New rows. Those with a number of this process are new; where one is not, by what else is
-    /// unique, the statement fails, and its changes are written one by one. `constant` is what else
-    /// each of them holds: a column and its value.
+    /// Inserts new rows. Rows with a number of this process are new. If another unique column
+    /// conflicts, the statement fails, and its changes are written one by one. `constant` is a
+    /// column with the same value in all rows.
     fn insert(
         &mut self,
         table: &str,
@@ -224,7 +222,7 @@ impl<'a> Statement<'a> {
         let returning = format!(" RETURNING {}", key_of.0);
         let written = self.insert_part(table, constant, key_of, columns, &returning);
         if self.named.is_some() {
-            // How many they are tells whether they are all.
+            // Their count tells whether all were written.
             return self.needed.push(written);
         }
         self.name(written, key());
@@ -253,7 +251,7 @@ impl<'a> Statement<'a> {
         self.end_part()
     }
 
-    /// An inserted row does not know which change it came from: its key does.
+    /// An inserted row does not know its change; its key does.
     fn name(&mut self, written: usize, (key, keys): Column<'a>) {
         self.part("SELECT a.i");
         self.source([(key, keys)]);
@@ -263,7 +261,7 @@ impl<'a> Statement<'a> {
 
     fn end(&mut self) {
         let (Some(named), Some(first)) = (self.named, self.needed.first()) else {
-            // Nothing of it depends on what is stored.
+            // Nothing here depends on what is stored.
             return self.push(" SELECT NULL::bigint[]");
         };
         let parts = self.needed.len();
@@ -336,8 +334,8 @@ impl<'a> Statement<'a> {
         );
     }
 
-    /// A version only counts: two servers may each have one of the same number. Who holds the code tells
-    /// them apart.
+    /// The version alone is not enough: two servers may each have one of the same number. The
+    /// holder of the code tells them apart.
     fn codes(&mut self, codes: &[&'a Code], writes: &[Placed<'a>]) {
         let of = [
             number(codes, |code| code.number.0),
@@ -377,7 +375,7 @@ impl<'a> Statement<'a> {
         self.update("activation", of, "", state(all));
     }
 
-    /// The database gives them their numbers.
+    /// Inserts servers; the database assigns their numbers.
     fn new_servers(&mut self, servers: &[&'a Server]) {
         let id = || {
             column("id", Type::BYTEA_ARRAY, servers, |server| server.id.0.to_be_bytes().to_vec())
@@ -432,7 +430,7 @@ impl<'a> Statement<'a> {
     }
 }
 
-/// What events hold, but for their process and number.
+/// The columns of events, without their process and number.
 pub(super) fn told_of<'a>(all: &[&'a Event]) -> [Column<'a>; 12] {
     [
         times("at", all, |event| event.at),
@@ -460,7 +458,7 @@ pub(super) fn told_of<'a>(all: &[&'a Event]) -> [Column<'a>; 12] {
     ]
 }
 
-/// What changes of a code.
+/// The columns of a code that change.
 fn changing<'a>(codes: &[&'a Code]) -> [Column<'a>; 4] {
     let by = |code: &Code| match code.state {
         CodeState::Issued => None,
@@ -478,7 +476,7 @@ fn changing<'a>(codes: &[&'a Code]) -> [Column<'a>; 4] {
     ]
 }
 
-/// What changes of an activation.
+/// The columns of an activation that change.
 fn state<'a>(all: &[&'a Activation]) -> [Column<'a>; 2] {
     [
         column("state", Type::TEXT_ARRAY, all, |one| state_name(one.state)),
@@ -486,7 +484,7 @@ fn state<'a>(all: &[&'a Activation]) -> [Column<'a>; 2] {
     ]
 }
 
-/// What changes of a server.
+/// The columns of a server that change.
 fn last_said<'a>(servers: &[&'a Server]) -> [Column<'a>; 4] {
     [
         words("hostname", servers, |server| &server.hostname),
@@ -529,17 +527,17 @@ fn words<'a, R>(
     column(name, Type::TEXT_ARRAY, records, |one| text(of(one)))
 }
 
-/// A write, and what its statement must know of the change around it.
+/// A write, and what its statement needs from the rest of its change.
 #[derive(Clone, Copy)]
 struct Placed<'a> {
     write: &'a Write,
-    /// Its number where it is an event.
+    /// Its number if it is an event.
     seq: i64,
     /// The activation that the change closes.
     closes: Option<ActivationNumber>,
 }
 
-/// The records of writes that all do the same.
+/// The records of writes with the same action.
 fn records<'a, R>(writes: &[Placed<'a>], of: fn(&'a Write, i64) -> Option<R>) -> Vec<R> {
     writes.iter().filter_map(|one| of(one.write, one.seq)).collect()
 }
@@ -572,7 +570,7 @@ const fn forgotten(write: &Write, _: i64) -> Option<(u64, u32)> {
     }
 }
 
-/// The writes of a change, in their order.
+/// Returns the writes of a change, in their order.
 fn rows_of<'a>(&(change, mut seq): &(&'a Change, i64)) -> Vec<Placed<'a>> {
     let closes = change.0.iter().find_map(closed);
     let row = |write: &'a Write| {
@@ -583,7 +581,7 @@ fn rows_of<'a>(&(change, mut seq): &(&'a Change, i64)) -> Vec<Placed<'a>> {
     change.0.iter().map(row).collect()
 }
 
-/// An activation that is written over an earlier version is closed by that.
+/// Writing an activation over an earlier version closes it.
 const fn closed(write: &Write) -> Option<ActivationNumber> {
     match write {
         Write::Activation(activation) if activation.version > 1 => Some(activation.at.number),

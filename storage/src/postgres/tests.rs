@@ -1,4 +1,4 @@
-//! Against a real database: `scripts/test` starts a cluster and names it in `TEST_POSTGRES`.
+//! Tests with a real database: `scripts/test` starts a cluster and names it in `TEST_POSTGRES`.
 
 mod proxy;
 
@@ -145,11 +145,11 @@ fn a_change_whose_guard_fails_is_not_written_and_its_neighbours_are() {
     assert_eq!(commit(&store, &batch), [Written, Conflict, Written]);
     assert_eq!(commit(&store, &[issue(1)]), [Conflict], "a number that is taken");
     let told: Vec<u64> = log(&store).into_iter().map(|entry| entry.event.at.0).collect();
-    assert_eq!(told, [1, 3], "what was not written is not in the log");
+    assert_eq!(told, [1, 3], "an unwritten change has no entry in the log");
 }
 
 #[test]
-fn a_change_of_which_a_part_would_be_written_is_not_written_and_its_neighbours_are() {
+fn a_change_that_fits_only_in_part_is_not_written_and_its_neighbours_are() {
     let database = Database::new();
     let store = database.store();
     assert_eq!(commit(&store, &[issue(1), open(1), issue(2)]), [Written; 3]);
@@ -165,7 +165,7 @@ fn a_change_of_which_a_part_would_be_written_is_not_written_and_its_neighbours_a
 }
 
 #[test]
-fn changes_of_one_batch_that_are_about_the_same_follow_one_another() {
+fn changes_of_one_record_in_a_batch_follow_one_another() {
     let database = Database::new();
     let store = database.store();
     let again = |version, state| Change(vec![Write::Code(code(1, version, state)), audited(1)]);
@@ -174,12 +174,12 @@ fn changes_of_one_batch_that_are_about_the_same_follow_one_another() {
         Write::Code(code(1, 3, 0)),
         audited(1),
     ]);
-    // Between those of others, which do the same.
+    // Between changes of others with the same shape.
     let batch = [issue(1), issue(2), open(1), open(2), released, again(4, 0), issue(3)];
     assert_eq!(commit(&store, &batch), [Written; 7]);
     assert_eq!(store.code(code(1, 1, 0).hash).unwrap(), Some(code(1, 4, 0)));
     assert_eq!(store.activation(at(1).id).unwrap(), Some(activation(1, 2, 2)));
-    // What rests on a change that was not written is not written either.
+    // A change that depends on an unwritten one is not written either.
     let batch = [again(6, 1), again(7, 0), again(5, 0)];
     assert_eq!(commit(&store, &batch), [Conflict, Conflict, Written]);
     let setting = |value: &str| {
@@ -191,7 +191,7 @@ fn changes_of_one_batch_that_are_about_the_same_follow_one_another() {
 }
 
 #[test]
-fn of_two_registrations_of_one_server_one_counts_and_its_neighbours_do() {
+fn one_of_two_registrations_of_a_server_counts_and_its_neighbours_do_too() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     let register = |number| Change(vec![Write::Server(server(number, 1)), audited(number.into())]);
@@ -205,13 +205,13 @@ fn of_two_registrations_of_one_server_one_counts_and_its_neighbours_do() {
 }
 
 #[test]
-fn of_two_servers_that_decide_on_the_same_record_one_is_told() {
+fn of_two_servers_that_decide_on_one_record_one_gets_a_conflict() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     assert_ne!(one.process(), other.process());
     let codes: Vec<Change> = (1..=50).map(issue).collect();
     assert_eq!(commit(&one, &codes), [Written; 50]);
-    // Both in orders of their own: neither waits for the other for ever.
+    // Each in an order of its own: neither waits for the other forever.
     let forth: Vec<Change> = (1..=50).map(open).collect();
     let back: Vec<Change> = (1..=50)
         .rev()
@@ -242,7 +242,7 @@ fn a_code_cannot_have_two_open_activations() {
 }
 
 #[test]
-fn a_change_decided_on_what_another_server_has_replaced_is_not_written_though_the_number_fits() {
+fn a_change_decided_on_a_replaced_record_is_not_written_although_its_version_fits() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     let activation_of_1 = |number, version, state| {
@@ -259,7 +259,7 @@ fn a_change_decided_on_what_another_server_has_replaced_is_not_written_though_th
         |version, activations| Write::Code(Code { activations, ..code(1, version, 0) });
     let first = Change(vec![consumed_by(1, 2, 1), activation_of_1(1, 1, 0), audited(1)]);
     assert_eq!(commit(&one, &[issue(1), first]), [Written; 2]);
-    // One releases the first activation, and decides on that: another machine gets the code.
+    // One releases the first activation and decides on that: another machine gets the code.
     let released = Change(vec![activation_of_1(1, 2, 2), given_back(3, 1), audited(1)]);
     let third = Change(vec![consumed_by(3, 4, 2), activation_of_1(3, 1, 0), audited(3)]);
     // The other was faster: its machine has replaced the first activation, and is done.
@@ -277,7 +277,7 @@ fn a_change_decided_on_what_another_server_has_replaced_is_not_written_though_th
 }
 
 #[test]
-fn a_code_is_changed_only_over_what_the_change_itself_closes() {
+fn a_code_is_changed_only_over_the_activation_that_the_change_closes() {
     let database = Database::new();
     let store = database.store();
     assert_eq!(commit(&store, &[issue(1), open(1), issue(2), open(2), issue(3)]), [Written; 5]);
@@ -343,7 +343,7 @@ fn the_log_of_several_servers_has_one_order_and_one_chain_without_gaps() {
 /// A number for locks of tests that no part of the program takes.
 const GATE: i64 = 42;
 
-/// What is asked of the database by whoever looks at it from outside: a number.
+/// Reads a number from the database, from outside of the store.
 fn number_of(url: &str, sql: &str) -> i64 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
@@ -363,13 +363,13 @@ fn wait_until(what: &str, is: impl Fn() -> bool) {
 }
 
 #[test]
-fn a_server_that_is_paused_while_it_settles_the_log_holds_up_nobodys_commits() {
+fn a_server_that_pauses_while_it_settles_the_log_delays_no_commit() {
     let database = Database::new();
     let stores: Vec<_> = (0..3).map(|_| database.store()).collect();
     for (number, store) in (1..).zip(&stores) {
         commit(store, &[issue(number)]);
     }
-    // Whoever settles stands still just before it has committed, as long as the gate is held.
+    // A server that settles the log hangs just before its commit, as long as the gate is held.
     let url = database.url();
     execute(
         &url,
@@ -383,9 +383,9 @@ fn a_server_that_is_paused_while_it_settles_the_log_holds_up_nobodys_commits() {
     let paused = "SELECT count(*) FROM pg_locks JOIN pg_database ON oid = database
          WHERE datname = current_database() AND locktype = 'advisory' AND objid = 42 AND NOT granted";
     std::thread::scope(|scope| {
-        while_in_hand(&url, &format!("SELECT pg_advisory_xact_lock({GATE})"), || {
+        while_locked(&url, &format!("SELECT pg_advisory_xact_lock({GATE})"), || {
             scope.spawn(|| stores[0].audit_head().unwrap());
-            wait_until("somebody settles", || number_of(&url, paused) == 1);
+            wait_until("a server settles the log", || number_of(&url, paused) == 1);
             let (done, committed) = std::sync::mpsc::channel();
             for (number, store) in (11..).zip(&stores) {
                 let done = done.clone();
@@ -402,7 +402,7 @@ fn a_server_that_is_paused_while_it_settles_the_log_holds_up_nobodys_commits() {
 }
 
 #[test]
-fn what_was_settled_before_a_schemas_second_step_is_not_settled_again() {
+fn entries_settled_before_the_schemas_second_step_are_not_settled_again() {
     let database = Database::new();
     execute(&database.url(), migrate::STEPS[0]);
     let old = "CREATE TABLE schema_step (
@@ -417,7 +417,7 @@ fn what_was_settled_before_a_schemas_second_step_is_not_settled_again() {
     execute(&database.url(), old);
     let store = database.store();
     assert_eq!(store.audit_head().unwrap().entries, 3);
-    // A server of before finds nothing to settle, whatever it has written since.
+    // A server of the older version finds nothing to settle, whatever it has written since.
     commit(&store, &[issue(1)]);
     let pending = "SELECT count(*) FROM process WHERE NOT ended AND chained <
          (SELECT coalesce(max(seq), 0) FROM event WHERE event.process = process.id)";
@@ -427,7 +427,7 @@ fn what_was_settled_before_a_schemas_second_step_is_not_settled_again() {
 }
 
 #[test]
-fn whoever_follows_hears_of_what_every_server_does() {
+fn the_feed_delivers_the_events_of_every_server() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     commit(&one, &[issue(1)]);
@@ -448,14 +448,14 @@ fn whoever_follows_hears_of_what_every_server_does() {
 }
 
 #[test]
-fn what_happens_is_heard_of_though_a_server_stands_still_while_it_settles() {
+fn events_are_delivered_while_a_server_hangs_in_settling_the_log() {
     let database = Database::new();
     let (proxy, one) = through_a_proxy(&database);
     let other = database.store();
     let heard = Arc::new(Mutex::new(Vec::<Event>::new()));
     let of_listener = Arc::clone(&heard);
     other.follow(Box::new(move |event| of_listener.lock().unwrap().push(event.clone())));
-    // The one has taken its turn, and says nothing more.
+    // The one has taken its turn, and then hangs.
     proxy.stall_at("INSERT INTO link");
     std::thread::scope(|scope| {
         let stalled = scope.spawn(|| {
@@ -466,17 +466,17 @@ fn what_happens_is_heard_of_though_a_server_stands_still_while_it_settles() {
                 }
             }
         });
-        wait_until("one stands still", || proxy.has_stalled());
+        wait_until("one server hangs", || proxy.has_stalled());
         let begun = Instant::now();
         commit(&other, &[issue(1000)]);
-        wait_until("it is heard of", || heard.lock().unwrap().contains(&event(1000)));
+        wait_until("the event is delivered", || heard.lock().unwrap().contains(&event(1000)));
         assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
         stalled.join().unwrap();
     });
 }
 
 #[test]
-fn what_a_newer_program_does_is_heard_of_though_it_is_not_understood() {
+fn events_of_a_newer_program_are_delivered_although_not_understood() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     let heard = Arc::new(Mutex::new(Vec::<Event>::new()));
@@ -492,7 +492,7 @@ fn what_a_newer_program_does_is_heard_of_though_it_is_not_understood() {
     );
     execute(&database.url(), &sql);
     commit(&one, &[issue(1)]);
-    // The others go on without it.
+    // The others continue without it.
     assert_eq!(log(&one).len(), 1);
     let link = "INSERT INTO link SELECT last + 1, last + 1, ARRAY[(SELECT max(id) FROM process)],
              ARRAY[1::bigint], after, after, latest FROM link ORDER BY first DESC LIMIT 1;
@@ -511,8 +511,8 @@ fn what_a_newer_program_does_is_heard_of_though_it_is_not_understood() {
     }
 }
 
-/// What whoever has been `told` so far hears on this timeline; `None` where the log does not go on from
-/// anything that they know.
+/// Returns what a feed at `told` delivers next on this timeline; `None` if the log does not
+/// continue from any entry that it knows.
 fn hear(store: &PostgresStore, told: Published, timeline: u32) -> (Published, Option<Vec<Event>>) {
     let (inner, mut told) = (Arc::clone(&store.inner), told);
     let heard = super::wait(&store.handle, async move {
@@ -525,7 +525,7 @@ fn hear(store: &PostgresStore, told: Published, timeline: u32) -> (Published, Op
 }
 
 #[test]
-fn after_a_promotion_is_heard_what_stands_in_the_log_where_the_standby_lacked_its_end() {
+fn after_a_promotion_the_feed_delivers_entries_that_replaced_a_lost_end_of_the_log() {
     let database = Database::new();
     let store = database.store();
     let enter = |number, entries| {
@@ -540,23 +540,24 @@ fn after_a_promotion_is_heard_what_stands_in_the_log_where_the_standby_lacked_it
     enter(2, 2);
     let (told, heard) = hear(&store, told.unwrap(), 1);
     assert_eq!(heard, Some(vec![event(2)]));
-    // The standby has only the first entry, and goes on with another one under the second's number.
+    // The standby has only the first entry, and continues with another one under the second's
+    // number.
     execute(&database.url(), "DELETE FROM link WHERE first = 2");
     enter(3, 2);
     let (told, heard) = hear(&store, told, 1);
-    assert_eq!(heard, Some(Vec::new()), "by its number it has been told of");
+    assert_eq!(heard, Some(Vec::new()), "the entry with its number was already delivered");
     let (told, heard) = hear(&store, told, 2);
     assert_eq!(heard, Some(vec![event(3)]));
     let (told, heard) = hear(&store, told, 2);
     assert_eq!(heard, Some(Vec::new()), "once");
-    // One that has none of what was told.
+    // One that has none of the published entries.
     execute(&database.url(), "UPDATE link SET after = before");
     let (_, heard) = hear(&store, told, 3);
     assert_eq!(heard, None);
 }
 
 #[test]
-fn what_happened_is_heard_of_though_what_was_tried_cannot_be_read() {
+fn events_are_delivered_although_attempts_cannot_be_read() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     let heard = Arc::new(Mutex::new(Vec::<Event>::new()));
@@ -637,14 +638,14 @@ fn servers_count_together_and_never_let_one_too_many_through() {
     assert!(kept > 0, "all are forgotten, none is handed out");
 }
 
-/// A store that reaches its database through a network of its own.
+/// A store that connects to its database through a proxy of its own.
 fn through_a_proxy(database: &Database) -> (Proxy, PostgresStore) {
     let proxy = Proxy::before(&database.cluster);
     let store = PostgresStore::open(&proxy.url(&database.name)).unwrap();
     (proxy, store)
 }
 
-/// Charges one request, and says how many its limit has counted.
+/// Charges one request, and returns the count of its limit.
 fn count_one(store: &PostgresStore) -> Result<u32, crate::ReadError> {
     let charged = store.charge(vec![vec![limit(7, 40)]])?;
     assert!(charged[0].granted);
@@ -673,7 +674,7 @@ fn a_charge_that_arrives_after_its_connection_broke_counts_nothing() {
 }
 
 #[test]
-fn a_charge_that_nobody_was_told_of_is_given_back_as_soon_as_the_database_answers() {
+fn an_unanswered_charge_is_given_back_as_soon_as_the_database_answers() {
     let database = Database::new();
     let (proxy, store) = through_a_proxy(&database);
     assert_eq!(count_one(&store).unwrap(), 1);
@@ -681,7 +682,7 @@ fn a_charge_that_nobody_was_told_of_is_given_back_as_soon_as_the_database_answer
     assert!(count_one(&store).is_err());
     proxy.set(Mishap::None, Mishap::None);
     assert_eq!(count_one(&store).unwrap(), 2);
-    // The same where the statement never came to be.
+    // The same if the statement was never committed.
     proxy.set(Mishap::Delayed, Mishap::Away);
     assert!(count_one(&store).is_err());
     proxy.set(Mishap::None, Mishap::None);
@@ -691,7 +692,7 @@ fn a_charge_that_nobody_was_told_of_is_given_back_as_soon_as_the_database_answer
 }
 
 #[test]
-fn what_is_given_back_is_given_back_once_whatever_becomes_of_the_answer() {
+fn a_charge_is_given_back_once_even_if_the_answer_is_lost() {
     let database = Database::new();
     let (proxy, store) = through_a_proxy(&database);
     (1..=5).for_each(|used| assert_eq!(count_one(&store).unwrap(), used));
@@ -703,7 +704,7 @@ fn what_is_given_back_is_given_back_once_whatever_becomes_of_the_answer() {
     }
     proxy.let_through();
     assert_eq!(count_one(&store).unwrap(), 6);
-    // What could not be given back is owed.
+    // Counts that could not be given back are owed.
     proxy.set(Mishap::Delayed, Mishap::Away);
     assert!(back().is_err());
     proxy.set(Mishap::None, Mishap::None);
@@ -711,7 +712,7 @@ fn what_is_given_back_is_given_back_once_whatever_becomes_of_the_answer() {
 }
 
 #[test]
-fn a_server_counts_on_over_a_database_that_does_not_know_it() {
+fn a_server_continues_to_count_on_a_database_that_does_not_know_it() {
     let database = Database::new();
     let store = database.store();
     assert_eq!(count_one(&store).unwrap(), 1);
@@ -727,8 +728,8 @@ fn two_servers(store: &PostgresStore) -> [Server; 2] {
     [known[0].clone().unwrap(), known[1].clone().unwrap()]
 }
 
-/// Times at which two servers are seen, and what the first one's is then. A later one counts; and
-/// whatever lies in the future, as far as the latest of those that come together tells.
+/// Times at which two servers are seen, and the expected time of the first. A later time counts. A
+/// time in the future is replaced, if the latest of the times that come together shows it.
 const SEEN: [([u64; 2], u64); 7] = [
     ([900, 0], 900),
     ([880, 0], 900),
@@ -740,7 +741,7 @@ const SEEN: [([u64; 2], u64); 7] = [
 ];
 
 #[test]
-fn a_check_in_is_kept_where_it_is_later_or_what_stands_there_lies_in_the_future() {
+fn a_check_in_replaces_an_earlier_one_or_one_from_the_future() {
     let database = Database::new();
     let store = database.store();
     let known = two_servers(&store);
@@ -763,7 +764,7 @@ fn a_check_in_is_kept_where_it_is_later_or_what_stands_there_lies_in_the_future(
 }
 
 #[test]
-fn a_registration_counts_as_a_check_in_also_over_one_from_the_future() {
+fn a_registration_counts_as_a_check_in_even_over_one_from_the_future() {
     let database = Database::new();
     let store = database.store();
     let [mut known, _] = two_servers(&store);
@@ -776,7 +777,7 @@ fn a_registration_counts_as_a_check_in_also_over_one_from_the_future() {
 }
 
 #[test]
-fn nothing_of_a_future_that_never_came_is_kept_for_good() {
+fn times_from_a_wrong_future_clock_do_not_stay() {
     let database = Database::new();
     let (store, gone) = (database.store(), database.store());
     commit(&gone, &[issue(1)]);
@@ -809,7 +810,7 @@ fn nothing_of_a_future_that_never_came_is_kept_for_good() {
             && of_future("SELECT count(*) FROM charge WHERE at > NOW") == 0
             && of_future("SELECT count(*) FROM sighting WHERE at > NOW") == 0
     });
-    // What is looked for in the log by its time is found again.
+    // Entries are found by their time again.
     for number in 1..=3 {
         let at = Timestamp(now.cast_unsigned() + 1000 * number);
         commit(&store, &[Change(vec![Write::Audit(Arc::new(Event { at, ..event(number) }))])]);
@@ -820,7 +821,7 @@ fn nothing_of_a_future_that_never_came_is_kept_for_good() {
 }
 
 #[test]
-fn servers_tell_each_other_once_who_has_checked_in() {
+fn servers_send_each_check_in_to_each_other_once() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     commit(&one, &[Change(vec![Write::Server(server(5, 1))])]);
@@ -834,12 +835,12 @@ fn servers_tell_each_other_once_who_has_checked_in() {
     assert_eq!(other.seen_elsewhere().unwrap(), told);
     assert!(other.seen_elsewhere().unwrap().is_empty());
     assert!(one.seen_elsewhere().unwrap().is_empty());
-    // Whoever starts later reads it with the servers.
+    // A server that starts later reads it with the servers.
     assert!(database.store().seen_elsewhere().unwrap().is_empty());
 }
 
 #[test]
-fn a_row_that_another_server_has_in_hand_is_left_and_the_others_are_written() {
+fn a_row_locked_by_another_server_is_skipped_and_the_others_are_written() {
     let database = Database::new();
     let store = database.store();
     let both: Vec<Change> = (5..7).map(|n| Change(vec![Write::Server(server(n, 1))])).collect();
@@ -850,15 +851,15 @@ fn a_row_that_another_server_has_in_hand_is_left_and_the_others_are_written() {
         CheckInOf { seen: CheckIn { server: server.number, at: Timestamp(900) }, id: server.id }
     };
     let held = format!("SELECT FROM presence WHERE server = {} FOR UPDATE", seen(0).seen.server.0);
-    while_in_hand(&database.url(), &held, || {
+    while_locked(&database.url(), &held, || {
         assert_eq!(store.check_in(vec![seen(1), seen(0)]).unwrap(), [seen(0)]);
     });
     assert_eq!(store.server(seen(1).seen.server).unwrap().unwrap().last_checkin, Timestamp(900));
     assert!(store.check_in(vec![seen(0)]).unwrap().is_empty());
 }
 
-/// Does something while a transaction that has run a statement is open.
-fn while_in_hand(url: &str, sql: &str, does: impl FnOnce()) {
+/// Calls `does` while a transaction that has run a statement is open.
+fn while_locked(url: &str, sql: &str, does: impl FnOnce()) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let client = runtime.block_on(async {
         let (client, connection) =
@@ -873,7 +874,7 @@ fn while_in_hand(url: &str, sql: &str, does: impl FnOnce()) {
 }
 
 #[test]
-fn settings_are_kept_and_forgotten() {
+fn settings_are_stored_and_removed() {
     let database = Database::new();
     let store = database.store();
     let set = |value: Option<&str>| {
@@ -888,7 +889,7 @@ fn settings_are_kept_and_forgotten() {
 }
 
 #[test]
-fn a_later_programs_schema_is_refused_and_stores_may_start_at_once() {
+fn a_newer_programs_schema_is_refused_and_stores_may_start_together() {
     let database = Database::new();
     std::thread::scope(|scope| {
         let starts: Vec<_> = (0..4).map(|_| scope.spawn(|| database.store().process())).collect();
@@ -902,7 +903,7 @@ fn a_later_programs_schema_is_refused_and_stores_may_start_at_once() {
     assert!(matches!(refused, Some(OpenError::NewerFormat { found: 99, .. })));
 }
 
-/// Makes the database what it was some batches ago, as far as its servers can tell.
+/// Returns the database to its state of some batches ago, as far as its servers can see.
 fn lose(database: &Database, batches: u32) {
     execute(&database.url(), &format!("UPDATE process SET batch = batch - {batches}"));
 }
@@ -912,7 +913,7 @@ fn expiry(store: &dyn Store, number: u64) -> Timestamp {
 }
 
 #[test]
-fn a_database_that_lacks_what_was_acknowledged_voids_what_could_be_spent_twice() {
+fn a_database_that_lacks_acknowledged_commits_voids_what_could_be_spent_twice() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     commit(&one, &[issue(100), issue(200), open(200)]);
@@ -928,11 +929,11 @@ fn a_database_that_lacks_what_was_acknowledged_voids_what_could_be_spent_twice()
     }
     let held = one.activation(at(200).id).unwrap().unwrap();
     assert_eq!(held.expires_at, held.opened_at);
-    // The store works again, in its next epoch; what is issued from now on is good.
+    // The store works again, in its next epoch; codes issued from now on are valid.
     assert_eq!(commit(&one, &[issue(400)]), [Written]);
     assert_eq!(expiry(&one, 400), Timestamp(700));
     assert_eq!(one.watermark().unwrap().epoch, before.epoch + 1);
-    // The other server finds the same, and that it has been seen to.
+    // The other server finds the same loss, and the epoch that has already begun.
     assert!(other.commit(&[issue(500)]).is_err());
     assert_eq!(commit(&other, &[issue(500)]), [Written]);
     assert_eq!(
@@ -944,7 +945,7 @@ fn a_database_that_lacks_what_was_acknowledged_voids_what_could_be_spent_twice()
 }
 
 #[test]
-fn an_idle_server_notices_that_its_database_has_become_an_earlier_one() {
+fn an_idle_server_notices_that_its_database_returned_to_an_earlier_state() {
     let database = Database::new();
     let store = database.store();
     commit(&store, &[issue(100)]);
@@ -961,13 +962,13 @@ fn an_idle_server_notices_that_its_database_has_become_an_earlier_one() {
     assert_eq!(expiry(&store, 100), Timestamp(100));
 }
 
-/// Makes the database one that lacks the last commit of one server.
+/// Removes the last commit of one server from the database.
 fn lose_the_last_of(database: &Database, store: &PostgresStore) {
     let process = store.process();
     execute(&database.url(), &format!("UPDATE process SET batch = batch - 1 WHERE id = {process}"));
 }
 
-/// Lets a store learn what the others have committed, as it does every two seconds.
+/// Has a store read the commits of the others, as it does every two seconds.
 fn learn(store: &PostgresStore) {
     let inner = Arc::clone(&store.inner);
     let learned = super::wait(&store.handle, async move {
@@ -978,7 +979,7 @@ fn learn(store: &PostgresStore) {
 }
 
 #[test]
-fn what_a_server_that_is_gone_has_committed_must_be_there_for_the_others() {
+fn the_watermark_of_other_servers_demands_the_commits_of_an_ended_one() {
     let database = Database::new();
     let (one, gone) = (database.store(), database.store());
     commit(&one, &[issue(100), issue(200)]);
@@ -992,7 +993,7 @@ fn what_a_server_that_is_gone_has_committed_must_be_there_for_the_others() {
     drop(gone);
     learn(&one);
     assert_eq!(one.watermark().unwrap(), before, "what is lost is not forgotten");
-    // A start on that mark finds it out, and so does the server that runs.
+    // A start with that watermark finds it, and so does the running server.
     assert!(!database.store().contains(&before).unwrap());
     one.follow(Box::new(|_| {}));
     wait_until("an epoch", || one.watermark().unwrap().epoch == before.epoch + 1);
@@ -1007,7 +1008,7 @@ fn what_a_server_that_is_gone_has_committed_must_be_there_for_the_others() {
 }
 
 #[test]
-fn a_start_has_what_the_others_have_committed_before_in_its_mark() {
+fn the_watermark_of_a_new_start_has_the_earlier_commits_of_the_others() {
     let database = Database::new();
     let one = database.store();
     commit(&one, &[issue(100)]);
@@ -1017,7 +1018,7 @@ fn a_start_has_what_the_others_have_committed_before_in_its_mark() {
 }
 
 #[test]
-fn a_server_that_has_ended_leaves_the_mark_once_a_later_commit_stands_for_its_own() {
+fn an_ended_server_leaves_the_watermark_once_a_later_commit_covers_its_own() {
     let database = Database::new();
     let (one, ended) = (database.store(), database.store());
     commit(&ended, &[issue(1)]);
@@ -1034,7 +1035,7 @@ fn a_server_that_has_ended_leaves_the_mark_once_a_later_commit_stands_for_its_ow
 }
 
 #[test]
-fn an_epoch_begins_once_for_all_who_find_the_same() {
+fn an_epoch_begins_once_for_all_servers_that_find_the_same_loss() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     commit(&one, &[issue(100)]);
@@ -1044,14 +1045,15 @@ fn an_epoch_begins_once_for_all_who_find_the_same() {
     commit(&one, &[issue(200)]);
     assert_eq!(other.begin_epoch(&mark, "a test", Timestamp(8)).unwrap(), last + 1);
     assert_eq!((expiry(&one, 100), expiry(&one, 200)), (Timestamp(100), Timestamp(500)));
-    // A mark of a later epoch than the database's: both were restored, the mark less far back.
+    // A watermark of a later epoch than the database's: both were restored, the watermark less far
+    // back.
     let later = crate::Watermark { epoch: last + 5, ..mark };
     assert_eq!(other.begin_epoch(&later, "a test", Timestamp(9)).unwrap(), last + 6);
     assert_eq!(expiry(&one, 200), Timestamp(200));
 }
 
 #[test]
-fn servers_agree_on_what_the_first_one_said() {
+fn servers_agree_on_the_value_of_the_first_one() {
     let database = Database::new();
     let (one, other) = (database.store(), database.store());
     let hash = iptunnel_domain::lookup::KeyedHash;
@@ -1061,7 +1063,7 @@ fn servers_agree_on_what_the_first_one_said() {
 }
 
 #[test]
-fn a_database_of_tests_that_does_not_sync_is_called_bad() {
+fn a_test_database_that_does_not_sync_is_reported_as_bad() {
     let database = Database::new();
     let findings = database.store().examine().unwrap();
     let of = |what: &str| findings.iter().find(|finding| finding.what.contains(what)).unwrap();
@@ -1073,7 +1075,7 @@ fn a_database_of_tests_that_does_not_sync_is_called_bad() {
 }
 
 #[test]
-fn a_store_is_the_same_after_it_was_copied_there_and_back() {
+fn a_store_is_the_same_after_a_copy_there_and_back() {
     let folder = tempfile::tempdir().unwrap();
     let open = |name: &str| {
         let disk = |name: String| -> crate::OpenDisk {
@@ -1126,7 +1128,7 @@ fn open_many(numbers: std::ops::RangeInclusive<u64>) -> Vec<Change> {
 }
 
 #[test]
-fn too_many_counters_are_given_up_least_counted_first_and_never_one_at_its_limit() {
+fn of_too_many_counters_the_least_counted_are_deleted_first_and_never_one_at_its_limit() {
     let database = Database::new();
     let store = database.store();
     let count = |key: u64, times: usize| {

@@ -1,4 +1,4 @@
-//! TLS on the way to the database, as libpq's `sslmode` names it.
+//! TLS for connections to the database, according to libpq's `sslmode`.
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -12,22 +12,22 @@ use std::sync::Arc;
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// What `sslmode` asks for, with the meaning it has in libpq.
+/// The values of `sslmode`, with their meaning in libpq.
 pub(super) enum Tls {
     Disable,
-    /// Encrypted where the server can, whoever it is. `allow`, which would rather do without, as well:
-    /// either takes what the server gives.
+    /// Encrypted if the server supports it, without a check of the server. Also used for `allow`,
+    /// which prefers no encryption: both accept what the server offers.
     Prefer,
-    /// Encrypted, whoever the server is.
+    /// Encrypted, without a check of the server.
     Require,
-    /// The server's certificate is signed by one of these.
+    /// The server's certificate must be signed by one of these.
     VerifyCa(String),
-    /// Ditto, and it is for the host that was asked for.
+    /// The certificate must be signed by one of these and name the host.
     VerifyFull(String),
 }
 
 impl Tls {
-    /// What a URL says of TLS, and the URL without it: tokio-postgres does not know all of it.
+    /// Splits a URL into its TLS options and the rest: tokio-postgres does not know all of them.
     pub(super) fn take_from(url: &str) -> Result<(String, Self), String> {
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
         let (mut mode, mut roots, mut rest) = ("prefer", None, Vec::new());
@@ -111,11 +111,11 @@ fn read_roots(path: &str) -> Result<RootCertStore, String> {
     if roots.is_empty() { Err(failed("holds no certificate".into())) } else { Ok(roots) }
 }
 
-/// Looks at less of a certificate than the web does, as the modes below `verify-full` promise.
+/// Checks less of a certificate than browsers do, as the modes below `verify-full` promise.
 #[derive(Debug)]
 struct Lenient {
     provider: Arc<CryptoProvider>,
-    /// Who must have signed it; `None` where anybody may.
+    /// The required signers; `None` if anybody may have signed it.
     signed_by: Option<Arc<WebPkiServerVerifier>>,
 }
 

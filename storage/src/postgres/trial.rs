@@ -1,5 +1,5 @@
-//! Whether a commit would come to be now. It is tried with one that changes nothing, so that nobody
-//! has to lose a request to find out.
+//! Tests whether a commit would succeed now, with one that changes nothing, so that no request has
+//! to fail to find out.
 
 use super::connect::{Connector, Found, Use};
 use super::told;
@@ -9,25 +9,25 @@ use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 
-/// How long a commit that changes nothing may take: a sync of two machines and the way between them
-/// take some milliseconds.
+/// How long a commit that changes nothing may take. A sync on two machines and the network between
+/// them take some milliseconds.
 const AT_MOST: Duration = Duration::from_secs(3);
-/// Writes to the database's log and nowhere else, in a transaction that has to be on every disk that
-/// a commit has to be on.
+/// Writes only to the database's log, in a transaction that must reach every disk that a commit
+/// must reach.
 const WRITE: &str = "SELECT pg_logical_emit_message(true, 'iptunnel-server', 'trial')";
-/// Asks for what every commit asks of the tables, and gives it back.
+/// Takes the table locks that every commit takes, and releases them.
 const LOCK: &str = "BEGIN; SET LOCAL lock_timeout = 2000;
      LOCK TABLE code, activation, server, presence, event, process, counter IN ROW EXCLUSIVE MODE";
-/// Has the database put two MiB aside where it keeps tables, and forget them: more than it may keep in
-/// memory, and nothing of it is compressed. Small commits go on for a while on a full disk, in log
-/// files and pages that are there already.
+/// Has the database store two MiB and discard them: more than it may keep in memory, and
+/// incompressible. On a full disk small commits still succeed for a while, in log files and pages
+/// that already exist.
 const FILL: &str = "BEGIN; SET LOCAL work_mem = 64; SET LOCAL temp_tablespaces = '';
      WITH filler AS MATERIALIZED (
          SELECT repeat(md5(n::text), 60) AS filler FROM generate_series(1, 1024) AS n)
      SELECT sum(length(filler)) FROM filler";
 const BACK: &str = "ROLLBACK";
 
-/// A connection of its own: a trial that hangs holds up nothing.
+/// Connects anew, so that a trial that hangs delays nothing else.
 #[derive(Default)]
 pub(super) struct Trial(Option<Found>);
 
@@ -35,7 +35,7 @@ impl Trial {
     /// Tries a commit that changes nothing.
     ///
     /// # Errors
-    /// Why it did not come to be within three seconds.
+    /// The reason if it did not succeed within three seconds.
     pub(super) async fn commits(&mut self, way: &Arc<Connector>) -> Result<(), String> {
         let found = match self.0.take() {
             Some(found) if !found.client.is_closed() => found,
@@ -48,10 +48,11 @@ impl Trial {
         tried
     }
 
-    /// The same, and whether what commits write to is free and there is room for more.
+    /// Tries a commit that changes nothing. Also tests whether the tables are free of locks and
+    /// whether disk space is left.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason if a test failed.
     pub(super) async fn writes(&mut self, way: &Arc<Connector>) -> Result<(), String> {
         self.commits(way).await?;
         let Some(Found { client, line, .. }) = &self.0 else { return Ok(()) };
@@ -74,7 +75,7 @@ pub(super) async fn commits(way: &Connector, found: &Found) -> Result<(), String
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(format!("{host}: {}", told(&error))),
         Err(_) => {
-            // Else it would wait for as long as the standby is away, and the next one beside it.
+            // Otherwise it would wait as long as the standby is away, and so would the next trial.
             way.cancel(found).await;
             let seconds = AT_MOST.as_secs();
             Err(format!(
@@ -84,14 +85,15 @@ pub(super) async fn commits(way: &Connector, found: &Found) -> Result<(), String
     }
 }
 
-/// Whether nobody holds a table in a way that a commit would have to wait for.
+/// Tests that no session holds a table lock that a commit would have to wait for.
 pub(super) async fn tables_are_free(client: &Client) -> Result<(), Error> {
     let locked = client.batch_execute(LOCK).await;
     client.batch_execute(BACK).await?;
     locked
 }
 
-/// Whether there is room for two MiB more. Where the database may not put as much aside it cannot tell.
+/// Tests whether disk space is left for two MiB more. Cannot tell if the role must not store that
+/// much.
 pub(super) async fn room(client: &Client) -> Result<(), Error> {
     let filled = client.batch_execute(FILL).await;
     client.batch_execute(BACK).await?;

@@ -1,9 +1,8 @@
-//! A way to the database on which nobody waits without an end: where something was asked and nothing
-//! comes back, the connection fails.
+//! A connection on which no wait is endless: it fails if something was asked and no answer comes.
 //!
-//! The protocol says when an answer is complete (`ReadyForQuery`) and what asks for one (`Query`,
-//! `Sync`), so both are counted as they pass. A batch is sent at once and its first answer comes at
-//! once; only the count tells that the end of its transaction is still waited for.
+//! The protocol marks the end of an answer (`ReadyForQuery`) and the messages that ask for one
+//! (`Query`, `Sync`), so both are counted as they pass. A batch is sent at once and its first
+//! answer comes at once; only the count tells that the end of its transaction is still due.
 
 use std::future::Future;
 use std::io;
@@ -15,11 +14,11 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
-/// Where bytes go to and come from.
+/// The socket under a connection.
 pub(super) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
-    /// Nowhere: whoever uses it hears why.
+    /// No socket: every use fails with this reason.
     Nowhere(String),
 }
 
@@ -71,19 +70,19 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// Finds where messages begin: a byte that names the kind, and four that give the length of the rest
-/// and their own.
+/// Finds where messages begin: one byte for the kind, then four bytes with the length of the rest
+/// including themselves.
 #[derive(Debug, Default)]
 struct Messages {
     head: [u8; 5],
-    /// How much of a head is there.
+    /// How many bytes of a header have arrived.
     have: usize,
-    /// How much of a message is still to come.
+    /// How many bytes of a message are still to come.
     rest: usize,
 }
 
 impl Messages {
-    /// Looks through the next bytes, and says of each message that begins in them of which kind it is.
+    /// Reads the next bytes and reports the kind of each message that begins in them.
     fn pass(&mut self, mut bytes: &[u8], mut begins: impl FnMut(u8)) {
         while let Some(&next) = bytes.first() {
             if self.rest > 0 {
@@ -107,23 +106,24 @@ impl Messages {
     }
 }
 
-/// A stream whose other end must say something within its patience once it was asked.
+/// A stream whose other end must answer within its patience.
 pub(super) struct Watched<S> {
     stream: S,
     patience: Duration,
     asked: Messages,
     answered: Messages,
-    /// Bytes that come before the first message: the answer to the question for TLS.
+    /// Bytes that come before the first message: the answer to the request for TLS.
     before: usize,
-    /// The database has answered once. What was written before that is not made of messages.
+    /// Whether the database has answered once. What was written before that does not consist of
+    /// messages.
     begun: bool,
-    /// Answers that are to come. The first one ends the greeting.
+    /// The number of answers that are due. The first one ends the greeting.
     owed: u32,
-    /// When something must have come; `None` where nothing is to come.
+    /// When data must have arrived; `None` if no answer is due.
     due: Option<Instant>,
-    /// Rings at or before `due`: it is set anew only when it has rung.
+    /// Fires at or before `due`: it is reset only after it has fired.
     alarm: Pin<Box<Sleep>>,
-    /// Whether it will ring.
+    /// Whether it is set.
     rings: bool,
 }
 
@@ -167,13 +167,13 @@ impl<S> Watched<S> {
                 }
             });
         }
-        // Also while only a part of a question is out: the rest waits for room.
+        // Also if only a part of a message was sent: the rest waits for buffer space.
         if self.due.is_none() {
             self.due = Some(Instant::now() + self.patience);
         }
     }
 
-    /// Fails where something is overdue; else sees to it that this is looked at in time.
+    /// Fails if an answer is overdue, else makes sure that this is checked in time.
     fn is_in_time(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         let Some(due) = self.due else { return Ok(()) };
         loop {
@@ -187,7 +187,7 @@ impl<S> Watched<S> {
             self.rings = false;
             if Instant::now() >= due {
                 let seconds = self.patience.as_secs();
-                let words = format!("the database has said nothing for {seconds} s");
+                let words = format!("the database has not answered for {seconds} s");
                 return Err(io::Error::new(io::ErrorKind::TimedOut, words));
             }
         }
@@ -222,7 +222,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         let watched = self.get_mut();
         let written = ready!(Pin::new(&mut watched.stream).poll_write(context, bytes))?;
         watched.has_written(bytes.get(..written).unwrap_or_default());
-        // The one who writes now waits for the answer next, and must be woken where none comes.
+        // The task that writes now waits for the answer next, and must be woken if none comes.
         watched.is_in_time(context)?;
         Poll::Ready(Ok(written))
     }
@@ -242,7 +242,7 @@ impl<S: TlsStream + Unpin> TlsStream for Watched<S> {
     }
 }
 
-/// TLS that is watched above itself, where the messages can be read.
+/// TLS that is watched above the encryption, where the messages can be read.
 pub(super) struct WatchedTls<T> {
     pub(super) tls: T,
     pub(super) patience: Duration,

@@ -1,11 +1,11 @@
-//! The audit log, and what was tried on codes.
+//! The audit log, and the attempts on codes.
 //!
-//! Entries stand many to a value, as many as a commit brings, under the number of the first: one
-//! row per commit and not per entry. Each value begins with the hash before its first entry and the
-//! one after its last, so that reading and writing may begin anywhere.
+//! A value holds all entries of a commit under the number of the first: one row per commit, not per
+//! entry. Each value begins with the hash before its first entry and the hash after its last, so
+//! that reading and writing may begin anywhere.
 //!
-//! Deliberately absent: an index. Entries stand in the order of time, and what is looked for
-//! happened at a known time or is looked for from the newest backwards.
+//! Deliberately absent: an index. Entries are in the order of time, and a search either knows the
+//! time or starts from the newest.
 
 use super::unreadable;
 use crate::{ATTEMPTS, Attempts, Entry, ReadError};
@@ -20,17 +20,18 @@ type OfCodes = TableDefinition<'static, u128, &'static [u8]>;
 
 /// Pages of the log, under the number of their first entry.
 pub(super) const AUDIT: Pages = TableDefinition::new("audit");
-/// What was tried on a code: how many attempts are not kept, and then those that are.
+/// The attempts on a code: the number of those that are not kept, and then those that are.
 const OF_CODES: OfCodes = TableDefinition::new("attempts");
 
 /// Bytes of a hash.
 const HASH: usize = 32;
-/// Bytes at the front of a page: the hash before its entries, the hash and the number of the last.
+/// Bytes at the front of a page: the hash before its entries, then the hash and the number of the
+/// last.
 const FRONT: usize = 2 * HASH + 8;
 /// Bytes of the count at the front of a code's attempts.
 const COUNT: usize = 8;
-/// How far times may be out of order, in seconds: from a request's look at the clock to its commit
-/// lies the reading of its body, for which it has ten seconds unless configured otherwise.
+/// How far times may be out of order, in seconds. Between the time stamp of a request and its
+/// commit its body is read, for which it has ten seconds by default.
 const SLACK: u64 = 60;
 
 pub(super) fn create(write: &WriteTransaction) -> Result<(), redb::Error> {
@@ -43,7 +44,7 @@ pub(super) fn create(write: &WriteTransaction) -> Result<(), redb::Error> {
 pub(super) struct Log<'txn> {
     pages: Table<'txn, u64, &'static [u8]>,
     of_codes: Table<'txn, u128, &'static [u8]>,
-    /// What this transaction adds, and where each of it ends.
+    /// The entries that this transaction adds, and where each of them ends.
     added: Vec<u8>,
     ends: Vec<usize>,
 }
@@ -63,12 +64,12 @@ impl<'txn> Log<'txn> {
         self.ends.push(self.added.len());
     }
 
-    /// Whether attempts on this code are kept.
+    /// Returns whether attempts on this code are kept.
     pub(super) fn has_attempts_on(&self, code: CodeHash) -> Result<bool, ReadError> {
         Ok(self.of_codes.get(code.0.as_u128()).map_err(unreadable)?.is_some())
     }
 
-    /// Notes an attempt on a code that is there.
+    /// Records an attempt on a code that exists.
     pub(super) fn note_attempt(&mut self, code: CodeHash, event: &Event) -> Result<(), ReadError> {
         let code = code.0.as_u128();
         let before = self.of_codes.get(code).map_err(unreadable)?;
@@ -84,13 +85,13 @@ impl<'txn> Log<'txn> {
         Ok(())
     }
 
-    /// Forgets what was tried on a code.
+    /// Deletes the attempts on a code.
     pub(super) fn forget_attempts_on(&mut self, code: CodeHash) -> Result<(), ReadError> {
         self.of_codes.remove(code.0.as_u128()).map_err(unreadable)?;
         Ok(())
     }
 
-    /// At most `limit` codes on which attempts are kept, in the order of their hashes.
+    /// Returns at most `limit` codes on which attempts are kept, in the order of their hashes.
     pub(super) fn codes_with_attempts(
         &self,
         first: CodeHash,
@@ -104,7 +105,7 @@ impl<'txn> Log<'txn> {
         .collect()
     }
 
-    /// Writes what was added as one page.
+    /// Writes the added entries as one page.
     pub(super) fn close(mut self) -> Result<(), ReadError> {
         if self.added.is_empty() {
             return Ok(());
@@ -122,7 +123,7 @@ impl<'txn> Log<'txn> {
     }
 }
 
-/// How far the log goes.
+/// Returns the number and hash of the last entry.
 pub(super) fn head(pages: &impl ReadableTable<u64, &'static [u8]>) -> Result<Head, ReadError> {
     let Some((first, page)) = pages.last().map_err(unreadable)? else {
         return Ok(Head::default());
@@ -138,7 +139,7 @@ fn broken(first: u64) -> ReadError {
     ReadError(format!("the audit log is broken at entry {first}"))
 }
 
-/// The entries of the page whose first is number `first`.
+/// Returns the entries of the page whose first is number `first`.
 fn decode_page(first: u64, page: &[u8]) -> Result<Vec<Entry>, ReadError> {
     let hash = page.first_chunk::<HASH>().ok_or_else(|| broken(first))?;
     let mut rest = page.get(FRONT..).ok_or_else(|| broken(first))?;
@@ -154,7 +155,7 @@ fn decode_page(first: u64, page: &[u8]) -> Result<Vec<Entry>, ReadError> {
     Ok(entries)
 }
 
-/// Hands entries to `each`, the oldest first.
+/// Calls `each` with entries, the oldest first.
 pub(super) fn from(
     read: &ReadTransaction,
     first: u64,
@@ -174,7 +175,7 @@ pub(super) fn from(
     Ok(())
 }
 
-/// Hands entries to `each`, the newest first.
+/// Calls `each` with entries, the newest first.
 pub(super) fn before(
     read: &ReadTransaction,
     before: u64,
@@ -192,7 +193,7 @@ pub(super) fn before(
     Ok(())
 }
 
-/// The first entry of the last page that begins before `at`, found by halving.
+/// Finds the first entry of the last page that begins before `at`, by binary search.
 pub(super) fn number_at(read: &ReadTransaction, at: Timestamp) -> Result<u64, ReadError> {
     let pages = read.open_table(AUDIT).map_err(unreadable)?;
     let at = Timestamp(at.0.saturating_sub(SLACK));
@@ -216,7 +217,7 @@ pub(super) fn number_at(read: &ReadTransaction, at: Timestamp) -> Result<u64, Re
     Ok(page.transpose().map_err(unreadable)?.map_or(1, |(number, _)| number.value()))
 }
 
-/// What was tried on a code.
+/// Returns the attempts on a code.
 pub(super) fn attempts(read: &ReadTransaction, code: CodeHash) -> Result<Attempts, ReadError> {
     let table = read.open_table(OF_CODES).map_err(unreadable)?;
     let row = table.get(code.0.as_u128()).map_err(unreadable)?;
@@ -240,7 +241,7 @@ pub(super) fn count_codes_with_attempts(read: &ReadTransaction) -> u64 {
     redb::ReadableTableMetadata::len(&read.open_table(OF_CODES).unwrap()).unwrap()
 }
 
-/// Keeps an attempt as programs did that did not ask whether its code is there.
+/// Keeps an attempt the way older programs did, which did not check whether its code exists.
 #[cfg(test)]
 pub(super) fn keep_attempt_unasked(write: &WriteTransaction, event: &Event) {
     let mut row = vec![0; COUNT];

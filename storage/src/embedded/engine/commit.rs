@@ -1,4 +1,4 @@
-//! One commit: guards judged and rows written in one redb transaction.
+//! One commit: checks guards and writes rows in one redb transaction.
 
 use super::audit::Log;
 use super::{
@@ -11,15 +11,16 @@ use iptunnel_domain::code::CodeHash;
 use iptunnel_domain::lookup::KeyedHash;
 use redb::{Database, Key, ReadableTable, Table, TableHandle, WriteTransaction};
 
-/// Of how many codes a commit looks whether attempts that an earlier program kept are to be dropped:
-/// a million of them are through within a day, and a commit that looks takes half a millisecond longer.
+/// How many codes a commit checks for attempts that an earlier program kept on codes that do not
+/// exist. A million codes are checked within a day, and such a commit takes half a millisecond
+/// longer.
 const OLD_ATTEMPTS: usize = 16;
 
-/// The verdicts. After an error what it says, and the verdicts too where it came from the commit itself.
+/// The verdicts, or an error; also the verdicts if the error came from the final commit itself.
 type Outcome = Result<Vec<Verdict>, (String, Option<Vec<Verdict>>)>;
 
-/// Commits `changes`, and with them that the journal is taken over up to a record. Returns which
-/// commit this was, and what came of it.
+/// Commits `changes`, and with them the last checkpointed record of the journal. Returns the number
+/// of this commit and its outcome.
 pub(super) fn commit(
     database: &Database,
     changes: &[Change],
@@ -29,12 +30,12 @@ pub(super) fn commit(
         Ok(write) => write,
         Err(error) => return (u64::MAX, Err((error.to_string(), None))),
     };
-    // So that a start after a crash need not look at every page of the file.
+    // So that a start after a crash need not read every page of the file.
     write.set_quick_repair(true);
     match apply(&write, changes, checkpointed) {
         Err(error) => (u64::MAX, Err((error.to_string(), None))),
-        // What the journal holds was judged before: either all of it follows, or nothing of it may
-        // be written. The transaction is dropped.
+        // The journal's changes were checked before: either all of them apply, or none may be
+        // written. In the second case the transaction is dropped.
         Ok((attempted, verdicts))
             if checkpointed.is_some() && verdicts.contains(&Verdict::Conflict) =>
         {
@@ -86,7 +87,7 @@ fn drop_old_attempts(write: &WriteTransaction, tables: &mut Tables<'_>) -> Resul
     Ok(())
 }
 
-/// Before rows are forgotten, notes the last numbers given out: they may be among those rows.
+/// Records the last assigned numbers before rows are deleted, because these rows may have them.
 fn keep_last_numbers(write: &WriteTransaction, changes: &[Change]) -> Result<(), ReadError> {
     let forgets = |w: &Write| matches!(w, Write::ForgetCode(..) | Write::ForgetActivation(..));
     if !changes.iter().any(|Change(writes)| writes.iter().any(forgets)) {
@@ -104,7 +105,7 @@ fn keep_last_numbers(write: &WriteTransaction, changes: &[Change]) -> Result<(),
     Ok(())
 }
 
-/// The last numbers that `changes` give to a code and to an activation.
+/// Returns the last numbers that `changes` assign to a code and to an activation.
 fn last_numbers(changes: &[Change]) -> [u64; 2] {
     let mut last = [0, 0];
     let [code, activation] = &mut last;
@@ -146,7 +147,7 @@ impl<'txn> Tables<'txn> {
         })
     }
 
-    /// Writes what has gathered.
+    /// Writes the gathered changes.
     fn close(self) -> Result<(), ReadError> {
         self.log.close()?;
         self.code_index.close(&self.codes)?;
@@ -163,8 +164,8 @@ impl<'txn> Tables<'txn> {
         Ok(number.map(|number| self.hash_of(number)).transpose()?.flatten() == Some(hash))
     }
 
-    /// Drops some of the attempts that an earlier program kept on codes that are not there. `from` is
-    /// where the commit before this one stopped, in the order of the hashes: their first eight bytes.
+    /// Deletes some of the attempts that an earlier program kept on codes that do not exist. `from`
+    /// is where the commit before stopped, in the order of the hashes: their first eight bytes.
     /// Returns where this one stops; `None` at the end.
     fn drop_old_attempts(&mut self, from: u64) -> Result<Option<u64>, ReadError> {
         let first = CodeHash(KeyedHash((u128::from(from) << 64).to_be_bytes()));
@@ -249,8 +250,8 @@ impl<'txn> Tables<'txn> {
                 Ok(())
             }
             Write::Attempt(event) => match event.code {
-                // Whoever invents codes is not given a row for each. No precheck passes with such a
-                // code, and to look for each code that did would cost a tenth of all that is written.
+                // Invented codes must not create rows. A precheck of such a code never passes, and
+                // checking each code that did pass would cost a tenth of all write time.
                 Some(code)
                     if event.action == Action::PrecheckPassed
                         || self.log.has_attempts_on(code)?
@@ -280,7 +281,7 @@ fn stored_version<'k, K: Key + 'static>(
     row.map(|row| record::version(row.value())).transpose()
 }
 
-/// Whether `version` is the one that follows what is stored.
+/// Returns whether `version` directly follows the stored one.
 fn follows<'k, K: Key + 'static>(
     table: &Table<'_, K, &'static [u8]>,
     key: K::SelfType<'k>,

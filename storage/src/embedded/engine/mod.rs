@@ -1,8 +1,8 @@
 //! The embedded engine: one redb file.
 //!
-//! Rows stand under **rising numbers**, so that what is written together lies together: a row under
-//! a hash would touch a page of its own and cost ten times as much. What is looked up by hash or id
-//! is found through an [`index`]. Check-ins and counters stand many to a value ([`pages`]).
+//! Rows are stored under **rising numbers**, so rows written together lie together. A row stored
+//! under a hash would touch a page of its own and cost ten times as much. An [`index`] finds rows
+//! by hash or id. Check-ins and counters are stored many to a value ([`pages`]).
 
 mod audit;
 mod commit;
@@ -36,11 +36,11 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 /// the file; otherwise as 1. 3: an audit log, attempts and settings. 4: the indexes cover all rows.
 pub const FORMAT_VERSION: u32 = 4;
 
-/// Opens the disk; called again after a failure, when the disk opened before has been dropped.
+/// Opens the disk. Called again after a failure, when the disk opened before has been dropped.
 pub type OpenDisk = Box<dyn Fn() -> io::Result<Box<dyn Disk>> + Send + Sync>;
 
-/// Enough for the branches of every tree and the leaves at work; redb's own default of 1 GiB would
-/// let memory grow without need.
+/// The cache size: enough for the branches of every tree and the leaves in use. redb's own default
+/// of 1 GiB would let memory grow without need.
 const CACHE_BYTES: usize = 32 << 20;
 
 const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
@@ -53,16 +53,16 @@ const COUNTERS: TableDefinition<'static, u32, &[u8]> = TableDefinition::new("cou
 const SETTINGS: TableDefinition<'static, &str, &str> = TableDefinition::new("settings");
 /// The data format of the whole file.
 const FORMAT_KEY: &str = "format";
-/// How many commits there have been: tells after a failure whether the last one is on disk.
+/// The number of commits. After a failure it tells whether the last one is on disk.
 const COMMITS_KEY: &str = "commits";
-/// The last record of the journal whose changes are in the tables.
+/// The last journal record whose changes are in the tables.
 const TAKEN_OVER_KEY: &str = "checkpointed";
 
-/// While there may be attempts of before data format 4 on codes that are not there: up to where commits
-/// have looked for them.
+/// Present while attempts from before data format 4 may exist on codes that do not exist: how far
+/// commits have searched for them.
 const OLD_ATTEMPTS_KEY: &str = "old_attempts";
 
-/// Whose commits a mark counts where there is one server only.
+/// The process name in the watermark of a store with one server.
 pub(crate) const ALONE: &str = "redb";
 
 /// A [`Store`] in one file.
@@ -74,17 +74,17 @@ pub struct RedbStore {
     feed: Feed,
 }
 
-/// Turns any of redb's errors into ours at the boundary of a read.
+/// Converts any error of redb into the error of a read.
 fn unreadable(error: impl Into<redb::Error>) -> ReadError {
     ReadError(error.into().to_string())
 }
 
 impl RedbStore {
-    /// Opens the store, or makes one where the disk is empty.
+    /// Opens the store, or creates one if the disk is empty.
     ///
     /// # Errors
-    /// [`OpenError::NewerFormat`] where a later program wrote it, [`OpenError::Engine`] where it
-    /// cannot be opened or is not such a store.
+    /// [`OpenError::NewerFormat`] if a newer program wrote it, [`OpenError::Engine`] if it cannot
+    /// be opened or is not such a store.
     pub fn open(open_disk: OpenDisk) -> Result<Self, OpenError> {
         let store = Self {
             open_disk,
@@ -121,11 +121,11 @@ impl RedbStore {
         database.begin_read().map_err(unreadable)
     }
 
-    /// What is certain after a failed commit that would have been the `attempted`th.
+    /// Returns what is certain after a failed commit that would have been number `attempted`.
     ///
-    /// redb refuses every write after an I/O error until the file is opened again; what stands in
-    /// it then is the truth, unless a *sync* failed: then the page cache may show what the disk
-    /// does not hold.
+    /// redb refuses every write after an I/O error until the file is opened again. The file then
+    /// holds the truth, unless a *sync* failed: then the page cache may show data that the disk
+    /// does not have.
     fn judge(&self, attempted: u64, reason: String) -> CommitOutcome {
         let mut guard = self.write_lock();
         // Closed before it is opened again: the disk has one holder at a time.
@@ -153,18 +153,18 @@ impl RedbStore {
     }
 }
 
-/// Bytes of the magic number that every redb file begins with once it has been made.
+/// Length of the magic number at the start of every complete redb file.
 const MAGIC: usize = 9;
-/// Bytes of the head in which it stands.
+/// Length of the header that contains it.
 const HEAD: usize = 4096;
-/// A file that was never finished is no larger than a fresh one, of 72 KiB.
+/// A file whose creation was cut short is no larger than a fresh one, of 72 KiB.
 const UNFINISHED_AT_MOST: u64 = 128 * 1024;
 
-/// Empties a disk on which the making of a store was cut short.
+/// Empties a disk on which the creation of a store was cut short.
 ///
-/// redb writes its magic number last: where that is missing from a head that is otherwise there,
-/// or where nothing at all has been written, nothing was ever committed. A store whose head was
-/// lost looks otherwise, and like everything else it is left alone.
+/// redb writes its magic number last. If it is missing from a header that is otherwise present, or
+/// if nothing was written at all, nothing was ever committed. A store that lost its header looks
+/// different and is left alone, like any other content.
 fn discard_unfinished(disk: &dyn Disk) -> io::Result<()> {
     let len = disk.len()?;
     if len == 0 || len > UNFINISHED_AT_MOST {
@@ -187,7 +187,7 @@ enum CommitOutcome {
     Failed(CommitError),
 }
 
-/// Makes the tables of a new file and checks the format of an old one.
+/// Creates the tables of a new file and checks the format of an old one.
 fn prepare(database: &Database) -> Result<(), OpenError> {
     let engine = |e: ReadError| OpenError::Engine(e.to_string());
     let found = format_of(database).map_err(engine)?;
@@ -202,8 +202,8 @@ fn prepare(database: &Database) -> Result<(), OpenError> {
     }
 }
 
-/// Makes what an older file lacks, and marks it so that no older program opens it, which would miss
-/// the journal, the log or rows that are in an index only.
+/// Creates what an older file lacks, and marks the file so that no older program opens it. An older
+/// program would miss the journal, the log or rows that only an index has.
 fn upgrade(database: &Database) -> Result<(), ReadError> {
     let write = database.begin_write().map_err(unreadable)?;
     audit::create(&write).map_err(unreadable)?;
@@ -257,7 +257,7 @@ fn commit_count(database: &Database) -> Result<u64, ReadError> {
     Ok(commits.map_or(0, |commits| commits.value()))
 }
 
-/// A row, whatever it holds.
+/// A row of any kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Row {
     Code(u64),
@@ -284,7 +284,7 @@ impl Versions {
 }
 
 impl Store for RedbStore {
-    /// What its journal has handed over: the whole of it where it is used with one.
+    /// With a journal, it holds what was checkpointed.
     fn watermark(&self) -> Option<Watermark> {
         let commits = self.checkpointed().ok()?;
         Some(Watermark { epoch: 1, process: ALONE.into(), commits, ..Watermark::default() })
@@ -470,7 +470,8 @@ impl Store for RedbStore {
 }
 
 impl RedbStore {
-    /// Commits, and notes in the same commit that the journal is taken over up to `checkpointed`.
+    /// Commits, and records in the same commit that the journal is checkpointed up to
+    /// `checkpointed`.
     fn write_all(
         &self,
         changes: &[Change],
@@ -496,7 +497,7 @@ impl RedbStore {
         }
     }
 
-    /// Commits changes that the journal holds up to record `last`: all of them, or nothing where one
+    /// Commits changes that the journal holds up to record `last`: all of them, or none if one
     /// conflicts.
     pub(crate) fn checkpoint(
         &self,
@@ -506,12 +507,12 @@ impl RedbStore {
         self.write_all(changes, Some(last))
     }
 
-    /// Whether a sync has failed: then nobody can say what the file holds.
+    /// Returns whether a sync has failed. Then the content of the file is unknown.
     pub(crate) fn has_failed_a_sync(&self) -> bool {
         self.sync_failed.load(Ordering::SeqCst)
     }
 
-    /// The last record of the journal whose changes are in the tables.
+    /// The last journal record whose changes are in the tables.
     pub(crate) fn checkpointed(&self) -> Result<u64, ReadError> {
         let read = self.begin_read()?;
         let meta = read.open_table(META).map_err(unreadable)?;
@@ -519,7 +520,7 @@ impl RedbStore {
         Ok(record.map_or(0, |record| record.value()))
     }
 
-    /// The versions of rows, as they are now.
+    /// Returns the present versions of rows.
     pub(crate) fn versions(&self) -> Result<Versions, ReadError> {
         let read = self.begin_read()?;
         Ok(Versions {
@@ -529,7 +530,7 @@ impl RedbStore {
         })
     }
 
-    /// The first rows of a table behind a number, or the last ones, the last first.
+    /// Returns the first rows of a table after a number, or the last ones, the last first.
     fn rows<T>(
         &self,
         table: TableDefinition<'static, u64, &[u8]>,
@@ -552,11 +553,11 @@ impl RedbStore {
             .collect()
     }
 
-    /// A commit on a closed store opens it again, but never succeeds itself: whoever built on what
-    /// was in memory has to look first.
+    /// A commit on a closed store opens it again but always fails itself, because decisions made on
+    /// records in memory must be checked first.
     fn reopen_then_refuse<T>(&self) -> Result<T, CommitError> {
         if self.has_failed_a_sync() {
-            // What could be read then need not be what the disk holds.
+            // What can be read then may differ from what the disk has.
             return Err(CommitError::Unknown("a sync has failed".into()));
         }
         let mut guard = self.write_lock();

@@ -1,7 +1,7 @@
-//! Small facts that change often, many to a value: check-ins and counters.
+//! Small values that change often, many in one row: check-ins and counters.
 //!
-//! Both stand under dense numbers, so that a page is an array: one write carries the check-ins of
-//! a thousand servers.
+//! Both have dense numbers, so a page is an array: one write stores the check-ins of a thousand
+//! servers.
 
 use super::unreadable;
 use crate::{CheckIn, Counter, CounterRow, ReadError};
@@ -10,14 +10,14 @@ use iptunnel_domain::limit::Policy;
 use iptunnel_domain::server::ServerNumber;
 use redb::{ReadableTable, Table};
 
-/// Servers to a page: their seconds fill 4 KiB less what redb adds.
+/// Servers per page: their seconds fill 4 KiB less redb's overhead.
 const SERVERS_PER_PAGE: u32 = 960;
-/// A page entry: seconds since the epoch, 0 where there was none. Good until the year 2106.
+/// A page entry: seconds since the epoch, 0 if there was no check-in. Works until the year 2106.
 const SECONDS: usize = 4;
 
-/// Counters to a page.
+/// Counters per page.
 const COUNTERS_PER_PAGE: u32 = 192;
-/// Bytes of a counter: key 8, window end 8, used 4, policy 1; all zero where the place is free.
+/// Bytes of a counter: key 8, window end 8, used 4, policy 1; all zero if the slot is free.
 const COUNTER: usize = 21;
 
 /// Replaces parts of the arrays in a table of pages. `items` come as (place, bytes).
@@ -27,7 +27,7 @@ fn patch<const N: usize>(
     items: impl Iterator<Item = (u32, [u8; N])>,
 ) -> Result<(), ReadError> {
     let mut items: Vec<(u32, [u8; N])> = items.collect();
-    // Stable: of two items for one place the later one stays the last and wins.
+    // Stable: of two items for one place the later one stays last and wins.
     items.sort_by_key(|(place, _)| *place);
     for items in items.chunk_by(|(a, _), (b, _)| a / per_page == b / per_page) {
         let Some((place, _)) = items.first() else { continue };
@@ -48,8 +48,8 @@ fn patch<const N: usize>(
     Ok(())
 }
 
-/// Writes when servers were last seen. They come in their order, so that the last one counts, also
-/// where the one before was dated by a clock that was ahead.
+/// Writes when servers were last seen, in the order of their arrival: the last one counts, even if
+/// an earlier one has a later time from a clock that was ahead.
 pub(super) fn write_check_ins(
     table: &mut Table<'_, u32, &'static [u8]>,
     check_ins: &[CheckIn],
@@ -71,7 +71,7 @@ impl<'t, T: ReadableTable<u32, &'static [u8]>> CheckInReader<'t, T> {
         Self { table, page: None, bytes: Vec::new() }
     }
 
-    /// When the server was last seen; the epoch where it never checked in.
+    /// Returns when the server was last seen; the epoch if it never checked in.
     pub(super) fn at(&mut self, server: ServerNumber) -> Result<Timestamp, ReadError> {
         let page = server.0 / SERVERS_PER_PAGE;
         if self.page != Some(page) {

@@ -1,5 +1,5 @@
-//! Records for tests: any seed gives one, the same seed the same. And what the tests of both stores
-//! write and look for afterwards.
+//! Records for tests: the same seed gives the same record. Also the writes and checks that the
+//! tests of both stores share.
 
 use crate::{Change, CheckIn, Counter, CounterRow, Setting, Store, Write};
 use iptunnel_domain::Timestamp;
@@ -105,7 +105,8 @@ pub(crate) fn consumption(codes: u64) -> Vec<Change> {
     (1..=codes).step_by(2).map(consume).collect()
 }
 
-/// How many of the `codes` are consumed; each is there, and is with its activation or without.
+/// Returns how many of the `codes` are consumed. Each must exist, and each must have its activation
+/// exactly if it is consumed.
 pub(crate) fn consumed(store: &dyn Store, codes: u64, when: &str) -> usize {
     let is_consumed = |n: &u64| {
         let code = store.code(code(*n, 1, 0).hash).unwrap();
@@ -117,7 +118,7 @@ pub(crate) fn consumed(store: &dyn Store, codes: u64, when: &str) -> usize {
     (1..=codes).filter(is_consumed).count()
 }
 
-/// One of everything, as format 1 keeps it.
+/// One record of each kind, as format 1 keeps it.
 pub(crate) fn everything() -> Vec<Change> {
     let mut changes = everything_before_format_3();
     let setting = Setting { key: "limits.issue_per_ip_hour".into(), value: Some("7".into()) };
@@ -127,7 +128,7 @@ pub(crate) fn everything() -> Vec<Change> {
     changes
 }
 
-/// Ditto, before there were an audit log, attempts and settings.
+/// One record of each kind from before the audit log, attempts and settings.
 pub(crate) fn everything_before_format_3() -> Vec<Change> {
     let counter = Counter {
         key: 7,
@@ -147,7 +148,7 @@ pub(crate) fn everything_before_format_3() -> Vec<Change> {
     changes
 }
 
-/// All that a store holds of [`everything`].
+/// Reads all records of [`everything`] from a store.
 pub(crate) fn contents(store: &dyn Store) -> String {
     let mut counters = Vec::new();
     store.each_counter(&mut |slot, counter| counters.push((slot, counter))).unwrap();

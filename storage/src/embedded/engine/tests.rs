@@ -1,4 +1,4 @@
-//! What a store promises, tried on an honest disk and on worse ones.
+//! Tests of the promises of a store, on a disk that works and on disks that fail.
 
 use super::samples::{
     self, consumed, consumption, contents, everything, everything_before_format_3, one,
@@ -21,7 +21,7 @@ fn folder() -> tempfile::TempDir {
 }
 
 #[test]
-fn what_was_committed_is_there_after_closing_and_opening() {
+fn committed_records_are_there_after_reopening() {
     let folder = folder();
     let path = folder.path().join("s.redb");
     let (code, activation) = (samples::code(1, 1, 0), samples::activation(1, 1, 0));
@@ -47,7 +47,7 @@ fn what_was_committed_is_there_after_closing_and_opening() {
 }
 
 #[test]
-fn a_change_is_written_whole_where_all_its_guards_hold_and_else_not_at_all() {
+fn a_change_is_written_whole_if_all_its_guards_hold_and_else_not_at_all() {
     let folder = folder();
     let store = on_file(&folder.path().join("s.redb"));
     store.commit(&[one(Write::Code(samples::code(1, 1, 0)))]).unwrap();
@@ -59,7 +59,7 @@ fn a_change_is_written_whole_where_all_its_guards_hold_and_else_not_at_all() {
                 Write::Code(samples::code(1, 1, 1)),
             ]),
             one(Write::Code(samples::code(1, 2, 1))),
-            // Decided on what the change before it wrote.
+            // Decided on the version that the change before it wrote.
             one(Write::Code(samples::code(1, 3, 2))),
             one(Write::Code(samples::code(1, 3, 0))),
             one(Write::Code(samples::code(9, 2, 0))),
@@ -73,7 +73,7 @@ fn a_change_is_written_whole_where_all_its_guards_hold_and_else_not_at_all() {
 }
 
 #[test]
-fn past_rows_are_found_through_runs_and_forgotten_ones_are_not() {
+fn old_rows_are_found_through_runs_and_deleted_ones_are_not() {
     let folder = folder();
     let path = folder.path().join("s.redb");
     let count = 70_000;
@@ -111,12 +111,12 @@ fn issue(numbers: std::ops::RangeInclusive<u64>) -> Vec<Change> {
 }
 
 #[test]
-fn a_reader_finds_what_its_snapshot_holds_whatever_is_written_meanwhile() {
+fn a_reader_finds_the_rows_of_its_snapshot_whatever_is_written_meanwhile() {
     let store = BadDisk::new().store();
     let codes = 32_768;
     store.commit(&issue(1..=codes)).unwrap();
     let read = store.begin_read().unwrap();
-    // As many commits as it takes until the index is written in another way.
+    // As many commits as it takes until the index changes its layout.
     for number in codes + 1..codes + 9 {
         store.commit(&issue(number..=number)).unwrap();
         for number in [1, codes / 2, codes] {
@@ -127,12 +127,12 @@ fn a_reader_finds_what_its_snapshot_holds_whatever_is_written_meanwhile() {
 }
 
 #[test]
-fn what_a_store_holds_is_found_by_its_hash_however_often_it_had_to_be_opened_again() {
+fn records_are_found_by_their_hash_however_often_the_file_was_reopened() {
     for changes in 0..40 {
         let disk = BadDisk::new();
         let mut store = disk.store();
         store.commit(&issue(1..=3)).unwrap();
-        // The disk fails from some change on, so that the store cannot be opened again either.
+        // The disk fails from some change on, so that the store cannot be reopened either.
         disk.dies_after(changes);
         let returned = store.commit(&issue(4..=6)).is_ok();
         disk.dies_after(u64::MAX);
@@ -151,7 +151,7 @@ fn what_a_store_holds_is_found_by_its_hash_however_often_it_had_to_be_opened_aga
 }
 
 #[test]
-fn numbers_are_not_given_out_twice_though_every_row_is_forgotten() {
+fn numbers_are_not_assigned_twice_although_every_row_is_deleted() {
     let folder = folder();
     let path = folder.path().join("s.redb");
     {
@@ -177,7 +177,8 @@ fn servers_are_listed_newest_first_page_by_page() {
     let changes: Vec<Change> =
         (0..2500).map(|n| one(Write::Server(samples::server(n, 1)))).collect();
     store.commit(&changes).unwrap();
-    // The one that is written last counts: the one before may lie in a future that never came.
+    // The one that is written last counts: the earlier one may have a time from a wrong future
+    // clock.
     for at in [8_000, 9_000_000, 9_000].map(Timestamp) {
         let seen = CheckIn { server: ServerNumber(1500), at };
         store.commit(&[one(Write::CheckIns(vec![seen]))]).unwrap();
@@ -218,7 +219,7 @@ fn counters_keep_their_places_and_free_ones_stay_free() {
 }
 
 #[test]
-fn a_store_of_a_newer_format_is_refused_by_name() {
+fn a_store_of_a_newer_format_is_refused_with_its_format() {
     let folder = folder();
     let path = folder.path().join("s.redb");
     drop(on_file(&path));
@@ -244,7 +245,7 @@ fn one_process_at_a_time_holds_a_store() {
 }
 
 #[test]
-fn a_store_whose_head_was_lost_is_left_alone() {
+fn a_store_whose_header_was_lost_is_not_changed() {
     let folder = folder();
     let path = folder.path().join("s.redb");
     on_file(&path).commit(&everything()).unwrap();
@@ -267,7 +268,7 @@ impl BadDisk {
 }
 
 #[test]
-fn a_loss_of_power_keeps_every_commit_that_returned() {
+fn a_loss_of_power_keeps_every_acknowledged_commit() {
     let disk = BadDisk::new();
     let mut acknowledged = 0;
     for round in 1..=5 {
@@ -276,7 +277,7 @@ fn a_loss_of_power_keeps_every_commit_that_returned() {
             acknowledged += 1;
             store.commit(&[one(Write::Code(samples::code(acknowledged, 1, 0)))]).unwrap();
         }
-        // The process is gone with its disk: nothing it would do on the way out may matter.
+        // The process has lost its disk, so nothing that it does at its end has an effect.
         disk.lose_power();
         std::mem::forget(store);
         let reopened = disk.store();
@@ -349,7 +350,7 @@ fn a_disk_that_fails_a_write_refuses_the_commit_and_works_again_afterwards() {
         store.commit(&[one(Write::Code(samples::code(1, 1, 0)))]).unwrap();
         disk.fault(fault);
         let refused = store.commit(&[one(Write::Code(samples::code(2, 1, 0)))]);
-        // Where even the file's head cannot be written, it cannot be opened again either.
+        // If even the file's header cannot be written, the store cannot be reopened either.
         match fault {
             Fault::Full => assert!(matches!(refused, Err(CommitError::Refused(_))), "{refused:?}"),
             _ => assert!(refused.is_err()),
@@ -368,13 +369,13 @@ fn a_disk_that_fails_a_write_refuses_the_commit_and_works_again_afterwards() {
 }
 
 #[test]
-fn after_a_failed_sync_the_fate_of_the_commit_is_called_unknown() {
+fn after_a_failed_sync_the_outcome_of_the_commit_is_unknown() {
     let disk = BadDisk::new();
     let store = disk.store();
     disk.fault(Fault::FailsSyncs);
     let outcome = store.commit(&[one(Write::Code(samples::code(1, 1, 0)))]);
     assert!(matches!(outcome, Err(CommitError::Unknown(_))), "{outcome:?}");
-    // What can be read by now need not be what the disk holds.
+    // The content that can be read now may differ from what the disk holds.
     disk.fault(Fault::None);
     for _ in 0..3 {
         let outcome = store.commit(&[]);
@@ -416,7 +417,7 @@ fn a_record_of_the_journal_is_read_as_it_was_shipped() {
     }
 }
 
-/// Gives a store the indexes of data format 3: whole runs, and nothing of the rows behind them.
+/// Gives a store the indexes of data format 3: whole runs, and nothing of the rows after them.
 fn make_format_3(path: &Path, rows: u64) {
     let database = Database::create(path).unwrap();
     let write = database.begin_write().unwrap();
@@ -450,7 +451,7 @@ fn make_format_3(path: &Path, rows: u64) {
 }
 
 #[test]
-fn all_rows_of_a_store_of_format_3_are_found_in_runs_or_not() {
+fn all_rows_of_a_store_of_format_3_are_found_inside_and_outside_of_runs() {
     let folder = folder();
     let path = folder.path().join("s.redb");
     let rows = 2 * 32_768 + 5000;
@@ -473,7 +474,7 @@ fn all_rows_of_a_store_of_format_3_are_found_in_runs_or_not() {
     }
 }
 
-/// The entries of the log from one on, and before one.
+/// Returns the entries of the log from one on, and before one.
 fn log_of(store: &dyn Store, first: u64, before: u64) -> (Vec<u64>, Vec<u64>) {
     let (mut forth, mut back) = (Vec::new(), Vec::new());
     let each = &mut |entry: Entry| {
@@ -523,7 +524,7 @@ fn the_log_is_read_from_anywhere_in_both_directions_and_its_chain_is_whole() {
 }
 
 #[test]
-fn the_log_is_entered_by_time_without_missing_an_entry() {
+fn a_search_by_time_misses_no_entry_of_the_log() {
     let folder = folder();
     let store = on_file(&folder.path().join("s.redb"));
     assert_eq!(store.audit_number_at(Timestamp(5)).unwrap(), 1);
@@ -570,13 +571,13 @@ fn attempts_on_a_code_are_kept_then_counted_and_go_with_the_code() {
 }
 
 #[test]
-fn attempts_on_codes_that_are_not_there_are_not_kept() {
+fn attempts_on_unknown_codes_are_not_kept() {
     let store = BadDisk::new().store();
     let attempt = |n| one(Write::Attempt(samples::event(n)));
     let code = |n| one(Write::Code(samples::code(n, 1, 0)));
     let kept = |n: u64| store.attempts(samples::code(n, 1, 0).hash).unwrap().kept.len();
     let forget = one(Write::ForgetCode(CodeNumber(1), 1));
-    // In the commit that brings the code or later, and not before; nor after it is forgotten.
+    // In the commit that adds the code or later; not before, and not after its deletion.
     store.commit(&[attempt(1), code(1), attempt(1), attempt(2)]).unwrap();
     store.commit(&[attempt(1), attempt(2), code(2)]).unwrap();
     assert_eq!((kept(1), kept(2), kept(3)), (2, 0, 0));
@@ -586,14 +587,14 @@ fn attempts_on_codes_that_are_not_there_are_not_kept() {
 }
 
 impl RedbStore {
-    /// Of how many codes attempts are kept.
+    /// Returns on how many codes attempts are kept.
     fn attempts_kept(&self) -> u64 {
         audit::count_codes_with_attempts(&self.begin_read().unwrap())
     }
 }
 
 #[test]
-fn attempts_of_before_on_codes_that_are_not_there_are_dropped_some_with_each_commit() {
+fn old_attempts_on_unknown_codes_are_deleted_some_with_each_commit() {
     let folder = folder();
     let path = folder.path().join("s.redb");
     on_file(&path).commit(&issue(1..=20)).unwrap();
@@ -609,7 +610,7 @@ fn attempts_of_before_on_codes_that_are_not_there_are_dropped_some_with_each_com
     let mut before = 300;
     let mut commits = 0;
     while before > 20 {
-        // Whatever was looked at stays so over a new start.
+        // The progress of the search is kept over a restart.
         let store = on_file(&path);
         store.commit(&[]).unwrap();
         let now = store.attempts_kept();
@@ -623,7 +624,7 @@ fn attempts_of_before_on_codes_that_are_not_there_are_dropped_some_with_each_com
 }
 
 #[test]
-fn settings_are_kept_replaced_and_forgotten() {
+fn settings_are_stored_replaced_and_removed() {
     let folder = folder();
     let path = folder.path().join("s.redb");
     let set = |key: &str, value: Option<&str>| {

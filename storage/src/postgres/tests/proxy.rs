@@ -1,11 +1,11 @@
-//! A network between a store and its database that loses what it is told to.
+//! A proxy between a store and its database that loses messages on request.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
-/// What the network does with the next statement that is executed.
+/// What the proxy does with the next statement that is executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mishap {
     None,
@@ -13,19 +13,19 @@ pub(super) enum Mishap {
     AnswerLost,
     /// The connection breaks; the statement arrives when it is let through.
     Delayed,
-    /// Nobody gets through any more.
+    /// No connection gets through any more.
     Away,
 }
 
 #[derive(Default)]
 struct State {
     mishap: Option<Mishap>,
-    /// Then this follows.
+    /// What follows after it.
     then: Option<Mishap>,
     delayed: Vec<(Vec<u8>, UnixStream)>,
-    /// Answers that nobody waited for.
+    /// Answers to statements whose connection had broken.
     answered: usize,
-    /// Whoever sends this stands still.
+    /// The connection that sends this text hangs.
     stalls: Option<&'static str>,
     stalled: usize,
 }
@@ -40,7 +40,7 @@ pub(super) struct Proxy {
 const READY: &[u8] = b"Z\0\0\0\x05I";
 
 impl Proxy {
-    /// Between whoever connects to it and the cluster at `url`, which names a socket.
+    /// Starts a proxy for the cluster at `url`, which names a socket.
     pub(super) fn before(url: &str) -> Self {
         let folder = url.split('@').nth(1).unwrap();
         let folder = percent_encoding::percent_decode_str(folder).decode_utf8().unwrap();
@@ -67,14 +67,14 @@ impl Proxy {
         self.state.lock().unwrap().mishap.unwrap_or(Mishap::None)
     }
 
-    /// What becomes of the next statement, and then of what follows.
+    /// Sets what happens to the next statement, and then to those after it.
     pub(super) fn set(&self, mishap: Mishap, then: Mishap) {
         let mut state = self.state.lock().unwrap();
         (state.mishap, state.then) = (Some(mishap), Some(then));
     }
 
-    /// From now on whoever prepares a statement that begins so says no more, until the database ends the
-    /// connection.
+    /// From now on a connection that prepares a statement with this beginning hangs, until the
+    /// database ends it.
     pub(super) fn stall_at(&self, statement: &'static str) {
         self.state.lock().unwrap().stalls = Some(statement);
     }
@@ -91,7 +91,7 @@ impl Proxy {
         stalls
     }
 
-    /// Lets through what was delayed, and waits for the database to have dealt with it.
+    /// Delivers what was delayed, and waits until the database has handled it.
     pub(super) fn let_through(&self) {
         let delayed = {
             let mut state = self.state.lock().unwrap();
@@ -107,7 +107,8 @@ impl Proxy {
         });
     }
 
-    /// The mishap that befalls this message. Only what executes a prepared statement is meant.
+    /// Returns what happens to this message. Only messages that execute a prepared statement are
+    /// affected.
     fn befalls(&self, message: &[u8]) -> Mishap {
         if message.first() != Some(&b'B') {
             return Mishap::None;

@@ -1,14 +1,15 @@
-//! From a hash or an id to a row's number, without a random page per record.
+//! An index from a hash or an id to the number of a row, without a random page per record.
 //!
-//! The new rows of a commit are sorted by key and written in the same commit as one *run*, page after
-//! page under rising keys. A look-up asks each run once, so runs are merged: [`MERGED`] of a size into
-//! one of the next, which makes the number of runs the logarithm of the number of rows. Each commit
-//! that brings rows carries one merge on by some pages, so no commit takes long. What a merge has
-//! copied leaves its inputs in the same commit, so that at any moment every row is in some run.
+//! The new rows of a commit are sorted by key and written in the same commit as one *run*: pages
+//! under rising keys. A look-up searches each run once, so runs are merged: [`MERGED`] runs of one
+//! size become one of the next size. So the number of runs is the logarithm of the number of rows.
+//! Each commit with new rows advances one merge by some pages, so no commit takes long. Entries
+//! that a merge has copied leave its inputs in the same commit, so at any moment every row is in
+//! some run.
 //!
-//! Deliberately absent: memory. What a snapshot of the file holds is found in that snapshot, whatever
-//! is written meanwhile and however often the file had to be opened again. What this costs, and what
-//! else was measured, is in `docs/performance.md`.
+//! Deliberately absent: state in memory. A reader finds all rows of its snapshot of the file,
+//! whatever is written meanwhile and however often the file was reopened. `docs/performance.md` has
+//! the costs and the other layouts that were measured.
 
 #[cfg(test)]
 mod tests;
@@ -18,17 +19,18 @@ use crate::ReadError;
 use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, TableHandle, WriteTransaction};
 use std::collections::BTreeMap;
 
-/// How many runs of a size are merged into one. With four a new row costs up to a microsecond more;
-/// with sixteen there are half as many runs again to be asked at worst.
+/// How many runs of one size are merged into one. With four, a new row costs up to a microsecond
+/// more; with sixteen, a look-up may search half as many runs again.
 const MERGED: usize = 8;
 /// Bytes of an entry: a key of 16, a number of 8.
 const ENTRY: usize = 24;
-/// Entries to a page: as many as fill 4 KiB less what redb adds.
+/// Entries per page: as many as fill 4 KiB less redb's overhead.
 const PAGE: usize = 160;
-/// Pages of forgotten rows that one commit drops. It forgets some hundred rows, which are some pages.
+/// How many pages of deleted rows one commit drops. It deletes some hundred rows, which are some
+/// pages.
 const DROPPED: usize = 64;
 
-/// Which run, and the first key on the page.
+/// The run, and the first key on the page.
 type PageKey = (u32, u128);
 type Pages = TableDefinition<'static, PageKey, &'static [u8]>;
 /// The number of entries, the highest number among them, and the run into which they are merged.
@@ -54,7 +56,8 @@ struct Run {
 }
 
 impl Run {
-    /// How often runs were merged into this one, by its size: those of one level are merged.
+    /// The level of the run, from its size: how often runs were merged into it. Runs of one level
+    /// are merged.
     fn level(&self) -> u32 {
         (self.entries / PAGE as u64).max(1).ilog(MERGED as u64)
     }
@@ -71,7 +74,7 @@ impl Index {
         Ok(())
     }
 
-    /// The number of the row with this key.
+    /// Returns the number of the row with this key.
     pub(super) fn find(&self, read: &ReadTransaction, key: u128) -> Result<Option<u64>, ReadError> {
         let runs = read.open_table(self.runs).map_err(unreadable)?;
         let pages = read.open_table(self.pages).map_err(unreadable)?;
@@ -96,7 +99,7 @@ fn find(
     pages: &impl ReadableTable<PageKey, &'static [u8]>,
     key: u128,
 ) -> Result<Option<u64>, ReadError> {
-    // What is looked for is rather new than old.
+    // Most look-ups are for new rows.
     let mut newest_first: Vec<(u64, u32)> =
         read_runs(runs)?.into_iter().map(|(number, run)| (run.last, number)).collect();
     newest_first.sort_unstable_by(|a, b| b.cmp(a));
@@ -126,7 +129,7 @@ fn read_runs(runs: &impl ReadableTable<u32, RunRow>) -> Result<BTreeMap<u32, Run
 pub(super) struct Writer<'txn> {
     runs: Table<'txn, u32, RunRow>,
     pages: Table<'txn, PageKey, &'static [u8]>,
-    /// The rows that this transaction brings.
+    /// The rows that this transaction adds.
     added: Vec<Entry>,
     /// Whether it removes rows.
     forgot: bool,
@@ -137,12 +140,12 @@ impl Writer<'_> {
         self.added.push((key, number));
     }
 
-    /// Takes note that rows are removed.
+    /// Records that rows are removed.
     pub(super) fn forget(&mut self) {
         self.forgot = true;
     }
 
-    /// The number of the row with this key; it may be one that this transaction brings.
+    /// Returns the number of the row with this key; this transaction may have added it.
     pub(super) fn find(&self, key: u128) -> Result<Option<u64>, ReadError> {
         match self.added.iter().find(|(added, _)| *added == key) {
             Some((_, number)) => Ok(Some(*number)),
@@ -150,7 +153,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Writes what was added, carries a merge on and drops what belongs to rows that are gone.
+    /// Writes the added rows, advances a merge, and drops entries of deleted rows.
     pub(super) fn close(
         mut self,
         rows: &impl ReadableTable<u64, &'static [u8]>,
@@ -177,7 +180,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// The smallest merge goes first: there are most of its kind, and it is soon over.
+    /// The smallest merge goes first: most merges are of its size, and it ends soon.
     fn carry_on_a_merge(
         &mut self,
         runs: &mut BTreeMap<u32, Run>,
@@ -202,8 +205,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Copies entries from the first pages of `inputs` to the end of `output`, but those of rows that
-    /// are gone, and removes the pages of which all is copied.
+    /// Copies entries from the first pages of `inputs` to the end of `output`, except those of
+    /// deleted rows, and removes the pages that are copied completely.
     fn copy_pages(
         &mut self,
         inputs: &[u32],
@@ -216,7 +219,7 @@ impl Writer<'_> {
         let copied_before =
             last.and_then(|(_, page)| entries_of(page.value()).last().map(|(key, _)| key));
         let (mut entries, mut pages) = (Vec::new(), Vec::new());
-        // Up to here all that the inputs have is in `entries`.
+        // Up to this key `entries` has all that the inputs have.
         let (mut up_to, mut all) = (u128::MAX, true);
         for input in inputs {
             let mut range = self.pages.range(all_of(*input)).map_err(unreadable)?;
@@ -236,10 +239,10 @@ impl Writer<'_> {
                 && *key <= up_to
                 && *number >= first_row
         });
-        // Sorted pieces one behind the other: this is what the stable sort is quick at.
+        // The stable sort is fast on sorted pieces in a row.
         entries.sort();
         if !all && entries.len() > PAGE {
-            // Whole pages, as long as others follow.
+            // Only whole pages, as long as others follow.
             entries.truncate(entries.len() / PAGE * PAGE);
             up_to = entries.last().map_or(up_to, |(key, _)| *key);
         }
@@ -250,7 +253,7 @@ impl Writer<'_> {
         Ok(Copied { entries: entries.len() as u64, all })
     }
 
-    /// Drops pages of runs whose rows are all gone; merges look after their own.
+    /// Drops pages of runs whose rows are all deleted. Merges handle their own pages.
     fn drop_pages(
         &mut self,
         runs: &mut BTreeMap<u32, Run>,
@@ -291,14 +294,14 @@ impl Writer<'_> {
     }
 }
 
-/// What came of copying a piece.
+/// The outcome of copying a piece.
 struct Copied {
     entries: u64,
     /// Whether the inputs have no more.
     all: bool,
 }
 
-/// Lets those runs be merged of which there are enough.
+/// Starts merges of the levels with enough runs.
 fn begin_merges(runs: &mut BTreeMap<u32, Run>) {
     let mut levels: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for number in unmerged(runs) {
@@ -316,7 +319,7 @@ fn begin_merges(runs: &mut BTreeMap<u32, Run>) {
     }
 }
 
-/// The runs that take part in no merge, the oldest rows first.
+/// Returns the runs that are in no merge, the oldest rows first.
 fn unmerged(runs: &BTreeMap<u32, Run>) -> Vec<u32> {
     let is_output = |number: &u32| runs.values().any(|run| run.into == Some(*number));
     let mut unmerged: Vec<(u64, u32)> = runs
@@ -328,7 +331,7 @@ fn unmerged(runs: &BTreeMap<u32, Run>) -> Vec<u32> {
     unmerged.into_iter().map(|(_, number)| number).collect()
 }
 
-/// A number that no run has.
+/// Returns a number that no run has.
 fn unused(runs: &BTreeMap<u32, Run>) -> u32 {
     (0..).find(|number| !runs.contains_key(number)).unwrap_or(u32::MAX)
 }
@@ -338,7 +341,7 @@ fn all_of(run: u32) -> std::ops::RangeInclusive<PageKey> {
     (run, 0)..=(run, u128::MAX)
 }
 
-/// Writes sorted entries behind those that a run has.
+/// Appends sorted entries to a run.
 fn write_pages(
     pages: &mut Table<'_, PageKey, &'static [u8]>,
     run: u32,
@@ -378,13 +381,13 @@ fn find_in_page(page: &[u8], key: u128) -> Option<u64> {
     entries.get(place).map(number_of)
 }
 
-/// Which rows the runs of data format 3 covered, of both indexes.
+/// The rows that the runs of data format 3 covered, of both indexes.
 const SPANS: TableDefinition<'static, (&str, u32), (u64, u64)> = TableDefinition::new("run_spans");
-/// Entries in a run of that format; what was newer stood in memory.
+/// Entries in a run of that format; newer ones were in memory.
 const RUN_OF_FORMAT_3: u64 = 32_768;
 
-/// Makes an index of data format 3 one of the present format: its runs stay, the rows that they do not
-/// cover become another one.
+/// Converts an index of data format 3 to the present format: its runs stay, and the rows that they
+/// do not cover become another run.
 pub(super) fn upgrade(
     index: &Index,
     write: &WriteTransaction,
@@ -409,7 +412,7 @@ pub(super) fn upgrade(
     writer.close(&rows)
 }
 
-/// Forgets what only data format 3 has.
+/// Deletes what only data format 3 has.
 pub(super) fn end_upgrade(write: &WriteTransaction) -> Result<(), ReadError> {
     write.delete_table(SPANS).map(|_| ()).map_err(unreadable)
 }

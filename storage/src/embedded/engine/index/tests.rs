@@ -1,4 +1,4 @@
-//! What an index promises, through commits of all sizes.
+//! Tests of the promises of an index, through commits of all sizes.
 
 use super::*;
 use redb::backends::InMemoryBackend;
@@ -29,7 +29,7 @@ impl Rows {
         Self { database, first: 1, last: 0 }
     }
 
-    /// Adds so many rows and forgets so many of the oldest, in one commit.
+    /// Adds so many rows and deletes so many of the oldest, in one commit.
     fn commit(&mut self, added: u64, forgotten: u64) {
         let write = self.database.begin_write().unwrap();
         let mut rows = write.open_table(ROWS).unwrap();
@@ -111,13 +111,13 @@ fn the_number_of_runs_follows_the_logarithm_of_the_rows_and_every_entry_stands_o
             assert!(read.pages() <= rows.last / PAGE as u64 + 3 * read.runs() as u64);
         }
         rows.read().check(7);
-        // One merge may wait while a smaller one is carried on.
+        // One merge may wait while a smaller one advances.
         assert!(most <= 3 * MERGED, "{most} runs of commits of {size}");
     }
 }
 
 #[test]
-fn pages_of_forgotten_rows_are_dropped_some_at_a_time() {
+fn pages_of_deleted_rows_are_dropped_some_at_a_time() {
     let mut rows = Rows::new();
     (0..40).for_each(|_| rows.commit(800, 0));
     rows.commit(1, 32_000);
