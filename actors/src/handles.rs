@@ -8,6 +8,7 @@ use crate::memory::counters::Counters;
 use crate::memory::limit_counter::{LimitCounter, LimitCounterThread};
 use crate::memory::numbers::Numbers;
 use crate::memory::record_cache::Eviction;
+use crate::messages::{Command, Shutdown, Tick, Work};
 use crate::persistence::{Committed, Persistence, Writer};
 use crate::rate_limiter::{Limited, LimitedCommand, RateLimiter, restore_counters};
 use crate::runtime::health::Health;
@@ -16,7 +17,6 @@ use crate::runtime::metrics::Metrics;
 use crate::runtime::reader::Reader;
 use crate::runtime::reply::{Pending, Permits, Reply};
 use crate::runtime::tuning::ActorSettings;
-use crate::runtime::work::{Command, Shutdown, Tick, Work};
 use crate::server_registry::{
     self, CheckIn, Register, Registered, ServerRegistry, Servers, SetNote, SetRevoked,
 };

@@ -5,4 +5,5 @@ pub(crate) mod check_ins;
 pub(crate) mod counters;
 pub(crate) mod limit_counter;
 pub(crate) mod numbers;
+pub(crate) mod pending_change;
 pub(crate) mod record_cache;

@@ -3,13 +3,14 @@
 
 use crate::Failure;
 use crate::handles::Handles;
+use crate::memory::pending_change::{PendingChange, Unsettled};
+use crate::messages::{Command, Work};
 use crate::persistence::Committed;
 use crate::runtime::mailbox::{Actor, Mailbox, Receive};
 use crate::runtime::metrics::ActorMetrics;
 use crate::runtime::reader::FindByKey;
 use crate::runtime::reply::Reply;
 use crate::runtime::tuning::ActorSettings;
-use crate::runtime::work::{Command, Work};
 use actix::Message;
 use hashbrown::HashMap;
 use iptunnel_domain::time::Timer;
@@ -257,35 +258,6 @@ pub(crate) trait CacheOwner: Actor + Receive<Eviction<Self::Record>> {
                 self.memory().settle(key, generation, record, is_shared);
             }
             Eviction::Reload(generation) => self.memory().reload(generation),
-        }
-    }
-}
-
-/// A change of a record that is under way. It travels with the change; however that ends, by a
-/// commit, a conflict, a failure, or by being dropped on its way, the record's owner hears of it, and
-/// whoever waits goes on.
-pub(crate) struct PendingChange<K: CacheOwner>(Option<Unsettled<K>>);
-
-struct Unsettled<K: CacheOwner> {
-    handles: Arc<Handles>,
-    key: <K::Record as CachedRecord>::Key,
-    generation: u32,
-    outcome: Option<K::Record>,
-}
-
-impl<K: CacheOwner> PendingChange<K> {
-    /// The change was written, and this is the record now.
-    pub(crate) fn written(mut self, record: &K::Record) {
-        if let Some(settling) = &mut self.0 {
-            settling.outcome = Some(record.clone());
-        }
-    }
-}
-
-impl<K: CacheOwner> Drop for PendingChange<K> {
-    fn drop(&mut self) {
-        if let Some(Unsettled { handles, key, generation, outcome }) = self.0.take() {
-            K::mailbox(&handles).send(Eviction::Settled(key, generation, outcome));
         }
     }
 }

@@ -2,16 +2,18 @@
 
 mod shared;
 
+pub use crate::messages::limited::Limited;
+
 use crate::Failure;
 use crate::handles::Handles;
 use crate::memory::counters::Counters;
+use crate::messages::{Command, Shutdown, Tick};
 use crate::persistence::Committed;
 use crate::runtime::mailbox::{Actor, Receive};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::metrics::{ActorMetrics, LimitMetrics};
 use crate::runtime::reply::Reply;
 use crate::runtime::tuning::ActorSettings;
-use crate::runtime::work::{Command, Shutdown, Tick};
 use actix::Message;
 use arc_swap::ArcSwap;
 use iptunnel_domain::limit::{Policy, Standing, Subject, retry_after};
@@ -28,23 +30,6 @@ pub trait LimitedCommand: Command {
 
     /// Hands the command to the actor that decides it.
     fn forward(self, reply: Reply<Self::Answer>, handles: &Handles);
-}
-
-/// A request to a limited route. Sent by the HTTP edge; answered here where a limit or the request
-/// itself refuses, else forwarded.
-pub struct Limited<C: LimitedCommand> {
-    /// Who is to be charged.
-    pub subjects: Vec<Subject>,
-    /// What to do, or why the request is unusable: it is charged all the same.
-    pub command: Result<C, Refusal>,
-    /// When the request came.
-    pub now: Timestamp,
-    /// Who waits for it.
-    pub reply: Reply<C::Answer>,
-}
-
-impl<C: LimitedCommand> Message for Limited<C> {
-    type Result = ();
 }
 
 /// What one request was charged, to be given back where it does not count after all.

@@ -8,4 +8,3 @@ pub(crate) mod reply;
 pub(crate) mod reply_queue;
 pub mod stepped;
 pub(crate) mod tuning;
-pub(crate) mod work;

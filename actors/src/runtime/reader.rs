@@ -4,7 +4,7 @@
 //! catches it.
 
 use crate::Failure;
-use crate::runtime::work::{Command, Work};
+use crate::messages::{Command, Work};
 use iptunnel_domain::activation::{Activation, ActivationId};
 use iptunnel_domain::code::{Code, CodeHash};
 use iptunnel_domain::server::{Server, ServerId};

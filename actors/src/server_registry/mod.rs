@@ -5,22 +5,21 @@
 //! here: a server appears, is revoked or restored in memory once that is on disk. Check-ins go the
 //! other way: they are answered at once and written down together, a little later.
 
-mod commands;
 mod published;
 
-pub use commands::{CheckIn, CheckedIn, Register, SetNote, SetRevoked};
+pub use crate::messages::servers::{CheckIn, CheckedIn, Register, SetNote, SetRevoked};
 pub(crate) use published::Registered;
 pub use published::{Filter, Servers, Sort};
 
 use crate::handles::Handles;
 use crate::memory::check_ins::CheckIns;
 use crate::memory::record_cache::Parked;
+use crate::messages::{Command, Shutdown, Tick, Work};
 use crate::persistence::Committed;
 use crate::runtime::mailbox::{Actor, Receive};
 use crate::runtime::metrics::{ActorMetrics, Metrics};
 use crate::runtime::reply::Reply;
 use crate::runtime::tuning::ActorSettings;
-use crate::runtime::work::{Command, Shutdown, Tick, Work};
 use actix::Message;
 use arc_swap::ArcSwap;
 use iptunnel_domain::audit::{Action, Actor as Who, Event};

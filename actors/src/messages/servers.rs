@@ -1,6 +1,6 @@
 //! What is asked of the server registry.
 
-use crate::runtime::work::Command;
+use crate::messages::Command;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Bearer, Server, ServerId};
