@@ -1,8 +1,8 @@
 //! The code-registry actor: the only writer of codes.
 //!
-//! A code is consumed by one message handled before the next; that is the whole of its locking.
-//! Memory holds the codes at work. It runs ahead of the disk, but no answer does: whatever rests
-//! on memory goes back through the persistence actor's queue.
+//! The actor handles one message at a time, so consuming a code needs no lock. Memory caches the
+//! codes in use. The cache runs ahead of the disk, but no answer does: an answer that depends on the
+//! cache waits in the persistence actor's queue.
 
 pub use crate::messages::codes::{Activate, Issue, Issued, PrecheckCode};
 
@@ -136,7 +136,7 @@ impl CodeRegistry {
         }
     }
 
-    /// As [`keeper::find`].
+    /// Calls [`record_cache::find`]. A code that does not exist is refused.
     fn find<C>(
         &mut self,
         work: Work<C, Code>,
@@ -164,13 +164,13 @@ impl CodeRegistry {
         InstallCode::from_random_bits(product, bits)
     }
 
-    /// Gives an answer that changes nothing once what it rests on is on disk.
+    /// Answers a command that changes nothing, once the state that the answer depends on is on disk.
     fn answer<C: Command>(&self, work: Work<C, Code>, decision: Result<C::Answer, Refusal>) {
         self.handles.answer_once_confirmed(work.reply, self.codes.generation(), decision);
     }
 }
 
-/// Sends a command to its first owner, here.
+/// Sends a command to the code registry.
 pub(crate) fn begin<C: Command>(handles: &Handles, work: Work<C, Code>)
 where
     CodeRegistry: Receive<Work<C, Code>>,
@@ -205,7 +205,7 @@ impl Receive<Work<Issue, Code>> for CodeRegistry {
         };
         let issued = Issued { code, expires_at: record.expires_at };
         let transitions = self.transitions.issued.clone();
-        // Nobody knows the code before it is on disk: no command waits for this one.
+        // Nobody knows the code before it is on disk, so no command can wait for this change.
         let under_way = begin_change(self, record.hash);
         let written = record.clone();
         let change = Change(vec![Write::Code(record.clone()), Write::Audit(Arc::new(event))]);
@@ -216,7 +216,7 @@ impl Receive<Work<Issue, Code>> for CodeRegistry {
                     under_way.written(&written);
                     reply.grant(issued);
                 }
-                // A new number that is taken: another server was faster. The caller asks again.
+                // Another server took the new number first. The caller has to ask again.
                 Committed::Conflict => reply.fail(Failure::Overloaded),
                 Committed::Failed(failure) => reply.fail(failure),
             }
@@ -294,8 +294,8 @@ impl Receive<Work<Activate, Code>> for CodeRegistry {
 }
 
 impl CodeRegistry {
-    /// Forwards the opening of an activation and, that done, takes the code for consumed where memory
-    /// may run ahead of the store.
+    /// Forwards the opening of an activation. Then it caches the code as consumed, where the cache may
+    /// run ahead of the store.
     fn open(&mut self, work: Work<Open, Activation>) {
         let code = work.command.code.clone();
         if self.handles.activation.send(work) {
@@ -350,8 +350,8 @@ impl Receive<Work<Restore, Code>> for CodeRegistry {
             }
         };
         let Some(code) = restored else {
-            // What was read of the code is older than what was read of its activation, and to release
-            // the one without the other would burn the code.
+            // The code was read before its activation was. Releasing the activation alone would leave
+            // the code consumed for ever.
             drop(of_activation);
             return begin_again(reply, release);
         };

@@ -70,7 +70,7 @@ pub(crate) type Continuation = Box<dyn FnOnce() + Send>;
 impl LimitCounterThread {
     /// Starts the thread.
     pub(crate) fn spawn(self, store: Arc<dyn Store>) -> std::io::Result<JoinHandle<()>> {
-        std::thread::Builder::new().name("charger".into()).spawn(move || {
+        std::thread::Builder::new().name("limit-counter".into()).spawn(move || {
             while let Ok(first) = self.jobs.recv() {
                 let jobs = std::iter::once(first).chain(self.jobs.try_iter().take(BATCH));
                 self.count(store.as_ref(), jobs).into_iter().for_each(|hand_on| hand_on());

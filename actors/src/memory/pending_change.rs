@@ -1,12 +1,12 @@
-//! A change of a record that is under way, and how the record's owner learns of its end.
+//! A pending change of a record, which notifies the record's owner when it ends.
 
 use crate::handles::Handles;
 use crate::memory::record_cache::{CacheOwner, CachedRecord, Eviction};
 use std::sync::Arc;
 
-/// A change of a record that is under way. It travels with the change; however that ends, by a
-/// commit, a conflict, a failure, or by being dropped on its way, the record's owner hears of it, and
-/// whoever waits goes on.
+/// A pending change of a record. It travels with the change. However the change ends (a commit, a
+/// conflict, a failure, or dropped in flight), the record's owner is notified, and the commands that
+/// wait for the record go on.
 pub(crate) struct PendingChange<K: CacheOwner>(pub(super) Option<Unsettled<K>>);
 
 /// What the owner of the record is sent when the change has ended.
@@ -18,7 +18,7 @@ pub(super) struct Unsettled<K: CacheOwner> {
 }
 
 impl<K: CacheOwner> PendingChange<K> {
-    /// The change was written, and this is the record now.
+    /// Marks the change as written, with the new record.
     pub(crate) fn written(mut self, record: &K::Record) {
         if let Some(settling) = &mut self.0 {
             settling.outcome = Some(record.clone());

@@ -11,7 +11,7 @@ use iptunnel_domain::time::Lifetimes;
 use iptunnel_domain::{Refusal, Timestamp};
 use std::net::IpAddr;
 
-/// What an activate comes to.
+/// The reply to an activate.
 #[derive(Clone, Debug)]
 pub struct Activated {
     /// The activation, from which the install token is signed.
@@ -23,17 +23,17 @@ pub(crate) struct Open {
     pub(crate) at: ActivationRef,
     /// The code as consumed.
     pub(crate) code: Code,
-    /// What changes of the code.
+    /// The pending change of the code.
     pub(crate) of_code: PendingChange<CodeRegistry>,
-    /// The activation of the same machine that makes room.
+    /// The activation of the same machine that this one replaces.
     pub(crate) replaces: Option<Closing>,
     pub(crate) activate: Activate,
 }
 
-/// An activation that is being released: it gives its code back, or makes room for another one of
-/// the same machine.
+/// An activation that is being released. It gives its code back, or another activation of the same
+/// machine replaces it.
 pub(crate) struct Closing {
-    /// As released.
+    /// The record as released.
     pub(crate) released: Record,
     pub(crate) change: PendingChange<Activation>,
 }
@@ -52,7 +52,7 @@ impl Command for PrecheckHeld {
     type Answer = ();
 }
 
-/// Takes an open activation up again. Sent by the code registry, which found the code consumed.
+/// Resumes an open activation. Sent by the code registry, which found the code consumed.
 pub(crate) struct Resume {
     pub(crate) by: ActivationRef,
     pub(crate) code: Code,
@@ -67,12 +67,12 @@ impl Command for Resume {
 pub struct Confirm {
     /// The activation.
     pub id: ActivationId,
-    /// What the edge found the install token to be: where it is wrong that is the answer, which is
-    /// kept with the code.
+    /// The HTTP edge's check of the install token. A wrong token is refused, and the attempt is
+    /// recorded with the code.
     pub token: Result<(), Refusal>,
-    /// The network it is asked from.
+    /// The address the request came from.
     pub from: IpAddr,
-    /// When the request came.
+    /// When the request arrived.
     pub now: Timestamp,
 }
 
@@ -89,15 +89,15 @@ impl Command for Confirm {
 pub struct Release {
     /// The activation.
     pub id: ActivationId,
-    /// The same for the token that may come with it.
+    /// The HTTP edge's check of the install token, which is optional here.
     pub token: Result<(), Refusal>,
-    /// Whether one came, and is genuine.
+    /// Whether a token was sent and is genuine.
     pub proven: bool,
-    /// The network it is asked from.
+    /// The address the request came from.
     pub from: IpAddr,
     /// The lifetimes in force.
     pub life: Lifetimes,
-    /// When the request came.
+    /// When the request arrived.
     pub now: Timestamp,
 }
 
@@ -109,7 +109,7 @@ impl Command for Release {
     }
 }
 
-/// What a release comes to.
+/// The reply to a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReleaseOutcome {
     /// The activation is over.
@@ -117,6 +117,6 @@ pub enum ReleaseOutcome {
         /// Whether the code is issued and unexpired now.
         code_restored: bool,
     },
-    /// The installation was confirmed before; it stays so.
+    /// The installation was already confirmed, and stays confirmed.
     Confirmed,
 }

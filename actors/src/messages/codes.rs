@@ -14,17 +14,17 @@ use std::sync::Arc;
 pub struct Issue {
     /// The product it will install.
     pub product: ProductLetters,
-    /// The browser session that asks.
+    /// The browser session that asks for it.
     pub session: KeyedHash,
-    /// The network it asks from.
+    /// The address the request came from.
     pub from: IpAddr,
     /// The lifetimes in force.
     pub life: Lifetimes,
-    /// When the request came.
+    /// When the request arrived.
     pub now: Timestamp,
 }
 
-/// A code as issued.
+/// The reply to [`Issue`].
 pub struct Issued {
     /// The code: a secret.
     pub code: InstallCode,
@@ -42,11 +42,11 @@ pub struct PrecheckCode {
     pub code: CodeHash,
     /// The machine.
     pub holder: Holder,
-    /// The network it asks from.
+    /// The address the request came from.
     pub from: IpAddr,
     /// The lifetimes in force.
     pub life: Lifetimes,
-    /// When the request came.
+    /// When the request arrived.
     pub now: Timestamp,
 }
 
@@ -54,21 +54,21 @@ impl Command for PrecheckCode {
     type Answer = ();
 }
 
-/// Consumes a code, or takes an open activation up again. Sent by the rate limiter; answered when
+/// Consumes a code, or resumes an open activation. Sent by the rate limiter; answered when
 /// the activation is on disk.
 #[derive(Clone)]
 pub struct Activate {
     /// The code.
     pub code: CodeHash,
-    /// When the precheck was that the request rests on.
+    /// The time of the precheck that allowed this request.
     pub prechecked_at: Timestamp,
-    /// Who asks, and for what.
+    /// Who asks, and for which binding.
     pub request: Arc<Request>,
-    /// The network it asks from.
+    /// The address the request came from.
     pub from: IpAddr,
     /// The lifetimes in force.
     pub life: Lifetimes,
-    /// When the request came.
+    /// When the request arrived.
     pub now: Timestamp,
 }
 
@@ -76,7 +76,7 @@ impl Command for Activate {
     type Answer = Activated;
 }
 
-/// Consumes a code anew for the machine that holds it, with another binding. Sent by the
+/// Consumes a code again for the machine that holds it, with another binding. Sent by the
 /// activation actor, which has released the old activation.
 pub(crate) struct Replace {
     pub(crate) code: Code,

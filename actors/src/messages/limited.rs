@@ -6,16 +6,16 @@ use actix::Message;
 use iptunnel_domain::limit::Subject;
 use iptunnel_domain::{Refusal, Timestamp};
 
-/// A request to a limited route. Sent by the HTTP edge; answered here where a limit or the request
-/// itself refuses, else forwarded.
+/// A request to a limited route. Sent by the HTTP edge. The rate limiter answers it if a limit is
+/// reached or the request is unusable; otherwise it forwards it.
 pub struct Limited<C: Command> {
-    /// Who is to be charged.
+    /// The subjects to charge.
     pub subjects: Vec<Subject>,
-    /// What to do, or why the request is unusable: it is charged all the same.
+    /// What to do, or why the request is unusable. An unusable request is charged, too.
     pub command: Result<C, Refusal>,
-    /// When the request came.
+    /// When the request arrived.
     pub now: Timestamp,
-    /// Who waits for it.
+    /// The reply to the caller.
     pub reply: Reply<C::Answer>,
 }
 

@@ -223,11 +223,11 @@ impl RateLimiter {
 impl Receive<GiveBack> for RateLimiter {
     fn receive(&mut self, GiveBack(counters): GiveBack) {
         self.metrics.taken();
-        if let Some(charger) = &self.handles.charger {
+        if let Some(limit_counter) = &self.handles.limit_counter {
             for (key, _) in &counters {
                 self.reached.remove(*key);
             }
-            return charger.give_back(counters);
+            return limit_counter.give_back(counters);
         }
         for (key, window_end) in counters {
             self.counters.give_back(key, window_end);

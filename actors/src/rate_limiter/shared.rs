@@ -133,8 +133,8 @@ impl RateLimiter {
             allowed: standing.allowed,
         });
         let handles = Arc::clone(&self.handles);
-        if let Some(charger) = &self.handles.charger {
-            charger.charge(counted.collect(), move |charged| {
+        if let Some(limit_counter) = &self.handles.limit_counter {
+            limit_counter.charge(counted.collect(), move |charged| {
                 handles.rate_limiter.send(Weighed { request, standings, charged });
             });
         }

@@ -56,17 +56,17 @@ impl Drop for Permit {
 pub(crate) struct Permits {
     left: Arc<AtomicUsize>,
     /// How answers come back.
-    outbox: fn() -> ReplyQueue,
+    reply_queue: fn() -> ReplyQueue,
 }
 
 impl Permits {
     pub(crate) fn new(count: usize) -> Self {
-        Self { left: Arc::new(AtomicUsize::new(count)), outbox: ReplyQueue::of_this_thread }
+        Self { left: Arc::new(AtomicUsize::new(count)), reply_queue: ReplyQueue::of_this_thread }
     }
 
     /// The same where answers are looked for and not waited for.
     pub(crate) fn stepped(count: usize) -> Self {
-        Self { outbox: || ReplyQueue::Direct, ..Self::new(count) }
+        Self { reply_queue: || ReplyQueue::Direct, ..Self::new(count) }
     }
 
     /// So many permits, and as many again for what is answered from memory.
@@ -87,7 +87,7 @@ impl Permits {
         let (sender, receiver) = oneshot::channel();
         let progress = Arc::new(AtomicU8::new(0));
         let inner = Inner {
-            outbox: (self.outbox)(),
+            reply_queue: (self.reply_queue)(),
             sender: Some(sender),
             answer: None,
             progress: Arc::clone(&progress),
@@ -115,7 +115,7 @@ pub struct Reply<T>(Option<Box<Inner<T>>>);
 
 struct Inner<T> {
     /// Of the thread on which the caller waits.
-    outbox: ReplyQueue,
+    reply_queue: ReplyQueue,
     sender: Option<oneshot::Sender<Answer<T>>>,
     answer: Option<Answer<T>>,
     progress: Arc<AtomicU8>,
@@ -171,7 +171,7 @@ impl<T: Send + 'static> Reply<T> {
         }
         let rates = inner.rates.take();
         inner.answer = Some(Answer { outcome, rates });
-        inner.outbox.clone().send(inner);
+        inner.reply_queue.clone().send(inner);
     }
 }
 
