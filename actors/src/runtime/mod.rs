@@ -1,4 +1,4 @@
-//! How messages travel: mailboxes, replies, permits, the threads that read; and what is seen of it.
+//! How messages travel: mailboxes, replies, permits, the reader threads, health and metrics.
 
 pub(crate) mod health;
 pub(crate) mod mailbox;
