@@ -885,8 +885,8 @@ fn a_store_that_is_away_is_told_of_once_when_that_begins_and_once_when_it_ends()
     let once = [
         "records can be read again",
         "records cannot be read",
-        "the store counts again",
-        "the store does not count",
+        "the store counts requests for the rate limits again",
+        "the store does not count requests for the rate limits",
         "the store does not take commits",
         "the store takes commits again",
     ];

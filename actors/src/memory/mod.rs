@@ -1,4 +1,4 @@
-//! What actors keep in memory: records, counters, check-ins and attempts that are not written yet.
+//! What actors keep in memory: cached records, counters, and unwritten check-ins and attempts.
 
 pub(crate) mod attempts;
 pub(crate) mod check_ins;
