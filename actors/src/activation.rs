@@ -1,140 +1,32 @@
 //! The activation actor: the only writer of activations.
 
+pub use crate::messages::activations::{Activated, Confirm, Release, ReleaseOutcome};
+
 use crate::Failure;
-use crate::code_registry::{Activate, CodeRegistry, PrecheckCode, Replace, Restore, begin};
+use crate::code_registry::begin;
 use crate::handles::Handles;
 use crate::memory::attempts::{not_activated, prechecked, refused};
 use crate::memory::record_cache::{
-    self, CacheOwner, CachedRecord, Eviction, Loaded, PendingChange, RecordCache, begin_change,
-    forward_change, run_ahead,
+    self, CacheOwner, CachedRecord, Eviction, Loaded, RecordCache, begin_change, forward_change,
+    run_ahead,
 };
+use crate::messages::activations::{Closing, Open, PrecheckHeld, Resume};
+use crate::messages::codes::{Activate, Replace, Restore};
+use crate::messages::{Command, Shutdown, Work};
 use crate::persistence::Committed;
 use crate::runtime::mailbox::{Actor, Mailbox, Receive};
 use crate::runtime::metrics::{ActorMetrics, Metrics, Transitions};
 use crate::runtime::tuning::ActorSettings;
-use crate::runtime::work::{Command, Shutdown, Work};
 use arc_swap::ArcSwap;
 use iptunnel_domain::activation::{
-    Activation as Record, ActivationId, ActivationNumber, ActivationRef, Release as Verdict,
-    Request, Resume as Resumption,
+    Activation as Record, ActivationId, ActivationNumber, Release as Verdict, Request,
+    Resume as Resumption,
 };
 use iptunnel_domain::audit::{Action, Actor as Who, Event};
-use iptunnel_domain::code::Code;
-use iptunnel_domain::time::Lifetimes;
 use iptunnel_domain::{Refusal, Timestamp, Version};
 use iptunnel_storage::{Change, ReadError, Store, Write};
 use std::net::IpAddr;
 use std::sync::Arc;
-
-/// What an activate comes to.
-#[derive(Clone, Debug)]
-pub struct Activated {
-    /// The activation, from which the install token is signed.
-    pub activation: Record,
-}
-
-/// Opens an activation. Sent by the code registry, which has consumed the code for it.
-pub(crate) struct Open {
-    pub(crate) at: ActivationRef,
-    /// The code as consumed.
-    pub(crate) code: Code,
-    /// What changes of the code.
-    pub(crate) of_code: PendingChange<CodeRegistry>,
-    /// The activation of the same machine that makes room.
-    pub(crate) replaces: Option<Closing>,
-    pub(crate) activate: Activate,
-}
-
-/// An activation that is being released: it gives its code back, or makes room for another one of
-/// the same machine.
-pub(crate) struct Closing {
-    /// As released.
-    pub(crate) released: Record,
-    pub(crate) change: PendingChange<Activation>,
-}
-
-impl Command for Open {
-    type Answer = Activated;
-}
-
-/// Asks whether the machine may go on with a consumed code. Sent by the code registry.
-pub(crate) struct PrecheckHeld {
-    pub(crate) by: ActivationRef,
-    pub(crate) precheck: PrecheckCode,
-}
-
-impl Command for PrecheckHeld {
-    type Answer = ();
-}
-
-/// Takes an open activation up again. Sent by the code registry, which found the code consumed.
-pub(crate) struct Resume {
-    pub(crate) by: ActivationRef,
-    pub(crate) code: Code,
-    pub(crate) activate: Activate,
-}
-
-impl Command for Resume {
-    type Answer = Activated;
-}
-
-/// Confirms an installation. Sent by the HTTP edge.
-pub struct Confirm {
-    /// The activation.
-    pub id: ActivationId,
-    /// What the edge found the install token to be: where it is wrong that is the answer, which is
-    /// kept with the code.
-    pub token: Result<(), Refusal>,
-    /// The network it is asked from.
-    pub from: IpAddr,
-    /// When the request came.
-    pub now: Timestamp,
-}
-
-impl Command for Confirm {
-    type Answer = ();
-
-    fn is_proven(&self) -> bool {
-        self.token.is_ok()
-    }
-}
-
-/// Gives a code back after a failed installation. Sent by the HTTP edge.
-#[derive(Clone)]
-pub struct Release {
-    /// The activation.
-    pub id: ActivationId,
-    /// The same for the token that may come with it.
-    pub token: Result<(), Refusal>,
-    /// Whether one came, and is genuine.
-    pub proven: bool,
-    /// The network it is asked from.
-    pub from: IpAddr,
-    /// The lifetimes in force.
-    pub life: Lifetimes,
-    /// When the request came.
-    pub now: Timestamp,
-}
-
-impl Command for Release {
-    type Answer = ReleaseOutcome;
-
-    fn is_proven(&self) -> bool {
-        self.proven
-    }
-}
-
-/// What a release comes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReleaseOutcome {
-    /// The activation is over.
-    Released {
-        /// Whether the code is issued and unexpired now.
-        code_restored: bool,
-    },
-    /// The installation was confirmed before; it stays so.
-    Confirmed,
-}
 
 impl CachedRecord for Record {
     type Key = ActivationId;
@@ -198,7 +90,7 @@ impl Activation {
         }
     }
 
-    /// As [`keeper::find`].
+    /// Calls [`record_cache::find`].
     fn find<C>(
         &mut self,
         work: Work<C, Record>,
@@ -213,7 +105,7 @@ impl Activation {
         record_cache::find(self, work, id, enough, missing)
     }
 
-    /// The same where a token comes with the command: nothing is left to do where that is wrong.
+    /// Finds the activation of a command that carries a token. A wrong token is refused here.
     fn find_tokened<C: Tokened>(
         &mut self,
         work: Work<C, Record>,
@@ -233,17 +125,17 @@ impl Activation {
         Some((work, activation))
     }
 
-    /// Gives an answer that changes nothing once what it rests on is on disk.
+    /// Answers a command that changes nothing, once the state that the answer depends on is on disk.
     fn answer<C: Command>(&self, work: Work<C, Record>, decision: Result<C::Answer, Refusal>) {
         self.handles.answer_once_confirmed(work.reply, self.activations.generation(), decision);
     }
 }
 
-/// What an installer asks of an activation, by its name and with a token.
+/// A command of an installer that names an activation and carries a token.
 trait Tokened: Command {
-    /// What the edge found of the token.
+    /// Returns the HTTP edge's check of the token.
     fn token(&self) -> &Result<(), Refusal>;
-    /// An attempt on `to` that was refused.
+    /// Returns the event of a refused attempt on `to`.
     fn refused(&self, to: &Record, refusal: &Refusal) -> Event;
 }
 
@@ -265,7 +157,8 @@ impl Tokened for Release {
     }
 }
 
-/// The name of an activation that there is not. A wrong token is told first, and rests on nothing.
+/// Refuses a command for an activation that does not exist. A wrong token is reported first; that
+/// answer depends on no record and needs no confirmation.
 fn unknown<C: Tokened>(handles: &Handles, work: Work<C, Record>) {
     match work.command.token().clone() {
         Err(refusal) => work.reply.refuse(refusal),
@@ -273,15 +166,16 @@ fn unknown<C: Tokened>(handles: &Handles, work: Work<C, Record>) {
     }
 }
 
-/// What a code says of its activation may be what this server wanted and another one was faster with:
-/// then the command goes back to where the code is looked up.
+/// Handles a command whose code names an activation that does not exist. Where servers share the
+/// store the cached code may be out of date, because another server's change won. Then the command
+/// goes back to the code registry, which looks the code up again.
 fn held_by_none<C: Command>(
     handles: &Handles,
     work: Work<C, Record>,
     begin_again: fn(&Handles, Work<C, Record>),
 ) {
     if !handles.is_shared() || !work.may_try_again() {
-        // It rests on what is known of the code; the activation may be forgotten a little sooner.
+        // The code is known to be used; its activation may be deleted a little before it.
         let refusal = work.reply.limit_reached().unwrap_or(Refusal::CodeUsed);
         return handles.answer_not_found(work.reply, refusal);
     }
@@ -290,17 +184,17 @@ fn held_by_none<C: Command>(
     }
 }
 
-/// Sends a precheck back to its first owner, the code registry.
+/// Sends a precheck back to the code registry.
 fn precheck_again(handles: &Handles, work: Work<PrecheckHeld, Record>) {
     begin(handles, work.then(|held| held.precheck));
 }
 
-/// Sends an activate back to its first owner, the code registry.
+/// Sends an activate back to the code registry.
 fn activate_again(handles: &Handles, work: Work<Resume, Record>) {
     begin(handles, work.then(|resume| resume.activate));
 }
 
-/// What happened to an activation, as the log says it.
+/// Returns the audit event of a change of an activation.
 pub(crate) fn happened(action: Action, to: &Record, at: Timestamp, from: IpAddr) -> Event {
     let Request { holder, binding, .. } = to.request.as_ref();
     Event {
@@ -341,7 +235,7 @@ impl Receive<Work<Open, Record>> for Activation {
             Write::Activation(opened.clone()),
             Write::Audit(Arc::new(event)),
         ]);
-        // Its id is known to nobody before it is answered: no command waits for this one.
+        // Nobody knows its id before the answer, so no command can wait for this change.
         let of_activation = begin_change(self, at.id);
         let handles = Arc::clone(&self.handles);
         let activation = opened.clone();
@@ -426,7 +320,7 @@ impl Receive<Work<Resume, Record>> for Activation {
                     Committed::Failed(failure) => reply.fail(failure),
                     Committed::Written | Committed::Conflict => {
                         repeated.inc();
-                        // It counts as the one that it repeats.
+                        // A repeat is not charged again.
                         reply.give_back_charge();
                         reply.grant(Activated { activation });
                     }
@@ -445,7 +339,7 @@ impl Receive<Work<Resume, Record>> for Activation {
                 self.handles.code_registry.send(work.then(replace));
             }
             Ok(Resumption::Stale) => {
-                // The code is on its way back to the registry, ahead of this message.
+                // A message that gives the code back is ahead of this one in the registry's mailbox.
                 if let Some(work) = work.again() {
                     activate_again(&self.handles, work);
                 }

@@ -1,66 +1,42 @@
 //! The code-registry actor: the only writer of codes.
 //!
-//! A code is consumed by one message handled before the next; that is the whole of its locking.
-//! Memory holds the codes at work. It runs ahead of the disk, but no answer does: whatever rests
-//! on memory goes back through the persistence actor's queue.
+//! The actor handles one message at a time, so consuming a code needs no lock. Memory caches the
+//! codes in use. The cache runs ahead of the disk, but no answer does: an answer that depends on the
+//! cache waits in the persistence actor's queue.
 
-use crate::activation::{Activated, Closing, Open, PrecheckHeld, ReleaseOutcome, Resume, happened};
+pub use crate::messages::codes::{Activate, Issue, Issued, PrecheckCode};
+
+use crate::Failure;
+use crate::activation::happened;
 use crate::handles::Handles;
 use crate::memory::attempts::{not_activated, prechecked};
 use crate::memory::numbers::Numbers;
 use crate::memory::record_cache::{
     self, CacheOwner, CachedRecord, Eviction, Loaded, RecordCache, begin_change, run_ahead,
 };
+use crate::messages::activations::{
+    Activated, Closing, Open, PrecheckHeld, ReleaseOutcome, Resume,
+};
+use crate::messages::codes::{Replace, Restore};
+use crate::messages::{Command, Shutdown, Work};
 use crate::persistence::Committed;
 use crate::rate_limiter::LimitedCommand;
 use crate::runtime::mailbox::{Actor, Mailbox, Receive};
 use crate::runtime::metrics::{ActorMetrics, Metrics, Transitions};
 use crate::runtime::reply::Reply;
 use crate::runtime::tuning::ActorSettings;
-use crate::runtime::work::{Command, Shutdown, Work};
-use crate::{Failure, activation};
 use arc_swap::ArcSwap;
-use iptunnel_domain::activation::{
-    Activation, ActivationId, ActivationNumber, ActivationRef, Holder, Request,
-};
+use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber, ActivationRef};
 use iptunnel_domain::audit::{Action, Actor as Who, Event};
 use iptunnel_domain::code::{
     Activate as Consumption, Code, CodeHash, CodeNumber, InstallCode, Precheck, ProductLetters,
 };
-use iptunnel_domain::lookup::{KeyedHash, LookupKey};
-use iptunnel_domain::time::Lifetimes;
+use iptunnel_domain::lookup::LookupKey;
 use iptunnel_domain::{Refusal, Timestamp, Version};
 use iptunnel_storage::{Change, ReadError, Store, Write};
 use rand_chacha::ChaCha20Rng;
 use rand_core::Rng;
-use std::net::IpAddr;
 use std::sync::Arc;
-
-/// Issues a code. Sent by the rate limiter; answered when the code is on disk.
-pub struct Issue {
-    /// The product it will install.
-    pub product: ProductLetters,
-    /// The browser session that asks.
-    pub session: KeyedHash,
-    /// The network it asks from.
-    pub from: IpAddr,
-    /// The lifetimes in force.
-    pub life: Lifetimes,
-    /// When the request came.
-    pub now: Timestamp,
-}
-
-/// A code as issued.
-pub struct Issued {
-    /// The code: a secret.
-    pub code: InstallCode,
-    /// When it expires.
-    pub expires_at: Timestamp,
-}
-
-impl Command for Issue {
-    type Answer = Issued;
-}
 
 impl LimitedCommand for Issue {
     const MAY_REPEAT: bool = false;
@@ -68,24 +44,6 @@ impl LimitedCommand for Issue {
     fn forward(self, reply: Reply<Issued>, handles: &Handles) {
         handles.code_registry.send(Work::<_, Code>::new(self, reply));
     }
-}
-
-/// Asks whether a machine may begin an installation. Sent by the rate limiter; changes nothing.
-pub struct PrecheckCode {
-    /// The code.
-    pub code: CodeHash,
-    /// The machine.
-    pub holder: Holder,
-    /// The network it asks from.
-    pub from: IpAddr,
-    /// The lifetimes in force.
-    pub life: Lifetimes,
-    /// When the request came.
-    pub now: Timestamp,
-}
-
-impl Command for PrecheckCode {
-    type Answer = ();
 }
 
 impl LimitedCommand for PrecheckCode {
@@ -96,57 +54,12 @@ impl LimitedCommand for PrecheckCode {
     }
 }
 
-/// Consumes a code, or takes an open activation up again. Sent by the rate limiter; answered when
-/// the activation is on disk.
-#[derive(Clone)]
-pub struct Activate {
-    /// The code.
-    pub code: CodeHash,
-    /// When the precheck was that the request rests on.
-    pub prechecked_at: Timestamp,
-    /// Who asks, and for what.
-    pub request: Arc<Request>,
-    /// The network it asks from.
-    pub from: IpAddr,
-    /// The lifetimes in force.
-    pub life: Lifetimes,
-    /// When the request came.
-    pub now: Timestamp,
-}
-
-impl Command for Activate {
-    type Answer = Activated;
-}
-
 impl LimitedCommand for Activate {
     const MAY_REPEAT: bool = true;
 
     fn forward(self, reply: Reply<Activated>, handles: &Handles) {
         handles.code_registry.send(Work::new(self, reply));
     }
-}
-
-/// Consumes a code anew for the machine that holds it, with another binding. Sent by the
-/// activation actor, which has released the old activation.
-pub(crate) struct Replace {
-    pub(crate) code: Code,
-    pub(crate) replaced: Closing,
-    pub(crate) activate: Activate,
-}
-
-impl Command for Replace {
-    type Answer = Activated;
-}
-
-/// Gives a code back. Sent by the activation actor, which has released its activation; answered
-/// when both are on disk.
-pub(crate) struct Restore {
-    pub(crate) released: Closing,
-    pub(crate) release: activation::Release,
-}
-
-impl Command for Restore {
-    type Answer = ReleaseOutcome;
 }
 
 impl CachedRecord for Code {
@@ -223,7 +136,7 @@ impl CodeRegistry {
         }
     }
 
-    /// As [`keeper::find`].
+    /// Calls [`record_cache::find`]. A code that does not exist is refused.
     fn find<C>(
         &mut self,
         work: Work<C, Code>,
@@ -251,13 +164,13 @@ impl CodeRegistry {
         InstallCode::from_random_bits(product, bits)
     }
 
-    /// Gives an answer that changes nothing once what it rests on is on disk.
+    /// Answers a command that changes nothing, once the state that the answer depends on is on disk.
     fn answer<C: Command>(&self, work: Work<C, Code>, decision: Result<C::Answer, Refusal>) {
         self.handles.answer_once_confirmed(work.reply, self.codes.generation(), decision);
     }
 }
 
-/// Sends a command to its first owner, here.
+/// Sends a command to the code registry.
 pub(crate) fn begin<C: Command>(handles: &Handles, work: Work<C, Code>)
 where
     CodeRegistry: Receive<Work<C, Code>>,
@@ -292,7 +205,7 @@ impl Receive<Work<Issue, Code>> for CodeRegistry {
         };
         let issued = Issued { code, expires_at: record.expires_at };
         let transitions = self.transitions.issued.clone();
-        // Nobody knows the code before it is on disk: no command waits for this one.
+        // Nobody knows the code before it is on disk, so no command can wait for this change.
         let under_way = begin_change(self, record.hash);
         let written = record.clone();
         let change = Change(vec![Write::Code(record.clone()), Write::Audit(Arc::new(event))]);
@@ -303,7 +216,7 @@ impl Receive<Work<Issue, Code>> for CodeRegistry {
                     under_way.written(&written);
                     reply.grant(issued);
                 }
-                // A new number that is taken: another server was faster. The caller asks again.
+                // Another server took the new number first. The caller has to ask again.
                 Committed::Conflict => reply.fail(Failure::Overloaded),
                 Committed::Failed(failure) => reply.fail(failure),
             }
@@ -381,8 +294,8 @@ impl Receive<Work<Activate, Code>> for CodeRegistry {
 }
 
 impl CodeRegistry {
-    /// Forwards the opening of an activation and, that done, takes the code for consumed where memory
-    /// may run ahead of the store.
+    /// Forwards the opening of an activation. Then it caches the code as consumed, where the cache may
+    /// run ahead of the store.
     fn open(&mut self, work: Work<Open, Activation>) {
         let code = work.command.code.clone();
         if self.handles.activation.send(work) {
@@ -437,8 +350,8 @@ impl Receive<Work<Restore, Code>> for CodeRegistry {
             }
         };
         let Some(code) = restored else {
-            // What was read of the code is older than what was read of its activation, and to release
-            // the one without the other would burn the code.
+            // The code was read before its activation was. Releasing the activation alone would leave
+            // the code consumed for ever.
             drop(of_activation);
             return begin_again(reply, release);
         };

@@ -1,4 +1,4 @@
-//! All actors as one value, how they begin and how they end.
+//! The handles to all actors, and how the actors start and stop.
 
 use crate::Failure;
 use crate::activation::{self, Activation, Confirm, Release};
@@ -8,6 +8,7 @@ use crate::memory::counters::Counters;
 use crate::memory::limit_counter::{LimitCounter, LimitCounterThread};
 use crate::memory::numbers::Numbers;
 use crate::memory::record_cache::Eviction;
+use crate::messages::{Command, Shutdown, Tick, Work};
 use crate::persistence::{Committed, Persistence, Writer};
 use crate::rate_limiter::{Limited, LimitedCommand, RateLimiter, restore_counters};
 use crate::runtime::health::Health;
@@ -16,7 +17,6 @@ use crate::runtime::metrics::Metrics;
 use crate::runtime::reader::Reader;
 use crate::runtime::reply::{Pending, Permits, Reply};
 use crate::runtime::tuning::ActorSettings;
-use crate::runtime::work::{Command, Shutdown, Tick, Work};
 use crate::server_registry::{
     self, CheckIn, Register, Registered, ServerRegistry, Servers, SetNote, SetRevoked,
 };
@@ -34,32 +34,32 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// What the actors are given.
+/// What the actors need from outside.
 pub struct Dependencies {
-    /// Where records are kept.
+    /// The store of all records.
     pub store: Arc<dyn Store>,
-    /// The values in force; whoever swaps them tells nobody.
+    /// The settings in force. They may be swapped at any time, without notice.
     pub tuning: Arc<ArcSwap<ActorSettings>>,
-    /// How many requests may be under way at once: at most what the shortest queue holds.
+    /// The number of requests that may be under way at once.
     pub permits: usize,
-    /// Whether the server is fit, as far as the actors know.
+    /// The health of the server, as far as the actors know it.
     pub health: Arc<Health>,
-    /// What they count.
+    /// The metrics of the actors.
     pub observed: Metrics,
     /// The source of codes and ids.
     pub random: ChaCha20Rng,
     /// The key under which codes are stored.
     pub lookup_key: LookupKey,
-    /// The present.
+    /// The current time.
     pub now: Timestamp,
 }
 
-/// Why the actors could not be started.
+/// Why the actors did not start.
 #[derive(Debug)]
 pub enum StartError {
-    /// What was stored could not be read.
+    /// The store could not be read.
     Read(ReadError),
-    /// The operating system gave no thread.
+    /// The operating system did not start a thread.
     Thread(std::io::Error),
 }
 
@@ -67,7 +67,7 @@ impl std::fmt::Display for StartError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Read(error) => error.fmt(f),
-            Self::Thread(error) => write!(f, "a thread could not be started: {error}"),
+            Self::Thread(error) => write!(f, "cannot start a thread: {error}"),
         }
     }
 }
@@ -86,7 +86,7 @@ impl From<std::io::Error> for StartError {
     }
 }
 
-/// The way to every actor. One value, shared by all.
+/// The mailboxes of all actors. One value, shared by all.
 pub struct Handles {
     pub(crate) rate_limiter: Mailbox<RateLimiter>,
     pub(crate) code_registry: Mailbox<CodeRegistry>,
@@ -94,35 +94,36 @@ pub struct Handles {
     pub(crate) server_registry: Mailbox<ServerRegistry>,
     pub(crate) persistence: Arc<Persistence>,
     pub(crate) reader: Reader,
-    /// Where servers share the store.
-    pub(crate) charger: Option<LimitCounter>,
+    /// The limit counter; only where servers share the store.
+    pub(crate) limit_counter: Option<LimitCounter>,
     pub(crate) attempts: Gathered,
-    /// Servers that another server has changed, and whose records have not come through: they are read
-    /// again at the next tick.
+    /// Registered servers that another process changed and whose records could not be read yet. They
+    /// are read again at the next tick.
     pub(crate) missed: Mutex<HashSet<ServerId>>,
     permits: Permits,
-    /// For what is answered from memory: it goes on where all others wait for the store.
+    /// Permits for requests that are answered from memory: these go on while all others wait for the
+    /// store.
     quick_permits: Permits,
     health: Arc<Health>,
     servers: Arc<Servers>,
     store: Arc<dyn Store>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// Where actix runs the actors.
+    /// The arbiter on which actix runs the actors.
     arbiter: Option<actix::ArbiterHandle>,
 }
 
-/// A commit that takes longer than this stands still: a thousand times what one takes on a good disk,
+/// A commit that takes longer than this is stuck: a thousand times what one takes on a good disk,
 /// and less than a caller waits.
-const STANDS_STILL: Duration = Duration::from_secs(2);
+const STUCK_AFTER: Duration = Duration::from_secs(2);
 
-/// A command with its reply, and what its caller waits for.
+/// A command with its reply, and the pending answer of its caller.
 type Begun<C, R> = (Work<C, R>, Pending<<C as Command>::Answer>);
 
-/// Starts the actors: all four on one arbiter (their messages to each other then cross no thread),
-/// persistence and the readers on threads of their own.
+/// Starts the actors. All four run on one arbiter, so their messages to each other do not cross
+/// threads. Persistence and the readers run on threads of their own.
 ///
 /// # Errors
-/// Where the store cannot be read or a thread cannot be started.
+/// [`StartError`] if the store cannot be read or a thread cannot be started.
 pub fn start(parts: Dependencies) -> Result<Arc<Handles>, StartError> {
     let arbiter = Arbiter::new();
     let (send, receive) = std::sync::mpsc::channel();
@@ -144,7 +145,7 @@ pub fn start(parts: Dependencies) -> Result<Arc<Handles>, StartError> {
         codes.run(Hosted(actors.code_registry));
         activations.run(Hosted(actors.activation));
         registry.run(Hosted(actors.server_registry));
-        // Received below, unless that thread is gone, and then all of this is.
+        // This fails only if the receiving thread below has ended; then nothing is left to start.
         let _ = send.send((handles, writer, counting));
     });
     let (handles, writer, counting) =
@@ -158,7 +159,7 @@ pub fn start(parts: Dependencies) -> Result<Arc<Handles>, StartError> {
     Ok(handles)
 }
 
-/// What the actors begin with.
+/// The state with which the actors start.
 pub(crate) struct Restored {
     parts: Dependencies,
     frontier: LastNumbers,
@@ -166,7 +167,7 @@ pub(crate) struct Restored {
     counters: Counters,
 }
 
-/// Where the actors get their messages.
+/// The addresses of the actors.
 pub(crate) struct Addresses {
     pub(crate) rate_limiter: Address<RateLimiter>,
     pub(crate) code_registry: Address<CodeRegistry>,
@@ -174,7 +175,7 @@ pub(crate) struct Addresses {
     pub(crate) server_registry: Address<ServerRegistry>,
 }
 
-/// The actors, whoever runs them.
+/// The actors. Actix or a simulation runs them.
 pub(crate) struct Actors {
     pub(crate) rate_limiter: RateLimiter,
     pub(crate) code_registry: CodeRegistry,
@@ -182,17 +183,17 @@ pub(crate) struct Actors {
     pub(crate) server_registry: ServerRegistry,
 }
 
-/// All that has to be run, and the way to it.
+/// The actors and threads to run, and the handles to them.
 pub(crate) struct Assembled {
     pub(crate) handles: Arc<Handles>,
     pub(crate) actors: Actors,
     pub(crate) writer: Writer,
-    /// Where servers share the store.
+    /// Only where servers share the store.
     pub(crate) counting: Option<LimitCounterThread>,
 }
 
 impl Restored {
-    /// Reads what the store holds.
+    /// Reads the starting state from the store.
     pub(crate) fn read(parts: Dependencies) -> Result<Self, StartError> {
         let store = parts.store.as_ref();
         let (frontier, registered) = (store.frontier()?, Registered::load(store)?);
@@ -200,7 +201,7 @@ impl Restored {
         Ok(Self { parts, frontier, registered, counters })
     }
 
-    /// Makes the actors, each with the way to all.
+    /// Creates the actors and gives each the handles to all.
     pub(crate) fn assemble(
         self,
         addresses: Addresses,
@@ -210,7 +211,7 @@ impl Restored {
         let Self { parts, frontier, registered, counters } = self;
         let Dependencies { store, tuning, health, observed, random, lookup_key, now, .. } = parts;
         let process = store.shared().map(iptunnel_storage::Shared::process);
-        let (charger, counting) = LimitCounter::new(store.as_ref()).unzip();
+        let (limit_counter, counting) = LimitCounter::new(store.as_ref()).unzip();
         let persistence = Arc::new(Persistence::new(&observed));
         let mailbox_of = |name| (observed.actor(name), Arc::clone(&health));
         let Addresses { rate_limiter, code_registry, activation, server_registry } = addresses;
@@ -221,7 +222,7 @@ impl Restored {
             server_registry: Mailbox::new(server_registry, mailbox_of("server_registry")),
             persistence: Arc::clone(&persistence),
             reader: Reader::default(),
-            charger,
+            limit_counter,
             missed: Mutex::default(),
             attempts: Gathered::new(observed.attempts_not_kept.clone()),
             permits,
@@ -266,7 +267,7 @@ impl Restored {
 }
 
 impl Handles {
-    /// Sends a limited request on its way.
+    /// Sends a limited request.
     pub fn limited<C: LimitedCommand>(
         &self,
         request: impl FnOnce(Reply<C::Answer>) -> Limited<C>,
@@ -276,8 +277,8 @@ impl Handles {
         Ok(pending)
     }
 
-    /// A request that may have to wait for the store. While that stands still nobody joins those who
-    /// wait: they hear so at once.
+    /// Creates the reply of a request that may have to wait for the store. While the store is stuck,
+    /// new requests fail at once instead of waiting.
     fn request<A>(&self) -> Result<(Reply<A>, Pending<A>), Failure> {
         if !self.health.commits_flow() {
             return Err(Failure::StorageUnavailable);
@@ -290,14 +291,14 @@ impl Handles {
         Ok((Work::new(command, reply), pending))
     }
 
-    /// Sends a confirmation on its way.
+    /// Sends a confirmation.
     pub fn confirm(&self, command: Confirm) -> Result<Pending<()>, Failure> {
         let (work, pending) = self.begin(command)?;
         self.activation.send(work);
         Ok(pending)
     }
 
-    /// Sends a release on its way.
+    /// Sends a release.
     pub fn release(
         &self,
         command: Release,
@@ -307,7 +308,7 @@ impl Handles {
         Ok(pending)
     }
 
-    /// Sends a registration on its way.
+    /// Sends a registration.
     pub fn register(
         &self,
         command: Register,
@@ -317,7 +318,7 @@ impl Handles {
         Ok(pending)
     }
 
-    /// Sends a check-in on its way.
+    /// Sends a check-in.
     pub fn check_in(
         &self,
         command: CheckIn,
@@ -327,21 +328,21 @@ impl Handles {
         Ok(pending)
     }
 
-    /// Sends a revocation, or its end, on its way.
+    /// Sends the revocation or the restoration of a server.
     pub fn set_revoked(&self, command: SetRevoked) -> Result<Pending<()>, Failure> {
         let (work, pending) = self.begin(command)?;
         self.server_registry.send(work);
         Ok(pending)
     }
 
-    /// Sends a note on a server on its way.
+    /// Sends a note on a server.
     pub fn set_note(&self, command: SetNote) -> Result<Pending<()>, Failure> {
         let (work, pending) = self.begin(command)?;
         self.server_registry.send(work);
         Ok(pending)
     }
 
-    /// Keeps settings, with what the log shall say of it. Whoever calls this is their only writer.
+    /// Stores settings together with their audit events. Only one caller may write settings.
     pub fn keep_settings(
         &self,
         settings: Vec<Setting>,
@@ -362,40 +363,41 @@ impl Handles {
         Ok(pending)
     }
 
-    /// Writes down what was tried on codes.
+    /// Writes the gathered attempts on codes to the store.
     fn flush_attempts(&self) {
         let attempts = self.attempts.take();
         if !attempts.is_empty() {
             let change = Change(attempts.into_iter().map(Write::Attempt).collect());
-            // Where the store refuses they are lost: nothing rests on them.
+            // If the store refuses, they are lost. No decision depends on them.
             self.persistence.commit(change, None, |_| {});
         }
     }
 
-    /// All servers, to look at.
+    /// Returns all registered servers, for reading.
     pub fn servers(&self) -> &Arc<Servers> {
         &self.servers
     }
 
-    /// The store, to read listings from; it may be behind the actors, but not behind any answer.
+    /// Returns the store, to read listings from. It may be behind the actors, but never behind an
+    /// answer.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
 
-    /// Keeps with its code, where there is one, what the edge has refused; not where a limit was
-    /// faster, since a flood must leave no more behind than limits allow.
+    /// Records an attempt that the HTTP edge refused, with its code. Attempts refused by a rate limit
+    /// are not recorded: a flood must not store more than the limits allow.
     pub fn note_refused(&self, attempt: RefusedEarly, refusal: &Refusal) {
         if !matches!(refusal, Refusal::RateLimited { .. }) {
             self.attempts.add(attempt.because(refusal));
         }
     }
 
-    /// Whether other servers write to the store, too: then only what was just read of it is known.
+    /// Whether other servers also write to the store. If so, cached records may be out of date.
     pub(crate) fn is_shared(&self) -> bool {
-        self.charger.is_some()
+        self.limit_counter.is_some()
     }
 
-    /// Hears of what has happened on any server: memory must not be behind it for long.
+    /// Handles an event from any server of the cluster, so that memory follows the store soon.
     pub fn heard(self: &Arc<Self>, event: &Event) {
         if let Some(server) = event.server
             && self.is_shared()
@@ -404,10 +406,10 @@ impl Handles {
         }
     }
 
-    /// Tells every actor what time it is.
+    /// Sends the time to every actor.
     pub fn tick(self: &Arc<Self>, now: Timestamp) {
         self.flush_attempts();
-        self.health.note_commits_flow(self.persistence.writes_for() < STANDS_STILL);
+        self.health.note_commits_flow(self.persistence.writes_for() < STUCK_AFTER);
         let missed =
             std::mem::take(&mut *self.missed.lock().unwrap_or_else(PoisonError::into_inner));
         missed.into_iter().for_each(|server| server_registry::follow(self, server));
@@ -417,49 +419,49 @@ impl Handles {
         self.server_registry.send(Tick(now));
     }
 
-    /// Ends the actors in the order of their messages, persistence last, once everything is on
-    /// disk. Requests must have stopped before.
+    /// Shuts the actors down in the order in which messages pass them. Persistence is last, once
+    /// everything is on disk. Requests must have stopped before.
     pub async fn stop(&self) {
         self.flush_attempts();
         let (done, ended) = oneshot::channel();
         self.rate_limiter.send(Shutdown(done));
-        // An error means that an actor was gone already: then there is nothing to wait for.
+        // An error means that an actor had already ended. Then there is nothing to wait for.
         let _ = ended.await;
         self.persistence.stop();
         self.reader.stop();
-        if let Some(charger) = &self.charger {
-            charger.stop();
+        if let Some(limit_counter) = &self.limit_counter {
+            limit_counter.stop();
         }
         let threads =
             std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let (done, ended) = oneshot::channel();
-        // On a thread of its own: whoever waits for this has a patience, and a store that stands still
-        // has none.
+        // On a thread of its own: the caller has a deadline, and a stuck store would hold it up beyond
+        // that.
         std::thread::spawn(move || {
             for thread in threads {
                 // A thread that panicked has been reported by its own end.
                 let _ = thread.join();
             }
-            // Fails where nobody waits any more.
+            // This fails if the caller has stopped waiting.
             let _ = done.send(());
         });
         let _ = ended.await;
         if let Some(arbiter) = &self.arbiter {
             arbiter.stop();
         }
-        // Here and not when the last of many owners is gone: whoever waits for the end may open
-        // the store again at once.
+        // Closed here, not when the last of many owners is dropped: the caller may open the store again
+        // at once.
         self.store.close();
     }
 
-    /// Gives a store up that has not come to an end in time: whoever waits for it waits no more.
+    /// Closes the store on another thread, without waiting, where shutting down took too long.
     pub fn abandon(&self) {
         let store = Arc::clone(&self.store);
         std::thread::spawn(move || store.close());
     }
 
-    /// Gives an answer that changes nothing once what it rests on is on disk, so that nobody hears of
-    /// what may not last.
+    /// Answers a request that changes nothing, once the state that the answer depends on is on disk. So
+    /// no caller learns of a change that may still be lost.
     pub(crate) fn answer_once_confirmed<A: Send + 'static>(
         &self,
         reply: Reply<A>,
@@ -472,8 +474,8 @@ impl Handles {
         });
     }
 
-    /// Refuses what names a record that was not found, once that is confirmed: a primary that was left
-    /// behind shows nothing of what came after it.
+    /// Refuses a request for a record that was not found, once a commit has confirmed this. A former
+    /// primary still answers reads, but lacks everything written after its failover.
     pub(crate) fn answer_not_found<A: Send + 'static>(
         &self,
         mut reply: Reply<A>,

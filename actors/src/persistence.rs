@@ -1,9 +1,9 @@
-//! The persistence actor: a thread of its own that commits whatever has gathered, then answers.
+//! The persistence actor: a thread of its own that commits queued changes in batches, then answers.
 //!
-//! There is no timer: it commits when its queue has run dry or a batch is full, and while the
-//! engine syncs, the next batch gathers. A lone change costs one sync; a thousand waiting ones
-//! share one. It is a plain loop over a queue and not an actix actor, because an actix actor is
-//! handed one message at a time and never learns that its queue has run dry.
+//! There is no timer. It commits as soon as its queue is empty or a batch is full, and the next batch
+//! gathers while the engine syncs. A single change costs one sync; a thousand waiting changes share
+//! one. It is a plain loop over a queue, not an actix actor: actix hands over one message at a time,
+//! and its actors cannot tell when their queue is empty.
 
 use crate::Failure;
 use crate::runtime::health::Health;
@@ -16,14 +16,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// What became of a change, as told to whoever sent it.
+/// The outcome of a change, reported to its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Committed {
-    /// It is on disk, and so is everything that was sent before it.
+    /// It is on disk, and so is everything sent before it.
     Written,
-    /// It was decided on a record that has changed since; nothing was written.
+    /// The record it was decided on has changed since. Nothing was written.
     Conflict,
-    /// The store refused, and nothing was written; or it may or may not be on disk.
+    /// The store refused and nothing was written, or the outcome is unknown.
     Failed(Failure),
 }
 
@@ -31,39 +31,39 @@ type Done = Box<dyn FnOnce(Committed) + Send>;
 
 struct Job {
     what: What,
-    /// The generation of the store on which this was decided; `None` where it rests on nothing that
-    /// a refused commit could have taken back.
+    /// The generation of the store on which this was decided. `None` if it depends on no change that
+    /// a refused commit could have lost.
     generation: Option<u32>,
     done: Done,
 }
 
-/// What somebody waits for.
+/// What a sender waits for.
 enum What {
-    /// A change, until it is on disk.
+    /// Writes a change.
     Write(Change),
-    /// That what was read, or what memory held, is on disk, so that an answer may rest on it.
+    /// Confirms that what was read or cached is on disk, so that an answer may depend on it.
     Confirm,
-    /// That everything sent before has come to its end.
+    /// Waits until everything sent before has ended.
     Follow,
 }
 
 #[derive(Default)]
 struct Queue {
     jobs: Vec<Job>,
-    /// The store refuses: whoever comes hears so at once, and waits for nobody.
+    /// The store refuses commits: new jobs fail at once.
     refusing: bool,
     stopping: bool,
 }
 
-/// The way into the persistence actor.
+/// The queue of the persistence actor.
 pub(crate) struct Persistence {
     queue: Mutex<Queue>,
     arrived: Condvar,
     metrics: ActorMetrics,
-    /// Grows each time the store refuses a commit: what was decided before rests on changes that
-    /// never came to be.
+    /// Increases each time the store refuses a commit. Earlier decisions may depend on changes that
+    /// were never written.
     generation: AtomicU32,
-    /// Since when the store has had the batch that it has now.
+    /// The start of the commit in progress.
     writing_since: Mutex<Option<Instant>>,
 }
 
@@ -78,7 +78,7 @@ impl Persistence {
         }
     }
 
-    /// Queues `change` and calls `done` when it is known what became of it.
+    /// Queues `change` and calls `done` with its outcome.
     pub(crate) fn commit(
         &self,
         change: Change,
@@ -88,10 +88,10 @@ impl Persistence {
         self.queue(What::Write(change), generation, done);
     }
 
-    /// Calls `done` once an answer may be given that rests on what was read or on what memory holds:
-    /// everything sent before is on disk, and so is whatever other servers have written that was
-    /// visible when it was read. What is visible in a shared store need not be confirmed by its
-    /// standby; a commit of our own that comes later, and is, proves all before it.
+    /// Calls `done` once an answer may depend on what was read or cached: everything sent before is on
+    /// disk, and so is everything that other servers have written and that was visible when it was
+    /// read. A shared store may show changes that its standby has not confirmed. A later commit of our
+    /// own that the standby confirms proves all changes before it.
     pub(crate) fn confirm(
         &self,
         generation: Option<u32>,
@@ -100,7 +100,7 @@ impl Persistence {
         self.queue(What::Confirm, generation, done);
     }
 
-    /// Calls `done` once everything sent before has come to its end.
+    /// Calls `done` once everything sent before has ended.
     pub(crate) fn follow(&self, done: impl FnOnce(Committed) + Send + 'static) {
         self.queue(What::Follow, None, done);
     }
@@ -125,12 +125,12 @@ impl Persistence {
         }
     }
 
-    /// The present generation: whoever reads in order to decide names the one in which they began.
+    /// Returns the current generation. A command is decided in the generation in which its reads began.
     pub(crate) fn generation(&self) -> u32 {
         self.generation.load(Ordering::Relaxed)
     }
 
-    /// For how long the store has had the batch that it has now.
+    /// Returns how long the commit in progress has taken so far; zero if there is none.
     pub(crate) fn writes_for(&self) -> Duration {
         let since = *self.writing_since.lock().unwrap_or_else(PoisonError::into_inner);
         since.map_or(Duration::ZERO, |since| since.elapsed())
@@ -146,7 +146,7 @@ impl Persistence {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for work, at most `patience`. `None` when it is time to end.
+    /// Waits for jobs, at most `patience`. Returns `None` when the thread has to end.
     fn take(&self, patience: Duration) -> Option<Vec<Job>> {
         let queue = self.lock();
         let idle = |queue: &mut Queue| queue.jobs.is_empty() && !queue.stopping;
@@ -160,13 +160,13 @@ impl Persistence {
         Some(std::mem::take(&mut queue.jobs))
     }
 
-    /// How many changes wait.
+    /// Returns the number of waiting jobs.
     pub(crate) fn waiting(&self) -> usize {
         self.lock().jobs.len()
     }
 
-    /// Who takes the changes out. `recovered` is called with the new generation when the store
-    /// works again after it has refused.
+    /// Creates the writer of this queue. It calls `recovered` with the new generation when the store
+    /// works again after a refused commit.
     pub(crate) fn writer(
         self: &Arc<Self>,
         store: Arc<dyn Store>,
@@ -190,15 +190,15 @@ impl Persistence {
     }
 }
 
-/// How often a store that refused is tried again.
+/// How often a store that refuses commits is probed.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long a shared store is left without a commit: whether it takes any is known within seconds.
+/// The longest time without a commit to a shared store, so that a failure is noticed within seconds.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
-/// The thread has nothing to do on its own; it wakes up all the same, which costs nothing.
+/// How long an idle thread waits. It has nothing to do then, and waking up costs nothing.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Commits what has gathered, and answers: three steps, which a thread takes one after the other and
-/// a simulation with other things between them.
+/// Gathers a batch, commits it, and answers. A thread takes these three steps one after the other; a
+/// simulation does other things between them.
 pub(crate) struct Writer {
     inbox: Arc<Persistence>,
     store: Arc<dyn Store>,
@@ -206,7 +206,7 @@ pub(crate) struct Writer {
     health: Arc<Health>,
     observed: Metrics,
     recovered: Box<dyn Fn(u32) + Send>,
-    /// On where the last commit was refused: then nothing is tried but a probe, once a second.
+    /// On after a refused commit. Then the store is only probed, once a second.
     refuses: Outage,
 }
 
@@ -218,12 +218,13 @@ impl Drop for Writer {
     }
 }
 
-/// Changes that are committed together, and who waits for each.
+/// Changes that are committed together, and the senders that wait.
 pub(crate) struct Batch {
     changes: Vec<Change>,
-    /// Whether somebody waits for what others have written to be confirmed.
+    /// Whether a sender waits until the changes of other servers are confirmed.
     confirms: bool,
-    /// Whether one of the changes is theirs; else they only wait for what was sent before.
+    /// Each waiting sender, and whether one of the changes is theirs. If not, they only wait for the
+    /// changes sent before.
     waiting: Vec<(bool, Done)>,
 }
 
@@ -233,12 +234,12 @@ impl Writer {
         std::thread::Builder::new().name("persistence".into()).spawn(move || self.run())
     }
 
-    /// Whether the store refuses, and is only probed.
+    /// Whether the store refuses commits and is only probed.
     pub(crate) fn is_refusing(&self) -> bool {
         self.refuses.is_on()
     }
 
-    /// What waits now, as much as goes into one commit; `None` where there is nothing.
+    /// Takes the waiting jobs that fit into one commit. Returns `None` if there are none.
     pub(crate) fn gather_now(&mut self) -> Option<Batch> {
         let mut queue = self.inbox.lock();
         let count = self.tuning.load().batches.persistence.max(1).min(queue.jobs.len());
@@ -253,7 +254,7 @@ impl Writer {
         let patience = |refusing| if refusing { RETRY } else { idle };
         while let Some(jobs) = self.inbox.take(patience(self.is_refusing())) {
             if jobs.is_empty() && !self.is_refusing() && self.store.shared().is_some() {
-                // Nobody waits; but a server that could not commit must not be called ready.
+                // No job waits. But a server that cannot commit must not report that it is ready.
                 let alive = Batch { changes: Vec::new(), confirms: true, waiting: Vec::new() };
                 let outcome = self.write(&alive);
                 self.answer(alive, outcome);
@@ -276,7 +277,7 @@ impl Writer {
         }
     }
 
-    /// Takes up what may be committed; the rest hears that it may not.
+    /// Makes jobs into a batch. Jobs of an earlier generation fail.
     fn gather(&mut self, jobs: Vec<Job>) -> Batch {
         let metrics = &self.inbox.metrics;
         metrics.depth.dec_by(jobs.len() as i64);
@@ -299,7 +300,7 @@ impl Writer {
             }
             waiting.push((writes, done));
         }
-        // What is this server's alone holds nothing that this server has not written.
+        // A store that is not shared holds only what this server has written.
         confirms &= self.store.shared().is_some();
         Batch { changes, confirms, waiting }
     }
@@ -324,7 +325,7 @@ impl Writer {
         *self.inbox.writing_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
-    /// Tells everyone what became of their change.
+    /// Reports the outcome to every sender.
     pub(crate) fn answer(&mut self, batch: Batch, outcome: Result<Vec<Verdict>, CommitError>) {
         let waiting = batch.waiting;
         let failed = match outcome {
@@ -351,14 +352,14 @@ impl Writer {
         for (_, done) in waiting {
             done(Committed::Failed(failed));
         }
-        // A shared store finds out what became of it before it takes the next one.
+        // A shared store resolves the outcome itself before it takes the next commit.
         if failed == Failure::OutcomeUnknown && self.store.shared().is_none() {
-            // After the answers: from here on the server is on its way out.
+            // After the answers, because from here on the server shuts down.
             self.health.fail("the outcome of a commit is unknown");
         }
     }
 
-    /// Everything decided so far may rest on what was refused: a new generation begins.
+    /// Begins a new generation, because earlier decisions may depend on the refused changes.
     fn refuse(&self, reason: &str) {
         self.refuses.begins(reason);
         self.inbox.lock().refusing = true;
@@ -366,7 +367,7 @@ impl Writer {
         self.inbox.generation.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Tries whether the store takes commits again.
+    /// Checks whether the store takes commits again.
     pub(crate) fn probe(&mut self) {
         if self.health.has_failed() {
             return;

@@ -1,5 +1,5 @@
-//! One engine, several servers: guards that fail, commits that are refused, records that cannot be
-//! read. What a caller then hears, and what memory makes of it.
+//! Several servers that share one store: guards that fail, commits that are refused, records that
+//! cannot be read. These tests check the caller's answer and the state of the cache.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use arc_swap::ArcSwap;
@@ -34,7 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::time::Duration;
 
 type Read<T> = Result<T, ReadError>;
-type Told = std::pin::Pin<Box<dyn Future<Output = Outcome<()>>>>;
+type PendingOutcome = std::pin::Pin<Box<dyn Future<Output = Outcome<()>>>>;
 
 const NOW: Timestamp = Timestamp(1_000_000);
 const FROM: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -44,30 +44,30 @@ const GRANTED: Outcome<()> = Ok(Ok(()));
 const OVERLOADED: Outcome<()> = Err(Failure::Overloaded);
 const UNAVAILABLE: Outcome<()> = Err(Failure::StorageUnavailable);
 
-/// A real store of which a test decides what else happens to it.
+/// A real store with faults and foreign changes that a test plans.
 struct Shared {
     engine: RedbStore,
     plan: Mutex<Plan>,
-    /// Held by a test for as long as commits are to wait.
+    /// Locked by a test while commits have to wait.
     busy: Mutex<()>,
-    /// What limits have counted.
+    /// The charges by key.
     counters: Mutex<HashMap<u64, u32>>,
 }
 
 #[derive(Default)]
 struct Plan {
-    /// How many changes of records are still to be answered with a conflict, and not written.
+    /// The number of changes of records still to be answered with a conflict and not written.
     conflicts: u8,
-    /// What another server writes just before the next change of a record.
+    /// The change that another server writes just before the next change of a record.
     elsewhere: Option<Change>,
-    /// Whether commits are refused, and what was in them.
+    /// Whether commits are refused, and the refused changes.
     refusing: bool,
     refused: Vec<Change>,
-    /// Whether nothing is read and nothing counted.
+    /// Whether the store neither reads nor counts.
     away: bool,
-    /// The kind of records of which the next look-up fails.
+    /// The kind of record whose next lookup fails.
     unreadable: Option<&'static str>,
-    /// How many changes of records were written.
+    /// The number of written changes of records.
     written: u32,
 }
 
@@ -103,16 +103,16 @@ impl Shared {
     fn read<T>(&self, kind: &str, read: impl FnOnce(&RedbStore) -> Read<T>) -> Read<T> {
         self.is_there()?;
         let fails = self.plan().unreadable.take_if(|unreadable| *unreadable == kind).is_some();
-        if fails { Err(as_wanted()) } else { read(&self.engine) }
+        if fails { Err(planned_error()) } else { read(&self.engine) }
     }
 
     fn is_there(&self) -> Read<()> {
-        if self.plan().away { Err(as_wanted()) } else { Ok(()) }
+        if self.plan().away { Err(planned_error()) } else { Ok(()) }
     }
 }
 
-fn as_wanted() -> ReadError {
-    ReadError("the test wants it so".into())
+fn planned_error() -> ReadError {
+    ReadError("planned by the test".into())
 }
 
 impl Store for Shared {
@@ -121,7 +121,7 @@ impl Store for Shared {
         let plan = &mut *self.plan();
         if plan.refusing {
             plan.refused.extend_from_slice(changes);
-            return Err(CommitError::Refused("the test wants it so".into()));
+            return Err(CommitError::Refused("planned by the test".into()));
         }
         if changes.is_empty() {
             return self.engine.commit(changes);
@@ -218,7 +218,7 @@ impl SharedByServers for Shared {
     }
     fn check_in(&self, seen: Vec<CheckInOf>) -> Read<Vec<CheckInOf>> {
         if self.plan().refusing {
-            return Err(as_wanted());
+            return Err(planned_error());
         }
         let seen = Write::CheckIns(seen.into_iter().map(|one| one.seen).collect());
         let written = self.engine.commit(&[Change(vec![seen])]);
@@ -263,15 +263,15 @@ impl SharedByServers for Shared {
     }
 }
 
-/// The actors of one server, over a store that it shares.
-struct House {
+/// The actors of one server on a shared store.
+struct TestServer {
     store: Arc<Shared>,
     handles: Arc<Handles>,
     health: Arc<Health>,
     key: LookupKey,
 }
 
-/// A store in a folder that is there for as long as it is needed.
+/// Creates a store, and the folder that must live as long as the store.
 fn store() -> (tempfile::TempDir, Arc<Shared>) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s.redb");
@@ -288,14 +288,14 @@ fn store() -> (tempfile::TempDir, Arc<Shared>) {
     (folder, store)
 }
 
-fn in_a_house(test: impl AsyncFnOnce(&House)) {
+fn with_test_server(run: impl AsyncFnOnce(&TestServer)) {
     let (_folder, store) = store();
     actix::System::new().block_on(async {
-        let house = House::start(store);
-        test(&house).await;
-        house.health.drain();
-        house.handles.stop().await;
-        assert!(!house.health.has_failed());
+        let test = TestServer::start(store);
+        run(&test).await;
+        test.health.drain();
+        test.handles.stop().await;
+        assert!(!test.health.has_failed());
     });
 }
 
@@ -345,8 +345,8 @@ fn request(machine: u8, host: &str) -> Arc<Request> {
     })
 }
 
-/// What a caller hears, without the details.
-async fn told<T>(pending: Pending<T>) -> Outcome<()> {
+/// Waits for the outcome of a request, without its details.
+async fn outcome_of<T>(pending: Pending<T>) -> Outcome<()> {
     pending.within(DEADLINE).await.outcome.map(|decision| decision.map(|_| ()))
 }
 
@@ -367,7 +367,7 @@ async fn wait_until(what: &str, is: impl Fn() -> bool) {
     tokio::time::timeout(DEADLINE, waiting).await.expect(what);
 }
 
-/// What the caller has used of its limit when the answer comes.
+/// Waits for the answer, and returns the used part of the caller's limit.
 async fn used<T>(pending: Pending<T>) -> u32 {
     pending.within(DEADLINE).await.rates.unwrap()[0].used
 }
@@ -395,12 +395,12 @@ fn check_in(number: u8, now: Timestamp) -> CheckIn {
     CheckIn { id: server_id(number), bearer: Bearer::Nobody, now }
 }
 
-/// A release by a caller who has, or has not, proven to know the activation.
+/// A release. `proven` says whether the caller has proven to know the activation.
 fn release(id: ActivationId, proven: bool) -> Release {
     Release { id, token: Ok(()), proven, from: FROM, life: Lifetimes::default(), now: NOW }
 }
 
-impl House {
+impl TestServer {
     fn start(store: Arc<Shared>) -> Self {
         let parts = parts(&store, PERMITS);
         let (health, key) = (Arc::clone(&parts.health), parts.lookup_key.clone());
@@ -446,7 +446,7 @@ impl House {
         granted(self.activate(code, machine)).await.activation
     }
 
-    /// A code consumed through another server: ours has it in the store, but not in memory.
+    /// Opens an activation through another server: it is in our store, but not in our cache.
     fn opened_elsewhere(&self, machine: u8) -> Activation {
         let (life, hash) = (Lifetimes::default(), CodeHash(KeyedHash([5; 16])));
         let product = ProductLetters::parse("SD").unwrap();
@@ -469,30 +469,30 @@ impl House {
         self.meanwhile(Change(vec![Write::Server(server.set_revoked(true).unwrap())]));
     }
 
-    /// Lets another server write `change` just before our next change of a record.
+    /// Plans that another server writes `change` just before our next change of a record.
     fn meanwhile(&self, change: Change) {
         self.store.plan().elsewhere = Some(change);
     }
 
-    /// Sends requests while the engine is busy: each is decided on what the one before has made of
-    /// memory, before anything is on disk.
+    /// Sends requests while the engine is busy. Each is decided on the cache as the one before left it,
+    /// before anything is on disk.
     fn while_busy<T>(&self, send: impl FnOnce() -> T) -> T {
         let _busy = self.store.busy.lock().unwrap();
         let sent = send();
-        // They are decided in microseconds.
+        // The requests are decided in microseconds.
         std::thread::sleep(Duration::from_millis(100));
         sent
     }
 
-    /// Ends the refusals and waits until the server has found that out by itself.
+    /// Ends the refusals, and waits until the server has noticed this by itself.
     async fn mend_store(&self) {
-        assert!(!self.health.is_ready(), "ready while the store refuses");
+        assert!(!self.health.is_ready(), "not ready while the store refuses");
         self.store.plan().refusing = false;
-        wait_until("ready again by itself", || self.health.is_ready()).await;
+        wait_until("the server is ready again by itself", || self.health.is_ready()).await;
     }
 
-    /// Lets commits stand still until what is returned is dropped.
-    fn stand_still(&self) -> impl Drop {
+    /// Blocks commits until the returned value is dropped.
+    fn block_commits(&self) -> impl Drop {
         struct Released(mpsc::Sender<()>);
         impl Drop for Released {
             fn drop(&mut self) {
@@ -510,9 +510,9 @@ impl House {
         Released(release)
     }
 
-    /// Puts one kind of request to the test: up to three conflicts it does not notice, a fourth is
-    /// `overloaded` with nothing written, and the next try works.
-    async fn bears_three_conflicts<X, T>(
+    /// Checks one kind of request: it succeeds after up to three conflicts. After a fourth it fails as
+    /// `overloaded` with nothing written, and the next try succeeds.
+    async fn survives_three_conflicts<X, T>(
         &self,
         prepare: impl AsyncFn(u8) -> X,
         ask: impl Fn(&X) -> Pending<T>,
@@ -521,21 +521,25 @@ impl House {
             let it = prepare(conflicts).await;
             self.store.plan().conflicts = conflicts;
             self.store.plan().written = 0;
-            assert_eq!(told(ask(&it)).await, expected, "after {conflicts} conflicts");
+            assert_eq!(outcome_of(ask(&it)).await, expected, "after {conflicts} conflicts");
             assert_eq!(self.store.plan().written, u32::from(expected == GRANTED));
             assert_eq!(self.store.plan().conflicts, 0, "left of {conflicts}");
             if expected == OVERLOADED {
-                assert_eq!(told(ask(&it)).await, GRANTED, "the next try");
+                assert_eq!(outcome_of(ask(&it)).await, GRANTED, "the next try");
             }
         }
     }
 
-    /// One look-up of `kind` fails: the caller is told so, and the next try is granted.
-    async fn may_be_repeated<T>(&self, kind: &'static str, ask: impl Fn() -> Pending<T>) {
+    /// Checks that a failed lookup of `kind` fails the request, and that the next try is granted.
+    async fn can_be_repeated_after_a_failed_read<T>(
+        &self,
+        kind: &'static str,
+        ask: impl Fn() -> Pending<T>,
+    ) {
         self.store.plan().unreadable = Some(kind);
-        assert_eq!(told(ask()).await, UNAVAILABLE, "{kind} unreadable");
+        assert_eq!(outcome_of(ask()).await, UNAVAILABLE, "{kind} unreadable");
         assert!(self.store.plan().unreadable.is_none() && self.health.is_ready());
-        assert_eq!(told(ask()).await, GRANTED, "{kind} readable again");
+        assert_eq!(outcome_of(ask()).await, GRANTED, "{kind} readable again");
     }
 }
 
@@ -553,239 +557,246 @@ fn consumed_elsewhere(code: &Code, machine: u8) -> (Change, Activation) {
 }
 
 #[test]
-fn an_activate_a_confirm_and_a_release_bear_three_conflicts() {
-    in_a_house(async |house| {
-        let issued = async |_| house.issued().await;
-        house.bears_three_conflicts(issued, |code| house.activate(*code, 1)).await;
-        let opened = async |machine| house.opened(machine).await.at.id;
-        house.bears_three_conflicts(opened, |id| house.confirm(*id)).await;
-        house.bears_three_conflicts(opened, |id| house.release(*id)).await;
+fn an_activate_a_confirm_and_a_release_survive_three_conflicts() {
+    with_test_server(async |test| {
+        let issued = async |_| test.issued().await;
+        test.survives_three_conflicts(issued, |code| test.activate(*code, 1)).await;
+        let opened = async |machine| test.opened(machine).await.at.id;
+        test.survives_three_conflicts(opened, |id| test.confirm(*id)).await;
+        test.survives_three_conflicts(opened, |id| test.release(*id)).await;
     });
 }
 
 #[test]
-fn an_activate_for_another_binding_bears_three_conflicts() {
-    in_a_house(async |house| {
-        let ask = |old: &Activation| house.activate_for(old.code, 1, "b.example.com");
-        house.bears_three_conflicts(async |_| house.opened(1).await, ask).await;
+fn an_activate_for_another_binding_survives_three_conflicts() {
+    with_test_server(async |test| {
+        let ask = |old: &Activation| test.activate_for(old.code, 1, "b.example.com");
+        test.survives_three_conflicts(async |_| test.opened(1).await, ask).await;
     });
 }
 
 #[test]
-fn a_registration_first_or_again_and_a_revocation_bear_three_conflicts() {
-    in_a_house(async |house| {
+fn registrations_and_revocations_survive_three_conflicts() {
+    with_test_server(async |test| {
         let numbered = async |number| number;
-        house.bears_three_conflicts(numbered, |n| house.register(*n, "a")).await;
-        house.bears_three_conflicts(numbered, |n| house.register(*n, "b")).await;
-        house.bears_three_conflicts(numbered, |n| house.revoke(*n)).await;
-        assert!((1..=4).all(|n| house.server(n).is_some_and(|s| s.revoked && s.hostname == "b")));
+        test.survives_three_conflicts(numbered, |n| test.register(*n, "a")).await;
+        test.survives_three_conflicts(numbered, |n| test.register(*n, "b")).await;
+        test.survives_three_conflicts(numbered, |n| test.revoke(*n)).await;
+        assert!((1..=4).all(|n| test.server(n).is_some_and(|s| s.revoked && s.hostname == "b")));
     });
 }
 
 #[test]
-fn what_is_decided_again_is_charged_once_and_what_failed_is_not() {
-    in_a_house(async |house| {
-        let code = house.issued().await;
-        house.store.plan().conflicts = 4;
-        assert_eq!(used(house.activate(code, 1)).await, 1, "the issue, and no more");
-        house.store.plan().conflicts = 3;
-        assert_eq!(used(house.activate(code, 1)).await, 2);
-        // A new number that is taken: the caller has to ask again.
-        house.store.plan().conflicts = 1;
-        assert_eq!(told(house.issue()).await, OVERLOADED);
-        assert_eq!(used(house.issue()).await, 3);
+fn a_retried_request_is_charged_once_and_a_failed_one_is_not_charged() {
+    with_test_server(async |test| {
+        let code = test.issued().await;
+        test.store.plan().conflicts = 4;
+        assert_eq!(used(test.activate(code, 1)).await, 1, "only the issue is charged");
+        test.store.plan().conflicts = 3;
+        assert_eq!(used(test.activate(code, 1)).await, 2);
+        // The new number is taken, so the caller has to ask again.
+        test.store.plan().conflicts = 1;
+        assert_eq!(outcome_of(test.issue()).await, OVERLOADED);
+        assert_eq!(used(test.issue()).await, 3);
     });
 }
 
 #[test]
-fn a_code_that_another_server_has_given_away_is_used_for_all_but_its_holder() {
-    in_a_house(async |house| {
+fn a_code_consumed_through_another_server_is_used_for_all_but_its_holder() {
+    with_test_server(async |test| {
         for (asker, winner) in [(1, 2), (3, 3)] {
-            let code = house.issued().await;
-            let (consumed, open) = consumed_elsewhere(&house.code(code), winner);
-            house.meanwhile(consumed);
-            let first = told(house.activate(code, asker)).await;
+            let code = test.issued().await;
+            let (consumed, open) = consumed_elsewhere(&test.code(code), winner);
+            test.meanwhile(consumed);
+            let first = outcome_of(test.activate(code, asker)).await;
             assert_eq!(first, if asker == winner { GRANTED } else { Ok(Err(Refusal::CodeUsed)) });
-            assert_eq!(granted(house.activate(code, winner)).await.activation, open);
+            assert_eq!(granted(test.activate(code, winner)).await.activation, open);
         }
     });
 }
 
 #[test]
 fn a_repeat_is_never_granted_an_activation_whose_opening_conflicted() {
-    in_a_house(async |house| {
-        let code = house.issued().await;
-        house.store.plan().conflicts = 1;
-        for pending in house.while_busy(|| [house.activate(code, 1), house.activate(code, 1)]) {
+    with_test_server(async |test| {
+        let code = test.issued().await;
+        test.store.plan().conflicts = 1;
+        for pending in test.while_busy(|| [test.activate(code, 1), test.activate(code, 1)]) {
             let granted = granted(pending).await.activation;
-            let stored = house.store.engine.activation(granted.at.id).unwrap();
-            assert_eq!(stored, Some(granted), "granted is what is stored");
+            let stored = test.store.engine.activation(granted.at.id).unwrap();
+            assert_eq!(stored, Some(granted), "the granted activation is the stored one");
         }
     });
 }
 
 #[test]
-fn who_confirms_or_releases_what_another_server_has_confirmed_hears_so() {
-    in_a_house(async |house| {
-        let (one, two) = (house.opened(1).await, house.opened(2).await);
+fn a_confirm_or_release_sees_that_another_server_confirmed() {
+    with_test_server(async |test| {
+        let (one, two) = (test.opened(1).await, test.opened(2).await);
         let confirmed = |a: &Activation| Change(vec![Write::Activation(a.confirm(NOW).unwrap())]);
-        house.meanwhile(confirmed(&one));
-        assert_eq!(told(house.confirm(one.at.id)).await, Ok(Err(Refusal::TokenUsed)));
-        house.meanwhile(confirmed(&two));
-        assert_eq!(granted(house.release(two.at.id)).await, ReleaseOutcome::Confirmed);
+        test.meanwhile(confirmed(&one));
+        assert_eq!(outcome_of(test.confirm(one.at.id)).await, Ok(Err(Refusal::TokenUsed)));
+        test.meanwhile(confirmed(&two));
+        assert_eq!(granted(test.release(two.at.id)).await, ReleaseOutcome::Confirmed);
     });
 }
 
 #[test]
-fn who_registers_what_another_server_has_revoked_hears_revoked() {
-    in_a_house(async |house| {
-        house.revoked_elsewhere().await;
+fn a_registration_is_refused_after_another_server_revoked_it() {
+    with_test_server(async |test| {
+        test.revoked_elsewhere().await;
         let refusal = Refusal::ServerRevoked(server_id(1));
-        assert_eq!(told(house.register(1, "b")).await, Ok(Err(refusal)));
+        assert_eq!(outcome_of(test.register(1, "b")).await, Ok(Err(refusal)));
     });
 }
 
 #[test]
-fn who_revokes_what_another_server_has_revoked_has_what_was_wanted() {
-    in_a_house(async |house| {
-        house.revoked_elsewhere().await;
-        assert_eq!(told(house.revoke(1)).await, GRANTED);
+fn a_revocation_succeeds_after_another_server_revoked_the_same_server() {
+    with_test_server(async |test| {
+        test.revoked_elsewhere().await;
+        assert_eq!(outcome_of(test.revoke(1)).await, GRANTED);
     });
 }
 
 #[test]
-fn a_refused_activate_has_not_happened_and_its_code_is_anyones_once_the_store_works_again() {
-    in_a_house(async |house| {
-        let code = house.issued().await;
-        house.store.plan().refusing = true;
-        for pending in house.while_busy(|| [1, 1, 2].map(|machine| house.activate(code, machine))) {
-            assert_eq!(told(pending).await, UNAVAILABLE);
+fn after_a_refused_activate_any_machine_can_activate_the_code() {
+    with_test_server(async |test| {
+        let code = test.issued().await;
+        test.store.plan().refusing = true;
+        for pending in test.while_busy(|| [1, 1, 2].map(|machine| test.activate(code, machine))) {
+            assert_eq!(outcome_of(pending).await, UNAVAILABLE);
         }
-        assert_eq!(house.code(code).state, CodeState::Issued);
-        let refused = std::mem::take(&mut house.store.plan().refused);
+        assert_eq!(test.code(code).state, CodeState::Issued);
+        let refused = std::mem::take(&mut test.store.plan().refused);
         let opened = refused[0].0.iter().find_map(|write| match write {
             Write::Activation(opened) => Some(opened),
             _ => None,
         });
         let never = opened.unwrap();
-        house.mend_store().await;
-        assert_eq!(told(house.confirm(never.at.id)).await, Ok(Err(Refusal::ActivationNotFound)));
-        assert_eq!(granted(house.activate(code, 2)).await.activation.request.holder, holder(2));
-        assert_eq!(used(house.issue()).await, 3, "the failures are not charged");
+        test.mend_store().await;
+        assert_eq!(
+            outcome_of(test.confirm(never.at.id)).await,
+            Ok(Err(Refusal::ActivationNotFound))
+        );
+        assert_eq!(granted(test.activate(code, 2)).await.activation.request.holder, holder(2));
+        assert_eq!(used(test.issue()).await, 3, "failures are not charged");
     });
 }
 
 #[test]
 fn a_refused_confirm_or_release_works_once_the_store_works_again() {
-    in_a_house(async |house| {
-        let (one, two) = (house.opened(1).await.at.id, house.opened(2).await.at.id);
-        house.store.plan().refusing = true;
-        let (confirm, release) = house.while_busy(|| (house.confirm(one), house.release(two)));
-        assert_eq!([told(confirm).await, told(release).await], [UNAVAILABLE; 2]);
-        house.mend_store().await;
-        assert_eq!([told(house.confirm(one)).await, told(house.release(two)).await], [GRANTED; 2]);
+    with_test_server(async |test| {
+        let (one, two) = (test.opened(1).await.at.id, test.opened(2).await.at.id);
+        test.store.plan().refusing = true;
+        let (confirm, release) = test.while_busy(|| (test.confirm(one), test.release(two)));
+        assert_eq!([outcome_of(confirm).await, outcome_of(release).await], [UNAVAILABLE; 2]);
+        test.mend_store().await;
+        assert_eq!(
+            [outcome_of(test.confirm(one)).await, outcome_of(test.release(two)).await],
+            [GRANTED; 2]
+        );
     });
 }
 
 #[test]
-fn a_refused_registration_revocation_or_check_in_is_made_good_once_the_store_works_again() {
-    in_a_house(async |house| {
-        granted(house.register(1, "a")).await;
+fn registrations_revocations_and_check_ins_work_again_after_the_store_refused() {
+    with_test_server(async |test| {
+        granted(test.register(1, "a")).await;
         let (seen, later) = (NOW.plus(5), NOW.plus(10));
-        house.store.plan().refusing = true;
-        let checked_in = granted(house.handles.check_in(check_in(1, seen)).unwrap()).await;
+        test.store.plan().refusing = true;
+        let checked_in = granted(test.handles.check_in(check_in(1, seen)).unwrap()).await;
         assert_eq!(checked_in, CheckedIn::Active);
-        house.handles.tick(seen);
-        let both = async || [told(house.register(2, "b")).await, told(house.revoke(1)).await];
+        test.handles.tick(seen);
+        let both =
+            async || [outcome_of(test.register(2, "b")).await, outcome_of(test.revoke(1)).await];
         assert_eq!(both().await, [UNAVAILABLE; 2]);
-        assert!(house.server(2).is_none() && !house.server(1).unwrap().revoked);
-        house.mend_store().await;
-        house.handles.tick(later);
+        assert!(test.server(2).is_none() && !test.server(1).unwrap().revoked);
+        test.mend_store().await;
+        test.handles.tick(later);
         assert_eq!(both().await, [GRANTED; 2]);
-        let server = house.server(1).unwrap();
+        let server = test.server(1).unwrap();
         assert_eq!((server.revoked, server.last_checkin), (true, seen));
     });
 }
 
 #[test]
-fn a_precheck_or_an_activate_that_could_not_read_its_records_may_be_repeated_and_cost_nothing() {
-    in_a_house(async |house| {
-        let code = house.opened_elsewhere(1).code;
+fn a_precheck_or_activate_whose_read_failed_is_not_charged_and_can_be_repeated() {
+    with_test_server(async |test| {
+        let code = test.opened_elsewhere(1).code;
         let (holder, life) = (holder(1), Lifetimes::default());
         for kind in ["code", "activation"] {
             let precheck =
-                || house.limited(PrecheckCode { code, holder, from: FROM, life, now: NOW });
-            house.may_be_repeated(kind, precheck).await;
-            house.may_be_repeated(kind, || house.activate(code, 1)).await;
+                || test.limited(PrecheckCode { code, holder, from: FROM, life, now: NOW });
+            test.can_be_repeated_after_a_failed_read(kind, precheck).await;
+            test.can_be_repeated_after_a_failed_read(kind, || test.activate(code, 1)).await;
         }
-        // Neither the failures count nor the repeats of what was activated: two prechecks do.
-        assert_eq!(used(house.issue()).await, 3);
+        // Failures and repeated activates are not charged. Two prechecks and this issue are.
+        assert_eq!(used(test.issue()).await, 3);
     });
 }
 
 #[test]
-fn a_confirm_a_registration_or_a_revocation_that_could_not_read_its_record_may_be_repeated() {
-    in_a_house(async |house| {
-        let id = house.opened_elsewhere(1).at.id;
-        house.may_be_repeated("activation", || house.confirm(id)).await;
-        granted(house.register(1, "a")).await;
-        house.may_be_repeated("server", || house.register(1, "b")).await;
-        house.may_be_repeated("server", || house.revoke(1)).await;
+fn a_confirm_registration_or_revocation_whose_read_failed_can_be_repeated() {
+    with_test_server(async |test| {
+        let id = test.opened_elsewhere(1).at.id;
+        test.can_be_repeated_after_a_failed_read("activation", || test.confirm(id)).await;
+        granted(test.register(1, "a")).await;
+        test.can_be_repeated_after_a_failed_read("server", || test.register(1, "b")).await;
+        test.can_be_repeated_after_a_failed_read("server", || test.revoke(1)).await;
     });
 }
 
 #[test]
-fn a_release_that_could_not_read_its_code_may_be_repeated() {
-    in_a_house(async |house| {
-        let open = house.opened_elsewhere(1);
-        house.may_be_repeated("code", || house.release(open.at.id)).await;
-        assert_eq!(house.code(open.code).state, CodeState::Issued);
+fn a_release_whose_read_of_the_code_failed_can_be_repeated() {
+    with_test_server(async |test| {
+        let open = test.opened_elsewhere(1);
+        test.can_be_repeated_after_a_failed_read("code", || test.release(open.at.id)).await;
+        assert_eq!(test.code(open.code).state, CodeState::Issued);
     });
 }
 
 #[test]
-fn after_a_release_that_could_not_read_its_code_the_activation_is_still_open() {
-    in_a_house(async |house| {
-        let id = house.opened_elsewhere(1).at.id;
-        house.store.plan().unreadable = Some("code");
-        assert_eq!(told(house.release(id)).await, UNAVAILABLE);
-        assert_eq!(told(house.confirm(id)).await, GRANTED);
+fn an_activation_stays_open_if_its_release_cannot_read_the_code() {
+    with_test_server(async |test| {
+        let id = test.opened_elsewhere(1).at.id;
+        test.store.plan().unreadable = Some("code");
+        assert_eq!(outcome_of(test.release(id)).await, UNAVAILABLE);
+        assert_eq!(outcome_of(test.confirm(id)).await, GRANTED);
     });
 }
 
 #[test]
-fn check_ins_are_answered_while_a_commit_stands_still_and_others_hear_so_at_once() {
-    in_a_house(async |house| {
-        granted(house.register(1, "a")).await;
-        let stands_still = house.stand_still();
-        let waiting: Vec<_> = (2..).take(PERMITS).map(|n| house.register(n, "b")).collect();
-        let one_more = house.handles.register(registration(100, "b"));
+fn while_a_commit_is_stuck_check_ins_are_answered_and_other_requests_fail_at_once() {
+    with_test_server(async |test| {
+        granted(test.register(1, "a")).await;
+        let stuck = test.block_commits();
+        let waiting: Vec<_> = (2..).take(PERMITS).map(|n| test.register(n, "b")).collect();
+        let one_more = test.handles.register(registration(100, "b"));
         assert_eq!(one_more.err(), Some(Failure::Overloaded));
         let checked_in = async |at| {
             for _ in 0..2 * PERMITS {
-                let answer = granted(house.handles.check_in(check_in(1, at)).unwrap()).await;
+                let answer = granted(test.handles.check_in(check_in(1, at)).unwrap()).await;
                 assert_eq!(answer, CheckedIn::Active);
             }
         };
         checked_in(NOW.plus(1)).await;
         let is_ready = || {
-            house.handles.tick(NOW.plus(2));
-            house.health.is_ready()
+            test.handles.tick(NOW.plus(2));
+            test.health.is_ready()
         };
-        wait_until("a commit that stands still is noticed", || !is_ready()).await;
-        let one_more = house.handles.register(registration(100, "b"));
+        wait_until("the stuck commit is noticed", || !is_ready()).await;
+        let one_more = test.handles.register(registration(100, "b"));
         assert_eq!(one_more.err(), Some(Failure::StorageUnavailable));
         checked_in(NOW.plus(3)).await;
-        drop(stands_still);
+        drop(stuck);
         for pending in waiting {
-            assert_eq!(told(pending).await, GRANTED);
+            assert_eq!(outcome_of(pending).await, GRANTED);
         }
         wait_until("the server is ready again", is_ready).await;
-        assert_eq!(told(house.register(100, "b")).await, GRANTED);
+        assert_eq!(outcome_of(test.register(100, "b")).await, GRANTED);
     });
 }
 
-/// Does whatever can be done.
+/// Takes all possible steps except probes.
 fn run(server: &mut Stepped) {
     let mut steps = Vec::new();
     loop {
@@ -802,7 +813,7 @@ fn outcome<T>(pending: &mut Pending<T>) -> Option<Outcome<()>> {
 }
 
 #[test]
-fn of_those_who_prove_nothing_so_many_wait_to_be_looked_up_and_nobody_waits_for_them() {
+fn unproven_requests_have_a_bounded_queue_and_delay_no_proven_request() {
     const UNPROVEN: usize = 256;
     let (_folder, store) = store();
     let mut server = Stepped::start(parts(&store, 1000)).unwrap();
@@ -827,7 +838,7 @@ fn of_those_who_prove_nothing_so_many_wait_to_be_looked_up_and_nobody_waits_for_
     assert!(waiting.iter_mut().all(|pending| outcome(pending) == nothing_there));
 }
 
-/// What is told at the level of a warning or above.
+/// Collects the log messages of level warning or above.
 #[derive(Clone, Default)]
 struct Logged(Arc<Mutex<Vec<String>>>);
 
@@ -858,7 +869,7 @@ impl tracing::Subscriber for Logged {
 }
 
 #[test]
-fn a_store_that_is_away_is_told_of_once_when_that_begins_and_once_when_it_ends() {
+fn an_outage_of_the_store_is_logged_once_at_its_begin_and_once_at_its_end() {
     let (_folder, store) = store();
     let mut server = Stepped::start(parts(&store, 64)).unwrap();
     let logged = Logged::default();
@@ -888,8 +899,8 @@ fn a_store_that_is_away_is_told_of_once_when_that_begins_and_once_when_it_ends()
     let once = [
         "records can be read again",
         "records cannot be read",
-        "the store counts again",
-        "the store does not count",
+        "the store counts requests for the rate limits again",
+        "the store does not count requests for the rate limits",
         "the store does not take commits",
         "the store takes commits again",
     ];
@@ -897,25 +908,25 @@ fn a_store_that_is_away_is_told_of_once_when_that_begins_and_once_when_it_ends()
 }
 
 #[test]
-fn that_something_is_not_there_is_said_by_no_server_whose_commits_do_not_come_to_be() {
-    in_a_house(async |house| {
-        // A primary that was left behind answers reads, and shows nothing of what came after it.
+fn a_server_whose_commits_are_refused_never_answers_not_found() {
+    with_test_server(async |test| {
+        // A former primary still answers reads, but lacks everything written after its failover.
         let (code, id) = (CodeHash(KeyedHash([4; 16])), ActivationId(4));
         let (holder, life) = (holder(1), Lifetimes::default());
         let precheck = || PrecheckCode { code, holder, from: FROM, life, now: NOW };
         let check_in = || CheckIn { id: server_id(4), bearer: Bearer::Nobody, now: NOW };
-        let asks: [&dyn Fn() -> Told; 6] = [
-            &|| Box::pin(told(house.limited(precheck()))),
-            &|| Box::pin(told(house.activate(code, 1))),
-            &|| Box::pin(told(house.confirm(id))),
-            &|| Box::pin(told(house.release(id))),
-            &|| Box::pin(told(house.revoke(4))),
-            &|| Box::pin(told(house.handles.check_in(check_in()).unwrap())),
+        let asks: [&dyn Fn() -> PendingOutcome; 6] = [
+            &|| Box::pin(outcome_of(test.limited(precheck()))),
+            &|| Box::pin(outcome_of(test.activate(code, 1))),
+            &|| Box::pin(outcome_of(test.confirm(id))),
+            &|| Box::pin(outcome_of(test.release(id))),
+            &|| Box::pin(outcome_of(test.revoke(4))),
+            &|| Box::pin(outcome_of(test.handles.check_in(check_in()).unwrap())),
         ];
         for ask in asks {
-            house.store.plan().refusing = true;
+            test.store.plan().refusing = true;
             assert_eq!(ask().await, UNAVAILABLE);
-            house.mend_store().await;
+            test.mend_store().await;
             let refused = ask().await;
             let not_found = matches!(
                 refused,

@@ -1,7 +1,7 @@
-//! What is tried on codes and changes nothing, on its way to the store.
+//! Attempts on codes that change nothing, before they are written to the store.
 //!
-//! Nobody waits for it: it is gathered here and written down a few times a second, many at a time.
-//! What is gathered beyond [`ROOM`] is not kept; a flood costs no more than that.
+//! No request waits for them. They are gathered here and written a few times a second, many at a time.
+//! Attempts beyond [`CAPACITY`] are dropped and counted, which bounds the cost of a flood.
 
 use crate::code_registry::{Activate, PrecheckCode};
 use iptunnel_domain::activation::{Activation, Request};
@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 /// Attempts kept between two ticks: 2,500 a second, each some microseconds of the store's thread.
-const ROOM: usize = 500;
+const CAPACITY: usize = 500;
 
 /// Attempts that are not written down yet.
 #[derive(Default)]
@@ -30,7 +30,7 @@ impl Gathered {
 
     pub(crate) fn add(&self, attempt: Event) {
         let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-        if attempts.len() < ROOM {
+        if attempts.len() < CAPACITY {
             attempts.push(attempt);
         } else {
             self.not_kept.inc();
@@ -42,12 +42,12 @@ impl Gathered {
     }
 }
 
-/// An installer's attempt on a code.
+/// Returns the event of an installer's attempt on a code.
 fn attempt(action: Action, code: CodeHash, at: Timestamp, from: IpAddr) -> Event {
     Event { code: Some(code), ..Event::new(action, Actor::Installer, at, Some(from)) }
 }
 
-/// Why an attempt was refused, in a word or two.
+/// Returns the reason of a refusal in a few words.
 const fn reason(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::CodeUsed => "code used",
@@ -64,7 +64,7 @@ const fn reason(refusal: &Refusal) -> &'static str {
     }
 }
 
-/// What the HTTP edge itself has refused an installer that named a code.
+/// An attempt on a code that the HTTP edge refused.
 #[derive(Clone, Copy, Debug)]
 pub struct RefusedEarly {
     /// What was asked for: [`Action::PrecheckRefused`] or [`Action::ActivateRefused`].
@@ -73,14 +73,14 @@ pub struct RefusedEarly {
     pub code: CodeHash,
     /// The machine that asked.
     pub machine: KeyedHash,
-    /// The network it asked from.
+    /// The address the request came from.
     pub from: IpAddr,
-    /// When the request came.
+    /// When the request arrived.
     pub now: Timestamp,
 }
 
 impl RefusedEarly {
-    /// As it is kept with the code.
+    /// Returns the event that is stored with the code.
     pub(crate) fn because(self, refusal: &Refusal) -> Event {
         let Self { action, code, machine, from, now } = self;
         let detail = reason(refusal).into();
@@ -88,7 +88,7 @@ impl RefusedEarly {
     }
 }
 
-/// What a precheck came to, as it is kept with its code.
+/// Returns the event of a precheck.
 pub(crate) fn prechecked(asked: &PrecheckCode, outcome: Result<(), &Refusal>) -> Event {
     let (action, detail) = match outcome {
         Ok(()) => (Action::PrecheckPassed, ""),
@@ -101,7 +101,7 @@ pub(crate) fn prechecked(asked: &PrecheckCode, outcome: Result<(), &Refusal>) ->
     }
 }
 
-/// An activate that was refused, ditto.
+/// Returns the event of a refused activate.
 pub(crate) fn not_activated(asked: &Activate, refusal: &Refusal) -> Event {
     let Request { holder, binding, .. } = asked.request.as_ref();
     Event {
@@ -113,7 +113,7 @@ pub(crate) fn not_activated(asked: &Activate, refusal: &Refusal) -> Event {
     }
 }
 
-/// What could not be done to an activation, as it is kept with its code.
+/// Returns the event of a refused command on an activation.
 pub(crate) fn refused(
     action: Action,
     to: &Activation,

@@ -1,8 +1,7 @@
-//! Check-ins on their way to the store: noted in memory, of each server the last, and written some
-//! seconds later; and what is heard of those that other servers have taken.
+//! Unwritten check-ins. Memory keeps the last one of each registered server and writes them some
+//! seconds later. This module also receives the check-ins that other processes have taken.
 //!
-//! A flush goes from step to step by itself, on the threads that write: nothing of it waits in a
-//! mailbox, which might be full.
+//! A flush goes from step to step by itself, on the writing threads. No step waits in a mailbox.
 
 use crate::handles::Handles;
 use crate::persistence::Committed;
@@ -15,11 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Check-ins that are written to a shared store at once: some tens of milliseconds, in which one of
-/// the readers is busy with it.
+/// Check-ins written to a shared store at once. This takes some tens of milliseconds, during which one
+/// of the reader threads is busy.
 const SHARED_STEP: usize = 8192;
 
-/// Check-ins that are not written.
+/// The check-ins that are not written yet.
 #[derive(Default)]
 pub(crate) struct CheckIns {
     noted: HashMap<ServerId, CheckIn>,
@@ -27,17 +26,17 @@ pub(crate) struct CheckIns {
     listening: Arc<AtomicBool>,
 }
 
-/// The flush under way.
+/// The current flush.
 #[derive(Default)]
 struct Flush {
     state: Mutex<State>,
-    /// The server goes down: no step makes room for others any more.
+    /// The server shuts down: steps no longer yield to other work.
     in_a_hurry: AtomicBool,
 }
 
 enum State {
     Writing,
-    /// It is over, and these are not written.
+    /// It has ended, and these are not written.
     Over(Vec<CheckInOf>),
 }
 
@@ -58,8 +57,8 @@ impl CheckIns {
         self.noted.insert(id, seen);
     }
 
-    /// Begins to write all that is noted, `step` at a time, unless that is still under way: how many
-    /// they are.
+    /// Starts to write all check-ins, `step` at a time, unless a flush is still running. Returns their
+    /// number.
     pub(crate) fn flush(&mut self, handles: &Arc<Handles>, step: usize) -> usize {
         if matches!(&*self.flush.state(), State::Writing) {
             return 0;
@@ -68,20 +67,19 @@ impl CheckIns {
         self.write(handles, step)
     }
 
-    /// Notes what the last flush has left, where it is over.
+    /// Takes back the check-ins that the last flush did not write, if it has ended.
     fn take_back(&mut self) {
         let left = match &mut *self.flush.state() {
             State::Over(left) => std::mem::take(left),
             State::Writing => return,
         };
         for CheckInOf { seen, id } in left {
-            // What has been noted since is newer, also where the clock was set back.
+            // A check-in noted since then is newer, even if the clock was set back.
             self.noted.entry(id).or_insert(seen);
         }
     }
 
-    /// Writes all that is noted, and lets a flush under way go on without a pause: the server goes
-    /// down.
+    /// Writes all check-ins because the server shuts down. A running flush goes on without pauses.
     pub(crate) fn finish(&mut self, handles: &Arc<Handles>) {
         self.flush.in_a_hurry.store(true, Ordering::Relaxed);
         self.take_back();
@@ -101,8 +99,8 @@ impl CheckIns {
         count
     }
 
-    /// Hands what other servers have seen on to `hear`, unless that is still under way. `hear` says
-    /// whether it took them; if not, they are offered again, for a second.
+    /// Passes the check-ins that other processes have written to `hear`, unless an earlier call is still
+    /// running. `hear` returns whether it took them; if not, they are offered again, for a second.
     pub(crate) fn listen(
         &self,
         handles: &Handles,
@@ -119,13 +117,13 @@ impl CheckIns {
     }
 }
 
-/// What is left of a flush.
+/// A running flush.
 struct Writing {
     rest: Vec<CheckInOf>,
-    /// Not written, since other servers had them in hand or the store takes none.
+    /// Not written, because other servers had the rows locked or the store refused.
     left: Vec<CheckInOf>,
     step: usize,
-    /// How often what is left may be tried once more, at the end.
+    /// The retries left for these at the end.
     tries: usize,
     flush: Arc<Flush>,
     handles: Arc<Handles>,
@@ -141,8 +139,8 @@ impl Writing {
         *self.flush.state() = State::Over(self.left);
     }
 
-    /// Writes the next step where its turn comes: a commit that carries many would hold up everyone
-    /// who waits for it, and so would a reader that is away for long.
+    /// Queues the next step. A commit with many check-ins would delay every request that waits for it,
+    /// and so would a long absence of a reader thread.
     fn go_on(mut self) {
         let handles = Arc::clone(&self.handles);
         if handles.is_shared() {
@@ -162,7 +160,7 @@ impl Writing {
         });
     }
 
-    /// Writes to a shared store, beside the commits: no request waits for it.
+    /// Writes to a shared store, in parallel to the commits, so that no request waits for it.
     fn write_beside(mut self, store: &dyn Store) {
         let Some(shared) = store.shared() else { return self.end() };
         loop {
@@ -172,7 +170,7 @@ impl Writing {
                 if self.left.is_empty() || !in_a_hurry || self.tries == 0 {
                     return self.end();
                 }
-                // Another server has them in hand, for some milliseconds.
+                // Another server has the rows locked for some milliseconds.
                 self.tries -= 1;
                 self.rest = std::mem::take(&mut self.left);
                 std::thread::sleep(PAUSE);
@@ -181,7 +179,7 @@ impl Writing {
             match shared.check_in(some.clone()) {
                 Ok(left) => self.left.extend(left),
                 Err(error) => {
-                    tracing::debug!(%error, "check-ins are still to be written");
+                    tracing::debug!(%error, "cannot write check-ins to the store; the next flush tries again");
                     self.left.extend(some);
                     return self.end();
                 }
@@ -193,10 +191,11 @@ impl Writing {
     }
 }
 
-/// How many check-ins of others are handed on at once: some hundred microseconds.
+/// Check-ins of other processes passed on at once: some hundred microseconds of work.
 const STEP: usize = 1000;
-/// How long is waited, and how often, for whoever cannot take them, or has rows in hand.
+/// The pause before a retry, where check-ins were not taken or rows are locked.
 const PAUSE: Duration = Duration::from_millis(10);
+/// The number of such retries.
 const OFFERS: usize = 100;
 
 fn listen(store: &dyn Store, reader: &Reader, hear: impl Fn(Vec<(ServerId, Timestamp)>) -> bool) {

@@ -1,11 +1,10 @@
-//! The counters behind the limits: a bounded table that knows which counter to give up first.
+//! The counters of the rate limits: a bounded table that finds the counter to evict at once.
 //!
-//! Each counter stands in a numbered slot (where the store keeps it, too) and in one list of all
-//! counters that share window, policy and charge; free slots stand in a list of their own. A slot joins
-//! and leaves its list without a walk. There are few windows, and in each the least charged list comes
-//! first, so the counter to give up is found at once: one of a window that is not the present one,
-//! else the least charged, never one that is at its limit. A counter costs 24 bytes and 5 to 10 in the
-//! index.
+//! Each counter has a numbered slot, with the same number in the store, and is in one list of all
+//! counters with the same window, policy and charge. Free slots have a list of their own. A slot joins
+//! and leaves its list without a walk. There are few windows, and each sorts its lists by charge, so
+//! the counter to evict is found at once: one of a window that is not the current one, else the least
+//! charged, never one that is at its limit. A counter takes 24 bytes, and 5 to 10 in the index.
 
 use hashbrown::HashTable;
 use iptunnel_domain::Timestamp;
@@ -34,13 +33,13 @@ impl Window {
         Timestamp(u64::from(self.end_hour) * HOUR)
     }
 
-    /// Whether it is over, or was begun in a future that never came: then it counts for nothing.
+    /// Whether it has ended, or began in the future because a clock was wrong. It does not count then.
     fn is_void(self, now: Timestamp) -> bool {
         self.end() != self.policy.window_end(now)
     }
 }
 
-/// What the counters of one list have in common. Free slots are those with nothing used.
+/// What the counters of one list share. A slot with nothing used is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Class {
     window: Window,
@@ -57,7 +56,7 @@ impl Class {
 struct Slot {
     key: u64,
     end_hour: u32,
-    /// The lower 28 bits; above them three of policy and one that says that the store is behind.
+    /// The lower 28 bits are the charge, then three bits of policy and one for "not written yet".
     packed: u32,
     previous: u32,
     next: u32,
@@ -93,8 +92,8 @@ impl Slot {
     }
 }
 
-/// Slots by their number. In pieces, so that growing copies nothing: one vector of 100 MB would
-/// stand in memory twice while it grows.
+/// The slots by number. They are stored in pieces, so that growing copies nothing: one vector of
+/// 100 MB would be in memory twice while it grows.
 #[derive(Default)]
 struct Slots(Vec<Vec<Slot>>);
 
@@ -127,10 +126,10 @@ impl Slots {
     }
 }
 
-/// Slots by key. Keys are keyed hashes, so a key is its own hash.
+/// The slots by key. Keys are keyed hashes, so a key is its own hash.
 ///
-/// In many small tables: a hash table that has to grow, or to clean up after removals, walks over all
-/// that it holds, and four million would hold up every actor.
+/// The index is split into many small tables. A hash table that grows, or cleans up after removals,
+/// walks over all its entries, and four million entries would delay every actor.
 struct Index {
     tables: Vec<HashTable<u32>>,
     len: usize,
@@ -147,8 +146,8 @@ impl Default for Index {
 }
 
 impl Index {
-    /// The table is chosen by bits of the key that do not choose a place within it: those are the
-    /// lowest and the highest.
+    /// Returns the table of a key. It uses middle bits, because the table itself uses the lowest and the
+    /// highest.
     const fn table(key: u64) -> usize {
         (key >> 40) as usize % TABLES
     }
@@ -158,7 +157,7 @@ impl Index {
         self.tables.get(Self::table(key))?.find(key, same).copied()
     }
 
-    /// Enters a key that is not there yet.
+    /// Inserts a key that is not in the index yet.
     fn insert(&mut self, key: u64, number: u32, slots: &Slots) {
         if let Some(table) = self.tables.get_mut(Self::table(key)) {
             let key_of = |number: &u32| slots.get(*number).map_or(0, |slot| slot.key);
@@ -183,13 +182,13 @@ pub(crate) struct Counters {
     index: Index,
     /// The first free slot.
     free: u32,
-    /// The lists of each window by how much is used: the first slot of each.
+    /// The lists of each window by charge: the first slot of each.
     windows: BTreeMap<Window, BTreeMap<u32, u32>>,
-    /// Slots in which the store is behind, the longest first.
+    /// Slots that are not written yet, the oldest change first.
     dirty: VecDeque<u32>,
 }
 
-/// There is no room for another counter: all that there are have reached their limits.
+/// The table is full: all counters have reached their limits, so none can be evicted.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Full;
 
@@ -204,7 +203,7 @@ impl Counters {
         }
     }
 
-    /// How many there are.
+    /// Returns the number of counters.
     pub(crate) fn len(&self) -> usize {
         self.index.len
     }
@@ -213,7 +212,7 @@ impl Counters {
         self.index.find(key, &self.slots)
     }
 
-    /// How `subject` stands at `now`.
+    /// Returns the standing of `subject` at `now`.
     pub(crate) fn standing(&self, subject: &Subject, limits: &Limits, now: Timestamp) -> Standing {
         let window_end = subject.policy.window_end(now);
         let slot = self.find(subject.key()).and_then(|slot| self.slots.get(slot));
@@ -223,10 +222,10 @@ impl Counters {
         Standing { policy: subject.policy, allowed, used, window_end }
     }
 
-    /// Makes sure that `subjects` can be charged.
+    /// Makes sure that `subjects` can be charged, by evicting other counters if needed.
     ///
     /// # Errors
-    /// [`Full`] where nothing may be given up for them.
+    /// [`Full`] if no counter may be evicted.
     pub(crate) fn make_room(
         &mut self,
         subjects: &[Subject],
@@ -246,19 +245,19 @@ impl Counters {
         Ok(())
     }
 
-    /// A counter of a window that is void.
+    /// Returns a counter of a void window.
     fn void(&self, now: Timestamp) -> Option<u32> {
         let mut void = self.windows.iter().filter(|(window, _)| window.is_void(now));
         void.find_map(|(_, lists)| lists.first_key_value()).map(|(_, head)| *head)
     }
 
-    /// The counter to give up: of a void window, else the least charged below its limit.
+    /// Returns the counter to evict: one of a void window, else the least charged below its limit.
     fn victim(&self, spared: &[Subject], limits: &Limits, now: Timestamp) -> Option<u32> {
         let keys: Vec<u64> = spared.iter().map(Subject::key).collect();
         let least_charged = || {
             let of_each = self.windows.iter().filter_map(|(window, lists)| {
                 let below_limit = lists.range(..limits.allowed(window.policy));
-                // The few that are spared fill a few lists at most.
+                // The few spared counters fill a few lists at most.
                 let mut slots = below_limit.filter_map(|(used, head)| {
                     self.first_other_than(&keys, *head).map(|slot| (*used, slot))
                 });
@@ -269,7 +268,7 @@ impl Counters {
         self.void(now).or_else(least_charged)
     }
 
-    /// The first slot of a list that holds none of `keys`; there are at most a few of those.
+    /// Returns the first slot of a list that holds none of `keys`, of which there are few.
     fn first_other_than(&self, keys: &[u64], head: u32) -> Option<u32> {
         let mut at = head;
         while let Some(slot) = self.slots.get(at) {
@@ -281,7 +280,7 @@ impl Counters {
         None
     }
 
-    /// Counts one more for `subject` in the window of `now`.
+    /// Charges `subject` once in the window of `now`.
     pub(crate) fn charge(&mut self, subject: &Subject, now: Timestamp) {
         let window_end = subject.policy.window_end(now);
         let fresh = Counter { key: subject.key(), policy: subject.policy, used: 1, window_end };
@@ -300,7 +299,7 @@ impl Counters {
         }
     }
 
-    /// Takes back one charge that was made in the window that ends at `window_end`.
+    /// Gives one charge back that was made in the window that ends at `window_end`.
     pub(crate) fn give_back(&mut self, key: u64, window_end: Timestamp) {
         let Some(slot) = self.find(key) else { return };
         let Some(class) = self.slots.get(slot).map(Slot::class) else { return };
@@ -311,7 +310,7 @@ impl Counters {
         }
     }
 
-    /// Drops at most `budget` counters of void windows.
+    /// Removes at most `budget` counters of void windows.
     pub(crate) fn expire(&mut self, budget: usize, now: Timestamp) {
         for _ in 0..budget {
             let Some(slot) = self.void(now) else {
@@ -321,20 +320,20 @@ impl Counters {
         }
     }
 
-    /// Puts back what the store kept.
+    /// Restores a stored counter.
     pub(crate) fn restore(&mut self, slot: u32, counter: Counter, now: Timestamp) {
         let class = Class::of(&counter);
         if class.window.is_void(now) || self.find(counter.key).is_some() {
             while self.slots.len() <= slot as usize {
                 self.add_free_slot();
             }
-            // The store forgets it, too.
+            // Written later, so that the store deletes it, too.
             return self.mark_dirty(slot);
         }
         self.put(slot, counter);
     }
 
-    /// At most `count` rows in which the store is behind.
+    /// Takes at most `count` rows that are not written yet.
     pub(crate) fn take_dirty(&mut self, count: usize) -> Vec<CounterRow> {
         let count = count.min(self.dirty.len());
         let mut rows = Vec::with_capacity(count);
@@ -347,12 +346,12 @@ impl Counters {
         rows
     }
 
-    /// In how many slots the store is behind.
+    /// Returns the number of slots that are not written yet.
     pub(crate) fn dirty(&self) -> usize {
         self.dirty.len()
     }
 
-    /// The store is behind in this slot.
+    /// Marks a slot as not written yet.
     pub(crate) fn mark_dirty(&mut self, number: u32) {
         if let Some(slot) = self.slots.get_mut(number)
             && slot.packed & DIRTY == 0
@@ -368,7 +367,7 @@ impl Counters {
         self.link(number);
     }
 
-    /// Puts a counter that is not there yet into a free slot.
+    /// Puts a new counter into a free slot.
     fn put(&mut self, number: u32, counter: Counter) {
         while self.slots.len() <= number as usize {
             self.add_free_slot();
@@ -426,8 +425,8 @@ impl Counters {
         }
     }
 
-    /// Lets a list begin with another slot, or end where that is [`NONE`]. The slot before. A window
-    /// stays where it has no more lists, for it is about to have another one.
+    /// Sets the first slot of a list, or removes the list if that is [`NONE`]. Returns the previous first
+    /// slot. A window without lists is kept, because it is about to get another one.
     fn set_head(&mut self, class: Class, head: u32) -> u32 {
         if class.used == 0 {
             return std::mem::replace(&mut self.free, head);
@@ -439,8 +438,8 @@ impl Counters {
     }
 }
 
-/// How many counters beyond those needed one request gives up, so that a bound that was lowered is
-/// reached soon without any request paying for it all.
+/// The number of counters that one request evicts beyond those needed. So a lowered bound is reached
+/// soon, and no single request pays for all evictions.
 const EXTRA_EVICTIONS: usize = 8;
 
 #[cfg(test)]
@@ -473,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn ended_windows_go_first_then_the_least_charged_and_never_one_at_its_limit() {
+    fn ended_windows_are_evicted_first_then_the_least_charged_never_one_at_its_limit() {
         let mut counters = Counters::new();
         let limits = limits(3);
         for _ in 0..5 {
@@ -491,18 +490,22 @@ mod tests {
     }
 
     #[test]
-    fn where_all_are_at_their_limits_there_is_no_room() {
+    fn the_table_is_full_when_all_counters_are_at_their_limits() {
         let mut counters = Counters::new();
         let limits = limits(2);
         for who in [1, 1, 1, 1, 1, 2, 2, 2, 2, 2] {
             charge(&mut counters, who, 0, &limits).unwrap();
         }
         assert_eq!(charge(&mut counters, 3, 0, &limits), Err(Full));
-        assert_eq!(charge(&mut counters, 1, 0, &limits), Ok(()), "known callers are counted on");
+        assert_eq!(
+            charge(&mut counters, 1, 0, &limits),
+            Ok(()),
+            "a known caller can still be charged"
+        );
     }
 
     #[test]
-    fn making_room_for_one_policy_spares_the_counter_of_the_same_request() {
+    fn an_eviction_never_takes_a_counter_of_the_same_request() {
         let mut counters = Counters::new();
         let limits = limits(1);
         let known = subject(IP, 1);
@@ -513,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_taken_down_comes_back_where_it_stood() {
+    fn written_counters_are_restored_to_their_slots() {
         let mut counters = Counters::new();
         for who in [1, 2, 2, 3] {
             charge(&mut counters, who, 0, &limits(10)).unwrap();
@@ -540,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_of_a_future_that_never_came_begin_anew_and_go_first() {
+    fn windows_dated_in_the_future_restart_and_are_evicted_first() {
         let (mut counters, month) = (Counters::new(), 30 * 86_400);
         let limits = limits(2);
         for who in [1, 1, 1, 1, 1, 2] {
@@ -550,14 +553,14 @@ mod tests {
         charge(&mut counters, 1, 0, &limits).unwrap();
         assert_eq!(used(&counters, 1, 0), 1, "a new window");
         charge(&mut counters, 3, 0, &limits).unwrap();
-        assert_eq!([1, 3].map(|who| used(&counters, who, 0)), [1, 1], "2 is given up");
+        assert_eq!([1, 3].map(|who| used(&counters, who, 0)), [1, 1], "2 is evicted");
         charge(&mut counters, 2, month, &limits).unwrap();
         counters.expire(10, Timestamp(0));
-        assert_eq!(counters.len(), 1, "what is left of the future goes by itself");
+        assert_eq!(counters.len(), 1, "the rest of the future windows expires");
     }
 
     #[test]
-    fn a_window_of_the_future_is_not_put_back() {
+    fn a_window_dated_in_the_future_is_not_restored() {
         let mut counters = Counters::new();
         charge(&mut counters, 1, 30 * 86_400, &limits(10)).unwrap();
         let row = counters.take_dirty(1).remove(0);
@@ -575,7 +578,7 @@ mod tests {
         assert_eq!(counters.make_room(&both, &limits(1), Timestamp(86_400)), Err(Full));
     }
 
-    /// All free slots by their list, forwards; it is the same backwards.
+    /// Returns all free slots, and checks that their list is the same backwards.
     fn free(counters: &Counters) -> Vec<u32> {
         let (mut all, mut at, mut before) = (Vec::new(), counters.free, NONE);
         while let Some(slot) = counters.slots.get(at) {
@@ -606,9 +609,9 @@ mod tests {
     }
 
     proptest! {
-        /// Against the plainest model there is: a map from subject to its last window and a number.
+        /// Compares with a simple model: a map from subject to its last window and a number.
         #[test]
-        fn with_room_for_all_it_counts_like_a_plain_map(steps in prop::collection::vec(step(), 1..200)) {
+        fn a_table_that_is_not_full_counts_like_a_plain_map(steps in prop::collection::vec(step(), 1..200)) {
             let (mut counters, mut model) = (Counters::new(), HashMap::<u64, (u64, u32)>::new());
             let (mut now, mut disk) = (0u64, HashMap::new());
             for step in steps {
@@ -657,7 +660,7 @@ mod tests {
         }
 
         #[test]
-        fn it_never_holds_more_than_its_bound(callers in prop::collection::vec(0u64..1000, 1..300)) {
+        fn the_table_never_exceeds_its_bound(callers in prop::collection::vec(0u64..1000, 1..300)) {
             let mut counters = Counters::new();
             for who in callers {
                 let _ = charge(&mut counters, who, 0, &limits(16));

@@ -1,5 +1,5 @@
-//! Counts requests where several servers share a store: a thread that hands whatever has gathered to
-//! the store at once, and says what became of each.
+//! The limit counter: a thread that charges requests in a shared store. It sends all waiting requests
+//! to the store at once and reports the outcome of each.
 
 use iptunnel_domain::Timestamp;
 use iptunnel_storage::{Charged, Counted, Outage, ReadError, Store};
@@ -14,37 +14,39 @@ enum Job {
     GiveBack(Vec<(u64, Timestamp)>),
 }
 
-/// The way to the thread. Bounded by the permits of the requests that wait in it.
+/// The queue of the thread. The permits of the waiting requests bound it.
 pub(crate) struct LimitCounter(Mutex<Option<Sender<Job>>>);
 
-/// Takes out what waits to be counted.
+/// The thread that takes requests from the queue.
 pub(crate) struct LimitCounterThread {
     jobs: Receiver<Job>,
     silent: Outage,
 }
 
-/// Requests that are counted at once: their statements travel together, and the last one's answer
-/// waits for all.
+/// Requests charged at once. Their statements are sent together, and the last answer waits for all.
 const BATCH: usize = 256;
 
 impl LimitCounter {
-    /// The way, and its other end; `None` where the store is this server's alone.
+    /// Creates the queue and its thread. Returns `None` if the store is not shared.
     pub(crate) fn new(store: &dyn Store) -> Option<(Self, LimitCounterThread)> {
         store.shared()?;
         let (sender, jobs) = channel();
-        let silent = Outage::new("the store does not count", "the store counts again");
+        let silent = Outage::new(
+            "the store does not count requests for the rate limits",
+            "the store counts requests for the rate limits again",
+        );
         Some((Self(Mutex::new(Some(sender))), LimitCounterThread { jobs, silent }))
     }
 
     fn send(&self, job: Job) {
         let sender = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = sender.as_ref() {
-            // Fails only when the thread has ended; the dropped reply tells its caller.
+            // This fails only if the thread has ended. The dropped reply notifies its caller.
             let _ = sender.send(job);
         }
     }
 
-    /// Counts a request; `done` hears `None` where the store could not.
+    /// Charges a request. Calls `done` with `None` if the store failed.
     pub(crate) fn charge(
         &self,
         counters: Vec<Counted>,
@@ -53,7 +55,7 @@ impl LimitCounter {
         self.send(Job::Charge(counters, Box::new(done)));
     }
 
-    /// Takes back what was counted.
+    /// Gives charges back.
     pub(crate) fn give_back(&self, counters: Vec<(u64, Timestamp)>) {
         self.send(Job::GiveBack(counters));
     }
@@ -64,13 +66,13 @@ impl LimitCounter {
     }
 }
 
-/// Hands on what the store said of requests.
+/// Forwards the store's decision on a request.
 pub(crate) type Continuation = Box<dyn FnOnce() + Send>;
 
 impl LimitCounterThread {
     /// Starts the thread.
     pub(crate) fn spawn(self, store: Arc<dyn Store>) -> std::io::Result<JoinHandle<()>> {
-        std::thread::Builder::new().name("charger".into()).spawn(move || {
+        std::thread::Builder::new().name("limit-counter".into()).spawn(move || {
             while let Ok(first) = self.jobs.recv() {
                 let jobs = std::iter::once(first).chain(self.jobs.try_iter().take(BATCH));
                 self.count(store.as_ref(), jobs).into_iter().for_each(|hand_on| hand_on());
@@ -78,8 +80,8 @@ impl LimitCounterThread {
         })
     }
 
-    /// Counts what waits now. What the store said is handed on by calling what is returned, each
-    /// once; `None` where nothing waits.
+    /// Charges the requests that wait now. Calling the returned continuations, each once, forwards the
+    /// decisions. Returns `None` if no request waits.
     pub(crate) fn count_now(&self, store: &dyn Store) -> Option<Vec<Continuation>> {
         let jobs: Vec<Job> = self.jobs.try_iter().take(BATCH).collect();
         (!jobs.is_empty()).then(|| self.count(store, jobs))
@@ -98,7 +100,7 @@ impl LimitCounterThread {
         }
         let Some(shared) = store.shared() else { return Vec::new() };
         if !back.is_empty() {
-            // What cannot be given back counts until its window ends.
+            // A charge that cannot be given back counts until its window ends.
             let _ = self.noted(shared.give_back(back));
         }
         if charges.is_empty() {
@@ -111,7 +113,7 @@ impl LimitCounterThread {
         waiting.into_iter().zip(answers).map(hand_on).collect()
     }
 
-    /// What the store said, where it did.
+    /// Returns the store's answer, if it gave one. Logs the begin and the end of an outage.
     fn noted<T>(&self, said: Result<T, ReadError>) -> Option<T> {
         match &said {
             Ok(_) => self.silent.ends(),

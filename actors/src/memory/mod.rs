@@ -1,8 +1,9 @@
-//! What actors keep in memory: records, counters, check-ins and attempts that are not written yet.
+//! What actors keep in memory: cached records, counters, and unwritten check-ins and attempts.
 
 pub(crate) mod attempts;
 pub(crate) mod check_ins;
 pub(crate) mod counters;
 pub(crate) mod limit_counter;
 pub(crate) mod numbers;
+pub(crate) mod pending_change;
 pub(crate) mod record_cache;

@@ -1,38 +1,39 @@
-//! The numbers that put records in the order in which they came.
+//! The numbers of records, which give their order of creation.
 
 use iptunnel_domain::Timestamp;
 
-/// Numbers that rise, given out by one actor.
+/// A source of increasing numbers, owned by one actor.
 ///
-/// Alone on a store they count. Where several servers share one they are made of the time, the
-/// number of the server's process and a count, so that they rise across servers from second to
-/// second and no two are the same. What goes beyond a second's count, or is given out after the clock
-/// was set back, runs ahead of the time; the bits of the process are the same whatever happens.
+/// A server alone on its store counts. Where several servers share a store, a number consists of the
+/// time in seconds, the number of the server's process, and a count. So numbers increase across servers
+/// from second to second, and no two are equal. If a second's count is used up, or the clock was set
+/// back, the numbers run ahead of the time. The bits of the process never change.
 #[derive(Debug)]
 pub(crate) enum Numbers {
-    /// The last one.
+    /// The last number.
     Counted(u64),
     Timed {
-        /// The last second and its count: a number without the bits of the process.
+        /// The last second and its count: the last number without the bits of the process.
         last: u64,
         process: u64,
     },
 }
 
-/// Bits of the count: 65,536 numbers in a second, more than one server makes (31,000 were measured).
+/// Bits of the count: 65,536 numbers a second, more than one server creates (31,000 were measured).
 const COUNT: u32 = 16;
-/// Bits of the process: servers whose numbers differ by 8,192 starts do not meet.
+/// Bits of the process number, which grows with each start. Two processes have the same bits only if
+/// their numbers differ by a multiple of 8,192.
 const PROCESS: u32 = 13;
-/// The last second that is followed, in the year 2242: what runs ahead of it fits into the signed
-/// numbers of databases for as long again.
+/// The last second of the clock that is used, in the year 2242. Numbers that run ahead of it fit into
+/// the signed integers of databases for as long again.
 const LATEST: u64 = 1 << 33;
 
 impl Numbers {
-    /// Numbers that go on from `last`, the highest on the store.
+    /// Creates a source that continues after `last`, the highest number in the store.
     pub(crate) const fn new(last: u64, process: Option<u32>) -> Self {
         match process {
             None => Self::Counted(last),
-            // Whoever gave out the last number, the next second is beyond it.
+            // Another process may have created the last number. The next second is beyond it.
             Some(process) => Self::Timed {
                 last: (last >> (PROCESS + COUNT) << COUNT) | ((1 << COUNT) - 1),
                 process: process as u64 % (1 << PROCESS),
@@ -62,7 +63,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn a_server_alone_counts() {
+    fn a_server_alone_on_its_store_counts() {
         let mut numbers = Numbers::new(7, None);
         assert_eq!([numbers.next(Timestamp(9)), numbers.next(Timestamp(3))], [8, 9]);
     }
@@ -70,9 +71,9 @@ mod tests {
     const BASE: u64 = 1_900_000_000;
 
     proptest! {
-        /// Clocks jump, servers start again, and one second gives out more than it has.
+        /// Clocks jump, servers restart, and a second's count is used up.
         #[test]
-        fn whatever_the_clock_says_numbers_keep_the_bits_of_their_process_and_rise(
+        fn numbers_increase_and_keep_their_process_bits_at_any_clock(
             process in 0u32..u32::MAX, frontier in 0u64..u64::MAX >> 2,
             steps in prop::collection::vec((0u64..1 << 36, 0usize..100_000), 1..6),
         ) {
@@ -86,12 +87,12 @@ mod tests {
                     last = number;
                 }
             }
-            prop_assert!(i64::try_from(last).is_ok(), "databases have signed numbers");
+            prop_assert!(i64::try_from(last).is_ok(), "it fits into a signed integer");
         }
     }
 
     #[test]
-    fn servers_that_go_on_from_the_same_future_never_meet() {
+    fn servers_that_continue_after_the_same_future_number_never_collide() {
         let ahead = Numbers::new(0, Some(7)).next(Timestamp(BASE + 30 * 86_400));
         let mut servers = [7, 8, 9].map(|process| Numbers::new(ahead, Some(process)));
         let mut seen = HashSet::new();
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_several_servers_never_meet_and_rise_with_the_time() {
+    fn numbers_of_several_servers_never_collide_and_increase_with_the_time() {
         let mut servers = [1, 2, 8191].map(|process| Numbers::new(0, Some(process)));
         let mut seen = HashSet::new();
         let mut newest = 0;
@@ -117,6 +118,6 @@ mod tests {
                 }
             }
         }
-        assert!(i64::try_from(newest).is_ok(), "databases have signed numbers");
+        assert!(i64::try_from(newest).is_ok(), "it fits into a signed integer");
     }
 }

@@ -1,15 +1,17 @@
-//! What the code registry and the activation actor have in common: records at work are kept in
-//! memory, leave it when they can play no part any more, and leave the store after their retention.
+//! The record cache of the code registry and of the activation actor. Records in use stay in memory.
+//! They are evicted when no request can need them any more, and deleted from the store after their
+//! retention.
 
 use crate::Failure;
 use crate::handles::Handles;
+use crate::memory::pending_change::{PendingChange, Unsettled};
+use crate::messages::{Command, Work};
 use crate::persistence::Committed;
 use crate::runtime::mailbox::{Actor, Mailbox, Receive};
 use crate::runtime::metrics::ActorMetrics;
 use crate::runtime::reader::FindByKey;
 use crate::runtime::reply::Reply;
 use crate::runtime::tuning::ActorSettings;
-use crate::runtime::work::{Command, Work};
 use actix::Message;
 use hashbrown::HashMap;
 use iptunnel_domain::time::Timer;
@@ -19,25 +21,25 @@ use std::collections::VecDeque;
 use std::hash::Hash;
 use std::sync::Arc;
 
-/// A record that is kept.
+/// A record that can be cached.
 pub(crate) trait CachedRecord: Clone + Send + 'static {
-    /// What it is found by.
+    /// The key by which it is found.
     type Key: Copy + Eq + Hash + Send;
-    /// Its place in the order in which they came.
+    /// Its place in the order of creation.
     type Number: Copy;
 
     fn key(&self) -> Self::Key;
     fn number(&self) -> Self::Number;
     fn version(&self) -> Version;
-    /// Whether it can still play a part on the way of a request.
+    /// Whether a request may still need it.
     fn is_at_work(&self, now: Timestamp, tuning: &ActorSettings) -> bool;
-    /// Whether it has been closed for as long as it is kept.
+    /// Whether it has been closed for its whole retention.
     fn is_forgettable(&self, now: Timestamp, tuning: &ActorSettings) -> bool;
-    /// Whether its date lies in a future that never came.
+    /// Whether it is dated in the future, which happens when a clock was wrong.
     fn is_dated_ahead(&self, now: Timestamp) -> bool;
-    /// Removes it from the store.
+    /// Returns the write that deletes it from the store.
     fn forget(&self) -> Write;
-    /// The oldest in the store, those after a number only.
+    /// Reads the oldest `count` records of the store, only those after a number.
     fn oldest(
         store: &dyn Store,
         after: Option<Self::Number>,
@@ -45,27 +47,30 @@ pub(crate) trait CachedRecord: Clone + Send + 'static {
     ) -> Result<Vec<Self>, ReadError>;
 }
 
-/// A command that waits for the end of a change, and how it is sent on its way again.
+/// A command that waits for the end of a pending change. Calling it sends the command again.
 pub(crate) type Parked = Box<dyn FnOnce() + Send>;
 
-/// The records at work; void where another generation of the store has begun.
+/// The cached records. They are void once another generation of the store has begun.
 ///
-/// Where the store is this server's alone memory runs ahead of it: a record is taken for what it will
-/// be as soon as its change waits in persistence's queue, behind which every answer comes that rests on
-/// it. Where servers share the store memory follows: another server
-/// may be faster, and whatever had been decided on a change that never came to be would be wrong. There
-/// a record with a change under way is not looked at; commands about it wait for the end of the change.
-/// So they do in both cases where another actor has yet to agree to the change.
+/// Where only this server uses the store, the cache runs ahead of it: a record is cached as changed as
+/// soon as its change is in persistence's queue. Every answer that depends on the change comes after
+/// it in that queue.
+///
+/// Where servers share the store, the cache follows it. Another server's change may win, and a decision
+/// based on a change that was not written would be wrong. So a record with a pending change is not
+/// read, and commands about it wait for the end of the change.
+///
+/// In both cases commands also wait while another actor still has to agree to the change.
 pub(crate) struct RecordCache<R: CachedRecord> {
     records: HashMap<R::Key, R>,
-    /// Of which records a change is under way, and what waits for its end.
+    /// The records with a pending change, and the commands that wait for its end.
     changing: HashMap<R::Key, Vec<Parked>>,
-    /// Keys in the order in which they came, to be looked at in turn.
+    /// Keys in the order of arrival, examined in turn for eviction.
     watched: VecDeque<R::Key>,
     generation: u32,
     retention: Timer,
-    /// Where retention is due: for how many ticks more the clock has to say so, and the earliest that
-    /// it has said since.
+    /// While retention is due: the number of ticks still to wait, and the earliest time that the clock
+    /// has shown since.
     to_retain: Option<(u8, Timestamp)>,
 }
 
@@ -89,8 +94,8 @@ impl<R: CachedRecord> RecordCache<R> {
         self.records.get(&key).cloned()
     }
 
-    /// What is known of a record, where `found` is what the store was found to hold, if it was looked
-    /// at: memory may be ahead of it, or behind what another server has written.
+    /// Returns the newest known version of a record. `found` is the record in the store, if it was
+    /// read. The cache may be ahead of the store, or behind what another server has written.
     pub(crate) fn newest(&mut self, key: R::Key, found: Option<&Option<R>>) -> Option<R> {
         match (self.get(key), found) {
             (Some(known), Some(Some(found))) if known.version() < found.version() => {
@@ -102,7 +107,7 @@ impl<R: CachedRecord> RecordCache<R> {
         }
     }
 
-    /// Takes a record for what the store holds, or soon will.
+    /// Caches a record that the store holds or soon will.
     pub(crate) fn remember(&mut self, record: R) {
         let key = record.key();
         if self.records.insert(key, record).is_none() {
@@ -110,12 +115,12 @@ impl<R: CachedRecord> RecordCache<R> {
         }
     }
 
-    /// Whether a change of the record is under way.
+    /// Whether the record has a pending change.
     pub(crate) fn is_changing(&self, key: R::Key) -> bool {
         self.changing.contains_key(&key)
     }
 
-    /// Lets a command wait for the end of the change that is under way; at once where there is none.
+    /// Lets a command wait for the end of the pending change. Runs it at once if there is none.
     pub(crate) fn park(&mut self, key: R::Key, command: Parked) {
         match self.changing.get_mut(&key) {
             Some(parked) => parked.push(command),
@@ -123,9 +128,9 @@ impl<R: CachedRecord> RecordCache<R> {
         }
     }
 
-    /// A change has come to its end: the record as it is then, or nothing where it was not written.
-    /// Over a shared store another server has then perhaps been faster. Who waited goes on, in the order
-    /// in which they came.
+    /// Ends a pending change. `record` is the new record, or `None` if it was not written; in a shared
+    /// store another server's change may have won then. The waiting commands go on, in the order of
+    /// arrival.
     fn settle(&mut self, key: R::Key, generation: u32, record: Option<R>, is_shared: bool) {
         match record {
             Some(record) if generation == self.generation => self.remember(record),
@@ -143,8 +148,9 @@ impl<R: CachedRecord> RecordCache<R> {
         self.generation
     }
 
-    /// Checks on which state of the store a request was decided so far. A later one than ours:
-    /// ours is void. An earlier one: the request rests on what never was, and this is `false`.
+    /// Whether a request was decided so far on this cache's generation of the store. If its generation
+    /// is later, the cache is void and is cleared. If it is earlier, the request depends on changes that
+    /// were never written, and this returns `false`.
     pub(crate) fn is_current<A>(&mut self, reply: &mut Reply<A>) -> bool {
         let theirs = reply.generation(self.generation);
         self.reload(theirs);
@@ -159,8 +165,8 @@ impl<R: CachedRecord> RecordCache<R> {
         }
     }
 
-    /// Looks at the oldest keys, `step` of them or one in a hundred where that is more, and returns
-    /// those that are done; the others are looked at again later.
+    /// Examines the oldest keys: `step` of them, or one in a hundred if that is more. Returns those
+    /// that no request needs any more. The others are examined again later.
     fn done(
         &mut self,
         now: Timestamp,
@@ -180,10 +186,10 @@ impl<R: CachedRecord> RecordCache<R> {
         done
     }
 
-    /// The time by which records may be forgotten, where it is time to look for such.
+    /// Returns the time to use for retention, if it is time to search for expired records.
     ///
-    /// What is forgotten does not come back. So a clock that is ahead for a moment decides nothing:
-    /// the earliest of what it says over some seconds does.
+    /// A deleted record does not come back. So a clock that is ahead for a moment must not decide: the
+    /// earliest time that it shows within some seconds does.
     fn retain_at(&mut self, now: Timestamp) -> Option<Timestamp> {
         let (ticks, earliest) = match self.to_retain.take() {
             Some((ticks, earliest)) => (ticks, earliest.min(now)),
@@ -197,7 +203,7 @@ impl<R: CachedRecord> RecordCache<R> {
         None
     }
 
-    /// Drops what has not changed since it was found to be done.
+    /// Evicts the records that have not changed since they were examined.
     fn evict(&mut self, done: Vec<(R::Key, Version)>) {
         for (key, version) in done {
             match self.records.get(&key) {
@@ -211,21 +217,20 @@ impl<R: CachedRecord> RecordCache<R> {
     }
 }
 
-/// What keeps the memory of an actor in order. Sent by the actors to themselves, by the clock, and
-/// by persistence.
+/// Upkeep of an actor's cache. Sent by the actors to themselves, by the clock, and by persistence.
 pub(crate) enum Eviction<R: CachedRecord> {
-    /// The time.
+    /// The current time.
     Tick(Timestamp),
-    /// These are on disk and were done when they were last looked at.
+    /// These records are on disk, and no request needed them when they were last examined.
     Evict(Vec<(R::Key, Version)>),
-    /// Records in the store that may be forgotten at this time.
+    /// These records of the store may be deleted at this time.
     Forgettable(Vec<R>, Timestamp),
-    /// So many were forgotten that there may be more.
+    /// A full batch was deleted, so there may be more.
     LookAgain(Timestamp),
-    /// A change of this record has come to its end, decided in this generation: the record as it is
-    /// then, or nothing where that is not known.
+    /// The pending change of this record, decided in this generation, has ended. Carries the new record,
+    /// or `None` if it was not written or is not known.
     Settled(R::Key, u32, Option<R>),
-    /// The store works again after it had refused: whatever memory holds is void.
+    /// The store works again after a refused commit. The cache is void.
     Reload(u32),
 }
 
@@ -233,7 +238,7 @@ impl<R: CachedRecord> Message for Eviction<R> {
     type Result = ();
 }
 
-/// An actor that keeps records.
+/// An actor that owns a record cache.
 pub(crate) trait CacheOwner: Actor + Receive<Eviction<Self::Record>> {
     type Record: CachedRecord;
 
@@ -241,11 +246,11 @@ pub(crate) trait CacheOwner: Actor + Receive<Eviction<Self::Record>> {
     fn metrics(&self) -> &ActorMetrics;
     fn handles(&self) -> &Arc<Handles>;
     fn tuning(&self) -> Arc<ActorSettings>;
-    /// How many records are looked at in one step.
+    /// The number of records examined in one step.
     fn step(tuning: &ActorSettings) -> usize;
     fn mailbox(handles: &Handles) -> &Mailbox<Self>;
 
-    /// Does one piece of upkeep.
+    /// Handles one upkeep message.
     fn keep(&mut self, upkeep: Eviction<Self::Record>) {
         match upkeep {
             Eviction::Tick(now) => tick(self, now),
@@ -261,37 +266,8 @@ pub(crate) trait CacheOwner: Actor + Receive<Eviction<Self::Record>> {
     }
 }
 
-/// A change of a record that is under way. It travels with the change; however that ends, by a
-/// commit, a conflict, a failure, or by being dropped on its way, the record's owner hears of it, and
-/// whoever waits goes on.
-pub(crate) struct PendingChange<K: CacheOwner>(Option<Unsettled<K>>);
-
-struct Unsettled<K: CacheOwner> {
-    handles: Arc<Handles>,
-    key: <K::Record as CachedRecord>::Key,
-    generation: u32,
-    outcome: Option<K::Record>,
-}
-
-impl<K: CacheOwner> PendingChange<K> {
-    /// The change was written, and this is the record now.
-    pub(crate) fn written(mut self, record: &K::Record) {
-        if let Some(settling) = &mut self.0 {
-            settling.outcome = Some(record.clone());
-        }
-    }
-}
-
-impl<K: CacheOwner> Drop for PendingChange<K> {
-    fn drop(&mut self) {
-        if let Some(Unsettled { handles, key, generation, outcome }) = self.0.take() {
-            K::mailbox(&handles).send(Eviction::Settled(key, generation, outcome));
-        }
-    }
-}
-
-/// A change of the record with this key begins, and is committed at once: over a shared store nothing
-/// may be decided on it until it has ended.
+/// Begins a change of the record with this key that is sent to persistence at once. In a shared store
+/// nothing may be decided on the record until the change has ended.
 pub(crate) fn begin_change<K: CacheOwner>(
     keeper: &mut K,
     key: <K::Record as CachedRecord>::Key,
@@ -323,10 +299,12 @@ pub(crate) fn run_ahead<K: CacheOwner>(keeper: &mut K, record: K::Record) {
 /// A command with what is known of its record.
 pub(crate) type Loaded<C, R> = (Work<C, R>, R);
 
-/// The command with its record; nothing where there is no such record, which is for `missing` to
-/// answer, or where the command waits for the end of a change, or went to look the record up first.
-/// Where servers share the store it is looked up even though memory holds it, unless what memory holds
-/// is `enough`: it leads to a write, which the guard keeps from being wrong.
+/// Returns the command with its record. Returns `None` if the command waits for the end of a pending
+/// change, if the record is being looked up first, or if the record does not exist; then `missing`
+/// answers.
+///
+/// Where servers share the store, a cached record is looked up again unless it is `enough`: the command
+/// then leads to a write, and the write's guard detects an outdated record.
 pub(crate) fn find<K, C>(
     keeper: &mut K,
     mut work: Work<C, K::Record>,
@@ -347,7 +325,7 @@ where
     let handles = Arc::clone(keeper.handles());
     let back = Arc::clone(&handles);
     if keeper.memory().is_changing(key) {
-        // What was read of it is out of date when the change has ended.
+        // The record that was read is out of date when the change has ended.
         work.found = None;
         let command = Box::new(move || {
             K::mailbox(&back).send(work);
@@ -375,12 +353,12 @@ where
     }
 }
 
-/// Seconds between two looks at the oldest records.
+/// Seconds between two searches for expired records.
 const RETENTION_EVERY: u64 = 60;
-/// Pages of the oldest records that are looked at in one go: a clock that has fallen far behind takes
-/// all that there are for records of the future.
+/// Pages of the oldest records that one search reads. The bound matters where the clock is far behind:
+/// then all records seem to be dated in the future.
 const PAGES: usize = 100;
-/// Ticks for which the clock must say that it is time: five seconds.
+/// Ticks for which retention must be due before anything is deleted: five seconds.
 const RETENTION_TICKS: u8 = 25;
 
 fn tick<K: CacheOwner>(keeper: &mut K, now: Timestamp) {
@@ -389,9 +367,9 @@ fn tick<K: CacheOwner>(keeper: &mut K, now: Timestamp) {
     if !done.is_empty() {
         keeper.metrics().batch.observe(done.len() as f64);
         let handles = Arc::clone(keeper.handles());
-        // Behind the queue, so that whatever was last written of them is on disk.
+        // Queued, so that their last change is on disk before they are evicted.
         keeper.handles().persistence.follow(move |committed| {
-            // Else memory is void, and read again when the store works.
+            // Otherwise the cache is void, and is read again when the store works.
             if committed == Committed::Written {
                 K::mailbox(&handles).send(Eviction::Evict(done));
             }
@@ -402,7 +380,7 @@ fn tick<K: CacheOwner>(keeper: &mut K, now: Timestamp) {
     }
 }
 
-/// Looks for records that may be forgotten; [`Eviction::Forgettable`] brings them back.
+/// Searches the store for records that may be deleted. [`Eviction::Forgettable`] returns them.
 fn look_for_forgettable<K: CacheOwner>(keeper: &K, now: Timestamp) {
     let (handles, tuning) = (Arc::clone(keeper.handles()), keeper.tuning());
     let count = K::step(&tuning).max(1);
@@ -414,8 +392,8 @@ fn look_for_forgettable<K: CacheOwner>(keeper: &K, now: Timestamp) {
     });
 }
 
-/// The oldest records that may be forgotten, at most `count`. Those dated in the future are passed
-/// over, so that they keep no others.
+/// Returns the oldest records that may be deleted, at most `count`. Records dated in the future are
+/// skipped, so that they do not block others.
 fn forgettable<R: CachedRecord>(
     store: &dyn Store,
     count: usize,
@@ -448,7 +426,7 @@ fn forget<K: CacheOwner>(keeper: &mut K, records: &[K::Record], now: Timestamp) 
     for record in records {
         keeper.memory().records.remove(&record.key());
         let change = Change(vec![record.forget()]);
-        // Where it has changed since it was read, the guard keeps it.
+        // If it has changed since it was read, the guard prevents the deletion.
         keeper.handles().persistence.commit(change, None, |_| {});
     }
     if records.len() >= K::step(&keeper.tuning()).max(1) {

@@ -1,17 +1,19 @@
-//! The rate-limiter actor: charges limited requests, and forwards what it lets through.
+//! The rate-limiter actor: charges limited requests and forwards those it grants.
 
 mod shared;
+
+pub use crate::messages::limited::Limited;
 
 use crate::Failure;
 use crate::handles::Handles;
 use crate::memory::counters::Counters;
+use crate::messages::{Command, Shutdown, Tick};
 use crate::persistence::Committed;
 use crate::runtime::mailbox::{Actor, Receive};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::metrics::{ActorMetrics, LimitMetrics};
 use crate::runtime::reply::Reply;
 use crate::runtime::tuning::ActorSettings;
-use crate::runtime::work::{Command, Shutdown, Tick};
 use actix::Message;
 use arc_swap::ArcSwap;
 use iptunnel_domain::limit::{Policy, Standing, Subject, retry_after};
@@ -21,33 +23,16 @@ use iptunnel_storage::{Change, CounterRow, Write};
 use shared::Reached;
 use std::sync::Arc;
 
-/// A command that is let through only within limits.
+/// A command that is subject to rate limits.
 pub trait LimitedCommand: Command {
-    /// Whether it may be granted as what was granted before, which no limit refuses.
+    /// Whether it may repeat an earlier grant. No limit refuses such a repeat.
     const MAY_REPEAT: bool;
 
-    /// Hands the command to the actor that decides it.
+    /// Sends the command to the actor that decides it.
     fn forward(self, reply: Reply<Self::Answer>, handles: &Handles);
 }
 
-/// A request to a limited route. Sent by the HTTP edge; answered here where a limit or the request
-/// itself refuses, else forwarded.
-pub struct Limited<C: LimitedCommand> {
-    /// Who is to be charged.
-    pub subjects: Vec<Subject>,
-    /// What to do, or why the request is unusable: it is charged all the same.
-    pub command: Result<C, Refusal>,
-    /// When the request came.
-    pub now: Timestamp,
-    /// Who waits for it.
-    pub reply: Reply<C::Answer>,
-}
-
-impl<C: LimitedCommand> Message for Limited<C> {
-    type Result = ();
-}
-
-/// What one request was charged, to be given back where it does not count after all.
+/// The charge of one request. It is given back if the request does not count after all.
 pub(crate) struct Charge {
     counters: Vec<(u64, Timestamp)>,
     handles: Arc<Handles>,
@@ -65,7 +50,7 @@ impl Message for GiveBack {
     type Result = ();
 }
 
-/// What became of the commit of some counters: the slots in which the store is still behind.
+/// The outcome of a commit of counters: the slots that are still not written.
 struct Flushed {
     still_dirty: Vec<u32>,
 }
@@ -74,10 +59,10 @@ impl Message for Flushed {
     type Result = ();
 }
 
-/// Seconds between two writes of the counters: half of what a crash may forgive, so that the other
-/// half is left for the commit.
+/// Ticks between two writes of the counters: half of what may be lost in a crash. The other half is
+/// left for the commit.
 const FLUSH_TICKS: u8 = 2;
-/// Counters of ended windows that are dropped in one step: some ten microseconds.
+/// Counters of ended windows that one tick removes: some ten microseconds of work.
 const EXPIRE_BUDGET: usize = 1000;
 
 /// The only writer of counters.
@@ -89,9 +74,9 @@ pub(crate) struct RateLimiter {
     decisions: [LimitMetrics; Policy::ALL.len()],
     observed: Metrics,
     ticks: u8,
-    /// How many counters the flush under way has yet to send.
+    /// The number of counters that the current flush still has to write.
     to_flush: usize,
-    /// Limits that the shared store said are reached.
+    /// The limits that the shared store reported as reached.
     reached: Reached,
     forget: Timer,
     ended: bool,
@@ -130,7 +115,7 @@ impl RateLimiter {
             return Admission::Refused { retry_after, standings };
         }
         if self.counters.make_room(subjects, limits, now).is_err() {
-            return Admission::NoRoom;
+            return Admission::TableFull;
         }
         for subject in subjects {
             self.counters.charge(subject, now);
@@ -148,8 +133,8 @@ impl RateLimiter {
         }
     }
 
-    /// Sends the next counters of a flush. A few at a time: a commit that carries many would hold
-    /// up everyone who waits for it.
+    /// Writes the next counters of a flush, a few at a time: a commit with many would delay every
+    /// request that waits for it.
     fn flush(&mut self, step: usize) {
         let rows = self.counters.take_dirty(step.min(self.to_flush));
         if rows.is_empty() {
@@ -171,7 +156,7 @@ impl RateLimiter {
 enum Admission {
     Granted(Vec<Standing>),
     Refused { retry_after: u64, standings: Vec<Standing> },
-    NoRoom,
+    TableFull,
 }
 
 impl Actor for RateLimiter {
@@ -194,13 +179,13 @@ impl<C: LimitedCommand> Receive<Limited<C>> for RateLimiter {
             Admission::Refused { retry_after, standings } => {
                 self.over_limit(Limited { subjects, command, now, reply }, retry_after, standings);
             }
-            Admission::NoRoom => reply.fail(Failure::Overloaded),
+            Admission::TableFull => reply.fail(Failure::Overloaded),
         }
     }
 }
 
 impl RateLimiter {
-    /// Hands a request on that has been counted.
+    /// Forwards a request that has been charged.
     fn let_through<C: LimitedCommand>(&self, request: Limited<C>, standings: Vec<Standing>) {
         let Limited { subjects, command, now, mut reply } = request;
         let counters = subjects.iter().map(|s| (s.key(), s.policy.window_end(now))).collect();
@@ -218,8 +203,8 @@ impl RateLimiter {
         self.over_limit(request, retry_after, standings);
     }
 
-    /// A limit is reached. It must not cost a machine what it holds: what may repeat what was granted
-    /// before goes on, and is granted nothing else.
+    /// Handles a request whose limit is reached. A machine must not lose what it holds, so a command
+    /// that may repeat an earlier grant goes on, and is granted nothing new.
     fn over_limit<C: LimitedCommand>(
         &self,
         request: Limited<C>,
@@ -238,11 +223,11 @@ impl RateLimiter {
 impl Receive<GiveBack> for RateLimiter {
     fn receive(&mut self, GiveBack(counters): GiveBack) {
         self.metrics.taken();
-        if let Some(charger) = &self.handles.charger {
+        if let Some(limit_counter) = &self.handles.limit_counter {
             for (key, _) in &counters {
                 self.reached.remove(*key);
             }
-            return charger.give_back(counters);
+            return limit_counter.give_back(counters);
         }
         for (key, window_end) in counters {
             self.counters.give_back(key, window_end);
@@ -257,7 +242,7 @@ impl Receive<Flushed> for RateLimiter {
             let step = self.tuning.load().batches.rate_limiter;
             return self.flush(step);
         }
-        // The store refuses: the next flush tries again.
+        // The store refused. The next flush tries again.
         self.to_flush = 0;
         for slot in still_dirty {
             self.counters.mark_dirty(slot);
@@ -294,7 +279,7 @@ impl Receive<Shutdown> for RateLimiter {
     }
 }
 
-/// Puts the counters that the store kept back into memory.
+/// Loads the stored counters into memory.
 pub(crate) fn restore_counters(
     store: &dyn iptunnel_storage::Store,
     now: Timestamp,

@@ -1,4 +1,4 @@
-//! Where servers share a store: it counts, and what it said is remembered where a limit is reached.
+//! Rate limits where servers share a store: the store counts, and reached limits are remembered here.
 
 use super::{Limited, LimitedCommand, RateLimiter};
 use crate::Failure;
@@ -11,19 +11,19 @@ use iptunnel_storage::{Charged, Counted};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Seconds for which a limit that was reached counts as reached: another server may have given a
-/// charge back meanwhile, and a flood costs the store one question in this time.
+/// Seconds for which a reached limit is remembered. Not longer, because another server may give a
+/// charge back meanwhile. During this time a flood costs the store one query.
 const REACHED: u64 = 5;
 
-/// Limits that are remembered at the most: a table of this size grows in some hundred microseconds,
-/// and a flood of more callers than that asks the store.
+/// The largest number of remembered limits. A table of this size grows in some hundred microseconds.
+/// Requests of further callers query the store.
 const REMEMBERED: usize = 1 << 14;
 
-/// Limits that were reached when the store was last asked.
+/// The limits that were reached when the store was last queried.
 #[derive(Default)]
 pub(super) struct Reached {
     by_key: HashMap<u64, ReachedLimit>,
-    /// Keys in the order in which they are forgotten, each with the time.
+    /// Keys in the order of their expiry, each with its time.
     in_order: VecDeque<(u64, Timestamp)>,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Reached {
 struct ReachedLimit {
     window_end: Timestamp,
     used: u32,
-    /// Until when the store is not asked again.
+    /// Until this time the store is not queried again.
     until: Timestamp,
 }
 
@@ -40,15 +40,15 @@ impl Reached {
         self.by_key.len()
     }
 
-    /// How many were charged in the window that ends at `window_end`, where its limit counts as
-    /// reached.
+    /// Returns the number of charges in the window that ends at `window_end`, if its limit is remembered
+    /// as reached.
     fn used(&self, key: u64, window_end: Timestamp, now: Timestamp) -> Option<u32> {
         let reached = self.by_key.get(&key)?;
         let counts = reached.window_end == window_end && now.is_before(reached.until, REACHED);
         counts.then_some(reached.used)
     }
 
-    /// Remembers a limit that is reached. What there is no room for is asked again.
+    /// Remembers a reached limit. If the table is full, the store is queried again instead.
     fn remember(&mut self, key: u64, window_end: Timestamp, used: u32, now: Timestamp) {
         if self.in_order.len() < REMEMBERED {
             let until = now.plus(REACHED);
@@ -61,14 +61,14 @@ impl Reached {
         self.by_key.remove(&key);
     }
 
-    /// Forgets those that count as reached no more.
+    /// Removes the limits whose time is over.
     fn forget(&mut self, now: Timestamp) {
         while let Some((key, until)) = self.in_order.front().copied() {
             if now.is_before(until, REACHED) {
                 return;
             }
             self.in_order.pop_front();
-            // It may have been reached again since.
+            // It may have been reached again since then.
             if self.by_key.get(&key).is_some_and(|reached| reached.until == until) {
                 self.by_key.remove(&key);
             }
@@ -76,14 +76,14 @@ impl Reached {
     }
 }
 
-/// Seconds between two times that a shared store is told to forget counters of ended windows.
+/// Seconds between two deletions of counters of ended windows from a shared store.
 const FORGET_EVERY: u64 = 60;
 
-/// A request that the shared store has counted, or has not.
+/// A request with the shared store's decision.
 struct Weighed<C: LimitedCommand> {
     request: Limited<C>,
     standings: Vec<Standing>,
-    /// `None` where the store could not.
+    /// `None` if the store failed.
     charged: Option<Charged>,
 }
 
@@ -113,7 +113,7 @@ impl<C: LimitedCommand> Receive<Weighed<C>> for RateLimiter {
 }
 
 impl RateLimiter {
-    /// Lets the shared store count a request, unless it is known that a limit is reached.
+    /// Lets the shared store charge a request, unless a limit is remembered as reached.
     pub(super) fn ask_the_store<C: LimitedCommand>(&mut self, request: Limited<C>) {
         let tuning = self.tuning.load();
         let standing = |subject: &Subject| {
@@ -133,14 +133,14 @@ impl RateLimiter {
             allowed: standing.allowed,
         });
         let handles = Arc::clone(&self.handles);
-        if let Some(charger) = &self.handles.charger {
-            charger.charge(counted.collect(), move |charged| {
+        if let Some(limit_counter) = &self.handles.limit_counter {
+            limit_counter.charge(counted.collect(), move |charged| {
                 handles.rate_limiter.send(Weighed { request, standings, charged });
             });
         }
     }
 
-    /// Remembers which limits are reached, so that a flood costs the store nothing.
+    /// Remembers the reached limits, so that a flood does not query the store.
     fn remember(&mut self, subjects: &[Subject], standings: &[Standing], now: Timestamp) {
         for (subject, standing) in subjects.iter().zip(standings) {
             if standing.refuses() {
@@ -150,7 +150,7 @@ impl RateLimiter {
         }
     }
 
-    /// Forgets limits that are reached no more, here and in the store.
+    /// Removes limits that are no longer reached, here and in the store.
     pub(super) fn forget_ended(&mut self, now: Timestamp) {
         self.reached.forget(now);
         if self.forget.is_due(now, FORGET_EVERY) {
@@ -158,7 +158,7 @@ impl RateLimiter {
             self.handles.reader.run(move |store| {
                 let forgotten = store.shared().map(|shared| shared.forget_counters(now, most));
                 if let Some(Err(error)) = forgotten {
-                    tracing::warn!(%error, "counters of ended windows could not be forgotten");
+                    tracing::warn!(%error, "cannot delete the counters of ended windows; the next attempt is in a minute");
                 }
             });
         }
@@ -172,7 +172,7 @@ mod tests {
     const END: Timestamp = Timestamp(86_400);
 
     #[test]
-    fn a_limit_counts_as_reached_for_some_seconds_of_its_window() {
+    fn a_reached_limit_is_remembered_for_seconds_within_its_window() {
         let mut reached = Reached::default();
         reached.remember(1, END, 5, Timestamp(100));
         assert_eq!(reached.used(1, END, Timestamp(104)), Some(5));
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_ahead_leaves_no_limit_reached() {
+    fn a_clock_that_was_ahead_leaves_no_reached_limit() {
         let mut reached = Reached::default();
         reached.remember(1, END, 5, Timestamp(7200));
         assert_eq!(reached.used(1, END, Timestamp(100)), None);
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_reached_again_is_remembered_for_as_long_again() {
+    fn a_limit_reached_again_is_remembered_for_the_full_time_again() {
         let mut reached = Reached::default();
         reached.remember(1, END, 5, Timestamp(100));
         reached.remember(1, END, 6, Timestamp(103));
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_is_remembered_up_to_a_bound() {
+    fn a_flood_fills_the_table_up_to_its_bound() {
         let mut reached = Reached::default();
         for key in 0..20_000 {
             reached.remember(key, END, 5, Timestamp(100));

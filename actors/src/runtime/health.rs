@@ -1,9 +1,9 @@
-//! Whether the server should get requests, and whether it can go on at all.
+//! The health of the server: whether it is ready for requests, and whether it has to end.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::watch;
 
-/// Shared by whoever may find that something is wrong and whoever must act on it.
+/// The health of the server. Shared by the parts that detect faults and the parts that act on them.
 #[derive(Debug)]
 pub struct Health {
     store_works: AtomicBool,
@@ -30,7 +30,7 @@ impl Default for Health {
 }
 
 impl Health {
-    /// Whether requests should be sent here.
+    /// Whether the server is ready for requests.
     pub fn is_ready(&self) -> bool {
         self.store_works.load(Ordering::Relaxed)
             && self.commits_flow()
@@ -41,7 +41,7 @@ impl Health {
             && !self.has_failed()
     }
 
-    /// Whether the server is on its way out.
+    /// Whether the server is shutting down.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
@@ -51,39 +51,39 @@ impl Health {
         self.fatal.borrow().is_some()
     }
 
-    /// Takes the server out of rotation; there is no way back.
+    /// Marks the server as shutting down, so that it is not ready. This cannot be undone.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Whether a shared store answers.
+    /// Sets whether a shared store answers.
     pub fn store_is_there(&self, there: bool) {
         self.store_is_there.store(there, Ordering::Relaxed);
     }
 
-    /// Whether the machine's clock is the one of those who share the store, nearly.
+    /// Sets whether the machine's clock agrees with the clock of the shared store.
     pub fn clock_is_right(&self, right: bool) {
         self.clock_is_right.store(right, Ordering::Relaxed);
     }
 
-    /// Whether the store keeps what it promises, as far as it can be asked.
+    /// Sets whether the store is configured so that its commits are durable.
     pub fn store_is_safe(&self, safe: bool) {
         self.store_is_safe.store(safe, Ordering::Relaxed);
     }
 
-    /// Whether the store ends the commits that it has begun.
+    /// Whether the store completes its commits in time.
     pub fn commits_flow(&self) -> bool {
         self.commits_flow.load(Ordering::Relaxed)
     }
 
-    /// Logged where it changes: an outage once at its begin and once at its end.
+    /// Sets whether commits complete in time. Logs the begin and the end of an outage, once each.
     pub(crate) fn note_commits_flow(&self, flow: bool) {
         match (self.commits_flow.swap(flow, Ordering::Relaxed), flow) {
             (true, false) => tracing::error!(
-                "the store does not end a commit: not ready, and requests that need it are refused. \
-                 `iptunnel-server doctor` says what it waits for"
+                "a commit to the store is stuck; the server is not ready and refuses requests that need \
+                 the store. Run `iptunnel-server doctor` to see what the store waits for"
             ),
-            (false, true) => tracing::warn!("the store ends commits again"),
+            (false, true) => tracing::warn!("the store completes commits again"),
             _ => {}
         }
     }
@@ -92,19 +92,19 @@ impl Health {
         self.store_works.store(works, Ordering::Relaxed);
     }
 
-    /// Says that the process has to end and be started again. The first reason stands.
+    /// Records that the process has to end and be restarted. Only the first reason is kept and logged.
     pub fn fail(&self, reason: &str) {
         self.fatal.send_if_modified(|fatal| {
             let first = fatal.is_none();
             if first {
-                tracing::error!(reason, "the server cannot go on");
+                tracing::error!(reason, "the server cannot continue and shuts down");
                 *fatal = Some(reason.to_owned());
             }
             first
         });
     }
 
-    /// Waits until the process has to end and says why.
+    /// Waits until the process has to end, and returns the reason.
     pub async fn failed(&self) -> String {
         let mut fatal = self.fatal.subscribe();
         match fatal.wait_for(Option::is_some).await {

@@ -1,4 +1,4 @@
-//! An actor's mailbox with its gauges, and who takes messages out of it.
+//! An actor's mailbox with its gauges, and how the actor is run.
 
 use crate::runtime::health::Health;
 use crate::runtime::metrics::ActorMetrics;
@@ -6,14 +6,14 @@ use actix::{Addr, Context, Handler, Message};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// An actor of this crate. It knows nothing of who runs it: actix on an arbiter, or a simulation
+/// An actor of this crate. It does not know how it is run: by actix on an arbiter, or by a simulation
 /// one message at a time.
 pub(crate) trait Actor: Sized + Unpin + 'static {
-    /// Whether it has passed on the end, and takes no more messages.
+    /// Whether it has forwarded the shutdown and takes no more messages.
     fn has_ended(&self) -> bool;
 }
 
-/// What an actor does with one message: a short function that translates, decides and forwards.
+/// The handler of one message type: a short function that translates, decides and forwards.
 pub(crate) trait Receive<M> {
     fn receive(&mut self, message: M);
 }
@@ -40,10 +40,10 @@ where
     }
 }
 
-/// One message on its way to an actor that is run by hand.
+/// One message to an actor that is run step by step.
 type Step<A> = Box<dyn FnOnce(&mut A) + Send>;
 
-/// The messages of an actor that is run by hand, in the order in which they came.
+/// The messages of an actor that is run step by step, in the order of arrival.
 pub(crate) struct Inbox<A>(Arc<Mutex<VecDeque<Step<A>>>>);
 
 impl<A> Clone for Inbox<A> {
@@ -65,23 +65,23 @@ impl<A> Inbox<A> {
         self.lock().len()
     }
 
-    /// Lets the actor take its next message. `false` where there is none.
+    /// Lets the actor handle its next message. Returns `false` if there is none.
     pub(crate) fn step(&self, actor: &mut A) -> bool {
-        // Let go of first: the message may send others here.
+        // The lock is released first, because the message may send others here.
         let next = self.lock().pop_front();
         next.map(|step| step(actor)).is_some()
     }
 }
 
-/// Where an actor gets its messages.
+/// The address of an actor.
 pub(crate) enum Address<A: Actor> {
     Actix(Addr<Hosted<A>>),
     Stepped(Inbox<A>),
 }
 
-/// The way to an actor. It has no bound of its own and refuses nothing: a request in it holds a
-/// permit, of which there are few, and whatever actors tell each other follows from a request or
-/// from the clock. So no message of theirs is ever lost for want of a place.
+/// The mailbox of an actor. It needs no bound of its own and refuses no message: every request in it
+/// holds a permit, the number of permits is bounded, and all messages between actors follow from a
+/// request or from the clock. So no message is lost because a mailbox is full.
 pub(crate) struct Mailbox<A: Actor> {
     address: Address<A>,
     metrics: ActorMetrics,
@@ -93,8 +93,8 @@ impl<A: Actor> Mailbox<A> {
         Self { address, metrics, health }
     }
 
-    /// Puts a message into the mailbox. `false` where the actor has ended, which happens only when
-    /// the server goes down; the message is dropped and its reply tells the caller.
+    /// Sends a message to the actor. Returns `false` if the actor has ended, which happens only when
+    /// the server shuts down. The message is dropped then, and its reply notifies the caller.
     pub(crate) fn send<M>(&self, message: M) -> bool
     where
         M: Message<Result = ()> + Send + 'static,

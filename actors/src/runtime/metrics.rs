@@ -1,4 +1,4 @@
-//! What can be seen of the actors from outside.
+//! The metrics of the actors.
 
 use iptunnel_domain::limit::Policy;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -18,7 +18,7 @@ pub(crate) struct ActorMetrics {
 }
 
 impl ActorMetrics {
-    /// One message has left the queue.
+    /// Counts a message that was taken from the queue.
     pub(crate) fn taken(&self) {
         self.depth.dec();
         self.messages.inc();
@@ -41,7 +41,7 @@ struct LimitLabel {
     decision: &'static str,
 }
 
-/// All that the actors count.
+/// All metrics of the actors.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     depth: Family<ActorLabel, Gauge>,
@@ -58,7 +58,7 @@ pub struct Metrics {
     pub(crate) servers: Gauge,
 }
 
-/// What happens to codes, as counted.
+/// The counters of what happens to codes.
 #[derive(Clone, Debug)]
 pub(crate) struct Transitions {
     pub(crate) issued: Counter,
@@ -69,7 +69,7 @@ pub(crate) struct Transitions {
     pub(crate) released: Counter,
 }
 
-/// What the limits decided under one policy.
+/// The counters of one policy's decisions.
 #[derive(Clone, Debug)]
 pub(crate) struct LimitMetrics {
     pub(crate) granted: Counter,
@@ -87,7 +87,7 @@ fn sizes() -> Histogram {
 }
 
 impl Metrics {
-    /// Makes the metrics and enters them into `registry`.
+    /// Creates the metrics and registers them in `registry`.
     pub fn new(registry: &mut Registry) -> Self {
         let it = Self {
             depth: Family::default(),

@@ -1,4 +1,4 @@
-//! How messages travel: mailboxes, replies, permits, the threads that read; and what is seen of it.
+//! How messages travel: mailboxes, replies, permits, the reader threads, health and metrics.
 
 pub(crate) mod health;
 pub(crate) mod mailbox;
@@ -8,4 +8,3 @@ pub(crate) mod reply;
 pub(crate) mod reply_queue;
 pub mod stepped;
 pub(crate) mod tuning;
-pub(crate) mod work;

@@ -1,10 +1,11 @@
-//! Looks up what memory lacks, on threads of its own, and sends the command back with the record.
+//! The reader: looks up records that memory lacks, on threads of its own, and sends the command back
+//! with the record.
 //!
-//! A stale read is harmless: whatever is decided on it names its version, and the commit's guard
-//! catches it.
+//! A stale read does no harm: a change decided on it names the record's version, and the guard of the
+//! commit detects that it is outdated.
 
 use crate::Failure;
-use crate::runtime::work::{Command, Work};
+use crate::messages::{Command, Work};
 use iptunnel_domain::activation::{Activation, ActivationId};
 use iptunnel_domain::code::{Code, CodeHash};
 use iptunnel_domain::server::{Server, ServerId};
@@ -13,9 +14,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// Reads may wait for the disk; two at a time keep one slow page from holding up the rest.
+/// Reads may wait for the disk. With two threads, one slow page does not hold up all other reads.
 const THREADS: usize = 2;
-/// Records that a shared store is asked for at once: it answers for many nearly as soon as for one.
+/// Records read from a shared store at once: many take hardly longer than one.
 const TOGETHER: usize = 256;
 
 /// A record that is looked up by its key.
@@ -48,7 +49,7 @@ impl FindByKey for Activation {
     }
 }
 
-/// Where servers share a store, a server is found by its name.
+/// In a shared store a registered server is found by its id.
 impl FindByKey for Server {
     type Key = ServerId;
 
@@ -60,7 +61,7 @@ impl FindByKey for Server {
     }
 }
 
-/// A key, and what to do with what is found.
+/// A key, and the callback for the record.
 pub(crate) struct Lookup<R: FindByKey> {
     key: R::Key,
     done: Box<dyn FnOnce(Result<Option<R>, ReadError>) + Send>,
@@ -78,16 +79,16 @@ pub(crate) enum Job {
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
-    /// Looked up when nothing else waits: for callers who have shown nothing that proves what they
-    /// ask about, or who are over a limit. However many they are, others do not wait for them.
+    /// Jobs of unproven callers and of callers over a limit. They are looked up only when no other job
+    /// waits, so that a flood of them does not delay others.
     unproven: VecDeque<Job>,
     stopped: bool,
 }
 
-/// How many unproven callers may wait: more are told at once that the server has its hands full.
+/// The number of unproven callers that may wait. More are refused as overloaded at once.
 const UNPROVEN: usize = 256;
 
-/// The way to the readers. Bounded by the permits of the requests that wait in it.
+/// The queue of the reader threads. The permits of the waiting requests bound it.
 #[derive(Clone)]
 pub(crate) struct Reader(Arc<Inner>);
 
@@ -105,7 +106,7 @@ impl Default for Reader {
 }
 
 impl Reader {
-    /// Starts the threads that read.
+    /// Starts the reader threads.
     pub(crate) fn spawn(&self, store: &Arc<dyn Store>) -> std::io::Result<Vec<JoinHandle<()>>> {
         (0..THREADS)
             .map(|number| {
@@ -117,7 +118,7 @@ impl Reader {
             .collect()
     }
 
-    /// How many wait to be read for.
+    /// Returns the number of waiting jobs.
     pub(crate) fn waiting(&self) -> usize {
         let queue = self.lock();
         queue.jobs.len() + queue.unproven.len()
@@ -129,7 +130,7 @@ impl Reader {
 
     fn send(&self, job: Job) {
         let mut queue = self.lock();
-        // A job that is dropped tells its caller.
+        // A dropped job notifies its caller.
         if !queue.stopped {
             queue.jobs.push_back(job);
             drop(queue);
@@ -137,13 +138,13 @@ impl Reader {
         }
     }
 
-    /// Runs `job` on a reader thread; drops it when the server goes down.
+    /// Runs `job` on a reader thread. Drops it if the server is shutting down.
     pub(crate) fn run(&self, job: impl FnOnce(&dyn Store) + Send + 'static) {
         self.send(Job::Other(Box::new(job)));
     }
 
-    /// Reads the record with this key and hands the command on with what was found. Where that
-    /// fails the caller is told.
+    /// Reads the record with this key and forwards the command with it. If the read fails, the request
+    /// fails.
     pub(crate) fn look_up<C: Command, R: FindByKey>(
         &self,
         work: Work<C, R>,
@@ -176,7 +177,7 @@ impl Reader {
         self.send(R::job(Lookup { key, done: Box::new(done) }));
     }
 
-    /// The same with what `read` reads.
+    /// Reads a record with `read` and forwards the command with it.
     pub(crate) fn look_up_with<C: Command, R: Send + 'static>(
         &self,
         work: Work<C, R>,
@@ -193,7 +194,8 @@ impl Reader {
         self.0.arrived.notify_all();
     }
 
-    /// The next job, and behind it what can be looked up together with it; none at the end.
+    /// Waits for the next job, and takes with it the jobs behind it that can be looked up together.
+    /// Returns an empty list at the end.
     fn next(&self, together: usize) -> Vec<Job> {
         let idle = |queue: &mut Queue| queue.is_empty() && !queue.stopped;
         let queue = self.0.arrived.wait_while(self.lock(), idle);
@@ -212,8 +214,8 @@ impl Reader {
         }
     }
 
-    /// Reads for whoever waits now. What was found is handed on by calling what is returned, each
-    /// once.
+    /// Reads for the jobs that wait now. Calling the returned continuations, each once, forwards the
+    /// results.
     pub(crate) fn read_now(&self, store: &dyn Store, together: usize) -> Vec<Continuation> {
         let jobs = self.lock().take(together);
         self.read(store, jobs)
@@ -247,7 +249,7 @@ impl Reader {
         }
         let keys: Vec<R::Key> = lookups.iter().map(|lookup| lookup.key).collect();
         match R::read(store, &keys) {
-            // One that cannot be read must not keep the others from theirs.
+            // One unreadable record must not fail the other lookups.
             Err(_) if lookups.len() > 1 => {
                 for lookup in lookups {
                     self.read_all(store, vec![lookup], hand_on);
@@ -266,7 +268,7 @@ impl Reader {
         }
     }
 
-    /// What the store said when it was asked, and a word in the log where that begins or ends to fail.
+    /// Passes on the result of a read. Logs the begin and the end of an outage.
     pub(crate) fn noted<T>(&self, said: Result<T, ReadError>) -> Result<T, ReadError> {
         match &said {
             Ok(_) => self.0.fails.ends(),
@@ -292,7 +294,7 @@ impl Queue {
     }
 }
 
-/// Hands what was read on to whoever waits for it.
+/// Forwards the result of a read or a count to the command that waits for it.
 pub(crate) type Continuation = Box<dyn FnOnce() + Send>;
 
 fn hand_on<C: Command, R: Send + 'static>(

@@ -1,4 +1,4 @@
-//! The way back: a reply travels inside its message, with the permit and the charge of its request.
+//! The reply to a request. It travels inside the message, with the permit and the charge of the request.
 
 use crate::rate_limiter::Charge;
 use crate::runtime::reply_queue::{Deliver, ReplyQueue};
@@ -12,11 +12,11 @@ use tokio::sync::oneshot;
 /// Why a request was neither granted nor refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// There was no room or no time for it. Nothing happened.
+    /// The server had no capacity or no time for it. Nothing happened.
     Overloaded,
-    /// The store refused. Nothing happened.
+    /// The store refused it or could not be read. Nothing happened.
     StorageUnavailable,
-    /// It may have happened.
+    /// It may or may not have happened.
     OutcomeUnknown,
 }
 
@@ -26,7 +26,7 @@ pub type Outcome<T> = Result<Result<T, Refusal>, Failure>;
 /// How a limited request stands against the policies that counted it.
 pub type Rates = Vec<Standing>;
 
-/// What comes back for a request.
+/// The answer to a request.
 #[derive(Debug)]
 pub struct Answer<T> {
     /// Granted, refused or failed.
@@ -41,8 +41,8 @@ impl<T> From<Failure> for Answer<T> {
     }
 }
 
-/// The right to be worked on. There are as many as the shortest queue has places, so that a queue
-/// behind the edge never overflows. Given back when dropped.
+/// A permit for one request. The number of permits bounds all queues behind the HTTP edge. Returned
+/// when dropped.
 pub(crate) struct Permit(Arc<AtomicUsize>);
 
 impl Drop for Permit {
@@ -51,25 +51,25 @@ impl Drop for Permit {
     }
 }
 
-/// The permits that are left.
+/// The permits that are not in use.
 #[derive(Clone)]
 pub(crate) struct Permits {
     left: Arc<AtomicUsize>,
-    /// How answers come back.
-    outbox: fn() -> ReplyQueue,
+    /// How answers are returned.
+    reply_queue: fn() -> ReplyQueue,
 }
 
 impl Permits {
     pub(crate) fn new(count: usize) -> Self {
-        Self { left: Arc::new(AtomicUsize::new(count)), outbox: ReplyQueue::of_this_thread }
+        Self { left: Arc::new(AtomicUsize::new(count)), reply_queue: ReplyQueue::of_this_thread }
     }
 
-    /// The same where answers are looked for and not waited for.
+    /// Creates permits for callers that poll for answers instead of waiting.
     pub(crate) fn stepped(count: usize) -> Self {
-        Self { outbox: || ReplyQueue::Direct, ..Self::new(count) }
+        Self { reply_queue: || ReplyQueue::Direct, ..Self::new(count) }
     }
 
-    /// So many permits, and as many again for what is answered from memory.
+    /// Creates `count` permits, and as many again for requests that are answered from memory.
     pub(crate) fn with_quick(count: usize, make: fn(usize) -> Self) -> (Self, Self) {
         (make(count), make(count))
     }
@@ -80,14 +80,14 @@ impl Permits {
         Some(Permit(Arc::clone(&self.left)))
     }
 
-    /// A reply for whoever works on the request, and what the caller waits for; `None` where the
-    /// server has its hands full.
+    /// Creates the reply of a request and the pending answer of its caller. Returns `None` if no permit
+    /// is left.
     pub(crate) fn request<T>(&self) -> Option<(Reply<T>, Pending<T>)> {
         let permit = self.take()?;
         let (sender, receiver) = oneshot::channel();
         let progress = Arc::new(AtomicU8::new(0));
         let inner = Inner {
-            outbox: (self.outbox)(),
+            reply_queue: (self.reply_queue)(),
             sender: Some(sender),
             answer: None,
             progress: Arc::clone(&progress),
@@ -101,21 +101,22 @@ impl Permits {
     }
 }
 
-/// Somebody changes state for this request: from now on it cannot be dropped unanswered.
+/// An actor changes state for this request. From now on its outcome is unknown until it is answered.
 const CLAIMED: u8 = 1;
 /// The caller has stopped waiting.
 const ABANDONED: u8 = 2;
-/// The answer is on its way.
+/// The answer has been sent.
 const ANSWERED: u8 = 4;
 
-/// The way back to the caller of one request.
+/// The reply to the caller of one request.
 ///
-/// Dropped without an answer (which happens only when the server goes down) it tells the caller so.
+/// If it is dropped without an answer, which happens only when the server shuts down, the caller is
+/// notified.
 pub struct Reply<T>(Option<Box<Inner<T>>>);
 
 struct Inner<T> {
-    /// Of the thread on which the caller waits.
-    outbox: ReplyQueue,
+    /// The queue of the thread on which the caller waits.
+    reply_queue: ReplyQueue,
     sender: Option<oneshot::Sender<Answer<T>>>,
     answer: Option<Answer<T>>,
     progress: Arc<AtomicU8>,
@@ -123,8 +124,8 @@ struct Inner<T> {
     generation: Option<u32>,
     charge: Option<Charge>,
     rates: Option<Rates>,
-    /// A limit is reached: nothing may be granted but what was granted before. Seconds until it is
-    /// over.
+    /// Set if a limit is reached: only what was granted before may be granted again. Seconds until the
+    /// limit ends.
     over_limit: Option<u64>,
     _permit: Permit,
 }
@@ -132,7 +133,7 @@ struct Inner<T> {
 impl<T: Send> Deliver for Inner<T> {
     fn deliver(&mut self) {
         if let (Some(sender), Some(answer)) = (self.sender.take(), self.answer.take()) {
-            // A caller who hung up is answered by nobody; there is nothing to undo.
+            // This fails if the caller has hung up. There is nothing to undo.
             let _ = sender.send(answer);
         }
     }
@@ -144,12 +145,12 @@ impl<T: Send + 'static> Reply<T> {
         self.send(Ok(Ok(answer)));
     }
 
-    /// Turns the request down by the rules.
+    /// Refuses the request by the rules.
     pub(crate) fn refuse(self, refusal: Refusal) {
         self.send(Ok(Err(refusal)));
     }
 
-    /// Says that the request could not be worked on; what it was charged is given back.
+    /// Fails the request and gives its charge back.
     pub(crate) fn fail(mut self, failure: Failure) {
         self.give_back_charge();
         self.send(Err(failure));
@@ -163,7 +164,7 @@ impl<T: Send + 'static> Reply<T> {
         let Some(mut inner) = self.0.take() else { return };
         let before = inner.progress.fetch_or(ANSWERED, Ordering::AcqRel);
         if before & ABANDONED != 0 {
-            // The caller has been told that the server failed: that is not charged.
+            // The caller was told that the request failed. Failed requests are not charged.
             if let Some(charge) = inner.charge.take() {
                 charge.give_back();
             }
@@ -171,13 +172,13 @@ impl<T: Send + 'static> Reply<T> {
         }
         let rates = inner.rates.take();
         inner.answer = Some(Answer { outcome, rates });
-        inner.outbox.clone().send(inner);
+        inner.reply_queue.clone().send(inner);
     }
 }
 
 impl<T> Reply<T> {
-    /// Marks the point of no return, just before state changes for this request. `false` where
-    /// the caller has given up: then nothing may change.
+    /// Claims the request, just before state changes for it. Returns `false` if the caller has given
+    /// up; then nothing may change.
     pub(crate) fn claim(&self) -> bool {
         let Some(inner) = &self.0 else { return false };
         let before = inner.progress.fetch_or(CLAIMED, Ordering::AcqRel);
@@ -188,8 +189,8 @@ impl<T> Reply<T> {
         true
     }
 
-    /// The generation of the store on which the request was first decided; `mine` where that is
-    /// now.
+    /// Returns the generation of the store on which the request was first decided. If this is the first
+    /// decision, that is `mine`.
     pub(crate) fn generation(&mut self, mine: u32) -> u32 {
         self.0.as_mut().map_or(mine, |inner| *inner.generation.get_or_insert(mine))
     }
@@ -201,8 +202,8 @@ impl<T> Reply<T> {
         }
     }
 
-    /// Goes on although a limit is reached, for a machine must not lose what it holds: nothing is
-    /// charged, and nothing new may be granted.
+    /// Lets the request go on although a limit is reached, because a machine must not lose what it
+    /// holds. Nothing is charged, and nothing new may be granted.
     pub(crate) fn over_limit(&mut self, retry_after: u64, rates: Rates) {
         if let Some(inner) = &mut self.0 {
             inner.over_limit = Some(retry_after);
@@ -210,13 +211,13 @@ impl<T> Reply<T> {
         }
     }
 
-    /// The refusal of whatever is new, where a limit is reached.
+    /// Returns the refusal for anything new, if a limit is reached.
     pub(crate) fn limit_reached(&self) -> Option<Refusal> {
         let retry_after = self.0.as_ref()?.over_limit?;
         Some(Refusal::RateLimited { retry_after })
     }
 
-    /// Undoes the charge: the request turned out to be one that does not count.
+    /// Gives the charge back, because the request does not count.
     pub(crate) fn give_back_charge(&mut self) {
         let Some(inner) = &mut self.0 else { return };
         if let Some(charge) = inner.charge.take() {
@@ -234,15 +235,15 @@ impl<T> Drop for Reply<T> {
     }
 }
 
-/// What the caller of a request waits for.
+/// The pending answer of a request.
 pub struct Pending<T> {
     receiver: oneshot::Receiver<Answer<T>>,
     progress: Arc<AtomicU8>,
 }
 
 impl<T> Pending<T> {
-    /// Waits for the answer, but no longer than `deadline`: a request that nobody has begun to
-    /// work on is then dropped as overloaded, one whose change is under way is of unknown outcome.
+    /// Waits for the answer, but no longer than `deadline`. At the deadline a request that no actor has
+    /// claimed fails as overloaded; the outcome of a claimed request is unknown.
     pub async fn within(mut self, deadline: Duration) -> Answer<T> {
         if let Ok(answer) = tokio::time::timeout(deadline, &mut self.receiver).await {
             return answer.unwrap_or_else(|_| self.lost().into());
@@ -253,7 +254,7 @@ impl<T> Pending<T> {
         }
     }
 
-    /// The answer, where it has come; to look for it again is to look for nothing.
+    /// Returns the answer once it has arrived. It can be taken only once.
     pub fn answered(&mut self) -> Option<Answer<T>> {
         match self.receiver.try_recv() {
             Ok(answer) => Some(answer),
@@ -262,7 +263,7 @@ impl<T> Pending<T> {
         }
     }
 
-    /// Stops waiting, and says what the caller hears; `None` where the answer is on its way.
+    /// Stops waiting, and returns the failure to report. Returns `None` if the answer has been sent.
     pub fn abandon(&self) -> Option<Failure> {
         let before = self.progress.fetch_or(ABANDONED, Ordering::AcqRel);
         (before & ANSWERED == 0).then(|| unless_claimed(before))
@@ -283,7 +284,7 @@ mod tests {
 
     const SOON: Duration = Duration::from_millis(1);
 
-    /// Plays one request on a thread that can wait, and returns what its caller hears.
+    /// Runs one request on a thread that can wait, and returns its answer.
     fn play(worker: impl FnOnce(Reply<()>)) -> Answer<()> {
         actix::System::new().block_on(async {
             let (reply, pending) = Permits::new(1).request().unwrap();
@@ -293,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_as_many_requests_at_once_as_there_are_permits() {
+    fn each_request_needs_a_permit_and_returns_it() {
         actix::System::new().block_on(async {
             let permits = Permits::new(1);
             let (reply, pending) = permits.request::<()>().unwrap();
@@ -305,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_other_threads_reach_their_callers() {
+    fn answers_from_other_threads_reach_their_callers() {
         let answer = play(|reply| {
             std::thread::spawn(move || reply.grant(())).join().unwrap();
         });
@@ -313,25 +314,25 @@ mod tests {
     }
 
     #[test]
-    fn at_the_deadline_what_nobody_claimed_is_dropped_and_may_not_be_claimed_any_more() {
+    fn an_unclaimed_request_is_overloaded_at_the_deadline_and_cannot_be_claimed_later() {
         let mut kept = None;
         assert_eq!(play(|reply| kept = Some(reply)).outcome, Err(Failure::Overloaded));
         assert!(!kept.unwrap().claim());
     }
 
     #[test]
-    fn at_the_deadline_what_was_claimed_is_of_unknown_outcome() {
+    fn a_claimed_request_has_an_unknown_outcome_at_the_deadline() {
         let mut kept = None;
         let answer = play(|reply| {
             assert!(reply.claim());
             kept = Some(reply);
         });
         assert_eq!(answer.outcome, Err(Failure::OutcomeUnknown));
-        assert!(kept.unwrap().claim(), "who has claimed it may go on");
+        assert!(kept.unwrap().claim(), "a claimed request may go on");
     }
 
     #[test]
-    fn a_reply_that_is_lost_tells_its_caller() {
+    fn a_dropped_reply_notifies_its_caller() {
         assert_eq!(play(drop).outcome, Err(Failure::Overloaded));
     }
 }

@@ -1,23 +1,24 @@
-//! The way back across threads: answers for the requests of one worker thread go through one queue,
-//! and a task on that thread hands them out. A commit that answers thirty requests of a worker thus
-//! wakes it once; one by one, each would cost a system call here and a turn of its loop there.
+//! The reply queue of a worker thread. All answers for the thread's requests go through it, and a task
+//! on that thread delivers them. A commit that answers thirty requests of a worker wakes it once.
+//! Without the queue each answer would cost a system call here and a turn of the worker's event loop.
 
 use std::cell::RefCell;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-/// Something that is handed to whoever waits for it, on the thread where they wait.
+/// An answer that is delivered on the thread where its caller waits.
 pub(crate) trait Deliver: Send {
     fn deliver(&mut self);
 }
 
 type Delivery = Box<dyn Deliver>;
 
-/// The queue of one thread. It has no bound of its own: every answer in it holds a permit.
+/// The reply queue of one thread. It needs no bound of its own, because every answer in it holds a
+/// permit.
 #[derive(Clone)]
 pub(crate) enum ReplyQueue {
-    /// A task of the thread hands answers out.
+    /// A task of the thread delivers the answers.
     Thread(UnboundedSender<Delivery>),
-    /// Whoever waits looks for the answer: there is no task and no thread.
+    /// The answer is delivered at once; the caller polls for it. For simulations without threads.
     Direct,
 }
 
@@ -25,14 +26,14 @@ thread_local! {
     static HERE: RefCell<Option<ReplyQueue>> = const { RefCell::new(None) };
 }
 
-/// How many answers are handed out before other tasks of the thread have their turn.
+/// The number of answers delivered before other tasks of the thread run.
 const AT_ONCE: usize = 64;
 
 impl ReplyQueue {
-    /// The queue of this thread; its task begins with the first request.
+    /// Returns the queue of this thread. The first request starts its task.
     pub(crate) fn of_this_thread() -> Self {
         HERE.with_borrow_mut(|here| match here {
-            // Closed where an earlier runtime on this thread, and the task with it, has ended.
+            // It is closed if an earlier runtime on this thread has ended, and its task with it.
             Some(Self::Thread(sender)) if !sender.is_closed() => Self::Thread(sender.clone()),
             _ => here.insert(Self::open()).clone(),
         })
@@ -40,11 +41,11 @@ impl ReplyQueue {
 
     fn open() -> Self {
         let (sender, receiver) = unbounded_channel();
-        tokio::task::spawn_local(hand_out(receiver));
+        tokio::task::spawn_local(deliver_all(receiver));
         Self::Thread(sender)
     }
 
-    /// Sends an answer. Where the thread has ended nobody waits for it any more.
+    /// Sends an answer. If the thread has ended, no caller waits for it.
     pub(crate) fn send(&self, mut delivery: Delivery) {
         match self {
             Self::Thread(sender) => {
@@ -55,7 +56,7 @@ impl ReplyQueue {
     }
 }
 
-async fn hand_out(mut receiver: UnboundedReceiver<Delivery>) {
+async fn deliver_all(mut receiver: UnboundedReceiver<Delivery>) {
     let mut deliveries = Vec::with_capacity(AT_ONCE);
     while receiver.recv_many(&mut deliveries, AT_ONCE).await > 0 {
         for mut delivery in deliveries.drain(..) {

@@ -1,8 +1,8 @@
-//! The same actors, run by hand: one message, one commit, one read at a time, in whatever order a
-//! simulation likes. There is no thread, no arbiter and no timer; nothing happens between two steps.
+//! The same actors, run step by step: one message, one commit, one read at a time, in an order that a
+//! simulation chooses. There is no thread, no arbiter and no timer; nothing happens between two steps.
 //!
-//! What really happens on threads of their own in several moments is several steps here: a batch is
-//! gathered, written, answered; a record is read, and then handed on.
+//! What happens on other threads in several moments is several steps here: a batch is gathered,
+//! written, answered; a record is read, and then returned to its actor.
 
 use crate::handles::{Actors, Addresses, Assembled, Dependencies, Handles, Restored, StartError};
 use crate::memory::limit_counter::LimitCounterThread;
@@ -17,46 +17,46 @@ use iptunnel_storage::{CommitError, Verdict};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Something that can be done next.
+/// One step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Step {
     /// The rate limiter takes a message.
     RateLimiter,
-    /// The code registry takes one.
+    /// The code registry takes a message.
     CodeRegistry,
-    /// The activation actor takes one.
+    /// The activation actor takes a message.
     Activation,
-    /// The server registry takes one.
+    /// The server registry takes a message.
     ServerRegistry,
-    /// What waits for the store is made into a batch.
+    /// The waiting changes are gathered into a batch.
     Gather,
     /// The batch is written.
     Write,
-    /// Everyone in the batch hears what became of it.
+    /// The senders of the batch are answered.
     Answer,
-    /// A store that refused is tried again.
+    /// A store that refuses commits is probed.
     Probe,
-    /// What was looked for is read.
+    /// The waiting lookups are read from the store.
     Read,
-    /// The first of what was read is handed on.
+    /// The first result of a read is returned to its actor.
     Continuation,
-    /// What waits is counted by a shared store.
+    /// A shared store counts the waiting requests.
     Count,
-    /// The first of what was counted is handed on.
+    /// The first result of a count is returned to its actor.
     HandOnCounted,
 }
 
 type Continuation = Box<dyn FnOnce() + Send>;
 
-/// A batch on its way.
+/// The state of the batch in progress.
 enum Commit {
     None,
     Gathered(Batch),
     Written(Batch, Result<Vec<Verdict>, CommitError>),
 }
 
-/// The actors of one server, run by hand. Dropped, the server is killed: nobody is answered any
-/// more, and nothing more is written.
+/// The actors of one server, run step by step. Dropping this kills the server: no request is answered
+/// and nothing is written any more.
 pub struct Stepped {
     handles: Arc<Handles>,
     actors: Actors,
@@ -79,10 +79,10 @@ struct Inboxes {
 const TOGETHER: usize = 16;
 
 impl Stepped {
-    /// The actors as they begin.
+    /// Starts the actors.
     ///
     /// # Errors
-    /// Where the store cannot be read.
+    /// [`StartError`] if the store cannot be read.
     pub fn start(parts: Dependencies) -> Result<Self, StartError> {
         let permits = Permits::with_quick(parts.permits, Permits::stepped);
         let inboxes = Inboxes {
@@ -104,12 +104,12 @@ impl Stepped {
         Ok(Self { handles, actors, inboxes, writer, commit, counting, read, counted })
     }
 
-    /// The way to the actors.
+    /// Returns the handles to the actors.
     pub const fn handles(&self) -> &Arc<Handles> {
         &self.handles
     }
 
-    /// How many messages, changes and reads wait.
+    /// Returns the number of waiting messages, changes and reads.
     pub fn queued(&self) -> usize {
         let Inboxes { rate_limiter, code_registry, activation, server_registry } = &self.inboxes;
         rate_limiter.len()
@@ -122,18 +122,18 @@ impl Stepped {
             + self.counted.len()
     }
 
-    /// Whether the store has refused, and nothing but a probe is tried.
+    /// Whether the store refuses commits and is only probed.
     pub fn is_refusing(&self) -> bool {
         self.writer.is_refusing()
     }
 
-    /// Whether a batch has been gathered that nobody has been told of.
+    /// Whether a batch has been gathered and not answered yet.
     pub const fn is_committing(&self) -> bool {
         !matches!(self.commit, Commit::None)
     }
 
-    /// What can be done next. Whether anything waits to be counted is found out by counting; a probe
-    /// is always possible.
+    /// Lists the possible next steps. [`Step::Count`] is always listed for a shared store, because only
+    /// counting shows whether anything waits. [`Step::Probe`] is listed while the store refuses.
     pub fn ready(&self, steps: &mut Vec<Step>) {
         steps.clear();
         let Inboxes { rate_limiter, code_registry, activation, server_registry } = &self.inboxes;
@@ -157,7 +157,7 @@ impl Stepped {
         steps.extend(all.into_iter().filter(|(_, ready)| *ready).map(|(step, _)| step));
     }
 
-    /// Does one thing. `false` where there was nothing to do.
+    /// Takes one step. Returns `false` if there was nothing to do.
     pub fn step(&mut self, step: Step) -> bool {
         match step {
             Step::RateLimiter => self.inboxes.rate_limiter.step(&mut self.actors.rate_limiter),

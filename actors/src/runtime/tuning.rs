@@ -1,18 +1,18 @@
-//! What may change while the server runs.
+//! The settings of the actors, which may change while the server runs.
 
 use iptunnel_domain::limit::Limits;
 use iptunnel_domain::time::Lifetimes;
 
-/// The values in force. Replaced as a whole; whoever needs one looks at the whole once.
+/// The settings in force. They are replaced as a whole, so a reader loads them once per decision.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ActorSettings {
-    /// How long things made from now on live.
+    /// The lifetimes of new codes, activations and tokens.
     pub lifetimes: Lifetimes,
-    /// How much each policy allows.
+    /// The limit of each policy.
     pub limits: Limits,
-    /// Seconds for which closed codes and activations are kept.
+    /// The retention of closed codes and activations, in seconds.
     pub retention_seconds: u64,
-    /// Seconds for which a check-in may be ahead of the disk.
+    /// Seconds between two writes of check-ins to the store.
     pub checkin_flush_seconds: u64,
     /// How much each actor does in one step.
     pub batches: Batches,
@@ -21,9 +21,9 @@ pub struct ActorSettings {
 /// How much each actor does in one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Batches {
-    /// Codes examined for leaving memory or the store in one step.
+    /// Codes examined for eviction or deletion in one step.
     pub code_registry: usize,
-    /// Activations examined, ditto.
+    /// Activations examined for eviction or deletion in one step.
     pub activation: usize,
     /// Counters written in one commit.
     pub rate_limiter: usize,

@@ -1,26 +1,25 @@
 //! The server-registry actor: the only writer of servers.
 //!
-//! What every check-in needs of a server is small and stays in memory, published for readers in a
-//! [`DashMap`](dashmap::DashMap); the rest stays on disk and is read when a record changes. Memory follows the disk
-//! here: a server appears, is revoked or restored in memory once that is on disk. Check-ins go the
-//! other way: they are answered at once and written down together, a little later.
+//! The few bytes of a server that every check-in needs stay in memory, published for readers in a
+//! [`DashMap`](dashmap::DashMap). The rest stays on disk and is read when a record changes. Memory
+//! follows the disk here: a server appears, is revoked or restored in memory once that is on disk.
+//! Check-ins go the other way: they are answered at once and written together, a little later.
 
-mod commands;
 mod published;
 
-pub use commands::{CheckIn, CheckedIn, Register, SetNote, SetRevoked};
+pub use crate::messages::servers::{CheckIn, CheckedIn, Register, SetNote, SetRevoked};
 pub(crate) use published::Registered;
 pub use published::{Filter, Servers, Sort};
 
 use crate::handles::Handles;
 use crate::memory::check_ins::CheckIns;
 use crate::memory::record_cache::Parked;
+use crate::messages::{Command, Shutdown, Tick, Work};
 use crate::persistence::Committed;
 use crate::runtime::mailbox::{Actor, Receive};
 use crate::runtime::metrics::{ActorMetrics, Metrics};
 use crate::runtime::reply::Reply;
 use crate::runtime::tuning::ActorSettings;
-use crate::runtime::work::{Command, Shutdown, Tick, Work};
 use actix::Message;
 use arc_swap::ArcSwap;
 use iptunnel_domain::audit::{Action, Actor as Who, Event};
@@ -34,14 +33,14 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 
-/// A record as the store was found to hold it.
+/// A record as read from the store.
 struct Found(Server);
 
 impl Message for Found {
     type Result = ();
 }
 
-/// Servers that were seen by other servers.
+/// Check-ins that other processes have taken.
 struct SeenElsewhere(Vec<(ServerId, Timestamp)>);
 
 impl Message for SeenElsewhere {
@@ -51,9 +50,8 @@ impl Message for SeenElsewhere {
 /// A server's record has been written.
 struct Written {
     server: Server,
-    /// Tells whoever asked for it, once memory knows of it: what follows on the answer must not find
-    /// memory as it was before. On the way out, where nobody takes this message any more, the outcome is
-    /// called unknown.
+    /// Answers the caller once memory has the record, so that the caller's next request finds it there.
+    /// If the actor has already shut down, this message is dropped and the outcome is unknown.
     answer: Box<dyn FnOnce(Server) + Send>,
 }
 
@@ -73,12 +71,12 @@ pub(crate) struct ServerRegistry {
     servers: Arc<Servers>,
     tokens: Tokens,
     next_number: u32,
-    /// Servers of which a change is on its way to the disk, and what waits for its end.
+    /// Servers with a pending change, and the commands that wait for its end.
     changing: HashMap<ServerId, Vec<Parked>>,
-    /// Check-ins since they were last written down: of each server the last.
+    /// The unwritten check-ins: the last one of each server.
     unwritten: CheckIns,
     flush: Timer,
-    /// What the last tick said.
+    /// The time of the last tick.
     now: Timestamp,
     tuning: Arc<ArcSwap<ActorSettings>>,
     handles: Arc<Handles>,
@@ -112,8 +110,7 @@ impl ServerRegistry {
         }
     }
 
-    /// Lets the command wait for the end of the change that is under way; gives it back where there is
-    /// none.
+    /// Lets the command wait for the end of the pending change. Returns the command if there is none.
     fn park<C>(&mut self, id: ServerId, mut work: Work<C, Server>) -> Option<Work<C, Server>>
     where
         C: Command,
@@ -121,7 +118,7 @@ impl ServerRegistry {
     {
         let Some(parked) = self.changing.get_mut(&id) else { return Some(work) };
         let handles = Arc::clone(&self.handles);
-        // What was read is out of date when the change has ended.
+        // The record that was read is out of date when the change has ended.
         work.found = None;
         parked.push(Box::new(move || {
             handles.server_registry.send(work);
@@ -129,21 +126,21 @@ impl ServerRegistry {
         None
     }
 
-    /// A change has come to its end: whoever waited goes on, in the order in which they came.
+    /// Ends a pending change. The waiting commands go on, in the order of arrival.
     fn has_ended(&mut self, id: ServerId) {
         for command in self.changing.remove(&id).unwrap_or_default() {
             command();
         }
     }
 
-    /// Whether a record that was read is no older than what memory knows. A newer one (another
-    /// server has written it) is taken over.
+    /// Whether a record that was read is not older than memory. A newer one, written by another process,
+    /// is published.
     fn is_fresh(&mut self, server: &Server) -> bool {
         let Some(known) = self.servers.live.get(&server.id).map(|live| live.version) else {
             self.publish(server);
             return true;
         };
-        // Half a version's numbers: a distance of more than half their range is a step back.
+        // Memory has half of a version's bits. A distance of more than half their range is a step back.
         let ahead = (server.version as u16).wrapping_sub(known);
         if (1..=u16::MAX / 2).contains(&ahead) {
             self.publish(server);
@@ -151,7 +148,7 @@ impl ServerRegistry {
         ahead <= u16::MAX / 2
     }
 
-    /// Shows readers and check-ins what is on disk.
+    /// Publishes the record on disk for readers and check-ins.
     fn publish(&mut self, server: &Server) {
         let mut live = self.tokens.live(server);
         if let Some(before) = self.servers.live.get(&server.id) {
@@ -161,8 +158,8 @@ impl ServerRegistry {
         self.servers.insert(server.id, live);
     }
 
-    /// Reads a server's record once everything sent before is on disk, and hands the command on
-    /// with it.
+    /// Reads a server's record once everything sent before is on disk, and forwards the command with
+    /// it.
     fn look_up<C>(&self, mut work: Work<C, Server>, id: ServerId, number: Option<ServerNumber>)
     where
         C: Command,
@@ -187,7 +184,7 @@ impl ServerRegistry {
         });
     }
 
-    /// The same where what was read is older than what memory knows: a few times.
+    /// Reads the record again, a few times, because the last read was older than memory.
     fn look_up_again<C>(&self, work: Work<C, Server>, id: ServerId, number: Option<ServerNumber>)
     where
         C: Command,
@@ -198,13 +195,13 @@ impl ServerRegistry {
         }
     }
 
-    /// The generation of the store in which a request was first looked at. What was read for it before
-    /// another one began (before a standby was promoted, say) may not be what the store holds.
+    /// Returns the generation of the store in which a request was first handled. After a new generation
+    /// began, for example by the promotion of a standby, earlier reads may differ from the store.
     fn generation_of<A>(&self, reply: &mut Reply<A>) -> u32 {
         reply.generation(self.handles.persistence.generation())
     }
 
-    /// Gives an answer that changes nothing once what it rests on is on disk.
+    /// Answers a command that changes nothing, once the state that the answer depends on is on disk.
     fn answer<C: Command>(&self, work: Work<C, Server>, decision: Result<C::Answer, Refusal>) {
         let mut reply = work.reply;
         let generation = Some(self.generation_of(&mut reply));
@@ -214,7 +211,7 @@ impl ServerRegistry {
         });
     }
 
-    /// Writes a server's record and answers with what `grant` makes of it.
+    /// Writes a server's record, and then answers with `grant`.
     fn write<C>(
         &mut self,
         server: Server,
@@ -248,14 +245,14 @@ impl ServerRegistry {
     }
 }
 
-/// Makes memory follow the record of a server that another server has perhaps changed.
+/// Reads the record of a server again that another process may have changed.
 pub(crate) fn follow(handles: &Arc<Handles>, id: ServerId) {
     let back = Arc::clone(handles);
     handles.reader.find(id, move |found| {
         let missed = match found {
             Ok(Some(server)) => !back.server_registry.send(Found(server)),
             Ok(None) => false,
-            // It is tried again.
+            // The next tick tries again.
             Err(_) => true,
         };
         if missed {
@@ -264,7 +261,7 @@ pub(crate) fn follow(handles: &Arc<Handles>, id: ServerId) {
     });
 }
 
-/// Learns the number that a shared store has given to a new server, and then answers.
+/// Reads the number that a shared store has given to a new server, and then answers.
 fn read_back<A: Send + 'static>(
     handles: &Arc<Handles>,
     reply: Reply<A>,
@@ -277,7 +274,7 @@ fn read_back<A: Send + 'static>(
             let answer = Box::new(|server| grant(reply, server));
             back.server_registry.send(Written { server: found, answer });
         }
-        // It is written all the same, and is found when it is next asked for, or at the next tick.
+        // The record is written, and is read at the next request for it or at the next tick.
         Ok(None) | Err(_) => {
             back.server_registry.send(NotWritten(server.id));
             back.missed.lock().unwrap_or_else(PoisonError::into_inner).insert(server.id);
@@ -286,7 +283,7 @@ fn read_back<A: Send + 'static>(
     });
 }
 
-/// What happened to a server, as the log says it.
+/// Returns the audit event of a change of a server.
 fn happened(action: Action, who: Who, to: &Server, at: Timestamp, from: IpAddr) -> Event {
     Event {
         server: Some(to.id),
@@ -355,7 +352,7 @@ impl Receive<Work<Register, Server>> for ServerRegistry {
             (Some(Some(server)), _) if self.is_fresh(&server) => {
                 let Register { hostname, token, now, .. } = &work.command;
                 match server.register_again(hostname.clone(), *token, *now) {
-                    // It rests on what was read.
+                    // This answer depends on what was read.
                     Err(refusal) => self.answer(work, Err(refusal)),
                     Ok(server) if work.reply.claim() => {
                         let event = registered(&server, &work.command);
@@ -420,8 +417,8 @@ impl Receive<Work<SetNote, Server>> for ServerRegistry {
 }
 
 impl ServerRegistry {
-    /// Changes a server's record as an operator wants it, with what the log says of it; `None`
-    /// where there is nothing to change.
+    /// Changes a server's record for an operator. `change` returns the new record and its audit event, or
+    /// `None` if there is nothing to change.
     fn change<C: Command<Answer = ()>>(
         &mut self,
         work: Work<C, Server>,
@@ -456,7 +453,7 @@ impl ServerRegistry {
 }
 
 impl ServerRegistry {
-    /// Whether a server that memory does not know may be known to the store.
+    /// Whether memory lacks a server that a shared store may hold.
     fn lacks(&self, id: ServerId) -> bool {
         self.handles.is_shared() && !self.servers.live.contains_key(&id)
     }
@@ -525,7 +522,7 @@ impl Receive<Shutdown> for ServerRegistry {
         self.metrics.taken();
         self.unwritten.finish(&self.handles);
         self.handles.persistence.follow(move |_| {
-            // Whoever waited for the end may have given up; then nobody is told.
+            // This fails if the caller has stopped waiting.
             let _ = done.send(());
         });
         self.handles.persistence.stop();

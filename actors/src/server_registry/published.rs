@@ -1,4 +1,4 @@
-//! What memory holds of servers, published for whoever only looks.
+//! The registered servers in memory, published for readers.
 
 use dashmap::DashMap;
 use iptunnel_domain::Timestamp;
@@ -9,15 +9,15 @@ use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What memory holds of a server: 16 bytes.
+/// The part of a server that is in memory: 16 bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Live {
     pub(super) number: ServerNumber,
-    /// Seconds since the epoch, good until the year 2106.
+    /// Seconds since the Unix epoch; valid until the year 2106.
     pub(super) last_checkin: u32,
-    /// Which of the tokens that ever registered a server; there are few.
+    /// The index of its token in the list of all tokens that registered a server. There are few.
     pub(super) token: u32,
-    /// The lower half of the record's version: tells a record that was read too early.
+    /// The lower bits of the record's version. They show whether a record read from disk is outdated.
     pub(super) version: u16,
     pub(super) revoked: bool,
 }
@@ -32,15 +32,15 @@ impl Live {
     }
 }
 
-/// All servers, as far as they are on disk, for whoever only looks.
+/// All registered servers that are on disk, for reading.
 pub struct Servers {
     pub(super) live: DashMap<ServerId, Live>,
-    /// How many there are: to ask the map would lock each of its shards.
+    /// Their number. Counting the map would lock each of its shards.
     count: AtomicUsize,
 }
 
-/// Shards of the map, 128 bytes each. A listing holds one after the other, and the actors wait for the
-/// one they need: of a million servers that is 8 µs, measured (with eight shards it was 4 ms).
+/// Shards of the map, 128 bytes each. A listing locks one after the other, and the actors wait for the
+/// one they need: 8 µs with a million servers, measured (4 ms with eight shards).
 const SHARDS: usize = 4096;
 
 impl Default for Servers {
@@ -49,10 +49,10 @@ impl Default for Servers {
     }
 }
 
-/// Which servers are looked for.
+/// The filter of a listing of servers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// Only revoked ones, or only others.
+    /// Only revoked servers, or only others.
     pub revoked: Option<bool>,
     /// Only those last seen before this instant.
     pub seen_before: Option<Timestamp>,
@@ -60,7 +60,7 @@ pub struct Filter {
     pub seen_since: Option<Timestamp>,
 }
 
-/// In which order servers are listed.
+/// The order of a listing of servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sort {
     /// Those registered last come first.
@@ -74,7 +74,7 @@ pub enum Sort {
 }
 
 impl Filter {
-    /// Whether a server is looked for.
+    /// Whether a server matches.
     pub fn matches(&self, server: &Server) -> bool {
         self.matches_state(server.revoked, server.last_checkin)
     }
@@ -97,7 +97,7 @@ impl Servers {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// How many servers `filter` lets through.
+    /// Returns the number of servers that match `filter`.
     pub fn count(&self, filter: &Filter) -> usize {
         if *filter == Filter::default() {
             return self.len();
@@ -106,10 +106,10 @@ impl Servers {
         self.live.iter().filter(|entry| matches(entry.value())).count()
     }
 
-    /// At most `limit` of the servers that `filter` lets through, in the order of `sort`, each with
-    /// its place in that order; only those behind the place `after`.
+    /// Returns at most `limit` of the servers that match `filter`, in the order of `sort`, each with its
+    /// place in that order. Only servers behind the place `after` are returned.
     ///
-    /// Looks at all of them and keeps `limit`: a million take some 50 ms.
+    /// It examines all servers: a million take about 50 ms.
     pub fn page(
         &self,
         filter: &Filter,
@@ -142,8 +142,8 @@ impl Servers {
         page.map(|(place, number)| (place, ServerNumber(number))).collect()
     }
 
-    /// A record read from disk with the time at which its server was last seen, which the disk may
-    /// not know yet.
+    /// Returns a record read from disk, with the time of its last check-in, which may not be on disk
+    /// yet.
     pub fn as_last_seen(&self, mut server: Server, now: Timestamp) -> Server {
         if let Some(seen) = self.live.get(&server.id).map(|live| live.last_checkin()) {
             server.last_checkin = server.last_checkin.or_later(seen, now);
@@ -152,7 +152,7 @@ impl Servers {
     }
 }
 
-/// The servers the store holds, as the registry starts with them.
+/// The stored servers, with which the registry starts.
 pub(crate) struct Registered {
     pub(super) servers: Arc<Servers>,
     pub(super) tokens: Tokens,
@@ -175,7 +175,7 @@ impl Registered {
     }
 }
 
-/// The tokens that ever registered a server, by their place in a list.
+/// The tokens that ever registered a server, each with its index.
 #[derive(Default)]
 pub(super) struct Tokens {
     pub(super) list: Vec<KeyedHash>,
@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listing_keeps_the_actors_from_one_server_in_a_thousand_at_most() {
+    fn a_listing_blocks_the_actors_for_one_server_in_a_thousand_at_most() {
         let servers = Servers::default();
         let live =
             Live { number: ServerNumber(0), last_checkin: 0, token: 0, version: 1, revoked: false };
@@ -222,6 +222,6 @@ mod tests {
         drop(listing);
         assert!(held <= 100, "{held} of 100,000");
         servers.insert(ServerId(0), live);
-        assert_eq!(servers.len(), 100_000, "it was there before");
+        assert_eq!(servers.len(), 100_000, "a known server is not counted twice");
     }
 }

@@ -37,7 +37,7 @@ const BEGUN: Timestamp = Timestamp(1_800_000_000);
 /// A number that no server has.
 const NOBODY: ServerNumber = ServerNumber(i32::MAX as u32);
 
-/// What is done, by the first or the second server.
+/// One step, by the first or the second server.
 #[derive(Clone, Debug)]
 enum Step {
     /// A batch is committed; whether the server then reads everything again.
@@ -48,9 +48,9 @@ enum Step {
     Forget(usize, u8),
     /// An epoch begins after the present one, or is asked for after one that has passed.
     BeginEpoch(usize, bool),
-    /// Requests are counted, each against some limits; what these allow.
+    /// Charges requests, each against some limits with their allowances.
     Charge(usize, Vec<Vec<u8>>, u32),
-    /// What was counted is given back.
+    /// Gives charges back.
     GiveBack(usize, Vec<u8>),
     /// Counters are forgotten, so many seconds after the beginning.
     ForgetCounters(usize, u64),
@@ -58,7 +58,7 @@ enum Step {
     CheckIn(usize, u8, u64),
 }
 
-/// A change, decided on what the server knows.
+/// A change that is decided on the records the server knows.
 #[derive(Clone, Debug)]
 enum Move {
     /// A code is issued.
@@ -153,7 +153,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..24)
 }
 
-/// What a server has read, and not seen change.
+/// The records that a server has read and not seen change.
 #[derive(Clone, Default)]
 struct Known {
     codes: BTreeMap<u8, Code>,
@@ -411,7 +411,7 @@ impl Sequence {
         }
     }
 
-    /// What the server knows is what is stored.
+    /// Updates the server's knowledge from the store.
     fn look(&mut self, who: usize, stored: &Stored) {
         let known = &mut self.known[who];
         let some = |(place, code): (u8, &Option<Code>)| Some((place, code.clone()?));
@@ -465,7 +465,7 @@ impl Sequence {
         }
     }
 
-    /// Does a step to one of the databases; what was answered, in words.
+    /// Takes a step on one of the databases, and describes the answer.
     fn does(&self, side: &mut Side<'_>, step: &Step, changes: &[Change]) -> String {
         match step {
             Step::Commit(who, ..) | Step::Forget(who, _) => {
@@ -546,7 +546,7 @@ fn closed_as(one: Activation, state: ActivationState) -> Write {
     Write::Activation(Activation { state, version: one.version + 1, ..one })
 }
 
-/// What an event is about: of each record they have one order.
+/// The subject of an event. The events of each record have one order.
 fn about(decision: &Move) -> String {
     match decision {
         Move::Issue(code)
@@ -614,7 +614,7 @@ impl Engine {
         Self { stores, epoch, sequences: 0 }
     }
 
-    /// Plays a sequence over both; where they differ, in words.
+    /// Runs a sequence on both databases, and describes any difference.
     fn differs(&mut self, steps: &[Step], planted: &Planted) -> Result<(), String> {
         let model = Database::new(Standby::Synchronous, Chance::new(1), planted.clone());
         model.spare();

@@ -1,4 +1,4 @@
-//! What callers asked and heard, and what must hold of it: an observer who sees every request and
+//! The record of all requests and answers, with the checks on it: an observer who sees every request and
 //! every answer, and nothing of the inside.
 
 use iptunnel_actors::Failure;
@@ -9,7 +9,7 @@ use iptunnel_domain::{Refusal, Timestamp};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-/// What a caller asked for.
+/// The operation that a caller asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Asked {
     Issue,
@@ -34,7 +34,7 @@ impl Asked {
     }
 }
 
-/// What a caller heard.
+/// The answer that a caller received.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Heard {
     Issued {
@@ -64,7 +64,7 @@ pub enum Heard {
 }
 
 impl Heard {
-    /// Whether what was asked for may have happened all the same.
+    /// Whether the operation may have happened nevertheless.
     const fn is_perhaps(&self) -> bool {
         matches!(self, Self::Nothing | Self::Failed(Failure::OutcomeUnknown))
     }
@@ -121,7 +121,7 @@ struct Revoked {
 /// An agent's standing as far as operators have heard.
 #[derive(Clone, Copy, Debug, Default)]
 struct OfAgent {
-    /// A revocation was answered, and nobody has asked to undo it since.
+    /// A revocation was answered, and no restoration was requested since.
     revoked: Option<Revoked>,
     restore_invoked: Option<u64>,
     /// When the request was sent that registered it, and when that was heard.
@@ -138,7 +138,7 @@ pub struct Book {
     epochs: Vec<u64>,
     /// Servers that were killed at some time.
     killed: BTreeSet<usize>,
-    /// What was found wrong.
+    /// The violations found.
     pub violations: Vec<String>,
 }
 
@@ -246,7 +246,7 @@ impl Book {
         self.violations.push(words);
     }
 
-    /// Notes what was heard, and checks it.
+    /// Records an answer and checks it.
     pub fn hear(
         &mut self,
         (step, moment): (u64, u64),
@@ -566,7 +566,7 @@ impl Book {
     ) -> Result<(), String> {
         if *heard == Heard::Done && revoked {
             let of_agent = self.agent(agent);
-            // Whoever asked to restore it meanwhile may have come later.
+            // A restoration requested meanwhile may have come later.
             if of_agent.restore_invoked.is_none_or(|by| by < invoked) {
                 let pending_restore = self.operations.iter().any(|one| {
                     one.asked == Asked::SetRevoked { agent, revoked: false }
@@ -591,7 +591,7 @@ impl Book {
         self.operations.iter().filter(ready).map(|one| one.span.1).max().unwrap_or(0)
     }
 
-    /// What was asked about codes and what was answered, for the search for one order of all of it.
+    /// Returns the requests and answers about codes, for the search for one order that explains them.
     pub fn history(&self) -> Vec<history::Operation> {
         let mut names: Vec<ActivationId> = Vec::new();
         let mut name = |id: ActivationId| {
@@ -716,7 +716,7 @@ impl Book {
         of_agent.revoked.is_some_and(|by| !self.epoch_since(by.invoked))
     }
 
-    /// What a request asked for.
+    /// Returns the operation of a request.
     pub fn asked(&self, operation: usize) -> Option<Asked> {
         self.operations.get(operation).map(|one| one.asked.clone())
     }
@@ -748,7 +748,7 @@ impl Book {
         self.operations.get(operation).map_or(Timestamp(0), |one| one.at)
     }
 
-    /// What a request heard.
+    /// Returns the answer to a request.
     pub fn heard(&self, operation: usize) -> Option<Heard> {
         self.operations.get(operation)?.heard.clone().map(|(_, heard)| heard)
     }

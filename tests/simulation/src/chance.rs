@@ -1,9 +1,9 @@
-//! Everything that happens by chance, from one seed.
+//! The source of all random choices, from one seed.
 
 use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng, SeedableRng};
 
-/// A source of chance: the same seed, the same choices.
+/// A random source. The same seed gives the same choices.
 pub struct Chance(ChaCha20Rng);
 
 impl Chance {
@@ -12,7 +12,7 @@ impl Chance {
         Self(ChaCha20Rng::seed_from_u64(seed))
     }
 
-    /// A number below `end`; 0 where that is 0.
+    /// Returns a number below `end`, or 0 if `end` is 0.
     pub fn below(&mut self, end: usize) -> usize {
         if end == 0 { 0 } else { (self.0.next_u64() % end as u64) as usize }
     }
@@ -32,7 +32,7 @@ impl Chance {
         of.get(self.below(of.len()))
     }
 
-    /// A generator of its own, for whoever draws by themselves.
+    /// A separate generator, for code that draws its own numbers.
     pub fn generator(&mut self) -> ChaCha20Rng {
         ChaCha20Rng::seed_from_u64(self.0.next_u64())
     }

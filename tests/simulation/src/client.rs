@@ -1,4 +1,4 @@
-//! Requests on their way, and the callers who sent them: installers, agents and operators as they
+//! Requests in flight, and the callers who sent them: installers, agents and operators as they
 //! really behave.
 
 use crate::book::{Asked, Heard};
@@ -23,14 +23,14 @@ pub const HOSTS: [&str; 2] = ["a.example.com", "b.example.com"];
 /// The token that registers servers.
 const TOKEN: KeyedHash = KeyedHash([6; 16]);
 
-/// A request that has not been heard of.
+/// A request without an answer so far.
 pub struct Call {
     /// Its number in the book.
     pub operation: usize,
     pub server: usize,
-    /// When its caller is told that time is up, by virtual milliseconds.
+    /// The deadline of its caller, in virtual milliseconds.
     pub deadline: u64,
-    /// Its answer is lost on the way.
+    /// Its answer is lost.
     pub lost: bool,
     waits: Box<dyn Waits>,
 }
@@ -63,12 +63,12 @@ impl<T, F: Fn(T) -> Heard> Waits for Waiting<T, F> {
 }
 
 impl Call {
-    /// The answer, where it has come, and what the tightest limit has counted.
+    /// Returns the answer, if it has arrived, and the count of the tightest limit.
     pub fn answered(&mut self) -> Option<(Heard, Option<u32>)> {
         self.waits.answered()
     }
 
-    /// Stops waiting: what the caller hears, unless the answer is on its way.
+    /// Stops waiting. Returns what the caller hears, unless the answer has been sent.
     pub fn abandon(&self) -> Option<Failure> {
         self.waits.abandon()
     }
@@ -89,25 +89,25 @@ pub fn server_id(agent: usize) -> ServerId {
     ServerId(0xABCD_0000 + agent as u64)
 }
 
-/// Under what the activates of a machine are counted.
+/// The subject to which the activates of a machine are charged.
 pub fn activates_of(machine: usize) -> Subject {
     Subject { policy: Policy::ActivatePerMachineDay, who: holder(machine).machine }
 }
 
-/// What a request needs to know beyond what is asked.
+/// What a request needs besides its operation.
 pub struct Details {
     pub now: Timestamp,
-    /// Of the code asked about.
+    /// The hash of the code.
     pub code: Option<CodeHash>,
-    /// When the precheck was that an activate rests on.
+    /// The time of the precheck that allows an activate.
     pub prechecked_at: Timestamp,
-    /// What the edge finds of an install token.
+    /// The edge's check of an install token.
     pub token: Result<(), Refusal>,
-    /// Who browses.
+    /// The browser session.
     pub session: usize,
 }
 
-/// Sends a request; what its caller waits for, or what the edge answers at once.
+/// Sends a request. Returns its pending answer, or the answer that the edge gives at once.
 pub fn send(
     handles: &Handles,
     asked: &Asked,
@@ -195,7 +195,7 @@ pub fn send(
     Ok(sent)
 }
 
-/// What the caller of a request waits for.
+/// The pending answer of a request.
 pub struct Sent(Box<dyn Waits>);
 
 impl Sent {
@@ -220,16 +220,16 @@ fn limited<C: LimitedCommand>(
     Ok(waiting(pending, heard))
 }
 
-/// What a machine knows of one code.
+/// What a machine knows about one code.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
-    /// When it was last told that the code is good.
+    /// The time of its last successful precheck.
     pub prechecked_at: Option<Timestamp>,
-    /// What it was granted, and until when its token is good.
+    /// Its activation, and the time until which its token is valid.
     pub granted: Option<(ActivationId, Timestamp)>,
-    /// A request of its is under way.
+    /// It has a request in flight.
     pub busy: bool,
-    /// It has finished, or given up.
+    /// It has finished or given up.
     pub done: bool,
 }
 

@@ -1,9 +1,9 @@
-//! How often the states that matter were reached: a night that reached none of them has tested
+//! Counts how often the important states were reached. A run that reached none of them has tested
 //! nothing.
 
 use std::collections::BTreeMap;
 
-/// A state that matters.
+/// An important state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum State {
     /// An activate was granted.
@@ -28,11 +28,11 @@ pub enum State {
     Conflict,
     /// A commit was refused.
     Refused,
-    /// What became of a commit was unknown.
+    /// The outcome of a commit was unknown.
     Unknown,
     /// An outcome was read back after the connection had broken, and the commit had been written.
     ReadBackWritten,
-    /// The same, and it had not been.
+    /// An outcome was read back after the connection had broken, and the commit had not been written.
     ReadBackNever,
     /// A commit waited for a standby that was cut off.
     WaitedForStandby,
@@ -76,7 +76,7 @@ pub enum State {
     Lapsed,
     /// A request met a server without a permit left.
     NoPermit,
-    /// A coincidence was brought about that chance alone rarely makes.
+    /// A plot caused a coincidence that is rare by chance.
     Plotted,
     /// One order was found that explains all answers.
     OrderFound,
@@ -127,24 +127,24 @@ impl State {
     ];
 }
 
-/// How often each state was reached.
+/// The counts of each state.
 #[derive(Clone, Debug, Default)]
 pub struct Coverage(BTreeMap<State, u64>);
 
 impl Coverage {
-    /// It was reached once more.
+    /// Counts a state as reached once more.
     pub fn reach(&mut self, state: State) {
         *self.0.entry(state).or_default() += 1;
     }
 
-    /// Adds what another run has reached.
+    /// Adds the counts of another run.
     pub fn add(&mut self, other: &Self) {
         for (state, count) in &other.0 {
             *self.0.entry(*state).or_default() += count;
         }
     }
 
-    /// How often it was reached.
+    /// Returns how often a state was reached.
     pub fn of(&self, state: State) -> u64 {
         self.0.get(&state).copied().unwrap_or(0)
     }

@@ -1,9 +1,9 @@
 //! A model of the database that servers share: its guards, its transactions, its synchronous standby,
-//! and how it and the way to it fail. What a commit writes and when a guard holds is the same as the
-//! engine's statements have it; a test of the storage crate holds both against each other.
+//! and the faults of it and of its connections. Its writes and guards follow the statements of the real
+//! engine; a test compares both.
 //!
-//! A commit is atomic and takes no time here. What takes time in reality (the way there, the standby,
-//! the way back) are states: a commit that *waits* for the standby is not visible, and holds its rows.
+//! A commit is atomic and takes no time here. The parts that take time in reality (the way there, the
+//! standby, the way back) are states: a commit that *waits* for the standby is not visible, and holds its rows.
 
 use crate::chance::Chance;
 use crate::coverage::{Coverage, State};
@@ -24,7 +24,7 @@ use iptunnel_storage::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What a database holds.
+/// The content of a database.
 #[derive(Clone, Default)]
 pub struct Tables {
     /// By their numbers.
@@ -41,7 +41,7 @@ pub struct Tables {
     epoch: u64,
 }
 
-/// A row, for whoever must wait for who holds it.
+/// A row that a transaction may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Row {
     Code(u64),
@@ -59,7 +59,7 @@ struct Transaction {
     writes: Vec<Write>,
 }
 
-/// The way between the primary and its standby.
+/// The connection between the primary and its standby.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standby {
     /// It confirms every commit before that is answered.
@@ -72,7 +72,7 @@ pub enum Standby {
 
 struct Cluster {
     primary: Tables,
-    /// What the standby has of it.
+    /// The content of the standby.
     replica: Tables,
     /// Commits that wait for the standby: not visible, and their rows are held.
     waiting: Vec<Transaction>,
@@ -93,7 +93,7 @@ struct Cluster {
     planted: Planted,
 }
 
-/// The database, as whoever brings trouble sees it.
+/// The database, with the faults that a world can inject.
 #[derive(Clone)]
 pub struct Database(Arc<Mutex<Cluster>>);
 
@@ -124,22 +124,22 @@ impl Database {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What it holds, for whoever looks when all is over.
+    /// Returns its content, for the checks at the end.
     pub fn tables(&self) -> Tables {
         self.lock().primary.clone()
     }
 
-    /// What was reached since this was last asked.
+    /// Takes the states reached since the last call.
     pub fn coverage(&self) -> Coverage {
         std::mem::take(&mut self.lock().coverage)
     }
 
-    /// What happened since this was last asked.
+    /// Takes the events since the last call.
     pub fn trace(&self) -> Vec<String> {
         std::mem::take(&mut self.lock().trace)
     }
 
-    /// Nobody reaches it, or everybody does again.
+    /// Makes it unreachable, or reachable again.
     pub fn set_reachable(&self, reachable: bool) {
         self.lock().reachable = reachable;
     }
@@ -222,7 +222,7 @@ impl Database {
         since.iter().copied().min().unwrap_or(usize::MAX)
     }
 
-    /// What a limit has counted in the window of `now`.
+    /// Returns the count of a limit in the window of `now`.
     pub fn used(&self, subject: &Subject, now: Timestamp) -> u32 {
         let place = (subject.key(), subject.policy.window_end(now));
         self.lock().primary.counters.get(&place).copied().unwrap_or(0)
@@ -416,7 +416,7 @@ impl Tables {
         }
     }
 
-    /// Makes what could be spent void, in the next epoch.
+    /// Begins the next epoch, and makes everything void that could still be used.
     fn void(&mut self, process: u32, why: &str) {
         self.epoch += 1;
         for code in self.codes.values_mut() {
@@ -436,7 +436,7 @@ impl Tables {
     }
 }
 
-/// What a server knows of its own commits.
+/// What a server knows about its own commits.
 struct Own {
     process: u32,
     batch: u64,
@@ -467,7 +467,7 @@ impl Connection {
         Ok(read(&cluster.primary))
     }
 
-    /// What became of a batch in doubt, where that can be told.
+    /// Returns the outcome of a batch in doubt, if it can be determined.
     fn settle(cluster: &mut Cluster, own: &mut Own) -> Result<(), CommitError> {
         let refused = |words: &str| CommitError::Refused(words.to_owned());
         if cluster.waiting.iter().any(|waiting| waiting.process == own.process) {
@@ -604,7 +604,7 @@ impl Store for Connection {
     fn watermark(&self) -> Option<Watermark> {
         let (cluster, mut own) = (self.database.lock(), self.own());
         let commits = own.batch.saturating_sub(u64::from(own.in_doubt));
-        // What is visible may be on no standby.
+        // Visible changes may be on no standby.
         let unconfirmed = cluster.unconfirmed || cluster.standby == Standby::CutOff;
         let moved = own.timeline != cluster.timeline;
         if !unconfirmed && !moved && !cluster.planted.has(Fault::OwnMark) {

@@ -12,11 +12,11 @@ use iptunnel_storage::{
 };
 use std::sync::{Mutex, PoisonError};
 
-/// A store with what is planted in it.
+/// A store with planted faults.
 pub struct Layer<S> {
     inner: S,
     planted: Planted,
-    /// Answered and not written.
+    /// Changes that were answered but not written.
     held: Mutex<Vec<Change>>,
 }
 
@@ -25,7 +25,7 @@ impl<S: Store> Layer<S> {
         Self { inner, planted, held: Mutex::default() }
     }
 
-    /// What is beneath.
+    /// The store below this layer.
     pub const fn inner(&self) -> &S {
         &self.inner
     }

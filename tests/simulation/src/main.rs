@@ -1,6 +1,6 @@
 //! The whole server under one seeded scheduler in virtual time: the real rules, the real actors and
 //! the real embedded store, or a model of the database that servers share; callers as they really
-//! behave; and trouble. Every answer is held against what was answered before.
+//! behave; and faults. Every answer is checked against the earlier answers.
 //!
 //! A seed replays exactly. Run by `scripts/simulate`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -24,13 +24,13 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use world::Kind;
 
-/// Runs simulated worlds and says what was found.
+/// Runs simulated worlds and reports the violations found.
 #[derive(Parser)]
 struct Options {
-    /// How many seeds, of each world.
+    /// The number of seeds of each world.
     #[arg(long, default_value_t = 200)]
     seeds: u64,
-    /// The first of them.
+    /// The first seed.
     #[arg(long, default_value_t = 1)]
     from: u64,
     /// One seed only, with a trace of all that happens.
@@ -39,13 +39,13 @@ struct Options {
     /// One world only: shared, asynchronous or alone.
     #[arg(long)]
     world: Option<String>,
-    /// Plants a fault, to see that it is found; the run then succeeds where it is.
+    /// Plants a fault. The run succeeds if the fault is found.
     #[arg(long)]
     plant: Vec<Fault>,
-    /// Says nothing of states that were not reached.
+    /// Does not report states that were not reached.
     #[arg(long)]
     no_coverage: bool,
-    /// Succeeds where a promise is broken: something was planted in the sources.
+    /// Succeeds if a promise is broken, because a fault was planted in the sources.
     #[arg(long)]
     expect_violations: bool,
 }
@@ -53,10 +53,10 @@ struct Options {
 const WORLDS: [(&str, Kind); 3] =
     [("shared", Kind::Shared), ("asynchronous", Kind::Asynchronous), ("alone", Kind::Alone)];
 
-/// Seeds that are named of a kind of violation.
+/// The number of seeds listed for each kind of violation.
 const SHOWN: usize = 8;
 
-/// A violation without what differs from seed to seed: of its first line the words.
+/// Returns the kind of a violation: the words of its first line, without what differs by seed.
 fn kind_of(violation: &str) -> String {
     let first = violation.lines().next().unwrap_or_default();
     let words = first.split_once(": ").map_or(first, |(_, words)| words);

@@ -1,27 +1,27 @@
-//! Faults that are planted on purpose, to see that they are found.
+//! Faults that are planted to check that the simulation finds them.
 
 use clap::ValueEnum;
 
-/// A fault in what lies beneath the actors.
+/// A fault in the layer below the actors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Fault {
     /// The guard of a code names its version only, and not who holds it.
     GuardByVersion,
-    /// No guard of a code is judged.
+    /// No guard of a code is checked.
     NoGuard,
     /// A commit without changes, by which an answer is confirmed, does nothing.
     NoBarrier,
-    /// Nobody is told that another primary has taken over.
+    /// No server notices that another primary was promoted.
     SilentFailover,
-    /// A server's watermark speaks of its own commits only.
+    /// A server's watermark covers its own commits only.
     OwnMark,
     /// A commit is answered before it is written.
     AnswerBeforeSync,
-    /// What was charged is not given back.
+    /// Charges are not given back.
     KeepCharges,
     /// Whether a server is revoked is forgotten when it is read at a start.
     ForgetRevoked,
-    /// The watermark is ahead of what was committed.
+    /// The watermark is ahead of the commits.
     MarkAhead,
 }
 

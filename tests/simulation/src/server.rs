@@ -1,4 +1,4 @@
-//! One server of a simulated world: its actors, run by hand, and what it keeps besides the store.
+//! One server of a simulated world: its actors, run step by step, and its state outside the store.
 
 use crate::chance::Chance;
 use crate::planted::Planted;
@@ -19,27 +19,27 @@ pub struct Running {
     pub health: Arc<Health>,
     /// The epoch in which it started: in a later one it ends.
     pub epoch: u64,
-    /// Events it has been told of.
+    /// The events it has received.
     pub told: usize,
     /// The timeline on which it was.
     pub timeline: u32,
 }
 
-/// A server and what outlives its processes.
+/// A server, and the state that outlives its processes.
 #[derive(Default)]
 pub struct Site {
     pub running: Option<Running>,
     /// The file beside the store.
     pub mark: Option<Watermark>,
-    /// Until when by virtual milliseconds it stands still.
+    /// It is paused until this time, in virtual milliseconds.
     pub paused_until: u64,
-    /// Until which step nobody starts it.
+    /// It is not started before this step.
     pub away_until: u64,
-    /// For how many steps nothing of its goes to the store.
+    /// The number of steps during which nothing of it reaches the store.
     pub slow_for: u64,
 }
 
-/// What all servers of a world have in common.
+/// What all servers of a world share.
 pub struct Common {
     pub limits: Limits,
     pub key: LookupKey,
@@ -53,8 +53,8 @@ pub fn life() -> Lifetimes {
 }
 
 impl Site {
-    /// Starts the server over `store`, as the real one starts: what the store must hold is looked at
-    /// first. `Err` where it does not come up.
+    /// Starts the server on `store` as the real one starts: it first checks that the store holds what it
+    /// must. Returns an error if it does not start.
     pub fn start(
         &mut self,
         store: Arc<dyn Store>,
@@ -108,7 +108,7 @@ impl Running {
         self.stepped.handles()
     }
 
-    /// Lets one of the things that can be done happen; what it was.
+    /// Takes one of the possible steps, and returns it.
     pub fn step(
         &mut self,
         chance: &mut Chance,
@@ -117,7 +117,7 @@ impl Running {
     ) -> Option<Step> {
         self.stepped.ready(ready);
         ready.retain(|step| commits || !matches!(step, Step::Gather | Step::Write));
-        // A probe comes once a second, and is one of many things to do only by chance.
+        // A probe comes once a second, so it is only rarely chosen among the steps.
         if ready.len() > 1 && !chance.one_in(3) {
             ready.retain(|step| *step != Step::Probe);
         }
@@ -125,7 +125,7 @@ impl Running {
         self.stepped.step(step).then_some(step)
     }
 
-    /// Does all there is to do. Where it does not commit, nothing of its goes to the store.
+    /// Takes all possible steps. If it does not commit, nothing of it reaches the store.
     pub fn settle(&mut self, ready: &mut Vec<Step>, commits: bool) -> usize {
         let mut done = 0;
         loop {

@@ -1,5 +1,5 @@
-//! A world: servers, what they keep their records in, callers, and trouble, all moved by one seeded
-//! scheduler in virtual time.
+//! A world: servers, their stores, callers, and faults, all driven by one seeded scheduler in virtual
+//! time.
 
 mod plots;
 
@@ -24,18 +24,18 @@ use iptunnel_storage::simulated::{BadDisk, End, Fault as DiskFault};
 use iptunnel_storage::{Disks, EmbeddedStore, Store};
 use std::sync::Arc;
 
-/// Which world.
+/// The kind of world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Several servers over a database with a synchronous standby.
     Shared,
-    /// The same with an asynchronous one.
+    /// Several servers over a database with an asynchronous standby.
     Asynchronous,
     /// One server over the journal and redb, on a disk that fails.
     Alone,
 }
 
-/// What a run came to.
+/// The result of a run.
 pub struct Outcome {
     pub coverage: Coverage,
     pub violations: Vec<String>,
@@ -84,13 +84,13 @@ pub fn run(seed: u64, kind: Kind, planted: &Planted, traced: bool) -> Outcome {
     }
 }
 
-/// What servers keep their records in.
+/// The store or stores of the servers.
 enum Beneath {
     Database(Database),
     Disk(Box<Disk>),
 }
 
-/// The disks of a server of its own.
+/// The disks of a server that shares no store.
 struct Disk {
     rows: BadDisk,
     journal: BadDisk,
@@ -117,19 +117,19 @@ struct World {
     /// Virtual milliseconds since the start.
     now: u64,
     moment: u64,
-    /// What the clocks of all machines are ahead by, in seconds.
+    /// How far the clocks of all machines are ahead, in seconds.
     skew: u64,
     ready: Vec<Step>,
     sessions: usize,
     issued: usize,
     epoch: u64,
-    /// No trouble is made any more.
+    /// No more faults are injected.
     healed: bool,
     /// The backup in whose place the server goes on has been noticed, or there was none.
     noticed: bool,
-    /// At which step the primary is lost that has just shown what no standby has.
+    /// The step at which the primary is lost that has just shown changes which no standby has.
     lost_at: Option<u64>,
-    /// How rare trouble is.
+    /// How rare faults are.
     calm: u64,
     /// Callers do not wait, change their minds, and ways to the store are often slow.
     hectic: bool,
@@ -202,7 +202,7 @@ impl World {
         world
     }
 
-    /// The present in virtual microseconds; no two moments are the same.
+    /// The current virtual time in microseconds. No two moments are equal.
     fn moment(&mut self) -> u64 {
         self.moment = (self.moment + 1).max(self.now * 1000);
         self.moment
@@ -219,14 +219,14 @@ impl World {
         }
     }
 
-    /// Lets one thing happen.
+    /// Takes one step.
     fn go_on(&mut self) {
         self.step += 1;
         self.now += match self.chance.below(500) {
             0..=489 => self.chance.between(0, 3),
             490..=497 => self.chance.between(10, 300),
             498 => self.chance.between(1_000, 12_000),
-            // Long enough for what lives long to run out, once in a while.
+            // Now and then long enough for long lifetimes to end.
             _ => self.chance.between(60_000, 400_000) * u64::from(self.chance.one_in(5)),
         };
         if self.lost_at.is_some_and(|at| at <= self.step)
@@ -298,7 +298,7 @@ impl World {
         self.end_where_it_cannot_go_on(server);
     }
 
-    /// A server that cannot go on ends, and is started again by whoever watches over it.
+    /// Ends a server that cannot continue. The service manager restarts it.
     fn end_where_it_cannot_go_on(&mut self, server: usize) {
         let failed = self.sites.get(server).and_then(|site| site.running.as_ref());
         if failed.is_some_and(|running| running.health.has_failed()) {
@@ -333,7 +333,7 @@ impl World {
         }
     }
 
-    /// A server hears of what others have done, and whether its epoch is still the present one.
+    /// Passes the events of other servers to a server, and checks that its epoch is the current one.
     fn follow(&mut self) {
         let running = self.running();
         let Some(server) = self.chance.pick(&running).copied() else { return };
@@ -431,7 +431,7 @@ impl World {
             self.coverage.reach(State::KilledAmidCommit);
         }
         if let Beneath::Disk(disk) = &mut self.beneath {
-            // Whatever the process does from now on reaches no disk.
+            // From now on nothing that the process writes reaches a disk.
             disk.rows.end(end);
             disk.journal.end(end);
             disk.store = None;
@@ -450,7 +450,7 @@ impl World {
         }
     }
 
-    /// Something goes wrong.
+    /// Injects a fault.
     fn trouble(&mut self) {
         if self.healed || !self.chance.one_in(self.calm) {
             return;
@@ -533,8 +533,8 @@ impl World {
         }
     }
 
-    /// All clocks are set ahead, or back to what they should be. What was dated in a future that never
-    /// came is void, like what an epoch voids.
+    /// Sets all clocks ahead, or back to the right time. Records dated in the future are void then, like
+    /// those that an epoch voids.
     fn set_clocks(&mut self) {
         if self.skew > 0 {
             self.skew = 0;
@@ -852,7 +852,7 @@ impl World {
         self.book.hear((self.step, moment), operation, heard, now);
     }
 
-    /// A code that was issued in a future that never came is good for nothing.
+    /// A code that is dated in the future cannot be used.
     fn must_not_outlive(&mut self, operation: usize, asked: &Asked, heard: &Heard) {
         let code = match (asked, heard) {
             (Asked::Precheck { code, .. }, Heard::Ready)
@@ -866,7 +866,7 @@ impl World {
         }
     }
 
-    /// What an installer makes of an answer.
+    /// Handles an answer as an installer does.
     fn learn(&mut self, code: usize, machine: usize, asked: &Asked, heard: &Heard, now: Timestamp) {
         let granted_before = self.book.was_granted(code);
         let impatient = self.chance.one_in(2);
@@ -902,7 +902,7 @@ impl World {
         }
     }
 
-    /// All trouble ends, and all that is under way comes to its end.
+    /// Ends all faults, and lets all requests in flight end.
     fn heal(&mut self) {
         self.healed = true;
         if self.skew > 0 {
@@ -928,7 +928,7 @@ impl World {
         }
     }
 
-    /// Everything that waits comes to its end.
+    /// Lets everything that waits end.
     fn drain(&mut self) {
         for _ in 0..6 {
             for server in 0..self.sites.len() {
@@ -962,7 +962,7 @@ impl World {
     /// Asks, and waits for the answer.
     fn ask(&mut self, server: usize, asked: Asked) -> Option<Heard> {
         let mut heard = None;
-        // The first commit on a promoted standby is refused: whoever asks comes again.
+        // The first commit on a promoted standby is refused, so the caller asks again.
         for _ in 0..2 {
             let operation = self.book.operations();
             self.send_to(server, asked.clone());
@@ -975,8 +975,8 @@ impl World {
         heard
     }
 
-    /// With all trouble over, nothing may be lost or burnt: whoever holds a code gets it, and a code
-    /// that nobody has taken can be had.
+    /// Checks after all faults that no code is lost: the holder of a code gets its activation again, and
+    /// a code without a holder can be activated.
     fn recover(&mut self) {
         for code in 0..self.known.len() {
             let server = self.chance.below(self.sites.len());
@@ -1036,8 +1036,8 @@ impl World {
         }
     }
 
-    /// All that was answered about a code must be explained by one order of what was asked. Where an
-    /// epoch has begun what is void is not what the contract says of a code, and is left out.
+    /// Checks that one order of the requests explains all answers about a code. Codes that an epoch made
+    /// void are left out, because the contract does not cover them.
     fn find_one_order(&mut self) {
         if self.book.fenced() {
             return;
@@ -1068,7 +1068,7 @@ impl World {
         self.coverage.reach(State::OrderFound);
     }
 
-    /// What the store holds must fit together, and hold what was answered.
+    /// Checks that the store is consistent and holds everything that was answered.
     fn look_inside(&mut self) {
         if self.kind == Kind::Alone {
             // As it is on the disk, and not in a process that may have trouble with it.
@@ -1128,7 +1128,7 @@ impl World {
         if opened < activations.len() {
             found.push("an activation is not in the audit log".to_owned());
         }
-        // What was counted or given back last may be lost with a primary.
+        // The last charges, given or given back, may be lost with a primary.
         if let Beneath::Database(database) = &self.beneath
             && database.timeline() == 1
             && !self.book.fenced()
@@ -1154,5 +1154,5 @@ impl World {
     }
 }
 
-/// Whether a limit that is reached costs a machine its open activation.
+/// Whether a reached limit costs a machine its open activation.
 const REPEATS_ARE_FREE: bool = true;

@@ -1,17 +1,17 @@
-//! Coincidences that are too rare to wait for: what is decided on something that then never comes to
-//! be shows itself only to whoever asks in between. A plot is nothing but a schedule: every step of it
-//! could be the scheduler's own choice.
+//! Plots: coincidences that are too rare by chance. A decision based on a change that is then lost is
+//! visible only to a request in between. A plot is only a schedule: the scheduler could choose every
+//! step of it by itself.
 
 use super::{Beneath, Kind, World};
 use crate::book::Asked;
 use crate::coverage::State;
 use iptunnel_domain::activation::ActivationId;
 
-/// One plot begins in so many steps, where there is somebody to play it.
+/// One plot starts in this many steps, if there are servers and machines for it.
 const RARE: u64 = 100;
 
 impl World {
-    /// Perhaps a plot is carried out.
+    /// Runs a plot, by chance.
     pub(super) fn perhaps_plot(&mut self) {
         if self.healed || !self.chance.one_in(RARE) {
             return;
@@ -48,8 +48,8 @@ impl World {
         self.ask_of_the_other(second, code, machine);
     }
 
-    /// A server grants what only it knows of, and is lost with the primary; the other machine comes to
-    /// one that has missed nothing of its own.
+    /// A server grants an activation that only it knows, and is lost with the primary. The other machine
+    /// asks a server that has lost nothing of its own.
     fn lose_a_server_with_its_tail(&mut self, first: usize, second: usize) {
         let Beneath::Database(database) = &self.beneath else { return };
         let database = database.clone();
@@ -67,8 +67,8 @@ impl World {
         self.ask_of_the_other(second, code, machine);
     }
 
-    /// A server decides one thing upon the other while its way to the store is slow; meanwhile another
-    /// one changes what the first of them rests on.
+    /// A server makes decisions that depend on each other while its connection to the store is slow.
+    /// Meanwhile another server changes the record on which the first decision depends.
     fn overtake(&mut self, first: usize, second: usize) {
         let of_code = |code: usize| (0..2).map(move |machine| (code, machine));
         let all = (0..self.known.len()).flat_map(of_code);
@@ -93,9 +93,9 @@ impl World {
         self.wait_for(second, true);
     }
 
-    /// The machine that had no part in it tries its luck.
+    /// The other machine tries to activate the code.
     fn ask_of_the_other(&mut self, server: usize, code: usize, machine: usize) {
-        // What a server does first after a promotion is refused.
+        // The first commit of a server after a promotion is refused.
         for _ in 0..2 {
             self.ask_and_wait(
                 server,
@@ -105,7 +105,7 @@ impl World {
         }
     }
 
-    /// Asks, and lets the server do all there is to do; whether it also gets to its store.
+    /// Sends a request and takes all steps of the server. `commits` says whether it reaches its store.
     fn ask_and_wait(&mut self, server: usize, asked: Asked, commits: bool) {
         if self.sites.get(server).is_some_and(|site| site.running.is_some()) {
             self.send_to(server, asked);

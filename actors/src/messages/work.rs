@@ -1,42 +1,42 @@
-//! A command on its way, with everything it needs to be decided and answered.
+//! A command in flight, with everything needed to decide and answer it.
 
 use crate::runtime::reply::Reply;
 use iptunnel_domain::Timestamp;
 
-/// Something an actor can be asked to do.
+/// A command to an actor.
 pub trait Command: Send + 'static {
-    /// What it answers where nothing refuses.
+    /// The answer if it is granted.
     type Answer: Send + 'static;
 
-    /// Whether whoever asks has shown something that proves what they ask about. An id or a code that
-    /// anybody can invent is looked up behind those that are not invented.
+    /// Whether the caller has proven to know the record. An unproven id or code may be a guess, so it
+    /// is looked up only after all proven ones.
     fn is_proven(&self) -> bool {
         true
     }
 }
 
-/// A command on its way.
+/// A command in flight.
 pub struct Work<C: Command, R = ()> {
-    /// What to do.
+    /// The command.
     pub command: C,
-    /// Who waits for it.
+    /// The reply to the caller.
     pub reply: Reply<C::Answer>,
-    /// What the store holds, where memory lacked the record and it was looked up.
+    /// The record in the store, if it was looked up because memory lacked it.
     pub(crate) found: Option<Option<R>>,
-    /// How often it was decided and had to be decided again.
+    /// How often its decision was overtaken and had to be made again.
     pub(crate) retries: u8,
 }
 
-/// How often a command whose decision was overtaken is decided again before the server gives up.
+/// The number of retries of a command whose decision was overtaken.
 const MAX_RETRIES: u8 = 3;
 
 impl<C: Command, R> Work<C, R> {
-    /// A command at the start of its way.
+    /// Creates a command that no actor has seen yet.
     pub fn new(command: C, reply: Reply<C::Answer>) -> Self {
         Self { command, reply, found: None, retries: 0 }
     }
 
-    /// The same request with another command for the next room.
+    /// Returns the same request with another command, for the next actor.
     pub(crate) fn then<D, S>(self, next: impl FnOnce(C) -> D) -> Work<D, S>
     where
         D: Command<Answer = C::Answer>,
@@ -45,13 +45,13 @@ impl<C: Command, R> Work<C, R> {
         Work { command: next(command), reply, found: None, retries }
     }
 
-    /// Whether it may be decided once more.
+    /// Whether another retry is left.
     pub(crate) fn may_try_again(&self) -> bool {
         self.retries < MAX_RETRIES
     }
 
-    /// The command once more, to be decided on fresh records; `None` (and `overloaded` for the
-    /// caller) where that happened often enough.
+    /// Returns the command for a retry on fresh records. Returns `None`, and fails the request as
+    /// overloaded, if no retry is left.
     pub(crate) fn again(mut self) -> Option<Self> {
         self.retries += 1;
         self.found = None;
@@ -67,7 +67,7 @@ impl<C: Command, R: 'static> actix::Message for Work<C, R> {
     type Result = ();
 }
 
-/// The time, told to every actor several times a second.
+/// The current time. Sent to every actor several times a second.
 #[derive(Clone, Copy, Debug)]
 pub struct Tick(pub Timestamp);
 
@@ -75,7 +75,7 @@ impl actix::Message for Tick {
     type Result = ();
 }
 
-/// The end: flush what is dirty and pass it on.
+/// Shuts an actor down: it writes what is unwritten and forwards this message.
 pub(crate) struct Shutdown(pub(crate) tokio::sync::oneshot::Sender<()>);
 
 impl actix::Message for Shutdown {

@@ -1,6 +1,6 @@
-//! What is asked of the server registry.
+//! The messages of the server registry and their replies.
 
-use crate::runtime::work::Command;
+use crate::messages::Command;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Bearer, Server, ServerId};
@@ -9,7 +9,7 @@ use std::net::IpAddr;
 /// Registers a server, or registers it again. Sent by the HTTP edge, which has checked the token;
 /// answered when it is on disk.
 pub struct Register {
-    /// The id, which follows from the address.
+    /// The id, derived from the address.
     pub id: ServerId,
     /// The address.
     pub ip: IpAddr,
@@ -17,9 +17,9 @@ pub struct Register {
     pub hostname: String,
     /// The keyed hash of the token.
     pub token: KeyedHash,
-    /// The network the request came from.
+    /// The address the request came from.
     pub from: IpAddr,
-    /// When the request came.
+    /// When the request arrived.
     pub now: Timestamp,
 }
 
@@ -31,16 +31,16 @@ impl Command for Register {
 pub struct CheckIn {
     /// The server.
     pub id: ServerId,
-    /// Who says so.
+    /// The bearer of the token that came with it.
     pub bearer: Bearer,
-    /// When the request came.
+    /// When the request arrived.
     pub now: Timestamp,
 }
 
-/// What a check-in hears.
+/// The reply to a check-in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckedIn {
-    /// The server may go on.
+    /// The server is registered and not revoked.
     Active,
     /// The server's registration was revoked.
     Revoked,
@@ -55,11 +55,11 @@ impl Command for CheckIn {
 pub struct SetRevoked {
     /// The server.
     pub id: ServerId,
-    /// Revoked or restored.
+    /// `true` to revoke, `false` to restore.
     pub revoked: bool,
-    /// The network the operator asks from.
+    /// The address of the operator.
     pub from: IpAddr,
-    /// When the request came.
+    /// When the request arrived.
     pub now: Timestamp,
 }
 
@@ -72,11 +72,11 @@ impl Command for SetRevoked {
 pub struct SetNote {
     /// The server.
     pub id: ServerId,
-    /// What to write; empty for no note.
+    /// The text; empty for no note.
     pub note: String,
-    /// The network the operator asks from.
+    /// The address of the operator.
     pub from: IpAddr,
-    /// When the request came.
+    /// When the request arrived.
     pub now: Timestamp,
 }
 
