@@ -18,7 +18,7 @@ use crate::runtime::reader::Reader;
 use crate::runtime::reply::{Pending, Permits, Reply};
 use crate::runtime::tuning::ActorSettings;
 use crate::server_registry::{
-    self, CheckIn, Register, Registered, ServerRegistry, Servers, SetNote, SetRevoked,
+    self, CheckIn, Recovered, Register, Registered, ServerRegistry, Servers, SetNote, SetRevoked,
 };
 use actix::{Arbiter, AsyncContext, Context};
 use arc_swap::ArcSwap;
@@ -238,6 +238,7 @@ impl Restored {
             if let Some(handles) = reloaded.upgrade() {
                 handles.activation.send(Eviction::Reload(generation));
                 handles.code_registry.send(Eviction::Reload(generation));
+                handles.server_registry.send(Recovered(generation));
             }
         };
         let shared = || Arc::clone(&handles);

@@ -5,7 +5,7 @@
 use arc_swap::ArcSwap;
 use iptunnel_actors::activation::{Activated, Confirm, Release, ReleaseOutcome};
 use iptunnel_actors::code_registry::{Activate, Issue, Issued, PrecheckCode};
-use iptunnel_actors::server_registry::{CheckIn, CheckedIn, Register, SetRevoked};
+use iptunnel_actors::server_registry::{CheckIn, CheckedIn, Filter, Register, SetRevoked};
 use iptunnel_actors::stepped::{Step, Stepped};
 use iptunnel_actors::{
     ActorSettings, Batches, Dependencies, Failure, Handles, Health, Limited, LimitedCommand,
@@ -15,7 +15,7 @@ use iptunnel_domain::activation::{
     Activation, ActivationId, ActivationNumber, ActivationRef, Binding, Holder, Request,
 };
 use iptunnel_domain::address::HostName;
-use iptunnel_domain::audit::Head;
+use iptunnel_domain::audit::{Action, Actor, Event, Head};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
 use iptunnel_domain::limit::{Limits, Policy, Subject};
 use iptunnel_domain::lookup::{KeyedHash, LookupKey};
@@ -67,6 +67,8 @@ struct Plan {
     away: bool,
     /// The kind of record whose next lookup fails.
     unreadable: Option<&'static str>,
+    /// What the primary shows of a server and no standby has: it is there until a test takes it out.
+    unconfirmed: Option<Server>,
     /// The number of written changes of records.
     written: u32,
 }
@@ -213,6 +215,9 @@ impl SharedByServers for Shared {
             engine.each_server(&mut |server| {
                 found.insert(server.id, server);
             })?;
+            if let Some(server) = &self.plan().unconfirmed {
+                found.insert(server.id, server.clone());
+            }
             Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
         })
     }
@@ -467,6 +472,31 @@ impl TestServer {
     async fn revoked_elsewhere(&self) {
         let server = granted(self.register(1, "a")).await;
         self.meanwhile(Change(vec![Write::Server(server.set_revoked(true).unwrap())]));
+    }
+
+    /// Lets our server see a record that its primary shows and no standby has, and a standby take over
+    /// that has never heard of it.
+    async fn sees_and_loses(&self, server: Server) {
+        let seen = Some(NOW.plus(u64::from(server.version)));
+        let server = Server { last_checkin: NOW.plus(u64::from(server.version)), ..server };
+        self.store.plan().unconfirmed = Some(server.clone());
+        self.heard_of(&server);
+        let is_seen = Filter { seen_since: seen, ..Filter::default() };
+        wait_until("it is seen", || {
+            self.handles.tick(NOW);
+            self.handles.servers().count(&is_seen) == 1
+        })
+        .await;
+        let plan = || self.store.plan();
+        (plan().unconfirmed, plan().refusing) = (None, true);
+        assert_eq!(outcome_of(self.issue()).await, UNAVAILABLE);
+        self.mend_store().await;
+    }
+
+    /// Tells our server that another one has changed this one's record.
+    fn heard_of(&self, server: &Server) {
+        let event = Event::new(Action::ServerRevoked, Actor::Operator, NOW, None);
+        self.handles.heard(&Event { server: Some(server.id), ..event });
     }
 
     /// Plans that another server writes `change` just before our next change of a record.
@@ -793,6 +823,51 @@ fn while_a_commit_is_stuck_check_ins_are_answered_and_other_requests_fail_at_onc
         }
         wait_until("the server is ready again", is_ready).await;
         assert_eq!(outcome_of(test.register(100, "b")).await, GRANTED);
+    });
+}
+
+#[test]
+fn a_revocation_holds_whatever_a_server_has_seen_of_versions_that_were_lost() {
+    with_test_server(async |test| {
+        let server = granted(test.register(1, "a")).await;
+        for version in [2, 3, 4] {
+            test.sees_and_loses(Server { version, ..server.clone() }).await;
+        }
+        let revoked = server.set_revoked(true).unwrap();
+        test.store.write(&Change(vec![Write::Server(revoked.clone())])).unwrap();
+        test.heard_of(&revoked);
+        wait_until("the revocation is known", || {
+            let revoked = Filter { revoked: Some(true), ..Filter::default() };
+            test.handles.servers().count(&revoked) == 1
+        })
+        .await;
+        let answer = granted(test.handles.check_in(check_in(1, NOW)).unwrap()).await;
+        assert_eq!(answer, CheckedIn::Revoked);
+    });
+}
+
+#[test]
+fn a_revocation_that_was_lost_holds_nobody_up() {
+    with_test_server(async |test| {
+        let server = granted(test.register(1, "a")).await;
+        test.sees_and_loses(server.set_revoked(true).unwrap()).await;
+        let answer = granted(test.handles.check_in(check_in(1, NOW)).unwrap()).await;
+        assert_eq!(answer, CheckedIn::Active, "nobody is told of what is lost");
+        assert_eq!(outcome_of(test.register(1, "b")).await, GRANTED);
+    });
+}
+
+#[test]
+fn a_server_whose_registration_was_lost_is_not_found_and_registers_again() {
+    with_test_server(async |test| {
+        let never = granted(test.register(2, "a")).await;
+        test.sees_and_loses(Server { id: server_id(1), ..never }).await;
+        let check_in = || test.handles.check_in(check_in(1, NOW)).unwrap();
+        assert_eq!(outcome_of(check_in()).await, Ok(Err(Refusal::ServerNotFound)));
+        assert_eq!(outcome_of(test.revoke(1)).await, Ok(Err(Refusal::ServerNotFound)));
+        assert_eq!(test.handles.servers().count(&Filter::default()), 1);
+        assert_eq!(outcome_of(test.register(1, "a")).await, GRANTED);
+        assert_eq!(granted(check_in()).await, CheckedIn::Active);
     });
 }
 

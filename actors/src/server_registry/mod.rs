@@ -11,6 +11,7 @@ pub use crate::messages::servers::{CheckIn, CheckedIn, Register, SetNote, SetRev
 pub(crate) use published::Registered;
 pub use published::{Filter, Servers, Sort};
 
+use crate::Failure;
 use crate::handles::Handles;
 use crate::memory::check_ins::CheckIns;
 use crate::memory::record_cache::Parked;
@@ -33,8 +34,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 
-/// A record as read from the store.
-struct Found(Server);
+/// A record as read from the store, in this generation of the store.
+struct Found(Server, u32);
 
 impl Message for Found {
     type Result = ();
@@ -50,6 +51,8 @@ impl Message for SeenElsewhere {
 /// A server's record has been written.
 struct Written {
     server: Server,
+    /// The generation of the store in which it was decided.
+    generation: u32,
     /// Answers the caller once memory has the record, so that the caller's next request finds it there.
     /// If the actor has already shut down, this message is dropped and the outcome is unknown.
     answer: Box<dyn FnOnce(Server) + Send>,
@@ -66,11 +69,20 @@ impl Message for NotWritten {
     type Result = ();
 }
 
+/// The store works again after it had refused: this is its generation. Sent by persistence.
+pub(crate) struct Recovered(pub(crate) u32);
+
+impl Message for Recovered {
+    type Result = ();
+}
+
 /// The only writer of servers.
 pub(crate) struct ServerRegistry {
     servers: Arc<Servers>,
     tokens: Tokens,
     next_number: u32,
+    /// The generation of the store that memory follows.
+    generation: u32,
     /// Servers with a pending change, and the commands that wait for its end.
     changing: HashMap<ServerId, Vec<Parked>>,
     /// The unwritten check-ins: the last one of each server.
@@ -98,6 +110,7 @@ impl ServerRegistry {
             servers,
             tokens,
             next_number: last_number.map_or(0, |last| last.0 + 1),
+            generation: 0,
             changing: HashMap::new(),
             unwritten: CheckIns::default(),
             flush: Timer::default(),
@@ -136,7 +149,8 @@ impl ServerRegistry {
     /// Whether a record that was read is not older than memory. A newer one, written by another process,
     /// is published.
     fn is_fresh(&mut self, server: &Server) -> bool {
-        let Some(known) = self.servers.live.get(&server.id).map(|live| live.version) else {
+        let known = self.servers.live.get(&server.id).filter(|live| !live.is_void);
+        let Some(known) = known.map(|live| live.version) else {
             self.publish(server);
             return true;
         };
@@ -146,6 +160,29 @@ impl ServerRegistry {
             self.publish(server);
         }
         ahead <= u16::MAX / 2
+    }
+
+    /// The request, unless what it rests on was read in an earlier generation of the store than memory
+    /// follows.
+    fn current<C: Command>(&self, mut work: Work<C, Server>) -> Option<Work<C, Server>> {
+        if self.generation_of(&mut work.reply) >= self.generation {
+            return Some(work);
+        }
+        work.reply.fail(Failure::StorageUnavailable);
+        None
+    }
+
+    /// What the store was found to hold of a server, if it was looked at. What it does not hold any
+    /// more was lost with a primary, and leaves memory.
+    fn found<C>(&self, id: ServerId, work: &mut Work<C, Server>) -> Option<Option<Server>>
+    where
+        C: Command,
+    {
+        let found = work.found.take();
+        if matches!(found, Some(None)) {
+            self.servers.remove_void(id);
+        }
+        found
     }
 
     /// Publishes the record on disk for readers and check-ins.
@@ -225,14 +262,14 @@ impl ServerRegistry {
         self.changing.entry(server.id).or_default();
         let handles = Arc::clone(&self.handles);
         let change = Change(vec![Write::Server(server.clone()), Write::Audit(Arc::new(event))]);
-        let generation = Some(self.generation_of(&mut work.reply));
-        self.handles.persistence.commit(change, generation, move |committed| {
+        let generation = self.generation_of(&mut work.reply);
+        self.handles.persistence.commit(change, Some(generation), move |committed| {
             if committed == Committed::Written && server.version == 1 && handles.is_shared() {
-                return read_back(&handles, work.reply, server, grant);
+                return read_back(&handles, work.reply, server, generation, grant);
             }
             if committed == Committed::Written {
                 let answer = Box::new(|server| grant(work.reply, server));
-                handles.server_registry.send::<Written>(Written { server, answer });
+                handles.server_registry.send::<Written>(Written { server, generation, answer });
                 return;
             }
             handles.server_registry.send::<NotWritten>(NotWritten(server.id));
@@ -248,9 +285,10 @@ impl ServerRegistry {
 /// Reads the record of a server again that another process may have changed.
 pub(crate) fn follow(handles: &Arc<Handles>, id: ServerId) {
     let back = Arc::clone(handles);
+    let generation = handles.persistence.generation();
     handles.reader.find(id, move |found| {
         let missed = match found {
-            Ok(Some(server)) => !back.server_registry.send(Found(server)),
+            Ok(Some(server)) => !back.server_registry.send(Found(server, generation)),
             Ok(None) => false,
             // The next tick tries again.
             Err(_) => true,
@@ -266,13 +304,14 @@ fn read_back<A: Send + 'static>(
     handles: &Arc<Handles>,
     reply: Reply<A>,
     server: Server,
+    generation: u32,
     grant: impl FnOnce(Reply<A>, Server) + Send + 'static,
 ) {
     let back = Arc::clone(handles);
     handles.reader.find(server.id, move |found: Result<Option<Server>, ReadError>| match found {
         Ok(Some(found)) => {
             let answer = Box::new(|server| grant(reply, server));
-            back.server_registry.send(Written { server: found, answer });
+            back.server_registry.send(Written { server: found, generation, answer });
         }
         // The record is written, and is read at the next request for it or at the next tick.
         Ok(None) | Err(_) => {
@@ -304,17 +343,20 @@ impl Actor for ServerRegistry {
 }
 
 impl Receive<Work<CheckIn, Server>> for ServerRegistry {
-    fn receive(&mut self, mut work: Work<CheckIn, Server>) {
+    fn receive(&mut self, work: Work<CheckIn, Server>) {
         self.metrics.taken();
-        let looked_up = work.found.is_some();
-        if let Some(Some(server)) = work.found.take() {
-            self.is_fresh(&server);
-        } else if !looked_up && self.lacks(work.command.id) {
+        let Some(mut work) = self.current(work) else { return };
+        let id = work.command.id;
+        match self.found(id, &mut work) {
+            Some(Some(server)) => {
+                self.is_fresh(&server);
+            }
             // Another server may have registered it just now.
-            let id = work.command.id;
-            return self.look_up(work, id, None);
-        } else if looked_up && self.lacks(work.command.id) {
-            return self.answer(work, Err(Refusal::ServerNotFound));
+            None if self.lacks(id) => return self.look_up(work, id, None),
+            Some(None) if self.lacks(id) => {
+                return self.answer(work, Err(Refusal::ServerNotFound));
+            }
+            _ => {}
         }
         let Work { command: CheckIn { id, bearer, now }, reply, .. } = work;
         let Some(mut live) = self.servers.live.get_mut(&id) else {
@@ -340,8 +382,10 @@ impl Receive<Work<Register, Server>> for ServerRegistry {
     fn receive(&mut self, work: Work<Register, Server>) {
         self.metrics.taken();
         let id = work.command.id;
-        let Some(mut work) = self.park(id, work) else { return };
-        let found = work.found.take();
+        let Some(mut work) = self.current(work).and_then(|work| self.park(id, work)) else {
+            return;
+        };
+        let found = self.found(id, &mut work);
         if found.is_none() && self.lacks(id) {
             return self.look_up(work, id, None);
         }
@@ -427,8 +471,10 @@ impl ServerRegistry {
     ) where
         Self: Receive<Work<C, Server>>,
     {
-        let Some(mut work) = self.park(id, work) else { return };
-        let found = work.found.take();
+        let Some(mut work) = self.current(work).and_then(|work| self.park(id, work)) else {
+            return;
+        };
+        let found = self.found(id, &mut work);
         if found.is_none() && self.lacks(id) {
             return self.look_up(work, id, None);
         }
@@ -455,7 +501,7 @@ impl ServerRegistry {
 impl ServerRegistry {
     /// Whether memory lacks a server that a shared store may hold.
     fn lacks(&self, id: ServerId) -> bool {
-        self.handles.is_shared() && !self.servers.live.contains_key(&id)
+        self.handles.is_shared() && self.servers.live.get(&id).is_none_or(|live| live.is_void)
     }
 }
 
@@ -472,16 +518,32 @@ impl Receive<SeenElsewhere> for ServerRegistry {
 }
 
 impl Receive<Found> for ServerRegistry {
-    fn receive(&mut self, Found(server): Found) {
+    fn receive(&mut self, Found(server, generation): Found) {
         self.metrics.taken();
-        self.is_fresh(&server);
+        if generation >= self.generation {
+            self.is_fresh(&server);
+        }
+    }
+}
+
+impl Receive<Recovered> for ServerRegistry {
+    /// What is visible in a shared store may be lost when a standby is promoted, and its version's number
+    /// given to something else. So each server is read again before anything rests on it.
+    fn receive(&mut self, Recovered(generation): Recovered) {
+        self.metrics.taken();
+        if self.handles.is_shared() {
+            self.generation = generation;
+            self.servers.live.iter_mut().for_each(|mut live| live.is_void = true);
+        }
     }
 }
 
 impl Receive<Written> for ServerRegistry {
-    fn receive(&mut self, Written { server, answer }: Written) {
+    fn receive(&mut self, Written { server, generation, answer }: Written) {
         self.metrics.taken();
-        self.publish(&server);
+        if generation >= self.generation {
+            self.publish(&server);
+        }
         self.observed.servers.set(self.servers.len() as i64);
         let id = server.id;
         answer(server);

@@ -20,6 +20,8 @@ pub(super) struct Live {
     /// The lower bits of the record's version. They show whether a record read from disk is outdated.
     pub(super) version: u16,
     pub(super) revoked: bool,
+    /// Whether the store may have lost it since: it is read again before anything rests on it.
+    pub(super) is_void: bool,
 }
 
 impl Live {
@@ -90,6 +92,13 @@ impl Servers {
     pub(super) fn insert(&self, id: ServerId, live: Live) {
         if self.live.insert(id, live).is_none() {
             self.count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A server that the store turned out not to hold any more.
+    pub(super) fn remove_void(&self, id: ServerId) {
+        if self.live.remove_if(&id, |_, live| live.is_void).is_some() {
+            self.count.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
@@ -198,6 +207,7 @@ impl Tokens {
             token: self.place(server.token),
             version: server.version as u16,
             revoked: server.revoked,
+            is_void: false,
         };
         live.set_last_checkin(server.last_checkin);
         live
@@ -211,8 +221,14 @@ mod tests {
     #[test]
     fn a_listing_blocks_the_actors_for_one_server_in_a_thousand_at_most() {
         let servers = Servers::default();
-        let live =
-            Live { number: ServerNumber(0), last_checkin: 0, token: 0, version: 1, revoked: false };
+        let live = Live {
+            number: ServerNumber(0),
+            last_checkin: 0,
+            token: 0,
+            version: 1,
+            revoked: false,
+            is_void: false,
+        };
         let ids = || (0..100_000u64).map(|n| ServerId(n.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
         for id in ids() {
             servers.insert(id, live);

@@ -141,7 +141,7 @@ impl World {
         let (tight, calm) = (chance.one_in(6), chance.between(1, 12));
         let hectic = chance.one_in(3);
         let allowed = move |policy| match policy {
-            Policy::ActivatePerMachineDay if tight => 4,
+            Policy::ActivatePerMachineDay if tight => 2,
             Policy::PrecheckPerMachineDay if tight => 8,
             _ => 10_000,
         };
@@ -555,6 +555,13 @@ impl World {
             let running = self.running();
             let any = self.chance.pick(&running).copied();
             let Some(first) = chosen.map(|(_, first)| first).or(any) else { return };
+            // A server commits every two seconds and looks at its primary then: no second promotion comes
+            // before whoever stays has seen the first.
+            let stays = self.sites.get(first).and_then(|site| site.running.as_ref());
+            let mark = stays.and_then(|running| running.store.watermark());
+            if mark.is_none_or(|mark| mark.timeline != database.timeline()) {
+                return;
+            }
             for site in &mut self.sites {
                 if let Some(running) = &site.running {
                     site.mark = running.store.watermark();
