@@ -8,7 +8,7 @@ use toml::{Table, Value};
 
 use super::key::{self, PRODUCTS};
 use super::model::{Backend, Config};
-use super::raw::Raw;
+use super::raw::{Raw, defaults};
 use super::show::{flatten, one_line, shown};
 use super::unknown::{instead_of, is_section};
 
@@ -70,7 +70,7 @@ struct Given {
 
 /// The values of file, environment and command line, each of them allowed by itself. Operators' changes
 /// at run time are merged over them.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Layers {
     /// If a key has several values, the last one wins.
     given: Vec<Given>,
@@ -121,15 +121,15 @@ impl Layers {
     pub fn with(&self, overrides: &[(String, String)]) -> Result<Loaded, ConfigError> {
         let overrides: Vec<Given> = overrides.iter().map(from_override).collect();
         ConfigError::unless_empty(overrides.iter().filter_map(problem_at_run_time).collect())?;
-        let mut base = Raw::default();
+        let mut base = defaults();
         // The products of a file replace the default; those of variables and flags are added.
         let names_product =
             |given: &Given| given.source == Source::File && given.name.starts_with(PRODUCTS);
         if self.given.iter().any(names_product) {
-            base.products.clear();
+            base.insert("products".into(), Value::Table(Table::new()));
         }
         let given: Vec<Given> = self.given.iter().chain(&overrides).cloned().collect();
-        let config = Config::from(overlaid(&base, &given)?);
+        let config = Config::from(overlaid(base, &given)?);
         ConfigError::unless_empty(contradictions(&config))?;
         let sources = given.into_iter().map(|given| (given.name, given.source)).collect();
         Ok(Loaded { config, sources, left_out: Vec::new() })
@@ -184,18 +184,16 @@ impl Config {
     }
 }
 
-fn overlaid(base: &Raw, given: &[Given]) -> Result<Raw, ConfigError> {
+fn overlaid(mut layers: Table, given: &[Given]) -> Result<Raw, ConfigError> {
     // The raw types accept every value that the table allows. An error here means that they differ.
-    let differs = |error: &dyn std::fmt::Display| ConfigError::one(&error.to_string());
-    let mut layers = Table::try_from(base).map_err(|error| differs(&error))?;
     for Given { name, value, .. } in given {
         put(&mut layers, name, value.clone());
     }
-    layers.try_into().map_err(|error| differs(&error))
+    layers.try_into().map_err(|error| ConfigError::one(&error.to_string()))
 }
 
 /// Puts a value under its section and key. A section that is given as a value of its own is empty.
-fn put(table: &mut Table, name: &str, value: Value) {
+pub(super) fn put(table: &mut Table, name: &str, value: Value) {
     match name.split_once('.') {
         Some((section, rest)) => {
             let inner = table.entry(section).or_insert_with(|| Value::Table(Table::new()));

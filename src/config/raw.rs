@@ -1,9 +1,9 @@
-//! The raw configuration: the sections, keys and units of `config.toml`, and the defaults.
+//! The raw configuration: the sections, keys and units of `config.toml`, whose values are the defaults.
 //!
 //! Values are merged over the defaults before they are read, so any section or key may be absent.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -11,11 +11,9 @@ use iptunnel_domain::code::ProductLetters;
 use iptunnel_domain::limit::{Limits, Policy};
 use iptunnel_domain::time::Lifetimes;
 use serde::{Deserialize, Serialize};
+use toml::Table;
 
-use super::model::{
-    ActorSize, Actors, Admin, Auth, Backend, Config, Log, LogFormat, LogLevel, Pages, Servers,
-    Storage,
-};
+use super::model::{Actors, Admin, Auth, Log, Pages, Servers, Storage};
 use super::url::PublicUrl;
 
 /// The whole file.
@@ -46,6 +44,7 @@ pub(super) struct RawServer {
     pub(super) allow_private_ips: bool,
     pub(super) workers: usize,
     pub(super) max_connections: NonZeroUsize,
+    /// Installers give up after 15 s. The default, two thirds of that, leaves time for the network.
     pub(super) request_timeout_ms: u64,
     pub(super) shutdown_grace_seconds: u64,
 }
@@ -144,86 +143,12 @@ pub(super) fn raw_limits(limits: &Limits) -> BTreeMap<String, u32> {
     named.into_iter().chain([(MAX_TRACKED.to_owned(), limits.max_tracked)]).collect()
 }
 
-impl Default for Raw {
-    fn default() -> Self {
-        let product = |letters| ("slowdns".to_owned(), Letters(letters));
-        Self {
-            server: RawServer::default(),
-            admin: Admin { bind: local(9090) },
-            storage: Storage {
-                backend: Backend::Redb,
-                path: "data/iptunnel.redb".into(),
-                url: String::new(),
-                allow_async_failover: false,
-                retention_days: 90,
-            },
-            auth: Auth {
-                signing_key_file: "data/signing.keys".into(),
-                lookup_key_file: "data/lookup.key".into(),
-                master_token_file: "data/master.token".into(),
-            },
-            products: ProductLetters::parse("SD").map(product).into_iter().collect(),
-            pages: Pages {
-                install_command:
-                    "curl -fsSL {public_url}/{product}/install.sh | sudo bash -s -- {code}".into(),
-                unattended_command:
-                    "curl -fsSL {public_url}/{product}/install.sh | sudo {variable}={code} bash"
-                        .into(),
-            },
-            session: RawSession { ttl_seconds: 1800 },
-            codes: RawCodes::from(&Lifetimes::default()),
-            limits: raw_limits(&Limits::default()),
-            servers: default_servers(),
-            actors: default_actors(),
-            log: Log { format: LogFormat::Auto, level: LogLevel::Info },
-        }
-    }
-}
+/// The shipped file: every key with its default. Its comments say what each key is for.
+pub(super) const SHIPPED: &str = include_str!("../../config.toml");
 
-impl Default for RawServer {
-    fn default() -> Self {
-        Self {
-            bind: local(8080),
-            public_url: PublicUrl::of(local(8080)),
-            trusted_proxies: Vec::new(),
-            allow_private_ips: false,
-            workers: 0,
-            max_connections: NonZeroUsize::MIN.saturating_add(24_999),
-            // Installers give up after 15 s. Two thirds of that leave time for the network.
-            request_timeout_ms: 10_000,
-            shutdown_grace_seconds: 30,
-        }
-    }
-}
-
-const fn local(port: u16) -> SocketAddr {
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
-}
-
-const fn default_servers() -> Servers {
-    Servers {
-        stale_after_hours: 48,
-        checkin_flush_seconds: 5,
-        revoked_checkin_status: 403,
-        next_checkin_seconds: 86_400,
-    }
-}
-
-const fn default_actors() -> Actors {
-    const fn size(batch: usize) -> ActorSize {
-        ActorSize { queue: 4096, batch }
-    }
-    Actors {
-        code_registry: size(512),
-        activation: size(512),
-        rate_limiter: size(1024),
-        server_registry: size(65_536),
-        persistence: size(1024),
-    }
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Raw::default().into()
-    }
+/// Returns the defaults: the values of the shipped file.
+pub(super) fn defaults() -> Table {
+    // A test reads the file as a configuration. A key that is missing here would be named by the error
+    // of whoever reads the table.
+    toml::from_str(SHIPPED).unwrap_or_default()
 }

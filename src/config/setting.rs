@@ -1,8 +1,10 @@
 //! Every key as an operator sees it: its value, its allowed values and its source.
 
+use super::check::Layers;
 use super::check::Source;
 use super::key::{self, Kind};
 use super::model::Config;
+use super::raw::SHIPPED;
 use super::show::{bare, entries};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -44,8 +46,6 @@ impl Setting {
     }
 }
 
-/// The shipped file. Its comments describe each key.
-const FILE: &str = include_str!("../../config.toml");
 /// The words in the file that say whether a key can change while the server runs.
 const RELOAD: [&str; 3] = ["Reload: yes", "Reload: no (its content: yes)", "Reload: no"];
 
@@ -53,7 +53,7 @@ const RELOAD: [&str; 3] = ["Reload: yes", "Reload: no (its content: yes)", "Relo
 fn descriptions() -> BTreeMap<String, String> {
     let (mut section, mut words) = ("", String::new());
     let mut all = BTreeMap::new();
-    for line in FILE.lines() {
+    for line in SHIPPED.lines() {
         if let Some(comment) = line.strip_prefix('#') {
             words.push_str(comment);
             continue;
@@ -71,7 +71,9 @@ fn descriptions() -> BTreeMap<String, String> {
 
 /// Returns every key of `config`, in the order of the file.
 pub fn settings(config: &Config, sources: &BTreeMap<String, Source>) -> Vec<Setting> {
-    let (mut said, defaults) = (descriptions(), entries(&Config::default()));
+    let mut said = descriptions();
+    let defaults =
+        Layers::default().with(&[]).map(|loaded| entries(&loaded.config)).unwrap_or_default();
     let one = |(name, value): (String, toml::Value)| {
         let known = key::find(&name)?;
         let default = defaults.iter().find(|(other, _)| *other == name);
@@ -106,7 +108,7 @@ pub fn settings(config: &Config, sources: &BTreeMap<String, Source>) -> Vec<Sett
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Layers, Sources};
+    use super::super::Sources;
     use super::*;
 
     fn layers(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Layers {

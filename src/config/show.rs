@@ -2,8 +2,9 @@
 
 use toml::{Table, Value};
 
+use super::check::put;
 use super::key::{self, Kind};
-use super::model::{ActorSize, Actors, Config, Log, Storage};
+use super::model::Config;
 use super::raw::Raw;
 
 /// A key whose value differs between two configurations.
@@ -58,35 +59,14 @@ impl Config {
     /// relates such a value to one that cannot, so the result is valid if both configurations are.
     #[must_use]
     pub fn with_run_time_values(&self, new: &Self) -> Self {
-        let storage =
-            Storage { retention_days: new.storage.retention_days, ..self.storage.clone() };
-        Self {
-            server: self.server.clone(),
-            admin: self.admin.clone(),
-            storage,
-            auth: self.auth.clone(),
-            products: self.products.clone(),
-            pages: new.pages.clone(),
-            session_ttl_seconds: new.session_ttl_seconds,
-            lifetimes: new.lifetimes,
-            limits: new.limits,
-            servers: new.servers.clone(),
-            actors: self.actors.with_batches_of(&new.actors),
-            log: Log { level: new.log.level, ..self.log.clone() },
+        let mut table = Table::try_from(Raw::from(self)).unwrap_or_default();
+        for (name, value) in entries(new) {
+            if key::at_run_time(&name) {
+                put(&mut table, &name, value);
+            }
         }
-    }
-}
-
-impl Actors {
-    fn with_batches_of(&self, new: &Self) -> Self {
-        let size = |old: ActorSize, new: ActorSize| ActorSize { batch: new.batch, ..old };
-        Self {
-            code_registry: size(self.code_registry, new.code_registry),
-            activation: size(self.activation, new.activation),
-            rate_limiter: size(self.rate_limiter, new.rate_limiter),
-            server_registry: size(self.server_registry, new.server_registry),
-            persistence: size(self.persistence, new.persistence),
-        }
+        // Both were read from such a table.
+        table.try_into::<Raw>().map_or_else(|_| self.clone(), Self::from)
     }
 }
 

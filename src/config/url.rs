@@ -1,6 +1,6 @@
 //! The address under which browsers reach the server.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,11 +28,6 @@ impl PublicUrl {
             _ => format!("{scheme}://{host}"),
         };
         Some(Self(origin))
-    }
-
-    /// Returns the address of a server without a proxy.
-    pub(super) fn of(listener: SocketAddr) -> Self {
-        Self(format!("http://{listener}"))
     }
 
     /// Returns the address, without a slash at its end.

@@ -2,6 +2,7 @@
 //! limits, and the guide for operators names every setting.
 
 use crate::process::Process;
+use iptunnel_server::config::Layers;
 use std::process::Command;
 
 /// The block of shell commands below a heading of the README.
@@ -38,7 +39,7 @@ fn the_tour_can_be_pasted_as_it_stands() {
 #[test]
 fn the_guide_for_operators_names_every_key_of_the_configuration() {
     let guide = include_str!("../../docs/operating.md");
-    let shown = iptunnel_server::config::Config::default().to_toml();
+    let shown = Layers::default().with(&[]).unwrap().config.to_toml();
     let keys = shown.lines().filter_map(|line| line.split_once(" = ")).map(|(key, _)| key.trim());
     for key in keys.filter(|key| !["slowdns"].contains(key)) {
         assert!(guide.contains(&format!("`{key}`")), "{key} is missing");

@@ -165,3 +165,9 @@ fn names_in_the_file_are_those_that_as_str_gives() {
     }
     assert_eq!(Config::default().storage.backend.as_str(), "redb");
 }
+
+impl Default for Config {
+    fn default() -> Self {
+        Layers::default().with(&[]).unwrap().config
+    }
+}
