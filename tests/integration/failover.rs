@@ -61,7 +61,7 @@ fn servers_leave_a_frozen_primary_for_its_promoted_standby_and_never_use_it_agai
     until_activated(&servers.api, &Machine::new(2), Duration::from_secs(12));
     servers.wait_ready();
     let (good, told) = doctor(server, &[&primary, &standby]);
-    let frozen = format!("{} takes connections and says nothing", primary.address());
+    let frozen = format!("{} accepts connections and does not answer", primary.address());
     assert!(told.contains(&frozen) && told.contains("primary of timeline 2"), "{good} {told}");
     // The old primary runs again. No server sends anything to it.
     primary.signal(Signal::SIGCONT);
@@ -286,7 +286,7 @@ fn doctor_names_every_host_and_advises_promote_if_only_standbys_are_left() {
     let server = &servers.all[0];
     primary.signal(Signal::SIGSTOP);
     let (good, told) = doctor(server, &[&primary, &standby]);
-    let frozen = format!("{} takes connections and says nothing", primary.address());
+    let frozen = format!("{} accepts connections and does not answer", primary.address());
     assert!(!good && told.contains(&frozen) && told.contains("promote"), "{told}");
     primary.signal(Signal::SIGCONT);
     primary.kill();

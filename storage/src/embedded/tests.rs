@@ -479,7 +479,7 @@ fn a_journal_that_lacks_a_record_the_store_needs_is_refused() {
     }
     let mixed = Pair { journal: pair.journal.copy_beside(&restored), rows: restored };
     for _ in 0..2 {
-        assert!(refusal(mixed.try_store()).contains("lacks 2"));
+        assert!(refusal(mixed.try_store()).contains("lacks record 2"));
     }
     assert_eq!(mixed.rows_alone(), 1);
     let store = pair.store();
@@ -533,7 +533,7 @@ fn damage_to_a_record_that_the_engine_lacks_is_refused_if_others_follow_it() {
         drop(store);
         pair.journal.opened().write((lost - 1) * BLOCK, &[0xAA; 64]).unwrap();
         let error = refusal(pair.try_store());
-        assert!(error.contains(&format!("lacks {lost}")), "{error}");
+        assert!(error.contains(&format!("lacks record {lost}")), "{error}");
     }
 }
 
