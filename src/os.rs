@@ -1,5 +1,5 @@
-//! The clock and the random generator of the operating system. This is the only file that uses them:
-//! all other code receives time and random bytes as arguments.
+//! The clock and the random generator of the operating system. This is the only file that asks for the
+//! date and for randomness: all other code receives them as arguments.
 
 #![allow(clippy::disallowed_methods)]
 

@@ -7,7 +7,7 @@
 
 use super::charge::{CHARGE, Charge, counted};
 use super::quick::{Quick, query};
-use super::rows::{signed, time};
+use super::rows::{rows, signed, time};
 use super::statement::{Value, each, value};
 use super::{Inner, unreadable};
 use crate::{Charged, Counted, ReadError};
@@ -219,5 +219,5 @@ fn is_rolled_back(error: &Error) -> bool {
 pub(super) async fn forget(client: &impl GenericClient) -> Result<(), ReadError> {
     let old = "DELETE FROM charge WHERE at NOT BETWEEN
          clock_timestamp() - interval '1 day' AND clock_timestamp() + interval '1 day'";
-    super::log::rows(client, old, &[]).await.map(|_| ())
+    rows(client, old, &[]).await.map(|_| ())
 }

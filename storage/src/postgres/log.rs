@@ -5,7 +5,9 @@
 //! other servers leave it to that one. So the log is a moment behind, and only its readers wait for
 //! the order: no installer and no agent does.
 
-use super::rows::{EVENT, event, event_heard_of, get_hash, is_understood, place, signed, time};
+use super::rows::{
+    EVENT, event, event_heard_of, get_hash, is_understood, place, rows, signed, time,
+};
 use super::{Inner, counting, no_connection, peer_check_ins, unreadable};
 use crate::{Attempts, Entry, ReadError};
 use deadpool_postgres::{Client, GenericClient};
@@ -51,16 +53,6 @@ fn encoded(event: &Event) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(256);
     event.encode(&mut bytes);
     bytes
-}
-
-/// Reads with a statement that is prepared once per connection.
-pub(super) async fn rows(
-    client: &impl GenericClient,
-    sql: &str,
-    values: &[&(dyn ToSql + Sync)],
-) -> Result<Vec<Row>, ReadError> {
-    let statement = client.prepare_cached(sql).await.map_err(unreadable)?;
-    client.query(&statement, values).await.map_err(unreadable)
 }
 
 /// Reads one row with a statement that is prepared once per connection.

@@ -1,7 +1,6 @@
 //! How servers on one database exchange check-ins.
 
-use super::log::rows;
-use super::rows::timestamp;
+use super::rows::{rows, timestamp};
 use super::unreadable;
 use crate::ReadError;
 use deadpool_postgres::GenericClient;

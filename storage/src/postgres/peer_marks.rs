@@ -1,7 +1,7 @@
 //! The commits of the other servers. They belong into the watermark of this server too, so that
 //! their loss is noticed even if the server that made them is gone.
 
-use super::log::rows;
+use super::rows::rows;
 use super::{Inner, no_connection, unreadable};
 use crate::ReadError;
 use deadpool_postgres::Client;

@@ -1,6 +1,8 @@
-//! Converts records to rows and back.
+//! Reads rows, and converts records to rows and back.
 
+use super::unreadable;
 use crate::ReadError;
+use deadpool_postgres::GenericClient;
 use iptunnel_domain::activation::{
     Activation, ActivationId, ActivationNumber, ActivationRef, ActivationState, Binding, Holder,
     Request,
@@ -15,7 +17,17 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio_postgres::Row;
-use tokio_postgres::types::FromSql;
+use tokio_postgres::types::{FromSql, ToSql};
+
+/// Reads with a statement that is prepared once per connection.
+pub(super) async fn rows(
+    client: &impl GenericClient,
+    sql: &str,
+    values: &[&(dyn ToSql + Sync)],
+) -> Result<Vec<Row>, ReadError> {
+    let statement = client.prepare_cached(sql).await.map_err(unreadable)?;
+    client.query(&statement, values).await.map_err(unreadable)
+}
 
 /// Converts an instant to the database's type.
 pub(super) fn time(at: Timestamp) -> SystemTime {
