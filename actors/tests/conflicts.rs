@@ -962,6 +962,9 @@ fn an_outage_of_the_store_is_logged_once_at_its_begin_and_once_at_its_end() {
         }
     };
     let there = [GRANTED, Ok(Err(Refusal::ActivationNotFound)), GRANTED];
+    // While only one dispatcher exists, tracing asks the thread that first reaches a log line whether
+    // anybody wants it. That may be the thread of another test, which has none.
+    let _second = tracing::Dispatch::new(Logged::default());
     tracing::subscriber::with_default(logged.clone(), || {
         all_hear(&mut server, false, there.clone());
         all_hear(&mut server, true, [UNAVAILABLE; 3]);
