@@ -100,14 +100,15 @@ fn servers_leave_a_frozen_primary_for_its_promoted_standby_and_never_use_it_agai
     for set in ["storage.backend=postgres", &address] {
         arguments.extend(["--set".to_owned(), set.to_owned()]);
     }
-    let (mut again, files) = crate::process::spawn(server.folder.path(), &arguments);
+    // Commits on the old primary succeed again. Only its timeline is a reason not to use it.
+    let mut servers = servers;
+    servers.all[0].kill();
+    primary.set("synchronous_standby_names = ''");
+    let (mut again, files) = crate::process::spawn(servers.all[0].folder.path(), &arguments);
     assert!(!again.wait().unwrap().success());
     let told = std::fs::read_to_string(&files[1]).unwrap();
     assert!(told.contains("timeline 2 has been seen") && told.contains("fence"), "{told}");
     // An operator can choose that database with `fence`, which voids unused codes.
-    let mut servers = servers;
-    servers.all[0].kill();
-    primary.set("synchronous_standby_names = ''");
     let fence = ["fence", "--set", "storage.backend=postgres", "--set", &address];
     let fenced = run(servers.all[0].folder.path(), &fence);
     assert!(fenced.status.success(), "{}", said(&fenced));

@@ -345,20 +345,21 @@ impl Store for PostgresStore {
             return Ok(true);
         }
         let (mark, way) = (mark.clone(), Arc::clone(&self.inner.way));
-        self.read(|client| async move {
+        let timeline = mark.timeline;
+        let found = self.read(|client| async move {
             let epoch = epoch::present(&client).await.map_err(unreadable)?.cast_unsigned();
             // In a later epoch the timeline of the watermark no longer counts: that epoch may have
             // begun on a database that was restored to an older timeline on purpose.
             if epoch <= mark.epoch && way.newest() < mark.timeline {
-                let present = way.newest();
-                way.know(mark.timeline);
-                return Err(ReadError(connect::left_behind(
-                    "the database",
-                    present,
-                    mark.timeline,
-                )));
+                return Ok(None);
             }
-            epoch::contains(&client, &mark).await.map_err(unreadable)
+            epoch::contains(&client, &mark).await.map(Some).map_err(unreadable)
+        })?;
+        found.ok_or_else(|| {
+            // Only after the read, which fails if a newer timeline becomes known meanwhile.
+            let present = self.inner.way.newest();
+            self.inner.way.know(timeline);
+            ReadError(connect::left_behind("the database", present, timeline))
         })
     }
 
