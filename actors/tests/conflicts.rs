@@ -901,7 +901,7 @@ fn unproven_requests_have_a_bounded_queue_and_delay_no_proven_request() {
     assert!(waiting.iter_mut().all(|pending| outcome(pending).is_none()));
     assert!(turned_away.iter_mut().all(|pending| outcome(pending) == Some(OVERLOADED)));
     let mut proven = ask(&server, 1000, true);
-    let looked_up = [Step::Activation, Step::Read, Step::Continuation, Step::Activation];
+    let looked_up = [Step::Activation, Step::Read, Step::HandOnFound, Step::Activation];
     let confirmed = [Step::Gather, Step::Write, Step::Answer];
     for step in looked_up.into_iter().chain(confirmed) {
         assert!(server.step(step), "{step:?}");

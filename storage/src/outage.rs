@@ -1,5 +1,6 @@
 //! Logs one line when something begins to fail, and one when it works again.
 
+use crate::ReadError;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -37,6 +38,20 @@ impl Outage {
             let seconds = begun.elapsed().as_secs_f64();
             tracing::warn!(seconds, "{}", self.over);
         }
+    }
+
+    /// Records whether a request to the store failed, and returns its result.
+    ///
+    /// # Errors
+    /// Those of the request.
+    pub fn noted<T>(&self, result: Result<T, ReadError>) -> Result<T, ReadError> {
+        match &result {
+            Ok(_) => self.ends(),
+            Err(error) => {
+                self.begins(&error.to_string());
+            }
+        }
+        result
     }
 
     /// Returns whether the outage is on.

@@ -1,8 +1,9 @@
 //! The limit counter: a thread that charges requests in a shared store. It sends all waiting requests
 //! to the store at once and reports the outcome of each.
 
+use crate::runtime::reader::Continuation;
 use iptunnel_domain::Timestamp;
-use iptunnel_storage::{Charged, Counted, Outage, ReadError, Store};
+use iptunnel_storage::{Charged, Counted, Outage, Store};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -66,9 +67,6 @@ impl LimitCounter {
     }
 }
 
-/// Forwards the store's decision on a request.
-pub(crate) type Continuation = Box<dyn FnOnce() + Send>;
-
 impl LimitCounterThread {
     /// Starts the thread.
     pub(crate) fn spawn(self, store: Arc<dyn Store>) -> std::io::Result<JoinHandle<()>> {
@@ -101,26 +99,15 @@ impl LimitCounterThread {
         let Some(shared) = store.shared() else { return Vec::new() };
         if !back.is_empty() {
             // A charge that cannot be given back counts until its window ends.
-            let _ = self.noted(shared.give_back(back));
+            let _ = self.silent.noted(shared.give_back(back));
         }
         if charges.is_empty() {
             return Vec::new();
         }
-        let charged = self.noted(shared.charge(charges)).unwrap_or_default();
+        let charged = self.silent.noted(shared.charge(charges)).unwrap_or_default();
         let answers = charged.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
         let hand_on =
             |(done, answer): (Done, Option<Charged>)| -> Continuation { Box::new(|| done(answer)) };
         waiting.into_iter().zip(answers).map(hand_on).collect()
-    }
-
-    /// Returns the store's answer, if it gave one. Logs the begin and the end of an outage.
-    fn noted<T>(&self, said: Result<T, ReadError>) -> Option<T> {
-        match &said {
-            Ok(_) => self.silent.ends(),
-            Err(error) => {
-                self.silent.begins(&error.to_string());
-            }
-        }
-        said.ok()
     }
 }

@@ -270,13 +270,7 @@ impl Reader {
 
     /// Passes on the result of a read. Logs the begin and the end of an outage.
     pub(crate) fn noted<T>(&self, said: Result<T, ReadError>) -> Result<T, ReadError> {
-        match &said {
-            Ok(_) => self.0.fails.ends(),
-            Err(error) => {
-                self.0.fails.begins(&error.to_string());
-            }
-        }
-        said
+        self.0.fails.noted(said)
     }
 }
 

@@ -8,6 +8,7 @@ use crate::handles::{Actors, Addresses, Assembled, Dependencies, Handles, Restor
 use crate::memory::limit_counter::LimitCounterThread;
 use crate::persistence::{Batch, Writer};
 use crate::runtime::mailbox::{Address, Inbox};
+use crate::runtime::reader::Continuation;
 use crate::runtime::reply::Permits;
 use crate::{
     activation::Activation, code_registry::CodeRegistry, rate_limiter::RateLimiter,
@@ -39,14 +40,12 @@ pub enum Step {
     /// The waiting lookups are read from the store.
     Read,
     /// The first result of a read is returned to its actor.
-    Continuation,
+    HandOnFound,
     /// A shared store counts the waiting requests.
     Count,
     /// The first result of a count is returned to its actor.
     HandOnCounted,
 }
-
-type Continuation = Box<dyn FnOnce() + Send>;
 
 /// The state of the batch in progress.
 enum Commit {
@@ -150,7 +149,7 @@ impl Stepped {
             commit,
             (Step::Probe, self.writer.is_refusing()),
             (Step::Read, self.handles.reader.waiting() > 0),
-            (Step::Continuation, !self.read.is_empty()),
+            (Step::HandOnFound, !self.read.is_empty()),
             (Step::Count, self.counting.is_some()),
             (Step::HandOnCounted, !self.counted.is_empty()),
         ];
@@ -176,7 +175,7 @@ impl Stepped {
                 self.read.extend(found);
                 true
             }
-            Step::Continuation => self.read.pop_front().map(|hand_on| hand_on()).is_some(),
+            Step::HandOnFound => self.read.pop_front().map(|hand_on| hand_on()).is_some(),
             Step::Count => {
                 let store = self.handles.store().as_ref();
                 let counted = self.counting.as_ref().and_then(|counting| counting.count_now(store));
