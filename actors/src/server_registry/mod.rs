@@ -241,11 +241,8 @@ impl ServerRegistry {
     /// Answers a command that changes nothing, once the state that the answer depends on is on disk.
     fn answer<C: Command>(&self, work: Work<C, Server>, decision: Result<C::Answer, Refusal>) {
         let mut reply = work.reply;
-        let generation = Some(self.generation_of(&mut reply));
-        self.handles.persistence.confirm(generation, move |committed| match committed {
-            Committed::Failed(failure) => reply.fail(failure),
-            Committed::Written | Committed::Conflict => reply.decide(decision),
-        });
+        let generation = self.generation_of(&mut reply);
+        self.handles.answer_once_confirmed(reply, generation, decision);
     }
 
     /// Writes a server's record, and then answers with `grant`.
