@@ -7,59 +7,71 @@ use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
 use sha2::{Digest, Sha256};
+use std::sync::LazyLock;
 
 /// The content security policy: own scripts, styles, images and requests only, and no frames.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
     connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
 /// A file in `assets/`, compiled into the program.
+struct Asset {
+    name: &'static str,
+    content: &'static [u8],
+    /// Its entity tag: the hash of the content.
+    tag: String,
+}
+
 macro_rules! asset {
     ($name:literal) => {
         ($name, include_bytes!(concat!("../../assets/", $name)).as_slice())
     };
 }
 
-/// The assets, by name.
-const ASSETS: [(&str, &[u8]); 6] = [
-    asset!("code.js"),
-    asset!("console.css"),
-    asset!("console.js"),
-    asset!("docs.css"),
-    asset!("icon.svg"),
-    asset!("page.css"),
-];
+static ASSETS: LazyLock<[Asset; 6]> = LazyLock::new(|| {
+    [
+        asset!("code.js"),
+        asset!("console.css"),
+        asset!("console.js"),
+        asset!("docs.css"),
+        asset!("icon.svg"),
+        asset!("page.css"),
+    ]
+    .map(|(name, content)| {
+        let tag = format!("\"{}\"", hex(&Sha256::digest(content)));
+        Asset { name, content, tag }
+    })
+});
 
-fn asset_named(name: &str) -> Option<&'static [u8]> {
-    ASSETS.iter().find(|(known, _)| *known == name).map(|(_, content)| *content)
+fn asset_named(name: &str) -> Option<&'static Asset> {
+    ASSETS.iter().find(|asset| asset.name == name)
 }
 
 /// Returns the paths of all assets.
 pub fn asset_paths() -> impl Iterator<Item = String> {
-    ASSETS.iter().map(|(name, _)| format!("/assets/{name}"))
+    ASSETS.iter().map(|asset| format!("/assets/{}", asset.name))
 }
 
 /// `GET /assets/{name}`
 pub async fn asset(request: HttpRequest) -> HttpResponse {
     let name = request.path().trim_start_matches("/assets/");
-    let Some(content) = asset_named(name) else {
+    let Some(Asset { content, tag, .. }) = asset_named(name) else {
         return error_page(&ApiError::not_found());
     };
-    let tag = format!("\"{}\"", hex(&Sha256::digest(content)));
     let known = request.headers().get(IF_NONE_MATCH).and_then(|known| known.to_str().ok());
     // Compared weakly (RFC 9110, section 13.1.2): a proxy that compresses weakens the tag.
     let is_same = |known: &str| {
         let known = known.trim();
-        known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag
+        known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag.as_str()
     };
     let is_known = known.is_some_and(|known| known.split(',').any(is_same));
     let mut builder =
         HttpResponse::build(if is_known { StatusCode::NOT_MODIFIED } else { StatusCode::OK });
     // The browser revalidates each time (a 304), so that a new version shows at once.
-    builder.insert_header((CACHE_CONTROL, "no-cache")).insert_header((ETAG, tag));
+    builder.insert_header((CACHE_CONTROL, "no-cache")).insert_header((ETAG, tag.as_str()));
     if is_known {
         return builder.finish();
     }
-    builder.insert_header((CONTENT_TYPE, kind(name))).body(content)
+    builder.insert_header((CONTENT_TYPE, kind(name))).body(*content)
 }
 
 fn kind(name: &str) -> &'static str {
@@ -113,7 +125,7 @@ mod tests {
     #[test]
     fn the_code_page_with_its_assets_is_under_30_000_bytes() {
         let assets = ["page.css", "code.js", "icon.svg"];
-        let sizes = assets.map(|name| asset_named(name).unwrap().len());
+        let sizes = assets.map(|name| asset_named(name).unwrap().content.len());
         let template = include_str!("../../templates/code.html").len()
             + include_str!("../../templates/base.html").len();
         let total = sizes.iter().sum::<usize>() + template + 2000;
