@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::sync::LazyLock;
 
 use ipnet::{IpNet, Ipv4Net};
 use iptunnel_domain::code::ProductLetters;
@@ -148,7 +149,9 @@ pub(super) const SHIPPED: &str = include_str!("../../config.toml");
 
 /// Returns the defaults: the values of the shipped file.
 pub(super) fn defaults() -> Table {
+    static DEFAULTS: LazyLock<Table> =
+        LazyLock::new(|| toml::from_str(SHIPPED).unwrap_or_default());
     // A test reads the file as a configuration. A key that is missing here would be named by the error
     // of whoever reads the table.
-    toml::from_str(SHIPPED).unwrap_or_default()
+    DEFAULTS.clone()
 }
