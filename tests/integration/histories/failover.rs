@@ -28,6 +28,8 @@ struct Run {
     redeems: u32,
     /// Activates in a round.
     round: u32,
+    /// Faults in a round, at least.
+    least_faults: usize,
     servers: usize,
     clients: u32,
     seed: u64,
@@ -60,6 +62,7 @@ impl Run {
             let round = figures.rounds + 1;
             let plan = Plan {
                 redeems: self.round.min(self.redeems - figures.redeems),
+                faults: self.least_faults,
                 clients: self.clients,
                 seed: self.seed ^ u64::from(round) << 20,
                 longest: self.longest.saturating_sub(begun.elapsed()),
@@ -184,6 +187,7 @@ fn what_clients_hear_while_a_standby_is_promoted_is_one_story() {
         name: "standby",
         redeems: 300,
         round: 300,
+        least_faults: 2,
         servers: 2,
         clients: 8,
         seed: crate::crash::seed(),
@@ -219,6 +223,7 @@ fn the_long_run() {
         name: "failover",
         redeems: number("REDEEMS"),
         round: number("ROUND"),
+        least_faults: 0,
         servers: number("SERVERS") as usize,
         clients: number("CLIENTS"),
         seed: number("SEED").into(),

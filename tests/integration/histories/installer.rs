@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 pub struct Plan {
     /// How many activates are answered or lost before everything is brought to an end; that takes some more.
     pub redeems: u32,
+    /// How many faults happen before that, however fast the servers answer.
+    pub faults: usize,
     pub clients: u32,
     pub seed: u64,
     /// When no more is begun though there were fewer.
@@ -483,9 +485,15 @@ pub fn play(plan: &Plan, fleet: &Fleet, recorder: &Recorder, chaos: &mut Chaos<'
             });
         }
         scope.spawn(|| agents.work(&over));
-        let goes_on =
-            || sent.load(Ordering::SeqCst) < plan.redeems && begun.elapsed() < plan.longest;
-        while goes_on() {
+        loop {
+            let missing = faults.len() < plan.faults;
+            let goes_on = || {
+                (missing || sent.load(Ordering::SeqCst) < plan.redeems)
+                    && begun.elapsed() < plan.longest
+            };
+            if !goes_on() {
+                break;
+            }
             faults.extend(chaos.strike(recorder, &goes_on));
         }
         over.store(true, Ordering::SeqCst);

@@ -75,6 +75,9 @@ pub const LONG: [&str; 5] = [
     "codes.install_token_ttl_seconds=31536000",
 ];
 
+/// What goes wrong in the short runs.
+const FAULTS: [Fault; 3] = [Fault::KillServer, Fault::PauseServer, Fault::Storm];
+
 /// Where histories are written. One that is found wrong stays there.
 pub fn place(name: &str) -> PathBuf {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("histories");
@@ -102,8 +105,7 @@ fn fleet_of_test(lives: &[&str]) -> (Fleet, Option<Arc<Database>>) {
 fn plays_well(name: &str, fleet: &Fleet, plan: &Plan, rules: &Rules) -> Vec<Operation> {
     let seed = plan.seed;
     let recorder = Recorder::new(&place(name));
-    let faults = [Fault::KillServer, Fault::PauseServer, Fault::Storm];
-    let mut chaos = Chaos::new(seed, fleet, None, &faults, Duration::from_secs(1));
+    let mut chaos = Chaos::new(seed, fleet, None, &FAULTS, Duration::from_secs(1));
     let played = play(plan, fleet, &recorder, &mut chaos);
     let operations = recorder.operations();
     let violations = check(&operations, rules);
@@ -115,7 +117,10 @@ fn plays_well(name: &str, fleet: &Fleet, plan: &Plan, rules: &Rules) -> Vec<Oper
         recorder.path().display(),
         fleet.logs()
     );
-    assert!(!played.faults.is_empty(), "there were faults");
+    for fault in FAULTS {
+        let happened = played.faults.iter().any(|happened| happened.fault == fault);
+        assert!(happened, "{fault:?} did not happen");
+    }
     recorder.forget();
     operations
 }
@@ -125,7 +130,7 @@ fn what_clients_hear_while_servers_are_killed_is_one_story() {
     let (fleet, _database) = fleet_of_test(&LONG);
     let pace = Duration::ZERO;
     let longest = Duration::from_secs(60);
-    let plan = Plan { redeems: 400, clients: 8, seed: seed(), longest, pace };
+    let plan = Plan { redeems: 400, faults: FAULTS.len(), clients: 8, seed: seed(), longest, pace };
     plays_well("servers", &fleet, &plan, &RULES);
 }
 
@@ -135,7 +140,8 @@ fn what_clients_hear_while_codes_and_tokens_run_out_is_one_story() {
     // A code is wanted for longer than it lives.
     let pace = Duration::from_secs(3);
     let longest = Duration::from_secs(60);
-    let plan = Plan { redeems: 300, clients: 32, seed: seed(), longest, pace };
+    let plan =
+        Plan { redeems: 300, faults: FAULTS.len(), clients: 32, seed: seed(), longest, pace };
     let operations = plays_well("lifetimes", &fleet, &plan, &SHORT_RULES);
     for ran_out in [Answer::Expired, Answer::PrecheckTokenInvalid, Answer::TokenInvalid] {
         let heard = operations.iter().any(|operation| operation.answer == ran_out);
