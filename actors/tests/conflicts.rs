@@ -23,9 +23,9 @@ use iptunnel_domain::server::{Bearer, Server, ServerId, ServerNumber};
 use iptunnel_domain::time::Lifetimes;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{
-    Attempts, Change, Charged, CheckInOf, CommitError, Counted, Counter, Entry, FileDisk, Finding,
-    LastNumbers, Listener, ReadError, RedbStore, Shared as SharedByServers, Store, Verdict,
-    Watermark, Write,
+    Attempts, AuditLog, Change, Charged, CheckInOf, CommitError, Counted, Counter, Disks,
+    EmbeddedStore, Entry, Epochs, Finding, LastNumbers, Listener, ReadError, Records,
+    Shared as SharedByServers, Store, Verdict, Watermark, Write,
 };
 use rand_core::SeedableRng;
 use std::collections::HashMap;
@@ -46,7 +46,7 @@ const UNAVAILABLE: Outcome<()> = Err(Failure::StorageUnavailable);
 
 /// A real store with faults and foreign changes that a test plans.
 struct Shared {
-    engine: RedbStore,
+    engine: EmbeddedStore,
     plan: Mutex<Plan>,
     /// Locked by a test while commits have to wait.
     busy: Mutex<()>,
@@ -102,7 +102,7 @@ impl Shared {
         Ok(verdict)
     }
 
-    fn read<T>(&self, kind: &str, read: impl FnOnce(&RedbStore) -> Read<T>) -> Read<T> {
+    fn read<T>(&self, kind: &str, read: impl FnOnce(&EmbeddedStore) -> Read<T>) -> Read<T> {
         self.is_there()?;
         let fails = self.plan().unreadable.take_if(|unreadable| *unreadable == kind).is_some();
         if fails { Err(planned_error()) } else { read(&self.engine) }
@@ -133,6 +133,18 @@ impl Store for Shared {
     fn shared(&self) -> Option<&dyn SharedByServers> {
         Some(self)
     }
+    fn close(&self) {
+        self.engine.close();
+    }
+    fn follow(&self, listener: Listener) {
+        self.engine.follow(listener);
+    }
+    fn settings(&self) -> Read<Vec<(String, String)>> {
+        self.engine.settings()
+    }
+}
+
+impl Epochs for Shared {
     fn watermark(&self) -> Option<Watermark> {
         self.engine.watermark()
     }
@@ -142,9 +154,9 @@ impl Store for Shared {
     fn begin_epoch(&self, last: &Watermark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
         self.engine.begin_epoch(last, why, now)
     }
-    fn close(&self) {
-        self.engine.close();
-    }
+}
+
+impl Records for Shared {
     fn frontier(&self) -> Read<LastNumbers> {
         self.engine.frontier()
     }
@@ -166,27 +178,6 @@ impl Store for Shared {
     fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Read<()> {
         self.engine.each_counter(each)
     }
-    fn follow(&self, listener: Listener) {
-        self.engine.follow(listener);
-    }
-    fn audit_head(&self) -> Read<Head> {
-        self.engine.audit_head()
-    }
-    fn audit_from(&self, first: u64, each: &mut dyn FnMut(Entry) -> bool) -> Read<()> {
-        self.engine.audit_from(first, each)
-    }
-    fn audit_before(&self, before: u64, each: &mut dyn FnMut(Entry) -> bool) -> Read<()> {
-        self.engine.audit_before(before, each)
-    }
-    fn audit_number_at(&self, at: Timestamp) -> Read<u64> {
-        self.engine.audit_number_at(at)
-    }
-    fn attempts(&self, code: CodeHash) -> Read<Attempts> {
-        self.engine.attempts(code)
-    }
-    fn settings(&self) -> Read<Vec<(String, String)>> {
-        self.engine.settings()
-    }
     fn newest_codes(&self, limit: usize) -> Read<Vec<Code>> {
         self.engine.newest_codes(limit)
     }
@@ -202,6 +193,24 @@ impl Store for Shared {
         limit: usize,
     ) -> Read<Vec<Activation>> {
         self.engine.oldest_activations(after, limit)
+    }
+}
+
+impl AuditLog for Shared {
+    fn audit_head(&self) -> Read<Head> {
+        self.engine.audit_head()
+    }
+    fn audit_from(&self, first: u64, each: &mut dyn FnMut(Entry) -> bool) -> Read<()> {
+        self.engine.audit_from(first, each)
+    }
+    fn audit_before(&self, before: u64, each: &mut dyn FnMut(Entry) -> bool) -> Read<()> {
+        self.engine.audit_before(before, each)
+    }
+    fn audit_number_at(&self, at: Timestamp) -> Read<u64> {
+        self.engine.audit_number_at(at)
+    }
+    fn attempts(&self, code: CodeHash) -> Read<Attempts> {
+        self.engine.attempts(code)
     }
 }
 
@@ -279,11 +288,8 @@ struct TestServer {
 /// Creates a store, and the folder that must live as long as the store.
 fn store() -> (tempfile::TempDir, Arc<Shared>) {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("s.redb");
-    let open = move || -> std::io::Result<Box<dyn iptunnel_storage::Disk>> {
-        Ok(Box::new(FileDisk::open(&path)?))
-    };
-    let engine = RedbStore::open(Box::new(open)).unwrap();
+    let path = |name| folder.path().join(name);
+    let engine = EmbeddedStore::open(Disks::at(path("rows"), path("journal"))).unwrap();
     let store = Arc::new(Shared {
         engine,
         plan: Mutex::default(),

@@ -4,7 +4,7 @@ use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, Stage};
 use iptunnel_domain::audit::Action;
 use iptunnel_domain::code::{Code, CodeState};
-use iptunnel_storage::{ReadError, Store};
+use iptunnel_storage::{AuditLog, ReadError};
 
 /// The stage of a code at some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ const HINT_AMONG: usize = 100_000;
 ///
 /// # Errors
 /// If the log cannot be read.
-pub fn hint_of(store: &dyn Store, code: &Code) -> Result<String, ReadError> {
+pub fn hint_of(store: &dyn AuditLog, code: &Code) -> Result<String, ReadError> {
     let (mut hint, mut looked) = (String::new(), 0);
     let number = store.audit_number_at(code.issued_at)?;
     // The entry is written within seconds of the issue.

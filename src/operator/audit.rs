@@ -11,7 +11,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
 use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::{Refusal, Timestamp};
-use iptunnel_storage::{Entry, ReadError, Store};
+use iptunnel_storage::{AuditLog, Entry, ReadError};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -265,7 +265,7 @@ pub async fn json_list(
 /// Returns the next chunk of an export and the number of the entry after it. `None`: it is the
 /// last.
 fn piece(
-    store: &dyn Store,
+    store: &dyn AuditLog,
     wanted: &Wanted,
     first: u64,
 ) -> Result<(String, Option<u64>), ReadError> {

@@ -15,7 +15,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, Stage};
-use iptunnel_storage::{ReadError, Store};
+use iptunnel_storage::{ReadError, Records};
 use serde::Serialize;
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,7 +46,7 @@ struct Installs {
 /// Returns the newest activations, and whether they include all that can still be open.
 /// `token_ttl` is the lifetime of install tokens in seconds.
 fn recent(
-    store: &dyn Store,
+    store: &dyn Records,
     token_ttl: u64,
     now: Timestamp,
 ) -> Result<(Vec<Activation>, bool), ReadError> {
@@ -66,7 +66,7 @@ fn recent(
     Ok((found, all))
 }
 
-fn installs(store: &dyn Store, token_ttl: u64, now: Timestamp) -> Result<Installs, ReadError> {
+fn installs(store: &dyn Records, token_ttl: u64, now: Timestamp) -> Result<Installs, ReadError> {
     let mut found = Installs { of_the_last: LAST, ..Installs::default() };
     for state in ["issued", "used", "expired"] {
         found.codes.insert(state, 0);
@@ -319,7 +319,7 @@ mod tests {
     use iptunnel_domain::address::HostName;
     use iptunnel_domain::code::CodeHash;
     use iptunnel_domain::lookup::KeyedHash;
-    use iptunnel_storage::{Change, FileDisk, RedbStore, Write};
+    use iptunnel_storage::{Change, Disks, EmbeddedStore, Store, Write};
     use std::net::IpAddr;
     use std::sync::Arc;
 
@@ -349,9 +349,8 @@ mod tests {
     #[test]
     fn every_open_activation_within_the_search_limit_is_counted() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("store");
-        let store =
-            RedbStore::open(Box::new(move || Ok(Box::new(FileDisk::open(&path)?)))).unwrap();
+        let path = |name| folder.path().join(name);
+        let store = EmbeddedStore::open(Disks::at(path("rows"), path("journal"))).unwrap();
         let mut opened = 0;
         let mut open_until = |last: u64| {
             let changes: Vec<Change> = (opened + 1..=last)

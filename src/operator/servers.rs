@@ -13,7 +13,7 @@ use askama::Template;
 use iptunnel_actors::server_registry::{Filter, Servers, SetNote, Sort};
 use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use iptunnel_domain::{Refusal, Timestamp};
-use iptunnel_storage::{ReadError, Store};
+use iptunnel_storage::{ReadError, Records};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -129,7 +129,7 @@ type Found = (Vec<Server>, Option<u64>);
 
 /// Returns a page in the order of `sort`.
 fn sorted(
-    store: &dyn Store,
+    store: &dyn Records,
     servers: &Servers,
     filter: &Filter,
     sort: Sort,
@@ -150,7 +150,7 @@ fn sorted(
 
 /// Returns a page of servers that contain `text`, newest first.
 fn search(
-    store: &dyn Store,
+    store: &dyn Records,
     servers: &Servers,
     filter: &Filter,
     text: &str,

@@ -20,7 +20,7 @@ use iptunnel_domain::activation::Stage;
 use iptunnel_domain::audit::Action;
 use iptunnel_domain::code::{Code, CodeHash, CodeState};
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
-use iptunnel_storage::{ReadError, Store};
+use iptunnel_storage::{AuditLog, ReadError, Records};
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -96,7 +96,7 @@ const fn state_name(stage: CodeStage, prechecked: bool) -> &'static str {
 /// Returns the current state of a code. `None` if the code is deleted or belongs to another
 /// session.
 fn read_status(
-    store: &dyn Store,
+    store: &dyn Records,
     hash: CodeHash,
     session: KeyedHash,
     prechecked: bool,
@@ -122,7 +122,7 @@ fn read_status(
 
 /// Returns whether the code was prechecked and nothing happened to it since, according to its
 /// record and its attempts. An open stream also sees the precheck itself.
-fn was_prechecked(store: &dyn Store, code: &Code) -> Result<bool, ReadError> {
+fn was_prechecked(store: &dyn AuditLog, code: &Code) -> Result<bool, ReadError> {
     let attempts = store.attempts(code.hash)?.kept;
     let passed = attempts.iter().filter(|event| event.action == Action::PrecheckPassed).count();
     Ok(passed > code.activations as usize)

@@ -1,13 +1,13 @@
 //! The location of the store, and how it is opened.
 
 use crate::config::{Backend, Config};
-use iptunnel_storage::{Disks, EmbeddedStore, FileDisk, OpenDisk, OpenError, PostgresStore, Store};
+use iptunnel_storage::{Disks, EmbeddedStore, OpenError, PostgresStore, Store};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Returns the store's files: the one at `path`, and its journal beside it.
 pub fn files(path: &Path) -> Disks {
-    Disks { rows: file_disk(path.to_owned()), journal: file_disk(beside(path, ".journal")) }
+    Disks::at(path.to_owned(), beside(path, ".journal"))
 }
 
 /// Returns `path` with `ending` added to the name of the file.
@@ -15,10 +15,6 @@ pub fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     name.into()
-}
-
-fn file_disk(path: PathBuf) -> OpenDisk {
-    Box::new(move || Ok(Box::new(FileDisk::open(&path)?)))
 }
 
 /// Opens the configured store. Settings that are kept in the store cannot change its location.

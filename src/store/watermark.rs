@@ -7,7 +7,7 @@
 use super::error::{StoreError, WatermarkError};
 use super::files::beside;
 use iptunnel_domain::Timestamp;
-use iptunnel_storage::{CommitError, Store, Watermark};
+use iptunnel_storage::{CommitError, Epochs, Store, Watermark};
 use prometheus_client::metrics::gauge::Gauge;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -113,12 +113,12 @@ fn begin_epoch(
 }
 
 /// Writes the mark and returns it. Returns `None` if the store is closed.
-pub fn keep_now(store: &dyn Store, path: &Path) -> Option<Watermark> {
+pub fn keep_now(store: &dyn Epochs, path: &Path) -> Option<Watermark> {
     keep_moved(store, path, None)
 }
 
 /// Writes the mark if it differs from `last`.
-fn keep_moved(store: &dyn Store, path: &Path, last: Option<&Watermark>) -> Option<Watermark> {
+fn keep_moved(store: &dyn Epochs, path: &Path, last: Option<&Watermark>) -> Option<Watermark> {
     let (file, mark) = (file_of(path), store.watermark()?);
     if last != Some(&mark)
         && let Err(error) = write(&file, &mark)

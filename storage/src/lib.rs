@@ -28,9 +28,9 @@ pub use change::{
 pub use copy::{CopyError, Sum, copy, sums};
 #[cfg(any(test, feature = "simulated"))]
 pub use embedded::simulated;
-pub use embedded::{Disk, Disks, EmbeddedStore, FORMAT_VERSION, FileDisk, OpenDisk, RedbStore};
+pub use embedded::{Disk, Disks, EmbeddedStore, FORMAT_VERSION, FileDisk, OpenDisk};
 pub use feed::Listener;
 pub use outage::Outage;
 pub use postgres::{Inspection, PostgresStore};
-pub use store::{Shared, Store};
+pub use store::{AuditLog, Epochs, Records, Shared, Store};
 pub use watermark::Watermark;

@@ -56,43 +56,8 @@ pub trait Shared: Send + Sync {
     fn clock(&self) -> Result<u64, ReadError>;
 }
 
-/// A database of records, as the crates above use it. One thread commits; any thread reads.
-///
-/// - **Commits**: [`commit`](Self::commit), [`probe`](Self::probe), [`shared`](Self::shared),
-///   [`follow`](Self::follow), [`close`](Self::close).
-/// - **Epochs**: [`watermark`](Self::watermark), [`contains`](Self::contains),
-///   [`begin_epoch`](Self::begin_epoch).
-/// - **Records**: [`frontier`](Self::frontier); codes, activations and servers by hash, id or
-///   number, and from either end; [`each_counter`](Self::each_counter).
-/// - **Audit log**: [`audit_head`](Self::audit_head), [`audit_from`](Self::audit_from),
-///   [`audit_before`](Self::audit_before), [`audit_number_at`](Self::audit_number_at), and
-///   [`attempts`](Self::attempts) on codes.
-/// - **Settings**: [`settings`](Self::settings).
-pub trait Store: Send + Sync + 'static {
-    /// Writes `changes` in their order and returns when they are on disk, with one verdict for
-    /// each. A change is written whole if its guards hold, else not at all.
-    ///
-    /// # Errors
-    /// [`CommitError::Refused`] if certainly nothing was written; the store works again as soon as
-    /// a later commit succeeds. [`CommitError::Unknown`] if only a restart can tell.
-    fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError>;
-
-    /// Tries all steps of a commit after one was refused, as far as this is possible without a
-    /// change. A fault that it does not find shows in the next commit.
-    ///
-    /// # Errors
-    /// Those of [`Store::commit`].
-    fn probe(&self) -> Result<(), CommitError> {
-        self.commit(&[]).map(|_| ())
-    }
-
-    /// Returns the operations of a store that several servers share. `None` if the store belongs to
-    /// this server alone: then the records in memory are those that the store has or soon will
-    /// have.
-    fn shared(&self) -> Option<&dyn Shared> {
-        None
-    }
-
+/// What was acknowledged, and the epochs of a store. An epoch begins when a store holds less than that.
+pub trait Epochs: Send + Sync {
     /// Returns what the store must hold from now on; `None` once it is closed.
     fn watermark(&self) -> Option<Watermark>;
 
@@ -103,15 +68,10 @@ pub trait Store: Send + Sync + 'static {
     /// code and every open activation void. The watermark from then on demands more than `last`
     /// did, so no older copy of the store satisfies it. Returns the current epoch.
     fn begin_epoch(&self, last: &Watermark, why: &str, now: Timestamp) -> Result<u64, CommitError>;
+}
 
-    /// From now on calls `listener` for every event that was written, in the order of the commits,
-    /// after the event is on disk. Can be set once; the listener must be quick.
-    fn follow(&self, listener: Listener);
-
-    /// Closes the engine in order, so that the next open has nothing to repair. The store must not
-    /// be used afterwards.
-    fn close(&self);
-
+/// Codes, activations, servers and counters, as they were last written.
+pub trait Records: Send + Sync {
     /// Returns the last numbers that were assigned.
     fn frontier(&self) -> Result<LastNumbers, ReadError>;
     /// Returns the code with this hash.
@@ -153,7 +113,10 @@ pub trait Store: Send + Sync + 'static {
         after: Option<ActivationNumber>,
         limit: usize,
     ) -> Result<Vec<Activation>, ReadError>;
+}
 
+/// The audit log: what happened, in the order of the commits, and what was tried on codes.
+pub trait AuditLog: Send + Sync {
     /// Returns the number and hash of the last entry of the audit log.
     fn audit_head(&self) -> Result<Head, ReadError>;
     /// Calls `each` with the entries from number `first` on, the oldest first, until it returns
@@ -175,6 +138,42 @@ pub trait Store: Send + Sync + 'static {
     fn attempts_on(&self, codes: &[CodeHash]) -> Result<Vec<Attempts>, ReadError> {
         codes.iter().map(|code| self.attempts(*code)).collect()
     }
+}
+
+/// A database of records, as the crates above use it. One thread commits; any thread reads. Who only
+/// reads takes one of the narrower traits.
+pub trait Store: Epochs + Records + AuditLog + 'static {
+    /// Writes `changes` in their order and returns when they are on disk, with one verdict for
+    /// each. A change is written whole if its guards hold, else not at all.
+    ///
+    /// # Errors
+    /// [`CommitError::Refused`] if certainly nothing was written; the store works again as soon as
+    /// a later commit succeeds. [`CommitError::Unknown`] if only a restart can tell.
+    fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError>;
+
+    /// Tries all steps of a commit after one was refused, as far as this is possible without a
+    /// change. A fault that it does not find shows in the next commit.
+    ///
+    /// # Errors
+    /// Those of [`Store::commit`].
+    fn probe(&self) -> Result<(), CommitError> {
+        self.commit(&[]).map(|_| ())
+    }
+
+    /// Returns the operations of a store that several servers share. `None` if the store belongs to
+    /// this server alone: then the records in memory are those that the store has or soon will
+    /// have.
+    fn shared(&self) -> Option<&dyn Shared> {
+        None
+    }
+
+    /// From now on calls `listener` for every event that was written, in the order of the commits,
+    /// after the event is on disk. Can be set once; the listener must be quick.
+    fn follow(&self, listener: Listener);
+
+    /// Closes the engine in order, so that the next open has nothing to repair. The store must not
+    /// be used afterwards.
+    fn close(&self);
 
     /// Returns the settings that operators have changed, in the order of their keys.
     fn settings(&self) -> Result<Vec<(String, String)>, ReadError>;

@@ -1,7 +1,7 @@
 //! The real process, killed at any time under load: everything that it acknowledged is still true after
 //! a restart.
 
-use crate::disk::{BadDisk, on};
+use crate::disk::{BadDisks, on};
 use crate::harness::{Activation, Answer, Machine, TestApp, send, wait_until};
 use crate::process::{Api, Chance, Process, spawn, usual_flags};
 use serde_json::json;
@@ -467,8 +467,8 @@ fn a_server_killed_during_its_first_start_starts_the_next_time() {
 }
 
 /// Interrupts a first start after `changes` changes to the disk, and starts again.
-fn starts_after_dying_at(changes: u64, dies: fn(&BadDisk), model: &TestApp) -> Result<(), String> {
-    let disk = BadDisk::new();
+fn starts_after_dying_at(changes: u64, dies: fn(&BadDisks), model: &TestApp) -> Result<(), String> {
+    let disk = BadDisks::new();
     disk.dies_after(changes);
     let run = || {
         let (config, folder) = (model.config.clone(), model.folder.clone());
@@ -482,8 +482,8 @@ fn starts_after_dying_at(changes: u64, dies: fn(&BadDisk), model: &TestApp) -> R
     Ok(())
 }
 
-fn a_first_start_that_dies(dies: fn(&BadDisk)) {
-    let model = on(&BadDisk::new(), &[]);
+fn a_first_start_that_dies(dies: fn(&BadDisks)) {
+    let model = on(&BadDisks::new(), &[]);
     let failures: Vec<String> =
         (0..40).filter_map(|n| starts_after_dying_at(n, dies, &model).err()).collect();
     assert!(failures.is_empty(), "{failures:#?}");
@@ -491,12 +491,12 @@ fn a_first_start_that_dies(dies: fn(&BadDisk)) {
 
 #[test]
 fn a_server_starts_after_a_first_start_killed_at_any_disk_change() {
-    a_first_start_that_dies(BadDisk::kill);
+    a_first_start_that_dies(BadDisks::kill);
 }
 
 #[test]
 fn a_server_starts_after_a_first_start_that_lost_power_at_any_disk_change() {
-    a_first_start_that_dies(BadDisk::lose_power);
+    a_first_start_that_dies(BadDisks::lose_power);
 }
 
 #[test]

@@ -3,214 +3,75 @@
 use crate::crash::{Load, check_all, rounds, seed};
 use crate::harness::{Activation, Machine, MakeDisk, TestApp, wait_until};
 use crate::process::{Api, Chance};
-use iptunnel_storage::{Disk, Disks, EmbeddedStore, OpenDisk, Store, Watermark};
+use iptunnel_storage::simulated::{BadDisk, End, Fault};
+use iptunnel_storage::{Disks, EmbeddedStore, Epochs, Store, Watermark};
 use serde_json::json;
-use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
-/// The fault that a disk has from now on.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Fault {
-    None,
-    /// No space: it cannot grow, and only its head can be overwritten.
-    Full,
-    /// Writes fail, except to the head.
-    FailsData,
-    /// Every write fails.
-    FailsWrites,
-    FailsSyncs,
-}
-
-/// A file as the operating system shows it, and as it would be after a power loss.
-#[derive(Debug, Default)]
-struct File {
-    seen: Vec<u8>,
-    synced: Vec<u8>,
-    /// The ranges in which they may differ.
-    unsynced: Vec<std::ops::Range<usize>>,
-}
-
-#[derive(Debug)]
-struct Platter {
-    /// The store's rows and its journal.
-    files: [File; 2],
-    fault: Fault,
-    /// Syncs wait while this is set.
-    blocked: bool,
-    waiting: usize,
-    syncs: u64,
-    /// The number of changes until the process counts as dead.
-    changes_left: Option<u64>,
-    /// The current owner's number. Servers that were started before it cannot use the disk any more.
-    owner: u64,
-}
-
-/// A disk in memory that loses unsynced writes when power is lost, and has the faults that a test sets.
+/// The two disks of a server, one for its rows and one for its journal. They fail together.
 #[derive(Clone, Debug)]
-pub struct BadDisk(Arc<(Mutex<Platter>, Condvar)>);
+pub struct BadDisks {
+    rows: BadDisk,
+    journal: BadDisk,
+}
 
-impl BadDisk {
+impl BadDisks {
     pub fn new() -> Self {
-        let platter = Platter {
-            files: Default::default(),
-            fault: Fault::None,
-            blocked: false,
-            waiting: 0,
-            syncs: 0,
-            changes_left: None,
-            owner: 0,
-        };
-        Self(Arc::new((Mutex::new(platter), Condvar::new())))
-    }
-    fn lock(&self) -> MutexGuard<'_, Platter> {
-        self.0.0.lock().unwrap()
+        let rows = BadDisk::new();
+        Self { journal: rows.sibling(), rows }
     }
     pub fn fault(&self, fault: Fault) {
-        self.lock().fault = fault;
+        self.rows.fault(fault);
+        self.journal.fault(fault);
     }
-    /// Makes the process that uses the disk die after `changes` more changes.
+    /// Makes the process that uses the disks die after `changes` more changes.
     pub fn dies_after(&self, changes: u64) {
-        self.lock().changes_left = Some(changes);
+        self.rows.dies_after(changes);
     }
     /// Removes the limit that [`Self::dies_after`] set.
     pub fn lives_on(&self) {
-        self.lock().changes_left = None;
+        self.rows.lives_on();
     }
-    /// Cuts off the server that uses the disk, and clears all faults.
+    /// Cuts off the server that uses the disks, and clears all faults.
     pub fn kill(&self) {
-        let mut platter = self.lock();
-        platter.owner += 1;
-        platter.fault = Fault::None;
-        platter.changes_left = None;
+        self.end(End::Killed);
     }
     /// Like [`Self::kill`], and loses unsynced writes.
     pub fn lose_power(&self) {
-        self.kill();
-        let mut platter = self.lock();
-        for file in &mut platter.files {
-            file.seen = file.synced.clone();
-            file.unsynced.clear();
-        }
+        self.end(End::PowerLost);
+    }
+    fn end(&self, end: End) {
+        self.rows.revive(end);
+        self.journal.revive(end);
     }
     /// Blocks every sync until [`Self::release`].
     pub fn block(&self) {
-        self.lock().blocked = true;
+        self.rows.block();
     }
     pub fn release(&self) {
-        self.lock().blocked = false;
-        self.0.1.notify_all();
+        self.rows.release();
     }
     pub fn is_held_up(&self) -> bool {
-        self.lock().waiting > 0
+        self.rows.is_held_up()
     }
     /// Waits until the server's own periodic writes (counters, twice a second) are done.
     pub fn settle(&self) {
         let mut last = u64::MAX;
         wait_until("the disk is idle", || {
-            let before = std::mem::replace(&mut last, self.lock().syncs);
+            let before = std::mem::replace(&mut last, self.rows.syncs());
             std::thread::sleep(Duration::from_millis(700));
             before == last
         });
     }
     pub fn make(&self) -> MakeDisk {
-        let disk = self.clone();
-        Arc::new(move |_| {
-            let owner = disk.lock().owner;
-            let open = |file| -> OpenDisk {
-                let disk = disk.clone();
-                Box::new(move || Ok(Box::new(Opened { disk: disk.clone(), owner, file })))
-            };
-            Disks { rows: open(0), journal: open(1) }
-        })
-    }
-}
-
-/// The disk as opened by one server.
-#[derive(Debug)]
-struct Opened {
-    disk: BadDisk,
-    owner: u64,
-    file: usize,
-}
-
-impl Opened {
-    fn lock(&self) -> io::Result<MutexGuard<'_, Platter>> {
-        let platter = self.disk.lock();
-        if platter.owner == self.owner {
-            Ok(platter)
-        } else {
-            Err(io::Error::other("this process is dead"))
-        }
-    }
-    fn change(&self) -> io::Result<MutexGuard<'_, Platter>> {
-        let mut platter = self.lock()?;
-        match &mut platter.changes_left {
-            Some(0) => return Err(io::Error::other("this process has died")),
-            Some(left) => *left -= 1,
-            None => {}
-        }
-        Ok(platter)
-    }
-}
-
-impl Disk for Opened {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.lock()?.files[self.file].seen.len() as u64)
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let platter = self.lock()?;
-        let from = offset as usize;
-        let bytes = platter.files[self.file].seen.get(from..from + out.len());
-        out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut platter = self.change()?;
-        if platter.fault == Fault::Full && len > platter.files[self.file].seen.len() as u64 {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        platter.files[self.file].seen.resize(len as usize, 0);
-        Ok(())
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut platter = self.change()?;
-        match platter.fault {
-            Fault::Full if offset > 0 => return Err(io::ErrorKind::StorageFull.into()),
-            Fault::FailsData if offset > 0 => return Err(io::Error::other("fails data")),
-            Fault::FailsWrites => return Err(io::Error::other("fails writes")),
-            _ => {}
-        }
-        let from = offset as usize;
-        let file = &mut platter.files[self.file];
-        file.seen[from..from + data.len()].copy_from_slice(data);
-        file.unsynced.push(from..from + data.len());
-        Ok(())
-    }
-    fn sync(&self) -> io::Result<()> {
-        let mut platter = self.change()?;
-        platter.waiting += 1;
-        platter =
-            self.disk.0.1.wait_while(platter, |p| p.blocked && p.owner == self.owner).unwrap();
-        platter.waiting -= 1;
-        if platter.owner != self.owner {
-            return Err(io::Error::other("this process is dead"));
-        }
-        if platter.fault == Fault::FailsSyncs {
-            return Err(io::Error::other("the disk fails syncs"));
-        }
-        let File { seen, synced, unsynced } = &mut platter.files[self.file];
-        synced.resize(seen.len(), 0);
-        for range in unsynced.drain(..).filter(|range| range.end <= seen.len()) {
-            synced[range.clone()].copy_from_slice(&seen[range]);
-        }
-        platter.syncs += 1;
-        Ok(())
+        let disks = self.clone();
+        Arc::new(move |_| Disks { rows: disks.rows.opener(), journal: disks.journal.opener() })
     }
 }
 
 /// Starts a server on `disk`.
-pub fn on(disk: &BadDisk, settings: &[(&'static str, &str)]) -> TestApp {
+pub fn on(disk: &BadDisks, settings: &[(&'static str, &str)]) -> TestApp {
     let change = |flags: &mut Vec<(&'static str, String)>| {
         flags.extend(settings.iter().map(|(key, value)| (*key, (*value).to_owned())));
     };
@@ -293,7 +154,7 @@ impl Stages {
 }
 
 fn a_refusing_disk_changes_nothing(fault: Fault) {
-    let disk = BadDisk::new();
+    let disk = BadDisks::new();
     let app = on(&disk, &[]);
     let stages = Stages::reach(&app);
     disk.fault(fault);
@@ -334,7 +195,7 @@ fn a_disk_that_fails_data_writes_makes_requests_fail_with_503_until_it_recovers(
 
 #[test]
 fn a_full_disk_is_retried_until_it_works() {
-    let disk = BadDisk::new();
+    let disk = BadDisks::new();
     let app = on(&disk, &[]);
     let code = app.issue();
     disk.fault(Fault::Full);
@@ -350,7 +211,7 @@ fn a_full_disk_is_retried_until_it_works() {
 
 #[test]
 fn requests_that_the_store_refuses_do_not_count_against_limits() {
-    let disk = BadDisk::new();
+    let disk = BadDisks::new();
     let app = on(&disk, &[("limits.activate_per_machine_day", "1")]);
     let machine = Machine::new(1);
     let code = app.issue();
@@ -370,7 +231,7 @@ fn requests_that_the_store_refuses_do_not_count_against_limits() {
 
 #[test]
 fn a_disk_that_fails_every_write_loses_nothing_that_was_acknowledged() {
-    let disk = BadDisk::new();
+    let disk = BadDisks::new();
     let mut app = on(&disk, &[]);
     let activation = Machine::new(1).install(&app, &app.issue());
     disk.settle();
@@ -394,7 +255,7 @@ fn a_disk_that_fails_every_write_loses_nothing_that_was_acknowledged() {
 
 #[test]
 fn after_a_failed_sync_every_waiting_request_gets_a_reply_and_the_server_exits_with_an_error() {
-    let disk = BadDisk::new();
+    let disk = BadDisks::new();
     let mut app = on(&disk, &[]);
     let activations: Vec<Activation> =
         (0..8).map(|n| Machine::new(n).install(&app, &app.issue())).collect();
@@ -438,7 +299,7 @@ fn after_a_failed_sync_every_waiting_request_gets_a_reply_and_the_server_exits_w
 fn a_power_loss_at_any_time_keeps_everything_that_was_acknowledged() {
     let seed = seed();
     let mut chance = Chance::seeded(seed);
-    let disk = BadDisk::new();
+    let disk = BadDisks::new();
     let mut app = on(&disk, &[("codes.max_activations_per_code", "255")]);
     for round in 0..rounds() {
         let load = Load::start(api(&app), round, seed);
@@ -455,7 +316,7 @@ fn a_power_loss_at_any_time_keeps_everything_that_was_acknowledged() {
 fn a_disk_that_fails_under_load_undoes_nothing_acknowledged_and_applies_nothing_refused() {
     let seed = seed();
     let mut chance = Chance::seeded(seed);
-    let disk = BadDisk::new();
+    let disk = BadDisks::new();
     let app = on(&disk, &[]);
     for round in 0..rounds().div_ceil(2) {
         let load = Load::start(api(&app), round, seed);
@@ -470,7 +331,7 @@ fn a_disk_that_fails_under_load_undoes_nothing_acknowledged_and_applies_nothing_
 
 #[test]
 fn a_request_whose_commit_outcome_is_unknown_gets_outcome_unknown_before_the_server_exits() {
-    let disk = BadDisk::new();
+    let disk = BadDisks::new();
     let mut app = on(&disk, &[]);
     let activations: Vec<Activation> =
         (0..12).map(|n| Machine::new(n).install(&app, &app.issue())).collect();
@@ -495,7 +356,7 @@ fn a_request_whose_commit_outcome_is_unknown_gets_outcome_unknown_before_the_ser
 
 #[test]
 fn an_interrupted_new_epoch_is_begun_again_and_never_taken_as_complete() {
-    let disk = BadDisk::new();
+    let disk = BadDisks::new();
     let mut app = on(&disk, &[]);
     // More codes than one commit voids; the last ones are voided last.
     let codes: Vec<String> = (0..520).map(|_| app.issue()).collect();

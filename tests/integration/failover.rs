@@ -6,7 +6,7 @@ use crate::faults::{Servers, url};
 use crate::harness::{Answer, Machine, wait_until};
 use crate::process::{Api, Process, run, said};
 use iptunnel_domain::activation::ActivationId;
-use iptunnel_storage::{CommitError, PostgresStore, Store};
+use iptunnel_storage::{CommitError, Epochs, PostgresStore, Records, Store};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::process::{Child, Stdio};

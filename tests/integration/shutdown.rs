@@ -1,9 +1,10 @@
 //! Shutdown, request deadlines and full queues.
 
 use crate::crash::{Load, check_all};
-use crate::disk::{BadDisk, Fault, api, on};
+use crate::disk::{BadDisks, api, on};
 use crate::harness::{Machine, TestApp, wait_until};
 use crate::process::Process;
+use iptunnel_storage::simulated::Fault;
 use nix::sys::signal::Signal;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -119,7 +120,7 @@ fn sigint_shuts_down_cleanly_too() {
 }
 
 /// A server whose deadline is two seconds, and a code with a precheck token.
-fn hurried(disk: &BadDisk) -> (TestApp, String, String) {
+fn hurried(disk: &BadDisks) -> (TestApp, String, String) {
     let app = on(disk, &[("server.request_timeout_ms", "2000")]);
     let code = app.issue();
     let token = Machine::new(1).precheck(&app, &code).data("precheck_token");
@@ -137,7 +138,7 @@ fn transitions(app: &TestApp, which: &str) -> u64 {
 #[test]
 fn an_activate_that_waits_for_the_store_at_its_deadline_is_outcome_unknown_and_its_repeat_succeeds()
 {
-    let disk = BadDisk::new();
+    let disk = BadDisks::new();
     let (app, code, token) = hurried(&disk);
     disk.block();
     let late = Machine::new(1).activate(&app, &code, &token);
@@ -155,7 +156,7 @@ fn an_activate_that_waits_for_the_store_at_its_deadline_is_outcome_unknown_and_i
 
 #[test]
 fn a_request_without_a_change_is_overloaded_at_its_deadline() {
-    let disk = BadDisk::new();
+    let disk = BadDisks::new();
     let (app, code, token) = hurried(&disk);
     disk.block();
     assert_eq!(Machine::new(1).activate(&app, &code, &token).code(), "outcome_unknown");
@@ -166,7 +167,7 @@ fn a_request_without_a_change_is_overloaded_at_its_deadline() {
 
 #[test]
 fn the_charge_of_a_request_that_missed_its_deadline_is_given_back() {
-    let disk = BadDisk::new();
+    let disk = BadDisks::new();
     let limit = [("limits.activate_per_machine_day", "1"), ("server.request_timeout_ms", "2000")];
     let app = on(&disk, &limit);
     let (code, machine) = (app.issue(), Machine::new(1));
@@ -188,7 +189,7 @@ fn the_charge_of_a_request_that_missed_its_deadline_is_given_back() {
 #[test]
 fn a_server_without_free_permits_refuses_at_once_and_recovers_with_the_disk() {
     const ROOM: usize = 16;
-    let disk = BadDisk::new();
+    let disk = BadDisks::new();
     let app = on(&disk, &[("actors.persistence.queue", "16")]);
     let (api, code) = (api(&app), app.issue());
     let cookie = api.cookie().unwrap();
@@ -223,7 +224,7 @@ fn a_server_without_free_permits_refuses_at_once_and_recovers_with_the_disk() {
 
 #[test]
 fn a_server_stopped_while_the_store_fails_exits_and_keeps_everything_acknowledged() {
-    let disk = BadDisk::new();
+    let disk = BadDisks::new();
     let mut app = on(&disk, &[]);
     let code = app.issue();
     disk.fault(Fault::Full);

@@ -18,7 +18,7 @@ use iptunnel_domain::time::Lifetimes;
 use iptunnel_server::os::{Clock, SystemClock};
 use iptunnel_server::secrets;
 use iptunnel_server::store::files::files;
-use iptunnel_storage::{Change, EmbeddedStore, LastNumbers, Store, Verdict, Write};
+use iptunnel_storage::{Change, EmbeddedStore, LastNumbers, Records, Store, Verdict, Write};
 
 use super::PAST;
 use crate::failure::{Context, Failure, Result};

@@ -17,14 +17,14 @@ pub mod simulated;
 mod tests;
 
 pub use disk::{Disk, FileDisk};
-pub use engine::{FORMAT_VERSION, OpenDisk, RedbStore};
+pub use engine::{FORMAT_VERSION, OpenDisk};
 
-use crate::embedded::engine::{ALONE, Row};
+use crate::embedded::engine::{ALONE, RedbStore, Row};
 use crate::embedded::journal::{AppendError, Journal};
 use crate::feed::{Feed, Listener};
 use crate::{
-    Attempts, Change, CommitError, Counter, Entry, LastNumbers, OpenError, ReadError, Store,
-    Verdict, Watermark, record,
+    Attempts, AuditLog, Change, CommitError, Counter, Entry, Epochs, LastNumbers, OpenError,
+    ReadError, Records, Store, Verdict, Watermark, record,
 };
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
@@ -33,6 +33,7 @@ use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
 use iptunnel_domain::server::{Server, ServerNumber};
 use pending::{Pending, guards};
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -44,6 +45,16 @@ pub struct Disks {
     pub rows: OpenDisk,
     /// The file of the journal.
     pub journal: OpenDisk,
+}
+
+impl Disks {
+    /// The files at these paths.
+    #[must_use]
+    pub fn at(rows: PathBuf, journal: PathBuf) -> Self {
+        let file =
+            |path: PathBuf| -> OpenDisk { Box::new(move || Ok(Box::new(FileDisk::open(&path)?))) };
+        Self { rows: file(rows), journal: file(journal) }
+    }
 }
 
 /// The number of changes that are checkpointed without waiting for more: enough to share the cost
@@ -521,6 +532,31 @@ impl Store for EmbeddedStore {
         Ok(verdicts)
     }
 
+    fn close(&self) {
+        self.shared.lock().stopping = true;
+        self.shared.changed.notify_all();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A thread that panicked has recorded its trouble.
+            let _ = thread.join();
+        } else if self.stepped {
+            self.checkpointer.step();
+        }
+        self.engine.close();
+        // The next open must find both files unlocked, even if somebody still holds this value.
+        self.journal().take();
+    }
+
+    fn follow(&self, listener: Listener) {
+        self.feed.follow(listener);
+    }
+
+    fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {
+        self.engine_with(Pending::last)?.settings()
+    }
+}
+
+impl Epochs for EmbeddedStore {
     fn watermark(&self) -> Option<Watermark> {
         Some(Watermark {
             epoch: self.epoch.load(Ordering::Relaxed),
@@ -546,22 +582,9 @@ impl Store for EmbeddedStore {
         tracing::error!(epoch, why, codes, activations, "codes and open activations are void");
         Ok(epoch)
     }
+}
 
-    fn close(&self) {
-        self.shared.lock().stopping = true;
-        self.shared.changed.notify_all();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            // A thread that panicked has recorded its trouble.
-            let _ = thread.join();
-        } else if self.stepped {
-            self.checkpointer.step();
-        }
-        self.engine.close();
-        // The next open must find both files unlocked, even if somebody still holds this value.
-        self.journal().take();
-    }
-
+impl Records for EmbeddedStore {
     fn frontier(&self) -> Result<LastNumbers, ReadError> {
         self.engine_with(Pending::last)?.frontier()
     }
@@ -596,38 +619,6 @@ impl Store for EmbeddedStore {
         self.engine_with(Pending::last)?.each_counter(each)
     }
 
-    fn follow(&self, listener: Listener) {
-        self.feed.follow(listener);
-    }
-
-    fn audit_head(&self) -> Result<Head, ReadError> {
-        self.engine_with(Pending::last)?.audit_head()
-    }
-
-    fn audit_from(&self, first: u64, each: &mut dyn FnMut(Entry) -> bool) -> Result<(), ReadError> {
-        self.engine_with(Pending::last)?.audit_from(first, each)
-    }
-
-    fn audit_before(
-        &self,
-        before: u64,
-        each: &mut dyn FnMut(Entry) -> bool,
-    ) -> Result<(), ReadError> {
-        self.engine_with(Pending::last)?.audit_before(before, each)
-    }
-
-    fn audit_number_at(&self, at: Timestamp) -> Result<u64, ReadError> {
-        self.engine_with(Pending::last)?.audit_number_at(at)
-    }
-
-    fn attempts(&self, code: CodeHash) -> Result<Attempts, ReadError> {
-        self.engine_with(Pending::last)?.attempts(code)
-    }
-
-    fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {
-        self.engine_with(Pending::last)?.settings()
-    }
-
     fn newest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError> {
         self.engine_with(Pending::last)?.newest_codes(limit)
     }
@@ -652,6 +643,32 @@ impl Store for EmbeddedStore {
         limit: usize,
     ) -> Result<Vec<Activation>, ReadError> {
         self.engine_with(Pending::last)?.oldest_activations(after, limit)
+    }
+}
+
+impl AuditLog for EmbeddedStore {
+    fn audit_head(&self) -> Result<Head, ReadError> {
+        self.engine_with(Pending::last)?.audit_head()
+    }
+
+    fn audit_from(&self, first: u64, each: &mut dyn FnMut(Entry) -> bool) -> Result<(), ReadError> {
+        self.engine_with(Pending::last)?.audit_from(first, each)
+    }
+
+    fn audit_before(
+        &self,
+        before: u64,
+        each: &mut dyn FnMut(Entry) -> bool,
+    ) -> Result<(), ReadError> {
+        self.engine_with(Pending::last)?.audit_before(before, each)
+    }
+
+    fn audit_number_at(&self, at: Timestamp) -> Result<u64, ReadError> {
+        self.engine_with(Pending::last)?.audit_number_at(at)
+    }
+
+    fn attempts(&self, code: CodeHash) -> Result<Attempts, ReadError> {
+        self.engine_with(Pending::last)?.attempts(code)
     }
 }
 

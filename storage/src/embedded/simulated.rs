@@ -3,7 +3,7 @@
 
 use crate::{Disk, OpenDisk};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// The sector size: a disk writes whole sectors, in any order.
 const SECTOR: usize = 512;
@@ -15,6 +15,8 @@ pub enum Fault {
     None,
     /// It has no space for new blocks; old ones can be overwritten.
     Full,
+    /// Every write fails except one at the beginning.
+    FailsData,
     /// Every write fails and changes nothing.
     FailsWrites,
     /// Every sync fails, and what was written since the last one stays unsynced.
@@ -47,13 +49,24 @@ struct Platter {
     owner: u64,
 }
 
+/// What the disks of one process share.
+#[derive(Debug, Default)]
+struct Process {
+    /// How many changes the process makes before it ends; `None` for no limit.
+    lives_for: Option<u64>,
+    /// Syncs wait while this is set.
+    blocked: bool,
+    /// The syncs that wait.
+    waiting: usize,
+    /// The syncs that succeeded.
+    syncs: u64,
+}
+
 /// A disk in memory. Its clones are the same disk.
 #[derive(Clone, Debug)]
 pub struct BadDisk {
     platter: Arc<Mutex<Platter>>,
-    /// How many changes the process makes before it ends; `None` for no limit. Disks of one process
-    /// share it.
-    lives_for: Arc<Mutex<Option<u64>>>,
+    process: Arc<(Mutex<Process>, Condvar)>,
 }
 
 impl BadDisk {
@@ -68,33 +81,33 @@ impl BadDisk {
             fault: Fault::None,
             owner: 0,
         };
-        Self { platter: Arc::new(Mutex::new(platter)), lives_for: Arc::default() }
+        Self { platter: Arc::new(Mutex::new(platter)), process: Arc::default() }
     }
 
     /// Makes a second disk of the same process.
     #[must_use]
     pub fn sibling(&self) -> Self {
-        Self { lives_for: Arc::clone(&self.lives_for), ..Self::new() }
+        Self { process: Arc::clone(&self.process), ..Self::new() }
     }
 
     /// Makes another disk, of another process, with the same content.
     #[must_use]
     pub fn copy(&self) -> Self {
-        Self { platter: Arc::new(Mutex::new(self.lock().clone())), lives_for: Arc::default() }
+        Self { platter: Arc::new(Mutex::new(self.lock().clone())), process: Arc::default() }
     }
 
     /// Makes a copy as [`Self::copy`] does, of the process that has `sibling`.
     #[must_use]
     pub fn copy_beside(&self, sibling: &Self) -> Self {
-        Self { lives_for: Arc::clone(&sibling.lives_for), ..self.copy() }
+        Self { process: Arc::clone(&sibling.process), ..self.copy() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Platter> {
         self.platter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn life(&self) -> MutexGuard<'_, Option<u64>> {
-        self.lives_for.lock().unwrap_or_else(PoisonError::into_inner)
+    fn process(&self) -> MutexGuard<'_, Process> {
+        self.process.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns an opener that gives the disk to the process that lives now.
@@ -112,13 +125,41 @@ impl BadDisk {
 
     /// Ends the process after so many changes to its disks.
     pub fn dies_after(&self, changes: u64) {
-        *self.life() = Some(changes);
+        self.process().lives_for = Some(changes);
+    }
+
+    /// Takes back [`Self::dies_after`].
+    pub fn lives_on(&self) {
+        self.process().lives_for = None;
+    }
+
+    /// Lets the syncs of the process wait until [`Self::release`].
+    pub fn block(&self) {
+        self.process().blocked = true;
+    }
+
+    /// Lets the syncs go on.
+    pub fn release(&self) {
+        self.process().blocked = false;
+        self.process.1.notify_all();
+    }
+
+    /// Returns whether a sync waits for [`Self::release`].
+    #[must_use]
+    pub fn is_held_up(&self) -> bool {
+        self.process().waiting > 0
+    }
+
+    /// Returns how many syncs of the process have succeeded.
+    #[must_use]
+    pub fn syncs(&self) -> u64 {
+        self.process().syncs
     }
 
     /// Returns whether the process had ended, and starts another one.
     pub fn revive(&self, end: End) -> bool {
         self.end(end);
-        self.life().take() == Some(0)
+        self.process().lives_for.take() == Some(0)
     }
 
     /// Ends the process: nothing that it does from now on has an effect.
@@ -131,6 +172,8 @@ impl BadDisk {
             End::PowerLost => platter.lose_power(),
             End::PowerLostWhileWriting => platter.lose_power_while_writing(),
         }
+        drop(platter);
+        self.process.1.notify_all();
     }
 
     /// Ends the process by a loss of power.
@@ -144,7 +187,7 @@ impl BadDisk {
     }
 
     fn change(&self) -> io::Result<()> {
-        match &mut *self.life() {
+        match &mut self.process().lives_for {
             None => Ok(()),
             Some(0) => Err(io::Error::other("the disk is gone")),
             Some(left) => {
@@ -225,9 +268,18 @@ impl Opened {
     }
 
     fn change(&self) -> io::Result<MutexGuard<'_, Platter>> {
-        let platter = self.lock()?;
+        drop(self.lock()?);
         self.disk.change()?;
-        Ok(platter)
+        self.lock()
+    }
+
+    /// Waits while syncs are blocked and the process lives.
+    fn wait(&self) {
+        let mut process = self.disk.process();
+        process.waiting += 1;
+        let blocked = |process: &mut Process| process.blocked && self.lock().is_ok();
+        let waited = self.disk.process.1.wait_while(process, blocked);
+        waited.unwrap_or_else(PoisonError::into_inner).waiting -= 1;
     }
 }
 
@@ -257,6 +309,9 @@ impl Disk for Opened {
             Fault::FailsWrites => return Err(io::Error::other("the disk fails writes")),
             // Old blocks, the header among them, can be overwritten; new ones cannot be allocated.
             Fault::Full if offset > 0 => return Err(io::ErrorKind::StorageFull.into()),
+            Fault::FailsData if offset > 0 => {
+                return Err(io::Error::other("the disk fails writes of data"));
+            }
             _ => {}
         }
         let from = offset as usize;
@@ -272,11 +327,15 @@ impl Disk for Opened {
         Ok(())
     }
     fn sync(&self) -> io::Result<()> {
-        let mut platter = self.change()?;
+        drop(self.change()?);
+        self.wait();
+        let mut platter = self.lock()?;
         if platter.fault == Fault::FailsSyncs {
             return Err(io::Error::other("the disk fails syncs"));
         }
         platter.sync();
+        drop(platter);
+        self.disk.process().syncs += 1;
         Ok(())
     }
 }

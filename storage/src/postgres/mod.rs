@@ -36,8 +36,8 @@ pub use inspect::Inspection;
 use crate::embedded::engine::ALONE;
 use crate::feed::{Feed, Listener};
 use crate::{
-    Attempts, Change, CommitError, Counter, Entry, LastNumbers, OpenError, ReadError, Shared,
-    Store, Verdict, Watermark,
+    Attempts, AuditLog, Change, CommitError, Counter, Entry, Epochs, LastNumbers, OpenError,
+    ReadError, Records, Shared, Store, Verdict, Watermark,
 };
 use commit::Writer;
 use connect::{Connector, Use};
@@ -331,6 +331,41 @@ impl Store for PostgresStore {
         committed.unwrap_or_else(|| Err(CommitError::Unknown("the store is closed".into())))
     }
 
+    fn probe(&self) -> Result<(), CommitError> {
+        self.commit(&[])?;
+        let tried = self.read(|client| async move {
+            trial::tables_are_free(&client).await.map_err(unreadable)?;
+            trial::room(&client).await.map_err(unreadable)
+        });
+        tried.map_err(|error| CommitError::Refused(error.0))
+    }
+
+    fn close(&self) {
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(runtime) = runtime {
+            runtime.shutdown_background();
+        }
+    }
+
+    fn shared(&self) -> Option<&dyn Shared> {
+        Some(self)
+    }
+
+    fn follow(&self, listener: Listener) {
+        self.inner.feed.follow(listener);
+        self.handle.spawn(log::follow(Arc::downgrade(&self.inner)));
+        self.handle.spawn(peer_marks::follow(Arc::downgrade(&self.inner)));
+    }
+
+    fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {
+        let sql = "SELECT key, value FROM setting ORDER BY key";
+        self.rows(sql, Vec::new(), |row| {
+            Ok((row.try_get(0).map_err(unreadable)?, row.try_get(1).map_err(unreadable)?))
+        })
+    }
+}
+
+impl Epochs for PostgresStore {
     fn watermark(&self) -> Option<Watermark> {
         let inner = Arc::clone(&self.inner);
         wait(&self.handle, async move {
@@ -373,27 +408,9 @@ impl Store for PostgresStore {
         });
         begun.unwrap_or_else(|| Err(gone().0)).map_err(CommitError::Refused)
     }
+}
 
-    fn probe(&self) -> Result<(), CommitError> {
-        self.commit(&[])?;
-        let tried = self.read(|client| async move {
-            trial::tables_are_free(&client).await.map_err(unreadable)?;
-            trial::room(&client).await.map_err(unreadable)
-        });
-        tried.map_err(|error| CommitError::Refused(error.0))
-    }
-
-    fn close(&self) {
-        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(runtime) = runtime {
-            runtime.shutdown_background();
-        }
-    }
-
-    fn shared(&self) -> Option<&dyn Shared> {
-        Some(self)
-    }
-
+impl Records for PostgresStore {
     /// Numbers of codes and activations come from the time: `Shared::process` tells servers apart.
     fn frontier(&self) -> Result<LastNumbers, ReadError> {
         Ok(LastNumbers::default())
@@ -457,12 +474,39 @@ impl Store for PostgresStore {
         Ok(())
     }
 
-    fn follow(&self, listener: Listener) {
-        self.inner.feed.follow(listener);
-        self.handle.spawn(log::follow(Arc::downgrade(&self.inner)));
-        self.handle.spawn(peer_marks::follow(Arc::downgrade(&self.inner)));
+    fn newest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError> {
+        let sql = format!("SELECT {CODE} FROM code ORDER BY number DESC LIMIT $1");
+        self.rows(sql, vec![Box::new(count(limit))], rows::code)
     }
 
+    fn newest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError> {
+        let sql = format!("SELECT {ACTIVATION} FROM activation ORDER BY number DESC LIMIT $1");
+        self.rows(sql, vec![Box::new(count(limit))], rows::activation)
+    }
+
+    fn oldest_codes(
+        &self,
+        after: Option<CodeNumber>,
+        limit: usize,
+    ) -> Result<Vec<Code>, ReadError> {
+        let after = after.map_or(i64::MIN, |number| signed(number.0));
+        let sql = format!("SELECT {CODE} FROM code WHERE number > $1 ORDER BY number LIMIT $2");
+        self.rows(sql, vec![Box::new(after), Box::new(count(limit))], rows::code)
+    }
+
+    fn oldest_activations(
+        &self,
+        after: Option<ActivationNumber>,
+        limit: usize,
+    ) -> Result<Vec<Activation>, ReadError> {
+        let after = after.map_or(i64::MIN, |number| signed(number.0));
+        let from = "activation WHERE number > $1 ORDER BY number LIMIT $2";
+        let sql = format!("SELECT {ACTIVATION} FROM {from}");
+        self.rows(sql, vec![Box::new(after), Box::new(count(limit))], rows::activation)
+    }
+}
+
+impl AuditLog for PostgresStore {
     fn audit_head(&self) -> Result<Head, ReadError> {
         self.read(|mut client| async move {
             log::settle(&mut client).await?;
@@ -519,44 +563,6 @@ impl Store for PostgresStore {
     fn attempts_on(&self, codes: &[CodeHash]) -> Result<Vec<Attempts>, ReadError> {
         let codes = codes.to_vec();
         self.read(move |client| async move { log::attempts(&client, &codes).await })
-    }
-
-    fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {
-        let sql = "SELECT key, value FROM setting ORDER BY key";
-        self.rows(sql, Vec::new(), |row| {
-            Ok((row.try_get(0).map_err(unreadable)?, row.try_get(1).map_err(unreadable)?))
-        })
-    }
-
-    fn newest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError> {
-        let sql = format!("SELECT {CODE} FROM code ORDER BY number DESC LIMIT $1");
-        self.rows(sql, vec![Box::new(count(limit))], rows::code)
-    }
-
-    fn newest_activations(&self, limit: usize) -> Result<Vec<Activation>, ReadError> {
-        let sql = format!("SELECT {ACTIVATION} FROM activation ORDER BY number DESC LIMIT $1");
-        self.rows(sql, vec![Box::new(count(limit))], rows::activation)
-    }
-
-    fn oldest_codes(
-        &self,
-        after: Option<CodeNumber>,
-        limit: usize,
-    ) -> Result<Vec<Code>, ReadError> {
-        let after = after.map_or(i64::MIN, |number| signed(number.0));
-        let sql = format!("SELECT {CODE} FROM code WHERE number > $1 ORDER BY number LIMIT $2");
-        self.rows(sql, vec![Box::new(after), Box::new(count(limit))], rows::code)
-    }
-
-    fn oldest_activations(
-        &self,
-        after: Option<ActivationNumber>,
-        limit: usize,
-    ) -> Result<Vec<Activation>, ReadError> {
-        let after = after.map_or(i64::MIN, |number| signed(number.0));
-        let from = "activation WHERE number > $1 ORDER BY number LIMIT $2";
-        let sql = format!("SELECT {ACTIVATION} FROM {from}");
-        self.rows(sql, vec![Box::new(after), Box::new(count(limit))], rows::activation)
     }
 }
 

@@ -6,8 +6,8 @@ use super::log::Published;
 use super::{PostgresStore, migrate};
 use crate::embedded::engine::samples::{activation, at, code, event, server};
 use crate::{
-    Attempts, Change, Charged, CheckIn, CheckInOf, CommitError, Counted, Entry, OpenError, Setting,
-    Shared, Store, Verdict, Write,
+    Attempts, AuditLog, Change, Charged, CheckIn, CheckInOf, CommitError, Counted, Entry, Epochs,
+    OpenError, Records, Setting, Shared, Store, Verdict, Write,
 };
 use iptunnel_domain::activation::Activation;
 use iptunnel_domain::audit::{Event, Head};

@@ -22,8 +22,8 @@ use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use iptunnel_domain::{Timestamp, Version};
 use iptunnel_storage::{
-    Change, CheckIn, CheckInOf, Counted, PostgresStore, Setting, Shared, Store, Verdict, Watermark,
-    Write,
+    AuditLog, Change, CheckIn, CheckInOf, Counted, Epochs, PostgresStore, Setting, Shared, Store,
+    Verdict, Watermark, Write,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestError, TestRunner};

@@ -18,8 +18,9 @@ use iptunnel_domain::limit::Subject;
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use iptunnel_storage::{
-    Attempts, Change, Charged, CheckInOf, CommitError, Counted, Counter, Entry, Finding,
-    LastNumbers, Listener, ReadError, Setting, Shared, Store, Verdict, Watermark, Write,
+    Attempts, AuditLog, Change, Charged, CheckInOf, CommitError, Counted, Counter, Entry, Epochs,
+    Finding, LastNumbers, Listener, ReadError, Records, Setting, Shared, Store, Verdict, Watermark,
+    Write,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -601,6 +602,16 @@ impl Store for Connection {
         Some(self)
     }
 
+    fn close(&self) {}
+
+    fn follow(&self, _: Listener) {}
+
+    fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {
+        self.read(|tables| tables.settings.clone().into_iter().collect())
+    }
+}
+
+impl Epochs for Connection {
     fn watermark(&self) -> Option<Watermark> {
         let (cluster, mut own) = (self.database.lock(), self.own());
         let commits = own.batch.saturating_sub(u64::from(own.in_doubt));
@@ -638,9 +649,9 @@ impl Store for Connection {
         own.epoch = own.epoch.max(epoch);
         Ok(epoch)
     }
+}
 
-    fn close(&self) {}
-
+impl Records for Connection {
     fn frontier(&self) -> Result<LastNumbers, ReadError> {
         Ok(LastNumbers::default())
     }
@@ -679,32 +690,6 @@ impl Store for Connection {
         Ok(())
     }
 
-    fn follow(&self, _: Listener) {}
-
-    fn audit_head(&self) -> Result<Head, ReadError> {
-        Ok(Head::default())
-    }
-
-    fn audit_from(&self, _: u64, _: &mut dyn FnMut(Entry) -> bool) -> Result<(), ReadError> {
-        Ok(())
-    }
-
-    fn audit_before(&self, _: u64, _: &mut dyn FnMut(Entry) -> bool) -> Result<(), ReadError> {
-        Ok(())
-    }
-
-    fn audit_number_at(&self, _: Timestamp) -> Result<u64, ReadError> {
-        Ok(1)
-    }
-
-    fn attempts(&self, _: CodeHash) -> Result<Attempts, ReadError> {
-        Ok(Attempts::default())
-    }
-
-    fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {
-        self.read(|tables| tables.settings.clone().into_iter().collect())
-    }
-
     fn newest_codes(&self, _: usize) -> Result<Vec<Code>, ReadError> {
         Ok(Vec::new())
     }
@@ -733,6 +718,28 @@ impl Store for Connection {
         self.read(|tables| {
             tables.activations.range(first..).take(limit).map(|(_, one)| one.clone()).collect()
         })
+    }
+}
+
+impl AuditLog for Connection {
+    fn audit_head(&self) -> Result<Head, ReadError> {
+        Ok(Head::default())
+    }
+
+    fn audit_from(&self, _: u64, _: &mut dyn FnMut(Entry) -> bool) -> Result<(), ReadError> {
+        Ok(())
+    }
+
+    fn audit_before(&self, _: u64, _: &mut dyn FnMut(Entry) -> bool) -> Result<(), ReadError> {
+        Ok(())
+    }
+
+    fn audit_number_at(&self, _: Timestamp) -> Result<u64, ReadError> {
+        Ok(1)
+    }
+
+    fn attempts(&self, _: CodeHash) -> Result<Attempts, ReadError> {
+        Ok(Attempts::default())
     }
 }
 

@@ -7,8 +7,8 @@ use iptunnel_domain::audit::Head;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
 use iptunnel_domain::server::{Server, ServerNumber};
 use iptunnel_storage::{
-    Attempts, Change, CommitError, Counter, Entry, LastNumbers, Listener, ReadError, Shared, Store,
-    Verdict, Watermark,
+    Attempts, AuditLog, Change, CommitError, Counter, Entry, Epochs, LastNumbers, Listener,
+    ReadError, Records, Shared, Store, Verdict, Watermark,
 };
 use std::sync::{Mutex, PoisonError};
 
@@ -48,6 +48,18 @@ impl<S: Store> Store for Layer<S> {
     fn shared(&self) -> Option<&dyn Shared> {
         self.inner.shared()
     }
+    fn close(&self) {
+        self.inner.close();
+    }
+    fn follow(&self, listener: Listener) {
+        self.inner.follow(listener);
+    }
+    fn settings(&self) -> Read<Vec<(String, String)>> {
+        self.inner.settings()
+    }
+}
+
+impl<S: Store> Epochs for Layer<S> {
     fn watermark(&self) -> Option<Watermark> {
         let mut mark = self.inner.watermark()?;
         if self.planted.has(Fault::MarkAhead) {
@@ -61,9 +73,9 @@ impl<S: Store> Store for Layer<S> {
     fn begin_epoch(&self, last: &Watermark, why: &str, now: Timestamp) -> Result<u64, CommitError> {
         self.inner.begin_epoch(last, why, now)
     }
-    fn close(&self) {
-        self.inner.close();
-    }
+}
+
+impl<S: Store> Records for Layer<S> {
     fn frontier(&self) -> Read<LastNumbers> {
         self.inner.frontier()
     }
@@ -94,27 +106,6 @@ impl<S: Store> Store for Layer<S> {
     fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Read<()> {
         self.inner.each_counter(each)
     }
-    fn follow(&self, listener: Listener) {
-        self.inner.follow(listener);
-    }
-    fn audit_head(&self) -> Read<Head> {
-        self.inner.audit_head()
-    }
-    fn audit_from(&self, first: u64, each: &mut dyn FnMut(Entry) -> bool) -> Read<()> {
-        self.inner.audit_from(first, each)
-    }
-    fn audit_before(&self, before: u64, each: &mut dyn FnMut(Entry) -> bool) -> Read<()> {
-        self.inner.audit_before(before, each)
-    }
-    fn audit_number_at(&self, at: Timestamp) -> Read<u64> {
-        self.inner.audit_number_at(at)
-    }
-    fn attempts(&self, code: CodeHash) -> Read<Attempts> {
-        self.inner.attempts(code)
-    }
-    fn settings(&self) -> Read<Vec<(String, String)>> {
-        self.inner.settings()
-    }
     fn newest_codes(&self, limit: usize) -> Read<Vec<Code>> {
         self.inner.newest_codes(limit)
     }
@@ -130,5 +121,23 @@ impl<S: Store> Store for Layer<S> {
         limit: usize,
     ) -> Read<Vec<Activation>> {
         self.inner.oldest_activations(after, limit)
+    }
+}
+
+impl<S: Store> AuditLog for Layer<S> {
+    fn audit_head(&self) -> Read<Head> {
+        self.inner.audit_head()
+    }
+    fn audit_from(&self, first: u64, each: &mut dyn FnMut(Entry) -> bool) -> Read<()> {
+        self.inner.audit_from(first, each)
+    }
+    fn audit_before(&self, before: u64, each: &mut dyn FnMut(Entry) -> bool) -> Read<()> {
+        self.inner.audit_before(before, each)
+    }
+    fn audit_number_at(&self, at: Timestamp) -> Read<u64> {
+        self.inner.audit_number_at(at)
+    }
+    fn attempts(&self, code: CodeHash) -> Read<Attempts> {
+        self.inner.attempts(code)
     }
 }

@@ -21,7 +21,7 @@ use iptunnel_domain::limit::{Limits, Policy};
 use iptunnel_domain::lookup::LookupKey;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::simulated::{BadDisk, End, Fault as DiskFault};
-use iptunnel_storage::{Disks, EmbeddedStore, Store};
+use iptunnel_storage::{AuditLog, Disks, EmbeddedStore, Records, Store};
 use std::sync::Arc;
 
 /// The kind of world.

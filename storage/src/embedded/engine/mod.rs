@@ -16,8 +16,8 @@ mod tests;
 use crate::embedded::disk::Watched;
 use crate::feed::{Feed, Listener};
 use crate::{
-    Attempts, Change, CommitError, Counter, Disk, Entry, LastNumbers, OpenError, ReadError, Store,
-    Verdict, Watermark, record,
+    Attempts, AuditLog, Change, CommitError, Counter, Disk, Entry, Epochs, LastNumbers, OpenError,
+    ReadError, Records, Store, Verdict, Watermark, record,
 };
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
@@ -284,6 +284,33 @@ impl Versions {
 }
 
 impl Store for RedbStore {
+    fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
+        let verdicts = self.write_all(changes, None)?;
+        self.feed.publish(changes, &verdicts);
+        Ok(verdicts)
+    }
+
+    fn close(&self) {
+        *self.write_lock() = None;
+    }
+
+    fn follow(&self, listener: Listener) {
+        self.feed.follow(listener);
+    }
+
+    fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {
+        let read = self.begin_read()?;
+        let table = read.open_table(SETTINGS).map_err(unreadable)?;
+        let rows = table.iter().map_err(unreadable)?;
+        rows.map(|row| {
+            let (key, value) = row.map_err(unreadable)?;
+            Ok((key.value().to_owned(), value.value().to_owned()))
+        })
+        .collect()
+    }
+}
+
+impl Epochs for RedbStore {
     /// With a journal, it holds what was checkpointed.
     fn watermark(&self) -> Option<Watermark> {
         let commits = self.checkpointed().ok()?;
@@ -298,17 +325,9 @@ impl Store for RedbStore {
         crate::epoch::void(self, why, now)?;
         Ok(last.epoch.saturating_add(1))
     }
+}
 
-    fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
-        let verdicts = self.write_all(changes, None)?;
-        self.feed.publish(changes, &verdicts);
-        Ok(verdicts)
-    }
-
-    fn close(&self) {
-        *self.write_lock() = None;
-    }
-
+impl Records for RedbStore {
     fn frontier(&self) -> Result<LastNumbers, ReadError> {
         let read = self.begin_read()?;
         let meta = read.open_table(META).map_err(unreadable)?;
@@ -399,45 +418,6 @@ impl Store for RedbStore {
         Ok(())
     }
 
-    fn follow(&self, listener: Listener) {
-        self.feed.follow(listener);
-    }
-
-    fn audit_head(&self) -> Result<Head, ReadError> {
-        audit::head(&self.begin_read()?.open_table(audit::AUDIT).map_err(unreadable)?)
-    }
-
-    fn audit_from(&self, first: u64, each: &mut dyn FnMut(Entry) -> bool) -> Result<(), ReadError> {
-        audit::from(&self.begin_read()?, first, each)
-    }
-
-    fn audit_before(
-        &self,
-        before: u64,
-        each: &mut dyn FnMut(Entry) -> bool,
-    ) -> Result<(), ReadError> {
-        audit::before(&self.begin_read()?, before, each)
-    }
-
-    fn audit_number_at(&self, at: Timestamp) -> Result<u64, ReadError> {
-        audit::number_at(&self.begin_read()?, at)
-    }
-
-    fn attempts(&self, code: CodeHash) -> Result<Attempts, ReadError> {
-        audit::attempts(&self.begin_read()?, code)
-    }
-
-    fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {
-        let read = self.begin_read()?;
-        let table = read.open_table(SETTINGS).map_err(unreadable)?;
-        let rows = table.iter().map_err(unreadable)?;
-        rows.map(|row| {
-            let (key, value) = row.map_err(unreadable)?;
-            Ok((key.value().to_owned(), value.value().to_owned()))
-        })
-        .collect()
-    }
-
     fn newest_codes(&self, limit: usize) -> Result<Vec<Code>, ReadError> {
         self.rows(CODES, None, true, limit, record::decode_code)
     }
@@ -466,6 +446,32 @@ impl Store for RedbStore {
             limit,
             record::decode_activation,
         )
+    }
+}
+
+impl AuditLog for RedbStore {
+    fn audit_head(&self) -> Result<Head, ReadError> {
+        audit::head(&self.begin_read()?.open_table(audit::AUDIT).map_err(unreadable)?)
+    }
+
+    fn audit_from(&self, first: u64, each: &mut dyn FnMut(Entry) -> bool) -> Result<(), ReadError> {
+        audit::from(&self.begin_read()?, first, each)
+    }
+
+    fn audit_before(
+        &self,
+        before: u64,
+        each: &mut dyn FnMut(Entry) -> bool,
+    ) -> Result<(), ReadError> {
+        audit::before(&self.begin_read()?, before, each)
+    }
+
+    fn audit_number_at(&self, at: Timestamp) -> Result<u64, ReadError> {
+        audit::number_at(&self.begin_read()?, at)
+    }
+
+    fn attempts(&self, code: CodeHash) -> Result<Attempts, ReadError> {
+        audit::attempts(&self.begin_read()?, code)
     }
 }
 
