@@ -299,7 +299,7 @@ fn a_code_is_found_by_code_hint_host_name_address_machine_or_activation() {
     let hint = format!("{}...{}", &code[..11], &code[21..]);
     for find in [code.as_str(), &code.to_lowercase(), &activation.id] {
         let story = admin_post(&app, "/admin/codes", &json!({"find": find})).json();
-        assert_eq!(story["data"]["hint"], hint, "{find}");
+        assert_eq!(story["data"]["hint"], hint, "{find}: {story}");
     }
     for find in [&hint, &hint.to_lowercase(), "ns7.example.com", "ns7", "1.2.0.7", "machine-7"] {
         let found = admin_post(&app, "/admin/codes", &json!({"find": find})).json();
