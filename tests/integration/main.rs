@@ -27,6 +27,7 @@ mod limits;
 mod observed;
 mod pages;
 mod process;
+mod protocol;
 mod readme;
 mod reference;
 mod remote;
