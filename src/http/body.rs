@@ -49,9 +49,16 @@ pub fn object<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, Refusal> {
     match text.first() {
         None => Err(Refusal::BodyEmpty),
         // serde would accept an array as the fields in their order.
-        Some(b'{') => serde_json::from_slice(text).map_err(|_| Refusal::BodyNotJson),
+        Some(b'{') => serde_json::from_slice(text).map_err(|error| why_not(&error.to_string())),
         Some(_) => Err(Refusal::BodyNotJson),
     }
+}
+
+/// Returns why a body cannot be parsed. serde names a repeated key only in its message. The key is
+/// always one of ours, because unknown ones are ignored.
+fn why_not(error: &str) -> Refusal {
+    let key = error.strip_prefix("duplicate field `").and_then(|rest| rest.split_once('`'));
+    key.map_or(Refusal::BodyNotJson, |(key, _)| Refusal::BodyRepeatsKey(key.to_owned()))
 }
 
 /// The value of a field.
@@ -178,6 +185,12 @@ mod tests {
             assert_eq!(refusal(wrong.as_bytes()), Refusal::BodyNotJson, "{wrong}");
         }
         assert_eq!(refusal(b"{\"f\":\"\xff\"}"), Refusal::BodyNotJson);
+    }
+
+    #[test]
+    fn a_repeated_key_is_named() {
+        let refusal = object::<One>(br#"{"f":"a","g":1,"g":2,"f":"b"}"#).map(|_| ()).unwrap_err();
+        assert_eq!(refusal, Refusal::BodyRepeatsKey("f".into()));
     }
 
     #[test]

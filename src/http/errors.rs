@@ -152,6 +152,10 @@ impl From<Refusal> for ApiError {
             Refusal::BodyNotJson => {
                 (StatusCode::BAD_REQUEST, "invalid_json", "The request body is not a JSON object.")
             }
+            Refusal::BodyRepeatsKey(key) => {
+                let message = format!("The request body has the key {key} more than once.");
+                return Self::new(StatusCode::BAD_REQUEST, "invalid_json", message);
+            }
             Refusal::BodyTooLarge => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "request_too_large",

@@ -3,6 +3,8 @@
 use crate::harness::{Machine, TestApp, send, with};
 use serde_json::json;
 
+const PRECHECK: &str = "/api/v2/slowdns/install/precheck";
+
 #[test]
 fn of_several_cookies_with_one_name_any_valid_one_counts() {
     let app = TestApp::start();
@@ -36,6 +38,17 @@ fn an_activation_id_of_any_length_is_not_found() {
         let body = with(body, "install_token", activation.token.clone());
         assert_eq!(app.step("confirm", &body).told(), (403, "token_mismatch".into()));
     }
+}
+
+#[test]
+fn a_repeated_key_is_named() {
+    let app = TestApp::start();
+    let answer = app.post_text(PRECHECK, r#"{"machine_id":"a","x":1,"machine_id":"b"}"#);
+    assert_eq!(answer.told(), (400, "invalid_json".into()));
+    assert!(answer.text.contains("the key machine_id more than once"), "{}", answer.text);
+    let answer = app.post_text("/checkin", r#"{"server_id":"a","server_id":"b"}"#);
+    assert_eq!(answer.status, 400);
+    assert!(answer.text.contains("the key server_id more than once"), "{}", answer.text);
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub const ERRORS: [ErrorDoc; 27] = [
     ),
     doc(
         "invalid_json",
-        "The body is not JSON, or it is JSON but not an object.",
+        "The body is not JSON, or it is JSON but not an object, or it has a key more than once.",
         "Send one JSON object in UTF-8. The Content-Type does not matter.",
     ),
     doc(
@@ -169,6 +169,7 @@ pub fn samples() -> Vec<ApiError> {
     let mut refusals = vec![
         Refusal::BodyEmpty,
         Refusal::BodyNotJson,
+        Refusal::BodyRepeatsKey("machine_id".into()),
         Refusal::BodyTooLarge,
         Refusal::InvalidField(field),
         Refusal::InvalidBinding(binding),
@@ -206,6 +207,7 @@ mod tests {
         match refusal {
             Refusal::BodyEmpty
             | Refusal::BodyNotJson
+            | Refusal::BodyRepeatsKey(_)
             | Refusal::BodyTooLarge
             | Refusal::InvalidField(_)
             | Refusal::InvalidBinding(_)
@@ -227,7 +229,7 @@ mod tests {
             | Refusal::ServerRevoked(_) => true,
         }
     }
-    const REFUSALS: usize = 21;
+    const REFUSALS: usize = 22;
 
     #[test]
     fn exactly_the_codes_that_occur_are_explained() {
