@@ -1,14 +1,18 @@
 //! Reads request bodies within a size limit and parses their fields.
 
+use actix_web::dev;
+use actix_web::error::PayloadError;
 use actix_web::web::Payload;
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 use iptunnel_actors::Failure;
 use iptunnel_domain::Refusal;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::io::ErrorKind;
 use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// The largest body that is read, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -36,6 +40,17 @@ async fn collect(mut payload: Payload) -> Body {
         body.extend_from_slice(&chunk);
     }
     Ok(body.freeze())
+}
+
+/// Returns the body with an error where it is not complete by the deadline.
+pub fn in_time(body: dev::Payload, deadline: Duration) -> dev::Payload {
+    let end = Instant::now() + deadline;
+    let chunks = stream::unfold(body, move |mut body| async move {
+        let late = |_| Some(Err(PayloadError::Io(ErrorKind::TimedOut.into())));
+        let chunk = timeout_at(end, body.next()).await.unwrap_or_else(late)?;
+        Some((chunk, body))
+    });
+    dev::Payload::Stream { payload: Box::pin(chunks) }
 }
 
 /// Returns the fields of a body, or why it is refused.

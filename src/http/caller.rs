@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Proxies(pub Vec<IpNet>);
 
 impl Proxies {
-    fn trusts(&self, address: IpAddr) -> bool {
+    /// Returns whether a peer is a trusted proxy.
+    pub fn trusts(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(&address.to_canonical()))
     }
 
@@ -66,6 +67,11 @@ impl RequestIds {
         Self(AtomicU64::new(random))
     }
 
+    /// Makes a new id.
+    pub fn make(&self) -> String {
+        format!("{:016x}", self.0.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// Returns the id that a trusted proxy set, else a new one.
     pub fn of(&self, peer: Option<IpAddr>, headers: &HeaderMap, proxies: &Proxies) -> String {
         let given = headers.get("x-request-id").and_then(|id| id.to_str().ok());
@@ -73,7 +79,7 @@ impl RequestIds {
             |id: &&str| (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
         match given.filter(usable) {
             Some(id) if peer.is_some_and(|peer| proxies.trusts(peer)) => id.to_owned(),
-            _ => format!("{:016x}", self.0.fetch_add(1, Ordering::Relaxed)),
+            _ => self.make(),
         }
     }
 }

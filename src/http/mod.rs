@@ -1,5 +1,6 @@
 //! HTTP code that both listeners share. It depends on neither.
 //!
+//! * [`connection`]: connections, their deadlines and places
 //! * [`caller`]: the caller's address; [`cookies`]: its cookies; [`cross_site`]: the check for requests from other sites;
 //!   [`body`]: reading of request bodies
 //! * [`respond`], [`errors`], [`page`]: responses, as JSON or as a page
@@ -8,6 +9,7 @@
 
 pub mod body;
 pub mod caller;
+pub mod connection;
 pub mod cookies;
 pub mod cross_site;
 pub mod errors;

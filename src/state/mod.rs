@@ -35,7 +35,7 @@ pub struct State {
     /// The trusted proxies.
     pub proxies: Proxies,
     /// The generator of request ids.
-    pub request_ids: RequestIds,
+    pub request_ids: Arc<RequestIds>,
     /// The pages that watch codes.
     pub watchers: Arc<Watchers>,
     /// The metrics of HTTP requests.

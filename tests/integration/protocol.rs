@@ -1,9 +1,61 @@
 //! HTTP as clients really speak it.
 
 use crate::harness::{Machine, TestApp, send, with};
-use serde_json::json;
+use crate::wire::{answer, connect, rest, said_to, status};
+use serde_json::{Value, json};
+use std::io::Write;
 
 const PRECHECK: &str = "/api/v2/slowdns/install/precheck";
+
+fn body_of(text: &str) -> &str {
+    text.split_once("\r\n\r\n").map_or("", |(_, body)| body)
+}
+
+/// Checks that a refusal has the envelope of its API, its own id, and ends the connection.
+fn assert_refused(text: &str, expected: u16, code: &str) {
+    assert_eq!(status(text), expected, "{text}");
+    let error = serde_json::from_str::<Value>(body_of(text)).unwrap()["error"].take();
+    if code.is_empty() {
+        assert!(error.is_string(), "{text}");
+    } else {
+        assert_eq!(error["code"], code, "{text}");
+    }
+    for header in ["connection: close", "content-type: application/json", "x-request-id: "] {
+        assert!(text.contains(&format!("\r\n{header}")), "{header}: {text}");
+    }
+}
+
+#[test]
+fn requests_that_cannot_be_read_are_refused_in_the_envelope_of_their_api() {
+    let app = TestApp::start();
+    for (path, code) in [(PRECHECK, "invalid_request"), ("/register", "")] {
+        for rest in
+            ["HTTP/9.9\r\n\r\n", "HTTP/1.1\r\n\r\n", "HTTP/1.1\r\nHost: x\r\nA\0: b\r\n\r\n"]
+        {
+            let text = said_to(&app, format!("POST {path} {rest}").as_bytes());
+            assert_refused(&text, 400, code);
+        }
+        let lengths = "HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n";
+        assert_refused(&said_to(&app, format!("POST {path} {lengths}").as_bytes()), 400, code);
+    }
+    for (path, code) in [(PRECHECK, "request_head_too_large"), ("/register", "")] {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nA: {}\r\n\r\n", "x".repeat(300_000));
+        assert_refused(&said_to(&app, head.as_bytes()), 431, code);
+    }
+    assert!(app.metric("iptunnel_http_requests_total{route=\"none\",status=\"431\"}") >= 2.0);
+}
+
+#[test]
+fn a_request_that_cannot_be_read_behind_others_leaves_their_answers_whole() {
+    let app = TestApp::start();
+    let get = "GET /api/v2/healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+    let mut stream = connect(&app);
+    stream.write_all(format!("{get}{get}GET /api/v2/x HTTP/9\r\n\r\n").as_bytes()).unwrap();
+    for _ in 0..2 {
+        assert_eq!(status(&answer(&mut stream).0), 200);
+    }
+    assert_refused(&rest(stream), 400, "invalid_request");
+}
 
 #[test]
 fn of_several_cookies_with_one_name_any_valid_one_counts() {
@@ -25,6 +77,29 @@ fn of_several_cookies_with_one_name_any_valid_one_counts() {
     assert_eq!(issue(&[&[b"x=\xc3\xa4\xff; ", good.as_bytes()].concat()]), 201);
     assert_eq!(issue(&[stale.as_bytes()]), 403);
     assert_eq!(issue(&[]), 403);
+}
+
+#[test]
+fn head_is_answered_like_get_without_the_body() {
+    let app = TestApp::start();
+    let mut stream = connect(&app);
+    for path in ["/slowdns", "/api/v2/healthz", "/readyz", "/docs", "/assets/page.css", "/nothing"]
+    {
+        let get = send(app.client.get(format!("{}{path}", app.url)));
+        stream.write_all(format!("HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            std::io::Read::read_exact(&mut stream, &mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).unwrap();
+        assert_eq!(status(&head), get.status, "{path}");
+        assert!(
+            head.contains(&format!("content-length: {}\r\n", get.text.len())),
+            "{path}: {head}"
+        );
+    }
 }
 
 #[test]
