@@ -1,4 +1,5 @@
-//! HTTP as clients really speak it.
+//! HTTP as clients really speak it: old versions, many cookies, other protocols, and requests that
+//! cannot be read.
 
 use crate::harness::{Machine, TestApp, send, with};
 use crate::wire::{answer, connect, rest, said_to, status};
@@ -58,6 +59,26 @@ fn a_request_that_cannot_be_read_behind_others_leaves_their_answers_whole() {
 }
 
 #[test]
+fn a_caller_with_http_1_0_gets_no_chunks() {
+    let app = TestApp::start();
+    for number in 1..4 {
+        let body = json!({"token": app.master(), "ip": format!("8.8.8.{number}")});
+        assert_eq!(app.post("/register", &body).status, 200);
+    }
+    app.settle();
+    let master = app.master();
+    let head = format!("GET /status HTTP/1.0\r\nAuthorization: Bearer {master}\r\n");
+    for more in ["\r\n", "Connection: keep-alive\r\n\r\n"] {
+        let text = said_to(&app, format!("{head}{more}").as_bytes());
+        assert!(text.starts_with("HTTP/1.0 200 "), "{text}");
+        assert!(!text.to_lowercase().contains("transfer-encoding"), "{text}");
+        assert!(!text.to_lowercase().contains("connection: keep-alive"), "{text}");
+        let list: Value = serde_json::from_str(body_of(&text)).unwrap();
+        assert_eq!(list["count"], 3);
+    }
+}
+
+#[test]
 fn of_several_cookies_with_one_name_any_valid_one_counts() {
     let app = TestApp::start();
     let browser = app.browser("slowdns");
@@ -80,6 +101,18 @@ fn of_several_cookies_with_one_name_any_valid_one_counts() {
 }
 
 #[test]
+fn doubled_slashes_and_one_at_the_end_are_forgiven() {
+    let app = TestApp::start();
+    for path in ["//api/v2/healthz", "/api//v2/healthz/", "/slowdns/", "//slowdns//", "/docs/?x=1"]
+    {
+        assert_eq!(app.get(path).status, 200, "{path}");
+    }
+    let answer = app.post_text("/api/v2/slowdns//install/precheck/", "{}");
+    assert_eq!(answer.told(), (422, "validation_error".into()));
+    assert_eq!(app.get("//nothing/").status, 404);
+}
+
+#[test]
 fn head_is_answered_like_get_without_the_body() {
     let app = TestApp::start();
     let mut stream = connect(&app);
@@ -99,6 +132,57 @@ fn head_is_answered_like_get_without_the_body() {
             head.contains(&format!("content-length: {}\r\n", get.text.len())),
             "{path}: {head}"
         );
+    }
+}
+
+#[test]
+fn a_connection_is_kept_after_refusals() {
+    let app = TestApp::start();
+    let mut stream = connect(&app);
+    for (head, body, expected) in [
+        ("POST /nothing", "{\"a\":1}", 404),
+        ("PUT /register", "{}", 405),
+        (&*format!("POST {PRECHECK}"), "not json", 400),
+        ("POST /api/v2/slowdns/code/issue", "{}", 403),
+        ("POST /checkin", "{\"server_id\":\"x\"}", 404),
+        ("GET /status", "", 403),
+        ("POST /nothing", "", 404),
+        ("GET /api/v2/healthz", "", 200),
+    ] {
+        let length = body.len();
+        let request =
+            format!("{head} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
+        stream.write_all(request.as_bytes()).unwrap();
+        let (head_of, text) = answer(&mut stream);
+        assert_eq!(status(&head_of), expected, "{head}: {text}");
+        assert!(!head_of.contains("connection: close"), "{head}: {head_of}");
+    }
+}
+
+#[test]
+fn headers_that_ask_for_another_protocol_are_ignored() {
+    let app = TestApp::start();
+    for upgrade in [
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: eA==",
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk",
+    ] {
+        for (request, expected) in [
+            (format!("POST {PRECHECK} HTTP/1.1\r\nContent-Length: 2"), 422),
+            (format!("POST {PRECHECK} HTTP/1.1\r\nTransfer-Encoding: chunked"), 422),
+            ("GET /api/v2/healthz HTTP/1.1".to_owned(), 200),
+        ] {
+            let body = match &request {
+                chunked if chunked.contains("chunked") => "2\r\n{}\r\n0\r\n\r\n",
+                post if post.contains("POST") => "{}",
+                _ => "",
+            };
+            let text = said_to(
+                &app,
+                format!("{request}\r\nHost: x\r\n{upgrade}\r\n\r\n{body}").as_bytes(),
+            );
+            assert_eq!(status(&text), expected, "{request} {upgrade}: {text}");
+            assert!(!text.to_lowercase().contains("upgrade"), "{text}");
+        }
     }
 }
 
