@@ -1,7 +1,7 @@
 //! The composition root: creates all parts of the server, starts them in order and stops them in order.
 
 use crate::config::{Config, ConfigError, Layers, Loaded};
-use crate::http::caller::{Proxies, RequestIds};
+use crate::http::caller::{Proxies, RequestIds, UntrustedProxies};
 use crate::http::connection::places::Places;
 use crate::http::connection::{self, Figures as ConnectionFigures, Rules, Size, descriptors};
 use crate::http::metrics::HttpMetrics;
@@ -171,6 +171,8 @@ fn start(
         Arc::clone(&clock),
     );
     let ended = ConnectionFigures::new(&mut registry);
+    let untrusted_proxies = UntrustedProxies::default();
+    untrusted_proxies.register(&mut registry);
     let random = u64::from_be_bytes(random_bytes()?);
     let state = Data::new(State {
         handles,
@@ -178,6 +180,7 @@ fn start(
         clock,
         health,
         proxies: Proxies(loaded.config.server.trusted_proxies.clone()),
+        untrusted_proxies,
         request_ids: Arc::new(RequestIds::starting_at(random)),
         watchers: Arc::new(Watchers::default()),
         metrics: HttpMetrics::new(&mut registry, &ROUTES),

@@ -10,7 +10,7 @@ pub mod settings;
 pub mod watchers;
 
 use crate::http::body::{self, Body};
-use crate::http::caller::{Proxies, RequestIds};
+use crate::http::caller::{Proxies, RequestIds, UntrustedProxies};
 use crate::http::metrics::HttpMetrics;
 use crate::os::Clock;
 use actix_web::web::Payload;
@@ -34,6 +34,8 @@ pub struct State {
     pub health: Arc<Health>,
     /// The trusted proxies.
     pub proxies: Proxies,
+    /// Notices proxies that are not trusted.
+    pub untrusted_proxies: UntrustedProxies,
     /// The generator of request ids.
     pub request_ids: Arc<RequestIds>,
     /// The pages that watch codes.

@@ -1,6 +1,7 @@
 //! Nobody holds what others need: connections that are slow, silent, endless, unread or many.
 
 use crate::harness::{PATIENCE, TestApp, alone, wait_until};
+use crate::process::Process;
 use crate::wire::{address, answer, connect, connect_from, rest, said_to, status};
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -252,4 +253,19 @@ fn the_limit_of_open_files_is_raised_or_its_lack_is_logged() {
     let (soft, log) = log_with_limits(256, 2000);
     assert_eq!(soft, "2000");
     assert!(log.contains("raise the hard limit of open files"), "{log}");
+}
+
+#[test]
+fn a_proxy_that_is_not_trusted_is_named_once_and_counted() {
+    let server = Process::start(&[]);
+    for _ in 0..3 {
+        let request = server.api.client.get(format!("{}/readyz", server.api.url));
+        request.header("x-forwarded-for", "1.1.1.1").send().unwrap();
+    }
+    let words = "name it in server.trusted_proxies";
+    wait_until("it is logged", || server.output().contains(words));
+    let metrics = server.api.get(&format!("{}/metrics", server.api.admin)).unwrap().text;
+    assert!(metrics.contains("iptunnel_forwarded_ignored_total 3\n"), "{metrics}");
+    assert_eq!(server.output().matches(words).count(), 1);
+    assert!(server.output().contains("127.0.0.1"));
 }
