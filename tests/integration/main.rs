@@ -29,6 +29,7 @@ mod observed;
 mod pages;
 mod process;
 mod protocol;
+mod proxies;
 mod readme;
 mod reference;
 mod remote;
