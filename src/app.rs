@@ -1,10 +1,12 @@
 //! The composition root: creates all parts of the server, starts them in order and stops them in order.
 
 use crate::config::{Config, ConfigError, Layers, Loaded};
-use crate::http::caller::{Proxies, RequestIds};
+use crate::http::caller::{Proxies, RequestIds, UntrustedProxies};
+use crate::http::connection::places::Places;
+use crate::http::connection::{self, Figures as ConnectionFigures, Rules, Size, descriptors};
 use crate::http::metrics::HttpMetrics;
 use crate::operator::console::Console;
-use crate::operator::health::refuse_unknown_hosts;
+use crate::operator::health::{bodies_arrive_in_time, refuse_unknown_hosts};
 use crate::operator::history::History;
 use crate::operator::{self, signed_heads};
 use crate::os::{Clock, NoRandomness, random_bytes, seeded_generator};
@@ -18,12 +20,12 @@ use crate::state::watchers::Watchers;
 use crate::store::cluster::{Cluster, Figures, agree};
 use crate::store::error::StoreError;
 use crate::store::{files, watermark};
+use actix_web::App;
 use actix_web::dev::{Server, ServerHandle};
 use actix_web::http::header::X_CONTENT_TYPE_OPTIONS;
 use actix_web::middleware::{DefaultHeaders, from_fn};
 use actix_web::rt::spawn;
 use actix_web::web::Data;
-use actix_web::{App, HttpServer};
 use iptunnel_actors::{Dependencies, Handles, Health, Metrics, StartError};
 use iptunnel_domain::audit::Action;
 use iptunnel_storage::{Disks, Store};
@@ -84,12 +86,12 @@ pub enum RunError {
 
 /// The interval at which the actors receive the time.
 const TICK: Duration = Duration::from_millis(200);
-/// The time after which a connection without a request is closed.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// The longest time until the head of a request has arrived.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Threads that serve operators. Two, because a slow reader of a long export may block one.
 const OPERATORS_WORKERS: usize = 2;
+/// The most connections of operators. They are few, and Prometheus is one of them.
+const OPERATORS_CONNECTIONS: usize = 512;
+/// The time that operators' requests have to finish at a shutdown. The listener is the last to stop.
+const OPERATORS_GRACE: Duration = Duration::from_secs(1);
 /// The longest time at shutdown to write the last head of the audit log and the store's mark.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// The longest time to send the last answers after a failure.
@@ -150,6 +152,7 @@ fn start(
     clock.set_backs().register(&mut registry);
 
     let base = layers.with(&[])?.config;
+    descriptors::provide(base.server.max_connections.get().saturating_add(OPERATORS_CONNECTIONS));
     let path = base.storage.path.clone();
     let store = open_store(&base, disks, &*clock)?;
     let kept = store.settings().map_err(StoreError::from)?;
@@ -167,21 +170,26 @@ fn start(
         Arc::clone(&handles),
         Arc::clone(&clock),
     );
+    let ended = ConnectionFigures::new(&mut registry);
+    let untrusted_proxies = UntrustedProxies::default();
+    untrusted_proxies.register(&mut registry);
+    let random = u64::from_be_bytes(random_bytes()?);
     let state = Data::new(State {
         handles,
         settings: Arc::new(settings),
         clock,
         health,
         proxies: Proxies(loaded.config.server.trusted_proxies.clone()),
-        request_ids: RequestIds::starting_at(u64::from_be_bytes(random_bytes()?)),
+        untrusted_proxies,
+        request_ids: Arc::new(RequestIds::starting_at(random)),
         watchers: Arc::new(Watchers::default()),
         metrics: HttpMetrics::new(&mut registry, &ROUTES),
         live,
     });
     let console = console_of(&state, registry);
     let tasks = start_background_tasks(&state, &console, figures);
-    let admin = listen(operators_server(admin, console.clone())?, admin_address);
-    let public = listen(public_server(public, &state)?, public_address);
+    let admin = listen(operators_server(admin, console.clone(), ended.clone())?, admin_address);
+    let public = listen(public_server(public, &state, ended)?, public_address);
     let mark = watermark::keep(Arc::clone(state.handles.store()), path.clone(), epoch);
     let notes = [spawn(signed_heads::keep(console.clone())), spawn(mark)];
     Ok(Running { state, console, path, public, admin, tasks, notes })
@@ -367,36 +375,52 @@ fn listen(server: Server, address: std::net::SocketAddr) -> Listener {
     Listener { address, handle: server.handle(), serving: spawn(server) }
 }
 
-fn public_server(socket: TcpListener, state: &Data<State>) -> std::io::Result<Server> {
+/// Returns the rules for connections of a listener.
+fn rules(state: &State, places: Places, ended: ConnectionFigures) -> Rules {
+    let server = state.live.config.load().server.clone();
+    let (metrics, ids) = (state.metrics.clone(), Arc::clone(&state.request_ids));
+    Rules::new(server.request_timeout, server.idle_timeout, places, ended, metrics, ids)
+}
+
+fn public_server(
+    socket: TcpListener,
+    state: &Data<State>,
+    ended: ConnectionFigures,
+) -> std::io::Result<Server> {
     let (state, config) = (state.clone(), state.live.config.load_full());
-    let (limits, workers) = (config.server.clone(), config.server.workers.get());
+    let limits = &config.server;
+    let size = Size {
+        workers: limits.workers.get(),
+        connections: limits.max_connections.get(),
+        grace: limits.shutdown_grace,
+    };
+    let of_one = limits.max_connections_per_ip.get();
+    let rules = rules(&state, Places::new(of_one, size.connections, state.proxies.clone()), ended);
     let reference = Data::new(reference::of(&config));
-    let server = HttpServer::new(move || {
+    connection::serve(socket, size, rules, move || {
         App::new()
             .app_data(state.clone())
             .app_data(reference.clone())
             .wrap(from_fn(around))
             .configure(|routes| public::routes(routes, &config.products))
-    });
-    Ok(server
-        .workers(workers)
-        .max_connections(limits.max_connections.get().div_ceil(workers))
-        .backlog(4096)
-        .keep_alive(KEEP_ALIVE)
-        .client_request_timeout(HEAD_TIMEOUT)
-        .shutdown_timeout(limits.shutdown_grace.as_secs())
-        .disable_signals()
-        .listen(socket)?
-        .run())
+    })
 }
 
-fn operators_server(socket: TcpListener, console: Data<Console>) -> std::io::Result<Server> {
-    let server = HttpServer::new(move || {
+fn operators_server(
+    socket: TcpListener,
+    console: Data<Console>,
+    ended: ConnectionFigures,
+) -> std::io::Result<Server> {
+    let connections = OPERATORS_CONNECTIONS;
+    let size = Size { workers: OPERATORS_WORKERS, connections, grace: OPERATORS_GRACE };
+    let places = Places::new(connections, connections, Proxies::default());
+    let rules = rules(&console.state, places, ended);
+    connection::serve(socket, size, rules, move || {
         App::new()
             .app_data(console.clone())
+            .wrap(from_fn(bodies_arrive_in_time))
             .wrap(from_fn(refuse_unknown_hosts))
             .wrap(DefaultHeaders::new().add((X_CONTENT_TYPE_OPTIONS, "nosniff")))
             .configure(operator::routes)
-    });
-    Ok(server.workers(OPERATORS_WORKERS).disable_signals().listen(socket)?.run())
+    })
 }

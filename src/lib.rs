@@ -11,11 +11,13 @@
 //! * [`tokens`] and [`secrets`]: signed tokens, and the keys on disk
 //! * [`logging`]: the log
 //! * [`config`]: the configuration
+//! * [`counts`]: counts by key
 //! * [`os`]: the clock and the random generator of the operating system
 
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod counts;
 mod hex;
 pub mod http;
 pub mod logging;

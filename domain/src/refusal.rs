@@ -10,6 +10,8 @@ pub enum Refusal {
     BodyEmpty,
     /// The body is not a JSON object.
     BodyNotJson,
+    /// The body is a JSON object with this key more than once.
+    BodyRepeatsKey(String),
     /// The body is larger than the server accepts.
     BodyTooLarge,
     /// A field is missing, too long, malformed or of a wrong type; the text names it.

@@ -43,6 +43,8 @@ impl From<RawServer> for Server {
             allow_private_ips: raw.allow_private_ips,
             workers: NonZeroUsize::new(workers.min(MAX_WORKERS)).unwrap_or(NonZeroUsize::MIN),
             max_connections: raw.max_connections,
+            max_connections_per_ip: raw.max_connections_per_ip,
+            idle_timeout: Duration::from_secs(raw.idle_timeout_seconds),
             request_timeout: Duration::from_millis(raw.request_timeout_ms),
             shutdown_grace: Duration::from_secs(raw.shutdown_grace_seconds),
         }
@@ -58,6 +60,8 @@ impl From<&Server> for RawServer {
             allow_private_ips: server.allow_private_ips,
             workers: server.workers.get(),
             max_connections: server.max_connections,
+            max_connections_per_ip: server.max_connections_per_ip,
+            idle_timeout_seconds: server.idle_timeout.as_secs(),
             request_timeout_ms: u64::try_from(server.request_timeout.as_millis())
                 .unwrap_or(u64::MAX),
             shutdown_grace_seconds: server.shutdown_grace.as_secs(),

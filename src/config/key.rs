@@ -72,6 +72,8 @@ pub(super) static KEYS: &[Key] = &[
     fixed("server.allow_private_ips", Kind::Switch),
     fixed("server.workers", whole("", 0, MAX_WORKERS as i64)),
     fixed("server.max_connections", whole("", 1, 1_000_000)),
+    fixed("server.max_connections_per_ip", whole("", 1, 1_000_000)),
+    fixed("server.idle_timeout_seconds", whole(" of seconds", 1, 3600)),
     fixed("server.request_timeout_ms", whole(" of milliseconds", 100, 600_000)),
     fixed("server.shutdown_grace_seconds", whole(" of seconds", 1, 3600)),
     fixed("admin.bind", Kind::Listener),

@@ -57,6 +57,10 @@ pub struct Server {
     pub workers: NonZeroUsize,
     /// The most open connections.
     pub max_connections: NonZeroUsize,
+    /// The most open connections of one network. Trusted proxies are not counted.
+    pub max_connections_per_ip: NonZeroUsize,
+    /// The time after which a connection without a request is closed.
+    pub idle_timeout: Duration,
     /// The deadline of a request. Installers wait 15 s, so the default is well below that.
     pub request_timeout: Duration,
     /// The time that accepted requests have to finish at a shutdown.

@@ -45,6 +45,8 @@ pub(super) struct RawServer {
     pub(super) allow_private_ips: bool,
     pub(super) workers: usize,
     pub(super) max_connections: NonZeroUsize,
+    pub(super) max_connections_per_ip: NonZeroUsize,
+    pub(super) idle_timeout_seconds: u64,
     /// Installers give up after 15 s. The default, two thirds of that, leaves time for the network.
     pub(super) request_timeout_ms: u64,
     pub(super) shutdown_grace_seconds: u64,

@@ -1,14 +1,18 @@
 //! Reads request bodies within a size limit and parses their fields.
 
+use actix_web::dev;
+use actix_web::error::PayloadError;
 use actix_web::web::Payload;
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 use iptunnel_actors::Failure;
 use iptunnel_domain::Refusal;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::io::ErrorKind;
 use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// The largest body that is read, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -38,6 +42,17 @@ async fn collect(mut payload: Payload) -> Body {
     Ok(body.freeze())
 }
 
+/// Returns the body with an error where it is not complete by the deadline.
+pub fn in_time(body: dev::Payload, deadline: Duration) -> dev::Payload {
+    let end = Instant::now() + deadline;
+    let chunks = stream::unfold(body, move |mut body| async move {
+        let late = |_| Some(Err(PayloadError::Io(ErrorKind::TimedOut.into())));
+        let chunk = timeout_at(end, body.next()).await.unwrap_or_else(late)?;
+        Some((chunk, body))
+    });
+    dev::Payload::Stream { payload: Box::pin(chunks) }
+}
+
 /// Returns the fields of a body, or why it is refused.
 pub fn fields<'de, T: Deserialize<'de>>(body: &'de Body) -> Result<T, Refusal> {
     body.as_ref().map_err(Clone::clone).and_then(|bytes| object(bytes))
@@ -49,9 +64,16 @@ pub fn object<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, Refusal> {
     match text.first() {
         None => Err(Refusal::BodyEmpty),
         // serde would accept an array as the fields in their order.
-        Some(b'{') => serde_json::from_slice(text).map_err(|_| Refusal::BodyNotJson),
+        Some(b'{') => serde_json::from_slice(text).map_err(|error| why_not(&error.to_string())),
         Some(_) => Err(Refusal::BodyNotJson),
     }
+}
+
+/// Returns why a body cannot be parsed. serde names a repeated key only in its message. The key is
+/// always one of ours, because unknown ones are ignored.
+fn why_not(error: &str) -> Refusal {
+    let key = error.strip_prefix("duplicate field `").and_then(|rest| rest.split_once('`'));
+    key.map_or(Refusal::BodyNotJson, |(key, _)| Refusal::BodyRepeatsKey(key.to_owned()))
 }
 
 /// The value of a field.
@@ -178,6 +200,12 @@ mod tests {
             assert_eq!(refusal(wrong.as_bytes()), Refusal::BodyNotJson, "{wrong}");
         }
         assert_eq!(refusal(b"{\"f\":\"\xff\"}"), Refusal::BodyNotJson);
+    }
+
+    #[test]
+    fn a_repeated_key_is_named() {
+        let refusal = object::<One>(br#"{"f":"a","g":1,"g":2,"f":"b"}"#).map(|_| ()).unwrap_err();
+        assert_eq!(refusal, Refusal::BodyRepeatsKey("f".into()));
     }
 
     #[test]

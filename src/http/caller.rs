@@ -4,15 +4,18 @@ use actix_web::HttpRequest;
 use actix_web::http::header::HeaderMap;
 use ipnet::IpNet;
 use iptunnel_domain::address::caller_network;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The networks of trusted proxies: their `X-Forwarded-For` is believed.
 #[derive(Clone, Debug, Default)]
 pub struct Proxies(pub Vec<IpNet>);
 
 impl Proxies {
-    fn trusts(&self, address: IpAddr) -> bool {
+    /// Returns whether a peer is a trusted proxy.
+    pub fn trusts(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(&address.to_canonical()))
     }
 
@@ -34,6 +37,41 @@ impl Proxies {
             }
         }
         caller
+    }
+}
+
+/// Notices proxies that are not trusted: without a word, all callers behind one would share one limit.
+#[derive(Debug, Default)]
+pub struct UntrustedProxies {
+    requests: Counter,
+    warned: AtomicBool,
+}
+
+impl UntrustedProxies {
+    /// Registers the counter.
+    pub fn register(&self, registry: &mut Registry) {
+        let help = "Requests whose X-Forwarded-For or Forwarded header was ignored, because the peer is \
+                    not in server.trusted_proxies";
+        registry.register("forwarded_ignored", help, self.requests.clone());
+    }
+
+    /// Counts a request with a header that is not believed. Warns at the first one: anybody can send
+    /// such a header, and nobody may fill the log with it.
+    pub fn notice(&self, peer: IpAddr, headers: &HeaderMap, proxies: &Proxies) {
+        let is_forwarded =
+            headers.contains_key("x-forwarded-for") || headers.contains_key("forwarded");
+        if !is_forwarded || proxies.trusts(peer) {
+            return;
+        }
+        self.requests.inc();
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                peer = %peer.to_canonical(),
+                "a request with X-Forwarded-For came from a peer that is not trusted, so the header was \
+                 ignored; if the peer is your proxy, name it in server.trusted_proxies, or all callers \
+                 share one limit; this is logged once, the metric forwarded_ignored counts on"
+            );
+        }
     }
 }
 
@@ -66,6 +104,11 @@ impl RequestIds {
         Self(AtomicU64::new(random))
     }
 
+    /// Makes a new id.
+    pub fn make(&self) -> String {
+        format!("{:016x}", self.0.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// Returns the id that a trusted proxy set, else a new one.
     pub fn of(&self, peer: Option<IpAddr>, headers: &HeaderMap, proxies: &Proxies) -> String {
         let given = headers.get("x-request-id").and_then(|id| id.to_str().ok());
@@ -73,7 +116,7 @@ impl RequestIds {
             |id: &&str| (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
         match given.filter(usable) {
             Some(id) if peer.is_some_and(|peer| proxies.trusts(peer)) => id.to_owned(),
-            _ => format!("{:016x}", self.0.fetch_add(1, Ordering::Relaxed)),
+            _ => self.make(),
         }
     }
 }

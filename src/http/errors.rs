@@ -103,6 +103,20 @@ impl ApiError {
         Self::new(StatusCode::MISDIRECTED_REQUEST, "unknown_host", message)
     }
 
+    /// A request whose head cannot be read. The status is that of the HTTP parser.
+    pub fn unreadable(status: StatusCode) -> Self {
+        let (code, message) = match status {
+            StatusCode::REQUEST_TIMEOUT => {
+                ("request_timeout", "The head of the request did not arrive in time.")
+            }
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+                ("request_head_too_large", "The head of the request is too large.")
+            }
+            _ => ("invalid_request", "The request is not valid HTTP."),
+        };
+        Self::new(status, code, message)
+    }
+
     /// An error that should not happen.
     pub fn internal() -> Self {
         let message = "Something went wrong on the server.";
@@ -151,6 +165,10 @@ impl From<Refusal> for ApiError {
             }
             Refusal::BodyNotJson => {
                 (StatusCode::BAD_REQUEST, "invalid_json", "The request body is not a JSON object.")
+            }
+            Refusal::BodyRepeatsKey(key) => {
+                let message = format!("The request body has the key {key} more than once.");
+                return Self::new(StatusCode::BAD_REQUEST, "invalid_json", message);
             }
             Refusal::BodyTooLarge => (
                 StatusCode::PAYLOAD_TOO_LARGE,

@@ -1,6 +1,7 @@
 //! HTTP code that both listeners share. It depends on neither.
 //!
-//! * [`caller`]: the caller's address; [`cross_site`]: the check for requests from other sites;
+//! * [`connection`]: connections, their deadlines and places
+//! * [`caller`]: the caller's address; [`cookies`]: its cookies; [`cross_site`]: the check for requests from other sites;
 //!   [`body`]: reading of request bodies
 //! * [`respond`], [`errors`], [`page`]: responses, as JSON or as a page
 //! * [`routing`]: paths and their methods; [`metrics`]: the HTTP metrics
@@ -8,6 +9,8 @@
 
 pub mod body;
 pub mod caller;
+pub mod connection;
+pub mod cookies;
 pub mod cross_site;
 pub mod errors;
 pub mod metrics;

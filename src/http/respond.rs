@@ -93,10 +93,27 @@ pub fn legacy_failure(error: impl Into<ApiError>) -> HttpResponse {
     with_retry_after(json(error.status, &LegacyFailure { error: &error.message }), &error)
 }
 
+/// Makes the text of a failure, in the envelope of one of the two APIs.
+pub fn failure_text(is_v2: bool, error: &ApiError) -> Vec<u8> {
+    let text = if is_v2 {
+        serde_json::to_vec(&V2Failure {
+            error: V2Error { code: error.code, message: &error.message },
+        })
+    } else {
+        serde_json::to_vec(&LegacyFailure { error: &error.message })
+    };
+    // Texts always become JSON.
+    text.unwrap_or_default()
+}
+
+/// Returns whether a path belongs to the API whose failures have a code.
+pub fn is_v2(path: &str) -> bool {
+    path.strip_prefix("/api/v2").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// Makes a failure in the format of the path's API, or a page where a browser asks for HTML.
 pub fn failure_for(request: &HttpRequest, error: ApiError) -> HttpResponse {
-    let path = request.path();
-    if path == "/api/v2" || path.starts_with("/api/v2/") {
+    if is_v2(request.path()) {
         return failure(error);
     }
     let wants_page = request

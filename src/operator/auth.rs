@@ -8,6 +8,7 @@
 use super::console::{Console, see};
 use crate::hex::hex;
 use crate::http::caller::authorization;
+use crate::http::cookies::cookies;
 use crate::http::cross_site::is_cross_site;
 use crate::http::errors::ApiError;
 use crate::http::page::{error_page, html};
@@ -54,10 +55,11 @@ impl Operator {
     fn of(request: &HttpRequest, console: &Console) -> Result<Self, HttpResponse> {
         let from = peer(request);
         if request.path().starts_with("/console") {
-            let cookie = request.cookie(COOKIE).map(|cookie| hash_of(console, cookie.value()));
             let master = console.state.live.master.load();
             let by_person = request.path() != BY_ITSELF;
-            let csrf = cookie.and_then(|cookie| console.sessions.csrf(cookie, &master, by_person));
+            let csrf = cookies(request, COOKIE).find_map(|cookie| {
+                console.sessions.csrf(hash_of(console, cookie), &master, by_person)
+            });
             let csrf = csrf.ok_or_else(|| see("/console/login"))?;
             if request.method() == Method::POST && is_cross_site(request.headers(), None) {
                 return Err(error_page(&ApiError::form_from_elsewhere()));
@@ -192,8 +194,8 @@ pub async fn logout(
     if let Err(error) = operator.check(&form.csrf) {
         return error_page(&error);
     }
-    if let Some(cookie) = request.cookie(COOKIE) {
-        console.sessions.close(hash_of(&console, cookie.value()));
+    for cookie in cookies(&request, COOKIE) {
+        console.sessions.close(hash_of(&console, cookie));
     }
     see("/console/login")
 }

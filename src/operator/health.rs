@@ -1,14 +1,16 @@
-//! Liveness, readiness and metrics, and the check of the `Host` header.
+//! Liveness, readiness and metrics, and what holds for every request: the check of the `Host` header and
+//! the deadline of bodies.
 
 use super::console::Console;
+use crate::http::body::in_time;
 use crate::http::errors::ApiError;
 use crate::http::respond::{legacy_failure, readiness, text};
 use actix_web::body::MessageBody;
-use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
 use actix_web::http::{StatusCode, Uri};
 use actix_web::middleware::Next;
 use actix_web::web::Data;
-use actix_web::{Error, HttpResponse};
+use actix_web::{Error, HttpMessage, HttpResponse};
 use std::net::IpAddr;
 
 /// `GET /livez`: the process runs.
@@ -54,6 +56,22 @@ pub async fn refuse_unknown_hosts(
     }
     let error = ApiError::unknown_host();
     Ok(request.into_response(legacy_failure(error)).map_into_right_body())
+}
+
+/// Gives every body the deadline of a request. On the public listener the handlers do it.
+pub async fn bodies_arrive_in_time(
+    mut request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    let deadline = request
+        .app_data::<Data<Console>>()
+        .map(|console| console.state.live.patience())
+        .unwrap_or_default();
+    let body = request.take_payload();
+    if !matches!(body, Payload::None) {
+        request.set_payload(in_time(body, deadline));
+    }
+    next.call(request).await
 }
 
 #[cfg(test)]

@@ -22,6 +22,9 @@ pub async fn around(
         return next.call(request).await;
     };
     let peer = request.peer_addr().map(|peer| peer.ip());
+    if let Some(peer) = peer {
+        state.untrusted_proxies.notice(peer, request.headers(), &state.proxies);
+    }
     let id = state.request_ids.of(peer, request.headers(), &state.proxies);
     let mut response = next.call(request).await?;
 

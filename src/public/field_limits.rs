@@ -18,7 +18,5 @@ pub const CODE: usize = 1024;
 pub const HOSTNAME: usize = HostName::MAX_BYTES + 1;
 /// The longest address.
 pub const ADDRESS: usize = 64;
-/// The longest activation id.
-pub const ACTIVATION_ID: usize = 255;
 /// Fields of the main stack's routes: longer than any valid token or id.
 pub const FIELD: usize = 4096;

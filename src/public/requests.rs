@@ -1,7 +1,7 @@
 //! Request schemas for the API reference. The handlers are more lenient: they trim strings, accept
 //! an integer as a string of its digits, and ignore unknown fields.
 
-use super::field_limits::{ACTIVATION_ID, FIELD, FINGERPRINT, MACHINE_ID, REF, TOKEN, VERSION};
+use super::field_limits::{FIELD, FINGERPRINT, MACHINE_ID, REF, TOKEN, VERSION};
 use iptunnel_domain::address::HostName;
 use iptunnel_domain::server::Server;
 use utoipa::ToSchema;
@@ -81,7 +81,11 @@ fn public_ip() -> ObjectBuilder {
 
 fn activation_id() -> ObjectBuilder {
     let description = "The id from the activate response.";
-    text(ACTIVATION_ID, "act_a1b2c3d4e5f6a7b8", description)
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .min_length(Some(1))
+        .examples(["act_a1b2c3d4e5f6a7b8"])
+        .description(Some(description))
 }
 
 fn install_token() -> ObjectBuilder {

@@ -1,5 +1,6 @@
 //! Browser sessions. A product's page sets a signed cookie.
 
+use crate::http::cookies::cookies;
 use crate::http::cross_site::is_cross_site;
 use crate::os::random_bytes;
 use crate::state::State;
@@ -22,20 +23,25 @@ fn cookie_name(product: &str) -> String {
     format!("{product}_browser")
 }
 
-/// Returns the session of the browser's cookie. Checks signature and browser, but not the expiry.
+/// Returns the session of the browser's cookie. Checks signature and browser, but not the expiry. Of
+/// several valid cookies the one that lives longest counts.
 ///
 /// # Errors
-/// If there is no cookie, or it is not valid for this browser.
+/// If there is no cookie, or none is valid for this browser.
 pub fn session(
     state: &State,
     request: &HttpRequest,
     product: &str,
 ) -> Result<SessionPass, Refusal> {
-    let cookie = request.cookie(&cookie_name(product)).ok_or(Refusal::SessionRequired)?;
-    let pass =
-        state.live.tokens.load().verify_session(cookie.value()).ok_or(Refusal::SessionInvalid)?;
-    let same_browser = pass.user_agent.ct_eq(&user_agent_hash(state, request));
-    if same_browser { Ok(pass) } else { Err(Refusal::SessionInvalid) }
+    let name = cookie_name(product);
+    let (tokens, browser) = (state.live.tokens.load(), user_agent_hash(state, request));
+    let genuine = cookies(request, &name)
+        .filter_map(|cookie| tokens.verify_session(cookie))
+        .filter(|pass| pass.user_agent.ct_eq(&browser));
+    genuine.max_by_key(|pass| pass.life.until).ok_or_else(|| {
+        let has_any = cookies(request, &name).next().is_some();
+        if has_any { Refusal::SessionInvalid } else { Refusal::SessionRequired }
+    })
 }
 
 /// Returns the session cookie for a page. Renews a valid session, else makes a new one.

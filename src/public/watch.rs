@@ -7,6 +7,7 @@
 use super::session::{RENEWABLE_SECONDS, session};
 use crate::config::Product;
 use crate::http::caller::network_of;
+use crate::http::cookies::cookies;
 use crate::http::errors::ApiError;
 use crate::http::respond::{failure, rfc3339};
 use crate::http::story::{CodeStage, hint_of};
@@ -46,9 +47,9 @@ fn cookie_name(product: &str) -> String {
 
 /// Returns the codes in the browser's cookie, newest first. Does not check whose codes they are.
 fn watched(request: &HttpRequest, product: &str) -> Vec<CodeHash> {
-    let Some(cookie) = request.cookie(&cookie_name(product)) else { return Vec::new() };
-    let hashes = cookie.value().split('.').filter_map(KeyedHash::from_hex);
-    hashes.map(CodeHash).take(CODES).collect()
+    let name = cookie_name(product);
+    let hashes = cookies(request, &name).flat_map(|cookie| cookie.split('.'));
+    hashes.filter_map(KeyedHash::from_hex).map(CodeHash).take(CODES).collect()
 }
 
 /// Returns the cookie by which a page finds the stream of its new code. It contains keyed hashes,

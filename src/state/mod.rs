@@ -10,7 +10,7 @@ pub mod settings;
 pub mod watchers;
 
 use crate::http::body::{self, Body};
-use crate::http::caller::{Proxies, RequestIds};
+use crate::http::caller::{Proxies, RequestIds, UntrustedProxies};
 use crate::http::metrics::HttpMetrics;
 use crate::os::Clock;
 use actix_web::web::Payload;
@@ -34,8 +34,10 @@ pub struct State {
     pub health: Arc<Health>,
     /// The trusted proxies.
     pub proxies: Proxies,
+    /// Notices proxies that are not trusted.
+    pub untrusted_proxies: UntrustedProxies,
     /// The generator of request ids.
-    pub request_ids: RequestIds,
+    pub request_ids: Arc<RequestIds>,
     /// The pages that watch codes.
     pub watchers: Arc<Watchers>,
     /// The metrics of HTTP requests.

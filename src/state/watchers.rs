@@ -1,10 +1,10 @@
 //! The pages that watch codes: their number is limited, and they are notified of events.
 
+use crate::counts::Counts;
 use dashmap::{DashMap, DashSet};
 use iptunnel_domain::audit::{Action, Event};
 use iptunnel_domain::code::CodeHash;
 use iptunnel_domain::lookup::KeyedHash;
-use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -28,8 +28,8 @@ pub struct Watcher {
 #[derive(Default)]
 pub struct Watchers {
     by_code: DashMap<CodeHash, Vec<Arc<Watcher>>>,
-    of_session: DashMap<KeyedHash, usize>,
-    of_address: DashMap<IpAddr, usize>,
+    of_session: Counts<KeyedHash>,
+    of_address: Counts<IpAddr>,
     open: AtomicUsize,
     closed: AtomicBool,
 }
@@ -72,27 +72,14 @@ impl Watchers {
         let place =
             Place { watchers: Arc::clone(self), session, address, codes, watcher: Arc::default() };
         let open = self.open.fetch_add(1, Ordering::SeqCst) + 1;
-        let of_session = count_up(&self.of_session, session);
-        let of_address = count_up(&self.of_address, address);
+        let of_session = self.of_session.up(session);
+        let of_address = self.of_address.up(address);
         for code in &place.codes {
             self.by_code.entry(*code).or_default().push(Arc::clone(&place.watcher));
         }
         let fits = of_session <= PER_SESSION && of_address <= PER_ADDRESS && open <= in_all;
         (fits && !self.closed.load(Ordering::SeqCst)).then_some(place)
     }
-}
-
-fn count_up<K: Eq + Hash>(counts: &DashMap<K, usize>, key: K) -> usize {
-    let mut count = counts.entry(key).or_default();
-    *count += 1;
-    *count
-}
-
-fn count_down<K: Eq + Hash>(counts: &DashMap<K, usize>, key: &K) {
-    if let Some(mut count) = counts.get_mut(key) {
-        *count = count.saturating_sub(1);
-    }
-    counts.remove_if(key, |_, count| *count == 0);
 }
 
 /// The registration of an open stream. Dropping it removes the stream.
@@ -122,8 +109,8 @@ impl Drop for Place {
             }
             self.watchers.by_code.remove_if(code, |_, watchers| watchers.is_empty());
         }
-        count_down(&self.watchers.of_session, &self.session);
-        count_down(&self.watchers.of_address, &self.address);
+        self.watchers.of_session.down(&self.session);
+        self.watchers.of_address.down(&self.address);
         self.watchers.open.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -256,12 +256,14 @@ fn early_refusals_are_in_a_codes_history_and_rate_limited_requests_are_not() {
     assert_eq!(activate(with(body.clone(), "product", "other")), "product_mismatch");
     let activation = machine.install(&app, &code);
     assert_eq!(activate(with(body, "hostname", "ns9.example.com")), "rate_limit_exceeded");
-    // Forged tokens for a real activation are recorded; for an unknown one they are not.
+    // A genuine token of another activation is recorded. A forged one is refused before anything is
+    // looked up.
+    let other = Machine::new(3).install(&app, &app.issue());
     let finish = |token: &str| json!({"activation_id": activation.id, "install_token": token});
-    assert_eq!(step("confirm", &finish("forged")), "token_invalid");
-    assert_eq!(step("release", &finish("forged")), "token_invalid");
-    let nowhere = json!({"activation_id": "act_0123456789abcdef", "install_token": "forged"});
-    assert_eq!(step("confirm", &nowhere), "token_invalid");
+    for (token, told) in [(other.token.as_str(), "token_mismatch"), ("forged", "token_invalid")] {
+        assert_eq!(step("confirm", &finish(token)), told);
+        assert_eq!(step("release", &finish(token)), told);
+    }
     let mut story = Value::Null;
     wait_until("the attempts are kept", || {
         story = admin_post(&app, "/admin/codes", &json!({"find": code})).json()["data"].clone();
@@ -282,8 +284,8 @@ fn early_refusals_are_in_a_codes_history_and_rate_limited_requests_are_not() {
             ("activate_refused", "host name or address not valid"),
             token,
             token,
-            ("confirm_refused", "token forged or run out"),
-            ("release_refused", "token forged or run out"),
+            ("confirm_refused", "token of another activation"),
+            ("release_refused", "token of another activation"),
         ]
     );
     assert_eq!(story["second_machine"], true);

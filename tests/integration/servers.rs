@@ -316,7 +316,7 @@ fn v2_revoke_and_restore_are_idempotent_and_undo_each_other() {
 fn anything_else_under_servers_is_404_in_the_v2_envelope_and_never_405() {
     let app = TestApp::start();
     let id = registered(&app, "8.8.8.8");
-    let mut paths: Vec<String> = ["check-in", "revoke", "restore", "x", "check-in/", "a/b", ""]
+    let mut paths: Vec<String> = ["check-in", "revoke", "restore", "x", "check-in/x", "a/b", ""]
         .map(|verb| format!("/api/v2/servers/{id}/{verb}"))
         .into();
     paths.extend(["/api/v2/servers/".into(), format!("/api/v2/servers/{id}")]);

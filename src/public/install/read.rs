@@ -1,9 +1,9 @@
 //! Converts installers' requests to domain values.
 
 use crate::config::Product;
-use crate::http::body::{Body, Field, fields};
+use crate::http::body::{Body, Field, MAX_BODY, fields};
 use crate::public::field_limits::{
-    ACTIVATION_ID, ADDRESS, CODE, FINGERPRINT, HOSTNAME, MACHINE_ID, REF, TOKEN, VERSION,
+    ADDRESS, CODE, FINGERPRINT, HOSTNAME, MACHINE_ID, REF, TOKEN, VERSION,
 };
 use crate::state::State;
 use crate::tokens::{InstallPass, PrecheckPass};
@@ -244,28 +244,33 @@ fn check_install_token(
 /// The activation that a request names, and the result of the token check.
 pub(super) type Named = (ActivationId, Result<(), Refusal>);
 
-/// Pairs an id with its token check. Without a valid id a wrong token cannot be recorded, so it is
-/// refused here.
+/// Pairs an id with its token check. A token that nobody could have sent in good faith is refused
+/// here: otherwise anybody could make the server look up ids of their own invention. A genuine token of
+/// another activation is refused later, and the attempt is recorded.
 fn named(id: Option<ActivationId>, token: Result<(), Refusal>) -> Result<Named, Refusal> {
-    match id {
-        Some(id) => Ok((id, token)),
-        None => token.and(Err(Refusal::ActivationNotFound)),
+    match (id, token) {
+        (_, Err(Refusal::TokenInvalid)) => Err(Refusal::TokenInvalid),
+        (Some(id), token) => Ok((id, token)),
+        (None, token) => token.and(Err(Refusal::ActivationNotFound)),
     }
+}
+
+/// Reads the field that names an activation. An id of a wrong form, however long, is `None`.
+fn activation_id(field: Field<'_>) -> Result<Option<ActivationId>, Refusal> {
+    field.required("activation_id", MAX_BODY).map(|id| ActivationId::parse(&id))
 }
 
 pub(super) fn read_confirm(state: &State, bytes: &Body, now: Timestamp) -> Result<Named, Refusal> {
     let body: FinishBody<'_> = fields(bytes)?;
-    let id = body.activation_id.required("activation_id", ACTIVATION_ID)?;
+    let id = activation_id(body.activation_id)?;
     let token = body.install_token.required("install_token", TOKEN)?;
-    let id = ActivationId::parse(&id);
     named(id, check_install_token(state, &token, id, |pass| pass.life.is_over(now)))
 }
 
 /// Returns the activation that a release names, and whether a valid token was sent.
 pub(super) fn read_release(state: &State, bytes: &Body) -> Result<(Named, bool), Refusal> {
     let body: FinishBody<'_> = fields(bytes)?;
-    let id = body.activation_id.required("activation_id", ACTIVATION_ID)?;
-    let id = ActivationId::parse(&id);
+    let id = activation_id(body.activation_id)?;
     let token = match body.install_token {
         Field::Absent => None,
         Field::Text(token) if token.is_empty() => None,

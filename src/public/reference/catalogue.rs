@@ -3,6 +3,7 @@
 //! [`samples`] takes status and message from [`ApiError`], so they are not repeated here.
 
 use crate::http::errors::ApiError;
+use actix_web::http::StatusCode;
 use iptunnel_actors::Failure;
 use iptunnel_domain::Refusal;
 use iptunnel_domain::server::ServerId;
@@ -22,7 +23,7 @@ const fn doc(code: &'static str, meaning: &'static str, remedy: &'static str) ->
 }
 
 /// All codes, by status.
-pub const ERRORS: [ErrorDoc; 27] = [
+pub const ERRORS: [ErrorDoc; 30] = [
     doc(
         "invalid_body",
         "The request has no body.",
@@ -30,8 +31,13 @@ pub const ERRORS: [ErrorDoc; 27] = [
     ),
     doc(
         "invalid_json",
-        "The body is not JSON, or it is JSON but not an object.",
+        "The body is not JSON, or it is JSON but not an object, or it has a key more than once.",
         "Send one JSON object in UTF-8. The Content-Type does not matter.",
+    ),
+    doc(
+        "invalid_request",
+        "The request is not valid HTTP.",
+        "Use an HTTP client, and send no control characters in the path and the headers.",
     ),
     doc(
         "unauthorized",
@@ -113,6 +119,11 @@ pub const ERRORS: [ErrorDoc; 27] = [
         "Use a method that the header Allow names.",
     ),
     doc(
+        "request_timeout",
+        "The head of the request did not arrive in time.",
+        "Repeat the request on a new connection.",
+    ),
+    doc(
         "token_used",
         "The activation has been confirmed already.",
         "Nothing: the install is complete. If you repeated a confirm because its response was lost, \
@@ -139,6 +150,11 @@ pub const ERRORS: [ErrorDoc; 27] = [
         "rate_limit_exceeded",
         "A limit on this operation is used up for the caller's address, machine or browser.",
         "Wait for the seconds in Retry-After. RateLimit-Policy names the limits.",
+    ),
+    doc(
+        "request_head_too_large",
+        "The path and the headers of the request are larger than the server accepts.",
+        "Send fewer or shorter headers and cookies.",
     ),
     doc(
         "internal_error",
@@ -169,6 +185,7 @@ pub fn samples() -> Vec<ApiError> {
     let mut refusals = vec![
         Refusal::BodyEmpty,
         Refusal::BodyNotJson,
+        Refusal::BodyRepeatsKey("machine_id".into()),
         Refusal::BodyTooLarge,
         Refusal::InvalidField(field),
         Refusal::InvalidBinding(binding),
@@ -192,7 +209,13 @@ pub fn samples() -> Vec<ApiError> {
     let failures = [Failure::Overloaded, Failure::StorageUnavailable, Failure::OutcomeUnknown];
     let others = [ApiError::not_found(), ApiError::method_not_allowed(), ApiError::internal()];
     let refused = refusals.into_iter().map(ApiError::from);
-    refused.chain(failures.map(ApiError::from)).chain(others).collect()
+    let unreadable = [
+        StatusCode::BAD_REQUEST,
+        StatusCode::REQUEST_TIMEOUT,
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+    ];
+    let unreadable = unreadable.map(ApiError::unreadable);
+    refused.chain(failures.map(ApiError::from)).chain(others).chain(unreadable).collect()
 }
 
 #[cfg(test)]
@@ -206,6 +229,7 @@ mod tests {
         match refusal {
             Refusal::BodyEmpty
             | Refusal::BodyNotJson
+            | Refusal::BodyRepeatsKey(_)
             | Refusal::BodyTooLarge
             | Refusal::InvalidField(_)
             | Refusal::InvalidBinding(_)
@@ -227,7 +251,7 @@ mod tests {
             | Refusal::ServerRevoked(_) => true,
         }
     }
-    const REFUSALS: usize = 21;
+    const REFUSALS: usize = 22;
 
     #[test]
     fn exactly_the_codes_that_occur_are_explained() {
@@ -235,7 +259,7 @@ mod tests {
         let occurring: BTreeSet<&str> = samples().iter().map(|sample| sample.code).collect();
         let explained: BTreeSet<&str> = ERRORS.iter().map(|error| error.code).collect();
         assert_eq!(occurring, explained);
-        assert_eq!((samples().len(), ERRORS.len()), (REFUSALS + 6, occurring.len()));
+        assert_eq!((samples().len(), ERRORS.len()), (REFUSALS + 9, occurring.len()));
     }
 
     #[test]

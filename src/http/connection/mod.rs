@@ -1,0 +1,179 @@
+//! Connections: nobody holds what others need.
+//!
+//! * [`places`]: how many connections one network may hold
+//! * [`stream`]: the deadlines of a connection, and the parser's refusals in the form of all others
+//!   ([`refusal`]); [`progress`]: what the stream and the requests above it know of each other
+//! * [`requests`]: around every request, what HTTP asks of a server
+//! * [`descriptors`]: the limit of open files
+
+pub mod descriptors;
+pub mod places;
+mod progress;
+mod refusal;
+mod requests;
+mod stream;
+
+use super::caller::RequestIds;
+use super::metrics::HttpMetrics;
+use actix_http::error::DispatchError;
+use actix_http::{Extensions, HttpService, KeepAlive, Request};
+use actix_service::{
+    IntoServiceFactory, ServiceFactoryExt, apply_fn_factory, fn_service, map_config,
+};
+use actix_web::body::MessageBody;
+use actix_web::dev::{AppConfig, Response, Server, Service, ServiceFactory};
+use actix_web::rt::net::TcpStream;
+use places::Places;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+use socket2::SockRef;
+use std::fmt::Debug;
+use std::future::ready;
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+use stream::Stream;
+
+/// Connections that wait to be accepted. The kernel allows fewer where `net.core.somaxconn` is lower.
+const BACKLOG: i32 = 4096;
+/// The longest time until the head of a request has arrived. An operator may allow less for a whole
+/// request.
+const LONGEST_HEAD: Duration = Duration::from_secs(10);
+/// The time in which the rest of a body is read and thrown away after its request was refused, so that
+/// the caller gets the refusal.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// The rules for the connections of one listener.
+#[derive(Debug)]
+pub struct Rules {
+    /// The longest time from the first byte of a head to its last.
+    head: Duration,
+    /// The longest time between two requests.
+    idle: Duration,
+    /// The longest time in which a caller takes nothing of its answer.
+    answer: Duration,
+    places: Arc<Places>,
+    figures: Figures,
+    metrics: HttpMetrics,
+    request_ids: Arc<RequestIds>,
+}
+
+impl Rules {
+    /// Makes the rules. `deadline` is that of a request: each of its parts ends within it.
+    pub fn new(
+        deadline: Duration,
+        idle: Duration,
+        places: Places,
+        figures: Figures,
+        metrics: HttpMetrics,
+        request_ids: Arc<RequestIds>,
+    ) -> Self {
+        let (head, places) = (deadline.min(LONGEST_HEAD), Arc::new(places));
+        Self { head, idle, answer: deadline, places, figures, metrics, request_ids }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Why {
+    why: &'static str,
+}
+
+/// Counters of connections that the server ends.
+#[derive(Clone, Debug)]
+pub struct Figures {
+    no_place: Counter,
+    slow_head: Counter,
+    unread_answer: Counter,
+}
+
+impl Figures {
+    /// Makes the counters and registers them.
+    pub fn new(registry: &mut Registry) -> Self {
+        let family = Family::<Why, Counter>::default();
+        let help = "Connections that the server ended: no_place (the network holds as many as one may), \
+                    slow_head, unread_answer";
+        registry.register("connections_ended", help, family.clone());
+        let of = |why| family.get_or_create_owned(&Why { why });
+        Self {
+            no_place: of("no_place"),
+            slow_head: of("slow_head"),
+            unread_answer: of("unread_answer"),
+        }
+    }
+}
+
+/// The size of a listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Threads that serve its connections.
+    pub workers: usize,
+    /// The most open connections.
+    pub connections: usize,
+    /// The time that accepted requests have to finish at a shutdown.
+    pub grace: Duration,
+}
+
+/// Serves an application on a socket.
+///
+/// # Errors
+/// The socket cannot be used.
+pub fn serve<F, A, S, B>(
+    socket: TcpListener,
+    size: Size,
+    rules: Rules,
+    app: F,
+) -> io::Result<Server>
+where
+    F: Fn() -> A + Send + Clone + 'static,
+    A: IntoServiceFactory<S, Request>,
+    S: ServiceFactory<Request, Config = AppConfig, Error = actix_web::Error> + 'static,
+    S::InitError: Debug,
+    S::Response: Into<Response<B>> + 'static,
+    S::Service: 'static,
+    <S::Service as Service<Request>>::Future: 'static,
+    B: MessageBody + 'static,
+{
+    SockRef::from(&socket).listen(BACKLOG)?;
+    let rules = Arc::new(rules);
+    let server = Server::build()
+        .workers(size.workers)
+        .max_concurrent_connections(size.connections.div_ceil(size.workers))
+        .shutdown_timeout(size.grace.as_secs())
+        .disable_signals();
+    let shutdown = server.graceful_shutdown_signal();
+    let factory = move || {
+        let (shutdown, rules) = (shutdown.clone(), Arc::clone(&rules));
+        let app = map_config(app().into_factory(), |()| AppConfig::default());
+        let http = HttpService::build()
+            .graceful_shutdown_signal(move || {
+                let shutdown = shutdown.clone();
+                async move { shutdown.notified().await }
+            })
+            // The stream has the timers for this: those of the parser end with the first head.
+            .keep_alive(KeepAlive::Os)
+            .client_request_timeout(Duration::ZERO)
+            .client_disconnect_timeout(LINGER)
+            .on_connect_ext(|stream: &Stream, data: &mut Extensions| {
+                data.insert(stream.progress());
+            })
+            .h1(apply_fn_factory(app, requests::call::<S::Service, B>));
+        fn_service(move |tcp: TcpStream| ready(admit(tcp, &rules))).and_then(http)
+    };
+    Ok(server.listen("http", socket, factory)?.run())
+}
+
+/// Gives a new connection its place, or closes it.
+fn admit(
+    tcp: TcpStream,
+    rules: &Arc<Rules>,
+) -> Result<(Stream, Option<std::net::SocketAddr>), DispatchError> {
+    let peer = tcp.peer_addr().map_err(DispatchError::Io)?;
+    let Some(place) = rules.places.take(peer.ip()) else {
+        rules.figures.no_place.inc();
+        return Err(DispatchError::Io(io::ErrorKind::QuotaExceeded.into()));
+    };
+    Ok((Stream::new(tcp, Arc::clone(rules), place), Some(peer)))
+}

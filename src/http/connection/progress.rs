@@ -1,0 +1,132 @@
+//! What a connection is about: waiting for a request, reading its head, or working on it.
+
+use crate::http::respond::is_v2;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use tokio::time::Instant;
+
+/// The bytes of a head that are kept to tell the API of its path: enough for the longest method and
+/// the beginning of the path.
+const BEGINNING: usize = 64;
+
+/// The stage of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nothing has arrived since the connection was opened.
+    New,
+    /// Nothing has arrived since the last answer.
+    Idle,
+    /// Something has arrived, and it is not yet a whole head.
+    Head,
+    /// A request is worked on, or its answer is being sent.
+    Request,
+}
+
+/// What the stream below the HTTP parser and the requests above it know of each other.
+#[derive(Debug)]
+pub struct Progress {
+    stage: Cell<Stage>,
+    since: Cell<Instant>,
+    /// The beginning of the head that is arriving.
+    beginning: RefCell<Vec<u8>>,
+    /// Whether the last request was under `/api/v2`.
+    last_was_v2: Cell<bool>,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        Self {
+            stage: Cell::new(Stage::New),
+            since: Cell::new(Instant::now()),
+            beginning: RefCell::default(),
+            last_was_v2: Cell::new(false),
+        }
+    }
+
+    /// The stage, and the instant at which it began.
+    pub(super) fn stage(&self) -> (Stage, Instant) {
+        (self.stage.get(), self.since.get())
+    }
+
+    fn enter(&self, stage: Stage) {
+        self.stage.set(stage);
+        self.since.set(Instant::now());
+    }
+
+    /// Notes bytes that have arrived.
+    pub(super) fn heard(&self, bytes: &[u8]) {
+        if matches!(self.stage.get(), Stage::New | Stage::Idle) {
+            self.enter(Stage::Head);
+        }
+        if self.stage.get() == Stage::Head {
+            let mut beginning = self.beginning.borrow_mut();
+            let room = BEGINNING.saturating_sub(beginning.len());
+            beginning.extend(bytes.iter().take(room));
+        }
+    }
+
+    /// Whether the request that cannot be read belongs to the API under `/api/v2`. Where its head
+    /// arrived together with an earlier request, that one decides.
+    pub(super) fn is_v2(&self) -> bool {
+        let beginning = self.beginning.borrow();
+        let target = beginning.split(|byte| *byte == b' ').nth(1);
+        match target.map(|target| String::from_utf8_lossy(target)) {
+            Some(target) => is_v2(&format!("/{}", target.trim_start_matches('/'))),
+            None => self.last_was_v2.get(),
+        }
+    }
+}
+
+/// A request that is worked on. Dropping it ends the request.
+pub(super) struct Ongoing(Rc<Progress>);
+
+impl Ongoing {
+    pub(super) fn begin(progress: &Rc<Progress>, path: &str) -> Self {
+        progress.enter(Stage::Request);
+        progress.last_was_v2.set(is_v2(path));
+        progress.beginning.borrow_mut().clear();
+        Self(Rc::clone(progress))
+    }
+}
+
+impl Drop for Ongoing {
+    fn drop(&mut self) {
+        self.0.enter(Stage::Idle);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(heads: &[&str]) -> Progress {
+        let progress = Progress::new();
+        heads.iter().for_each(|head| progress.heard(head.as_bytes()));
+        progress
+    }
+
+    #[test]
+    fn the_api_of_an_unreadable_request_is_known_by_the_beginning_of_its_head() {
+        for head in ["POST /api/v2/x HTTP/9", "GET //api/v2/healthz H", "FROB /api/v2 \0"] {
+            assert!(after(&[head]).is_v2(), "{head}");
+        }
+        assert!(after(&["PO", "ST /a", "pi/v2/x", " HTTP/1.1\r\n"]).is_v2());
+        for head in ["POST /register HTTP/9", "GET /api/v22 H", "\0\0", "", "GET"] {
+            assert!(!after(&[head]).is_v2(), "{head}");
+        }
+    }
+
+    #[test]
+    fn a_stage_begins_with_the_first_byte_and_ends_with_the_answer() {
+        let progress = Rc::new(Progress::new());
+        assert_eq!(progress.stage().0, Stage::New);
+        progress.heard(b"GET /api/v2/x");
+        assert_eq!(progress.stage().0, Stage::Head);
+        let ongoing = Ongoing::begin(&progress, "/api/v2/x");
+        progress.heard(b"a body");
+        assert_eq!(progress.stage().0, Stage::Request);
+        drop(ongoing);
+        assert_eq!(progress.stage().0, Stage::Idle);
+        assert!(progress.is_v2(), "the last request decides");
+    }
+}
