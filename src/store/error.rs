@@ -18,10 +18,10 @@ pub enum StoreError {
     /// The store refused the commit that begins a new epoch.
     #[error("a new epoch could not begin: {0}; start the server again")]
     Epoch(CommitError),
-    /// The other servers on the store have another lookup key.
+    /// The store was made with another lookup key.
     #[error(
-        "auth.lookup_key_file: the key differs from that of the other servers on this database; copy \
-         the files of [auth] from one of them"
+        "auth.lookup_key_file: this is not the key that the store was made with. Restore the file from the \
+         backup of this store, or copy the files of [auth] from another server on the same database"
     )]
     OtherKey,
 }

@@ -31,6 +31,6 @@ pub use embedded::simulated;
 pub use embedded::{Disk, Disks, EmbeddedStore, FORMAT_VERSION, FileDisk, OpenDisk, RedbStore};
 pub use feed::Listener;
 pub use outage::Outage;
-pub use postgres::{Inspection, PostgresStore};
-pub use store::{Shared, Store};
+pub use postgres::{Inspection, Others, PostgresStore};
+pub use store::{LOOKUP_KEY, Shared, Store};
 pub use watermark::Watermark;

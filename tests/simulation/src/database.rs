@@ -705,6 +705,14 @@ impl Store for Connection {
         self.read(|tables| tables.settings.clone().into_iter().collect())
     }
 
+    fn agreed(&self, _: &str) -> Result<Option<KeyedHash>, ReadError> {
+        Ok(None)
+    }
+
+    fn agree(&self, _: &str, _: KeyedHash) -> Result<bool, ReadError> {
+        Ok(true)
+    }
+
     fn newest_codes(&self, _: usize) -> Result<Vec<Code>, ReadError> {
         Ok(Vec::new())
     }
@@ -763,8 +771,8 @@ impl Shared for Connection {
         Ok(Vec::new())
     }
 
-    fn agree(&self, _: &str, _: KeyedHash) -> Result<bool, ReadError> {
-        Ok(true)
+    fn publish(&self, _: &str, _: KeyedHash) -> Result<u64, ReadError> {
+        Ok(0)
     }
 
     fn charge(&self, requests: Vec<Vec<Counted>>) -> Result<Vec<Charged>, ReadError> {
