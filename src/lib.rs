@@ -11,6 +11,7 @@
 //! * [`tokens`] and [`secrets`]: signed tokens, and the keys on disk
 //! * [`logging`]: the log
 //! * [`config`]: the configuration
+//! * [`private_file`]: files that only the server's user reads
 //! * [`os`]: the clock and the random generator of the operating system
 
 pub mod app;
@@ -21,6 +22,7 @@ pub mod http;
 pub mod logging;
 pub mod operator;
 pub mod os;
+pub mod private_file;
 pub mod public;
 pub mod secrets;
 pub mod state;

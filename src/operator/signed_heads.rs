@@ -9,7 +9,7 @@ use super::auth::Operator;
 use super::console::{Console, failed};
 use crate::http::errors::ApiError;
 use crate::http::respond::success;
-use crate::store::files::beside;
+use crate::private_file::beside;
 use actix_web::http::StatusCode;
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
@@ -18,6 +18,7 @@ use iptunnel_domain::audit::{ChainHash, Head};
 use iptunnel_domain::lookup::{KeyedHash, LookupKey, Purpose};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -83,7 +84,7 @@ pub fn read_file(path: &Path) -> std::io::Result<Vec<SignedHead>> {
 fn append(path: &Path, head: &SignedHead) -> std::io::Result<()> {
     let mut line = serde_json::to_string(head)?;
     line.push('\n');
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
     file.write_all(line.as_bytes())?;
     file.sync_data()
 }

@@ -1,6 +1,7 @@
 //! The location of the store, and how it is opened.
 
 use crate::config::{Backend, Config};
+use crate::private_file::beside;
 use iptunnel_storage::{Disks, EmbeddedStore, FileDisk, OpenDisk, OpenError, PostgresStore, Store};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,13 +9,6 @@ use std::sync::Arc;
 /// Returns the store's files: the one at `path`, and its journal beside it.
 pub fn files(path: &Path) -> Disks {
     Disks { rows: file_disk(path.to_owned()), journal: file_disk(beside(path, ".journal")) }
-}
-
-/// Returns `path` with `ending` added to the name of the file.
-pub fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(ending);
-    name.into()
 }
 
 fn file_disk(path: PathBuf) -> OpenDisk {

@@ -164,10 +164,14 @@ fn healthcheck_fails_when_the_server_accepts_the_connection_and_never_answers() 
 
 #[test]
 fn secret_files_are_for_their_owner_alone_and_so_is_the_store() {
-    let server = Process::start(&[]);
-    let store = ["iptunnel.redb", "iptunnel.redb.journal"];
-    for name in ["signing.keys", "lookup.key", "master.token"].into_iter().chain(store) {
-        let path = server.folder.path().join("data").join(name);
+    let mut server = Process::start(&[]);
+    server.api.issue();
+    server.signal(Signal::SIGTERM);
+    server.ends_within(Duration::from_secs(10)).expect("an end");
+    let store = ["", ".journal", ".mark", ".heads"].map(|end| format!("iptunnel.redb{end}"));
+    let secrets = ["signing.keys", "lookup.key", "master.token"].map(str::to_owned);
+    for name in secrets.into_iter().chain(store) {
+        let path = server.folder.path().join("data").join(&name);
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
