@@ -133,7 +133,9 @@ impl Cli {
 
     fn sources(&self) -> Sources {
         let default = PathBuf::from(DEFAULT_FILE);
-        let file = self.config.clone().or_else(|| default.exists().then_some(default));
+        // One that nobody can look at is read, so that the error is shown.
+        let is_there = default.try_exists().unwrap_or(true);
+        let file = self.config.clone().or_else(|| is_there.then_some(default));
         Sources { file, env: std::env::vars().collect(), flags: self.set.clone() }
     }
 

@@ -1,27 +1,15 @@
 //! The monitoring of a store that several servers share: the server follows the store's clock, and checks
 //! whether the store accepts commits and keeps acknowledged changes.
 
-use super::error::StoreError;
 use crate::os::{Clock, machine_milliseconds};
 use iptunnel_actors::Health;
-use iptunnel_domain::lookup::{LookupKey, Purpose};
-use iptunnel_storage::{Finding, Grade, LOOKUP_KEY, Outage, ReadError, Shared, Store};
+use iptunnel_storage::{Finding, Grade, Outage, ReadError, Shared, Store};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
-
-/// Checks that this server has the lookup key that the store was made with. With another key it could not
-/// find any record.
-///
-/// # Errors
-/// This server has another key, or the store cannot be read.
-pub fn agree(store: &dyn Store, lookup: &LookupKey) -> Result<(), StoreError> {
-    let hash = lookup.hash(Purpose::Agreement, b"");
-    if store.agree(LOOKUP_KEY, hash)? { Ok(()) } else { Err(StoreError::OtherKey) }
-}
 
 /// The metrics of a shared store.
 pub struct Figures {

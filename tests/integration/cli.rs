@@ -210,7 +210,8 @@ fn key_names(folder: &Path) -> Vec<String> {
 
 #[test]
 fn keys_are_added_promoted_pruned_and_listed_the_signing_one_first() {
-    let folder = folder();
+    let server = Process::start(&[]);
+    let folder = &server.folder;
     let first = key_names(folder.path());
     assert_eq!(first.len(), 1);
     keys(folder.path(), &["add"]);
@@ -229,7 +230,8 @@ fn keys_are_added_promoted_pruned_and_listed_the_signing_one_first() {
 
 #[test]
 fn no_key_is_ever_shown_by_the_commands_that_manage_them() {
-    let folder = folder();
+    let server = Process::start(&[]);
+    let folder = &server.folder;
     let mut shown = keys(folder.path(), &["list"]);
     for command in [&["add"][..], &["promote"], &["list"], &["prune", "--force"]] {
         let file = fs::read_to_string(folder.path().join("data/signing.keys")).unwrap();
