@@ -326,7 +326,9 @@ fn start_background_tasks(
     if store.shared().is_some() {
         let allow_async_failover = state.live.config.load().storage.allow_async_failover;
         let clock = Arc::clone(&state.clock);
-        let cluster = Cluster { store, clock, health, figures, allow_async_failover };
+        let live = Arc::clone(&state.live);
+        let secrets = Box::new(move || live.in_common());
+        let cluster = Cluster { store, clock, health, figures, allow_async_failover, secrets };
         tasks.push(spawn(cluster.watch()));
         tasks.push(spawn(Arc::clone(&state.settings).keep_following(settings_changed)));
     }

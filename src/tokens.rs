@@ -268,6 +268,19 @@ impl Tokens {
         keys(self) == keys(other)
     }
 
+    /// Returns a hash of all keys with their names, in whatever order they are.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut keys: Vec<_> = self.keys.iter().map(|key| (&*key.kid, key.digest)).collect();
+        keys.sort_unstable();
+        let mut hash = Sha256::new();
+        for (kid, digest) in keys {
+            hash.update(digest);
+            hash.update(kid);
+            hash.update(b"\n");
+        }
+        hash.finalize().into()
+    }
+
     /// Returns the names of all keys, the signing key first.
     pub fn key_names(&self) -> String {
         self.keys.iter().map(|key| &*key.kid).collect::<Vec<_>>().join(", ")

@@ -74,6 +74,11 @@ impl Live {
         })
     }
 
+    /// Returns the secrets that servers on one store must have in common, as hashes.
+    pub fn in_common(&self) -> [(&'static str, KeyedHash); 2] {
+        agreement::in_common(&self.lookup, &self.tokens.load(), &self.master.load())
+    }
+
     /// Returns the longest time that a request may take.
     pub fn patience(&self) -> Duration {
         self.config.load().server.request_timeout
