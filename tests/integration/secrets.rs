@@ -61,8 +61,17 @@ fn a_secret_that_is_missing_beside_a_store_is_named_and_never_made_again() {
             "{said}"
         );
         assert!(!file.exists());
+        let checked = run(server.folder.path(), &["check-config"]);
+        assert!(!checked.status.success() && crate::process::said(&checked).contains(setting));
+        let doctor = run(server.folder.path(), &["doctor"]);
+        let found = crate::process::said(&doctor);
+        assert!(
+            !doctor.status.success() && found.contains(&format!("bad      data/{name}")),
+            "{found}"
+        );
         fs::rename(&away, &file).unwrap();
     }
+    assert!(run(server.folder.path(), &["check-config"]).status.success());
     server.again();
 }
 
@@ -148,9 +157,13 @@ fn a_token_that_nobody_could_send_is_refused_with_a_word() {
         ("\n", "empty"),
     ] {
         fs::write(&token, text).unwrap();
-        let said = refuses_to_start(server.folder.path(), &[]);
-        assert!(said.contains("data/master.token: ") && said.contains(word), "{said}");
-        assert!(!said.contains("good-length") && !said.contains("in-quotes"), "{said}");
+        for said in [
+            refuses_to_start(server.folder.path(), &[]),
+            said(&run(server.folder.path(), &["check-config"])),
+        ] {
+            assert!(said.contains("data/master.token: ") && said.contains(word), "{said}");
+            assert!(!said.contains("good-length") && !said.contains("in-quotes"), "{said}");
+        }
     }
 }
 
@@ -197,7 +210,9 @@ fn a_user_who_may_not_look_is_told_so_and_not_that_there_is_nothing() {
     let (copy, before) = (server.folder.path().join("iptunnel-server"), names(&data));
     fs::copy(env!("CARGO_BIN_EXE_iptunnel-server"), &copy).unwrap();
     for (arguments, words) in [
-        (&["keys", "list"][..], "Permission denied"),
+        (&["doctor"][..], "nobody can tell whether there is a store"),
+        (&["check-config"], "Permission denied"),
+        (&["keys", "list"], "Permission denied"),
         (&["fence"], "nobody can tell whether there is a store"),
         (&["servers", "list"], "Permission denied"),
         (&["audit", "verify"], "Permission denied"),
@@ -254,12 +269,15 @@ fn keys_behind_a_link_stay_behind_it_and_with_their_owner() {
 }
 
 #[test]
-fn a_file_of_secrets_that_all_may_read_is_reported_in_the_log() {
+fn a_file_of_secrets_that_all_may_read_is_reported_in_the_log_and_by_doctor() {
     let server = stopped();
     let file = server.folder.path().join("data/signing.keys");
     fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
     let server = server.again();
     wait_until("the log says so", || server.output().contains("\"mode\":\"0644\""));
+    let doctor = said(&run(server.folder.path(), &["doctor"]));
+    assert!(doctor.contains("warning  data/signing.keys has the mode 0644"), "{doctor}");
+    assert!(doctor.contains("chmod 0600 data/signing.keys"), "{doctor}");
 }
 
 #[test]
@@ -279,5 +297,64 @@ fn a_server_without_the_keys_of_its_database_does_not_start_and_makes_none() {
     let other = stopped();
     let said = refuses_to_start(other.folder.path(), &more);
     assert!(said.contains("data/lookup.key is not the key"), "{said}");
+    let doctor = run(other.folder.path(), &[&["doctor"], &more[..]].concat());
+    let found = crate::process::said(&doctor);
+    assert!(
+        !doctor.status.success() && found.contains("bad      the lookup key is not"),
+        "{found}"
+    );
     drop(servers);
+}
+
+#[test]
+fn servers_with_other_signing_keys_or_another_master_token_are_reported() {
+    let cluster = Cluster::new();
+    let servers = Servers::start(2, &url(&[cluster.address()]));
+    let differ = |server: &Process| {
+        let metrics = server.api.get(&format!("{}/metrics", server.api.admin)).unwrap().text;
+        let value = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("iptunnel_servers_with_other_secrets "))
+            .map(str::to_owned);
+        value.expect(&metrics)
+    };
+    let [one, other] = &servers.all[..] else { panic!() };
+    let address = format!("storage.url={}", url(&[cluster.address()]));
+    let set = ["doctor", "--set", "storage.backend=postgres", "--set", &address];
+    let doctor = || {
+        let output = run(one.folder.path(), &set);
+        (output.status.success(), said(&output))
+    };
+    wait_until("both have said what they have", || {
+        doctor().1.contains("good     2 running servers have the signing keys of this one")
+    });
+    let (good, told) = doctor();
+    assert!(good && told.contains("good     2 running servers have the master token"), "{told}");
+    assert_eq!((differ(one), differ(other)), ("0".into(), "0".into()));
+    let token = other.folder.path().join("data/master.token");
+    fs::write(&token, "another-master-token-of-one-server\n").unwrap();
+    assert!(run(other.folder.path(), &["keys", "add"]).status.success());
+    other.signal(Signal::SIGHUP);
+    for server in [one, other] {
+        wait_until("it is reported", || differ(server) == "1");
+        let log = server.output();
+        let line = log.lines().find(|line| line.contains("other servers on the store have other"));
+        let line = line.expect(&log);
+        assert!(line.contains("signing keys") && line.contains("master token"), "{line}");
+        assert!(!log.contains("another-master-token"));
+    }
+    let (good, told) = doctor();
+    assert!(
+        !good && told.contains("1 of 2 running servers do not have the signing keys"),
+        "{told}"
+    );
+    assert!(told.contains("1 of 2 running servers do not have the master token"), "{told}");
+    for name in ["signing.keys", "master.token"] {
+        let file = Path::new("data").join(name);
+        fs::copy(one.folder.path().join(&file), other.folder.path().join(&file)).unwrap();
+    }
+    other.signal(Signal::SIGHUP);
+    for server in [one, other] {
+        wait_until("all is well again", || differ(server) == "0");
+    }
 }
