@@ -74,6 +74,7 @@ fn a_bad_value_is_an_error_that_names_key_value_and_what_is_allowed() {
         ("[codes]\nttl_seconds = \"5m\"\n", ["codes.ttl_seconds", "5m", "seconds from 1 to"]),
         ("[servers]\nrevoked_checkin_status = 404\n", ["revoked_checkin_status", "404", "200 or"]),
         ("[server]\ntrusted_proxies = [\"x\"]\n", ["server.trusted_proxies", "x", "networks"]),
+        ("[server]\ntrusted_proxies = [\"::/0\"]\n", ["server.trusted_proxies", "::/0", "every"]),
         ("[products]\nslowdns = \"S1\"\n", ["products.slowdns", "S1", "two letters"]),
     ];
     for (file, wanted) in cases {
