@@ -12,12 +12,13 @@ use crate::operator::{self, signed_heads};
 use crate::os::{Clock, NoRandomness, random_bytes, seeded_generator};
 use crate::public::around::around;
 use crate::public::{self, ROUTES, reference};
-use crate::secrets::SecretError;
+use crate::secrets::{SecretError, lookup_key};
 use crate::state::State;
 use crate::state::live::Live;
 use crate::state::settings::{OnChange, Settings};
 use crate::state::watchers::Watchers;
-use crate::store::cluster::{Cluster, Figures, agree};
+use crate::store::agreement::agree;
+use crate::store::cluster::{Cluster, Figures};
 use crate::store::error::StoreError;
 use crate::store::{files, watermark};
 use actix_web::App;
@@ -28,6 +29,7 @@ use actix_web::rt::spawn;
 use actix_web::web::Data;
 use iptunnel_actors::{Dependencies, Handles, Health, Metrics, StartError};
 use iptunnel_domain::audit::Action;
+use iptunnel_domain::lookup::LookupKey;
 use iptunnel_storage::{Disks, Store};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -99,7 +101,8 @@ const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// Runs the server until a signal stops it or a failure occurs.
 ///
-/// Calls `started` as soon as the server answers requests.
+/// Calls `started` as soon as the server answers requests. The secrets must exist:
+/// [`first_start::make_secrets`](crate::store::first_start::make_secrets) comes first.
 ///
 /// # Errors
 /// The server cannot start, or must be restarted.
@@ -154,12 +157,12 @@ fn start(
     let base = layers.with(&[])?.config;
     descriptors::provide(base.server.max_connections.get().saturating_add(OPERATORS_CONNECTIONS));
     let path = base.storage.path.clone();
-    let store = open_store(&base, disks, &*clock)?;
+    let lookup = lookup_key(&base.auth.lookup_key_file)?;
+    let store = open_store(&base, disks, &lookup, &*clock)?;
     let kept = store.settings().map_err(StoreError::from)?;
     let loaded = with_kept(&layers, kept.clone())?;
     on_change(&loaded.config);
-    let live = Arc::new(Live::begin(loaded.config.clone())?);
-    agree(store.as_ref(), &live.lookup)?;
+    let live = Arc::new(Live::begin(loaded.config.clone(), lookup)?);
     let health = Arc::new(Health::default());
     let handles = start_actors(store, &live, &health, &mut registry, &*clock)?;
     let settings = Settings::new(
@@ -245,13 +248,16 @@ async fn stop(running: Running, ended: Result<(), RunError>) -> Result<(), RunEr
     ended
 }
 
-/// Opens the store and checks it against its mark.
+/// Opens the store, and checks it against the lookup key and against its mark. A new epoch must not
+/// begin because the key is wrong.
 fn open_store(
     config: &Config,
     disks: Disks,
+    lookup: &LookupKey,
     clock: &dyn Clock,
 ) -> Result<Arc<dyn Store>, StoreError> {
     let store = files::open(config, disks)?;
+    agree(store.as_ref(), lookup, &config.auth.lookup_key_file)?;
     watermark::check(store.as_ref(), &config.storage.path, clock.now())?;
     Ok(store)
 }
@@ -328,7 +334,9 @@ fn start_background_tasks(
     if store.shared().is_some() {
         let allow_async_failover = state.live.config.load().storage.allow_async_failover;
         let clock = Arc::clone(&state.clock);
-        let cluster = Cluster { store, clock, health, figures, allow_async_failover };
+        let live = Arc::clone(&state.live);
+        let secrets = Box::new(move || live.in_common());
+        let cluster = Cluster { store, clock, health, figures, allow_async_failover, secrets };
         tasks.push(spawn(cluster.watch()));
         tasks.push(spawn(Arc::clone(&state.settings).keep_following(settings_changed)));
     }

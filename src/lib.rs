@@ -12,6 +12,7 @@
 //! * [`logging`]: the log
 //! * [`config`]: the configuration
 //! * [`counts`]: counts by key
+//! * [`private_file`]: files that only the server's user reads
 //! * [`os`]: the clock and the random generator of the operating system
 
 pub mod app;
@@ -23,6 +24,7 @@ pub mod http;
 pub mod logging;
 pub mod operator;
 pub mod os;
+pub mod private_file;
 pub mod public;
 pub mod secrets;
 pub mod state;

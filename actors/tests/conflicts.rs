@@ -142,6 +142,14 @@ impl Store for Shared {
     fn settings(&self) -> Read<Vec<(String, String)>> {
         self.engine.settings()
     }
+
+    fn agreed(&self, what: &str) -> Read<Option<KeyedHash>> {
+        self.engine.agreed(what)
+    }
+
+    fn agree(&self, what: &str, hash: KeyedHash) -> Read<bool> {
+        self.engine.agree(what, hash)
+    }
 }
 
 impl Epochs for Shared {
@@ -241,8 +249,8 @@ impl SharedByServers for Shared {
     fn seen_elsewhere(&self) -> Read<Vec<(ServerId, Timestamp)>> {
         Ok(Vec::new())
     }
-    fn agree(&self, _: &str, _: KeyedHash) -> Read<bool> {
-        Ok(true)
+    fn publish(&self, _: &str, _: KeyedHash) -> Read<u64> {
+        Ok(0)
     }
     fn charge(&self, requests: Vec<Vec<Counted>>) -> Read<Vec<Charged>> {
         self.is_there()?;

@@ -1,6 +1,6 @@
 //! `audit`: reads, exports and verifies the audit log.
 
-use super::client::{Server, existing};
+use super::client::{Server, of_command};
 use super::terminal::{Output, tell, write};
 use crate::config::Config;
 use crate::operator::audit::Row;
@@ -10,7 +10,7 @@ use clap::Subcommand;
 use iptunnel_domain::audit::Head;
 use serde_json::json;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The subcommands of `audit`.
 #[derive(Debug, Subcommand)]
@@ -76,9 +76,8 @@ pub fn audit(config: &Config, output: Output, action: Audit) -> Result<(), Strin
                 None => Server::of(config)?.export()?,
             };
             let path = heads.unwrap_or_else(|| file_of(&config.storage.path));
-            let heads = read_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-            let key = existing(&config.auth.lookup_key_file)?;
-            let key = lookup_key(key).map_err(|error| error.to_string())?;
+            let heads = signed_heads(&path)?;
+            let key = lookup_key(&config.auth.lookup_key_file).map_err(of_command)?;
             let genuine: Option<Vec<Head>> =
                 heads.iter().map(|head: &SignedHead| head.verified(&key)).collect();
             let genuine = genuine.ok_or_else(|| {
@@ -99,6 +98,17 @@ pub fn audit(config: &Config, output: Output, action: Audit) -> Result<(), Strin
             Ok(())
         }
     }
+}
+
+/// Reads the signed heads. Without any, a log that was rewritten whole would pass.
+fn signed_heads(path: &Path) -> Result<Vec<SignedHead>, String> {
+    let remedy = "name the file of signed heads, or a copy of it, with --heads";
+    let heads =
+        read_file(path).map_err(|error| format!("{}: {error}; {remedy}", path.display()))?;
+    if heads.is_empty() {
+        return Err(format!("{}: the file holds no signed head; {remedy}", path.display()));
+    }
+    Ok(heads)
 }
 
 /// Checks the hash chain of an export, and that it contains every signed head. Returns the last head.

@@ -1,11 +1,10 @@
 //! The HTTP client for a running server: it uses the operators' listener and the master token.
 
 use crate::config::Config;
-use crate::secrets::master_token;
+use crate::secrets::{SecretError, master_token};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
 /// A running server.
@@ -18,18 +17,17 @@ pub struct Server {
 /// The `data` of an answer, or an error message.
 pub type Answer = Result<Value, String>;
 
-/// Returns `path` if the file exists. Commands that only read must not create the server's files.
-///
-/// # Errors
-/// The file does not exist.
-pub fn existing(path: &Path) -> Result<&Path, String> {
-    let missing = || {
-        format!(
-            "{}: the file is missing; run this command in the server's folder, with its configuration",
+/// Returns the message about a secret that a command needs. A command that is run in another folder is
+/// the most frequent reason why one is missing.
+pub fn of_command(error: SecretError) -> String {
+    match error {
+        SecretError::Missing { secret, path } => format!(
+            "{}: {} does not exist; run this command in the server's folder, with its configuration",
+            secret.setting(),
             path.display()
-        )
-    };
-    path.exists().then_some(path).ok_or_else(missing)
+        ),
+        other => other.to_string(),
+    }
 }
 
 /// Returns the address at which this machine reaches the operators' listener.
@@ -64,8 +62,7 @@ impl Server {
     /// # Errors
     /// The file of the master token is missing or cannot be read.
     pub fn of(config: &Config) -> Result<Self, String> {
-        let path = existing(&config.auth.master_token_file)?;
-        let token = master_token(path).map_err(|error| error.to_string())?.token;
+        let token = master_token(&config.auth.master_token_file).map_err(of_command)?;
         let url = format!("http://{}/admin", admin_address(config));
         Ok(Self { agent: agent(), url, token: token.to_string() })
     }

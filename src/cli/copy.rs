@@ -2,7 +2,7 @@
 
 use super::terminal::tell;
 use crate::config::{Backend, Config};
-use crate::store::files::{files, open};
+use crate::store::files::{files, is_there_at, open};
 use crate::store::watermark;
 use iptunnel_storage::Sum;
 use std::path::PathBuf;
@@ -43,7 +43,9 @@ fn with_store(config: &Config, name: &str) -> Result<Config, String> {
 /// A store cannot be opened, read or written, the target is not empty, or the two differ.
 pub fn copy(config: &Config, from: &str, to: &str) -> Result<(), String> {
     let (source, target) = (with_store(config, from)?, with_store(config, to)?);
-    if source.storage.backend == Backend::Redb && !source.storage.path.exists() {
+    if source.storage.backend == Backend::Redb
+        && !is_there_at(&source.storage.path).map_err(|error| error.to_string())?
+    {
         return Err(format!(
             "{}: the store does not exist; check the path after --from",
             source.storage.path.display()

@@ -1,12 +1,16 @@
-//! `doctor`: checks whether the database keeps every acknowledged change.
+//! `doctor`: checks whether the database keeps every acknowledged change, and the server's own files.
 
 use super::terminal::{Output, tell};
 use crate::config::{Backend, Config};
+use crate::secrets::lookup_key;
+use crate::state::live::read_secrets;
+use crate::store::agreement::{hash_of_lookup_key, in_common};
 use crate::store::cluster::{clock_ahead, clock_is_right, clock_words};
+use crate::store::examine::{embedded_store, own_files};
 use crate::store::watermark;
-use iptunnel_storage::{Finding, Grade, Inspection, Watermark};
+use iptunnel_domain::lookup::{KeyedHash, LookupKey};
+use iptunnel_storage::{Finding, Grade, Inspection, LOOKUP_KEY, Others, ReadError};
 use serde_json::json;
-use std::path::Path;
 
 const fn word(grade: Grade) -> &'static str {
     match grade {
@@ -23,7 +27,7 @@ const fn word(grade: Grade) -> &'static str {
 pub fn examine(config: &Config, output: Output) -> Result<(), String> {
     let findings = match config.storage.backend {
         Backend::Postgres => of_database(config)?,
-        Backend::Redb => vec![of_file(&config.storage.path)],
+        Backend::Redb => of_files(config),
     };
     let has = |grade: Grade| findings.iter().any(|finding| finding.grade == grade);
     let (breaks, stops) = (has(Grade::Breaks), has(Grade::Stops));
@@ -40,23 +44,24 @@ pub fn examine(config: &Config, output: Output) -> Result<(), String> {
     }
 }
 
-/// Returns the finding for an embedded store. The store is not opened: a running server has it open,
-/// and opening it would upgrade its format.
-fn of_file(path: &Path) -> Finding {
-    let is_there = if path.exists() { "an embedded store" } else { "where the store will be" };
-    Finding {
-        grade: Grade::Good,
-        what: format!("{} is {is_there}", path.display()),
-        why: "the server itself syncs every commit to disk",
-        mend: String::new(),
-    }
+/// Returns the findings for an embedded store.
+fn of_files(config: &Config) -> Vec<Finding> {
+    let (store, is_there) = embedded_store(&config.storage.path);
+    let own = own_files(config, is_there);
+    std::iter::once(store).chain(own).collect()
 }
 
 fn of_database(config: &Config) -> Result<Vec<Finding>, String> {
-    let newest = newest_seen(&config.storage.path);
+    // A mark that cannot be read is a finding on the server's own files.
+    let mark = watermark::known(&config.storage.path).ok().flatten().unwrap_or_default();
     let database =
-        Inspection::of(&config.storage.url, newest).map_err(|error| error.to_string())?;
+        Inspection::of(&config.storage.url, mark.timeline).map_err(|error| error.to_string())?;
     let mut findings = database.examine();
+    let has_store = database.has_store().ok();
+    findings.extend(own_files(config, has_store));
+    if has_store == Some(true) {
+        findings.extend(of_secrets(config, &database));
+    }
     if let Some(ahead) = clock_ahead(|| database.clock()) {
         let right = clock_is_right(ahead);
         findings.push(Finding {
@@ -69,11 +74,47 @@ fn of_database(config: &Config) -> Result<Vec<Finding>, String> {
     Ok(findings)
 }
 
-/// Returns the highest database timeline that the server in this folder has seen, or 0 if there is no
-/// readable mark file.
-fn newest_seen(path: &Path) -> u32 {
-    let mark = std::fs::read_to_string(watermark::file_of(path)).ok();
-    mark.and_then(|text| text.parse().ok()).map_or(0, |mark: Watermark| mark.timeline)
+/// Compares this server's secrets with those that the database was made with, and with those of the
+/// servers that run. Secrets that cannot be read are findings on the server's own files.
+fn of_secrets(config: &Config, database: &Inspection) -> Vec<Finding> {
+    let Ok(lookup) = lookup_key(&config.auth.lookup_key_file) else { return Vec::new() };
+    let mut findings = vec![of_lookup_key(database.agreed(LOOKUP_KEY), &lookup)];
+    if let Ok((tokens, master)) = read_secrets(&config.auth, &lookup) {
+        for (name, hash) in in_common(&lookup, &tokens, &master) {
+            findings.push(of_common_secret(name, database.others(name, hash)));
+        }
+    }
+    findings
+}
+
+const COPY: &str = "copy the files of [auth] from one server to all others, and send them SIGHUP";
+
+fn of_lookup_key(agreed: Result<Option<KeyedHash>, ReadError>, lookup: &LookupKey) -> Finding {
+    let why = "nothing in the database can be found with another lookup key";
+    let (grade, what, mend) = match agreed {
+        Ok(Some(agreed)) if !agreed.ct_eq(&hash_of_lookup_key(lookup)) => {
+            (Grade::Stops, "the lookup key is not that of the database".to_owned(), COPY)
+        }
+        Ok(_) => (Grade::Good, "the lookup key is that of the database".to_owned(), ""),
+        Err(error) => (Grade::Stops, error.to_string(), "resolve this error, and examine again"),
+    };
+    Finding { grade, what, why, mend: mend.into() }
+}
+
+fn of_common_secret(name: &str, others: Result<Others, ReadError>) -> Finding {
+    let why = "what one server signs or accepts, another one refuses";
+    let (grade, what, mend) = match others {
+        Ok(Others { all, differ: 0 }) => {
+            (Grade::Good, format!("{all} running servers have the {name} of this one"), "")
+        }
+        Ok(Others { all, differ }) => {
+            let what =
+                format!("{differ} of {all} running servers do not have the {name} of this one");
+            (Grade::Stops, what, COPY)
+        }
+        Err(error) => (Grade::Stops, error.to_string(), "resolve this error, and examine again"),
+    };
+    Finding { grade, what, why, mend: mend.into() }
 }
 
 fn show(findings: &[Finding], output: Output) {

@@ -4,6 +4,7 @@ use crate::app::RunError;
 use crate::config::ConfigError;
 use crate::secrets::SecretError;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +18,17 @@ pub enum CliError {
     /// The server could not run.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// The folder of the store could not be created.
+    #[error(
+        "the folder of {} cannot be created: {problem}; check storage.path and the rights of its folder",
+        path.display()
+    )]
+    Folder {
+        /// The file of the store.
+        path: PathBuf,
+        /// The error.
+        problem: std::io::Error,
+    },
     /// The server could not listen on an address.
     #[error("cannot listen on {0}: {1}; free the address, or change server.bind or admin.bind")]
     Listen(SocketAddr, std::io::Error),

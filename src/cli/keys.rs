@@ -1,8 +1,12 @@
 //! `keys`: manages the keys that sign tokens.
 
+use super::client::of_command;
 use super::error::CliError;
+use super::terminal::tell;
 use crate::config::Config;
+use crate::os::{Clock, SystemClock};
 use crate::secrets::SigningFile;
+use crate::secrets::signing::Promoted;
 use clap::Subcommand;
 use std::path::Path;
 use std::time::Duration;
@@ -14,7 +18,9 @@ pub enum Keys {
     List,
     /// Add a key that verifies tokens but does not sign yet
     Add,
-    /// Sign with the named key, or with the key added last
+    /// Sign with the named key, or with the newest one
+    ///
+    /// Repeated, it changes nothing.
     Promote {
         /// The name of the key
         kid: Option<String>,
@@ -38,28 +44,38 @@ pub enum Keys {
 /// The file cannot be read or written, or a key would be removed too early.
 pub fn keys(config: &Config, action: Keys) -> Result<(), CliError> {
     let path = &config.auth.signing_key_file;
-    let mut file = SigningFile::read_or_make(path)?;
+    let mut file = SigningFile::read(path).map_err(|error| CliError::Other(of_command(error)))?;
     match action {
         Keys::List => {
             for (place, key) in file.keys().iter().enumerate() {
-                println!("{}{}", key.kid, if place == 0 { "  signs" } else { "" });
+                tell(&format!("{}{}", key.kid, if place == 0 { "  signs" } else { "" }));
             }
+            return Ok(());
         }
-        Keys::Add => println!(
-            "{} added: it verifies tokens; run `keys promote` to sign with it",
-            file.add()?
-        ),
-        Keys::Promote { kid } => {
-            println!("{} is now the signing key", file.promote(kid.as_deref())?)
+        Keys::Add => {
+            let kid = file.add(SystemClock::default().now())?;
+            tell(&format!("{kid} added: it verifies tokens; run `keys promote` to sign with it"));
         }
+        Keys::Promote { kid } => match file.promote(kid.as_deref())? {
+            Promoted::Now(kid) => tell(&format!("{kid} is now the signing key")),
+            Promoted::Already(kid) => {
+                tell(&format!("{kid} is the signing key already; nothing has changed"));
+                return Ok(());
+            }
+        },
         Keys::Prune { kid, force } => {
             if !force {
                 refuse_early_prune(config, path)?;
             }
-            println!("removed: {}", file.prune(kid.as_deref())?.join(" "));
+            let removed = file.prune(kid.as_deref())?;
+            if removed.is_empty() {
+                tell("there is no other key; nothing has changed");
+                return Ok(());
+            }
+            tell(&format!("removed: {}", removed.join(" ")));
         }
     }
-    println!("Send SIGHUP to a running server: it then reads the file again.");
+    tell("Send SIGHUP to a running server: it then reads the file again.");
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The command line: one file for each command.
 //!
 //! * [`serve`]: runs the server; [`healthcheck`]: checks whether it is ready
+//! * [`check_config`]: refuses what a start would refuse
 //! * [`keys`], [`fence`], [`copy`], [`doctor`]: work on its files and its store
 //! * [`servers`], [`codes`], [`activations`], [`settings`], [`audit`]: send requests to a running
 //!   server, with [`client`]
@@ -8,6 +9,7 @@
 
 mod activations;
 mod audit;
+mod check_config;
 mod client;
 mod codes;
 mod copy;
@@ -51,7 +53,9 @@ pub struct Cli {
 enum Command {
     /// Run the server (the default)
     Serve,
-    /// Check the configuration and exit
+    /// Check the configuration and the secrets, and exit
+    ///
+    /// Refuses what a start would refuse. Changes nothing, and does not ask the database.
     CheckConfig,
     /// Show the configuration in effect, with secrets hidden
     PrintConfig,
@@ -82,7 +86,7 @@ enum Command {
         #[command(subcommand)]
         action: audit::Audit,
     },
-    /// Check whether the database keeps every acknowledged change
+    /// Check whether the database keeps every acknowledged change, and the server's files
     ///
     /// Shows each finding with the reason and the command that corrects it. Fails if a finding is
     /// bad, for example if a spent code could become valid again.
@@ -133,7 +137,9 @@ impl Cli {
 
     fn sources(&self) -> Sources {
         let default = PathBuf::from(DEFAULT_FILE);
-        let file = self.config.clone().or_else(|| default.exists().then_some(default));
+        // One that nobody can look at is read, so that the error is shown.
+        let is_there = default.try_exists().unwrap_or(true);
+        let file = self.config.clone().or_else(|| is_there.then_some(default));
         Sources { file, env: std::env::vars().collect(), flags: self.set.clone() }
     }
 
@@ -143,10 +149,7 @@ impl Cli {
         let (config, output) = (layers.with(&[])?.config, self.output);
         match self.command {
             None | Some(Command::Serve) => serve::serve(&config, layers, sources),
-            Some(Command::CheckConfig) => {
-                println!("The configuration is valid.");
-                Ok(())
-            }
+            Some(Command::CheckConfig) => check_config::check_config(&config),
             Some(Command::PrintConfig) => {
                 print!("{}", config.to_toml());
                 Ok(())

@@ -5,9 +5,12 @@ use super::terminal::tell;
 use crate::app::{self, Environment, RunError, Signal};
 use crate::config::{Config, Layers, Sources};
 use crate::logging::Logging;
-use crate::os::SystemClock;
-use crate::secrets::{make_folder_of, master_token};
+use crate::os::{Clock, SystemClock};
+use crate::private_file::make_folder_of;
+use crate::secrets::{Secret, master_token};
 use crate::store::files::files;
+use crate::store::first_start::make_secrets;
+use iptunnel_domain::Timestamp;
 use std::io::{IsTerminal, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -24,16 +27,14 @@ fn listen(address: SocketAddr) -> Result<TcpListener, CliError> {
 /// The server cannot start, or must be restarted.
 pub fn serve(config: &Config, layers: Layers, sources: Sources) -> Result<(), CliError> {
     let logging = Arc::new(Logging::start(config.log.format, config.log.level));
-    make_folder_of(&config.storage.path)?;
+    let clock = SystemClock::default();
+    make_folder_of(&config.storage.path)
+        .map_err(|problem| CliError::Folder { path: config.storage.path.clone(), problem })?;
     let (public, admin) = (listen(config.server.bind)?, listen(config.admin.bind)?);
-    announce_master_token(config)?;
+    make_and_announce_secrets(config, clock.now())?;
     let welcome = welcome(config, &public, &admin)?;
-    let environment = Environment {
-        clock: Arc::new(SystemClock::default()),
-        disks: files(&config.storage.path),
-        public,
-        admin,
-    };
+    let environment =
+        Environment { clock: Arc::new(clock), disks: files(&config.storage.path), public, admin };
     let system = actix_web::rt::System::new();
     let outcome = system.block_on(async {
         let signals = operating_system_signals(sources).map_err(RunError::Listen)?;
@@ -44,17 +45,17 @@ pub fn serve(config: &Config, layers: Layers, sources: Sources) -> Result<(), Cl
     Ok(outcome?)
 }
 
-/// Shows a master token that was just created, once, and only on a terminal.
-fn announce_master_token(config: &Config) -> Result<(), CliError> {
-    let path = &config.auth.master_token_file;
-    let master = master_token(path)?;
-    if !master.is_new {
+/// Makes the secrets on the first start. Shows a new master token, once, and only on a terminal.
+fn make_and_announce_secrets(config: &Config, now: Timestamp) -> Result<(), CliError> {
+    if !make_secrets(config, now).map_err(RunError::Store)?.contains(&Secret::MasterToken) {
         return Ok(());
     }
+    let path = &config.auth.master_token_file;
+    let token = master_token(path)?;
     let mut terminal = std::io::stdout();
     if terminal.is_terminal() {
         // A closed terminal is no reason to stop: the token is in the file.
-        let _ = writeln!(terminal, "Master token (shown this once): {}", *master.token);
+        let _ = writeln!(terminal, "Master token (shown this once): {}", *token);
     }
     tell(&format!("The master token is in {}", path.display()));
     Ok(())

@@ -2,6 +2,7 @@
 //! the values against each other.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
@@ -11,6 +12,7 @@ use super::model::{Backend, Config};
 use super::raw::{Raw, defaults};
 use super::show::{flatten, one_line, shown};
 use super::unknown::{instead_of, is_section};
+use crate::private_file::beside;
 
 /// The sources of values. Each source overrides those before it: defaults, file, environment, flags.
 #[derive(Clone, Debug, Default)]
@@ -317,6 +319,19 @@ fn contradictions(config: &Config) -> Vec<String> {
             life.code, life.max_lifetime
         ));
     }
+    if let Some(all) = config.server.trusted_proxies.iter().find(|all| all.prefix_len() == 0) {
+        problems.push(format!(
+            "server.trusted_proxies = {all}: must not be every address, or all callers can name \
+             themselves as they like; name the addresses of the proxies"
+        ));
+    }
+    if overlap(config.server.bind, config.admin.bind) {
+        problems.push(format!(
+            "admin.bind = {}: must be another address or port than server.bind, which is {}",
+            config.admin.bind, config.server.bind
+        ));
+    }
+    problems.extend(shared_file(config));
     let storage = &config.storage;
     if storage.url.is_empty() != (storage.backend == Backend::Redb) {
         let must = match storage.backend {
@@ -339,4 +354,34 @@ fn contradictions(config: &Config) -> Vec<String> {
         }
     }
     problems
+}
+
+/// Returns whether two listeners cannot exist side by side. Port 0 is a free port of its own.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    // A listener on `::` also receives what is sent to IPv4 addresses.
+    let covers = |all: SocketAddr, some: SocketAddr| {
+        all.ip().is_unspecified() && (all.is_ipv6() || some.is_ipv4())
+    };
+    let together = one.ip() == other.ip() || covers(one, other) || covers(other, one);
+    one.port() != 0 && one.port() == other.port() && together
+}
+
+/// Returns the problem of two settings that name the same file.
+fn shared_file(config: &Config) -> Option<String> {
+    let (store, auth) = (&config.storage.path, &config.auth);
+    let files = [
+        ("storage.path", store.clone()),
+        ("the journal of storage.path", beside(store, ".journal")),
+        ("the mark of storage.path", beside(store, ".mark")),
+        ("the heads of storage.path", beside(store, ".heads")),
+        ("auth.signing_key_file", auth.signing_key_file.clone()),
+        ("auth.lookup_key_file", auth.lookup_key_file.clone()),
+        ("auth.master_token_file", auth.master_token_file.clone()),
+    ];
+    let mut named = files.iter().enumerate();
+    named.find_map(|(place, (name, file))| {
+        let (other, _) = files.iter().take(place).find(|(_, other)| other == file)?;
+        let shown = shown(name, &file.display().to_string().into());
+        Some(format!("{name} = {shown}: must be another file than {other}"))
+    })
 }

@@ -9,7 +9,7 @@ use super::auth::Operator;
 use super::console::{Console, failed};
 use crate::http::errors::ApiError;
 use crate::http::respond::success;
-use crate::store::files::beside;
+use crate::private_file::beside;
 use actix_web::http::StatusCode;
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
@@ -17,7 +17,8 @@ use iptunnel_domain::Timestamp;
 use iptunnel_domain::audit::{ChainHash, Head};
 use iptunnel_domain::lookup::{KeyedHash, LookupKey, Purpose};
 use serde::{Deserialize, Serialize};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -69,12 +70,9 @@ pub fn file_of(path: &Path) -> PathBuf {
 /// Reads the heads in a file, oldest first. Skips an incomplete last line.
 ///
 /// # Errors
-/// If the file cannot be read, or a complete line is not a head.
+/// If the file does not exist or cannot be read, or a complete line is not a head.
 pub fn read_file(path: &Path) -> std::io::Result<Vec<SignedHead>> {
-    let text = match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        text => text?,
-    };
+    let text = std::fs::read_to_string(path)?;
     let whole = text.rfind('\n').map_or("", |end| text.get(..end).unwrap_or_default());
     let head = |line: &str| serde_json::from_str(line).map_err(std::io::Error::other);
     whole.lines().map(head).collect()
@@ -83,7 +81,7 @@ pub fn read_file(path: &Path) -> std::io::Result<Vec<SignedHead>> {
 fn append(path: &Path, head: &SignedHead) -> std::io::Result<()> {
     let mut line = serde_json::to_string(head)?;
     line.push('\n');
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
     file.write_all(line.as_bytes())?;
     file.sync_data()
 }
@@ -123,7 +121,12 @@ pub async fn note_now(console: &Data<Console>) {
 /// `GET /admin/audit/heads`: the newest heads, oldest first.
 pub async fn list(console: Data<Console>, request: HttpRequest, _: Operator) -> HttpResponse {
     let path = file_of(&console.state.live.config.load().storage.path);
-    match actix_web::web::block(move || read_file(&path)).await {
+    let read = move || match read_file(&path) {
+        // The first head is signed when the first entry has been written.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        read => read,
+    };
+    match actix_web::web::block(read).await {
         Ok(Ok(heads)) => {
             let shown = heads.len().saturating_sub(SHOWN);
             success(StatusCode::OK, heads.get(shown..).unwrap_or_default(), "Signed heads")

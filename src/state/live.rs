@@ -1,7 +1,8 @@
 //! The live values: the values in effect, which can be replaced while the server runs.
 
-use crate::config::Config;
-use crate::secrets::{SecretError, SigningFile, lookup_key, master_token};
+use crate::config::{Auth, Config};
+use crate::secrets::{SecretError, SigningFile, lookup_key, master_token, warn_of_loose};
+use crate::store::agreement;
 use crate::tokens::Tokens;
 use arc_swap::ArcSwap;
 use iptunnel_actors::{ActorSettings, Batches};
@@ -10,6 +11,7 @@ use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::lookup::{KeyedHash, LookupKey, Purpose};
 use iptunnel_domain::server::Bearer;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,21 +47,24 @@ fn actor_settings(config: &Config) -> ActorSettings {
     }
 }
 
-/// Returns the keyed hash of the master token, for comparisons.
-fn master_hash(config: &Config, lookup: &LookupKey) -> Result<KeyedHash, SecretError> {
-    let master = master_token(&config.auth.master_token_file)?;
-    Ok(lookup.hash(Purpose::Token, master.token.as_bytes()))
+/// Reads the signing keys, and the master token as its keyed hash. Makes neither.
+///
+/// # Errors
+/// One of the files is missing, cannot be read, or is invalid.
+pub fn read_secrets(auth: &Auth, lookup: &LookupKey) -> Result<(Tokens, KeyedHash), SecretError> {
+    let tokens = Tokens::new(&SigningFile::read(&auth.signing_key_file)?);
+    let master = master_token(&auth.master_token_file)?;
+    Ok((tokens, lookup.hash(Purpose::Token, master.as_bytes())))
 }
 
 impl Live {
-    /// Returns the values of a server that starts with `config`. Creates missing secrets.
+    /// Returns the values of a server that starts with `config`.
     ///
     /// # Errors
-    /// A secret cannot be read or created.
-    pub fn begin(config: Config) -> Result<Self, SecretError> {
-        let lookup = lookup_key(&config.auth.lookup_key_file)?;
-        let tokens = Tokens::new(&SigningFile::read_or_make(&config.auth.signing_key_file)?);
-        let master = master_hash(&config, &lookup)?;
+    /// A secret cannot be read.
+    pub fn begin(config: Config, lookup: LookupKey) -> Result<Self, SecretError> {
+        let (tokens, master) = read_secrets(&config.auth, &lookup)?;
+        warn_of_loose(&config.auth);
         Ok(Self {
             tuning: Arc::new(ArcSwap::from_pointee(actor_settings(&config))),
             config: ArcSwap::from_pointee(config),
@@ -67,6 +72,11 @@ impl Live {
             master: ArcSwap::from_pointee(master),
             lookup,
         })
+    }
+
+    /// Returns the secrets that servers on one store must have in common, as hashes.
+    pub fn in_common(&self) -> [(&'static str, KeyedHash); 2] {
+        agreement::in_common(&self.lookup, &self.tokens.load(), &self.master.load())
     }
 
     /// Returns the longest time that a request may take.
@@ -80,9 +90,10 @@ impl Live {
     /// # Errors
     /// One of the files cannot be read. Then nothing changes.
     pub fn reload(&self, config: Config, now: Timestamp) -> Result<Vec<Event>, SecretError> {
-        let file = SigningFile::read(&config.auth.signing_key_file)?;
-        let master = master_hash(&config, &self.lookup)?;
-        let tokens = Arc::new(Tokens::new(&file));
+        let (tokens, master) = read_secrets(&config.auth, &self.lookup)?;
+        self.look_at_lookup_key(&config.auth.lookup_key_file);
+        warn_of_loose(&config.auth);
+        let tokens = Arc::new(tokens);
         let before = self.tokens.swap(Arc::clone(&tokens));
         let mut events = Vec::new();
         let changed = |subject: &str, detail: String| {
@@ -98,6 +109,21 @@ impl Live {
         }
         self.retune(config);
         Ok(events)
+    }
+
+    /// Logs that the file does not hold the lookup key any more. The key in use never changes, and the
+    /// next start would refuse.
+    fn look_at_lookup_key(&self, file: &Path) {
+        let hash = agreement::hash_of_lookup_key;
+        let problem = match lookup_key(file) {
+            Ok(found) if hash(&found).ct_eq(&hash(&self.lookup)) => return,
+            Ok(_) => format!("{}: it is another key than the one in use", file.display()),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(
+            problem,
+            "this server will not start again with this lookup key; restore it"
+        );
     }
 
     /// Applies a checked configuration. Keys and master token stay as they are.

@@ -1,10 +1,9 @@
 //! The monitoring of a store that several servers share: the server follows the store's clock, and checks
 //! whether the store accepts commits and keeps acknowledged changes.
 
-use super::error::StoreError;
 use crate::os::{Clock, machine_milliseconds};
 use iptunnel_actors::Health;
-use iptunnel_domain::lookup::{LookupKey, Purpose};
+use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_storage::{Finding, Grade, Outage, ReadError, Shared, Store};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -13,37 +12,32 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-/// Checks that this server has the same lookup key as the others on the store. With another key it could
-/// not find the records that the others wrote.
-///
-/// # Errors
-/// This server has another key, or the store cannot be read.
-pub fn agree(store: &dyn Store, lookup: &LookupKey) -> Result<(), StoreError> {
-    let hash = lookup.hash(Purpose::Agreement, b"");
-    match store.shared().map(|shared| shared.agree("lookup key", hash)) {
-        None | Some(Ok(true)) => Ok(()),
-        Some(Ok(false)) => Err(StoreError::OtherKey),
-        Some(Err(error)) => Err(error.into()),
-    }
-}
-
 /// The metrics of a shared store.
 pub struct Figures {
     /// Seconds by which the store's clock is ahead.
     offset: Gauge<f64, AtomicU64>,
     /// Hosts that claim to be the primary.
     primaries: Gauge,
+    /// Other servers with other signing keys, or another master token.
+    other_secrets: Gauge,
 }
 
 impl Figures {
     /// Creates the metrics and registers them.
     pub fn new(registry: &mut Registry) -> Self {
-        let figures = Self { offset: Gauge::default(), primaries: Gauge::default() };
+        let figures = Self {
+            offset: Gauge::default(),
+            primaries: Gauge::default(),
+            other_secrets: Gauge::default(),
+        };
         let help = "Seconds by which the shared store's clock is ahead of this machine's";
         registry.register("clock_offset_seconds", help, figures.offset.clone());
         let help =
             "Hosts of storage.url that say that they are the primary: more than one is wrong";
         registry.register("store_primaries", help, figures.primaries.clone());
+        let help =
+            "Other servers on the store whose signing keys or master token differ from this one's";
+        registry.register("servers_with_other_secrets", help, figures.other_secrets.clone());
         figures
     }
 }
@@ -56,6 +50,8 @@ const SILENCE: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The number of rounds from one thorough examination to the next.
 const EXAMINE: u32 = 10;
+/// The number of rounds from one comparison of secrets to the next.
+const COMPARE: u32 = 4;
 /// Milliseconds by which a machine's clock may differ from the store's before its server is not ready.
 /// Beyond that, servers disagree on the remaining time of a code or token.
 const CLOCK_MAY_DIFFER: i64 = 1000;
@@ -94,6 +90,9 @@ pub fn clock_ahead(clock: impl Fn() -> Result<u64, ReadError>) -> Option<i64> {
     best.map(|(_, ahead)| ahead)
 }
 
+/// Returns the names and the hashes of the secrets that all servers on a store must have in common.
+pub type InCommon = Box<dyn Fn() -> [(&'static str, KeyedHash); 2] + Send + Sync>;
+
 /// The monitor of a shared store.
 pub struct Cluster {
     /// The shared store.
@@ -106,6 +105,8 @@ pub struct Cluster {
     pub figures: Figures,
     /// Whether the operator accepts that a failover may make spent codes valid again.
     pub allow_async_failover: bool,
+    /// This server's secrets, as hashes.
+    pub secrets: InCommon,
 }
 
 /// The possible faults of a shared store. The begin and the end of each are logged.
@@ -114,6 +115,7 @@ struct Outages {
     refuses: Outage,
     differs: Outage,
     loses: Outage,
+    disagrees: Outage,
 }
 
 impl Outages {
@@ -131,6 +133,10 @@ impl Outages {
             loses: Outage::new(
                 "the store may lose acknowledged changes; the server is not ready",
                 "the store keeps acknowledged changes again",
+            ),
+            disagrees: Outage::new(
+                "other servers on the store have other secrets; what one server accepts, another refuses",
+                "all servers on the store have the same secrets again",
             ),
         }
     }
@@ -151,6 +157,10 @@ impl Cluster {
                 if rounds.is_multiple_of(EXAMINE) {
                     let looked = self.look_closely(&outages.loses);
                     let _ = tokio::time::timeout(PATIENCE, looked).await;
+                }
+                if rounds.is_multiple_of(COMPARE) {
+                    let compared = self.compare_secrets(&outages.disagrees);
+                    let _ = tokio::time::timeout(SILENCE, compared).await;
                 }
             }
             if let Some(shared) = self.store.shared() {
@@ -233,5 +243,33 @@ impl Cluster {
             loses.begins(&broken.join("; "));
         }
         self.health.store_is_safe(is_fit);
+    }
+
+    /// Tells the other servers the hashes of this server's secrets, and hears who has others.
+    async fn compare_secrets(&self, disagrees: &Outage) {
+        let (store, secrets) = (Arc::clone(&self.store), (self.secrets)());
+        let compared = move || {
+            let Some(shared) = store.shared() else { return Ok([].into()) };
+            let differ = |(name, hash)| Ok((name, shared.publish(name, hash)?));
+            secrets.into_iter().map(differ).collect::<Result<Vec<_>, ReadError>>()
+        };
+        // A store that cannot be asked is reported elsewhere.
+        let Ok(Ok(differ)) = actix_web::web::block(compared).await else { return };
+        let most = differ.iter().map(|(_, servers)| *servers).max().unwrap_or_default();
+        self.figures.other_secrets.set(most.cast_signed());
+        let words = differ.iter().filter(|(_, servers)| *servers > 0);
+        let words: Vec<String> = words
+            .map(|(name, servers)| {
+                format!("{servers} running servers have another value of: {name}")
+            })
+            .collect();
+        if words.is_empty() {
+            disagrees.ends();
+        } else {
+            disagrees.begins(&format!(
+                "{}; copy the files of [auth] from one server to all others, and send them SIGHUP",
+                words.join("; ")
+            ));
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The reasons why a store cannot be used.
 
+use crate::secrets::SecretError;
 use iptunnel_storage::{CommitError, OpenError, ReadError};
 use std::path::PathBuf;
 
@@ -18,12 +19,30 @@ pub enum StoreError {
     /// The store refused the commit that begins a new epoch.
     #[error("a new epoch could not begin: {0}; start the server again")]
     Epoch(CommitError),
-    /// The other servers on the store have another lookup key.
+    /// The store was made with another lookup key.
     #[error(
-        "auth.lookup_key_file: the key differs from that of the other servers on this database; copy \
-         the files of [auth] from one of them"
+        "auth.lookup_key_file: {} is not the key that the store was made with, and nothing in the store \
+         can be found with another one. Restore the file from the backup of this store, or copy the files \
+         of [auth] from another server on the same database",
+        file.display()
     )]
-    OtherKey,
+    OtherKey {
+        /// The file of the key.
+        file: PathBuf,
+    },
+    /// A secret cannot be read or created.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// Nobody can tell whether there is a store.
+    #[error(
+        "nobody can tell whether there is a store at {place}: {problem}; check {place} and its rights"
+    )]
+    Hidden {
+        /// Where the store would be.
+        place: String,
+        /// Why it cannot be looked at.
+        problem: String,
+    },
 }
 
 /// The error of a mark that cannot be read. Without the mark the server cannot detect that the store was

@@ -5,12 +5,10 @@
 //! that. If the mark was restored together with the store, only `iptunnel-server fence` helps.
 
 use super::error::{StoreError, WatermarkError};
-use super::files::beside;
+use crate::private_file::{self, Owner, beside, make_folder_of, sync_folder_of};
 use iptunnel_domain::Timestamp;
 use iptunnel_storage::{CommitError, Epochs, Store, Watermark};
 use prometheus_client::metrics::gauge::Gauge;
-use std::fs::File;
-use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,19 +21,26 @@ pub fn file_of(path: &Path) -> PathBuf {
     beside(path, ".mark")
 }
 
+/// Returns the mark of the store at `path`, or `None` if it has none.
+///
+/// # Errors
+/// The file cannot be read, or does not hold a mark.
+pub fn known(path: &Path) -> Result<Option<Watermark>, WatermarkError> {
+    read(&file_of(path))
+}
+
 /// Reads the mark from a file. Returns `None` if the file does not exist.
 fn read(path: &Path) -> Result<Option<Watermark>, WatermarkError> {
     let unreadable = |problem: String| WatermarkError { file: path.to_owned(), problem };
-    match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(unreadable(error.to_string())),
-        Ok(text) => match text.parse() {
-            Ok(mark) => Ok(Some(mark)),
-            Err(()) if text.trim().is_empty() => Err(unreadable("the file is empty".into())),
-            Err(()) => {
-                Err(unreadable("the content is not a mark: the file holds something else".into()))
-            }
-        },
+    let bytes = private_file::read(path).map_err(|error| unreadable(error.to_string()))?;
+    let Some(bytes) = bytes else { return Ok(None) };
+    let text = std::str::from_utf8(&bytes).unwrap_or("not text");
+    match text.parse() {
+        Ok(mark) => Ok(Some(mark)),
+        Err(()) if text.trim().is_empty() => Err(unreadable("the file is empty".into())),
+        Err(()) => {
+            Err(unreadable("the content is not a mark: the file holds something else".into()))
+        }
     }
 }
 
@@ -47,20 +52,8 @@ fn write(path: &Path, mark: &Watermark) -> std::io::Result<()> {
     let before = read(path).ok().flatten().filter(|before| before.epoch >= mark.epoch);
     let before = before.map_or(0, |before| before.timeline);
     let mark = Watermark { timeline: mark.timeline.max(before), ..mark.clone() };
-    let new = beside(path, ".new");
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let mut file = File::create(&new)?;
-    file.write_all(mark.to_string().as_bytes())?;
-    file.sync_data()?;
-    std::fs::rename(&new, path)
-}
-
-/// Syncs the folder of `path`, so that a rename in it survives a power cut.
-fn sync_folder_of(path: &Path) -> std::io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    make_folder_of(path)?;
+    private_file::replace(path, mark.to_string().as_bytes(), Owner::MayChange)
 }
 
 /// Checks a store against its mark. If the store lacks acknowledged changes, a new epoch begins.
@@ -68,7 +61,7 @@ fn sync_folder_of(path: &Path) -> std::io::Result<()> {
 /// # Errors
 /// The mark or the store cannot be read, or the store refuses a commit.
 pub fn check(store: &dyn Store, path: &Path, now: Timestamp) -> Result<(), StoreError> {
-    let Some(mark) = read(&file_of(path))? else { return Ok(()) };
+    let Some(mark) = known(path)? else { return Ok(()) };
     if !store.contains(&mark)? {
         begin_epoch(store, path, mark, "the store lacked what had been acknowledged", now)
             .map_err(StoreError::Epoch)?;
@@ -81,9 +74,9 @@ pub fn check(store: &dyn Store, path: &Path, now: Timestamp) -> Result<(), Store
 /// # Errors
 /// The store refuses a commit.
 pub fn fence(store: &dyn Store, path: &Path, now: Timestamp) -> Result<u64, CommitError> {
-    let known = read(&file_of(path)).ok().flatten();
+    // What cannot be read is replaced: this is how an operator mends it.
+    let known = known(path).ok().flatten().unwrap_or_default();
     let present = store.watermark().unwrap_or_default();
-    let known = known.unwrap_or_default();
     let epoch = known.epoch.max(present.epoch);
     let acknowledged = if known.process == present.process { known.acknowledged() } else { 0 };
     let last = Watermark { epoch, commits: acknowledged.max(present.commits), ..present };
@@ -156,10 +149,12 @@ mod tests {
             process: "p".into(),
             ..Watermark::default()
         };
+        use std::os::unix::fs::MetadataExt;
         for (written, found) in [(mark(1, 3), 3), (mark(2, 0), 3), (mark(3, 4), 4)] {
             write(&file, &written).unwrap();
             assert_eq!(read(&file).unwrap(), Some(Watermark { timeline: found, ..written }));
         }
+        assert_eq!(std::fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
         // The database was restored, and a new epoch began.
         let later = Watermark { epoch: 1, ..mark(4, 2) };
         write(&file, &later).unwrap();

@@ -2,8 +2,8 @@
 
 use crate::walk::{self, PAGE};
 use crate::{
-    Attempts, Change, CommitError, Counter, CounterRow, ReadError, Setting, Store, Verdict, Write,
-    record,
+    Attempts, Change, CommitError, Counter, CounterRow, LOOKUP_KEY, ReadError, Setting, Store,
+    Verdict, Write, record,
 };
 use iptunnel_domain::activation::Activation;
 use iptunnel_domain::code::{Code, CodeHash};
@@ -29,6 +29,11 @@ pub enum CopyError {
     /// The target store is not empty.
     #[error("the target store is not empty: copy into an empty one")]
     NotEmpty,
+    /// The records of one store cannot be found with the key of the other.
+    #[error(
+        "the target store was made with another lookup key: copy into a store that was never used"
+    )]
+    OtherKey,
     /// A store could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -44,7 +49,7 @@ pub enum CopyError {
 
 /// Copies all records of `from` into `to`, which must be empty. Nobody else may use either store.
 ///
-/// Versions start again, and a shared store numbers servers itself, in the same order. Neither
+/// The target then demands the same lookup key. Versions start again, and a shared store numbers servers itself, in the same order. Neither
 /// means anything outside of its store.
 ///
 /// # Errors
@@ -52,6 +57,11 @@ pub enum CopyError {
 pub fn copy(from: &dyn Store, to: &dyn Store) -> Result<(), CopyError> {
     if sums(to)?.iter().any(|sum| sum.count > 0) {
         return Err(CopyError::NotEmpty);
+    }
+    if let Some(hash) = from.agreed(LOOKUP_KEY)?
+        && !to.agree(LOOKUP_KEY, hash)?
+    {
+        return Err(CopyError::OtherKey);
     }
     let mut target = Target { store: to, gathered: Vec::with_capacity(PAGE) };
     for (key, value) in from.settings()? {

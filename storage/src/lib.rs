@@ -31,6 +31,6 @@ pub use embedded::simulated;
 pub use embedded::{Disk, Disks, EmbeddedStore, FORMAT_VERSION, FileDisk, OpenDisk};
 pub use feed::Listener;
 pub use outage::Outage;
-pub use postgres::{Inspection, PostgresStore};
-pub use store::{AuditLog, Epochs, Records, Shared, Store};
+pub use postgres::{Inspection, Others, PostgresStore};
+pub use store::{AuditLog, Epochs, LOOKUP_KEY, Records, Shared, Store};
 pub use watermark::Watermark;

@@ -11,6 +11,9 @@ use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 
+/// The key under which the secrets in a store are hashed, for [`Store::agree`].
+pub const LOOKUP_KEY: &str = "lookup key";
+
 /// The operations that servers need in addition when they share a store.
 ///
 /// Such a store assigns the number of a new server. The caller that writes version 1 of a
@@ -26,9 +29,9 @@ pub trait Shared: Send + Sync {
     /// Returns the check-ins that other servers have written since the last call. Each is returned
     /// once.
     fn seen_elsewhere(&self) -> Result<Vec<(ServerId, Timestamp)>, ReadError>;
-    /// Checks whether all servers on the store use the same `what`, for which `hash` stands. The
-    /// first server that asks sets the value.
-    fn agree(&self, what: &str, hash: KeyedHash) -> Result<bool, ReadError>;
+    /// Publishes what this server has for `what`, and returns how many other running servers have
+    /// published something else.
+    fn publish(&self, what: &str, hash: KeyedHash) -> Result<u64, ReadError>;
     /// Counts requests, each against all of its limits or against none.
     fn charge(&self, requests: Vec<Vec<Counted>>) -> Result<Vec<Charged>, ReadError>;
     /// Takes back counts of [`Shared::charge`].
@@ -177,4 +180,11 @@ pub trait Store: Epochs + Records + AuditLog + 'static {
 
     /// Returns the settings that operators have changed, in the order of their keys.
     fn settings(&self) -> Result<Vec<(String, String)>, ReadError>;
+
+    /// Returns the hash that every start on this store must have for `what`; `None` if no start has
+    /// set one.
+    fn agreed(&self, what: &str) -> Result<Option<KeyedHash>, ReadError>;
+    /// Returns whether `hash` is the one that every start must have for `what`. The first one that
+    /// asks sets it.
+    fn agree(&self, what: &str, hash: KeyedHash) -> Result<bool, ReadError>;
 }

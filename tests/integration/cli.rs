@@ -74,6 +74,7 @@ fn a_bad_value_is_an_error_that_names_key_value_and_what_is_allowed() {
         ("[codes]\nttl_seconds = \"5m\"\n", ["codes.ttl_seconds", "5m", "seconds from 1 to"]),
         ("[servers]\nrevoked_checkin_status = 404\n", ["revoked_checkin_status", "404", "200 or"]),
         ("[server]\ntrusted_proxies = [\"x\"]\n", ["server.trusted_proxies", "x", "networks"]),
+        ("[server]\ntrusted_proxies = [\"::/0\"]\n", ["server.trusted_proxies", "::/0", "every"]),
         ("[products]\nslowdns = \"S1\"\n", ["products.slowdns", "S1", "two letters"]),
     ];
     for (file, wanted) in cases {
@@ -164,10 +165,14 @@ fn healthcheck_fails_when_the_server_accepts_the_connection_and_never_answers() 
 
 #[test]
 fn secret_files_are_for_their_owner_alone_and_so_is_the_store() {
-    let server = Process::start(&[]);
-    let store = ["iptunnel.redb", "iptunnel.redb.journal"];
-    for name in ["signing.keys", "lookup.key", "master.token"].into_iter().chain(store) {
-        let path = server.folder.path().join("data").join(name);
+    let mut server = Process::start(&[]);
+    server.api.issue();
+    server.signal(Signal::SIGTERM);
+    server.ends_within(Duration::from_secs(10)).expect("an end");
+    let store = ["", ".journal", ".mark", ".heads"].map(|end| format!("iptunnel.redb{end}"));
+    let secrets = ["signing.keys", "lookup.key", "master.token"].map(str::to_owned);
+    for name in secrets.into_iter().chain(store) {
+        let path = server.folder.path().join("data").join(&name);
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
@@ -206,7 +211,8 @@ fn key_names(folder: &Path) -> Vec<String> {
 
 #[test]
 fn keys_are_added_promoted_pruned_and_listed_the_signing_one_first() {
-    let folder = folder();
+    let server = Process::start(&[]);
+    let folder = &server.folder;
     let first = key_names(folder.path());
     assert_eq!(first.len(), 1);
     keys(folder.path(), &["add"]);
@@ -225,7 +231,8 @@ fn keys_are_added_promoted_pruned_and_listed_the_signing_one_first() {
 
 #[test]
 fn no_key_is_ever_shown_by_the_commands_that_manage_them() {
-    let folder = folder();
+    let server = Process::start(&[]);
+    let folder = &server.folder;
     let mut shown = keys(folder.path(), &["list"]);
     for command in [&["add"][..], &["promote"], &["list"], &["prune", "--force"]] {
         let file = fs::read_to_string(folder.path().join("data/signing.keys")).unwrap();

@@ -298,7 +298,7 @@ fn a_session_survives_a_restart_and_a_key_rotation() {
     browser.cookie.clear();
     let path = &app.config.auth.signing_key_file;
     let mut keys = iptunnel_server::secrets::SigningFile::read(path).unwrap();
-    keys.add().unwrap();
+    keys.add(iptunnel_domain::Timestamp(crate::harness::START)).unwrap();
     keys.promote(None).unwrap();
     let app = app.restart();
     let mut again = app.browser("slowdns");

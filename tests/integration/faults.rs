@@ -346,21 +346,6 @@ fn a_server_uses_the_databases_clock_and_is_not_ready_if_its_own_differs() {
 }
 
 #[test]
-fn a_server_whose_keys_differ_from_the_others_on_its_database_does_not_start() {
-    let cluster = Cluster::new();
-    let servers = Servers::start(1, &url(&[cluster.address()]));
-    let folder = TempDir::new().unwrap();
-    let url = format!("storage.url={}", url(&[cluster.address()]));
-    let mut arguments = usual_flags();
-    arguments.extend(["--set", "storage.backend=postgres", "--set", &url].map(str::to_owned));
-    let (mut child, files) = crate::process::spawn(folder.path(), &arguments);
-    assert!(!child.wait().unwrap().success());
-    let said = std::fs::read_to_string(&files[1]).unwrap();
-    assert!(said.contains("auth.lookup_key_file") && !said.contains("panicked"), "{said}");
-    drop(servers);
-}
-
-#[test]
 fn doctor_reports_unsafe_database_settings_and_readiness_fails_unless_they_are_allowed() {
     let cluster = Cluster::new();
     let servers = Servers::start(1, &url(&[cluster.address()]));

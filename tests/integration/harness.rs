@@ -6,6 +6,7 @@ use iptunnel_server::app::{self, Environment, Signal};
 use iptunnel_server::config::{Config, Layers, Sources};
 use iptunnel_server::os::{Clock, Reading, SetBacks, SystemClock, TimeSource};
 use iptunnel_server::store::files::files;
+use iptunnel_server::store::first_start::make_secrets;
 use iptunnel_storage::Disks;
 use reqwest::blocking::{Client, RequestBuilder};
 use serde_json::{Value, json};
@@ -422,6 +423,7 @@ fn start_server(config: &Config, surroundings: Environment) -> Result<Running, S
     let (url, admin) = (at(&surroundings.public), at(&surroundings.admin));
     let (signals, receive) = mpsc::channel(1);
     let layers = Layers::of_text(&text_of(config)).map_err(|error| error.to_string())?;
+    make_secrets(config, surroundings.clock.now()).map_err(|error| error.to_string())?;
     let (started, wait) = std::sync::mpsc::channel();
     let thread = std::thread::spawn(move || {
         actix_web::rt::System::new()

@@ -125,7 +125,7 @@ fn the_same_bytes_come_again_after_a_key_rotation_and_still_confirm() {
     let token = machine.prechecked(&app, &code);
     let first = machine.activate(&app, &code, &token);
     let mut keys = SigningFile::read(&app.config.auth.signing_key_file).unwrap();
-    keys.add().unwrap();
+    keys.add(iptunnel_domain::Timestamp(crate::harness::START)).unwrap();
     keys.promote(None).unwrap();
     app.reload_now(|_| {});
     assert_eq!(machine.activate(&app, &code, &token).text, first.text);

@@ -232,7 +232,7 @@ fn tokens_of_a_pruned_key_are_refused() {
     let (precheck, install, _) = one_of_each(&app, &code);
     let old = app.browser("slowdns");
     let mut keys = SigningFile::read(&app.config.auth.signing_key_file).unwrap();
-    keys.add().unwrap();
+    keys.add(iptunnel_domain::Timestamp(crate::harness::START)).unwrap();
     keys.promote(None).unwrap();
     app.reload_now(|_| {});
     assert_eq!(old.issue().status, 201);

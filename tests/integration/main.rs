@@ -35,6 +35,7 @@ mod reference;
 mod remote;
 mod retention;
 mod secrecy;
+mod secrets;
 mod servers;
 mod servers_status;
 mod shutdown;

@@ -149,6 +149,50 @@ fn values_that_contradict_each_other_are_told() {
 }
 
 #[test]
+fn trusting_every_address_as_a_proxy_is_refused() {
+    for all in ["0.0.0.0/0", "::/0", "10.0.0.1\", \"0.0.0.0/0"] {
+        let problem = problems(&format!("[server]\ntrusted_proxies = [\"{all}\"]"));
+        assert!(problem.contains("must not be every address"), "{problem}");
+    }
+}
+
+#[test]
+fn listeners_that_cannot_exist_side_by_side_are_told() {
+    let both = |server: &str, admin: &str| {
+        load(None, &[], &[("server.bind", server), ("admin.bind", admin)])
+            .map(drop)
+            .map_err(|e| e.to_string())
+    };
+    for (server, admin) in [
+        ("127.0.0.1:80", "127.0.0.1:80"),
+        ("0.0.0.0:80", "127.0.0.1:80"),
+        ("127.0.0.1:80", "[::]:80"),
+        ("[::]:80", "[::1]:80"),
+    ] {
+        let problem = both(server, admin).unwrap_err();
+        assert!(problem.contains("admin.bind") && problem.contains("server.bind"), "{problem}");
+    }
+    for (server, admin) in [
+        ("127.0.0.1:0", "127.0.0.1:0"),
+        ("127.0.0.1:80", "127.0.0.2:80"),
+        ("0.0.0.0:80", "[::1]:80"),
+        ("0.0.0.0:80", "127.0.0.1:81"),
+    ] {
+        assert_eq!(both(server, admin), Ok(()), "{server} {admin}");
+    }
+}
+
+#[test]
+fn two_settings_that_name_the_same_file_are_told() {
+    let error = set("auth.lookup_key_file", "data/master.token").unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "auth.master_token_file = \"data/master.token\": must be another file than auth.lookup_key_file"
+    );
+    assert!(set("auth.lookup_key_file", "data/iptunnel.redb.mark").is_err());
+}
+
+#[test]
 fn the_address_of_a_shared_engine_is_never_shown() {
     let error = set("storage.url", "postgres://me:hunter2@db").unwrap_err().to_string();
     assert_eq!(

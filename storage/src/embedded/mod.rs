@@ -30,6 +30,7 @@ use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
 use iptunnel_domain::audit::Head;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
+use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerNumber};
 use pending::{Pending, guards};
 use std::collections::HashMap;
@@ -553,6 +554,15 @@ impl Store for EmbeddedStore {
 
     fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {
         self.engine_with(Pending::last)?.settings()
+    }
+
+    /// Not in the journal: it is asked once at the start, and needs no change of the journal's format.
+    fn agreed(&self, what: &str) -> Result<Option<KeyedHash>, ReadError> {
+        self.engine.agreed(what)
+    }
+
+    fn agree(&self, what: &str, hash: KeyedHash) -> Result<bool, ReadError> {
+        self.engine.agree(what, hash)
     }
 }
 

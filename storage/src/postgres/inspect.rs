@@ -2,10 +2,14 @@
 
 use super::connect::{Connector, Found, Use, primaries_of};
 use super::examine::{examine, of_hosts, of_primaries, of_store, of_trials, store_clock};
-use super::unreadable;
+use super::{Others, agreed, migrate, unreadable};
 use crate::{Finding, Grade, OpenError, ReadError};
+use iptunnel_domain::lookup::KeyedHash;
 use std::sync::Arc;
 use tokio::runtime::{Builder, Runtime};
+
+/// The number of no start of a server: they begin with 1.
+const NO_PROCESS: i32 = 0;
 
 /// A database under inspection: no store is opened in it, and its schema is not changed.
 pub struct Inspection {
@@ -56,12 +60,43 @@ impl Inspection {
         findings
     }
 
+    fn found(&self) -> Result<&Found, ReadError> {
+        self.found.as_ref().ok_or_else(|| ReadError("no host is a primary".into()))
+    }
+
+    /// Returns whether a store was made in the database.
+    ///
+    /// # Errors
+    /// If the primary cannot be asked.
+    pub fn has_store(&self) -> Result<bool, ReadError> {
+        let step = self.runtime.block_on(migrate::step_of(&self.found()?.client));
+        Ok(step.map_err(unreadable)?.is_some())
+    }
+
+    /// Returns the hash that every server must have for `what`; `None` if none has set one.
+    ///
+    /// # Errors
+    /// If the primary cannot be asked, or has no store.
+    pub fn agreed(&self, what: &str) -> Result<Option<KeyedHash>, ReadError> {
+        let client = &self.found()?.client;
+        self.runtime.block_on(agreed::find(client, what))
+    }
+
+    /// Counts the running servers that have published something for `what`, and those of them that
+    /// have something else than `hash`.
+    ///
+    /// # Errors
+    /// If the primary cannot be asked, or has no store.
+    pub fn others(&self, what: &str, hash: KeyedHash) -> Result<Others, ReadError> {
+        let client = &self.found()?.client;
+        self.runtime.block_on(agreed::others(client, what, NO_PROCESS, hash))
+    }
+
     /// Returns the time of the primary's clock, in milliseconds since the Unix epoch.
     ///
     /// # Errors
     /// If the primary cannot be asked.
     pub fn clock(&self) -> Result<u64, ReadError> {
-        let Some(found) = &self.found else { return Err(ReadError("no host is a primary".into())) };
-        self.runtime.block_on(store_clock(&found.client))
+        self.runtime.block_on(store_clock(&self.found()?.client))
     }
 }

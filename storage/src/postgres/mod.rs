@@ -8,6 +8,7 @@
 //! so its events have an order without gaps. The order of the events of all processes in the audit
 //! log is settled a little later (`log`), by the first server that finds them.
 
+mod agreed;
 mod batch;
 mod charge;
 mod commit;
@@ -31,6 +32,7 @@ mod tls;
 mod trial;
 mod watched;
 
+pub use agreed::Others;
 pub use inspect::Inspection;
 
 use crate::embedded::engine::ALONE;
@@ -48,6 +50,7 @@ use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
 use iptunnel_domain::audit::Head;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
 use iptunnel_domain::limit::Policy;
+use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerNumber};
 use peer_check_ins::PeerCheckIns;
 use peer_marks::PeerMarks;
@@ -224,6 +227,14 @@ impl PostgresStore {
         Ok(Self { inner: Arc::new(inner), handle, runtime: Mutex::new(Some(runtime)) })
     }
 
+    /// Checks the URL of a database without connecting to it.
+    ///
+    /// # Errors
+    /// If the URL, or a file that it names, is wrong.
+    pub fn check_url(url: &str) -> Result<(), OpenError> {
+        Connector::to(url).map(drop)
+    }
+
     /// Reads on the runtime's threads, so that any thread may call this.
     fn read<T, F>(&self, read: impl FnOnce(Client) -> F + Send + 'static) -> Result<T, ReadError>
     where
@@ -362,6 +373,16 @@ impl Store for PostgresStore {
         self.rows(sql, Vec::new(), |row| {
             Ok((row.try_get(0).map_err(unreadable)?, row.try_get(1).map_err(unreadable)?))
         })
+    }
+
+    fn agreed(&self, what: &str) -> Result<Option<KeyedHash>, ReadError> {
+        let what = what.to_owned();
+        self.read(|client| async move { agreed::find(&client, &what).await })
+    }
+
+    fn agree(&self, what: &str, hash: KeyedHash) -> Result<bool, ReadError> {
+        let what = what.to_owned();
+        self.read(move |client| async move { agreed::agree(&client, &what, hash).await })
     }
 }
 

@@ -2,7 +2,7 @@
 //! names, and one clock.
 
 use super::rows::time;
-use super::{PostgresStore, examine, gone, policy, unreadable, wait};
+use super::{PostgresStore, agreed, examine, gone, policy, unreadable, wait};
 use crate::{Charged, CheckInOf, Counted, Counter, Finding, ReadError, Shared};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::lookup::KeyedHash;
@@ -100,14 +100,11 @@ impl Shared for PostgresStore {
         self.inner.way.primaries()
     }
 
-    fn agree(&self, what: &str, hash: KeyedHash) -> Result<bool, ReadError> {
-        let (what, hash) = (what.to_owned(), hash.0.to_vec());
+    fn publish(&self, what: &str, hash: KeyedHash) -> Result<u64, ReadError> {
+        let (what, process) = (what.to_owned(), self.inner.process());
         self.read(move |client| async move {
-            let first = "INSERT INTO agreed (what, hash) VALUES ($1, $2) ON CONFLICT DO NOTHING";
-            client.execute(first, &[&what, &hash]).await.map_err(unreadable)?;
-            let found = "SELECT hash = $2 FROM agreed WHERE what = $1";
-            let row = client.query_one(found, &[&what, &hash]).await.map_err(unreadable)?;
-            row.try_get(0).map_err(unreadable)
+            agreed::publish(&client, &what, process, hash).await?;
+            Ok(agreed::others(&client, &what, process, hash).await?.differ)
         })
     }
 

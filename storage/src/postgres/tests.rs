@@ -1060,6 +1060,35 @@ fn servers_agree_on_the_value_of_the_first_one() {
     assert!(one.agree("key", hash([1; 16])).unwrap());
     assert!(other.agree("key", hash([1; 16])).unwrap());
     assert!(!other.agree("key", hash([2; 16])).unwrap());
+    assert_eq!(other.agreed("key").unwrap(), Some(hash([1; 16])));
+    assert_eq!(other.agreed("another").unwrap(), None);
+}
+
+#[test]
+fn a_server_hears_how_many_running_others_have_published_something_else() {
+    let database = Database::new();
+    let (one, other) = (database.store(), database.store());
+    let hash = iptunnel_domain::lookup::KeyedHash;
+    let tell = |store: &PostgresStore, byte| {
+        store.shared().unwrap().publish("keys", hash([byte; 16])).unwrap()
+    };
+    assert_eq!((tell(&one, 1), tell(&other, 1)), (0, 0));
+    assert_eq!((tell(&other, 2), tell(&one, 1), tell(&one, 2)), (1, 1, 0));
+    let seen = crate::Inspection::of(&database.url(), 0).unwrap();
+    assert!(seen.has_store().unwrap());
+    let others = |byte| seen.others("keys", hash([byte; 16])).unwrap();
+    assert_eq!(others(2), crate::Others { all: 2, differ: 0 });
+    assert_eq!(others(1), crate::Others { all: 2, differ: 2 });
+    // What a server that is gone had published counts no more, and is removed.
+    execute(
+        &database.url(),
+        "UPDATE process SET ended = true WHERE id = (SELECT min(id) FROM process)",
+    );
+    assert_eq!(tell(&other, 3), 0);
+    execute(
+        &database.url(),
+        "SELECT all_or_nothing(count(*), 1) FROM agreed WHERE what LIKE 'keys of process %'",
+    );
 }
 
 #[test]
@@ -1106,6 +1135,8 @@ fn a_store_is_the_same_after_a_copy_there_and_back() {
     };
     let row = crate::CounterRow { slot: 0, counter: Some(counter) };
     commit(&embedded, &[Change(vec![Write::Counters(vec![row])])]);
+    let key = iptunnel_domain::lookup::KeyedHash([9; 16]);
+    assert!(embedded.agree(crate::LOOKUP_KEY, key).unwrap());
     let before = crate::sums(&embedded).unwrap();
     let counts: Vec<u64> = before.iter().map(|sum| sum.count).collect();
     assert_eq!(counts, [700, 120, 600, 9, 1, 1, 1301]);
@@ -1115,6 +1146,12 @@ fn a_store_is_the_same_after_a_copy_there_and_back() {
     let back = open("two");
     crate::copy(&shared, &back).unwrap();
     assert_eq!(crate::sums(&back).unwrap(), before);
+    // Its records can be found with this key only.
+    assert_eq!(back.agreed(crate::LOOKUP_KEY).unwrap(), Some(key));
+    let used = open("three");
+    used.agree(crate::LOOKUP_KEY, iptunnel_domain::lookup::KeyedHash([8; 16])).unwrap();
+    let other = crate::copy(&embedded, &used);
+    assert!(matches!(other, Err(crate::CopyError::OtherKey)), "{other:?}");
     let full = crate::copy(&embedded, &back);
     assert!(matches!(full, Err(crate::CopyError::NotEmpty)), "{full:?}");
     assert_eq!(

@@ -609,6 +609,14 @@ impl Store for Connection {
     fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {
         self.read(|tables| tables.settings.clone().into_iter().collect())
     }
+
+    fn agreed(&self, _: &str) -> Result<Option<KeyedHash>, ReadError> {
+        Ok(None)
+    }
+
+    fn agree(&self, _: &str, _: KeyedHash) -> Result<bool, ReadError> {
+        Ok(true)
+    }
 }
 
 impl Epochs for Connection {
@@ -770,8 +778,8 @@ impl Shared for Connection {
         Ok(Vec::new())
     }
 
-    fn agree(&self, _: &str, _: KeyedHash) -> Result<bool, ReadError> {
-        Ok(true)
+    fn publish(&self, _: &str, _: KeyedHash) -> Result<u64, ReadError> {
+        Ok(0)
     }
 
     fn charge(&self, requests: Vec<Vec<Counted>>) -> Result<Vec<Charged>, ReadError> {

@@ -5,6 +5,7 @@ use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
 use iptunnel_domain::audit::Head;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
+use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerNumber};
 use iptunnel_storage::{
     Attempts, AuditLog, Change, CommitError, Counter, Entry, Epochs, LastNumbers, Listener,
@@ -56,6 +57,14 @@ impl<S: Store> Store for Layer<S> {
     }
     fn settings(&self) -> Read<Vec<(String, String)>> {
         self.inner.settings()
+    }
+
+    fn agreed(&self, what: &str) -> Read<Option<KeyedHash>> {
+        self.inner.agreed(what)
+    }
+
+    fn agree(&self, what: &str, hash: KeyedHash) -> Read<bool> {
+        self.inner.agree(what, hash)
     }
 }
 

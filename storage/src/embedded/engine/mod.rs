@@ -4,6 +4,7 @@
 //! under a hash would touch a page of its own and cost ten times as much. An [`index`] finds rows
 //! by hash or id. Check-ins and counters are stored many to a value ([`pages`]).
 
+mod agreed;
 mod audit;
 mod commit;
 mod index;
@@ -23,6 +24,7 @@ use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
 use iptunnel_domain::audit::Head;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
+use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerNumber};
 use redb::{
     Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
@@ -307,6 +309,20 @@ impl Store for RedbStore {
             Ok((key.value().to_owned(), value.value().to_owned()))
         })
         .collect()
+    }
+
+    fn agreed(&self, what: &str) -> Result<Option<KeyedHash>, ReadError> {
+        agreed::find(&self.begin_read()?, what)
+    }
+
+    fn agree(&self, what: &str, hash: KeyedHash) -> Result<bool, ReadError> {
+        if let Some(agreed) = self.agreed(what)? {
+            return Ok(agreed.ct_eq(&hash));
+        }
+        let guard = self.read_lock();
+        let database = guard.as_ref().ok_or_else(|| ReadError("it is closed".into()))?;
+        agreed::set(database, what, hash)?;
+        Ok(true)
     }
 }
 

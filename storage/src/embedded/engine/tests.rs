@@ -405,6 +405,26 @@ fn a_file_of_each_format_is_read_whole() {
 }
 
 #[test]
+fn every_start_on_a_store_must_have_what_the_first_had_and_a_store_of_before_takes_it_over() {
+    let folder = folder();
+    let old = folder.path().join("old.redb");
+    std::fs::copy(fixture("format-3.redb"), &old).unwrap();
+    for path in [old, folder.path().join("new.redb")] {
+        {
+            let store = on_file(&path);
+            assert_eq!(store.agreed("key").unwrap(), None);
+            assert!(store.agree("key", KeyedHash([1; 16])).unwrap());
+        }
+        let store = on_file(&path);
+        assert!(store.agree("key", KeyedHash([1; 16])).unwrap());
+        assert!(!store.agree("key", KeyedHash([2; 16])).unwrap());
+        assert_eq!(store.agreed("key").unwrap(), Some(KeyedHash([1; 16])));
+        // It is in the way of no commit.
+        store.commit(&[]).unwrap();
+    }
+}
+
+#[test]
 fn a_record_of_the_journal_is_read_as_it_was_shipped() {
     if std::env::var_os("WRITE_FIXTURE").is_some() {
         let bytes = record::encode_changes(&everything()).unwrap();

@@ -1,0 +1,37 @@
+//! `check-config`: refuses what a start would refuse.
+
+use super::error::CliError;
+use super::terminal::tell;
+use crate::app::RunError;
+use crate::config::{Backend, Config};
+use crate::secrets;
+use crate::store::error::StoreError;
+use crate::store::examine::embedded_store;
+use crate::store::{first_start, watermark};
+use iptunnel_storage::{Finding, Grade, PostgresStore};
+
+/// Checks what a start needs beside the configuration: the secrets, the mark, the embedded store, and
+/// the address of the database. Nothing is changed, and the database is not asked.
+///
+/// # Errors
+/// The reason why a start would fail.
+pub fn check_config(config: &Config) -> Result<(), CliError> {
+    secrets::check(&config.auth)?;
+    check_store(config).map_err(RunError::Store)?;
+    if config.storage.backend == Backend::Redb {
+        let (Finding { grade, what, mend, .. }, _) = embedded_store(&config.storage.path);
+        if grade != Grade::Good {
+            return Err(CliError::Other(format!("{what}; {mend}")));
+        }
+    }
+    tell("The configuration is valid.");
+    Ok(())
+}
+
+fn check_store(config: &Config) -> Result<(), StoreError> {
+    watermark::known(&config.storage.path)?;
+    match config.storage.backend {
+        Backend::Redb => first_start::wanted(config).map(drop),
+        Backend::Postgres => Ok(PostgresStore::check_url(&config.storage.url)?),
+    }
+}
