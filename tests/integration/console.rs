@@ -418,6 +418,29 @@ fn a_changed_setting_takes_effect_at_once_survives_a_restart_and_can_be_undone()
 }
 
 #[test]
+fn a_change_that_changes_nothing_is_not_in_the_audit_log() {
+    let app = TestApp::start();
+    let key = "codes.ttl_seconds";
+    let entries = || {
+        let log = admin(&app, "/admin/audit?action=setting_changed");
+        log["entries"].as_array().unwrap().len()
+    };
+    // There is no change of this setting that could be undone.
+    assert_eq!(patch(&app, &json!({key: null})).status, 200);
+    assert_eq!(entries(), 0);
+    for _ in 0..2 {
+        assert_eq!(patch(&app, &json!({key: 60})).status, 200);
+        assert_eq!(entries(), 1);
+    }
+    // The same value, now as an operator's change, is a change: the file no longer decides.
+    let other = "servers.next_checkin_seconds";
+    assert_eq!(patch(&app, &json!({key: 60, other: 86400})).status, 200);
+    assert_eq!(entries(), 2);
+    let log = admin(&app, "/admin/audit?action=setting_changed");
+    assert_eq!(log["entries"][0]["detail"], "86400 (file) -> 86400 (override)");
+}
+
+#[test]
 fn an_invalid_change_changes_nothing_and_names_the_reason() {
     let app = TestApp::start();
     let refused = |body: Value, words: &str| {
