@@ -1,6 +1,7 @@
 //! The composition root: creates all parts of the server, starts them in order and stops them in order.
 
 use crate::config::{Config, ConfigError, Layers, Loaded};
+use crate::http::around::{Observer, around};
 use crate::http::caller::{Proxies, RequestIds};
 use crate::http::metrics::HttpMetrics;
 use crate::operator::console::Console;
@@ -8,7 +9,6 @@ use crate::operator::health::refuse_unknown_hosts;
 use crate::operator::history::History;
 use crate::operator::{self, signed_heads};
 use crate::os::{Clock, NoRandomness, random_bytes, seeded_generator};
-use crate::public::around::around;
 use crate::public::{self, ROUTES, reference};
 use crate::secrets::SecretError;
 use crate::state::State;
@@ -19,8 +19,7 @@ use crate::store::cluster::{Cluster, Figures, agree};
 use crate::store::error::StoreError;
 use crate::store::{files, watermark};
 use actix_web::dev::{Server, ServerHandle};
-use actix_web::http::header::X_CONTENT_TYPE_OPTIONS;
-use actix_web::middleware::{DefaultHeaders, from_fn};
+use actix_web::middleware::from_fn;
 use actix_web::rt::spawn;
 use actix_web::web::Data;
 use actix_web::{App, HttpServer};
@@ -173,15 +172,15 @@ fn start(
         clock,
         health,
         proxies: Proxies(loaded.config.server.trusted_proxies.clone()),
-        request_ids: RequestIds::starting_at(u64::from_be_bytes(random_bytes()?)),
         watchers: Arc::new(Watchers::default()),
-        metrics: HttpMetrics::new(&mut registry, &ROUTES),
         live,
     });
+    let observed = observers(&state, &mut registry)?;
     let console = console_of(&state, registry);
     let tasks = start_background_tasks(&state, &console, figures);
-    let admin = listen(operators_server(admin, console.clone())?, admin_address);
-    let public = listen(public_server(public, &state)?, public_address);
+    let admin =
+        listen(operators_server(admin, observed.operators, console.clone())?, admin_address);
+    let public = listen(public_server(public, observed.public, &state)?, public_address);
     let mark = watermark::keep(Arc::clone(state.handles.store()), path.clone(), epoch);
     let notes = [spawn(signed_heads::keep(console.clone())), spawn(mark)];
     Ok(Running { state, console, path, public, admin, tasks, notes })
@@ -292,6 +291,28 @@ fn permits(config: &Config) -> usize {
     queues.into_iter().min().unwrap_or(1)
 }
 
+/// The observers of both listeners.
+struct Observers {
+    public: Data<Observer>,
+    operators: Data<Observer>,
+}
+
+fn observers(state: &State, registry: &mut Registry) -> Result<Observers, NoRandomness> {
+    let observer = |listener, proxies, metrics| {
+        let request_ids = RequestIds::starting_at(u64::from_be_bytes(random_bytes()?));
+        let health = Arc::clone(&state.health);
+        Ok(Data::new(Observer { listener, proxies, request_ids, metrics, health }))
+    };
+    let public = HttpMetrics::new(registry, &ROUTES);
+    let operators = registry.sub_registry_with_prefix("operators");
+    let operators = HttpMetrics::new(operators, &operator::ROUTES);
+    Ok(Observers {
+        public: observer("public", state.proxies.clone(), public)?,
+        // No proxy is in front of the operators' listener.
+        operators: observer("operators", Proxies::default(), operators)?,
+    })
+}
+
 fn console_of(state: &Data<State>, registry: Registry) -> Data<Console> {
     Data::new(Console {
         state: state.clone(),
@@ -367,13 +388,18 @@ fn listen(server: Server, address: std::net::SocketAddr) -> Listener {
     Listener { address, handle: server.handle(), serving: spawn(server) }
 }
 
-fn public_server(socket: TcpListener, state: &Data<State>) -> std::io::Result<Server> {
+fn public_server(
+    socket: TcpListener,
+    observer: Data<Observer>,
+    state: &Data<State>,
+) -> std::io::Result<Server> {
     let (state, config) = (state.clone(), state.live.config.load_full());
     let (limits, workers) = (config.server.clone(), config.server.workers.get());
     let reference = Data::new(reference::of(&config));
     let server = HttpServer::new(move || {
         App::new()
             .app_data(state.clone())
+            .app_data(observer.clone())
             .app_data(reference.clone())
             .wrap(from_fn(around))
             .configure(|routes| public::routes(routes, &config.products))
@@ -390,12 +416,17 @@ fn public_server(socket: TcpListener, state: &Data<State>) -> std::io::Result<Se
         .run())
 }
 
-fn operators_server(socket: TcpListener, console: Data<Console>) -> std::io::Result<Server> {
+fn operators_server(
+    socket: TcpListener,
+    observer: Data<Observer>,
+    console: Data<Console>,
+) -> std::io::Result<Server> {
     let server = HttpServer::new(move || {
         App::new()
             .app_data(console.clone())
+            .app_data(observer.clone())
             .wrap(from_fn(refuse_unknown_hosts))
-            .wrap(DefaultHeaders::new().add((X_CONTENT_TYPE_OPTIONS, "nosniff")))
+            .wrap(from_fn(around))
             .configure(operator::routes)
     });
     Ok(server.workers(OPERATORS_WORKERS).disable_signals().listen(socket)?.run())

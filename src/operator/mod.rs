@@ -25,13 +25,16 @@ pub mod settings;
 pub mod signed_heads;
 
 use crate::http::page::{asset, asset_paths};
-use crate::http::routing::{at, both, nothing_here};
+use crate::http::routing::{RouteName, at, both, nothing_here};
 use actix_web::error::InternalError;
 use actix_web::http::Method;
 use actix_web::web::{FormConfig, QueryConfig, ServiceConfig, resource, route};
 use actix_web::{HttpRequest, HttpResponse, guard};
 use console::{failed, see};
 use iptunnel_domain::Refusal;
+
+/// The names of the operators' routes.
+pub const ROUTES: [&str; 6] = ["admin", "asset", "console", "livez", "metrics", "readyz"];
 
 /// Defines the operators' routes.
 pub fn routes(config: &mut ServiceConfig) {
@@ -83,6 +86,7 @@ fn console_routes(config: &mut ServiceConfig) {
         .service(both("/console/tuning", "console", settings::former_page, settings::change))
         .service(
             resource("/admin/config")
+                .app_data(RouteName("admin"))
                 .route(route().guard(guard::Get()).to(settings::json_list))
                 .route(route().guard(guard::Patch()).to(settings::json_change)),
         )

@@ -10,8 +10,7 @@ pub mod settings;
 pub mod watchers;
 
 use crate::http::body::{self, Body};
-use crate::http::caller::{Proxies, RequestIds};
-use crate::http::metrics::HttpMetrics;
+use crate::http::caller::Proxies;
 use crate::os::Clock;
 use actix_web::web::Payload;
 use iptunnel_actors::{Answer, Failure, Handles, Health, Pending};
@@ -34,12 +33,8 @@ pub struct State {
     pub health: Arc<Health>,
     /// The trusted proxies.
     pub proxies: Proxies,
-    /// The generator of request ids.
-    pub request_ids: RequestIds,
     /// The pages that watch codes.
     pub watchers: Arc<Watchers>,
-    /// The metrics of HTTP requests.
-    pub metrics: HttpMetrics,
 }
 
 impl State {

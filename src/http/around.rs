@@ -1,7 +1,8 @@
-//! Middleware for every public request.
+//! Middleware for every request of both listeners: request id, common headers, metrics and log.
 
-use crate::http::routing::RouteName;
-use crate::state::State;
+use super::caller::{Proxies, RequestIds};
+use super::metrics::HttpMetrics;
+use super::routing::RouteName;
 use actix_web::Error;
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
@@ -10,7 +11,23 @@ use actix_web::http::header::{HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::web::Data;
+use iptunnel_actors::Health;
+use std::sync::Arc;
 use std::time::Instant;
+
+/// What the middleware of one listener works with.
+pub struct Observer {
+    /// The name of the listener in the log.
+    pub listener: &'static str,
+    /// The proxies whose request ids are kept.
+    pub proxies: Proxies,
+    /// The generator of request ids.
+    pub request_ids: RequestIds,
+    /// The metrics of the listener's requests.
+    pub metrics: HttpMetrics,
+    /// The health of the server.
+    pub health: Arc<Health>,
+}
 
 /// Adds the request id and common headers, measures the time, and updates metrics and log.
 pub async fn around(
@@ -18,18 +35,18 @@ pub async fn around(
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let started = Instant::now();
-    let Some(state) = request.app_data::<Data<State>>().cloned() else {
+    let Some(observer) = request.app_data::<Data<Observer>>().cloned() else {
         return next.call(request).await;
     };
     let peer = request.peer_addr().map(|peer| peer.ip());
-    let id = state.request_ids.of(peer, request.headers(), &state.proxies);
+    let id = observer.request_ids.of(peer, request.headers(), &observer.proxies);
     let mut response = next.call(request).await?;
 
     let (took, status) = (started.elapsed(), response.status());
     let name = response.request().app_data::<RouteName>().map(|name| name.0);
-    let route = state.metrics.count(name, status, took);
-    log(&id, route, response.request().method(), status, took.as_micros());
-    if state.health.is_draining() {
+    let route = observer.metrics.count(name, status, took);
+    log(&id, observer.listener, route, response.request().method(), status, took.as_micros());
+    if observer.health.is_draining() {
         response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
     }
     let headers = response.headers_mut();
@@ -40,12 +57,19 @@ pub async fn around(
     Ok(response)
 }
 
-fn log(request_id: &str, route: &str, method: &Method, status: StatusCode, took_us: u128) {
+fn log(
+    request_id: &str,
+    listener: &str,
+    route: &str,
+    method: &Method,
+    status: StatusCode,
+    took_us: u128,
+) {
     let status = status.as_u16();
     // Logs the route's name, never the path, because callers control the path.
     if status >= 500 {
-        tracing::warn!(request_id, %method, route, status, took_us, "request failed");
+        tracing::warn!(request_id, listener, %method, route, status, took_us, "request failed");
     } else {
-        tracing::debug!(request_id, %method, route, status, took_us, "request answered");
+        tracing::debug!(request_id, listener, %method, route, status, took_us, "request answered");
     }
 }
