@@ -102,5 +102,6 @@ fn console_routes(config: &mut ServiceConfig) {
         .service(at("/admin/codes/{code}", "admin", get.clone(), codes::json_code))
         .service(at("/admin/audit", "admin", get.clone(), audit::json_list))
         .service(at("/admin/audit/export", "admin", get.clone(), audit::export))
+        .service(at("/admin/audit/public-key", "admin", get.clone(), signed_heads::public_key))
         .service(at("/admin/audit/heads", "admin", get, signed_heads::list));
 }

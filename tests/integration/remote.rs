@@ -93,6 +93,23 @@ fn an_edited_shortened_or_truncated_audit_log_is_detected() {
         (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     assert!(verified(&export).0);
+    let key = asked(&server, &["audit", "public-key"]);
+    let with_key = |key: &str, heads: &str| {
+        let arguments = ["audit", "verify", "--file", "export.jsonl", "--public-key", key];
+        let output = ask(&server, &[&arguments[..], &["--heads", heads]].concat());
+        (output.status.success(), said(&output))
+    };
+    let beside = "data/iptunnel.redb.heads";
+    assert!(with_key(key.trim(), beside).0);
+    let (sound, words) = with_key(&key.trim().replace(['0', '1', '2'], "3"), beside);
+    assert!(!sound && words.contains("the signature of a head is invalid"), "{words}");
+    let (sound, words) = with_key("33", beside);
+    assert!(!sound && words.contains("64 hexadecimal digits"), "{words}");
+    let (sound, words) = with_key(key.trim(), "nowhere.heads");
+    assert!(!sound && words.contains("there is no file of signed heads"), "{words}");
+    fs::write(server.folder.path().join("empty.heads"), "").unwrap();
+    let (sound, words) = with_key(key.trim(), "empty.heads");
+    assert!(!sound && words.contains("no signed head that can be verified"), "{words}");
     let lines: Vec<&str> = export.lines().collect();
     let (sound, words) = verified(&export.replace("ns1.example.com", "ns2.example.com"));
     assert!(!sound && words.contains("entry 2 was changed"), "{words}");
