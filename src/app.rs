@@ -15,6 +15,7 @@ use crate::state::State;
 use crate::state::live::Live;
 use crate::state::settings::{OnChange, Settings};
 use crate::state::watchers::Watchers;
+use crate::state::wrong_tokens::WrongTokens;
 use crate::store::cluster::{Cluster, Figures, agree};
 use crate::store::error::StoreError;
 use crate::store::{files, watermark};
@@ -173,6 +174,7 @@ fn start(
         health,
         proxies: Proxies(loaded.config.server.trusted_proxies.clone()),
         watchers: Arc::new(Watchers::default()),
+        wrong_tokens: WrongTokens::new(&mut registry),
         live,
     });
     let observed = observers(&state, &mut registry)?;
@@ -218,6 +220,7 @@ async fn stop(running: Running, ended: Result<(), RunError>) -> Result<(), RunEr
     let last_words = async {
         let mark = move || watermark::keep_now(store.as_ref(), &path);
         let _ = actix_web::web::block(mark).await;
+        state.keep_last_wrong_tokens().await;
         signed_heads::note_now(&console).await;
     };
     // The mark and the head can be written later; accepted changes must be synced now.
@@ -336,6 +339,7 @@ fn start_background_tasks(
     let mut tasks = vec![
         spawn(tick(Arc::clone(&state.handles), Arc::clone(&state.clock))),
         spawn(history.keep(registry, Arc::clone(&health))),
+        spawn(keep_wrong_tokens(state.clone())),
     ];
     let store = Arc::clone(state.handles.store());
     if store.shared().is_some() {
@@ -366,6 +370,10 @@ fn follow_the_store(state: &State) -> Arc<Notify> {
         }
     }));
     settings_changed
+}
+
+async fn keep_wrong_tokens(state: Data<State>) {
+    state.keep_wrong_tokens().await;
 }
 
 async fn tick(handles: Arc<Handles>, clock: Arc<dyn Clock>) {

@@ -60,17 +60,13 @@ impl ApiError {
     /// Too many pages watch codes.
     pub fn too_many_watch() -> Self {
         let message = "Too many pages are watching. The installation goes on all the same.";
-        Self::too_many(message, LATER)
-    }
-
-    /// Too many wrong tokens from this address.
-    pub fn too_many_wrong_tokens(seconds: u64) -> Self {
-        Self::too_many("Too many wrong tokens. Please wait a minute.", seconds)
-    }
-
-    fn too_many(message: &str, seconds: u64) -> Self {
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message);
-        Self { retry_after: Some(seconds), ..error }
+        Self { retry_after: Some(LATER), ..error }
+    }
+
+    /// A login with a wrong token.
+    pub fn wrong_master_token() -> Self {
+        Self::forbidden("This is not the master token.")
     }
 
     /// A form from a page of another site.

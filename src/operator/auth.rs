@@ -1,9 +1,9 @@
 //! Access control of the console.
 //!
 //! A person logs in with the master token and gets a session. A program sends the token with every
-//! request. An address that sends ten wrong tokens within a minute must wait. Forms are accepted
-//! from pages of this listener only. `SameSite` alone is not enough: cookies ignore the port, so a
-//! page on another port of the same host could send a form.
+//! request. Wrong tokens are slowed as on the public listener. Forms are accepted from pages of
+//! this listener only. `SameSite` alone is not enough: cookies ignore the port, so a page on another
+//! port of the same host could send a form.
 
 use super::console::{Console, see};
 use crate::hex::hex;
@@ -13,6 +13,7 @@ use crate::http::errors::ApiError;
 use crate::http::page::{error_page, html};
 use crate::http::respond::failure;
 use crate::os::random_bytes;
+use crate::state::wrong_tokens::Listener;
 use actix_web::cookie::{Cookie, SameSite};
 use actix_web::dev::Payload;
 use actix_web::error::InternalError;
@@ -26,8 +27,9 @@ use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
 use iptunnel_domain::server::Bearer;
 use serde::Deserialize;
-use std::future::{Ready, ready};
+use std::future::Future;
 use std::net::IpAddr;
+use std::pin::Pin;
 
 const COOKIE: &str = "console";
 /// The path that a page fetches on a timer. Such a request does not extend the session.
@@ -51,7 +53,7 @@ fn hash_of(console: &Console, secret: &str) -> KeyedHash {
 }
 
 impl Operator {
-    fn of(request: &HttpRequest, console: &Console) -> Result<Self, HttpResponse> {
+    async fn of(request: &HttpRequest, console: &Console) -> Result<Self, HttpResponse> {
         let from = peer(request);
         if request.path().starts_with("/console") {
             let cookie = request.cookie(COOKIE).map(|cookie| hash_of(console, cookie.value()));
@@ -64,17 +66,11 @@ impl Operator {
             }
             return Ok(Self { csrf, from });
         }
-        if let Some(seconds) = console.sessions.must_wait(from) {
-            return Err(failure(ApiError::too_many_wrong_tokens(seconds)));
-        }
-        match console.state.live.bearer(authorization(request)) {
-            Bearer::Master => Ok(Self { csrf: String::new(), from }),
-            Bearer::Nobody => Err(failure(Refusal::Unauthorized)),
-            Bearer::Token(_) => {
-                console.sessions.failed(from);
-                Err(failure(Refusal::Unauthorized))
-            }
-        }
+        let state = &console.state;
+        let bearer = state.live.bearer(authorization(request));
+        let admitted =
+            state.only_master(bearer, from, Listener::Operators, Refusal::Unauthorized).await;
+        admitted.map(|()| Self { csrf: String::new(), from }).map_err(failure)
     }
 
     /// Checks that a form comes from a page of this session.
@@ -92,14 +88,18 @@ impl Operator {
 
 impl FromRequest for Operator {
     type Error = Error;
-    type Future = Ready<Result<Self, Error>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, Error>>>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let Some(console) = request.app_data::<Data<Console>>() else {
-            return ready(Err(actix_web::error::ErrorInternalServerError("no console")));
-        };
-        let denied = |response| InternalError::from_response("not an operator", response).into();
-        ready(Self::of(request, console).map_err(denied))
+        let request = request.clone();
+        Box::pin(async move {
+            let Some(console) = request.app_data::<Data<Console>>() else {
+                return Err(actix_web::error::ErrorInternalServerError("no console"));
+            };
+            let denied =
+                |response| InternalError::from_response("not an operator", response).into();
+            Self::of(&request, console).await.map_err(denied)
+        })
     }
 }
 
@@ -136,18 +136,19 @@ pub async fn login(
     if is_cross_site(request.headers(), None) {
         return login_with(StatusCode::FORBIDDEN, Some(ApiError::form_from_elsewhere().message));
     }
-    if let Some(seconds) = console.sessions.must_wait(from) {
-        let mut response = login_with(
-            StatusCode::TOO_MANY_REQUESTS,
-            Some(ApiError::too_many_wrong_tokens(seconds).message),
-        );
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    let state = &console.state;
+    let bearer = match state.live.bearer(Some(&form.token)) {
+        // An empty field is a wrong token too.
+        Bearer::Nobody => Bearer::Token(KeyedHash([0; 16])),
+        bearer => bearer,
+    };
+    let wrong = ApiError::wrong_master_token();
+    if let Err(error) = state.only_master(bearer, from, Listener::Operators, wrong).await {
+        let mut response = login_with(error.status, Some(error.message));
+        if let Some(seconds) = error.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
         return response;
-    }
-    if console.state.live.bearer(Some(form.token.trim())) != Bearer::Master {
-        console.sessions.failed(from);
-        let words = "This is not the master token.".to_owned();
-        return login_with(StatusCode::FORBIDDEN, Some(words));
     }
     let (Ok(secret), Ok(csrf)) = (random_bytes::<32>(), random_bytes::<16>()) else {
         return error_page(&ApiError::internal());

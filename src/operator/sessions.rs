@@ -1,20 +1,14 @@
-//! Login sessions and failed logins.
+//! Login sessions.
 
-use iptunnel_domain::address::caller_network;
 use iptunnel_domain::lookup::KeyedHash;
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// An unused session ends after this time: one working day.
 const SESSION: Duration = Duration::from_secs(12 * 3600);
-/// The most wrong tokens from one address within [`WINDOW`].
-const FAILURES: u32 = 10;
-/// The window of the limit for wrong tokens.
-const WINDOW: Duration = Duration::from_secs(60);
-/// The most addresses and sessions that are kept. Beyond that, the oldest is removed.
+/// The most sessions that are kept. Beyond that, the oldest is removed.
 const REMEMBERED: usize = 10_000;
 
 struct Session {
@@ -24,7 +18,7 @@ struct Session {
     used: Instant,
 }
 
-/// Login sessions and failed logins.
+/// The login sessions.
 #[derive(Default)]
 pub struct Sessions(Mutex<Inner>);
 
@@ -32,36 +26,11 @@ pub struct Sessions(Mutex<Inner>);
 struct Inner {
     /// By the keyed hash of the cookie.
     open: HashMap<KeyedHash, Session>,
-    failures: HashMap<IpAddr, (Instant, u32)>,
 }
 
 impl Sessions {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the seconds that an address must wait after too many failures.
-    pub fn must_wait(&self, address: IpAddr) -> Option<u64> {
-        let address = caller_network(address);
-        let inner = self.lock();
-        let (since, count) = inner.failures.get(&address)?;
-        let left = WINDOW.checked_sub(since.elapsed())?;
-        (*count >= FAILURES).then_some(left.as_secs() + 1)
-    }
-
-    /// Counts a wrong token.
-    pub fn failed(&self, address: IpAddr) {
-        let address = caller_network(address);
-        let mut inner = self.lock();
-        if !inner.failures.contains_key(&address) {
-            remove_oldest_if_full(&mut inner.failures, |(since, _)| *since);
-        }
-        let now = Instant::now();
-        let (since, count) = inner.failures.entry(address).or_insert((now, 0));
-        if since.elapsed() >= WINDOW {
-            (*since, *count) = (now, 0);
-        }
-        *count += 1;
     }
 
     /// Returns the CSRF token of the session with this cookie, if it is valid. With `by_person` the
@@ -125,18 +94,5 @@ mod tests {
         assert_eq!(used(), long_ago);
         assert!(sessions.csrf(hash(1), &hash(0), true).is_some());
         assert!(used() > long_ago);
-    }
-
-    #[test]
-    fn when_too_many_addresses_have_failed_the_oldest_is_removed() {
-        let sessions = Sessions::default();
-        let address = |number: usize| IpAddr::from(((number as u128) << 64).to_be_bytes());
-        for number in 0..REMEMBERED + 5 {
-            sessions.failed(address(number));
-        }
-        let inner = sessions.lock();
-        assert_eq!(inner.failures.len(), REMEMBERED);
-        assert!(inner.failures.contains_key(&address(REMEMBERED + 4)));
-        assert!(!inner.failures.contains_key(&address(0)));
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! * [`live`]: the values in effect; [`settings`]: changes them while the server runs
 //! * [`servers`]: commands on servers that both listeners offer
-//! * [`watchers`]: the pages that watch codes
+//! * [`watchers`]: the pages that watch codes; [`wrong_tokens`]: wrong tokens, which it slows and notes
 
 pub mod live;
 pub mod servers;
 pub mod settings;
 pub mod watchers;
+pub mod wrong_tokens;
 
 use crate::http::body::{self, Body};
 use crate::http::caller::Proxies;
@@ -18,6 +19,7 @@ use live::Live;
 use settings::Settings;
 use std::sync::Arc;
 use watchers::Watchers;
+use wrong_tokens::WrongTokens;
 
 /// The state that the handlers share. One value for all workers.
 pub struct State {
@@ -35,6 +37,8 @@ pub struct State {
     pub proxies: Proxies,
     /// The pages that watch codes.
     pub watchers: Arc<Watchers>,
+    /// The wrong tokens that were sent.
+    pub wrong_tokens: WrongTokens,
 }
 
 impl State {

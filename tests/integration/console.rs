@@ -108,20 +108,6 @@ fn the_console_requires_the_master_token() {
 }
 
 #[test]
-fn ten_wrong_tokens_within_a_minute_block_the_address() {
-    let app = TestApp::start();
-    let person = Person::new(&app);
-    for _ in 0..10 {
-        assert_eq!(person.post("/console/login", &[("token", "wrong")]).status, 403);
-    }
-    let refused = person.post("/console/login", &[("token", &app.master())]);
-    assert_eq!(refused.status, 429);
-    assert!((1..=61).contains(&refused.header("retry-after").parse::<u64>().unwrap()));
-    let program = send(app.client.get(format!("{}/admin/now", app.admin)).bearer_auth("wrong"));
-    assert_eq!(program.told(), (429, "rate_limit_exceeded".into()));
-}
-
-#[test]
 fn a_form_needs_the_sessions_csrf_token_and_logout_ends_the_session() {
     let app = TestApp::start();
     let server = register(&app, 1);

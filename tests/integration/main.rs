@@ -37,3 +37,4 @@ mod servers_status;
 mod shutdown;
 mod smoke;
 mod watch;
+mod wrong_tokens;
