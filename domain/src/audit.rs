@@ -50,6 +50,8 @@ pub enum Action {
     LoggedIn = 13,
     /// Callers from a network sent wrong tokens: one entry for each network and minute.
     TokensRefused = 14,
+    /// A session of the console was ended, by its operator or by another one.
+    SessionEnded = 15,
     /// A precheck passed. Kept with the code, not in the log.
     PrecheckPassed = 20,
     /// A precheck was refused. Kept with the code, not in the log.
@@ -64,7 +66,7 @@ pub enum Action {
 
 impl Action {
     /// All actions that this program writes.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::CodeIssued,
         Self::Activated,
         Self::Replaced,
@@ -79,6 +81,7 @@ impl Action {
         Self::KeysChanged,
         Self::LoggedIn,
         Self::TokensRefused,
+        Self::SessionEnded,
         Self::PrecheckPassed,
         Self::PrecheckRefused,
         Self::ActivateRefused,
@@ -104,6 +107,7 @@ impl Action {
             Self::KeysChanged => "keys_changed",
             Self::LoggedIn => "logged_in",
             Self::TokensRefused => "tokens_refused",
+            Self::SessionEnded => "session_ended",
             Self::PrecheckPassed => "precheck_passed",
             Self::PrecheckRefused => "precheck_refused",
             Self::ActivateRefused => "activate_refused",

@@ -75,12 +75,6 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "browser_session_invalid", message)
     }
 
-    /// A form from a page of another session.
-    pub fn form_of_another_session() -> Self {
-        let message = "This form is not from a page of your session. Please open the page again.";
-        Self::new(StatusCode::FORBIDDEN, "browser_session_invalid", message)
-    }
-
     /// The settings have changed since the client read them.
     pub fn settings_have_changed() -> Self {
         let message = "The settings have changed since they were read. Please read them again.";

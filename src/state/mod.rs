@@ -15,6 +15,7 @@ use crate::http::caller::Proxies;
 use crate::os::Clock;
 use actix_web::web::Payload;
 use iptunnel_actors::{Answer, Failure, Handles, Health, Pending};
+use iptunnel_domain::audit::Event;
 use live::Live;
 use settings::Settings;
 use std::sync::Arc;
@@ -48,6 +49,15 @@ impl State {
     /// The body has not arrived within that time.
     pub async fn read(&self, payload: Payload) -> Result<Body, Failure> {
         body::read(payload, self.live.patience()).await
+    }
+
+    /// Writes entries to the audit log that belong to no other change. Logs if the store refuses them.
+    pub async fn enter(&self, events: Vec<Event>) {
+        let Some(action) = events.first().map(|event| event.action.name()) else { return };
+        let written = self.handles.keep_settings(Vec::new(), events);
+        if !matches!(self.wait(written).await.outcome, Ok(Ok(()))) {
+            tracing::warn!(action, "an entry could not be written to the audit log");
+        }
     }
 
     /// Waits for an answer, at most as long as a request may take.

@@ -219,23 +219,13 @@ impl State {
     pub async fn keep_wrong_tokens(&self) {
         loop {
             tokio::time::sleep(EVERY).await;
-            self.write_wrong_tokens(self.wrong_tokens.ended(self.clock.now())).await;
+            self.enter(self.wrong_tokens.ended(self.clock.now())).await;
         }
     }
 
     /// Enters all wrong tokens into the audit log, as the server stops.
     pub async fn keep_last_wrong_tokens(&self) {
-        self.write_wrong_tokens(self.wrong_tokens.all(self.clock.now())).await;
-    }
-
-    async fn write_wrong_tokens(&self, events: Vec<Event>) {
-        if events.is_empty() {
-            return;
-        }
-        let written = self.handles.keep_settings(Vec::new(), events);
-        if !matches!(self.wait(written).await.outcome, Ok(Ok(()))) {
-            tracing::warn!("wrong tokens could not be entered into the audit log");
-        }
+        self.enter(self.wrong_tokens.all(self.clock.now())).await;
     }
 }
 
