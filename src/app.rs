@@ -7,6 +7,7 @@ use crate::http::metrics::HttpMetrics;
 use crate::operator::console::Console;
 use crate::operator::health::refuse_unknown_hosts;
 use crate::operator::history::History;
+use crate::operator::socket::{self, SocketError, SocketFile};
 use crate::operator::{self, signed_heads};
 use crate::os::{Clock, NoRandomness, random_bytes, seeded_generator};
 use crate::public::{self, ROUTES, reference};
@@ -30,6 +31,7 @@ use iptunnel_storage::{Disks, Store};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,6 +76,9 @@ pub enum RunError {
     /// The operating system gives no random bytes.
     #[error(transparent)]
     Randomness(#[from] NoRandomness),
+    /// The socket for the command line cannot be made.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// A listener cannot be used.
     #[error("the server cannot listen: {0}")]
     Listen(#[from] std::io::Error),
@@ -123,6 +128,8 @@ struct Running {
     path: PathBuf,
     public: Listener,
     admin: Listener,
+    /// The socket for the command line.
+    socket: Option<SocketFile>,
     /// The background tasks.
     tasks: Vec<JoinHandle<()>>,
     /// The tasks that write the store's mark and the signed heads of the audit log.
@@ -152,6 +159,7 @@ fn start(
     let base = layers.with(&[])?.config;
     let path = base.storage.path.clone();
     let store = open_store(&base, disks, &*clock)?;
+    let (commands, socket) = socket::of_server(&base)?.unzip();
     let kept = store.settings().map_err(StoreError::from)?;
     let loaded = with_kept(&layers, kept.clone())?;
     on_change(&loaded.config);
@@ -180,12 +188,14 @@ fn start(
     let observed = observers(&state, &mut registry)?;
     let console = console_of(&state, registry);
     let tasks = start_background_tasks(&state, &console, figures);
-    let admin =
-        listen(operators_server(admin, observed.operators, console.clone())?, admin_address);
+    let admin = listen(
+        operators_server(admin, commands, observed.operators, console.clone())?,
+        admin_address,
+    );
     let public = listen(public_server(public, observed.public, &state)?, public_address);
     let mark = watermark::keep(Arc::clone(state.handles.store()), path.clone(), epoch);
     let notes = [spawn(signed_heads::keep(console.clone())), spawn(mark)];
-    Ok(Running { state, console, path, public, admin, tasks, notes })
+    Ok(Running { state, console, path, public, admin, socket, tasks, notes })
 }
 
 /// Waits for a signal to stop or for a failure, and reloads the configuration at each signal to do so.
@@ -204,7 +214,7 @@ async fn serve(state: &State, signals: &mut mpsc::Receiver<Signal>) -> Result<()
 /// Shuts down: first the public listener, then the actors in the order of their messages, then the
 /// operators' listener, which only observes.
 async fn stop(running: Running, ended: Result<(), RunError>) -> Result<(), RunError> {
-    let Running { state, console, path, public, admin, tasks, notes } = running;
+    let Running { state, console, path, public, admin, socket, tasks, notes } = running;
     let (handles, grace) = (&state.handles, state.live.config.load().server.shutdown_grace);
     state.health.drain();
     state.watchers.close();
@@ -229,6 +239,7 @@ async fn stop(running: Running, ended: Result<(), RunError>) -> Result<(), RunEr
     if !synced {
         handles.abandon();
     }
+    drop(socket);
     admin.handle.stop(false).await;
     public.serving.abort();
     admin.serving.abort();
@@ -426,6 +437,7 @@ fn public_server(
 
 fn operators_server(
     socket: TcpListener,
+    commands: Option<UnixListener>,
     observer: Data<Observer>,
     console: Data<Console>,
 ) -> std::io::Result<Server> {
@@ -437,5 +449,10 @@ fn operators_server(
             .wrap(from_fn(around))
             .configure(operator::routes)
     });
-    Ok(server.workers(OPERATORS_WORKERS).disable_signals().listen(socket)?.run())
+    let server = server.workers(OPERATORS_WORKERS).on_connect(socket::mark).disable_signals();
+    let server = server.listen(socket)?;
+    Ok(match commands {
+        Some(commands) => server.listen_uds(commands)?.run(),
+        None => server.run(),
+    })
 }

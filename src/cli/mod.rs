@@ -3,7 +3,7 @@
 //! * [`serve`]: runs the server; [`healthcheck`]: checks whether it is ready
 //! * [`keys`], [`fence`], [`copy`], [`doctor`]: work on its files and its store
 //! * [`servers`], [`codes`], [`activations`], [`settings`], [`audit`]: send requests to a running
-//!   server, with [`client`]
+//!   server, with [`client`] and [`transport`]
 //! * [`terminal`]: the output of commands; [`error`]: their errors
 
 mod activations;
@@ -20,6 +20,7 @@ mod serve;
 mod servers;
 mod settings;
 mod terminal;
+mod transport;
 
 use crate::config::{Layers, Sources};
 use clap::{Parser, Subcommand};
@@ -43,6 +44,9 @@ pub struct Cli {
     /// The output format of commands that ask a running server, and of doctor
     #[arg(long, global = true, value_enum, default_value_t)]
     output: terminal::Output,
+    /// Send requests to this address with the master token, instead of through the server's socket
+    #[arg(long, global = true, value_name = "URL")]
+    url: Option<String>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -134,7 +138,9 @@ impl Cli {
     fn sources(&self) -> Sources {
         let default = PathBuf::from(DEFAULT_FILE);
         let file = self.config.clone().or_else(|| default.exists().then_some(default));
-        Sources { file, env: std::env::vars().collect(), flags: self.set.clone() }
+        let mut flags = self.set.clone();
+        flags.extend(self.url.clone().map(|url| ("admin.url".to_owned(), url)));
+        Sources { file, env: std::env::vars().collect(), flags }
     }
 
     fn execute(self) -> Result<(), CliError> {

@@ -1,13 +1,16 @@
 //! Access control of the operators' listener.
 //!
 //! A person logs in to the console with the master token and gets a session (see [`sessions`]): a
-//! cookie, and a key in the addresses of the pages. A program sends the token with every request.
-//! Wrong tokens are slowed as on the public listener.
+//! cookie, and a key in the addresses of the pages. A program sends the token with every request. The
+//! command line comes through the Unix socket (see [`socket`]) and needs no token. Wrong tokens are
+//! slowed as on the public listener.
 //!
 //! [`sessions`]: super::sessions
+//! [`socket`]: super::socket
 
 use super::console::{Console, see};
 use super::sessions::{self, Session};
+use super::socket::Administrator;
 use crate::hex::hex;
 use crate::http::caller::authorization;
 use crate::http::cross_site::is_cross_site;
@@ -30,7 +33,7 @@ use iptunnel_domain::lookup::{KeyedHash, Purpose};
 use iptunnel_domain::server::Bearer;
 use serde::Deserialize;
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 
 const COOKIE: &str = "console";
@@ -47,9 +50,14 @@ pub struct Operator {
     pub from: IpAddr,
 }
 
-/// Returns the operator's address: always the TCP peer, as this listener supports no proxies.
+/// Returns the operator's address: the TCP peer, as this listener supports no proxies. A caller on the
+/// Unix socket is on this machine.
 fn peer(request: &HttpRequest) -> IpAddr {
-    request.peer_addr().map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.ip().to_canonical())
+    match request.peer_addr() {
+        Some(peer) => peer.ip().to_canonical(),
+        None if request.conn_data::<Administrator>().is_some() => Ipv4Addr::LOCALHOST.into(),
+        None => Ipv4Addr::UNSPECIFIED.into(),
+    }
 }
 
 fn hash_of(console: &Console, secret: &str) -> KeyedHash {
@@ -62,11 +70,14 @@ impl Operator {
             return Self::of_session(request, console);
         }
         let (state, from) = (&console.state, peer(request));
+        let program = Self { base: String::new(), session: String::new(), from };
+        if request.conn_data::<Administrator>().is_some() {
+            return Ok(program);
+        }
         let bearer = state.live.bearer(authorization(request));
         let admitted =
             state.only_master(bearer, from, Listener::Operators, Refusal::Unauthorized).await;
-        let program = |()| Self { base: String::new(), session: String::new(), from };
-        admitted.map(program).map_err(failure)
+        admitted.map(|()| program).map_err(failure)
     }
 
     fn of_session(request: &HttpRequest, console: &Console) -> Result<Self, HttpResponse> {

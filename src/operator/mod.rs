@@ -6,7 +6,8 @@
 //! * [`servers`], [`codes`], [`activations`], [`audit`]: the data of each page, as HTML and as JSON
 //! * [`settings`]: view and change of settings
 //! * [`signed_heads`]: the head of the audit log, signed every minute
-//! * [`console`]: shared state and helpers
+//! * [`socket`]: the same routes for the command line, without a token; [`console`]: shared state and
+//!   helpers
 //!
 //! This module makes no decisions. Changes go to the actors, like those of the public listener.
 
@@ -23,6 +24,7 @@ pub mod servers;
 pub mod sessions;
 pub mod settings;
 pub mod signed_heads;
+pub mod socket;
 
 use crate::http::page::{asset, asset_paths};
 use crate::http::routing::{RouteName, at, both, nothing_here};
