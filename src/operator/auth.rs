@@ -186,7 +186,8 @@ async fn open_session(
     // The operator is let in even if the store refuses the entry: the console shows why it does.
     console.state.enter(vec![Event { subject: id, ..event }]).await;
     let cookie = Cookie::build(COOKIE, secret)
-        .path("/console")
+        // A browser does not even send it to another port, unless it is asked for this very path there.
+        .path(format!("/console/{key}"))
         .http_only(true)
         .same_site(SameSite::Strict)
         .finish();

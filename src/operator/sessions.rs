@@ -1,7 +1,7 @@
 //! Login sessions of the console, and the page that lists them.
 //!
 //! A session has two secrets: a cookie, and a key that is a part of every address of the console's
-//! pages. A browser sends the cookie to every port of the host, but the key to this listener alone.
+//! pages. A browser may send the cookie to every port of the host, but the key to this listener alone.
 //! Neither is of use without the other. Sessions are in memory only: a restart ends them all, as does
 //! a new master token.
 

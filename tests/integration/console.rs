@@ -48,9 +48,13 @@ impl<'a> Person<'a> {
         assert_eq!(answer.status, 303);
         person.base = answer.header("location").strip_suffix("/now").unwrap().to_owned();
         let set = answer.header("set-cookie").to_owned();
-        for flag in ["HttpOnly", "SameSite=Strict", "Path=/console"] {
+        for flag in ["HttpOnly", "SameSite=Strict", "Path=/console/"] {
             assert!(set.contains(flag), "{set}");
         }
+        assert!(
+            set.contains(&format!("Path={};", person.base)) || set.ends_with(&person.base),
+            "{set}"
+        );
         person.cookie = set.split(';').next().unwrap().to_owned();
         person
     }
