@@ -1,5 +1,16 @@
 "use strict";
-// Refreshes the live parts of a page while the page is visible.
+// Carries the session into other tabs, and refreshes the live parts of a page while the page is visible.
+
+// The address of the session's pages contains its key. What is stored belongs to this host and port
+// alone, unlike a cookie. The login page takes it out, so an ended session is tried only once.
+const kept = "console";
+if (document.querySelector("[data-login]")) {
+  const base = localStorage.getItem(kept);
+  localStorage.removeItem(kept);
+  if (base) location.replace(`${base}/now`);
+} else {
+  localStorage.setItem(kept, location.pathname.split("/").slice(0, 3).join("/"));
+}
 
 // Puts `html` into `part`. Keeps scroll positions and focus.
 const replace = (part, html) => {

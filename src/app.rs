@@ -1,30 +1,33 @@
 //! The composition root: creates all parts of the server, starts them in order and stops them in order.
 
 use crate::config::{Config, ConfigError, Layers, Loaded};
+use crate::http::around::{Observer, around};
 use crate::http::caller::{Proxies, RequestIds, UntrustedProxies};
 use crate::http::connection::places::Places;
-use crate::http::connection::{self, Figures as ConnectionFigures, Rules, Size, descriptors};
+use crate::http::connection::{
+    self, Figures as ConnectionFigures, Rules, Size, Sockets, descriptors,
+};
 use crate::http::metrics::HttpMetrics;
 use crate::operator::console::Console;
 use crate::operator::health::{bodies_arrive_in_time, refuse_unknown_hosts};
 use crate::operator::history::History;
+use crate::operator::socket::{self, SocketError, SocketFile};
 use crate::operator::{self, signed_heads};
 use crate::os::{Clock, NoRandomness, random_bytes, seeded_generator};
-use crate::public::around::around;
 use crate::public::{self, ROUTES, reference};
 use crate::secrets::{SecretError, lookup_key};
 use crate::state::State;
 use crate::state::live::Live;
 use crate::state::settings::{OnChange, Settings};
 use crate::state::watchers::Watchers;
+use crate::state::wrong_tokens::WrongTokens;
 use crate::store::agreement::agree;
 use crate::store::cluster::{Cluster, Figures};
 use crate::store::error::StoreError;
 use crate::store::{files, watermark};
 use actix_web::App;
 use actix_web::dev::{Server, ServerHandle};
-use actix_web::http::header::X_CONTENT_TYPE_OPTIONS;
-use actix_web::middleware::{DefaultHeaders, from_fn};
+use actix_web::middleware::from_fn;
 use actix_web::rt::spawn;
 use actix_web::web::Data;
 use iptunnel_actors::{Dependencies, Handles, Health, Metrics, StartError};
@@ -78,6 +81,9 @@ pub enum RunError {
     /// The operating system gives no random bytes.
     #[error(transparent)]
     Randomness(#[from] NoRandomness),
+    /// The socket for the command line cannot be made.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// A listener cannot be used.
     #[error("the server cannot listen: {0}")]
     Listen(#[from] std::io::Error),
@@ -128,6 +134,8 @@ struct Running {
     path: PathBuf,
     public: Listener,
     admin: Listener,
+    /// The socket for the command line.
+    socket: Option<SocketFile>,
     /// The background tasks.
     tasks: Vec<JoinHandle<()>>,
     /// The tasks that write the store's mark and the signed heads of the audit log.
@@ -159,6 +167,7 @@ fn start(
     let path = base.storage.path.clone();
     let lookup = lookup_key(&base.auth.lookup_key_file)?;
     let store = open_store(&base, disks, &lookup, &*clock)?;
+    let (commands, socket) = socket::of_server(&base)?.unzip();
     let kept = store.settings().map_err(StoreError::from)?;
     let loaded = with_kept(&layers, kept.clone())?;
     on_change(&loaded.config);
@@ -174,28 +183,28 @@ fn start(
         Arc::clone(&clock),
     );
     let ended = ConnectionFigures::new(&mut registry);
-    let untrusted_proxies = UntrustedProxies::default();
-    untrusted_proxies.register(&mut registry);
-    let random = u64::from_be_bytes(random_bytes()?);
     let state = Data::new(State {
         handles,
         settings: Arc::new(settings),
         clock,
         health,
         proxies: Proxies(loaded.config.server.trusted_proxies.clone()),
-        untrusted_proxies,
-        request_ids: Arc::new(RequestIds::starting_at(random)),
         watchers: Arc::new(Watchers::default()),
-        metrics: HttpMetrics::new(&mut registry, &ROUTES),
+        wrong_tokens: WrongTokens::new(&mut registry),
         live,
     });
+    let observed = observers(&state, &mut registry)?;
     let console = console_of(&state, registry);
     let tasks = start_background_tasks(&state, &console, figures);
-    let admin = listen(operators_server(admin, console.clone(), ended.clone())?, admin_address);
-    let public = listen(public_server(public, &state, ended)?, public_address);
+    let admin = Sockets { tcp: admin, commands };
+    let admin = listen(
+        operators_server(admin, observed.operators, console.clone(), ended.clone())?,
+        admin_address,
+    );
+    let public = listen(public_server(public, observed.public, &state, ended)?, public_address);
     let mark = watermark::keep(Arc::clone(state.handles.store()), path.clone(), epoch);
     let notes = [spawn(signed_heads::keep(console.clone())), spawn(mark)];
-    Ok(Running { state, console, path, public, admin, tasks, notes })
+    Ok(Running { state, console, path, public, admin, socket, tasks, notes })
 }
 
 /// Waits for a signal to stop or for a failure, and reloads the configuration at each signal to do so.
@@ -214,7 +223,7 @@ async fn serve(state: &State, signals: &mut mpsc::Receiver<Signal>) -> Result<()
 /// Shuts down: first the public listener, then the actors in the order of their messages, then the
 /// operators' listener, which only observes.
 async fn stop(running: Running, ended: Result<(), RunError>) -> Result<(), RunError> {
-    let Running { state, console, path, public, admin, tasks, notes } = running;
+    let Running { state, console, path, public, admin, socket, tasks, notes } = running;
     let (handles, grace) = (&state.handles, state.live.config.load().server.shutdown_grace);
     state.health.drain();
     state.watchers.close();
@@ -230,6 +239,7 @@ async fn stop(running: Running, ended: Result<(), RunError>) -> Result<(), RunEr
     let last_words = async {
         let mark = move || watermark::keep_now(store.as_ref(), &path);
         let _ = actix_web::web::block(mark).await;
+        state.keep_last_wrong_tokens().await;
         signed_heads::note_now(&console).await;
     };
     // The mark and the head can be written later; accepted changes must be synced now.
@@ -238,6 +248,7 @@ async fn stop(running: Running, ended: Result<(), RunError>) -> Result<(), RunEr
     if !synced {
         handles.abandon();
     }
+    drop(socket);
     admin.handle.stop(false).await;
     public.serving.abort();
     admin.serving.abort();
@@ -306,6 +317,37 @@ fn permits(config: &Config) -> usize {
     queues.into_iter().min().unwrap_or(1)
 }
 
+/// The observers of both listeners.
+struct Observers {
+    public: Data<Observer>,
+    operators: Data<Observer>,
+}
+
+fn observers(state: &State, registry: &mut Registry) -> Result<Observers, NoRandomness> {
+    let observer = |listener, proxies, untrusted_proxies, metrics| {
+        let request_ids = RequestIds::starting_at(u64::from_be_bytes(random_bytes()?));
+        let health = Arc::clone(&state.health);
+        Ok(Data::new(Observer {
+            listener,
+            proxies,
+            untrusted_proxies,
+            request_ids,
+            metrics,
+            health,
+        }))
+    };
+    let untrusted_proxies = UntrustedProxies::default();
+    untrusted_proxies.register(registry);
+    let public = HttpMetrics::new(registry, &ROUTES);
+    let operators = registry.sub_registry_with_prefix("operators");
+    let operators = HttpMetrics::new(operators, &operator::ROUTES);
+    Ok(Observers {
+        public: observer("public", state.proxies.clone(), Some(untrusted_proxies), public)?,
+        // No proxy is in front of the operators' listener.
+        operators: observer("operators", Proxies::default(), None, operators)?,
+    })
+}
+
 fn console_of(state: &Data<State>, registry: Registry) -> Data<Console> {
     Data::new(Console {
         state: state.clone(),
@@ -329,6 +371,7 @@ fn start_background_tasks(
     let mut tasks = vec![
         spawn(tick(Arc::clone(&state.handles), Arc::clone(&state.clock))),
         spawn(history.keep(registry, Arc::clone(&health))),
+        spawn(keep_wrong_tokens(state.clone())),
     ];
     let store = Arc::clone(state.handles.store());
     if store.shared().is_some() {
@@ -363,6 +406,10 @@ fn follow_the_store(state: &State) -> Arc<Notify> {
     settings_changed
 }
 
+async fn keep_wrong_tokens(state: Data<State>) {
+    state.keep_wrong_tokens().await;
+}
+
 async fn tick(handles: Arc<Handles>, clock: Arc<dyn Clock>) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -384,14 +431,19 @@ fn listen(server: Server, address: std::net::SocketAddr) -> Listener {
 }
 
 /// Returns the rules for connections of a listener.
-fn rules(state: &State, places: Places, ended: ConnectionFigures) -> Rules {
+fn rules(
+    state: &State,
+    observer: &Data<Observer>,
+    places: Places,
+    ended: ConnectionFigures,
+) -> Rules {
     let server = state.live.config.load().server.clone();
-    let (metrics, ids) = (state.metrics.clone(), Arc::clone(&state.request_ids));
-    Rules::new(server.request_timeout, server.idle_timeout, places, ended, metrics, ids)
+    Rules::new(server.request_timeout, server.idle_timeout, places, ended, observer.clone())
 }
 
 fn public_server(
     socket: TcpListener,
+    observer: Data<Observer>,
     state: &Data<State>,
     ended: ConnectionFigures,
 ) -> std::io::Result<Server> {
@@ -403,11 +455,13 @@ fn public_server(
         grace: limits.shutdown_grace,
     };
     let of_one = limits.max_connections_per_ip.get();
-    let rules = rules(&state, Places::new(of_one, size.connections, state.proxies.clone()), ended);
+    let places = Places::new(of_one, size.connections, state.proxies.clone());
+    let rules = rules(&state, &observer, places, ended);
     let reference = Data::new(reference::of(&config));
-    connection::serve(socket, size, rules, move || {
+    connection::serve(Sockets::tcp(socket), size, rules, move || {
         App::new()
             .app_data(state.clone())
+            .app_data(observer.clone())
             .app_data(reference.clone())
             .wrap(from_fn(around))
             .configure(|routes| public::routes(routes, &config.products))
@@ -415,20 +469,22 @@ fn public_server(
 }
 
 fn operators_server(
-    socket: TcpListener,
+    sockets: Sockets,
+    observer: Data<Observer>,
     console: Data<Console>,
     ended: ConnectionFigures,
 ) -> std::io::Result<Server> {
     let connections = OPERATORS_CONNECTIONS;
     let size = Size { workers: OPERATORS_WORKERS, connections, grace: OPERATORS_GRACE };
     let places = Places::new(connections, connections, Proxies::default());
-    let rules = rules(&console.state, places, ended);
-    connection::serve(socket, size, rules, move || {
+    let rules = rules(&console.state, &observer, places, ended);
+    connection::serve(sockets, size, rules, move || {
         App::new()
             .app_data(console.clone())
+            .app_data(observer.clone())
             .wrap(from_fn(bodies_arrive_in_time))
             .wrap(from_fn(refuse_unknown_hosts))
-            .wrap(DefaultHeaders::new().add((X_CONTENT_TYPE_OPTIONS, "nosniff")))
+            .wrap(from_fn(around))
             .configure(operator::routes)
     })
 }

@@ -48,6 +48,10 @@ pub enum Action {
     KeysChanged = 12,
     /// An operator opened the console.
     LoggedIn = 13,
+    /// Callers from a network sent wrong tokens: one entry for each network and minute.
+    TokensRefused = 14,
+    /// A session of the console was ended, by its operator or by another one.
+    SessionEnded = 15,
     /// A precheck passed. Kept with the code, not in the log.
     PrecheckPassed = 20,
     /// A precheck was refused. Kept with the code, not in the log.
@@ -62,7 +66,7 @@ pub enum Action {
 
 impl Action {
     /// All actions that this program writes.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::CodeIssued,
         Self::Activated,
         Self::Replaced,
@@ -76,6 +80,8 @@ impl Action {
         Self::StoreFenced,
         Self::KeysChanged,
         Self::LoggedIn,
+        Self::TokensRefused,
+        Self::SessionEnded,
         Self::PrecheckPassed,
         Self::PrecheckRefused,
         Self::ActivateRefused,
@@ -100,6 +106,8 @@ impl Action {
             Self::StoreFenced => "store_fenced",
             Self::KeysChanged => "keys_changed",
             Self::LoggedIn => "logged_in",
+            Self::TokensRefused => "tokens_refused",
+            Self::SessionEnded => "session_ended",
             Self::PrecheckPassed => "precheck_passed",
             Self::PrecheckRefused => "precheck_refused",
             Self::ActivateRefused => "activate_refused",
@@ -134,12 +142,20 @@ pub enum Actor {
     Operator = 4,
     /// A person who may change the server's files and signal its process.
     Administrator = 5,
+    /// A caller who proved nothing about itself.
+    Unidentified = 6,
 }
 
 impl Actor {
     /// All actors.
-    pub const ALL: [Self; 5] =
-        [Self::Browser, Self::Installer, Self::Agent, Self::Operator, Self::Administrator];
+    pub const ALL: [Self; 6] = [
+        Self::Browser,
+        Self::Installer,
+        Self::Agent,
+        Self::Operator,
+        Self::Administrator,
+        Self::Unidentified,
+    ];
 
     /// Returns its name in exports and filters.
     pub const fn name(self) -> &'static str {
@@ -149,6 +165,7 @@ impl Actor {
             Self::Agent => "agent",
             Self::Operator => "operator",
             Self::Administrator => "administrator",
+            Self::Unidentified => "unidentified",
         }
     }
 
@@ -402,7 +419,12 @@ mod tests {
     fn event(seed: u64, text: String, some: bool) -> Event {
         let action = Action::ALL[(seed % Action::ALL.len() as u64) as usize];
         let v6 = IpAddr::from(u128::from(seed).to_be_bytes());
-        let mut event = Event::new(action, Actor::ALL[(seed % 5) as usize], Timestamp(seed), None);
+        let mut event = Event::new(
+            action,
+            Actor::ALL[(seed % Actor::ALL.len() as u64) as usize],
+            Timestamp(seed),
+            None,
+        );
         event.subject = text;
         if some {
             event.from = Some(IpAddr::from((seed as u32).to_be_bytes()));

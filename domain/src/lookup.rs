@@ -81,8 +81,10 @@ pub enum Purpose {
     Token,
     /// The address from which a server's id is derived.
     Server,
-    /// The head of the audit log.
+    /// The head of the audit log, as earlier programs signed it.
     AuditHead,
+    /// The key that signs the heads of the audit log.
+    AuditKey,
     /// The settings that servers with a shared store must have in common.
     Agreement,
 }
@@ -99,6 +101,7 @@ impl Purpose {
             Self::Token => b"token\0",
             Self::Server => b"server\0",
             Self::AuditHead => b"audit head\0",
+            Self::AuditKey => b"audit key\0",
             Self::Agreement => b"agreement\0",
         }
     }
@@ -123,13 +126,21 @@ impl LookupKey {
 
     /// Returns the keyed hash of `value` for `purpose`.
     pub fn hash(&self, purpose: Purpose, value: &[u8]) -> KeyedHash {
+        let mut half = [0; 16];
+        half.copy_from_slice(self.mac(purpose, value).split_at(16).0);
+        KeyedHash(half)
+    }
+
+    /// Returns another key, derived from this one for `purpose`: a secret.
+    pub fn derive(&self, purpose: Purpose) -> [u8; Self::BYTES] {
+        self.mac(purpose, b"")
+    }
+
+    fn mac(&self, purpose: Purpose, value: &[u8]) -> [u8; 32] {
         let mut mac = self.0.clone();
         mac.update(purpose.label());
         mac.update(value);
-        let full: [u8; 32] = mac.finalize().into_bytes().into();
-        let mut half = [0; 16];
-        half.copy_from_slice(full.split_at(16).0);
-        KeyedHash(half)
+        mac.finalize().into_bytes().into()
     }
 }
 

@@ -1,10 +1,10 @@
 //! `audit`: reads, exports and verifies the audit log.
 
 use super::client::{Server, of_command};
-use super::terminal::{Output, tell, write};
+use super::terminal::{Output, field, tell, write};
 use crate::config::Config;
 use crate::operator::audit::Row;
-use crate::operator::signed_heads::{SignedHead, file_of, read_file};
+use crate::operator::signed_heads::{SignedHead, Verdict, Verifier, file_of, read_file};
 use crate::secrets::lookup_key;
 use clap::Subcommand;
 use iptunnel_domain::audit::Head;
@@ -40,7 +40,13 @@ pub enum Audit {
         /// The file of signed heads, or a copy of it [default: the file beside the store]
         #[arg(long, value_name = "FILE")]
         heads: Option<PathBuf>,
+        /// Verify the heads with this key, which `audit public-key` shows, instead of the server's own
+        /// key file
+        #[arg(long, value_name = "KEY")]
+        public_key: Option<String>,
     },
+    /// Show the public key that verifies signed heads
+    PublicKey,
 }
 
 /// Lists, exports or verifies the audit log.
@@ -66,49 +72,87 @@ pub fn audit(config: &Config, output: Output, action: Audit) -> Result<(), Strin
             let copied = std::io::copy(&mut export, &mut std::io::stdout());
             copied.map(drop).map_err(|error| error.to_string())
         }
-        Audit::Verify { file, heads } => {
-            let export: Box<dyn BufRead> = match &file {
-                Some(path) => {
-                    let file = std::fs::File::open(path);
-                    let file = file.map_err(|error| format!("{}: {error}", path.display()))?;
-                    Box::new(BufReader::new(file))
-                }
-                None => Server::of(config)?.export()?,
-            };
+        Audit::Verify { file, heads, public_key } => {
             let path = heads.unwrap_or_else(|| file_of(&config.storage.path));
-            let heads = signed_heads(&path)?;
-            let key = lookup_key(&config.auth.lookup_key_file).map_err(of_command)?;
-            let genuine: Option<Vec<Head>> =
-                heads.iter().map(|head: &SignedHead| head.verified(&key)).collect();
-            let genuine = genuine.ok_or_else(|| {
-                format!(
-                    "{}: the signature of a head is invalid: the head was changed, or \
-                     auth.lookup_key_file is not the key of the server that signed it",
-                    path.display()
-                )
-            })?;
-            let head = verify(export, &genuine)?;
-            tell(&if output == Output::Json {
-                json!({"entries": head.entries, "hash": head.hash.to_hex(), "heads": genuine.len()})
-                    .to_string()
-            } else {
-                let (entries, heads) = (head.entries, genuine.len());
-                format!("{entries} entries are complete and match {heads} signed heads.")
-            });
+            let (heads, skipped) = genuine_heads(&path, &verifier(config, public_key.as_deref())?)?;
+            let head = verify(export(config, file.as_deref())?, &heads)?;
+            let (entries, heads) = (head.entries, heads.len());
+            if output == Output::Json {
+                let hash = head.hash.to_hex();
+                let said = json!({"entries": entries, "hash": hash, "heads": heads, "heads_left_out": skipped});
+                tell(&said.to_string());
+                return Ok(());
+            }
+            tell(&format!("{entries} entries are complete and match {heads} signed heads."));
+            if skipped > 0 {
+                tell(&format!(
+                    "{skipped} heads of an earlier version were left out: only the server can verify \
+                     them, without --public-key."
+                ));
+            }
+            Ok(())
+        }
+        Audit::PublicKey => {
+            let key = Server::of(config)?.get("/audit/public-key", &[])?;
+            let shown =
+                if output == Output::Json { key.to_string() } else { field(&key, "public_key") };
+            tell(&shown);
             Ok(())
         }
     }
 }
 
-/// Reads the signed heads. Without any, a log that was rewritten whole would pass.
-fn signed_heads(path: &Path) -> Result<Vec<SignedHead>, String> {
-    let remedy = "name the file of signed heads, or a copy of it, with --heads";
-    let heads =
-        read_file(path).map_err(|error| format!("{}: {error}; {remedy}", path.display()))?;
-    if heads.is_empty() {
-        return Err(format!("{}: the file holds no signed head; {remedy}", path.display()));
+/// Opens a file with an export, or exports the running server's log.
+fn export(config: &Config, file: Option<&Path>) -> Result<Box<dyn BufRead>, String> {
+    let Some(path) = file else { return Server::of(config)?.export() };
+    let file = std::fs::File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(Box::new(BufReader::new(file)))
+}
+
+/// Returns what verifies heads: the public key, or else the server's own key file.
+fn verifier(config: &Config, public_key: Option<&str>) -> Result<Verifier, String> {
+    let verifier = match public_key {
+        Some(key) => Verifier::with_public_key(key),
+        None => {
+            let key = lookup_key(&config.auth.lookup_key_file).map_err(of_command)?;
+            Verifier::with_lookup_key(key)
+        }
+    };
+    let words = "--public-key must be the 64 hexadecimal digits that `audit public-key` shows";
+    verifier.ok_or_else(|| words.to_owned())
+}
+
+/// Returns the genuine heads in a file, and the number of those that need the lookup key.
+fn genuine_heads(path: &Path, verifier: &Verifier) -> Result<(Vec<Head>, usize), String> {
+    let name = path.display();
+    let signed: Vec<SignedHead> = read_file(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => format!(
+            "{name}: there is no file of signed heads, so nobody can tell whether the log was \
+             replaced; name a copy with --heads, or run this command in the server's folder"
+        ),
+        _ => format!("{name}: the signed heads cannot be read: {error}"),
+    })?;
+    let mut genuine = Vec::new();
+    for head in &signed {
+        match verifier.verify(head) {
+            Verdict::Genuine(head) => genuine.push(head),
+            Verdict::NeedsLookupKey => {}
+            Verdict::Forged => {
+                return Err(format!(
+                    "{name}: the signature of a head is invalid: the head was changed, or the key is \
+                     not that of the server that signed it"
+                ));
+            }
+        }
     }
-    Ok(heads)
+    if genuine.is_empty() {
+        return Err(format!(
+            "{name}: it holds no signed head that can be verified, so nobody can tell whether the \
+             log was replaced; use an older copy of the file"
+        ));
+    }
+    let skipped = signed.len() - genuine.len();
+    Ok((genuine, skipped))
 }
 
 /// Checks the hash chain of an export, and that it contains every signed head. Returns the last head.

@@ -1,17 +1,26 @@
-//! The HTTP client for a running server: it uses the operators' listener and the master token.
+//! The HTTP client for a running server. It uses the server's Unix socket, which only the server's user
+//! can open, so that the master token goes to nobody who happens to listen on a port. With `admin.url`
+//! it uses that address and the master token.
 
+use super::transport::ToSocket;
 use crate::config::Config;
+use crate::operator::socket::path_of;
 use crate::secrets::{SecretError, master_token};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::time::Duration;
+use ureq::unversioned::resolver::DefaultResolver;
+use zeroize::Zeroizing;
 
 /// A running server.
 pub struct Server {
     agent: ureq::Agent,
     url: String,
-    token: String,
+    /// The socket or the address, for messages.
+    place: String,
+    /// The master token. None on the socket.
+    token: Option<Zeroizing<String>>,
 }
 
 /// The `data` of an answer, or an error message.
@@ -48,31 +57,61 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Returns an HTTP client that does not treat an error status as an error.
 pub fn agent() -> ureq::Agent {
+    settings().into()
+}
+
+fn settings() -> ureq::config::Config {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_connect(Some(CONNECT_TIMEOUT))
         .proxy(None)
         .build()
-        .into()
 }
 
 impl Server {
     /// Returns a client of the configured server.
     ///
     /// # Errors
-    /// The file of the master token is missing or cannot be read.
+    /// There is no socket; or with `admin.url`, the file of the master token is missing or cannot be
+    /// read.
     pub fn of(config: &Config) -> Result<Self, String> {
-        let token = master_token(&config.auth.master_token_file).map_err(of_command)?;
-        let url = format!("http://{}/admin", admin_address(config));
-        Ok(Self { agent: agent(), url, token: token.to_string() })
+        if config.admin.url.is_empty() {
+            return Self::at_socket(config);
+        }
+        let place = config.admin.url.trim_end_matches('/').to_owned();
+        let token = Some(master_token(&config.auth.master_token_file).map_err(of_command)?);
+        Ok(Self { agent: agent(), url: format!("{place}/admin"), place, token })
     }
 
-    fn bearer(&self) -> String {
-        format!("Bearer {}", self.token)
+    fn at_socket(config: &Config) -> Result<Self, String> {
+        let path = path_of(config);
+        let place = path.display().to_string();
+        if !path.exists() {
+            return Err(format!(
+                "{place}: no server listens there; start it, or run this command in the server's folder, \
+                 with its configuration and as its user"
+            ));
+        }
+        let agent = ureq::Agent::with_parts(settings(), ToSocket(path), DefaultResolver::default());
+        // An address that no resolver has to look up. The connection goes to the socket in any case.
+        Ok(Self { agent, url: "http://127.0.0.1/admin".into(), place, token: None })
+    }
+
+    fn signed<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
+        match &self.token {
+            Some(token) => request.header("authorization", format!("Bearer {}", **token)),
+            None => request,
+        }
     }
 
     fn unreachable(&self, error: &ureq::Error) -> String {
-        format!("no answer from the server at {}: {error}; check that it runs", self.url)
+        let hint = match error {
+            ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                "run this command as the server's user"
+            }
+            _ => "check that it runs",
+        };
+        format!("no answer from the server at {}: {error}; {hint}", self.place)
     }
 
     /// Returns the `data` of an answer, or the error message that the server sent.
@@ -80,7 +119,7 @@ impl Server {
         let mut answer = answer.map_err(|error| self.unreachable(&error))?;
         let text = answer.body_mut().read_to_string().map_err(|error| self.unreachable(&error))?;
         let mut body: Value = serde_json::from_str(&text)
-            .map_err(|_| format!("{}: the answer is not JSON; check admin.bind", self.url))?;
+            .map_err(|_| format!("{}: the answer is not JSON; check admin.url", self.place))?;
         match body.pointer("/error/message").and_then(Value::as_str) {
             Some(message) => Err(message.to_owned()),
             None => Ok(body.get_mut("data").map_or(Value::Null, Value::take)),
@@ -94,7 +133,7 @@ impl Server {
     pub fn get(&self, path: &str, query: &[(&str, &str)]) -> Answer {
         let request = self.agent.get(format!("{}{path}", self.url));
         let request = request.query_pairs(query.iter().copied());
-        self.data(request.header("authorization", self.bearer()).call())
+        self.data(self.signed(request).call())
     }
 
     /// Sends a `POST` request.
@@ -103,7 +142,7 @@ impl Server {
     /// As [`Self::get`].
     pub fn post(&self, path: &str, body: &Value) -> Answer {
         let request = self.agent.post(format!("{}{path}", self.url));
-        self.data(request.header("authorization", self.bearer()).send(body.to_string()))
+        self.data(self.signed(request).send(body.to_string()))
     }
 
     /// Sends a `PATCH` request that applies to any current state (`If-Match: *`).
@@ -112,7 +151,7 @@ impl Server {
     /// As [`Self::get`].
     pub fn patch(&self, path: &str, body: &Value) -> Answer {
         let request = self.agent.patch(format!("{}{path}", self.url)).header("if-match", "*");
-        self.data(request.header("authorization", self.bearer()).send(body.to_string()))
+        self.data(self.signed(request).send(body.to_string()))
     }
 
     /// Returns a reader of the whole audit log, one line for each entry.
@@ -121,12 +160,12 @@ impl Server {
     /// As [`Self::get`].
     pub fn export(&self) -> Result<Box<dyn BufRead>, String> {
         let request = self.agent.get(format!("{}/audit/export", self.url));
-        let answer = request.header("authorization", self.bearer()).call();
+        let answer = self.signed(request).call();
         let answer = answer.map_err(|error| self.unreachable(&error))?;
         if answer.status().as_u16() != 200 {
             return Err(format!(
-                "{}/audit/export: the server answered with status {}",
-                self.url,
+                "{}: the server answered the export with status {}",
+                self.place,
                 answer.status()
             ));
         }

@@ -4,7 +4,7 @@
 //! * [`check_config`]: refuses what a start would refuse
 //! * [`keys`], [`fence`], [`copy`], [`doctor`]: work on its files and its store
 //! * [`servers`], [`codes`], [`activations`], [`settings`], [`audit`]: send requests to a running
-//!   server, with [`client`]
+//!   server, with [`client`] and [`transport`]
 //! * [`terminal`]: the output of commands; [`error`]: their errors
 
 mod activations;
@@ -22,6 +22,7 @@ mod serve;
 mod servers;
 mod settings;
 mod terminal;
+mod transport;
 
 use crate::config::{Layers, Sources};
 use clap::{Parser, Subcommand};
@@ -45,6 +46,9 @@ pub struct Cli {
     /// The output format of commands that ask a running server, and of doctor
     #[arg(long, global = true, value_enum, default_value_t)]
     output: terminal::Output,
+    /// Send requests to this address with the master token, instead of through the server's socket
+    #[arg(long, global = true, value_name = "URL")]
+    url: Option<String>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -140,7 +144,9 @@ impl Cli {
         // One that nobody can look at is read, so that the error is shown.
         let is_there = default.try_exists().unwrap_or(true);
         let file = self.config.clone().or_else(|| is_there.then_some(default));
-        Sources { file, env: std::env::vars().collect(), flags: self.set.clone() }
+        let mut flags = self.set.clone();
+        flags.extend(self.url.clone().map(|url| ("admin.url".to_owned(), url)));
+        Sources { file, env: std::env::vars().collect(), flags }
     }
 
     fn execute(self) -> Result<(), CliError> {

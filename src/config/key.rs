@@ -34,6 +34,10 @@ pub(super) enum Kind {
     Listener,
     /// The address of a site.
     Url,
+    /// The address of a listener without TLS, or nothing.
+    Origin,
+    /// The path of a Unix socket, or nothing.
+    Socket,
     /// Addresses and networks.
     Networks,
     /// The path of a file.
@@ -49,6 +53,9 @@ pub(super) enum Kind {
 /// The most characters of a text. The longest default has about eighty. The limit exists because pages
 /// show the texts and the store keeps them.
 const LONGEST: usize = 2000;
+
+/// The longest path of a Unix socket in bytes: `sun_path` has 108, of which one is a zero (unix(7)).
+const SOCKET: usize = 107;
 
 /// The row for all keys of `[products]`, whose names the operator chooses.
 pub(super) const ANY_PRODUCT: &str = "products.*";
@@ -77,6 +84,8 @@ pub(super) static KEYS: &[Key] = &[
     fixed("server.request_timeout_ms", whole(" of milliseconds", 100, 600_000)),
     fixed("server.shutdown_grace_seconds", whole(" of seconds", 1, 3600)),
     fixed("admin.bind", Kind::Listener),
+    fixed("admin.socket", Kind::Socket),
+    fixed("admin.url", Kind::Origin),
     fixed("storage.backend", Kind::Word(&["redb", "postgres"])),
     fixed("storage.path", Kind::File),
     fixed("storage.url", Kind::Secret),
@@ -179,6 +188,8 @@ impl Kind {
             Self::Switch => value.is_bool(),
             Self::Listener => text.is_some_and(|text| text.parse::<SocketAddr>().is_ok()),
             Self::Url => text.and_then(PublicUrl::parse).is_some(),
+            Self::Origin => text.is_some_and(|text| text.is_empty() || is_plain_origin(text)),
+            Self::Socket => text.is_some_and(|path| path.len() <= SOCKET && !path.contains('\0')),
             Self::Networks => value.as_array().is_some_and(|all| all.iter().all(is_network)),
             Self::File => text.is_some_and(|path| !path.is_empty() && !path.contains('\0')),
             Self::Letters => text.and_then(ProductLetters::parse).is_some(),
@@ -194,8 +205,10 @@ impl Kind {
             Self::Whole { .. } | Self::Number(_) => trimmed.parse().ok().map(Value::Integer),
             Self::Switch => trimmed.to_ascii_lowercase().parse().ok().map(Value::Boolean),
             Self::Networks => read_list(trimmed),
-            Self::File | Self::Text | Self::Secret => None,
-            Self::Word(_) | Self::Listener | Self::Url | Self::Letters => Some(trimmed.into()),
+            Self::File | Self::Socket | Self::Text | Self::Secret => None,
+            Self::Word(_) | Self::Listener | Self::Url | Self::Origin | Self::Letters => {
+                Some(trimmed.into())
+            }
         };
         value.unwrap_or_else(|| text.into())
     }
@@ -215,6 +228,10 @@ impl fmt::Display for Kind {
             Self::Url => f.write_str(
                 "http:// or https://, a host and perhaps a port, without a path, like https://get.example.com",
             ),
+            Self::Origin => f.write_str(
+                "empty, or http://, a host and perhaps a port, like http://127.0.0.1:9090",
+            ),
+            Self::Socket => write!(f, "empty, or the path of a socket of at most {SOCKET} bytes"),
             Self::Networks => f.write_str(
                 "a list of IP addresses and networks, like [\"127.0.0.1\", \"10.0.0.0/8\"]",
             ),
@@ -223,6 +240,10 @@ impl fmt::Display for Kind {
             Self::Text | Self::Secret => write!(f, "a string of at most {LONGEST} characters"),
         }
     }
+}
+
+fn is_plain_origin(text: &str) -> bool {
+    PublicUrl::parse(text).is_some_and(|url| !url.is_https())
 }
 
 fn is_network(value: &Value) -> bool {

@@ -73,6 +73,10 @@ pub struct Server {
 pub struct Admin {
     /// The address it listens on.
     pub bind: SocketAddr,
+    /// The Unix socket on which it listens for the command line. Empty: beside the store.
+    pub socket: PathBuf,
+    /// The address at which the command line reaches it, with the master token. Empty: the socket.
+    pub url: String,
 }
 
 /// Where records are kept.

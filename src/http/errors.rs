@@ -60,28 +60,18 @@ impl ApiError {
     /// Too many pages watch codes.
     pub fn too_many_watch() -> Self {
         let message = "Too many pages are watching. The installation goes on all the same.";
-        Self::too_many(message, LATER)
-    }
-
-    /// Too many wrong tokens from this address.
-    pub fn too_many_wrong_tokens(seconds: u64) -> Self {
-        Self::too_many("Too many wrong tokens. Please wait a minute.", seconds)
-    }
-
-    fn too_many(message: &str, seconds: u64) -> Self {
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message);
-        Self { retry_after: Some(seconds), ..error }
+        Self { retry_after: Some(LATER), ..error }
+    }
+
+    /// A login with a wrong token.
+    pub fn wrong_master_token() -> Self {
+        Self::forbidden("This is not the master token.")
     }
 
     /// A form from a page of another site.
     pub fn form_from_elsewhere() -> Self {
         let message = "This form was sent from another site. Please send it from the console.";
-        Self::new(StatusCode::FORBIDDEN, "browser_session_invalid", message)
-    }
-
-    /// A form from a page of another session.
-    pub fn form_of_another_session() -> Self {
-        let message = "This form is not from a page of your session. Please open the page again.";
         Self::new(StatusCode::FORBIDDEN, "browser_session_invalid", message)
     }
 

@@ -36,7 +36,7 @@ fn seconds() -> Histogram {
 }
 
 impl HttpMetrics {
-    /// Makes the metrics for these routes and registers them.
+    /// Makes the metrics of one listener for these routes, and registers them.
     pub fn new(registry: &mut Registry, routes: &[&'static str]) -> Self {
         let requests = Family::default();
         registry.register("http_requests", "Requests answered", requests.clone());

@@ -4,9 +4,10 @@
 //! * [`caller`]: the caller's address; [`cookies`]: its cookies; [`cross_site`]: the check for requests from other sites;
 //!   [`body`]: reading of request bodies
 //! * [`respond`], [`errors`], [`page`]: responses, as JSON or as a page
-//! * [`routing`]: paths and their methods; [`metrics`]: the HTTP metrics
+//! * [`around`]: middleware for every request; [`routing`]: paths and their methods; [`metrics`]: the HTTP metrics
 //! * [`story`]: the stage of a code
 
+pub mod around;
 pub mod body;
 pub mod caller;
 pub mod connection;

@@ -214,7 +214,7 @@ async fn list(console: &Console, query: &AuditQuery) -> Result<List, ApiError> {
 #[template(path = "console/audit.html")]
 struct Page<'a> {
     page: &'static str,
-    csrf: &'a str,
+    base: &'a str,
     query: &'a AuditQuery,
     list: &'a List,
     actions: Vec<&'static str>,
@@ -223,7 +223,7 @@ struct Page<'a> {
     next: Option<String>,
 }
 
-/// `GET /console/audit`
+/// `GET /console/{key}/audit`
 pub async fn page(
     console: Data<Console>,
     request: HttpRequest,
@@ -238,9 +238,11 @@ pub async fn page(
     let filter = query_string(&pairs);
     let page = Page {
         page: "audit",
-        csrf: &operator.csrf,
+        base: &operator.base,
         query: &query,
-        next: list.next_cursor.map(|cursor| format!("/console/audit?{filter}&cursor={cursor}")),
+        next: list
+            .next_cursor
+            .map(|cursor| format!("{}/audit?{filter}&cursor={cursor}", operator.base)),
         list: &list,
         actions: Action::ALL.into_iter().filter(|a| !a.is_attempt()).map(Action::name).collect(),
         actors: Actor::ALL.map(Actor::name).to_vec(),
@@ -285,7 +287,7 @@ fn piece(
     Ok((text, next))
 }
 
-/// `GET /admin/audit/export`, `GET /console/audit/export`: streams all matching entries as JSON
+/// `GET /admin/audit/export`, `GET /console/{key}/audit/export`: streams all matching entries as JSON
 /// Lines, oldest first, in constant memory.
 pub async fn export(
     console: Data<Console>,

@@ -1,23 +1,29 @@
-//! Access control of the console.
+//! Access control of the operators' listener.
 //!
-//! A person logs in with the master token and gets a session. A program sends the token with every
-//! request. An address that sends ten wrong tokens within a minute must wait. Forms are accepted
-//! from pages of this listener only. `SameSite` alone is not enough: cookies ignore the port, so a
-//! page on another port of the same host could send a form.
+//! A person logs in to the console with the master token and gets a session (see [`sessions`]): a
+//! cookie, and a key in the addresses of the pages. A program sends the token with every request. The
+//! command line comes through the Unix socket (see [`socket`]) and needs no token. Wrong tokens are
+//! slowed as on the public listener.
+//!
+//! [`sessions`]: super::sessions
+//! [`socket`]: super::socket
 
 use super::console::{Console, see};
+use super::sessions::{self, Session};
 use crate::hex::hex;
 use crate::http::caller::authorization;
+use crate::http::connection::Administrator;
 use crate::http::cookies::cookies;
 use crate::http::cross_site::is_cross_site;
 use crate::http::errors::ApiError;
 use crate::http::page::{error_page, html};
 use crate::http::respond::failure;
 use crate::os::random_bytes;
+use crate::state::wrong_tokens::Listener;
 use actix_web::cookie::{Cookie, SameSite};
 use actix_web::dev::Payload;
 use actix_web::error::InternalError;
-use actix_web::http::header::{HeaderValue, RETRY_AFTER};
+use actix_web::http::header::{HeaderValue, RETRY_AFTER, USER_AGENT};
 use actix_web::http::{Method, StatusCode};
 use actix_web::web::{Data, Form};
 use actix_web::{Error, FromRequest, HttpRequest, HttpResponse};
@@ -27,24 +33,32 @@ use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
 use iptunnel_domain::server::Bearer;
 use serde::Deserialize;
-use std::future::{Ready, ready};
-use std::net::IpAddr;
+use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr};
+use std::pin::Pin;
 
 const COOKIE: &str = "console";
-/// The path that a page fetches on a timer. Such a request does not extend the session.
-const BY_ITSELF: &str = "/console/now/live";
+/// The end of the path that a page fetches on a timer. Such a request is not a use of the session.
+const BY_ITSELF: &str = "/now/live";
 
 /// An authenticated operator. Handlers with this argument refuse all other callers.
 pub struct Operator {
-    /// The CSRF token that a form must contain. Empty for a program.
-    pub csrf: String,
+    /// The beginning of the addresses of the session's pages: `/console/{key}`. Empty for a program.
+    pub base: String,
+    /// The id of the session. Empty for a program.
+    pub session: String,
     /// The operator's address.
     pub from: IpAddr,
 }
 
-/// Returns the operator's address: always the TCP peer, as this listener supports no proxies.
+/// Returns the operator's address: the TCP peer, as this listener supports no proxies. A caller on the
+/// Unix socket is on this machine.
 fn peer(request: &HttpRequest) -> IpAddr {
-    request.peer_addr().map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.ip().to_canonical())
+    match request.peer_addr() {
+        Some(peer) => peer.ip().to_canonical(),
+        None if request.conn_data::<Administrator>().is_some() => Ipv4Addr::LOCALHOST.into(),
+        None => Ipv4Addr::UNSPECIFIED.into(),
+    }
 }
 
 fn hash_of(console: &Console, secret: &str) -> KeyedHash {
@@ -52,56 +66,52 @@ fn hash_of(console: &Console, secret: &str) -> KeyedHash {
 }
 
 impl Operator {
-    fn of(request: &HttpRequest, console: &Console) -> Result<Self, HttpResponse> {
-        let from = peer(request);
+    async fn of(request: &HttpRequest, console: &Console) -> Result<Self, HttpResponse> {
         if request.path().starts_with("/console") {
-            let master = console.state.live.master.load();
-            let by_person = request.path() != BY_ITSELF;
-            let csrf = cookies(request, COOKIE).find_map(|cookie| {
-                console.sessions.csrf(hash_of(console, cookie), &master, by_person)
-            });
-            let csrf = csrf.ok_or_else(|| see("/console/login"))?;
-            if request.method() == Method::POST && is_cross_site(request.headers(), None) {
-                return Err(error_page(&ApiError::form_from_elsewhere()));
-            }
-            return Ok(Self { csrf, from });
+            return Self::of_session(request, console);
         }
-        if let Some(seconds) = console.sessions.must_wait(from) {
-            return Err(failure(ApiError::too_many_wrong_tokens(seconds)));
+        let (state, from) = (&console.state, peer(request));
+        let program = Self { base: String::new(), session: String::new(), from };
+        if request.conn_data::<Administrator>().is_some() {
+            return Ok(program);
         }
-        match console.state.live.bearer(authorization(request)) {
-            Bearer::Master => Ok(Self { csrf: String::new(), from }),
-            Bearer::Nobody => Err(failure(Refusal::Unauthorized)),
-            Bearer::Token(_) => {
-                console.sessions.failed(from);
-                Err(failure(Refusal::Unauthorized))
-            }
-        }
+        let bearer = state.live.bearer(authorization(request));
+        let admitted =
+            state.only_master(bearer, from, Listener::Operators, Refusal::Unauthorized).await;
+        admitted.map(|()| program).map_err(failure)
     }
 
-    /// Checks that a form comes from a page of this session.
-    ///
-    /// # Errors
-    /// If it does not.
-    pub fn check(&self, csrf: &str) -> Result<(), ApiError> {
-        let same = subtle::ConstantTimeEq::ct_eq(csrf.as_bytes(), self.csrf.as_bytes());
-        if bool::from(same) && !self.csrf.is_empty() {
-            return Ok(());
+    fn of_session(request: &HttpRequest, console: &Console) -> Result<Self, HttpResponse> {
+        let key = request.match_info().get("key").unwrap_or_default();
+        let by_person = !request.path().ends_with(BY_ITSELF);
+        let master = console.state.live.master.load();
+        // The browser sends a cookie of this name that another port of the host has set, too.
+        let found = cookies(request, COOKIE).find_map(|cookie| {
+            let (cookie, key) = (hash_of(console, cookie), hash_of(console, key));
+            console.sessions.find(cookie, key, &master, console.state.clock.now(), by_person)
+        });
+        let session = found.ok_or_else(|| see("/console/login"))?;
+        if request.method() == Method::POST && is_cross_site(request.headers(), None) {
+            return Err(error_page(&ApiError::form_from_elsewhere()));
         }
-        Err(ApiError::form_of_another_session())
+        Ok(Self { base: format!("/console/{key}"), session, from: peer(request) })
     }
 }
 
 impl FromRequest for Operator {
     type Error = Error;
-    type Future = Ready<Result<Self, Error>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, Error>>>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let Some(console) = request.app_data::<Data<Console>>() else {
-            return ready(Err(actix_web::error::ErrorInternalServerError("no console")));
-        };
-        let denied = |response| InternalError::from_response("not an operator", response).into();
-        ready(Self::of(request, console).map_err(denied))
+        let request = request.clone();
+        Box::pin(async move {
+            let Some(console) = request.app_data::<Data<Console>>() else {
+                return Err(actix_web::error::ErrorInternalServerError("no console"));
+            };
+            let denied =
+                |response| InternalError::from_response("not an operator", response).into();
+            Self::of(&request, console).await.map_err(denied)
+        })
     }
 }
 
@@ -132,70 +142,65 @@ pub async fn login(
     request: HttpRequest,
     form: Form<Credentials>,
 ) -> HttpResponse {
-    let from = peer(&request);
     // Checked before anything is counted. Otherwise a page of another site could use up the
     // visitor's tries.
     if is_cross_site(request.headers(), None) {
         return login_with(StatusCode::FORBIDDEN, Some(ApiError::form_from_elsewhere().message));
     }
-    if let Some(seconds) = console.sessions.must_wait(from) {
-        let mut response = login_with(
-            StatusCode::TOO_MANY_REQUESTS,
-            Some(ApiError::too_many_wrong_tokens(seconds).message),
-        );
-        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    let (state, from) = (&console.state, peer(&request));
+    let bearer = match state.live.bearer(Some(&form.token)) {
+        // An empty field is a wrong token too.
+        Bearer::Nobody => Bearer::Token(KeyedHash([0; 16])),
+        bearer => bearer,
+    };
+    let wrong = ApiError::wrong_master_token();
+    if let Err(error) = state.only_master(bearer, from, Listener::Operators, wrong).await {
+        let mut response = login_with(error.status, Some(error.message));
+        if let Some(seconds) = error.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
         return response;
     }
-    if console.state.live.bearer(Some(form.token.trim())) != Bearer::Master {
-        console.sessions.failed(from);
-        let words = "This is not the master token.".to_owned();
-        return login_with(StatusCode::FORBIDDEN, Some(words));
-    }
-    let (Ok(secret), Ok(csrf)) = (random_bytes::<32>(), random_bytes::<16>()) else {
-        return error_page(&ApiError::internal());
+    open_session(&console, &request, from).await.unwrap_or_else(|error| error_page(&error))
+}
+
+async fn open_session(
+    console: &Console,
+    request: &HttpRequest,
+    from: IpAddr,
+) -> Result<HttpResponse, ApiError> {
+    let random = || random_bytes::<16>().map(|bytes| hex(&bytes)).map_err(|_| ApiError::internal());
+    let (secret, key, mut id) = (random()?, random()?, random()?);
+    id.truncate(8);
+    let now = console.state.clock.now();
+    let browser = request.headers().get(USER_AGENT).and_then(|name| name.to_str().ok());
+    let session = Session {
+        id: id.clone(),
+        key: hash_of(console, &key),
+        master: **console.state.live.master.load(),
+        from,
+        browser: browser.unwrap_or_default().to_owned(),
+        opened: now,
+        used: now,
     };
-    let secret = hex(&secret);
-    let master = **console.state.live.master.load();
-    console.sessions.open(hash_of(&console, &secret), hex(&csrf), master);
-    let event =
-        Event::new(Action::LoggedIn, Actor::Operator, console.state.clock.now(), Some(from));
-    let entered = console.state.handles.keep_settings(Vec::new(), vec![event]);
-    if !matches!(console.state.wait(entered).await.outcome, Ok(Ok(()))) {
-        // Let the operator in anyway: the console shows why the store refuses writes.
-        tracing::warn!(
-            "could not write a login to the audit log; the operator is logged in anyway"
-        );
-    }
+    console.sessions.open(hash_of(console, &secret), session);
+    let event = Event::new(Action::LoggedIn, Actor::Operator, now, Some(from));
+    // The operator is let in even if the store refuses the entry: the console shows why it does.
+    console.state.enter(vec![Event { subject: id, ..event }]).await;
     let cookie = Cookie::build(COOKIE, secret)
-        .path("/")
+        // A browser does not even send it to another port, unless it is asked for this very path there.
+        .path(format!("/console/{key}"))
         .http_only(true)
         .same_site(SameSite::Strict)
         .finish();
-    let mut response = see("/console");
-    match response.add_cookie(&cookie) {
-        Ok(()) => response,
-        Err(_) => error_page(&ApiError::internal()),
-    }
+    let mut response = see(&format!("/console/{key}/now"));
+    response.add_cookie(&cookie).map_err(|_| ApiError::internal())?;
+    Ok(response)
 }
 
-/// The fields of the logout form.
-#[derive(Deserialize)]
-pub struct Confirmed {
-    csrf: String,
-}
-
-/// `POST /console/logout`
-pub async fn logout(
-    console: Data<Console>,
-    request: HttpRequest,
-    operator: Operator,
-    form: Form<Confirmed>,
-) -> HttpResponse {
-    if let Err(error) = operator.check(&form.csrf) {
-        return error_page(&error);
-    }
-    for cookie in cookies(&request, COOKIE) {
-        console.sessions.close(hash_of(&console, cookie));
-    }
+/// `POST /console/{key}/logout`
+pub async fn logout(console: Data<Console>, operator: Operator) -> HttpResponse {
+    // It may have ended meanwhile.
+    let _ = sessions::end(&console, &operator.session, operator.from).await;
     see("/console/login")
 }

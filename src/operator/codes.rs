@@ -33,7 +33,6 @@ const AMONG: usize = 300_000;
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub struct Find {
-    csrf: String,
     find: String,
     cursor: String,
 }
@@ -235,7 +234,7 @@ fn parse_id(id: &str) -> Result<CodeHash, ApiError> {
 #[template(path = "console/codes.html")]
 struct ListPage<'a> {
     page: &'static str,
-    csrf: &'a str,
+    base: &'a str,
     find: &'a str,
     found: Found,
     refused: Option<String>,
@@ -245,50 +244,42 @@ struct ListPage<'a> {
 #[template(path = "console/code.html")]
 struct CodePage<'a> {
     page: &'static str,
-    csrf: &'a str,
+    base: &'a str,
     line: &'a Timeline,
 }
 
 async fn shown(console: &Console, operator: &Operator, find: &Find) -> HttpResponse {
     let (found, refused) = match search(console, find).await {
-        Ok(Hit::One(hash)) => return see(&format!("/console/codes/{}", hash.0.to_hex())),
+        Ok(Hit::One(hash)) => return see(&format!("{}/codes/{}", operator.base, hash.0.to_hex())),
         Ok(Hit::Many(found)) => (found, None),
         Err(error) => (Found::default(), Some(error.message)),
     };
     // A search for a code never reaches this page: it has redirected to the code's page.
-    let page = ListPage { page: "codes", csrf: &operator.csrf, find: &find.find, found, refused };
+    let page = ListPage { page: "codes", base: &operator.base, find: &find.find, found, refused };
     html(StatusCode::OK, &page)
 }
 
-/// `GET /console/codes`: the newest codes.
+/// `GET /console/{key}/codes`: the newest codes.
 pub async fn page(console: Data<Console>, operator: Operator) -> HttpResponse {
     shown(&console, &operator, &Find::default()).await
 }
 
-/// `POST /console/codes`: searches codes.
-pub async fn find(
-    console: Data<Console>,
-    request: HttpRequest,
-    operator: Operator,
-    form: Form<Find>,
-) -> HttpResponse {
-    if let Err(error) = operator.check(&form.csrf) {
-        return failed(&request, &error);
-    }
+/// `POST /console/{key}/codes`: searches codes.
+pub async fn find(console: Data<Console>, operator: Operator, form: Form<Find>) -> HttpResponse {
     shown(&console, &operator, &form).await
 }
 
-/// `GET /console/codes/{code}`: the history of one code.
+/// `GET /console/{key}/codes/{code}`: the history of one code.
 pub async fn code_page(
     console: Data<Console>,
     request: HttpRequest,
     operator: Operator,
-    id: Path<String>,
+    path: Path<(String, String)>,
 ) -> HttpResponse {
-    let story = async { story(&console, parse_id(&id)?).await };
+    let story = async { story(&console, parse_id(&path.1)?).await };
     match story.await {
         Ok(line) => {
-            html(StatusCode::OK, &CodePage { page: "codes", csrf: &operator.csrf, line: &line })
+            html(StatusCode::OK, &CodePage { page: "codes", base: &operator.base, line: &line })
         }
         Err(error) => failed(&request, &error),
     }

@@ -16,12 +16,13 @@ use prometheus_client::registry::Registry;
 use std::sync::{Arc, Mutex};
 
 /// The pages: path and name, in the order of the menu.
-pub static PAGES: [(&str, &str); 5] = [
+pub static PAGES: [(&str, &str); 6] = [
     ("now", "Now"),
     ("codes", "Codes"),
     ("servers", "Servers"),
     ("settings", "Settings"),
     ("audit", "Audit"),
+    ("sessions", "Sessions"),
 ];
 
 /// The state that the console's handlers share.

@@ -1,12 +1,13 @@
 //! The operators' listener: health, metrics, the console pages and the same data as JSON.
 //!
 //! * [`health`]: liveness, readiness, metrics
-//! * [`auth`]: access control: a session (see [`sessions`]) or the master token
+//! * [`auth`]: access control: the master token, or a session of the console; [`sessions`]: their list
 //! * [`now`], with [`history`] and [`chart`]: the current load and its history
 //! * [`servers`], [`codes`], [`activations`], [`audit`]: the data of each page, as HTML and as JSON
 //! * [`settings`]: view and change of settings
 //! * [`signed_heads`]: the head of the audit log, signed every minute
-//! * [`console`]: shared state and helpers
+//! * [`socket`]: the same routes for the command line, without a token; [`console`]: shared state and
+//!   helpers
 //!
 //! This module makes no decisions. Changes go to the actors, like those of the public listener.
 
@@ -23,15 +24,19 @@ pub mod servers;
 pub mod sessions;
 pub mod settings;
 pub mod signed_heads;
+pub mod socket;
 
 use crate::http::page::{asset, asset_paths};
-use crate::http::routing::{at, both, nothing_here};
+use crate::http::routing::{RouteName, at, both, nothing_here};
 use actix_web::error::InternalError;
 use actix_web::http::Method;
-use actix_web::web::{FormConfig, QueryConfig, ServiceConfig, resource, route};
-use actix_web::{HttpRequest, HttpResponse, guard};
+use actix_web::web::{FormConfig, QueryConfig, ServiceConfig, resource, route, scope};
+use actix_web::{HttpRequest, HttpResponse, Scope, guard};
 use console::{failed, see};
 use iptunnel_domain::Refusal;
+
+/// The names of the operators' routes.
+pub const ROUTES: [&str; 6] = ["admin", "asset", "console", "livez", "metrics", "readyz"];
 
 /// Defines the operators' routes.
 pub fn routes(config: &mut ServiceConfig) {
@@ -47,10 +52,30 @@ pub fn routes(config: &mut ServiceConfig) {
 }
 
 async fn first_page() -> HttpResponse {
-    see("/console/now")
+    see("/console/login")
 }
 
-/// Defines the console pages and the JSON routes.
+/// Defines the console's pages. The key of the session is a part of their addresses.
+fn pages_of_session() -> Scope {
+    let (get, post) = (Method::GET, Method::POST);
+    scope("/console/{key}")
+        .service(at("/logout", "console", post.clone(), auth::logout))
+        .service(at("/now", "console", get.clone(), now::page))
+        .service(at("/now/live", "console", get.clone(), now::live))
+        .service(at("/servers", "console", get.clone(), servers::page))
+        .service(at("/servers/revoke", "console", post.clone(), servers::revoke))
+        .service(at("/servers/restore", "console", post.clone(), servers::restore))
+        .service(at("/servers/note", "console", post.clone(), servers::note))
+        .service(both("/codes", "console", codes::page, codes::find))
+        .service(at("/codes/{code}", "console", get.clone(), codes::code_page))
+        .service(at("/audit", "console", get.clone(), audit::page))
+        .service(at("/audit/export", "console", get.clone(), audit::export))
+        .service(both("/settings", "console", settings::page, settings::change))
+        .service(at("/sessions", "console", get, sessions::page))
+        .service(at("/sessions/end", "console", post, sessions::end_one))
+}
+
+/// Defines the console and the JSON routes.
 fn console_routes(config: &mut ServiceConfig) {
     let (get, post) = (Method::GET, Method::POST);
     let unusable = |request: &HttpRequest, words: String| {
@@ -67,22 +92,15 @@ fn console_routes(config: &mut ServiceConfig) {
         .service(at("/", "console", get.clone(), first_page))
         .service(at("/console", "console", get.clone(), first_page))
         .service(both("/console/login", "console", auth::login_page, auth::login))
-        .service(at("/console/logout", "console", post.clone(), auth::logout))
-        .service(at("/console/now", "console", get.clone(), now::page))
-        .service(at("/console/now/live", "console", get.clone(), now::live))
+        // A page's address without the key of a session, such as an old bookmark.
+        .service(at("/console/{page}", "console", get.clone(), first_page))
+        .service(pages_of_session())
         .service(at("/admin/now", "admin", get.clone(), now::json))
-        .service(at("/console/servers", "console", get.clone(), servers::page))
-        .service(at("/console/servers/revoke", "console", post.clone(), servers::revoke))
-        .service(at("/console/servers/restore", "console", post.clone(), servers::restore))
-        .service(at("/console/servers/note", "console", post.clone(), servers::note))
-        .service(both("/console/codes", "console", codes::page, codes::find))
-        .service(at("/console/codes/{code}", "console", get.clone(), codes::code_page))
-        .service(at("/console/audit", "console", get.clone(), audit::page))
-        .service(at("/console/audit/export", "console", get.clone(), audit::export))
-        .service(both("/console/settings", "console", settings::page, settings::change))
-        .service(both("/console/tuning", "console", settings::former_page, settings::change))
+        .service(at("/admin/sessions", "admin", get.clone(), sessions::json_list))
+        .service(at("/admin/sessions/{id}/end", "admin", post.clone(), sessions::json_end))
         .service(
             resource("/admin/config")
+                .app_data(RouteName("admin"))
                 .route(route().guard(guard::Get()).to(settings::json_list))
                 .route(route().guard(guard::Patch()).to(settings::json_change)),
         )
@@ -98,5 +116,6 @@ fn console_routes(config: &mut ServiceConfig) {
         .service(at("/admin/codes/{code}", "admin", get.clone(), codes::json_code))
         .service(at("/admin/audit", "admin", get.clone(), audit::json_list))
         .service(at("/admin/audit/export", "admin", get.clone(), audit::export))
+        .service(at("/admin/audit/public-key", "admin", get.clone(), signed_heads::public_key))
         .service(at("/admin/audit/heads", "admin", get, signed_heads::list));
 }

@@ -257,7 +257,7 @@ fn charts(console: &Console) -> Vec<Chart> {
 #[template(path = "console/now.html")]
 struct Page<'a> {
     page: &'static str,
-    csrf: &'a str,
+    base: &'a str,
     now: Now,
     charts: Vec<Chart>,
     classes: BTreeSet<String>,
@@ -266,6 +266,7 @@ struct Page<'a> {
 #[derive(Template)]
 #[template(path = "console/live.html")]
 struct Live {
+    base: String,
     now: Now,
     charts: Vec<Chart>,
     classes: BTreeSet<String>,
@@ -275,7 +276,7 @@ fn classes(now: &Now) -> BTreeSet<String> {
     now.routes.iter().flat_map(|row| row.outcomes.keys().cloned()).collect()
 }
 
-/// `GET /console/now`
+/// `GET /console/{key}/now`
 pub async fn page(
     console: Data<Console>,
     request: HttpRequest,
@@ -284,19 +285,23 @@ pub async fn page(
     match now(&console).await {
         Ok(now) => {
             let (charts, classes) = (charts(&console), classes(&now));
-            let page = Page { page: "now", csrf: &operator.csrf, now, charts, classes };
+            let page = Page { page: "now", base: &operator.base, now, charts, classes };
             html(StatusCode::OK, &page)
         }
         Err(error) => failed(&request, &error),
     }
 }
 
-/// `GET /console/now/live`: the part of the page that is refreshed.
-pub async fn live(console: Data<Console>, request: HttpRequest, _: Operator) -> HttpResponse {
+/// `GET /console/{key}/now/live`: the part of the page that is refreshed.
+pub async fn live(
+    console: Data<Console>,
+    request: HttpRequest,
+    operator: Operator,
+) -> HttpResponse {
     match now(&console).await {
         Ok(now) => {
             let (charts, classes) = (charts(&console), classes(&now));
-            html(StatusCode::OK, &Live { now, charts, classes })
+            html(StatusCode::OK, &Live { base: operator.base, now, charts, classes })
         }
         Err(error) => failed(&request, &error),
     }

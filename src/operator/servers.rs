@@ -208,7 +208,7 @@ fn row(server: Server, stale: Timestamp) -> Row {
 #[template(path = "console/servers.html")]
 struct Page<'a> {
     page: &'static str,
-    csrf: &'a str,
+    base: &'a str,
     query: &'a ServersQuery,
     list: &'a List,
     /// The address to return to after a form.
@@ -216,17 +216,17 @@ struct Page<'a> {
     next: Option<String>,
 }
 
-fn path_of(query: &ServersQuery, cursor: &str) -> String {
+fn path_of(base: &str, query: &ServersQuery, cursor: &str) -> String {
     let pairs = [
         ("show", query.show.as_str()),
         ("sort", &query.sort),
         ("text", &query.text),
         ("cursor", cursor),
     ];
-    format!("/console/servers?{}", query_string(&pairs))
+    format!("{base}/servers?{}", query_string(&pairs))
 }
 
-/// `GET /console/servers`
+/// `GET /console/{key}/servers`
 pub async fn page(
     console: Data<Console>,
     request: HttpRequest,
@@ -238,10 +238,13 @@ pub async fn page(
             StatusCode::OK,
             &Page {
                 page: "servers",
-                csrf: &operator.csrf,
+                base: &operator.base,
                 query: &query,
-                back: path_of(&query, &query.cursor),
-                next: list.next_cursor.as_ref().map(|cursor| path_of(&query, cursor)),
+                back: path_of(&operator.base, &query, &query.cursor),
+                next: list
+                    .next_cursor
+                    .as_ref()
+                    .map(|cursor| path_of(&operator.base, &query, cursor)),
                 list: &list,
             },
         ),
@@ -265,7 +268,6 @@ pub async fn json_list(
 /// The fields of a form about a server.
 #[derive(Deserialize)]
 pub struct ServerForm {
-    csrf: String,
     back: String,
     server_id: String,
     #[serde(default)]
@@ -288,8 +290,9 @@ async fn set_note(
 }
 
 /// Redirects to the page that the form came from. Other targets are not allowed.
-fn back(form: &ServerForm) -> HttpResponse {
-    see(if form.back.starts_with("/console/servers") { &form.back } else { "/console/servers" })
+fn back(operator: &Operator, form: &ServerForm) -> HttpResponse {
+    let page = format!("{}/servers", operator.base);
+    see(if form.back.starts_with(&page) { &form.back } else { &page })
 }
 
 async fn revoke_or_restore(
@@ -299,16 +302,13 @@ async fn revoke_or_restore(
     form: &ServerForm,
     revoked: bool,
 ) -> HttpResponse {
-    if let Err(error) = operator.check(&form.csrf) {
-        return failed(request, &error);
-    }
     match set_revoked(&console.state, &form.server_id, revoked, operator.from).await {
-        Ok(_) => back(form),
+        Ok(_) => back(operator, form),
         Err(error) => failed(request, &error),
     }
 }
 
-/// `POST /console/servers/revoke`
+/// `POST /console/{key}/servers/revoke`
 pub async fn revoke(
     console: Data<Console>,
     request: HttpRequest,
@@ -318,7 +318,7 @@ pub async fn revoke(
     revoke_or_restore(&console, &request, &operator, &form, true).await
 }
 
-/// `POST /console/servers/restore`
+/// `POST /console/{key}/servers/restore`
 pub async fn restore(
     console: Data<Console>,
     request: HttpRequest,
@@ -328,18 +328,15 @@ pub async fn restore(
     revoke_or_restore(&console, &request, &operator, &form, false).await
 }
 
-/// `POST /console/servers/note`
+/// `POST /console/{key}/servers/note`
 pub async fn note(
     console: Data<Console>,
     request: HttpRequest,
     operator: Operator,
     form: Form<ServerForm>,
 ) -> HttpResponse {
-    if let Err(error) = operator.check(&form.csrf) {
-        return failed(&request, &error);
-    }
     match set_note(&console, &form.server_id, form.note.trim().to_owned(), operator.from).await {
-        Ok(_) => back(&form),
+        Ok(_) => back(&operator, &form),
         Err(error) => failed(&request, &error),
     }
 }

@@ -1,108 +1,230 @@
-//! Login sessions and failed logins.
+//! Login sessions of the console, and the page that lists them.
+//!
+//! A session has two secrets: a cookie, and a key that is a part of every address of the console's
+//! pages. A browser may send the cookie to every port of the host, but the key to this listener alone.
+//! Neither is of use without the other. Sessions are in memory only: a restart ends them all, as does
+//! a new master token.
 
-use iptunnel_domain::address::caller_network;
+use super::auth::Operator;
+use super::console::{Console, failed, see};
+use crate::http::errors::ApiError;
+use crate::http::page::html;
+use crate::http::respond::{rfc3339, success};
+use actix_web::http::StatusCode;
+use actix_web::web::{Data, Form, Path};
+use actix_web::{HttpRequest, HttpResponse};
+use askama::Template;
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::lookup::KeyedHash;
+use iptunnel_domain::time::Lifespan;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
-/// An unused session ends after this time: one working day.
-const SESSION: Duration = Duration::from_secs(12 * 3600);
-/// The most wrong tokens from one address within [`WINDOW`].
-const FAILURES: u32 = 10;
-/// The window of the limit for wrong tokens.
-const WINDOW: Duration = Duration::from_secs(60);
-/// The most addresses and sessions that are kept. Beyond that, the oldest is removed.
-const REMEMBERED: usize = 10_000;
+/// The lifetime of a session in seconds, however much it is used: one working day.
+const LIFETIME: u64 = 12 * 3600;
+/// The most sessions. Beyond that, the oldest ends.
+const MOST: usize = 1000;
+/// The longest name of a browser that is kept, in characters.
+const BROWSER: usize = 200;
 
-struct Session {
-    csrf: String,
-    /// The master token at login. A new master token ends the session.
-    master: KeyedHash,
-    used: Instant,
+/// A session without its secrets.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// The name in lists and in the audit log: no secret.
+    pub id: String,
+    /// The keyed hash of the key in the addresses of pages.
+    pub key: KeyedHash,
+    /// The keyed hash of the master token at login. A new master token ends the session.
+    pub master: KeyedHash,
+    /// The address from which the operator logged in.
+    pub from: IpAddr,
+    /// The `User-Agent` at login.
+    pub browser: String,
+    /// The time of the login.
+    pub opened: Timestamp,
+    /// When a person last used it.
+    pub used: Timestamp,
 }
 
-/// Login sessions and failed logins.
-#[derive(Default)]
-pub struct Sessions(Mutex<Inner>);
-
-#[derive(Default)]
-struct Inner {
-    /// By the keyed hash of the cookie.
-    open: HashMap<KeyedHash, Session>,
-    failures: HashMap<IpAddr, (Instant, u32)>,
+impl Session {
+    fn life(&self) -> Lifespan {
+        Lifespan { from: self.opened, until: self.opened.plus(LIFETIME) }
+    }
 }
+
+/// The open sessions, by the keyed hash of their cookie.
+#[derive(Default)]
+pub struct Sessions(Mutex<HashMap<KeyedHash, Session>>);
 
 impl Sessions {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<KeyedHash, Session>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the seconds that an address must wait after too many failures.
-    pub fn must_wait(&self, address: IpAddr) -> Option<u64> {
-        let address = caller_network(address);
-        let inner = self.lock();
-        let (since, count) = inner.failures.get(&address)?;
-        let left = WINDOW.checked_sub(since.elapsed())?;
-        (*count >= FAILURES).then_some(left.as_secs() + 1)
-    }
-
-    /// Counts a wrong token.
-    pub fn failed(&self, address: IpAddr) {
-        let address = caller_network(address);
-        let mut inner = self.lock();
-        if !inner.failures.contains_key(&address) {
-            remove_oldest_if_full(&mut inner.failures, |(since, _)| *since);
-        }
-        let now = Instant::now();
-        let (since, count) = inner.failures.entry(address).or_insert((now, 0));
-        if since.elapsed() >= WINDOW {
-            (*since, *count) = (now, 0);
-        }
-        *count += 1;
-    }
-
-    /// Returns the CSRF token of the session with this cookie, if it is valid. With `by_person` the
-    /// session's lifetime starts again.
-    pub fn csrf(&self, cookie: KeyedHash, master: &KeyedHash, by_person: bool) -> Option<String> {
-        let mut inner = self.lock();
-        let session = inner.open.get_mut(&cookie)?;
-        if session.used.elapsed() >= SESSION || !session.master.ct_eq(master) {
-            inner.open.remove(&cookie);
-            return None;
-        }
-        if by_person {
-            session.used = Instant::now();
-        }
-        Some(session.csrf.clone())
+    /// Returns the sessions that are not over, and forgets the others.
+    fn open_ones(
+        &self,
+        master: &KeyedHash,
+        now: Timestamp,
+    ) -> MutexGuard<'_, HashMap<KeyedHash, Session>> {
+        let mut sessions = self.lock();
+        sessions.retain(|_, session| !session.life().is_over(now) && session.master.ct_eq(master));
+        sessions
     }
 
     /// Opens a session.
-    pub fn open(&self, cookie: KeyedHash, csrf: String, master: KeyedHash) {
-        let mut inner = self.lock();
-        remove_oldest_if_full(&mut inner.open, |session| session.used);
-        inner.open.insert(cookie, Session { csrf, master, used: Instant::now() });
+    pub fn open(&self, cookie: KeyedHash, mut session: Session) {
+        session.browser = session.browser.chars().take(BROWSER).collect();
+        let mut sessions = self.open_ones(&session.master, session.opened);
+        if sessions.len() >= MOST {
+            let oldest = sessions.iter().min_by_key(|(_, session)| session.opened);
+            if let Some(oldest) = oldest.map(|(cookie, _)| *cookie) {
+                sessions.remove(&oldest);
+            }
+        }
+        sessions.insert(cookie, session);
     }
 
-    /// Ends the session with this cookie.
-    pub fn close(&self, cookie: KeyedHash) {
-        self.lock().open.remove(&cookie);
+    /// Returns the id of the session with this cookie and this key. `by_person` says that a person, not
+    /// a timer, made the request.
+    pub fn find(
+        &self,
+        cookie: KeyedHash,
+        key: KeyedHash,
+        master: &KeyedHash,
+        now: Timestamp,
+        by_person: bool,
+    ) -> Option<String> {
+        let mut sessions = self.open_ones(master, now);
+        let session = sessions.get_mut(&cookie).filter(|session| session.key.ct_eq(&key))?;
+        if by_person {
+            session.used = now;
+        }
+        Some(session.id.clone())
+    }
+
+    /// Returns the open sessions, newest first.
+    pub fn list(&self, master: &KeyedHash, now: Timestamp) -> Vec<Session> {
+        let mut all: Vec<_> = self.open_ones(master, now).values().cloned().collect();
+        all.sort_by(|a, b| (b.opened, &b.id).cmp(&(a.opened, &a.id)));
+        all
+    }
+
+    /// Ends the session with this id. Returns whether there was one.
+    pub fn end(&self, id: &str) -> bool {
+        let mut sessions = self.lock();
+        let before = sessions.len();
+        sessions.retain(|_, session| session.id != id);
+        sessions.len() < before
     }
 }
 
-/// Removes the oldest entry if the map is full.
-fn remove_oldest_if_full<K: Copy + Eq + Hash, V>(
-    map: &mut HashMap<K, V>,
-    since: impl Fn(&V) -> Instant,
-) {
-    if map.len() < REMEMBERED {
-        return;
+/// A session as lists show it.
+#[derive(Serialize)]
+struct Row {
+    id: String,
+    from: IpAddr,
+    browser: String,
+    opened_at: String,
+    last_used_at: String,
+    ends_at: String,
+}
+
+fn rows(console: &Console) -> Vec<Row> {
+    let master = console.state.live.master.load();
+    let row = |session: Session| Row {
+        opened_at: rfc3339(session.opened),
+        last_used_at: rfc3339(session.used),
+        ends_at: rfc3339(session.life().until),
+        id: session.id,
+        from: session.from,
+        browser: session.browser,
+    };
+    console.sessions.list(&master, console.state.clock.now()).into_iter().map(row).collect()
+}
+
+/// Ends a session and enters that into the audit log.
+///
+/// # Errors
+/// No session has this id.
+pub async fn end(console: &Console, id: &str, from: IpAddr) -> Result<(), ApiError> {
+    if !console.sessions.end(id) {
+        return Err(ApiError::not_found());
     }
-    let oldest = map.iter().min_by_key(|(_, value)| since(value)).map(|(key, _)| *key);
-    if let Some(oldest) = oldest {
-        map.remove(&oldest);
+    let now = console.state.clock.now();
+    let event = Event {
+        subject: id.to_owned(),
+        ..Event::new(Action::SessionEnded, Actor::Operator, now, Some(from))
+    };
+    console.state.enter(vec![event]).await;
+    Ok(())
+}
+
+#[derive(Template)]
+#[template(path = "console/sessions.html")]
+struct Page<'a> {
+    page: &'static str,
+    base: &'a str,
+    own: &'a str,
+    sessions: Vec<Row>,
+}
+
+/// `GET /console/{key}/sessions`
+pub async fn page(console: Data<Console>, operator: Operator) -> HttpResponse {
+    let Operator { base, session, .. } = &operator;
+    let page = Page { page: "sessions", base, own: session, sessions: rows(&console) };
+    html(StatusCode::OK, &page)
+}
+
+/// The fields of the form that ends a session.
+#[derive(Deserialize)]
+pub struct Ending {
+    id: String,
+}
+
+/// `POST /console/{key}/sessions/end`
+pub async fn end_one(
+    console: Data<Console>,
+    request: HttpRequest,
+    operator: Operator,
+    form: Form<Ending>,
+) -> HttpResponse {
+    match end(&console, &form.id, operator.from).await {
+        Ok(()) => see(&format!("{}/sessions", operator.base)),
+        Err(error) => failed(&request, &error),
+    }
+}
+
+#[derive(Serialize)]
+struct List {
+    sessions: Vec<Row>,
+}
+
+/// `GET /admin/sessions`
+pub async fn json_list(console: Data<Console>, _: Operator) -> HttpResponse {
+    success(StatusCode::OK, List { sessions: rows(&console) }, "Sessions")
+}
+
+#[derive(Serialize)]
+struct Ended {
+    id: String,
+    status: &'static str,
+}
+
+/// `POST /admin/sessions/{id}/end`
+pub async fn json_end(
+    console: Data<Console>,
+    request: HttpRequest,
+    operator: Operator,
+    id: Path<String>,
+) -> HttpResponse {
+    let id = id.into_inner();
+    match end(&console, &id, operator.from).await {
+        Ok(()) => success(StatusCode::OK, Ended { id, status: "ended" }, "Session ended"),
+        Err(error) => failed(&request, &error),
     }
 }
 
@@ -110,33 +232,66 @@ fn remove_oldest_if_full<K: Copy + Eq + Hash, V>(
 mod tests {
     use super::*;
 
-    fn hash(number: u8) -> KeyedHash {
-        KeyedHash([number; 16])
+    const START: Timestamp = Timestamp(1_000_000);
+
+    fn hash(number: u32) -> KeyedHash {
+        KeyedHash(u128::from(number).to_be_bytes())
+    }
+
+    fn session(number: u32, opened: Timestamp) -> Session {
+        let from = IpAddr::from([127, 0, 0, 1]);
+        let (id, browser) = (number.to_string(), "b".repeat(1000));
+        Session { id, key: hash(number), master: hash(0), from, browser, opened, used: opened }
     }
 
     #[test]
-    fn automatic_refreshes_do_not_extend_a_session() {
+    fn a_session_ends_after_twelve_hours_however_much_it_is_used() {
         let sessions = Sessions::default();
-        sessions.open(hash(1), "token".into(), hash(0));
-        let long_ago = Instant::now().checked_sub(SESSION / 2).unwrap();
-        let used = || sessions.lock().open[&hash(1)].used;
-        sessions.lock().open.get_mut(&hash(1)).unwrap().used = long_ago;
-        assert!(sessions.csrf(hash(1), &hash(0), false).is_some());
-        assert_eq!(used(), long_ago);
-        assert!(sessions.csrf(hash(1), &hash(0), true).is_some());
-        assert!(used() > long_ago);
+        sessions.open(hash(1), session(1, START));
+        let find = |seconds| {
+            sessions.find(hash(1), hash(1), &hash(0), START.plus(seconds), true).is_some()
+        };
+        assert!((0..12).all(|hour| find(hour * 3600)));
+        assert!(find(LIFETIME - 1));
+        assert!(!find(LIFETIME));
+        assert!(!find(0), "it is forgotten");
     }
 
     #[test]
-    fn when_too_many_addresses_have_failed_the_oldest_is_removed() {
+    fn a_session_needs_its_cookie_its_key_and_the_master_token_of_its_login() {
         let sessions = Sessions::default();
-        let address = |number: usize| IpAddr::from(((number as u128) << 64).to_be_bytes());
-        for number in 0..REMEMBERED + 5 {
-            sessions.failed(address(number));
+        sessions.open(hash(1), session(1, START));
+        sessions.open(hash(2), session(2, START));
+        let find = |cookie, key, master| {
+            sessions.find(hash(cookie), hash(key), &hash(master), START, true).is_some()
+        };
+        assert!(find(1, 1, 0) && find(2, 2, 0));
+        assert!(!find(1, 2, 0), "the key of another session");
+        assert!(!find(3, 1, 0), "another cookie");
+        assert!(!find(1, 1, 9), "another master token");
+        assert!(!find(1, 1, 0), "a new master token has ended it");
+    }
+
+    #[test]
+    fn refreshes_by_a_timer_are_not_a_use() {
+        let sessions = Sessions::default();
+        sessions.open(hash(1), session(1, START));
+        let used = || sessions.list(&hash(0), START)[0].used;
+        sessions.find(hash(1), hash(1), &hash(0), START.plus(9), false);
+        assert_eq!(used(), START);
+        sessions.find(hash(1), hash(1), &hash(0), START.plus(9), true);
+        assert_eq!(used(), START.plus(9));
+    }
+
+    #[test]
+    fn when_there_are_too_many_sessions_the_oldest_ends() {
+        let sessions = Sessions::default();
+        for number in 0..MOST as u32 + 3 {
+            sessions.open(hash(number), session(number, START.plus(u64::from(number))));
         }
-        let inner = sessions.lock();
-        assert_eq!(inner.failures.len(), REMEMBERED);
-        assert!(inner.failures.contains_key(&address(REMEMBERED + 4)));
-        assert!(!inner.failures.contains_key(&address(0)));
+        let all = sessions.list(&hash(0), START.plus(2000));
+        assert_eq!((all.len(), all[0].id.as_str(), all[MOST - 1].id.as_str()), (MOST, "1002", "3"));
+        assert_eq!(all[0].browser.len(), BROWSER);
+        assert!(sessions.end("3") && !sessions.end("3"));
     }
 }

@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 #[template(path = "console/settings.html")]
 struct Page<'a> {
     page: &'static str,
-    csrf: &'a str,
+    base: &'a str,
     tag: &'a str,
     live: Vec<&'a Setting>,
     fixed: Vec<&'a Setting>,
@@ -47,24 +47,18 @@ fn shown(
     let (live, fixed) = now.settings.iter().partition(|setting| setting.at_run_time);
     html(
         status,
-        &Page { page: "settings", csrf: &operator.csrf, tag: &now.tag, live, fixed, refused },
+        &Page { page: "settings", base: &operator.base, tag: &now.tag, live, fixed, refused },
     )
 }
 
-/// `GET /console/settings`
+/// `GET /console/{key}/settings`
 pub async fn page(console: Data<Console>, operator: Operator) -> HttpResponse {
     shown(StatusCode::OK, &operator, &console.state.settings.in_force(), None)
-}
-
-/// `GET /console/tuning`: the page's former address.
-pub async fn former_page() -> HttpResponse {
-    see("/console/settings")
 }
 
 /// The fields of a form about a setting.
 #[derive(Deserialize)]
 pub struct Change {
-    csrf: String,
     tag: String,
     key: String,
     #[serde(default)]
@@ -74,22 +68,18 @@ pub struct Change {
     undo: u8,
 }
 
-/// `POST /console/settings`
+/// `POST /console/{key}/settings`
 pub async fn change(
     console: Data<Console>,
-    request: HttpRequest,
     operator: Operator,
     form: Form<Change>,
 ) -> HttpResponse {
-    if let Err(error) = operator.check(&form.csrf) {
-        return failed(&request, &error);
-    }
     let Change { key, value, undo, tag, .. } = form.into_inner();
     let wanted = vec![(key, (undo == 0).then_some(value))];
     let state = &console.state;
     let changed = state.settings.change(wanted, Some(tag), operator.from).await;
     match changed.map_err(ApiError::from) {
-        Ok(_) => see("/console/settings"),
+        Ok(_) => see(&format!("{}/settings", operator.base)),
         Err(error) => {
             shown(error.status, &operator, &state.settings.in_force(), Some(error.message))
         }

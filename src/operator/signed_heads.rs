@@ -4,9 +4,14 @@
 //! off. An earlier signed head reveals that. The file is beside the store and gets a line only when
 //! the log has grown. Keep a copy of it, or of the server's log, which names each head, where an
 //! intruder cannot reach it.
+//!
+//! Heads are signed with Ed25519 (RFC 8032). The private key is derived from the lookup key, which
+//! never changes and is a part of every backup: so the public key of a store never changes either.
+//! Whoever has the public key can verify heads, but cannot make them.
 
 use super::auth::Operator;
 use super::console::{Console, failed};
+use crate::hex::{bytes_of, hex};
 use crate::http::errors::ApiError;
 use crate::http::respond::success;
 use crate::private_file::beside;
@@ -16,12 +21,16 @@ use actix_web::{HttpRequest, HttpResponse};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::audit::{ChainHash, Head};
 use iptunnel_domain::lookup::{KeyedHash, LookupKey, Purpose};
+use ring::signature::{
+    ED25519, ED25519_PUBLIC_KEY_LEN, Ed25519KeyPair, KeyPair, UnparsedPublicKey,
+};
 use serde::{Deserialize, Serialize};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// How often the head is signed.
 const EVERY: Duration = Duration::from_secs(60);
@@ -37,29 +46,97 @@ pub struct SignedHead {
     pub hash: String,
     /// The time of signing, in seconds since the Unix epoch.
     pub time: u64,
-    /// The keyed hash of the three other fields under the lookup key.
+    /// The Ed25519 signature of the three other fields: 128 hexadecimal digits. Heads of earlier
+    /// programs have a keyed hash under the lookup key: 32 digits.
     pub signature: String,
 }
 
-impl SignedHead {
-    fn new(head: Head, now: Timestamp, key: &LookupKey) -> Self {
-        let signature = sign(head, now, key).to_hex();
-        Self { entries: head.entries, hash: head.hash.to_hex(), time: now.0, signature }
+/// The key that signs heads.
+pub struct HeadKey(Ed25519KeyPair);
+
+impl HeadKey {
+    /// Derives the key of a store from its lookup key. `None` does not occur: every seed of 32 bytes is
+    /// a key.
+    pub fn of(lookup: &LookupKey) -> Option<Self> {
+        let seed = Zeroizing::new(lookup.derive(Purpose::AuditKey));
+        Ed25519KeyPair::from_seed_unchecked(&*seed).ok().map(Self)
     }
 
-    /// Returns the head if the signature is valid.
-    pub fn verified(&self, key: &LookupKey) -> Option<Head> {
-        let head = Head { entries: self.entries, hash: ChainHash::from_hex(&self.hash)? };
-        let given = KeyedHash::from_hex(&self.signature)?;
-        given.ct_eq(&sign(head, Timestamp(self.time), key)).then_some(head)
+    /// Returns the public key: 64 hexadecimal digits.
+    pub fn public(&self) -> String {
+        hex(self.0.public_key().as_ref())
+    }
+
+    fn sign(&self, head: Head, now: Timestamp) -> SignedHead {
+        let signature = hex(self.0.sign(&signed_bytes(head, now)).as_ref());
+        SignedHead { entries: head.entries, hash: head.hash.to_hex(), time: now.0, signature }
     }
 }
 
-fn sign(head: Head, now: Timestamp, key: &LookupKey) -> KeyedHash {
+/// Returns the bytes that a signature covers. The label keeps them apart from all that this key might
+/// ever sign for another purpose.
+fn signed_bytes(head: Head, now: Timestamp) -> Vec<u8> {
+    [b"iptunnel audit head\0".as_slice(), &keyed_bytes(head, now)].concat()
+}
+
+/// Returns the bytes that the keyed hash of earlier programs covers.
+fn keyed_bytes(head: Head, now: Timestamp) -> Vec<u8> {
     let mut bytes = head.hash.0.to_vec();
     bytes.extend(head.entries.to_be_bytes());
     bytes.extend(now.0.to_be_bytes());
-    key.hash(Purpose::AuditHead, &bytes)
+    bytes
+}
+
+/// What verifies heads.
+pub struct Verifier {
+    public: Vec<u8>,
+    /// For heads of earlier programs.
+    lookup: Option<LookupKey>,
+}
+
+/// A head that was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The server signed it.
+    Genuine(Head),
+    /// The server did not sign it.
+    Forged,
+    /// An earlier program may have signed it, but only the lookup key can tell.
+    NeedsLookupKey,
+}
+
+impl Verifier {
+    /// Returns what verifies the heads of the server with this lookup key.
+    pub fn with_lookup_key(lookup: LookupKey) -> Option<Self> {
+        let public = bytes_of(&HeadKey::of(&lookup)?.public())?;
+        Some(Self { public, lookup: Some(lookup) })
+    }
+
+    /// Returns what verifies the heads of the server with this public key, for which
+    /// [`HeadKey::public`] gives the text.
+    pub fn with_public_key(text: &str) -> Option<Self> {
+        let public = bytes_of(text.trim()).filter(|key| key.len() == ED25519_PUBLIC_KEY_LEN)?;
+        Some(Self { public, lookup: None })
+    }
+
+    /// Verifies a head.
+    pub fn verify(&self, signed: &SignedHead) -> Verdict {
+        self.genuine(signed).unwrap_or(Verdict::Forged)
+    }
+
+    fn genuine(&self, signed: &SignedHead) -> Option<Verdict> {
+        let hash = ChainHash::from_hex(&signed.hash)?;
+        let (head, time) = (Head { entries: signed.entries, hash }, Timestamp(signed.time));
+        let genuine = Some(Verdict::Genuine(head));
+        if let Some(keyed) = KeyedHash::from_hex(&signed.signature) {
+            let Some(key) = &self.lookup else { return Some(Verdict::NeedsLookupKey) };
+            let expected = key.hash(Purpose::AuditHead, &keyed_bytes(head, time));
+            return genuine.filter(|_| keyed.ct_eq(&expected));
+        }
+        let signature = bytes_of(&signed.signature)?;
+        let key = UnparsedPublicKey::new(&ED25519, &self.public);
+        genuine.filter(|_| key.verify(&signed_bytes(head, time), &signature).is_ok())
+    }
 }
 
 /// Returns the path of the heads file for the store at `path`.
@@ -94,7 +171,8 @@ fn note(console: &Console) -> Result<(), String> {
     if head == *last {
         return Ok(());
     }
-    let signed = SignedHead::new(head, state.clock.now(), &state.live.lookup);
+    let key = HeadKey::of(&state.live.lookup).ok_or("there is no key to sign with")?;
+    let signed = key.sign(head, state.clock.now());
     let path = file_of(&state.live.config.load().storage.path);
     append(&path, &signed).map_err(|error| format!("{}: {error}", path.display()))?;
     tracing::info!(entries = head.entries, hash = signed.hash, "signed the head of the audit log");
@@ -132,5 +210,86 @@ pub async fn list(console: Data<Console>, request: HttpRequest, _: Operator) -> 
             success(StatusCode::OK, heads.get(shown..).unwrap_or_default(), "Signed heads")
         }
         _ => failed(&request, &ApiError::internal()),
+    }
+}
+
+#[derive(Serialize)]
+struct PublicKey {
+    algorithm: &'static str,
+    public_key: String,
+}
+
+/// `GET /admin/audit/public-key`: the key that verifies heads.
+pub async fn public_key(console: Data<Console>, request: HttpRequest, _: Operator) -> HttpResponse {
+    match HeadKey::of(&console.state.live.lookup) {
+        Some(key) => {
+            let key = PublicKey { algorithm: "Ed25519", public_key: key.public() };
+            success(StatusCode::OK, key, "Public key")
+        }
+        None => failed(&request, &ApiError::internal()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lookup(number: u8) -> LookupKey {
+        LookupKey::new(&[number; LookupKey::BYTES])
+    }
+
+    fn head() -> Head {
+        Head { entries: 7, hash: ChainHash([9; 32]) }
+    }
+
+    #[test]
+    fn the_public_key_verifies_heads_and_the_key_of_another_store_does_not() {
+        let key = HeadKey::of(&lookup(1)).unwrap();
+        let signed = key.sign(head(), Timestamp(5));
+        let verifier = Verifier::with_public_key(&key.public()).unwrap();
+        assert_eq!(verifier.verify(&signed), Verdict::Genuine(head()));
+        let other = Verifier::with_lookup_key(lookup(2)).unwrap();
+        assert_eq!(other.verify(&signed), Verdict::Forged);
+        for changed in [
+            SignedHead { entries: 8, ..signed.clone() },
+            SignedHead { time: 6, ..signed.clone() },
+            SignedHead { hash: signed.hash.replace('9', "8"), ..signed.clone() },
+            SignedHead { signature: signed.signature.replace('a', "b"), ..signed.clone() },
+            SignedHead { signature: String::new(), ..signed.clone() },
+        ] {
+            assert_eq!(verifier.verify(&changed), Verdict::Forged, "{changed:?}");
+        }
+    }
+
+    #[test]
+    fn the_key_of_a_store_never_changes() {
+        let key = HeadKey::of(&lookup(1)).unwrap().public();
+        assert_eq!(key, "b32e5cde536a637686b283c80a5477b8216a786aa6e601a19a70eacaccffd5fe");
+    }
+
+    #[test]
+    fn a_head_of_an_earlier_program_needs_the_lookup_key() {
+        let keyed = lookup(1).hash(Purpose::AuditHead, &keyed_bytes(head(), Timestamp(5)));
+        let signed = SignedHead {
+            entries: 7,
+            hash: head().hash.to_hex(),
+            time: 5,
+            signature: keyed.to_hex(),
+        };
+        let verifier = Verifier::with_lookup_key(lookup(1)).unwrap();
+        assert_eq!(verifier.verify(&signed), Verdict::Genuine(head()));
+        assert_eq!(verifier.verify(&SignedHead { time: 6, ..signed.clone() }), Verdict::Forged);
+        let public = HeadKey::of(&lookup(1)).unwrap().public();
+        let public = Verifier::with_public_key(&public).unwrap();
+        assert_eq!(public.verify(&signed), Verdict::NeedsLookupKey);
+    }
+
+    #[test]
+    fn only_64_hexadecimal_digits_are_a_public_key() {
+        let key = HeadKey::of(&lookup(1)).unwrap().public();
+        assert!(Verifier::with_public_key(&format!(" {key}\n")).is_some());
+        for wrong in ["", "zz", &key[2..], &format!("{key}00")] {
+            assert!(Verifier::with_public_key(wrong).is_none(), "{wrong}");
+        }
     }
 }

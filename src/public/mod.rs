@@ -6,9 +6,8 @@
 //!   of their fields
 //! * [`reference`](mod@reference): the API reference, made from the handlers; [`requests`]: request
 //!   schemas for it
-//! * [`health`]: liveness and readiness; [`around`]: middleware for every request
+//! * [`health`]: liveness and readiness
 
-pub mod around;
 pub mod codes;
 pub mod field_limits;
 pub mod health;

@@ -2,23 +2,25 @@
 //!
 //! * [`live`]: the values in effect; [`settings`]: changes them while the server runs
 //! * [`servers`]: commands on servers that both listeners offer
-//! * [`watchers`]: the pages that watch codes
+//! * [`watchers`]: the pages that watch codes; [`wrong_tokens`]: wrong tokens, which it slows and notes
 
 pub mod live;
 pub mod servers;
 pub mod settings;
 pub mod watchers;
+pub mod wrong_tokens;
 
 use crate::http::body::{self, Body};
-use crate::http::caller::{Proxies, RequestIds, UntrustedProxies};
-use crate::http::metrics::HttpMetrics;
+use crate::http::caller::Proxies;
 use crate::os::Clock;
 use actix_web::web::Payload;
 use iptunnel_actors::{Answer, Failure, Handles, Health, Pending};
+use iptunnel_domain::audit::Event;
 use live::Live;
 use settings::Settings;
 use std::sync::Arc;
 use watchers::Watchers;
+use wrong_tokens::WrongTokens;
 
 /// The state that the handlers share. One value for all workers.
 pub struct State {
@@ -34,14 +36,10 @@ pub struct State {
     pub health: Arc<Health>,
     /// The trusted proxies.
     pub proxies: Proxies,
-    /// Notices proxies that are not trusted.
-    pub untrusted_proxies: UntrustedProxies,
-    /// The generator of request ids.
-    pub request_ids: Arc<RequestIds>,
     /// The pages that watch codes.
     pub watchers: Arc<Watchers>,
-    /// The metrics of HTTP requests.
-    pub metrics: HttpMetrics,
+    /// The wrong tokens that were sent.
+    pub wrong_tokens: WrongTokens,
 }
 
 impl State {
@@ -51,6 +49,15 @@ impl State {
     /// The body has not arrived within that time.
     pub async fn read(&self, payload: Payload) -> Result<Body, Failure> {
         body::read(payload, self.live.patience()).await
+    }
+
+    /// Writes entries to the audit log that belong to no other change. Logs if the store refuses them.
+    pub async fn enter(&self, events: Vec<Event>) {
+        let Some(action) = events.first().map(|event| event.action.name()) else { return };
+        let written = self.handles.keep_settings(Vec::new(), events);
+        if !matches!(self.wait(written).await.outcome, Ok(Ok(()))) {
+            tracing::warn!(action, "an entry could not be written to the audit log");
+        }
     }
 
     /// Waits for an answer, at most as long as a request may take.

@@ -111,6 +111,16 @@ fn refused(words: String) -> SettingsError {
     Refusal::InvalidField(words).into()
 }
 
+/// Returns how a setting has changed, as the audit log says it; `None` if it has not changed.
+fn difference(then: &Setting, now: &Setting) -> Option<String> {
+    if (&then.value, then.source) != (&now.value, now.source) {
+        return Some(format!("{} ({}) -> {} ({})", then.value, then.source, now.value, now.source));
+    }
+    let inactive = |setting: &Setting| setting.overtaken.clone().unwrap_or("nothing".to_owned());
+    (then.overtaken != now.overtaken)
+        .then(|| format!("inactive: {} -> {}", inactive(then), inactive(now)))
+}
+
 /// The longest time to apply the changes of other servers.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The time until the next try.
@@ -320,19 +330,26 @@ impl Settings {
         let config_before = self.live.config.load_full();
         let config = config_before.with_run_time_values(&loaded.config);
         let after = InForce::of(&config, &loaded, &overrides);
-        let moved = after.settings.iter().filter(|now| {
-            named(&now.key) || before.find(&now.key).is_some_and(|then| then.value != now.value)
-        });
-        let events = moved.map(|now| {
-            let told = |setting: &Setting| format!("{} ({})", setting.value, setting.source);
-            let then = before.find(&now.key).map_or(String::new(), told);
-            self.event(Actor::Operator, Some(from), &now.key, format!("{then} -> {}", told(now)))
-        });
+        let events: Vec<Event> = after
+            .settings
+            .iter()
+            .filter_map(|now| {
+                let detail = difference(before.find(&now.key)?, now)?;
+                Some(self.event(Actor::Operator, Some(from), &now.key, detail))
+            })
+            .collect();
+        let is_kept = |(key, value): &Wanted| {
+            let kept = inner.overrides.iter().find(|(other, _)| other == key);
+            kept.map(|(_, value)| value.as_str()) == value.as_deref().map(str::trim)
+        };
+        if events.is_empty() && wanted.iter().all(is_kept) {
+            return Ok(before);
+        }
         let kept = wanted.iter().map(|(key, value)| StoredSetting {
             key: key.clone(),
             value: value.as_ref().map(|value| value.trim().to_owned()),
         });
-        let written = self.handles.keep_settings(kept.collect(), events.collect());
+        let written = self.handles.keep_settings(kept.collect(), events);
         written?.within(Duration::MAX).await.outcome??;
         inner.overrides = overrides;
         // The change is stored from here on, so nothing may fail. Only SIGHUP reads the key files again.

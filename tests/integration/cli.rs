@@ -305,6 +305,20 @@ fn sighup_changes_the_log_level() {
 }
 
 #[test]
+fn requests_of_operators_are_logged_like_all_others() {
+    let server = Process::start(&["log.level=debug"]);
+    let url = format!("{}/admin/now", server.api.admin);
+    let answer = server.api.get(&url).unwrap();
+    let id = answer.header("x-request-id").to_owned();
+    wait_until("the request is logged", || server.output().contains(&id));
+    let log = server.output();
+    let line = log.lines().find(|line| line.contains(&id)).unwrap();
+    for part in ["\"listener\":\"operators\"", "\"route\":\"admin\"", "\"status\":401"] {
+        assert!(line.contains(part), "{line}");
+    }
+}
+
+#[test]
 fn an_invalid_file_on_sighup_changes_nothing_and_is_logged_as_an_error() {
     let server = with_file("[limits]\nprecheck_per_ip_day = 2\n");
     let broken = "[limits]\nprecheck_per_ip_day = 9\nissue_per_ip_hour = \"many\"\n";

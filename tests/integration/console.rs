@@ -33,40 +33,49 @@ struct Person<'a> {
     app: &'a TestApp,
     client: Client,
     cookie: String,
+    /// The beginning of the session's addresses, with its key.
+    base: String,
 }
 
 impl<'a> Person<'a> {
     fn new(app: &'a TestApp) -> Self {
         let client = Client::builder().no_proxy().redirect(Policy::none()).build().unwrap();
-        Self { app, client, cookie: String::new() }
+        Self { app, client, cookie: String::new(), base: "/console".to_owned() }
     }
     fn logged_in(app: &'a TestApp) -> Self {
         let mut person = Self::new(app);
         let answer = person.post("/console/login", &[("token", &app.master())]);
-        assert_eq!((answer.status, answer.header("location")), (303, "/console"));
+        assert_eq!(answer.status, 303);
+        person.base = answer.header("location").strip_suffix("/now").unwrap().to_owned();
         let set = answer.header("set-cookie").to_owned();
-        for flag in ["HttpOnly", "SameSite=Strict", "Path=/"] {
+        for flag in ["HttpOnly", "SameSite=Strict", "Path=/console/"] {
             assert!(set.contains(flag), "{set}");
         }
+        assert!(
+            set.contains(&format!("Path={};", person.base)) || set.ends_with(&person.base),
+            "{set}"
+        );
         person.cookie = set.split(';').next().unwrap().to_owned();
         person
     }
+    /// The address of a page of this session: `/console` stands for its beginning.
+    fn address(&self, path: &str) -> String {
+        let path = if path.starts_with(&self.base) {
+            path.to_owned()
+        } else {
+            path.replacen("/console", &self.base, 1)
+        };
+        format!("{}{path}", self.app.admin)
+    }
     fn get(&self, path: &str) -> Answer {
-        let request = self.client.get(format!("{}{path}", self.app.admin));
-        send(request.header("cookie", &self.cookie))
+        send(self.client.get(self.address(path)).header("cookie", &self.cookie))
     }
     fn post(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
         let mut form = form_urlencoded::Serializer::new(String::new());
         let body = form.extend_pairs(fields).finish();
-        let request = self.client.post(format!("{}{path}", self.app.admin));
+        let request = self.client.post(self.address(path));
         let request = request.header("content-type", "application/x-www-form-urlencoded");
         send(request.header("cookie", &self.cookie).body(body))
-    }
-    /// The CSRF token of the session, as the pages carry it.
-    fn csrf(&self) -> String {
-        let page = self.get("/console/codes").text;
-        let after = page.split("name=\"csrf\" value=\"").nth(1).unwrap();
-        after.split('"').next().unwrap().to_owned()
     }
 }
 
@@ -82,20 +91,19 @@ fn register(app: &TestApp, number: u8) -> String {
 fn the_console_requires_the_master_token() {
     let app = TestApp::start();
     let person = Person::new(&app);
-    for page in [
-        "",
-        "/now",
-        "/now/live",
-        "/codes",
-        "/servers",
-        "/settings",
-        "/tuning",
-        "/audit",
-        "/audit/export",
-    ] {
-        let answer = person.get(&format!("/console{page}"));
-        assert!(answer.status == 303 && !answer.header("location").is_empty(), "{page}");
+    for page in
+        ["now", "now/live", "codes", "servers", "settings", "audit", "audit/export", "sessions"]
+    {
+        for path in [format!("/console/0123456789abcdef/{page}"), "/console".into(), "/".into()] {
+            let answer = person.get(&path);
+            assert_eq!(
+                (answer.status, answer.header("location")),
+                (303, "/console/login"),
+                "{path}"
+            );
+        }
     }
+    assert_eq!(person.get("/console/servers").header("location"), "/console/login");
     for path in ["now", "servers", "activations", "config", "audit", "audit/export", "audit/heads"]
     {
         let answer = app.get_admin(&format!("/admin/{path}"));
@@ -108,63 +116,120 @@ fn the_console_requires_the_master_token() {
 }
 
 #[test]
-fn ten_wrong_tokens_within_a_minute_block_the_address() {
+fn neither_the_cookie_nor_the_key_of_a_session_can_do_anything_alone() {
     let app = TestApp::start();
-    let person = Person::new(&app);
-    for _ in 0..10 {
-        assert_eq!(person.post("/console/login", &[("token", "wrong")]).status, 403);
+    let server = register(&app, 1);
+    let (person, other) = (Person::logged_in(&app), Person::logged_in(&app));
+    let revoke = |base: &str, cookie: &str| {
+        let request = person.client.post(format!("{}{base}/servers/revoke", app.admin));
+        let request = request.header("content-type", "application/x-www-form-urlencoded");
+        send(request.header("cookie", cookie).body(format!("server_id={server}&back=x")))
+    };
+    let read = |base: &str, cookie: &str| {
+        let request = person.client.get(format!("{}{base}/servers", app.admin));
+        send(request.header("cookie", cookie))
+    };
+    for (base, cookie) in [
+        (person.base.as_str(), ""),
+        (person.base.as_str(), other.cookie.as_str()),
+        (other.base.as_str(), person.cookie.as_str()),
+        ("/console/0123456789abcdef0123456789abcdef", person.cookie.as_str()),
+        ("/console", person.cookie.as_str()),
+    ] {
+        for answer in [revoke(base, cookie), read(base, cookie)] {
+            assert!([303, 404].contains(&answer.status), "{}", answer.text);
+            assert!(!answer.text.contains("s1.example.com"));
+        }
     }
-    let refused = person.post("/console/login", &[("token", &app.master())]);
-    assert_eq!(refused.status, 429);
-    assert!((1..=61).contains(&refused.header("retry-after").parse::<u64>().unwrap()));
-    let program = send(app.client.get(format!("{}/admin/now", app.admin)).bearer_auth("wrong"));
-    assert_eq!(program.told(), (429, "rate_limit_exceeded".into()));
+    let pages = ["now", "codes", "servers", "settings", "audit", "sessions"];
+    for page in pages.map(|page| person.get(&format!("/console/{page}"))) {
+        let cookie = person.cookie.split('=').nth(1).unwrap();
+        assert!(page.status == 200 && !page.text.contains(cookie), "{}", page.text);
+    }
+    assert_eq!(admin(&app, "/admin/servers")["servers"][0]["state"], "live");
+    assert_eq!(revoke(&person.base, &person.cookie).status, 303);
+    assert_eq!(admin(&app, "/admin/servers")["servers"][0]["state"], "revoked");
+    assert_eq!(person.post("/console/logout", &[]).status, 303);
+    assert_eq!(person.get("/console/codes").header("location"), "/console/login");
+    assert_eq!(other.get("/console/codes").status, 200);
 }
 
 #[test]
-fn a_form_needs_the_sessions_csrf_token_and_logout_ends_the_session() {
+fn a_session_ends_twelve_hours_after_its_login_and_with_the_server() {
     let app = TestApp::start();
-    let server = register(&app, 1);
     let person = Person::logged_in(&app);
-    let form = |csrf: &str| {
-        person.post(
-            "/console/servers/revoke",
-            &[("csrf", csrf), ("server_id", &server), ("back", "/console/servers")],
-        )
+    for _ in 0..11 {
+        app.clock.advance(3600);
+        assert_eq!(person.get("/console/codes").status, 200);
+    }
+    app.clock.advance(3600);
+    assert_eq!(person.get("/console/codes").header("location"), "/console/login");
+    let person = Person::logged_in(&app);
+    let (base, cookie) = (person.base.clone(), person.cookie.clone());
+    let app = app.restart();
+    let person = Person { base, cookie, ..Person::new(&app) };
+    assert_eq!(person.get("/console/codes").header("location"), "/console/login");
+}
+
+#[test]
+fn sessions_are_listed_and_can_be_ended_by_people_and_by_programs() {
+    let app = TestApp::start();
+    let (first, second, third) =
+        (Person::logged_in(&app), Person::logged_in(&app), Person::logged_in(&app));
+    let listed = || -> Vec<String> {
+        let sessions = admin(&app, "/admin/sessions")["sessions"].clone();
+        let id = |session: &Value| session["id"].as_str().unwrap().to_owned();
+        sessions.as_array().unwrap().iter().map(id).collect()
     };
-    assert_eq!(form("").status, 403);
-    assert_eq!(form("0123456789abcdef0123456789abcdef").status, 403);
-    assert_eq!(admin(&app, "/admin/servers")["servers"][0]["state"], "live");
-    let csrf = person.csrf();
-    assert_eq!(form(&csrf).status, 303);
-    assert_eq!(admin(&app, "/admin/servers")["servers"][0]["state"], "revoked");
-    assert_eq!(person.post("/console/logout", &[("csrf", &csrf)]).status, 303);
-    assert_eq!(person.get("/console/codes").status, 303);
+    let ids = listed();
+    assert_eq!(ids.len(), 3);
+    let one = &admin(&app, "/admin/sessions")["sessions"][0];
+    assert_eq!(
+        (&one["from"], &one["ends_at"]),
+        (&json!("127.0.0.1"), &json!("2030-03-18T05:46:40+00:00"))
+    );
+    let shown = first.get("/console/sessions").text;
+    assert!(ids.iter().all(|id| shown.contains(id)), "{shown}");
+    let own =
+        shown.split("this one").next().unwrap().rsplit("<code>").next().unwrap()[..8].to_owned();
+    for id in ids.iter().filter(|id| **id != own).take(1) {
+        assert_eq!(first.post("/console/sessions/end", &[("id", id)]).status, 303);
+    }
+    let ended = |person: &Person<'_>| person.get("/console/codes").status == 303;
+    assert!(!ended(&first) && ended(&second) != ended(&third));
+    let end = |id: &str| admin_post(&app, &format!("/admin/sessions/{id}/end"), &json!({}));
+    for id in listed() {
+        assert_eq!(end(&id).json()["data"]["status"], "ended");
+        assert_eq!(end(&id).told(), (404, "not_found".into()));
+    }
+    assert!(ended(&first) && ended(&second) && ended(&third) && listed().is_empty());
+    let log = admin(&app, "/admin/audit?action=session_ended");
+    assert_eq!(log["entries"].as_array().unwrap().len(), 3, "{log}");
+    assert_eq!(log["entries"][0]["subject"].as_str().unwrap().len(), 8);
 }
 
 #[test]
 fn a_form_from_another_site_or_port_is_refused() {
     let app = TestApp::start();
     let person = Person::logged_in(&app);
-    let csrf = person.csrf();
-    let send_from = |path: &str, header: (&str, &str), body: String| {
-        let request = person.client.post(format!("{}{path}", app.admin)).header(header.0, header.1);
+    let send_from = |path: &str, header: (&str, &str), body: &'static str| {
+        let request = person.client.post(person.address(path)).header(header.0, header.1);
         let request = request.header("content-type", "application/x-www-form-urlencoded");
         send(request.header("cookie", &person.cookie).body(body))
     };
-    let elsewhere = [("sec-fetch-site", "same-site"), ("origin", "http://127.0.0.1:1")];
-    for header in elsewhere {
-        let logout = send_from("/console/logout", header, format!("csrf={csrf}"));
+    let other = Person::new(&app);
+    for header in [("sec-fetch-site", "same-site"), ("origin", "http://127.0.0.1:1")] {
+        let logout = send_from("/console/logout", header, "");
         assert_eq!(logout.status, 403, "{header:?}");
         assert_eq!(person.get("/console/codes").status, 200, "{header:?}");
-        // Such tries do not count against the operator's limit of ten.
-        for _ in 0..10 {
-            assert_eq!(send_from("/console/login", header, "token=wrong".into()).status, 403);
-        }
+        let login = other.client.post(format!("{}/console/login", app.admin));
+        let login = login.header("content-type", "application/x-www-form-urlencoded");
+        assert_eq!(send(login.header(header.0, header.1).body("token=wrong")).status, 403);
     }
-    Person::logged_in(&app);
+    // Such tries do not count as wrong tokens of the visitor.
+    assert_eq!(app.metric("iptunnel_wrong_tokens_total{listener=\"operators\"}"), 0.0);
     let here = ("origin", app.admin.as_str());
-    assert_eq!(send_from("/console/logout", here, format!("csrf={csrf}")).status, 303);
+    assert_eq!(send_from("/console/logout", here, "").status, 303);
 }
 
 #[test]
@@ -313,10 +378,9 @@ fn a_code_is_found_by_code_hint_host_name_address_machine_or_activation() {
     let missing = admin_post(&app, "/admin/codes", &json!({"find": "act_0123456789abcdef"}));
     assert_eq!(missing.told(), (404, "activation_not_found".into()));
     let page = Person::logged_in(&app);
-    let csrf = page.csrf();
-    let found = page.post("/console/codes", &[("csrf", &csrf), ("find", "ns7.example.com")]);
+    let found = page.post("/console/codes", &[("find", "ns7.example.com")]);
     assert!(found.text.contains(&hint) && !found.text.contains(&code), "{}", found.text);
-    let led = page.post("/console/codes", &[("csrf", &csrf), ("find", &code)]);
+    let led = page.post("/console/codes", &[("find", &code)]);
     assert_eq!(led.status, 303);
     let story = page.get(led.header("location"));
     assert!(story.text.contains("ns7.example.com") && !story.text.contains(&code));
@@ -417,6 +481,29 @@ fn a_changed_setting_takes_effect_at_once_survives_a_restart_and_can_be_undone()
     let entries = log["entries"].as_array().unwrap();
     assert_eq!(entries.len(), 2, "{log}");
     assert_eq!(entries[1]["detail"], "300 (file) -> 120 (override)");
+}
+
+#[test]
+fn a_change_that_changes_nothing_is_not_in_the_audit_log() {
+    let app = TestApp::start();
+    let key = "codes.ttl_seconds";
+    let entries = || {
+        let log = admin(&app, "/admin/audit?action=setting_changed");
+        log["entries"].as_array().unwrap().len()
+    };
+    // There is no change of this setting that could be undone.
+    assert_eq!(patch(&app, &json!({key: null})).status, 200);
+    assert_eq!(entries(), 0);
+    for _ in 0..2 {
+        assert_eq!(patch(&app, &json!({key: 60})).status, 200);
+        assert_eq!(entries(), 1);
+    }
+    // The same value, now as an operator's change, is a change: the file no longer decides.
+    let other = "servers.next_checkin_seconds";
+    assert_eq!(patch(&app, &json!({key: 60, other: 86400})).status, 200);
+    assert_eq!(entries(), 2);
+    let log = admin(&app, "/admin/audit?action=setting_changed");
+    assert_eq!(log["entries"][0]["detail"], "86400 (file) -> 86400 (override)");
 }
 
 #[test]
@@ -588,7 +675,7 @@ fn the_figures_of_now_follow_the_load() {
 fn a_malformed_form_or_query_gets_a_readable_error() {
     let app = TestApp::start();
     let person = Person::logged_in(&app);
-    let answer = person.post("/console/settings", &[("csrf", "x")]);
+    let answer = person.post("/console/settings", &[("key", "x")]);
     assert_eq!(answer.status, 422, "{}", answer.text);
     assert!(answer.text.starts_with("<!doctype html>") && answer.text.contains("tag"));
     let path = format!("{}/admin/activations?limit=many", app.admin);

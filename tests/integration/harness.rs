@@ -240,6 +240,10 @@ impl TestApp {
             let (public, operators) = (listener(), listener());
             addresses.push(public.local_addr().unwrap());
             let mut of_server = config.clone();
+            // One each: a server whose disk a test has let die goes on listening.
+            static SOCKETS: AtomicU32 = AtomicU32::new(0);
+            let socket = format!("{}.sock", SOCKETS.fetch_add(1, Ordering::SeqCst));
+            of_server.admin.socket = folder.path().join(socket);
             if number > 0 {
                 of_server.storage.path.set_extension(format!("{number}.redb"));
             }
@@ -339,7 +343,7 @@ impl TestApp {
             });
             let settings = ask(format!("{}/admin/config", server.admin));
             let settings = settings["data"]["settings"].as_array().cloned().unwrap_or_default();
-            let same = |one: &Value| one["key"] != "storage.path";
+            let same = |one: &Value| one["key"] != "storage.path" && one["key"] != "admin.socket";
             (counts, settings.into_iter().filter(same).collect::<Vec<_>>())
         };
         let Some(database) = self.database.as_ref().filter(|_| self.servers.len() > 1) else {

@@ -42,3 +42,4 @@ mod shutdown;
 mod smoke;
 mod watch;
 mod wire;
+mod wrong_tokens;

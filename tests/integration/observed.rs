@@ -37,6 +37,29 @@ fn requests_are_counted_by_route_and_status() {
 }
 
 #[test]
+fn requests_of_operators_have_ids_and_metrics_of_their_own() {
+    let app = TestApp::start();
+    let counted = |route: &str, status: u16| {
+        let labels = format!("{{route=\"{route}\",status=\"{status}\"}}");
+        metric(&app, &format!("iptunnel_operators_http_requests_total{labels}"))
+    };
+    let answers = [app.get_admin("/livez"), app.get_admin("/livez"), app.get_admin("/admin/now")];
+    let ids: std::collections::BTreeSet<_> =
+        answers.iter().map(|answer| answer.header("x-request-id")).collect();
+    assert!(ids.len() == 3 && !ids.contains(""), "{ids:?}");
+    assert_eq!(answers[0].header("x-content-type-options"), "nosniff");
+    app.get_admin("/admin/config");
+    app.get_admin("/no/such/path");
+    assert_eq!(counted("livez", 200), 2.0);
+    assert_eq!(counted("admin", 401), 2.0);
+    assert_eq!(counted("none", 404), 1.0);
+    let seconds = "iptunnel_operators_http_request_seconds_count{route=\"livez\"}";
+    assert_eq!(metric(&app, seconds), 2.0);
+    // They do not count as requests of browsers, installers and servers.
+    assert_eq!(requests(&app, "none", 404), 0.0);
+}
+
+#[test]
 fn unknown_paths_create_no_new_metric_series() {
     let app = TestApp::start();
     let routes = || {

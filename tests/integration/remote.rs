@@ -1,9 +1,10 @@
 //! Commands that send requests to a running server.
 
 use crate::harness::Machine;
-use crate::process::{Process, program, said};
+use crate::process::{Process, program, said, usual_flags};
 use serde_json::{Value, json};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Output;
 
 /// A server with one finished installation, one registered server, and signed heads of its audit log.
@@ -20,8 +21,7 @@ fn used() -> (Process, String) {
 }
 
 fn ask(server: &Process, arguments: &[&str]) -> Output {
-    let bind = format!("admin.bind={}", server.api.admin.trim_start_matches("http://"));
-    program(server.folder.path()).args(["--set", &bind]).args(arguments).output().unwrap()
+    program(server.folder.path()).args(arguments).output().unwrap()
 }
 
 fn asked(server: &Process, arguments: &[&str]) -> String {
@@ -93,6 +93,23 @@ fn an_edited_shortened_or_truncated_audit_log_is_detected() {
         (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     assert!(verified(&export).0);
+    let key = asked(&server, &["audit", "public-key"]);
+    let with_key = |key: &str, heads: &str| {
+        let arguments = ["audit", "verify", "--file", "export.jsonl", "--public-key", key];
+        let output = ask(&server, &[&arguments[..], &["--heads", heads]].concat());
+        (output.status.success(), said(&output))
+    };
+    let beside = "data/iptunnel.redb.heads";
+    assert!(with_key(key.trim(), beside).0);
+    let (sound, words) = with_key(&key.trim().replace(['0', '1', '2'], "3"), beside);
+    assert!(!sound && words.contains("the signature of a head is invalid"), "{words}");
+    let (sound, words) = with_key("33", beside);
+    assert!(!sound && words.contains("64 hexadecimal digits"), "{words}");
+    let (sound, words) = with_key(key.trim(), "nowhere.heads");
+    assert!(!sound && words.contains("there is no file of signed heads"), "{words}");
+    fs::write(server.folder.path().join("empty.heads"), "").unwrap();
+    let (sound, words) = with_key(key.trim(), "empty.heads");
+    assert!(!sound && words.contains("no signed head that can be verified"), "{words}");
     let lines: Vec<&str> = export.lines().collect();
     let (sound, words) = verified(&export.replace("ns1.example.com", "ns2.example.com"));
     assert!(!sound && words.contains("entry 2 was changed"), "{words}");
@@ -107,6 +124,62 @@ fn an_edited_shortened_or_truncated_audit_log_is_detected() {
     fs::write(&heads, signed.replace("\"entries\":4", "\"entries\":3")).unwrap();
     let (sound, words) = verified(&export);
     assert!(!sound && words.contains("the signature of a head is invalid"), "{words}");
+}
+
+#[test]
+fn commands_use_the_socket_without_a_token_and_an_address_with_it() {
+    let (mut server, _) = used();
+    let socket = server.folder.path().join("data/iptunnel.redb.sock");
+    let mode = fs::symlink_metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let file = server.folder.path().join("data/master.token");
+    fs::remove_file(&file).unwrap();
+    assert_eq!(asked_json(&server, &["servers", "list"])["count"], 1);
+    let export = asked(&server, &["audit", "export"]);
+    assert_eq!(export.lines().count(), 4);
+    let with_url = ["--url", &server.api.admin, "servers", "list"];
+    assert!(!ask(&server, &with_url).status.success(), "there is no token to send");
+    fs::write(&file, &server.api.master).unwrap();
+    assert_eq!(asked_json(&server, &with_url)["count"], 1);
+    let tls = ask(&server, &["--url", "https://127.0.0.1", "servers", "list"]);
+    assert!(String::from_utf8_lossy(&tls.stderr).contains("admin.url"), "{tls:?}");
+    // A caller on the TCP port still needs the token.
+    let answer = server.api.get(&format!("{}/admin/now", server.api.admin)).unwrap();
+    assert_eq!(answer.status, 401);
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(server.ends_within(std::time::Duration::from_secs(10)).unwrap().success());
+    assert!(!socket.exists(), "it goes with the server");
+}
+
+#[test]
+fn the_token_never_goes_to_whoever_listens_on_the_operators_port() {
+    let (server, _) = used();
+    let thief = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    thief.set_nonblocking(true).unwrap();
+    let bind = format!("admin.bind={}", thief.local_addr().unwrap());
+    asked(&server, &["--set", &bind, "servers", "list"]);
+    let stopped = tempfile::tempdir().unwrap();
+    program(stopped.path()).args(["--set", &bind, "servers", "list"]).output().unwrap();
+    assert!(thief.accept().is_err(), "nobody has connected");
+}
+
+#[test]
+fn a_socket_that_was_left_behind_is_replaced_and_one_in_use_is_not() {
+    let (mut server, _) = used();
+    let socket = server.folder.path().join("data/iptunnel.redb.sock");
+    let flag = format!("admin.socket={}", socket.display());
+    let folder = tempfile::tempdir().unwrap();
+    let flags = [&usual_flags()[..], &["--set".to_owned(), flag]].concat();
+    let other = program(folder.path()).args(flags).output().unwrap();
+    assert!(!other.status.success());
+    assert!(said(&other).contains("another process listens on the socket"), "{}", said(&other));
+    assert_eq!(asked_json(&server, &["servers", "list"])["count"], 1);
+    server.kill();
+    assert!(socket.exists());
+    let stopped = ask(&server, &["servers", "list"]);
+    assert!(String::from_utf8_lossy(&stopped.stderr).contains("check that it runs"), "{stopped:?}");
+    let server = server.again();
+    assert_eq!(asked_json(&server, &["servers", "list"])["count"], 1);
 }
 
 #[test]

@@ -5,6 +5,8 @@ use crate::process::Process;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use nix::sys::signal::Signal;
+use reqwest::blocking::Client;
+use reqwest::redirect::Policy;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -124,6 +126,30 @@ fn use_everything(server: &Process, secrets: &mut Secrets) {
         }
     }
     use_servers(server, secrets);
+    use_the_console(server, secrets);
+}
+
+fn use_the_console(server: &Process, secrets: &mut Secrets) {
+    let (admin, master) = (&server.api.admin, &server.api.master);
+    let client = Client::builder().no_proxy().redirect(Policy::none()).build().unwrap();
+    let form = |path: &str, cookie: &str, body: String| {
+        let request = client.post(format!("{admin}{path}")).header("cookie", cookie);
+        let request = request.header("content-type", "application/x-www-form-urlencoded");
+        try_send(request.body(body)).unwrap()
+    };
+    let opened = form("/console/login", "", format!("token={master}"));
+    let base = opened.header("location").strip_suffix("/now").unwrap().to_owned();
+    let key = secrets.keep(base.rsplit('/').next().unwrap());
+    let cookie = opened.header("set-cookie").split(';').next().unwrap().to_owned();
+    secrets.keep(cookie.split('=').nth(1).unwrap());
+    for cookie in [cookie.as_str(), key.as_str(), ""] {
+        for page in ["now", "audit", "sessions", "nothing"] {
+            let request = client.get(format!("{admin}{base}/{page}?key={key}"));
+            try_send(request.header("cookie", cookie)).unwrap();
+        }
+        form(&format!("{base}/settings"), cookie, format!("key={key}&tag={key}&value={key}"));
+        form(&format!("{base}/sessions/end"), cookie, format!("id={key}"));
+    }
 }
 
 fn use_servers(server: &Process, secrets: &mut Secrets) {

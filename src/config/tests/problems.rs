@@ -116,7 +116,10 @@ fn an_unknown_name_is_told_with_the_nearest_known_one() {
         ),
         ("[sorage]", "sorage: unknown key; did you mean storage?"),
         ("[product]\nvpn = 1", "product.vpn: unknown key; did you mean [products]?"),
-        ("[admin]\nfrobnicate = 1", "admin.frobnicate: unknown key; [admin] has admin.bind"),
+        (
+            "[admin]\nfrobnicate = 1",
+            "admin.frobnicate: unknown key; [admin] has admin.bind, admin.socket, admin.url",
+        ),
         ("[admin.bind]\nx = 1", "admin.bind.x: unknown key; did you mean admin.bind?"),
     ] {
         assert_eq!(problems(text), told);

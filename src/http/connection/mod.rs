@@ -13,8 +13,7 @@ mod refusal;
 mod requests;
 mod stream;
 
-use super::caller::RequestIds;
-use super::metrics::HttpMetrics;
+use super::around::Observer;
 use actix_http::error::DispatchError;
 use actix_http::{Extensions, HttpService, KeepAlive, Request};
 use actix_service::{
@@ -22,7 +21,8 @@ use actix_service::{
 };
 use actix_web::body::MessageBody;
 use actix_web::dev::{AppConfig, Response, Server, Service, ServiceFactory};
-use actix_web::rt::net::TcpStream;
+use actix_web::rt::net::{TcpStream, UnixStream};
+use actix_web::web::Data;
 use places::Places;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -33,6 +33,7 @@ use std::fmt::Debug;
 use std::future::ready;
 use std::io;
 use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 use stream::Stream;
@@ -57,8 +58,7 @@ pub struct Rules {
     answer: Duration,
     places: Arc<Places>,
     figures: Figures,
-    metrics: HttpMetrics,
-    request_ids: Arc<RequestIds>,
+    observer: Data<Observer>,
 }
 
 impl Rules {
@@ -68,11 +68,10 @@ impl Rules {
         idle: Duration,
         places: Places,
         figures: Figures,
-        metrics: HttpMetrics,
-        request_ids: Arc<RequestIds>,
+        observer: Data<Observer>,
     ) -> Self {
         let (head, places) = (deadline.min(LONGEST_HEAD), Arc::new(places));
-        Self { head, idle, answer: deadline, places, figures, metrics, request_ids }
+        Self { head, idle, answer: deadline, places, figures, observer }
     }
 }
 
@@ -105,6 +104,26 @@ impl Figures {
     }
 }
 
+/// The sockets of one listener.
+#[derive(Debug)]
+pub struct Sockets {
+    /// For callers on the network.
+    pub tcp: TcpListener,
+    /// For commands on the machine itself; nobody else can open it, so it has no bounds.
+    pub commands: Option<UnixListener>,
+}
+
+impl Sockets {
+    /// A listener for callers on the network alone.
+    pub const fn tcp(tcp: TcpListener) -> Self {
+        Self { tcp, commands: None }
+    }
+}
+
+/// The mark of a connection for commands: its caller may use the server's files.
+#[derive(Clone, Copy, Debug)]
+pub struct Administrator;
+
 /// The size of a listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
@@ -116,16 +135,11 @@ pub struct Size {
     pub grace: Duration,
 }
 
-/// Serves an application on a socket.
+/// Serves an application on sockets.
 ///
 /// # Errors
-/// The socket cannot be used.
-pub fn serve<F, A, S, B>(
-    socket: TcpListener,
-    size: Size,
-    rules: Rules,
-    app: F,
-) -> io::Result<Server>
+/// A socket cannot be used.
+pub fn serve<F, A, S, B>(sockets: Sockets, size: Size, rules: Rules, app: F) -> io::Result<Server>
 where
     F: Fn() -> A + Send + Clone + 'static,
     A: IntoServiceFactory<S, Request>,
@@ -136,7 +150,8 @@ where
     <S::Service as Service<Request>>::Future: 'static,
     B: MessageBody + 'static,
 {
-    SockRef::from(&socket).listen(BACKLOG)?;
+    let Sockets { tcp, commands } = sockets;
+    SockRef::from(&tcp).listen(BACKLOG)?;
     let rules = Arc::new(rules);
     let server = Server::build()
         .workers(size.workers)
@@ -144,6 +159,26 @@ where
         .shutdown_timeout(size.grace.as_secs())
         .disable_signals();
     let shutdown = server.graceful_shutdown_signal();
+    let server = match commands {
+        None => server,
+        Some(commands) => {
+            let (app, shutdown) = (app.clone(), shutdown.clone());
+            server.listen_uds("commands", commands, move || {
+                let shutdown = shutdown.clone();
+                let app = map_config(app().into_factory(), |()| AppConfig::default());
+                let http = HttpService::build()
+                    .graceful_shutdown_signal(move || {
+                        let shutdown = shutdown.clone();
+                        async move { shutdown.notified().await }
+                    })
+                    .on_connect_ext(|_: &UnixStream, data: &mut Extensions| {
+                        data.insert(Administrator);
+                    })
+                    .h1(apply_fn_factory(app, requests::call::<S::Service, B>));
+                fn_service(|unix: UnixStream| ready(Ok((unix, None)))).and_then(http)
+            })?
+        }
+    };
     let factory = move || {
         let (shutdown, rules) = (shutdown.clone(), Arc::clone(&rules));
         let app = map_config(app().into_factory(), |()| AppConfig::default());
@@ -162,7 +197,7 @@ where
             .h1(apply_fn_factory(app, requests::call::<S::Service, B>));
         fn_service(move |tcp: TcpStream| ready(admit(tcp, &rules))).and_then(http)
     };
-    Ok(server.listen("http", socket, factory)?.run())
+    Ok(server.listen("http", tcp, factory)?.run())
 }
 
 /// Gives a new connection its place, or closes it.

@@ -35,10 +35,10 @@ const TOO_LARGE: StatusCode = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
 /// Makes the answer to a request that cannot be read, in the envelope of its API. It ends the
 /// connection. Counts it like every other answer.
 pub(super) fn refusal(rules: &Rules, status: StatusCode, is_v2: bool) -> Bytes {
-    rules.metrics.count(None, status, Duration::ZERO);
+    rules.observer.metrics.count(None, status, Duration::ZERO);
     let body = failure_text(is_v2, &ApiError::unreadable(status));
     let reason = status.canonical_reason().unwrap_or_default();
-    let (code, length, id) = (status.as_u16(), body.len(), rules.request_ids.make());
+    let (code, length, id) = (status.as_u16(), body.len(), rules.observer.request_ids.make());
     let head = format!(
         "HTTP/1.1 {code} {reason}\r\ncontent-length: {length}\r\ncontent-type: application/json\r\n\
          connection: close\r\ncache-control: no-store\r\nx-content-type-options: nosniff\r\n\

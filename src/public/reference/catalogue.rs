@@ -148,7 +148,8 @@ pub const ERRORS: [ErrorDoc; 30] = [
     ),
     doc(
         "rate_limit_exceeded",
-        "A limit on this operation is used up for the caller's address, machine or browser.",
+        "A limit on this operation is used up for the caller's address, machine or browser, or the caller's \
+         network has sent too many wrong tokens.",
         "Wait for the seconds in Retry-After. RateLimit-Policy names the limits.",
     ),
     doc(

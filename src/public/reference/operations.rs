@@ -194,16 +194,16 @@ pub const OPERATIONS: [Operation; 15] = [
         false,
         SERVER_ACTION,
     ),
-    operation("register", "register", "", Needs::Nothing, false, LEGACY),
+    operation("register", "register", "", Needs::Nothing, false, LEGACY_TOKEN),
     operation("checkin", "checkin", "", Needs::PerhapsToken, false, LEGACY),
-    operation("revoke", "revoke", "", Needs::MasterToken, false, LEGACY),
+    operation("revoke", "revoke", "", Needs::MasterToken, false, LEGACY_TOKEN),
     operation(
         "status",
         "status",
         "",
         Needs::MasterToken,
         false,
-        &["internal_error", "storage_unavailable"],
+        &["rate_limit_exceeded", "internal_error", "storage_unavailable"],
     ),
     operation("healthz", "healthz", "OK", Needs::Nothing, false, &[]),
     operation("readyz", "readyz", "", Needs::Nothing, false, &[]),
@@ -214,6 +214,17 @@ const SERVER_ACTION: &[&str] = &[
     "unauthorized",
     "server_not_found",
     "not_found",
+    "rate_limit_exceeded",
+    "internal_error",
+    "overloaded",
+    "storage_unavailable",
+    "outcome_unknown",
+];
+
+/// As [`LEGACY`], for those that need the master token.
+const LEGACY_TOKEN: &[&str] = &[
+    "request_too_large",
+    "rate_limit_exceeded",
     "internal_error",
     "overloaded",
     "storage_unavailable",

@@ -1,6 +1,5 @@
 //! `GET /status`: all servers, or a page of them.
 
-use crate::http::caller::authorization;
 use crate::http::errors::ApiError;
 use crate::http::respond::{LegacyFailure, json, legacy_failure, rfc3339};
 use crate::state::State;
@@ -10,7 +9,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
 use iptunnel_actors::server_registry::{Filter, Servers};
 use iptunnel_domain::Timestamp;
-use iptunnel_domain::server::{Bearer, Server, ServerNumber};
+use iptunnel_domain::server::{Server, ServerNumber};
 use iptunnel_storage::{ReadError, Store};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -157,8 +156,8 @@ impl Walk {
         )),
 )]
 pub async fn status(state: Data<State>, request: HttpRequest) -> HttpResponse {
-    if state.live.bearer(authorization(&request)) != Bearer::Master {
-        return legacy_failure(ApiError::forbidden("The master token is required."));
+    if let Err(error) = super::operator_only(&state, &request).await {
+        return legacy_failure(error);
     }
     let hours = state.live.config.load().servers.stale_after_hours;
     let now = state.clock.now();

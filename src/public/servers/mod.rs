@@ -12,6 +12,7 @@ use crate::public::field_limits::FIELD;
 use crate::public::requests::{RegisterRequest, ServerRequest};
 use crate::state::State;
 use crate::state::servers::set_revoked;
+use crate::state::wrong_tokens::Listener;
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Payload};
 use actix_web::{HttpRequest, HttpResponse};
@@ -139,7 +140,7 @@ pub async fn register(state: Data<State>, request: HttpRequest, payload: Payload
         Ok(bytes) => bytes,
         Err(error) => return legacy_failure(error),
     };
-    let command = match read_registration(&state, &bytes, from, now) {
+    let command = match read_registration(&state, &bytes, from, now).await {
         Ok(command) => command,
         Err(response) => return response,
     };
@@ -158,7 +159,7 @@ pub async fn register(state: Data<State>, request: HttpRequest, payload: Payload
     }
 }
 
-fn read_registration(
+async fn read_registration(
     state: &State,
     bytes: &Body,
     from: IpAddr,
@@ -172,9 +173,10 @@ fn read_registration(
         Err(_) => return Err(bad_request("hostname must be a string.")),
     };
     let hash = state.live.lookup.hash(Purpose::Token, token.as_bytes());
-    if !hash.ct_eq(&state.live.master.load()) {
-        return Err(legacy_failure(ApiError::forbidden("The token is not valid.")));
-    }
+    let is_master = hash.ct_eq(&state.live.master.load());
+    let bearer = if is_master { Bearer::Master } else { Bearer::Token(hash) };
+    let wrong = ApiError::forbidden("The token is not valid.");
+    state.only_master(bearer, from, Listener::Public, wrong).await.map_err(legacy_failure)?;
     let allow_private = state.live.config.load().server.allow_private_ips;
     let ip = parse_public_ip(&address, allow_private).ok_or_else(|| {
         bad_request("ip must be an IPv4 or IPv6 address that the Internet can reach.")
@@ -255,8 +257,22 @@ async fn check_in(state: &State, request: &HttpRequest, id: &str) -> Result<Chec
     let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
     let command =
         CheckIn { id, bearer: state.live.bearer(authorization(request)), now: state.clock.now() };
-    let answer = state.wait(state.handles.check_in(command)).await;
-    Ok(answer.outcome??)
+    let (bearer, now) = (command.bearer, command.now);
+    let outcome = state.wait(state.handles.check_in(command)).await.outcome?;
+    if let (Err(Refusal::Unauthorized), Bearer::Token(_)) = (&outcome, bearer) {
+        // It is slowed as anywhere, but check-ins have no limit: the answer stays the same.
+        let from = network_of(request, &state.proxies);
+        let _ = state.wrong_tokens.note(from, Listener::Public, now).await;
+    }
+    Ok(outcome?)
+}
+
+/// Admits a request to a legacy route that needs the master token in its header.
+async fn operator_only(state: &State, request: &HttpRequest) -> Result<(), ApiError> {
+    let (bearer, from) =
+        (state.live.bearer(authorization(request)), network_of(request, &state.proxies));
+    let refusal = ApiError::forbidden("The master token is required.");
+    state.only_master(bearer, from, Listener::Public, refusal).await
 }
 
 /// The prefix of the v2 routes of servers.
@@ -364,8 +380,8 @@ pub async fn legacy_revoke(
     request: HttpRequest,
     payload: Payload,
 ) -> HttpResponse {
-    if state.live.bearer(authorization(&request)) != Bearer::Master {
-        return legacy_failure(ApiError::forbidden("The master token is required."));
+    if let Err(error) = operator_only(&state, &request).await {
+        return legacy_failure(error);
     }
     let bytes = match state.read(payload).await {
         Ok(bytes) => bytes,
@@ -418,10 +434,13 @@ pub async fn v2_action(state: Data<State>, request: HttpRequest) -> HttpResponse
         Some((id, "restore")) => (id, false, "active", "Server restored"),
         _ => return failure_for(&request, ApiError::not_found()),
     };
-    if state.live.bearer(authorization(&request)) != Bearer::Master {
-        return failure(Refusal::Unauthorized);
+    let (bearer, from) =
+        (state.live.bearer(authorization(&request)), network_of(&request, &state.proxies));
+    let admitted = state.only_master(bearer, from, Listener::Public, Refusal::Unauthorized);
+    if let Err(error) = admitted.await {
+        return failure(error);
     }
-    match set_revoked(&state, id, revoked, network_of(&request, &state.proxies)).await {
+    match set_revoked(&state, id, revoked, from).await {
         Ok(id) => {
             success(StatusCode::OK, ServerAction { server_id: id.to_string(), status }, message)
         }

@@ -14,6 +14,28 @@ fn logged_in(app: &TestApp) -> Window {
     window
 }
 
+/// Opens a page of the session that the window is logged in to.
+fn go(window: &Window, app: &TestApp, page: &str) {
+    let base = window.script("return location.pathname.split('/').slice(0, 3).join('/')");
+    window.go(&format!("{}{}/{page}", app.admin, base.as_str().unwrap()));
+}
+
+#[test]
+fn a_new_tab_goes_on_with_the_session_until_it_ends() {
+    let app = TestApp::start();
+    let window = logged_in(&app);
+    for address in ["", "/console", "/console/servers"] {
+        window.go(&format!("{}{address}", app.admin));
+        window.wait_for("h1", |text| text == "Now");
+    }
+    go(&window, &app, "sessions");
+    window.wait_for("h1", |text| text == "Sessions");
+    window.click("tbody .danger");
+    window.wait_for("h1", |text| text == "Console");
+    window.go(&format!("{}/console", app.admin));
+    window.wait_for("h1", |text| text == "Console");
+}
+
 #[test]
 fn the_charts_follow_the_load_and_every_page_is_accessible() {
     let app = TestApp::start();
@@ -49,15 +71,16 @@ fn the_charts_follow_the_load_and_every_page_is_accessible() {
         ("servers", "Servers"),
         ("settings", "Settings"),
         ("audit", "Audit"),
+        ("sessions", "Sessions"),
     ] {
-        window.click(&format!(".bar a[href='/console/{page}']"));
+        window.click(&format!(".bar a[href$='/{page}']"));
         window.wait_for("h1", |text| text == title);
         window.check_looks(&format!("console-{page}"));
         window.width(400);
         assert!(!window.scrolls_sideways(), "{page}");
         window.width(1100);
     }
-    window.go(&format!("{}/console/codes", app.admin));
+    go(&window, &app, "codes");
     window.click("tbody a");
     window.wait_for(".message", |text| text.contains("Another machine tried"));
     window.check_looks("console-code");
@@ -69,7 +92,7 @@ fn a_server_is_revoked_and_restored_after_a_confirmation() {
     let body = json!({"token": app.master(), "ip": "9.9.9.9", "hostname": "s9.example.com"});
     app.post("/register", &body);
     let window = logged_in(&app);
-    window.go(&format!("{}/console/servers", app.admin));
+    go(&window, &app, "servers");
     let state = "tbody td:nth-child(5)";
     assert_eq!(window.text(state), "live");
     window.click("tbody summary");
@@ -88,7 +111,7 @@ fn a_changed_setting_is_in_force_at_once_and_after_a_restart_until_undone() {
     let ttl = |app: &TestApp| app.browser("slowdns").issue().json()["data"]["ttl_seconds"].clone();
     let field = "[aria-label='codes.ttl_seconds']";
     let window = logged_in(&app);
-    window.go(&format!("{}/console/settings", app.admin));
+    go(&window, &app, "settings");
     window.fill(field, "0");
     window.click(&format!("form:has({field}) button"));
     window.wait_for(".message", |text| text.contains("codes.ttl_seconds = 0: must be"));
@@ -101,7 +124,7 @@ fn a_changed_setting_is_in_force_at_once_and_after_a_restart_until_undone() {
     assert_eq!(ttl(&app), 77);
     drop(window);
     let window = logged_in(&app);
-    window.go(&format!("{}/console/settings", app.admin));
+    go(&window, &app, "settings");
     window.click(&format!("tr:has({field}) td:nth-child(3) button"));
     window.wait_for(&format!("tr:has({field}) td:nth-child(3)"), |text| text == "file");
     app.settle();
