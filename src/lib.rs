@@ -11,11 +11,13 @@
 //! * [`tokens`] and [`secrets`]: signed tokens, and the keys on disk
 //! * [`logging`]: the log
 //! * [`config`]: the configuration
+//! * `escape`: characters that a terminal would obey
 //! * [`os`]: the clock and the random generator of the operating system
 
 pub mod app;
 pub mod cli;
 pub mod config;
+mod escape;
 mod hex;
 pub mod http;
 pub mod logging;
