@@ -27,7 +27,7 @@ pub fn examine(config: &Config, output: Output) -> Result<(), String> {
     };
     let has = |grade: Grade| findings.iter().any(|finding| finding.grade == grade);
     let (breaks, stops) = (has(Grade::Breaks), has(Grade::Stops));
-    show(&findings, output);
+    show(&findings, output)?;
     match (breaks, stops, config.storage.allow_async_failover) {
         (false, false, _) => Ok(()),
         (false, true, _) => {
@@ -76,7 +76,7 @@ fn newest_seen(path: &Path) -> u32 {
     mark.and_then(|text| text.parse().ok()).map_or(0, |mark: Watermark| mark.timeline)
 }
 
-fn show(findings: &[Finding], output: Output) {
+fn show(findings: &[Finding], output: Output) -> Result<(), String> {
     match output {
         Output::Json => {
             let all: Vec<_> = findings
@@ -85,16 +85,17 @@ fn show(findings: &[Finding], output: Output) {
                     json!({"grade": word(*grade), "what": what, "why": why, "mend": mend})
                 })
                 .collect();
-            tell(&json!({"findings": all}).to_string());
+            tell(&json!({"findings": all}).to_string())
         }
         Output::Text => {
             for Finding { grade, what, why, mend } in findings {
-                tell(&format!("{:8} {what}", word(*grade)));
+                tell(&format!("{:8} {what}", word(*grade)))?;
                 if *grade != Grade::Good {
-                    tell(&format!("         {why}"));
-                    tell(&format!("         mend it with: {mend}"));
+                    tell(&format!("         {why}"))?;
+                    tell(&format!("         mend it with: {mend}"))?;
                 }
             }
+            Ok(())
         }
     }
 }

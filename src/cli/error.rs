@@ -29,3 +29,9 @@ pub enum CliError {
     #[error("{0}")]
     Other(String),
 }
+
+impl From<String> for CliError {
+    fn from(message: String) -> Self {
+        Self::Other(message)
+    }
+}

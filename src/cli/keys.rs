@@ -1,6 +1,7 @@
 //! `keys`: manages the keys that sign tokens.
 
 use super::error::CliError;
+use super::terminal::tell;
 use crate::config::Config;
 use crate::secrets::SigningFile;
 use clap::Subcommand;
@@ -11,10 +12,20 @@ use std::time::Duration;
 #[derive(Debug, Subcommand)]
 pub enum Keys {
     /// Show the names of the keys, the signing key first
+    #[command(after_help = "\
+Examples:
+  iptunnel-server keys list")]
     List,
     /// Add a key that verifies tokens but does not sign yet
+    #[command(after_help = "\
+Examples:
+  iptunnel-server keys add && systemctl reload iptunnel-server")]
     Add,
     /// Sign with the named key, or with the key added last
+    #[command(after_help = "\
+Examples:
+  iptunnel-server keys promote && systemctl reload iptunnel-server
+  iptunnel-server keys promote k1a2b3c4d")]
     Promote {
         /// The name of the key
         kid: Option<String>,
@@ -23,6 +34,10 @@ pub enum Keys {
     ///
     /// Tokens and cookies that a removed key signed become invalid. After a promotion, wait for the
     /// longest of their lifetimes, or use --force.
+    #[command(after_help = "\
+Examples:
+  iptunnel-server keys prune && systemctl reload iptunnel-server
+  iptunnel-server keys prune --force k1a2b3c4d")]
     Prune {
         /// The name of the key
         kid: Option<String>,
@@ -42,25 +57,24 @@ pub fn keys(config: &Config, action: Keys) -> Result<(), CliError> {
     match action {
         Keys::List => {
             for (place, key) in file.keys().iter().enumerate() {
-                println!("{}{}", key.kid, if place == 0 { "  signs" } else { "" });
+                tell(&format!("{}{}", key.kid, if place == 0 { "  signs" } else { "" }))?;
             }
         }
-        Keys::Add => println!(
+        Keys::Add => tell(&format!(
             "{} added: it verifies tokens; run `keys promote` to sign with it",
             file.add()?
-        ),
+        ))?,
         Keys::Promote { kid } => {
-            println!("{} is now the signing key", file.promote(kid.as_deref())?)
+            tell(&format!("{} is now the signing key", file.promote(kid.as_deref())?))?;
         }
         Keys::Prune { kid, force } => {
             if !force {
                 refuse_early_prune(config, path)?;
             }
-            println!("removed: {}", file.prune(kid.as_deref())?.join(" "));
+            tell(&format!("removed: {}", file.prune(kid.as_deref())?.join(" ")))?;
         }
     }
-    println!("Send SIGHUP to a running server: it then reads the file again.");
-    Ok(())
+    Ok(tell("Send SIGHUP to a running server: it then reads the file again.")?)
 }
 
 /// Refuses to remove keys while a token that they signed may still be in use: for the longest lifetime

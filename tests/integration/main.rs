@@ -36,4 +36,5 @@ mod servers;
 mod servers_status;
 mod shutdown;
 mod smoke;
+mod terminal;
 mod watch;
