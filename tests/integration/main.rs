@@ -11,6 +11,7 @@ mod console;
 mod crash;
 mod database;
 mod database_tls;
+mod deploy;
 mod disk;
 mod envelopes;
 mod failover;
