@@ -8,6 +8,7 @@ mod clock;
 mod cluster;
 mod codes;
 mod console;
+mod corpus;
 mod crash;
 mod database;
 mod database_tls;
