@@ -13,12 +13,14 @@
 //! * [`config`]: the configuration
 //! * [`counts`]: counts by key
 //! * [`private_file`]: files that only the server's user reads
+//! * `escape`: characters that a terminal would obey
 //! * [`os`]: the clock and the random generator of the operating system
 
 pub mod app;
 pub mod cli;
 pub mod config;
 pub mod counts;
+mod escape;
 mod hex;
 pub mod http;
 pub mod logging;

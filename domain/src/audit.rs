@@ -290,9 +290,14 @@ impl Event {
             activation: {
                 let number = take_option(&mut bytes)?.map(u64::from_le_bytes);
                 let digits = take_option(&mut bytes)?.map(u16::from_le_bytes);
-                let name =
-                    |(number, digits)| ActivationName { number: ActivationNumber(number), digits };
-                number.zip(digits).map(name)
+                match (number, digits) {
+                    (Some(number), Some(digits)) => {
+                        Some(ActivationName { number: ActivationNumber(number), digits })
+                    }
+                    (None, None) => None,
+                    // Half a name would be left out when the event is encoded again.
+                    _ => return None,
+                }
             },
             server: take_option(&mut bytes)?.map(|id| ServerId(u64::from_le_bytes(id))),
             address: take_address(&mut bytes)?,

@@ -1,13 +1,14 @@
 //! `audit`: reads, exports and verifies the audit log.
 
 use super::client::{Server, of_command};
-use super::terminal::{Output, field, tell, write};
+use super::terminal::{Output, copy, field, tell, write};
 use crate::config::Config;
 use crate::operator::audit::Row;
 use crate::operator::signed_heads::{SignedHead, Verdict, Verifier, file_of, read_file};
 use crate::secrets::lookup_key;
 use clap::Subcommand;
-use iptunnel_domain::audit::Head;
+use clap::builder::PossibleValuesParser;
+use iptunnel_domain::audit::{Action, Actor, Head};
 use serde_json::json;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -16,23 +17,35 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Subcommand)]
 pub enum Audit {
     /// List entries, newest first
+    #[command(after_help = "\
+Examples:
+  iptunnel-server audit list
+  iptunnel-server audit list --action server_revoked
+  iptunnel-server audit list --text ns1.example.com --output json")]
     List {
         /// List only entries with this action
-        #[arg(long, default_value = "")]
-        action: String,
+        #[arg(long, value_parser = actions(), hide_possible_values = true)]
+        action: Option<String>,
         /// List only entries of this actor
-        #[arg(long, default_value = "")]
-        actor: String,
+        #[arg(long, value_parser = actors())]
+        actor: Option<String>,
         /// List only entries that contain this text
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         text: String,
         /// Continue after the previous page: the cursor that it printed
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         cursor: String,
     },
     /// Write the whole log to standard output as JSON Lines
+    #[command(after_help = "\
+Examples:
+  iptunnel-server audit export > audit.jsonl")]
     Export,
     /// Check that no entry was changed, removed or cut off
+    #[command(after_help = "\
+Examples:
+  iptunnel-server audit verify
+  iptunnel-server audit verify --file audit.jsonl --heads iptunnel.redb.heads")]
     Verify {
         /// Check this export instead of the running server's log
         #[arg(long, value_name = "FILE")]
@@ -49,6 +62,14 @@ pub enum Audit {
     PublicKey,
 }
 
+fn actions() -> PossibleValuesParser {
+    Action::ALL.into_iter().filter(|action| !action.is_attempt()).map(Action::name).into()
+}
+
+fn actors() -> PossibleValuesParser {
+    Actor::ALL.map(Actor::name).into()
+}
+
 /// Lists, exports or verifies the audit log.
 ///
 /// # Errors
@@ -57,21 +78,18 @@ pub fn audit(config: &Config, output: Output, action: Audit) -> Result<(), Strin
     match action {
         Audit::List { action, actor, text, cursor } => {
             let query = [
-                ("action", action.as_str()),
-                ("actor", &actor),
+                ("action", action.as_deref().unwrap_or_default()),
+                ("actor", actor.as_deref().unwrap_or_default()),
                 ("text", &text),
                 ("cursor", &cursor),
             ];
             let found = Server::of(config)?.get("/audit", &query)?;
-            let columns = ["number", "at", "action", "actor", "from", "subject", "detail"];
-            write(output, &found, "entries", &columns);
-            Ok(())
+            let columns = [
+                "number", "at", "action", "actor", "from", "server", "address", "subject", "detail",
+            ];
+            write(output, &found, "entries", &columns)
         }
-        Audit::Export => {
-            let mut export = Server::of(config)?.export()?;
-            let copied = std::io::copy(&mut export, &mut std::io::stdout());
-            copied.map(drop).map_err(|error| error.to_string())
-        }
+        Audit::Export => copy(Server::of(config)?.export()?),
         Audit::Verify { file, heads, public_key } => {
             let path = heads.unwrap_or_else(|| file_of(&config.storage.path));
             let (heads, skipped) = genuine_heads(&path, &verifier(config, public_key.as_deref())?)?;
@@ -80,24 +98,20 @@ pub fn audit(config: &Config, output: Output, action: Audit) -> Result<(), Strin
             if output == Output::Json {
                 let hash = head.hash.to_hex();
                 let said = json!({"entries": entries, "hash": hash, "heads": heads, "heads_left_out": skipped});
-                tell(&said.to_string());
-                return Ok(());
+                return tell(&said.to_string());
             }
-            tell(&format!("{entries} entries are complete and match {heads} signed heads."));
+            tell(&format!("{entries} entries are complete and match {heads} signed heads."))?;
             if skipped > 0 {
                 tell(&format!(
                     "{skipped} heads of an earlier version were left out: only the server can verify \
                      them, without --public-key."
-                ));
+                ))?;
             }
             Ok(())
         }
         Audit::PublicKey => {
             let key = Server::of(config)?.get("/audit/public-key", &[])?;
-            let shown =
-                if output == Output::Json { key.to_string() } else { field(&key, "public_key") };
-            tell(&shown);
-            Ok(())
+            tell(&if output == Output::Json { key.to_string() } else { field(&key, "public_key") })
         }
     }
 }

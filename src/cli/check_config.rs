@@ -24,8 +24,7 @@ pub fn check_config(config: &Config) -> Result<(), CliError> {
             return Err(CliError::Other(format!("{what}; {mend}")));
         }
     }
-    tell("The configuration is valid.");
-    Ok(())
+    Ok(tell("The configuration is valid.")?)
 }
 
 fn check_store(config: &Config) -> Result<(), StoreError> {

@@ -114,16 +114,24 @@ impl Server {
         format!("no answer from the server at {}: {error}; {hint}", self.place)
     }
 
+    /// Says that what answered is something else.
+    fn not_the_operators(&self) -> String {
+        format!(
+            "{}: the answer is not one of the operators' listener: the public listener or another \
+             service is at this address; check admin.url",
+            self.place
+        )
+    }
+
     /// Returns the `data` of an answer, or the error message that the server sent.
     fn data(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Answer {
         let mut answer = answer.map_err(|error| self.unreachable(&error))?;
         let text = answer.body_mut().read_to_string().map_err(|error| self.unreachable(&error))?;
-        let mut body: Value = serde_json::from_str(&text)
-            .map_err(|_| format!("{}: the answer is not JSON; check admin.url", self.place))?;
-        match body.pointer("/error/message").and_then(Value::as_str) {
-            Some(message) => Err(message.to_owned()),
-            None => Ok(body.get_mut("data").map_or(Value::Null, Value::take)),
+        let mut body: Value = serde_json::from_str(&text).map_err(|_| self.not_the_operators())?;
+        if let Some(message) = body.pointer("/error/message").and_then(Value::as_str) {
+            return Err(message.to_owned());
         }
+        body.get_mut("data").map(Value::take).ok_or_else(|| self.not_the_operators())
     }
 
     /// Sends a `GET` request.
@@ -163,11 +171,11 @@ impl Server {
         let answer = self.signed(request).call();
         let answer = answer.map_err(|error| self.unreachable(&error))?;
         if answer.status().as_u16() != 200 {
-            return Err(format!(
-                "{}: the server answered the export with status {}",
-                self.place,
-                answer.status()
-            ));
+            return self.data(Ok(answer)).and(Err(self.not_the_operators()));
+        }
+        let kind = answer.headers().get("content-type").and_then(|kind| kind.to_str().ok());
+        if kind != Some("application/jsonl") {
+            return Err(self.not_the_operators());
         }
         Ok(Box::new(BufReader::new(answer.into_body().into_reader())))
     }

@@ -6,33 +6,62 @@ use crate::store::files::{files, is_there_at, open};
 use crate::store::watermark;
 use iptunnel_storage::Sum;
 use std::path::PathBuf;
+use std::str::FromStr;
 
-/// Returns the configuration with the store that `name` names: `redb`, `redb:PATH`, `postgres` or
-/// `postgres:URL`.
-fn with_store(config: &Config, name: &str) -> Result<Config, String> {
-    let mut config = config.clone();
-    let (engine, place) = name.split_once(':').unwrap_or((name, ""));
-    match engine {
-        "redb" => {
-            config.storage.backend = Backend::Redb;
-            if !place.is_empty() {
-                config.storage.path = PathBuf::from(place);
+/// The name of a store: `redb`, `redb:PATH`, `postgres` or `postgres:URL`.
+#[derive(Clone)]
+pub enum StoreName {
+    /// The file at this path, or else at `storage.path`.
+    Redb(Option<PathBuf>),
+    /// The database at this address, or else at `storage.url`.
+    Postgres(Option<String>),
+}
+
+impl std::fmt::Debug for StoreName {
+    /// Leaves the address out: it may contain a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Redb(_) => "Redb",
+            Self::Postgres(_) => "Postgres",
+        })
+    }
+}
+
+impl FromStr for StoreName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let (engine, place) = name.split_once(':').unwrap_or((name, ""));
+        let named = (!place.is_empty()).then_some(place);
+        match engine {
+            "redb" => Ok(Self::Redb(named.map(PathBuf::from))),
+            // The address itself begins with the same word: postgres://...
+            "postgres" | "postgresql" if place.starts_with("//") => {
+                Ok(Self::Postgres(Some(name.to_owned())))
             }
+            "postgres" | "postgresql" => Ok(Self::Postgres(named.map(str::to_owned))),
+            _ => Err("unknown kind of store; use redb:PATH or postgres:URL".into()),
         }
-        "postgres" | "postgresql" => {
+    }
+}
+
+/// Returns the configuration with that store.
+fn with_store(config: &Config, name: StoreName) -> Result<Config, String> {
+    let mut config = config.clone();
+    match name {
+        StoreName::Redb(path) => {
+            config.storage.backend = Backend::Redb;
+            config.storage.path = path.unwrap_or(config.storage.path);
+        }
+        StoreName::Postgres(url) => {
             config.storage.backend = Backend::Postgres;
-            if place.starts_with("//") {
-                name.clone_into(&mut config.storage.url);
-            } else if !place.is_empty() {
-                place.clone_into(&mut config.storage.url);
-            }
+            config.storage.url = url.unwrap_or(config.storage.url);
             if config.storage.url.is_empty() {
                 return Err(
                     "storage.url is empty; set it, or name the store as postgres:URL".into()
                 );
             }
         }
-        _ => return Err(format!("{engine}: unknown kind of store; use redb:PATH or postgres:URL")),
     }
     Ok(config)
 }
@@ -41,7 +70,7 @@ fn with_store(config: &Config, name: &str) -> Result<Config, String> {
 ///
 /// # Errors
 /// A store cannot be opened, read or written, the target is not empty, or the two differ.
-pub fn copy(config: &Config, from: &str, to: &str) -> Result<(), String> {
+pub fn copy(config: &Config, from: StoreName, to: StoreName) -> Result<(), String> {
     let (source, target) = (with_store(config, from)?, with_store(config, to)?);
     if source.storage.backend == Backend::Redb
         && !is_there_at(&source.storage.path).map_err(|error| error.to_string())?
@@ -75,7 +104,7 @@ pub fn copy(config: &Config, from: &str, to: &str) -> Result<(), String> {
         let equal = before == after;
         same &= equal;
         let verdict = if equal { "the same" } else { "DIFFERENT" };
-        tell(&format!("{what:14} {count:>10}  {checksum:.16}  {verdict}"));
+        tell(&format!("{what:14} {count:>10}  {checksum:.16}  {verdict}"))?;
     }
     if same {
         Ok(())

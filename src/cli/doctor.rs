@@ -31,7 +31,7 @@ pub fn examine(config: &Config, output: Output) -> Result<(), String> {
     };
     let has = |grade: Grade| findings.iter().any(|finding| finding.grade == grade);
     let (breaks, stops) = (has(Grade::Breaks), has(Grade::Stops));
-    show(&findings, output);
+    show(&findings, output)?;
     match (breaks, stops, config.storage.allow_async_failover) {
         (false, false, _) => Ok(()),
         (false, true, _) => {
@@ -117,7 +117,7 @@ fn of_common_secret(name: &str, others: Result<Others, ReadError>) -> Finding {
     Finding { grade, what, why, mend: mend.into() }
 }
 
-fn show(findings: &[Finding], output: Output) {
+fn show(findings: &[Finding], output: Output) -> Result<(), String> {
     match output {
         Output::Json => {
             let all: Vec<_> = findings
@@ -126,16 +126,17 @@ fn show(findings: &[Finding], output: Output) {
                     json!({"grade": word(*grade), "what": what, "why": why, "mend": mend})
                 })
                 .collect();
-            tell(&json!({"findings": all}).to_string());
+            tell(&json!({"findings": all}).to_string())
         }
         Output::Text => {
             for Finding { grade, what, why, mend } in findings {
-                tell(&format!("{:8} {what}", word(*grade)));
+                tell(&format!("{:8} {what}", word(*grade)))?;
                 if *grade != Grade::Good {
-                    tell(&format!("         {why}"));
-                    tell(&format!("         mend it with: {mend}"));
+                    tell(&format!("         {why}"))?;
+                    tell(&format!("         mend it with: {mend}"))?;
                 }
             }
+            Ok(())
         }
     }
 }

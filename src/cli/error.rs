@@ -41,3 +41,9 @@ pub enum CliError {
     #[error("{0}")]
     Other(String),
 }
+
+impl From<String> for CliError {
+    fn from(message: String) -> Self {
+        Self::Other(message)
+    }
+}

@@ -25,7 +25,9 @@ pub fn fence(config: &Config) -> Result<(), CliError> {
         watermark::fence(store.as_ref(), &config.storage.path, SystemClock::default().now());
     store.close();
     let epoch = epoch.map_err(|error| CliError::Other(error.to_string()))?;
-    tell(&format!("epoch {epoch} has begun: codes that were issued before and not spent are void"));
+    tell(&format!(
+        "epoch {epoch} has begun: codes that were issued before and not spent are void"
+    ))?;
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use super::client::{CONNECT_TIMEOUT, admin_address, agent};
 use super::error::CliError;
+use super::terminal::tell;
 use crate::config::Config;
 use std::time::Duration;
 
@@ -27,6 +28,5 @@ pub fn healthcheck(config: &Config) -> Result<(), CliError> {
             "the server at {address} is not ready; ask http://{address}/readyz for the reason"
         )));
     }
-    println!("ready");
-    Ok(())
+    Ok(tell("ready")?)
 }

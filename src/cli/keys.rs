@@ -15,12 +15,22 @@ use std::time::Duration;
 #[derive(Debug, Subcommand)]
 pub enum Keys {
     /// Show the names of the keys, the signing key first
+    #[command(after_help = "\
+Examples:
+  iptunnel-server keys list")]
     List,
     /// Add a key that verifies tokens but does not sign yet
+    #[command(after_help = "\
+Examples:
+  iptunnel-server keys add && systemctl reload iptunnel-server")]
     Add,
     /// Sign with the named key, or with the newest one
     ///
     /// Repeated, it changes nothing.
+    #[command(after_help = "\
+Examples:
+  iptunnel-server keys promote && systemctl reload iptunnel-server
+  iptunnel-server keys promote k1a2b3c4d")]
     Promote {
         /// The name of the key
         kid: Option<String>,
@@ -29,6 +39,10 @@ pub enum Keys {
     ///
     /// Tokens and cookies that a removed key signed become invalid. After a promotion, wait for the
     /// longest of their lifetimes, or use --force.
+    #[command(after_help = "\
+Examples:
+  iptunnel-server keys prune && systemctl reload iptunnel-server
+  iptunnel-server keys prune --force k1a2b3c4d")]
     Prune {
         /// The name of the key
         kid: Option<String>,
@@ -48,19 +62,20 @@ pub fn keys(config: &Config, action: Keys) -> Result<(), CliError> {
     match action {
         Keys::List => {
             for (place, key) in file.keys().iter().enumerate() {
-                tell(&format!("{}{}", key.kid, if place == 0 { "  signs" } else { "" }));
+                tell(&format!("{}{}", key.kid, if place == 0 { "  signs" } else { "" }))?;
             }
             return Ok(());
         }
         Keys::Add => {
             let kid = file.add(SystemClock::default().now())?;
-            tell(&format!("{kid} added: it verifies tokens; run `keys promote` to sign with it"));
+            tell(&format!("{kid} added: it verifies tokens; run `keys promote` to sign with it"))?;
         }
         Keys::Promote { kid } => match file.promote(kid.as_deref())? {
-            Promoted::Now(kid) => tell(&format!("{kid} is now the signing key")),
+            Promoted::Now(kid) => tell(&format!("{kid} is now the signing key"))?,
             Promoted::Already(kid) => {
-                tell(&format!("{kid} is the signing key already; nothing has changed"));
-                return Ok(());
+                return Ok(tell(&format!(
+                    "{kid} is the signing key already; nothing has changed"
+                ))?);
             }
         },
         Keys::Prune { kid, force } => {
@@ -69,14 +84,12 @@ pub fn keys(config: &Config, action: Keys) -> Result<(), CliError> {
             }
             let removed = file.prune(kid.as_deref())?;
             if removed.is_empty() {
-                tell("there is no other key; nothing has changed");
-                return Ok(());
+                return Ok(tell("there is no other key; nothing has changed")?);
             }
-            tell(&format!("removed: {}", removed.join(" ")));
+            tell(&format!("removed: {}", removed.join(" ")))?;
         }
     }
-    tell("Send SIGHUP to a running server: it then reads the file again.");
-    Ok(())
+    Ok(tell("Send SIGHUP to a running server: it then reads the file again.")?)
 }
 
 /// Refuses to remove keys while a token that they signed may still be in use: for the longest lifetime

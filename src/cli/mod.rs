@@ -5,6 +5,8 @@
 //! * [`keys`], [`fence`], [`copy`], [`doctor`]: work on its files and its store
 //! * [`servers`], [`codes`], [`activations`], [`settings`], [`audit`]: send requests to a running
 //!   server, with [`client`] and [`transport`]
+//! * [`completions`], [`man`]: describe the command line itself
+//! * [`environment`]: the variables that are settings
 //! * [`terminal`]: the output of commands; [`error`]: their errors
 
 mod activations;
@@ -12,12 +14,15 @@ mod audit;
 mod check_config;
 mod client;
 mod codes;
+mod completions;
 mod copy;
 mod doctor;
+mod environment;
 mod error;
 mod fence;
 mod healthcheck;
 mod keys;
+mod man;
 mod serve;
 mod servers;
 mod settings;
@@ -27,6 +32,7 @@ mod transport;
 use crate::config::{Layers, Sources};
 use clap::{Parser, Subcommand};
 use error::CliError;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -36,6 +42,19 @@ const DEFAULT_FILE: &str = "config.toml";
 /// IPTunnel's activation server.
 #[derive(Debug, Parser)]
 #[command(version, about, args_conflicts_with_subcommands = false)]
+#[command(after_help = "\
+Examples:
+  iptunnel-server
+  iptunnel-server --config /etc/iptunnel/config.toml check-config
+  iptunnel-server --set server.bind=0.0.0.0:8080 serve
+  iptunnel-server servers list --output json
+
+Exit status:
+  0  the command did what was asked; a list may be empty
+  1  it failed, or what it checked is bad; standard error says what and why
+  2  the command line is wrong
+
+A pipe that its reader closes is no failure: the output ends there, and the status is the usual one.")]
 pub struct Cli {
     /// The configuration file [default: config.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]
@@ -56,36 +75,74 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the server (the default)
+    ///
+    /// SIGHUP reads the file, the signing keys and the master token again. SIGTERM ends the server
+    /// after it has answered what it has accepted.
+    #[command(after_help = "\
+Examples:
+  iptunnel-server serve
+  IPTUNNEL_SERVER__BIND=0.0.0.0:8080 iptunnel-server serve")]
     Serve,
     /// Check the configuration and the secrets, and exit
     ///
     /// Refuses what a start would refuse. Changes nothing, and does not ask the database.
+    #[command(after_help = "\
+Examples:
+  iptunnel-server check-config
+  iptunnel-server --config new.toml check-config && mv new.toml config.toml")]
     CheckConfig,
     /// Show the configuration in effect, with secrets hidden
+    #[command(after_help = "\
+Examples:
+  iptunnel-server print-config
+  iptunnel-server --set log.level=debug print-config")]
     PrintConfig,
     /// Check whether the running server is ready
+    #[command(after_help = "\
+Examples:
+  iptunnel-server healthcheck || systemctl status iptunnel-server")]
     Healthcheck,
     /// List, revoke and restore servers
+    #[command(after_help = "\
+Examples:
+  iptunnel-server servers list --show stale
+  iptunnel-server servers revoke 0123456789abcdef")]
     Servers {
         #[command(subcommand)]
         action: servers::Servers,
     },
     /// Show the history of a code, or find codes
+    #[command(after_help = "\
+Examples:
+  iptunnel-server codes show ns1.example.com")]
     Codes {
         #[command(subcommand)]
         action: codes::Codes,
     },
     /// List activations
+    #[command(after_help = "\
+Examples:
+  iptunnel-server activations list --open")]
     Activations {
         #[command(subcommand)]
         action: activations::Activations,
     },
     /// Show and change settings of the running server
+    #[command(after_help = "\
+Examples:
+  iptunnel-server config get limits.issue_per_ip_hour
+  iptunnel-server config set limits.issue_per_ip_hour=10
+  iptunnel-server config unset limits.issue_per_ip_hour")]
     Config {
         #[command(subcommand)]
         action: settings::Settings,
     },
     /// Read, export and verify the audit log
+    #[command(after_help = "\
+Examples:
+  iptunnel-server audit list --action server_revoked
+  iptunnel-server audit export > audit.jsonl
+  iptunnel-server audit verify")]
     Audit {
         #[command(subcommand)]
         action: audit::Audit,
@@ -94,32 +151,68 @@ enum Command {
     ///
     /// Shows each finding with the reason and the command that corrects it. Fails if a finding is
     /// bad, for example if a spent code could become valid again.
+    #[command(after_help = "\
+Examples:
+  iptunnel-server doctor
+  iptunnel-server doctor --output json")]
     Doctor,
     /// Copy a store into another, empty store, and compare both
     ///
     /// Stop all servers first. Name each store as redb:PATH or postgres:URL. Without a path, redb
     /// means storage.path of the configuration. Without a URL, postgres means storage.url: this keeps
     /// the password off the command line.
+    #[command(after_help = "\
+Examples:
+  iptunnel-server --config config.toml copy --from redb --to postgres
+  iptunnel-server copy --from redb:data/iptunnel.redb --to redb:copy.redb")]
     Copy {
         /// The store to copy from
         #[arg(long, value_name = "STORE")]
-        from: String,
+        from: copy::StoreName,
         /// The empty store to copy to
         #[arg(long, value_name = "STORE")]
-        to: String,
+        to: copy::StoreName,
     },
     /// Void every unspent code and every open activation
     ///
     /// Use this after you restored an earlier state of the store together with its mark file: a code
     /// that was spent since then may look unspent. With redb, stop the server first.
+    #[command(after_help = "\
+Examples:
+  systemctl stop iptunnel-server && iptunnel-server fence")]
     Fence,
     /// Manage the keys that sign tokens
+    #[command(after_help = "\
+Examples:
+  iptunnel-server keys list
+  iptunnel-server keys add && systemctl reload iptunnel-server")]
     Keys {
         #[command(subcommand)]
         action: keys::Keys,
     },
+    /// Print a completion script for a shell
+    #[command(after_help = "\
+Examples:
+  iptunnel-server completions bash > /etc/bash_completion.d/iptunnel-server
+  iptunnel-server completions zsh > /usr/local/share/zsh/site-functions/_iptunnel-server
+  iptunnel-server completions fish > ~/.config/fish/completions/iptunnel-server.fish")]
+    Completions {
+        /// The shell
+        shell: completions::Shell,
+    },
+    /// Print the manual page, or write the pages of all commands into a folder
+    #[command(after_help = "\
+Examples:
+  iptunnel-server man > iptunnel-server.1 && man -l iptunnel-server.1
+  iptunnel-server man --folder /usr/local/share/man/man1")]
+    Man {
+        /// Write one page for each command into this folder
+        #[arg(long, value_name = "FOLDER")]
+        folder: Option<PathBuf>,
+    },
 }
 
+/// Parses `section.key=value`.
 fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) => Ok((key.trim().to_owned(), value.trim().to_owned())),
@@ -127,55 +220,117 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
-impl Cli {
-    /// Runs the command, prints an error if it fails, and returns the exit code.
-    pub fn run(self) -> ExitCode {
-        match self.execute() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("iptunnel-server: {error}");
-                ExitCode::FAILURE
-            }
+/// Runs the command line of this process, and returns the exit status.
+pub fn main() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(cli) => ended(cli.execute()),
+        // Help and the version are answers, not mistakes.
+        Err(answer) if !answer.use_stderr() => {
+            let printed = answer.print().and_then(|()| std::io::stdout().flush());
+            ended(terminal::written(printed).map_err(CliError::Other))
+        }
+        Err(mistake) => {
+            let _ = mistake.print();
+            ExitCode::from(2)
         }
     }
+}
 
-    fn sources(&self) -> Sources {
+fn ended(outcome: Result<(), CliError>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            terminal::remark(&format!("iptunnel-server: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Cli {
+    fn sources(&self) -> Result<Sources, CliError> {
         let default = PathBuf::from(DEFAULT_FILE);
         // One that nobody can look at is read, so that the error is shown.
         let is_there = default.try_exists().unwrap_or(true);
         let file = self.config.clone().or_else(|| is_there.then_some(default));
         let mut flags = self.set.clone();
         flags.extend(self.url.clone().map(|url| ("admin.url".to_owned(), url)));
-        Sources { file, env: std::env::vars().collect(), flags }
+        Ok(Sources { file, env: environment::variables()?, flags })
     }
 
     fn execute(self) -> Result<(), CliError> {
-        let sources = self.sources();
+        match self.command {
+            // These describe the program, and need no configuration.
+            Some(Command::Completions { shell }) => Ok(completions::completions(shell)?),
+            Some(Command::Man { folder }) => Ok(man::man(folder.as_deref())?),
+            _ => self.configured(),
+        }
+    }
+
+    fn configured(self) -> Result<(), CliError> {
+        let sources = self.sources()?;
         let layers = Layers::read(&sources)?;
         let (config, output) = (layers.with(&[])?.config, self.output);
-        match self.command {
-            None | Some(Command::Serve) => serve::serve(&config, layers, sources),
-            Some(Command::CheckConfig) => check_config::check_config(&config),
-            Some(Command::PrintConfig) => {
-                print!("{}", config.to_toml());
-                Ok(())
-            }
-            Some(Command::Healthcheck) => healthcheck::healthcheck(&config),
-            Some(Command::Doctor) => asked(doctor::examine(&config, output)),
-            Some(Command::Fence) => fence::fence(&config),
-            Some(Command::Copy { from, to }) => asked(copy::copy(&config, &from, &to)),
-            Some(Command::Keys { action }) => keys::keys(&config, action),
-            Some(Command::Servers { action }) => asked(servers::servers(&config, output, action)),
-            Some(Command::Codes { action }) => asked(codes::codes(&config, output, action)),
-            Some(Command::Activations { action }) => {
-                asked(activations::activations(&config, output, action))
-            }
-            Some(Command::Config { action }) => asked(settings::settings(&config, output, action)),
-            Some(Command::Audit { action }) => asked(audit::audit(&config, output, action)),
+        match self.command.unwrap_or(Command::Serve) {
+            Command::Serve => serve::serve(&config, layers, sources)?,
+            Command::CheckConfig => check_config::check_config(&config)?,
+            Command::PrintConfig => terminal::print(&config.to_toml())?,
+            Command::Healthcheck => healthcheck::healthcheck(&config)?,
+            Command::Doctor => doctor::examine(&config, output)?,
+            Command::Fence => fence::fence(&config)?,
+            Command::Copy { from, to } => copy::copy(&config, from, to)?,
+            Command::Keys { action } => keys::keys(&config, action)?,
+            Command::Servers { action } => servers::servers(&config, output, action)?,
+            Command::Codes { action } => codes::codes(&config, output, action)?,
+            Command::Activations { action } => activations::activations(&config, output, action)?,
+            Command::Config { action } => settings::settings(&config, output, action)?,
+            Command::Audit { action } => audit::audit(&config, output, action)?,
+            Command::Completions { .. } | Command::Man { .. } => {}
         }
+        Ok(())
     }
 }
 
-fn asked(outcome: Result<(), String>) -> Result<(), CliError> {
-    outcome.map_err(CliError::Other)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn check(command: &clap::Command, above: &str) {
+        let name = format!("{above} {}", command.get_name());
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(help.starts_with("Examples:\n  "), "{name} has no examples");
+        assert!(command.get_about().is_some(), "{name} says not what it does");
+        for one in command.get_subcommands().filter(|one| one.get_name() != "help") {
+            check(one, &name);
+        }
+    }
+
+    #[test]
+    fn every_command_says_what_it_does_and_shows_examples() {
+        let mut command = Cli::command();
+        command.build();
+        check(&command, "");
+        command.debug_assert();
+    }
+
+    #[test]
+    fn every_example_is_a_valid_command_line() {
+        let mut lines = Vec::new();
+        let mut waiting = vec![Cli::command()];
+        while let Some(command) = waiting.pop() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples = help
+                .lines()
+                .filter(|line| line.starts_with("  ") && line.contains("iptunnel-server"));
+            lines.extend(examples.map(str::to_owned));
+            waiting.extend(command.get_subcommands().cloned());
+        }
+        assert!(lines.len() > 30, "{lines:?}");
+        for line in lines {
+            let words = line.split_whitespace().skip_while(|word| *word != "iptunnel-server");
+            let words = words.take_while(|word| !["|", "||", "&&", ">", "<"].contains(word));
+            let words: Vec<&str> = words.collect();
+            assert!(Cli::try_parse_from(&words).is_ok(), "{line}");
+        }
+    }
 }

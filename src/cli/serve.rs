@@ -40,9 +40,14 @@ pub fn serve(config: &Config, layers: Layers, sources: Sources) -> Result<(), Cl
         let signals = operating_system_signals(sources).map_err(RunError::Listen)?;
         let log = Arc::clone(&logging);
         let on_change = Box::new(move |config: &Config| log.set_level(config.log.level));
-        app::run(layers, environment, signals, on_change, || tell(&welcome)).await
+        app::run(layers, environment, signals, on_change, || announce(&welcome)).await
     });
     Ok(outcome?)
+}
+
+/// Prints a line. A server runs even where nobody can read what it prints.
+fn announce(text: &str) {
+    let _ = tell(text);
 }
 
 /// Makes the secrets on the first start. Shows a new master token, once, and only on a terminal.
@@ -57,7 +62,7 @@ fn make_and_announce_secrets(config: &Config, now: Timestamp) -> Result<(), CliE
         // A closed terminal is no reason to stop: the token is in the file.
         let _ = writeln!(terminal, "Master token (shown this once): {}", *token);
     }
-    tell(&format!("The master token is in {}", path.display()));
+    announce(&format!("The master token is in {}", path.display()));
     Ok(())
 }
 

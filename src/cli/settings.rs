@@ -1,7 +1,8 @@
 //! `config`: shows and changes settings of the running server.
 
 use super::client::Server;
-use super::terminal::{Output, field, write};
+use super::key_value;
+use super::terminal::{Output, field, rows, write};
 use crate::config::Config;
 use clap::Subcommand;
 use serde_json::{Map, Value, json};
@@ -10,17 +11,27 @@ use serde_json::{Map, Value, json};
 #[derive(Debug, Subcommand)]
 pub enum Settings {
     /// Show all settings, or one setting
+    #[command(after_help = "\
+Examples:
+  iptunnel-server config get
+  iptunnel-server config get codes.ttl_seconds")]
     Get {
         /// The name of the setting: section.key
         key: Option<String>,
     },
     /// Change settings immediately; the changes survive a restart
+    #[command(after_help = "\
+Examples:
+  iptunnel-server config set limits.issue_per_ip_hour=5 log.level=debug")]
     Set {
         /// Settings with their values, such as limits.issue_per_ip_hour=5
-        #[arg(required = true)]
-        settings: Vec<String>,
+        #[arg(required = true, value_name = "KEY=VALUE", value_parser = key_value)]
+        settings: Vec<(String, String)>,
     },
     /// Undo changes made with set or in the console
+    #[command(after_help = "\
+Examples:
+  iptunnel-server config unset limits.issue_per_ip_hour")]
     Unset {
         /// The name of the setting: section.key
         #[arg(required = true)]
@@ -37,13 +48,8 @@ pub fn settings(config: &Config, output: Output, action: Settings) -> Result<(),
     let (data, named): (Value, Vec<String>) = match action {
         Settings::Get { key } => (server.get("/config", &[])?, key.into_iter().collect()),
         Settings::Set { settings } => {
-            let mut body = Map::new();
-            for setting in settings {
-                let (key, value) = setting
-                    .split_once('=')
-                    .ok_or("each setting must have the form section.key=value")?;
-                body.insert(key.trim().to_owned(), value.trim().into());
-            }
+            let body: Map<String, Value> =
+                settings.into_iter().map(|(key, value)| (key, value.into())).collect();
             let keys = body.keys().cloned().collect();
             (server.patch("/config", &body.into())?, keys)
         }
@@ -53,14 +59,13 @@ pub fn settings(config: &Config, output: Output, action: Settings) -> Result<(),
             (server.patch("/config", &body.into())?, keys)
         }
     };
-    let mut rows = data.get("settings").and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut shown = rows(&data, "settings")?.to_vec();
     if !named.is_empty() {
-        rows.retain(|row| named.contains(&field(row, "key")));
+        shown.retain(|row| named.contains(&field(row, "key")));
     }
-    if rows.is_empty() {
+    if shown.is_empty() {
         return Err("no setting has that name; `config get` lists all of them".into());
     }
     let columns = ["key", "value", "unit", "source", "default", "allowed"];
-    write(output, &json!({"settings": rows}), "settings", &columns);
-    Ok(())
+    write(output, &json!({"settings": shown}), "settings", &columns)
 }

@@ -141,6 +141,8 @@ impl Row {
         use iptunnel_domain::code::CodeHash;
         use iptunnel_domain::lookup::KeyedHash;
         use iptunnel_domain::server::ServerId;
+        // The hash covers no more than this much of a text.
+        let whole = |text: &str| (Event::kept(text) == text).then(|| text.to_owned());
         let hash = |text: &Option<String>| match text {
             None => Some(None),
             Some(text) => KeyedHash::from_hex(text).map(Some),
@@ -161,8 +163,8 @@ impl Row {
                 Some(text) => Some(ServerId::parse(text)?),
             },
             address: self.address,
-            subject: self.subject.clone(),
-            detail: self.detail.clone(),
+            subject: whole(&self.subject)?,
+            detail: whole(&self.detail)?,
         })
     }
 

@@ -69,24 +69,52 @@ async fn search(console: &Console, find: &Find) -> Result<Hit, ApiError> {
         let found = read(console, move |store| store.activation(id)).await?;
         return found.map(|found| Hit::One(found.code)).ok_or(Refusal::ActivationNotFound.into());
     }
+    // The id of a code looks like many machine ids. What is no code's id is searched for.
+    let id = KeyedHash::from_hex(&text);
+    if let Some(hash) = id.map(CodeHash)
+        && read(console, move |store| store.code(hash)).await?.is_some()
+    {
+        return Ok(Hit::One(hash));
+    }
     let machine = console.state.live.lookup.hash(Purpose::Machine, text.as_bytes());
-    let found = read(console, move |store| scan(store, before, &text.to_lowercase(), machine));
+    let ids = Ids { machine, code: id, who: who(&text) };
+    let found = read(console, move |store| scan(store, before, &text.to_lowercase(), &ids));
     Ok(Hit::Many(found.await?))
 }
 
-/// Searches the log, newest entry first, for codes whose events contain `text`.
-fn scan(
-    store: &dyn Store,
-    before: u64,
-    text: &str,
+/// What the text of a search may be an id of.
+struct Ids {
     machine: KeyedHash,
-) -> Result<Found, ReadError> {
+    /// A code, which may have been deleted.
+    code: Option<KeyedHash>,
+    /// The first bytes of a machine's or session's hash, as histories show them.
+    who: Option<[u8; 4]>,
+}
+
+impl Ids {
+    fn include(&self, event: &Event) -> bool {
+        let is_code = self.code.is_some() && event.code.map(|code| code.0) == self.code;
+        let is_caller = event.identity.is_some_and(|identity| {
+            identity == self.machine || self.who.is_some_and(|who| identity.0.starts_with(&who))
+        });
+        is_code || is_caller
+    }
+}
+
+/// Parses eight hexadecimal digits.
+fn who(text: &str) -> Option<[u8; 4]> {
+    let digits = text.len() == 8 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    digits.then(|| u32::from_str_radix(text, 16).ok()).flatten().map(u32::to_be_bytes)
+}
+
+/// Searches the log, newest entry first, for codes whose events contain `text`.
+fn scan(store: &dyn Store, before: u64, text: &str, ids: &Ids) -> Result<Found, ReadError> {
     let mut seen = HashSet::new();
     let (mut hits, mut looked, mut next_cursor) = (Vec::new(), 0, None);
     store.audit_before(before, &mut |entry| {
         looked += 1;
         let (number, event) = (entry.head.entries, entry.event);
-        let matches = text.is_empty() || mentions(&event, text) || event.identity == Some(machine);
+        let matches = text.is_empty() || mentions(&event, text) || ids.include(&event);
         if let Some(code) = event.code.filter(|code| matches && seen.insert(*code)) {
             hits.push((code, event));
         }

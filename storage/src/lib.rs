@@ -34,3 +34,10 @@ pub use outage::Outage;
 pub use postgres::{Inspection, Others, PostgresStore};
 pub use store::{AuditLog, Epochs, LOOKUP_KEY, Records, Shared, Store};
 pub use watermark::Watermark;
+
+/// What is stored, as bytes: for tests that feed it damaged ones.
+pub mod stored {
+    pub use crate::record::{
+        decode_activation, decode_changes, decode_code, decode_server, encode_changes,
+    };
+}

@@ -121,7 +121,11 @@ pub(crate) fn encode_code(code: &Code) -> Result<Vec<u8>, ReadError> {
     encode(code.version, &record)
 }
 
-pub(crate) fn decode_code(number: u64, bytes: &[u8]) -> Result<Code, ReadError> {
+/// Decodes the row of a code.
+///
+/// # Errors
+/// The bytes are not such a row.
+pub fn decode_code(number: u64, bytes: &[u8]) -> Result<Code, ReadError> {
     let (version, record): (_, CodeV1) = decode(bytes)?;
     let product = std::str::from_utf8(&record.product).ok().and_then(ProductLetters::parse);
     let state = match record.consumed_by {
@@ -168,7 +172,11 @@ pub(crate) fn encode_activation(activation: &Activation) -> Result<Vec<u8>, Read
     encode(activation.version, &record)
 }
 
-pub(crate) fn decode_activation(number: u64, bytes: &[u8]) -> Result<Activation, ReadError> {
+/// Decodes the row of an activation.
+///
+/// # Errors
+/// The bytes are not such a row.
+pub fn decode_activation(number: u64, bytes: &[u8]) -> Result<Activation, ReadError> {
     let (version, record): (_, ActivationV1<String>) = decode(bytes)?;
     let hostname = HostName::parse(&record.hostname)
         .ok_or_else(|| ReadError("an activation has no host name".into()))?;
@@ -210,7 +218,11 @@ pub(crate) fn encode_server(server: &Server) -> Result<Vec<u8>, ReadError> {
     encode(server.version, &record)
 }
 
-pub(crate) fn decode_server(number: u32, bytes: &[u8]) -> Result<Server, ReadError> {
+/// Decodes the row of a server.
+///
+/// # Errors
+/// The bytes are not such a row.
+pub fn decode_server(number: u32, bytes: &[u8]) -> Result<Server, ReadError> {
     let (version, record): (_, ServerV1<String>) = decode(bytes)?;
     Ok(Server {
         number: ServerNumber(number),
@@ -322,7 +334,10 @@ fn decode_counter((key, policy, used, window_end): CounterV1) -> Result<Counter,
 }
 
 /// Encodes changes as one record of the journal.
-pub(crate) fn encode_changes(changes: &[Change]) -> Result<Vec<u8>, ReadError> {
+///
+/// # Errors
+/// A change is too large for the encoding.
+pub fn encode_changes(changes: &[Change]) -> Result<Vec<u8>, ReadError> {
     let mut encoded: Vec<Vec<WriteV1>> = Vec::with_capacity(changes.len());
     for Change(writes) in changes {
         encoded.push(writes.iter().map(encode_write).collect::<Result<_, _>>()?);
@@ -331,7 +346,11 @@ pub(crate) fn encode_changes(changes: &[Change]) -> Result<Vec<u8>, ReadError> {
     postcard::to_extend(&encoded, bytes).map_err(|e| ReadError(format!("changes to write: {e}")))
 }
 
-pub(crate) fn decode_changes(bytes: &[u8]) -> Result<Vec<Change>, ReadError> {
+/// Decodes a record of the journal.
+///
+/// # Errors
+/// The bytes are not such a record.
+pub fn decode_changes(bytes: &[u8]) -> Result<Vec<Change>, ReadError> {
     let Some((&FORMAT, fields)) = bytes.split_first() else {
         return Err(ReadError("a record of the journal has an unknown format".into()));
     };

@@ -56,6 +56,36 @@ fn servers_codes_and_activations_are_shown_as_tables_and_as_json() {
     assert!(String::from_utf8_lossy(&none.stderr).contains("Server was not found."), "{none:?}");
 }
 
+/// The fields of that name in the rows of a list.
+fn printed(list: &Value, rows: &str, name: &str) -> Vec<String> {
+    let rows = list[rows].as_array().unwrap();
+    rows.iter().filter_map(|row| row[name].as_str()).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_id_that_is_printed_finds_its_code() {
+    let (server, code) = used();
+    let story = asked_json(&server, &["codes", "show", &code]);
+    let hint = story["hint"].as_str().unwrap();
+    let listed = asked_json(&server, &["codes", "show", "ns1.example.com"]);
+    let activations = asked_json(&server, &["activations", "list"]);
+    let ids = [
+        printed(&listed, "codes", "id"),
+        printed(&activations, "activations", "code"),
+        printed(&activations, "activations", "activation"),
+        printed(&story, "events", "activation"),
+        printed(&story, "events", "who"),
+    ];
+    for id in ids.concat() {
+        assert!(asked(&server, &["codes", "show", &id]).contains(hint), "{id}");
+    }
+    assert!(ids.iter().all(|ids| !ids.is_empty()), "{ids:?}");
+    // The id of a machine may look like that of a code.
+    let machine = "0f9a8b7c6d5e4f3a2b1c0d9e8f7a6b5c";
+    let none = ask(&server, &["codes", "show", machine]);
+    assert!(none.status.success() && said(&none) == "no codes found\n", "{none:?}");
+}
+
 #[test]
 fn a_setting_can_be_read_changed_and_reset_from_the_command_line() {
     let (server, _) = used();

@@ -1,0 +1,11 @@
+#![no_main]
+
+#[allow(dead_code)]
+#[path = "../../tests/corpus/feed.rs"]
+mod feed;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let _ = feed::signing_keys(bytes);
+    let _ = feed::lookup(bytes);
+    let _ = feed::master(bytes);
+});
