@@ -182,14 +182,14 @@ fn requests_pass_and_the_caller_chooses_neither_its_id_nor_its_address() {
             })
             .collect();
         assert!(ids.iter().all(|id| id.len() >= 32 && id != "mine"), "{kind:?}: {ids:?}");
-        // Two servers with two prechecks each, and the other kind of proxy has used some of them.
+        // Two servers with two prechecks each: the fifth of one address is refused at the latest.
         let told: Vec<u16> = (0..5)
             .map(|number| {
                 let header = format!("X-Forwarded-For: 9.9.9.{number}\r\n");
                 proxy.ask(&format!("POST {V2}"), &header, b"{}").status
             })
             .collect();
-        assert_eq!(told.last(), Some(&429), "{kind:?}: {told:?}");
+        assert!(told.contains(&429), "{kind:?}: {told:?}");
     });
 }
 
