@@ -45,7 +45,7 @@ Examples:
     #[command(after_help = "\
 Examples:
   iptunnel-server audit verify
-  iptunnel-server audit verify --file audit.jsonl --heads iptunnel.redb.heads")]
+  iptunnel-server audit verify --file audit.jsonl --heads iptunnel.redb.heads --public-key KEY")]
     Verify {
         /// Check this export instead of the running server's log
         #[arg(long, value_name = "FILE")]
@@ -59,6 +59,9 @@ Examples:
         public_key: Option<String>,
     },
     /// Show the public key that verifies signed heads
+    #[command(after_help = "\
+Examples:
+  iptunnel-server audit public-key")]
     PublicKey,
 }
 

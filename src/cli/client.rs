@@ -86,7 +86,10 @@ impl Server {
     fn at_socket(config: &Config) -> Result<Self, String> {
         let path = path_of(config);
         let place = path.display().to_string();
-        if !path.exists() {
+        let found = path
+            .try_exists()
+            .map_err(|error| format!("{place}: {error}; run this command as the server's user"))?;
+        if !found {
             return Err(format!(
                 "{place}: no server listens there; start it, or run this command in the server's folder, \
                  with its configuration and as its user"

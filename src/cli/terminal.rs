@@ -103,7 +103,7 @@ fn table(rows: &[Value], columns: &[&str]) -> String {
 
 /// Says that an answer lacks what every answer of this server has.
 pub fn foreign(lacks: &str) -> String {
-    format!("the answer has no {lacks}: another service has sent it; check admin.bind")
+    format!("the answer has no {lacks}: another service has sent it; check admin.url")
 }
 
 /// Returns the rows of an answer, which are in its field `list`.

@@ -283,11 +283,11 @@ fn an_answer_of_the_public_listener_or_of_another_service_is_an_error() {
     for address in addresses {
         for arguments in ASKED {
             let mut command = program(server.folder.path());
-            command.args(["--set", &format!("admin.bind={address}")]).args(arguments);
+            command.args(["--url", &format!("http://{address}")]).args(arguments);
             let output = command.output().unwrap();
             assert_eq!(output.status.code(), Some(1), "{address} {arguments:?}: {output:?}");
             let words = errors(&output);
-            assert!(words.contains("check admin.bind"), "{address} {arguments:?}: {words}");
+            assert!(words.contains("check admin.url"), "{address} {arguments:?}: {words}");
         }
     }
 }

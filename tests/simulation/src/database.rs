@@ -387,7 +387,10 @@ impl Tables {
                 self.codes.insert(code.number.0, code);
             }
             Write::Activation(activation) => {
-                self.activations.insert(activation.at.number.0, activation);
+                // As the statement does: only the state and the version of a row change.
+                let (state, version) = (activation.state, activation.version);
+                let row = self.activations.entry(activation.at.number.0).or_insert(activation);
+                (row.state, row.version) = (state, version);
             }
             Write::Server(mut server) => {
                 if server.version == 1 {
