@@ -1,7 +1,7 @@
-//! An HTTP/1.1 client that costs as little processor as can be: it shares the machine with what it measures.
+//! An HTTP/1.1 client that uses little processor time, because it shares the machine with the server.
 //!
-//! It reads the status line, `Content-Length` and the body, and refuses what the server is not expected to
-//! send (a chunked body above all) instead of coping with it.
+//! It reads the status line, `Content-Length` and the body. It refuses what the server should not send, such as
+//! a chunked body.
 
 use std::io::BufRead;
 use std::net::SocketAddr;
@@ -11,18 +11,18 @@ use tokio::net::TcpStream;
 
 use crate::failure::{Context, Failure, Result};
 
-/// Holds any answer of the API many times over; one read takes what has come, also 32 pipelined answers.
+/// Much more than any answer of the API. One read can also take 32 pipelined answers.
 const BUFFER_BYTES: usize = 32 * 1024;
-/// An answer beyond this is taken for a mistake. The metrics page is the longest that is read.
+/// A longer answer is an error. The metrics page is the longest answer.
 const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 
-/// One keep-alive connection and the one buffer that all its answers are read into.
+/// A keep-alive connection with one buffer for all its answers.
 pub struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
-    /// End of what was read from the socket.
+    /// The end of the bytes read from the socket.
     filled: usize,
-    /// End of what was handed out. Between the two lie answers that came early, when requests are pipelined.
+    /// The end of the bytes handed out. The bytes between the two are early answers to pipelined requests.
     consumed: usize,
 }
 
@@ -31,12 +31,12 @@ pub struct Answer<'a> {
     /// The status code.
     pub status: u16,
     head: &'a [u8],
-    /// The body, whole.
+    /// The whole body.
     pub body: &'a [u8],
 }
 
 impl Connection {
-    /// Connects, with Nagle's algorithm off: a request is one write and must leave at once.
+    /// Connects without Nagle's algorithm, because a request is one write and must be sent at once.
     pub async fn open(address: SocketAddr) -> Result<Self> {
         let stream =
             TcpStream::connect(address).await.context(format!("cannot connect to {address}"))?;
@@ -50,7 +50,7 @@ impl Connection {
         self.receive().await
     }
 
-    /// Sends bytes: one request, or several to be answered in order.
+    /// Sends one request, or several that are answered in order.
     pub async fn send(&mut self, requests: &[u8]) -> Result<()> {
         self.stream.write_all(requests).await.context("cannot send to the server")
     }
@@ -79,19 +79,19 @@ impl Connection {
     }
 
     async fn read_more(&mut self) -> Result<()> {
-        self.make_room()?;
+        self.free_buffer_space()?;
         let room = self.buffer.get_mut(self.filled..).unwrap_or_default();
         let count = self.stream.read(room).await.context("cannot read from the server")?;
         if count == 0 {
-            return Err(Failure::new("the server closed the connection where an answer was due"));
+            return Err(Failure::new("the server closed the connection before its answer"));
         }
         self.filled += count;
         Ok(())
     }
 
-    /// Starts over at the buffer's beginning where nothing is unread, which is nearly always; else moves the
-    /// rest there, or grows.
-    fn make_room(&mut self) -> Result<()> {
+    /// Starts again at the buffer's beginning if nothing is unread, which is nearly always the case. Otherwise
+    /// moves the unread bytes there, or grows the buffer.
+    fn free_buffer_space(&mut self) -> Result<()> {
         if self.consumed == self.filled {
             self.filled = 0;
             self.consumed = 0;
@@ -112,30 +112,30 @@ impl Connection {
 }
 
 impl Answer<'_> {
-    /// The first header line of this name. Searches; not for the measured path.
+    /// Searches for the first header with this name. Too slow for the measured path.
     pub fn header(&self, name: &str) -> Option<&str> {
         let head = std::str::from_utf8(self.head).ok()?;
         let mut lines = head.lines().filter_map(|line| line.split_once(':'));
         lines.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
     }
 
-    /// This answer as a failure of `request`, with all that helps to see why.
+    /// Turns this answer into a failure of `request`, with its status and body.
     pub fn unexpected(&self, request: &str, expected: u16) -> Failure {
         let body = String::from_utf8_lossy(self.body);
         Failure::new(format!("{request}: expected {expected}, got {}: {body}", self.status))
     }
 }
 
-/// What the head of an answer says that matters here.
+/// The relevant content of an answer's head.
 #[derive(Debug, PartialEq)]
 struct Head {
     status: u16,
-    /// Bytes up to the body.
+    /// The number of bytes before the body.
     length: usize,
     body_length: usize,
 }
 
-/// Reads a head, or nothing where it has not come whole yet.
+/// Reads a head. Returns `None` if it is still incomplete.
 fn parse_head(bytes: &[u8]) -> Result<Option<Head>> {
     let mut rest = bytes;
     let Some(status_line) = take_line(&mut rest) else { return Ok(None) };
@@ -152,15 +152,17 @@ fn parse_head(bytes: &[u8]) -> Result<Option<Head>> {
         if let Some(value) = header_value(line, b"content-length:") {
             body_length = std::str::from_utf8(value).ok().and_then(|text| text.trim().parse().ok());
         } else if header_value(line, b"transfer-encoding:").is_some() {
-            return Err(Failure::new("the server sent a chunked answer: not read here"));
+            return Err(Failure::new(
+                "the server sent a chunked answer, which this client does not read",
+            ));
         }
     }
     let body_length = body_length.context("the server sent an answer without a Content-Length")?;
     Ok(Some(Head { status, length: bytes.len() - rest.len(), body_length }))
 }
 
-/// Cuts the next line off, without its end; nothing where it is not complete. `skip_until` is the standard
-/// library's way to the C library's `memchr`, ten times as fast as a loop.
+/// Takes the next line without its end. Returns `None` if it is incomplete. `skip_until` uses the C library's
+/// `memchr`, which is ten times as fast as a loop.
 fn take_line<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let before = *rest;
     let length = rest.skip_until(b'\n').ok()?;
@@ -173,14 +175,14 @@ fn parse_status(line: &[u8]) -> Option<u16> {
     std::str::from_utf8(code).ok()?.parse().ok()
 }
 
-/// The value where the line is the header of that name; `name` is in lower case and ends with the colon.
+/// The value if the line is the header `name`, which is in lower case and ends with the colon.
 fn header_value<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let (found, value) = line.split_at_checked(name.len())?;
     found.eq_ignore_ascii_case(name).then_some(value)
 }
 
-/// The value of `"key":"value"` in compact JSON, found by hopping from quote to quote: no parser, because what
-/// is looked for (codes, ids, tokens) is never escaped and its key occurs once.
+/// Finds the value of `"key":"value"` in compact JSON by going from quote to quote. This needs no parser,
+/// because the values (codes, ids, tokens) are never escaped and each key occurs once.
 pub fn string_field<'a>(json: &'a [u8], key: &str) -> Option<&'a str> {
     let mut rest = json;
     while rest.skip_until(b'"').ok()? > 0 {

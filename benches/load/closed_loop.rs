@@ -1,5 +1,5 @@
-//! The closed loop: every connection sends its next request when the answer to the last one is there, so the
-//! number of connections is the number of requests under way, until nothing is left to do.
+//! The closed loop: each connection sends its next request after the answer to the last one. So there are as many
+//! requests in flight as connections, until all are answered.
 
 use std::iter::Enumerate;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,22 +13,22 @@ use crate::failure::{Context, Failure, Result};
 use crate::requests::{Caller, RequestWriter};
 use crate::statistics::Summary;
 
-/// A step that takes longer is taken for a server that no longer answers.
+/// A step that takes longer fails, because the server seems to hang.
 const STEP_LIMIT: Duration = Duration::from_secs(300);
 
-/// One kind of request, and what to do with its answer.
+/// One kind of request, with the handling of its answer.
 pub struct Step<In, Out> {
     /// Its name in the report.
     pub name: &'static str,
-    /// The one status that its answer may have.
+    /// The expected status of its answer.
     pub status: u16,
-    /// Writes the request for an input; the second argument is the connection's cookie.
+    /// Writes the request for an input. The second argument is the connection's cookie.
     pub write: fn(&In, &str, &mut RequestWriter),
-    /// Takes from the body what the next step needs; nothing where it is not there, which ends everything.
+    /// Reads the input of the next step from the body. `None` if it is missing, which ends the measurement.
     pub read: fn(In, &[u8]) -> Option<Out>,
 }
 
-// Derived, it would ask the same of the inputs.
+// A derived implementation would also require `Clone` and `Copy` of the inputs.
 impl<In, Out> Clone for Step<In, Out> {
     fn clone(&self) -> Self {
         *self
@@ -36,20 +36,20 @@ impl<In, Out> Clone for Step<In, Out> {
 }
 impl<In, Out> Copy for Step<In, Out> {}
 
-/// What is left to do, numbered, shared by all connections: a slow one takes fewer, and all are busy to the
-/// end.
+/// The remaining inputs with their numbers, shared by all connections. A slow connection takes fewer inputs, so
+/// all connections are busy until the end.
 type Queue<In> = Arc<Mutex<Enumerate<vec::IntoIter<In>>>>;
 
-/// What one connection brings back.
+/// The results of one connection.
 struct Share<Out> {
     caller: Caller,
-    /// Each with the number of its input.
+    /// The outputs, each with the number of its input.
     outputs: Vec<(usize, Out)>,
     latencies_micros: Vec<u32>,
 }
 
-/// Sends one request for each input over all of the callers' connections. The outputs come back in the order
-/// of their inputs.
+/// Sends one request for each input over the connections of all callers. The outputs are in the order of their
+/// inputs.
 pub async fn run<In, Out>(
     step: Step<In, Out>,
     callers: &mut Vec<Caller>,
@@ -69,7 +69,7 @@ where
     gather(step.name, tasks, callers, start).await
 }
 
-/// Sends one request over and over until `duration` is over.
+/// Repeats one request until `duration` has passed.
 pub async fn run_for(
     name: &'static str,
     path: &'static str,
@@ -130,7 +130,7 @@ async fn repeat_get(
     }
 }
 
-/// Waits for all connections and puts them back; the first that fails ends the others.
+/// Waits for all connections and returns them to `callers`. The first failure ends all of them.
 async fn gather<Out: 'static>(
     name: &'static str,
     mut tasks: JoinSet<Result<Share<Out>>>,
@@ -150,7 +150,7 @@ async fn gather<Out: 'static>(
     };
     let elapsed = timeout(STEP_LIMIT, all)
         .await
-        .context(format!("{name}: not done within {} s", STEP_LIMIT.as_secs()))??;
+        .context(format!("{name}: not finished within {} s", STEP_LIMIT.as_secs()))??;
     outputs.sort_unstable_by_key(|(number, _)| *number);
     let outputs = outputs.into_iter().map(|(_, output)| output).collect();
     Ok((outputs, Summary::of(latencies_micros, elapsed)))
@@ -166,5 +166,5 @@ fn micros_since(sent: Instant, answered: Instant) -> u32 {
 
 fn without_field(name: &str, body: &[u8]) -> Failure {
     let body = String::from_utf8_lossy(body);
-    Failure::new(format!("{name}: the answer lacks what it should hold: {body}"))
+    Failure::new(format!("{name}: the answer lacks an expected field: {body}"))
 }

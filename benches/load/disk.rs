@@ -1,5 +1,5 @@
-//! What the disk under the server's data can do: no durable answer is faster than one sync, so the figures of
-//! the server are read beside it.
+//! Measures the disk with the server's data. No durable answer is faster than one sync, so the server's figures
+//! are compared with it.
 
 use std::fs::File;
 use std::io::Write;
@@ -8,12 +8,12 @@ use std::time::Instant;
 
 use crate::failure::{Context, Result};
 
-/// Two such measurements, before and after what is read beside them, take a third of a second.
+/// The number of syncs. Two measurements, before and after the compared step, take a third of a second.
 const SYNCS: usize = 500;
 const APPENDED_BYTES: usize = 4096;
 
-/// Times `fdatasync` after 4 KiB appended to a growing file in `directory`. The write itself only reaches the
-/// page cache and is left out. Returns the times in microseconds.
+/// Measures `fdatasync` after each append of 4 KiB to a file in `directory`. The times are in microseconds. They
+/// do not include the write, which only reaches the page cache.
 pub fn measure(directory: &Path) -> Result<Vec<u32>> {
     let doing = "cannot measure the disk's fdatasync";
     let mut file = File::create(directory.join("fdatasync")).context(doing)?;

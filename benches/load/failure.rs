@@ -1,17 +1,17 @@
-//! The one error of the load generator: a sentence for the person who ran it. Nothing here is recovered from,
-//! so nothing needs to be told apart.
+//! The only error of the load generator: a sentence for the person who runs it. The generator recovers from no
+//! error, so it needs no kinds of errors.
 
 use std::fmt::{self, Display};
 
-/// Why the measurement ended early.
+/// The reason why the measurement ended early.
 #[derive(Debug)]
 pub struct Failure(String);
 
-/// What every fallible function here returns.
+/// The result of every fallible function here.
 pub type Result<T> = std::result::Result<T, Failure>;
 
 impl Failure {
-    /// A failure told by `message`.
+    /// Creates a failure with this message.
     pub fn new(message: impl Into<String>) -> Self {
         Self(message.into())
     }
@@ -23,10 +23,10 @@ impl Display for Failure {
     }
 }
 
-/// Puts what was being done before what went wrong.
+/// Adds the failed action before an error.
 pub trait Context<T> {
-    /// `doing` reads as the beginning of a sentence: "cannot read the master token". It is made before it is
-    /// known whether it is needed: on the measured path only a constant will do.
+    /// `doing` begins a sentence, for example "cannot read the master token". It is also built without an error,
+    /// so on the measured path it must be a constant.
     fn context(self, doing: impl Display) -> Result<T>;
 }
 

@@ -1,8 +1,8 @@
-//! Figures as a person reads them.
+//! Formats figures for people.
 
 use crate::statistics::Spread;
 
-/// The median and, where the values differ, their range.
+/// The median, with the range if the values differ.
 pub fn ranged(spread: Spread, show: fn(f64) -> String) -> String {
     if spread.min == spread.max {
         return show(spread.median);
@@ -15,17 +15,17 @@ pub fn megabytes(value: f64) -> String {
     format!("{value:.1} MB")
 }
 
-/// A part of a whole, with three decimals.
+/// A ratio with three decimals.
 pub fn ratio(value: f64) -> String {
     format!("{value:.3}")
 }
 
-/// How many times as much, with one decimal.
+/// A multiple with one decimal.
 pub fn times(value: f64) -> String {
     format!("{value:.1} times")
 }
 
-/// Microseconds, as milliseconds or seconds where there are many.
+/// A time in microseconds, shown in milliseconds or seconds if it is long.
 pub fn duration(micros: f64) -> String {
     if micros < 1e3 {
         format!("{micros:.0} \u{b5}s")

@@ -1,7 +1,7 @@
-//! Ctrl-C and SIGTERM end the measurement in order, so that no server and no folder is left behind.
+//! Ctrl-C and SIGTERM end the measurement in order, so that no server and no folder remains.
 //!
-//! The signals are blocked in every thread and one thread waits for them: that needs no handler, hence no
-//! unsafe code. A child inherits the mask, so the server is started between [`let_through`] and its end.
+//! The signals are blocked in every thread, and one thread waits for them. This needs no handler and so no unsafe
+//! code. A child inherits the signal mask, so [`let_through`] starts the server.
 
 use std::thread;
 
@@ -14,10 +14,10 @@ fn signals() -> SigSet {
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect()
 }
 
-/// Resolves when one of the signals has come.
+/// Resolves when one of the signals arrives.
 pub struct Interrupted(oneshot::Receiver<Signal>);
 
-/// Blocks the signals and waits for them from now on. Called before any other thread exists.
+/// Blocks the signals and waits for them. Must be called before any other thread exists.
 pub fn watch() -> Result<Interrupted> {
     signals().thread_block().context("cannot block signals")?;
     let (sender, receiver) = oneshot::channel();
@@ -25,7 +25,7 @@ pub fn watch() -> Result<Interrupted> {
         .name("signals".into())
         .spawn(move || {
             if let Ok(signal) = signals().wait() {
-                // The receiver is gone where the measurement has just ended by itself.
+                // The receiver is gone if the measurement has just ended.
                 let _ = sender.send(signal);
             }
         })
@@ -34,7 +34,7 @@ pub fn watch() -> Result<Interrupted> {
 }
 
 impl Interrupted {
-    /// The failure that an interruption is; never resolves if none comes.
+    /// Returns the failure for an interruption. Never resolves without one.
     pub async fn failure(self) -> Failure {
         match self.0.await {
             Ok(signal) => Failure::new(format!("interrupted by {signal}")),
@@ -43,7 +43,7 @@ impl Interrupted {
     }
 }
 
-/// Runs `start_child` with the signals unblocked, so that what it starts can be stopped by them.
+/// Runs `start_child` with the signals unblocked, so that they can stop the child.
 pub fn let_through<T>(start_child: impl FnOnce() -> T) -> Result<T> {
     signals().thread_unblock().context("cannot unblock signals")?;
     let child = start_child();

@@ -1,7 +1,7 @@
-//! What callers cost the rate limiter in memory: millions of requests, each from an address that was never
-//! seen before. The memory must stop growing when the limiter tracks all that it may.
+//! Measures the memory that callers cost the rate limiter: millions of requests, each from a new address. The
+//! memory must stop growing when the limiter tracks as many callers as it may.
 //!
-//! The requests are pipelined, 32 to a write: here only their number counts, not their latency.
+//! Each write has 32 pipelined requests, because only their number matters here, not their latency.
 
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -23,36 +23,37 @@ use crate::targets::{self, Target};
 const CONNECTIONS: usize = 64;
 const REQUESTS_PER_WRITE: u64 = 32;
 const REPORT_EVERY: u64 = 1_000_000;
-/// 200 MB for the counters themselves, when as many are tracked as may be, and 64 MB for what else grows under
-/// this load: buffers of connections, the store's cache, the allocator's slack.
+/// 200 MB for the largest allowed number of counters, and 64 MB for other growth under this load: connection
+/// buffers, the store's cache, and unused memory of the allocator.
 const GROWTH: Target = Target::lower("peak RSS above idle", 264.0, 264.0, megabytes);
-/// A write whose answers take longer is taken for a server that no longer answers.
+/// The run fails if the answers to a write take longer, because the server seems to hang.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
-/// 11.0.0.0, the first IPv4 address of a caller; every second caller has one.
+/// 11.0.0.0, the first IPv4 address of a caller. Every second caller has an IPv4 address.
 const FIRST_IPV4: u32 = 0x0b00_0000;
-/// More callers would reach 127.0.0.1, the trusted proxy, which is nobody's own address.
+/// More callers would reach 127.0.0.1, the address of the trusted proxy.
 pub const MAX_CALLERS: u64 = 2 * (0x7f00_0000 - FIRST_IPV4 as u64);
 
-/// Settings of this measurement: the caller's address is what the requests say; the limits stay as shipped.
+/// The settings of this measurement. The server takes the caller's address from the request. The limits are the
+/// defaults.
 pub fn settings(wanted: &[String]) -> Vec<String> {
     let mut settings = vec!["server.trusted_proxies=127.0.0.1".to_owned()];
     settings.extend_from_slice(wanted);
     settings
 }
 
-/// What all connections share.
+/// The progress of all connections.
 struct Progress {
     count: u64,
-    /// The first request that nobody has taken yet.
+    /// The first request that no connection has taken yet.
     next: AtomicU64,
-    /// Counted, and answered that the body is not valid.
+    /// The requests that were counted and answered as invalid.
     unprocessable: AtomicU64,
-    /// Not counted, because no counter could be made room for.
+    /// The requests that were not counted, because there was no space for a counter.
     overloaded: AtomicU64,
 }
 
-/// Plays `count` callers and prints how the server's memory grows.
+/// Sends the requests of `count` callers and prints the growth of the server's memory.
 pub async fn run(server: &Server, count: u64) -> Result<()> {
     sleep(Duration::from_secs(1)).await;
     let idle = server.memory()?.resident_mb;
@@ -109,7 +110,7 @@ fn summarize(server: &Server, progress: &Progress, idle: f64, elapsed: Duration)
     Ok(())
 }
 
-/// Sends writes of requests until none is left to send; says so when a milestone lies in one of them.
+/// Sends requests until none is left, and reports each milestone.
 async fn flood(
     address: SocketAddr,
     progress: Arc<Progress>,
@@ -131,7 +132,7 @@ async fn flood(
         let answers = receive(&mut connection, end - first, &progress);
         timeout(ANSWER_LIMIT, answers).await.context("precheck: no answer")??;
         if first / REPORT_EVERY != end / REPORT_EVERY && end != progress.count {
-            // The receiver is gone only where the measurement has failed elsewhere.
+            // The receiver is gone only if the measurement has already failed.
             let _ = reached.send(end / REPORT_EVERY * REPORT_EVERY);
         }
     }
@@ -149,7 +150,7 @@ async fn receive(connection: &mut Connection, count: u64, progress: &Progress) -
     Ok(())
 }
 
-/// An empty precheck: charged to its caller's address, then refused for what it lacks.
+/// Writes an empty precheck. It is charged to its caller's address and then refused as invalid.
 fn write_request(
     out: &mut String,
     host: SocketAddr,
@@ -164,8 +165,8 @@ fn write_request(
     Ok(())
 }
 
-/// The address of a caller: every second one IPv4, from 11.0.0.0 upwards, the others IPv6, each in a /64 of
-/// its own because that is what the limiter counts.
+/// Writes the address of a caller. Every second address is IPv4, from 11.0.0.0 upwards. The others are IPv6, each
+/// in its own /64, because the limiter counts /64 networks.
 fn write_address(out: &mut String, caller: u64) -> std::result::Result<(), std::fmt::Error> {
     let number = caller / 2;
     if caller.is_multiple_of(2) {

@@ -1,22 +1,22 @@
-//! Load on the real server: how many requests a second it answers, how long they take, and what part of the
-//! cheapest possible answer (`healthz`, same connections, same run) each of them reaches. Absolute figures
-//! belong to the machine they were taken on; the ratios are what may be compared.
+//! Measures the real server under load: its requests per second, their latencies, and their rate compared with
+//! the cheapest answer (`healthz`, over the same connections in the same run). Absolute figures depend on the
+//! machine. Compare the ratios.
 //!
-//! The generator shares the processors with the server, so all of it is built to cost little: one thread, one
-//! buffer a connection, one write a request, no HTTP library.
+//! The load generator shares the processors with the server, so it is cheap: one thread, one buffer per
+//! connection, one write per request, no HTTP library.
 //!
 //! - `options` reads the command line
-//! - `server` starts the program on a folder of its own, watches its memory and stops it
+//! - `server` starts the program in its own folder, watches its memory and stops it
 //! - `client` is the HTTP/1.1 client, `requests` the bytes that it sends
-//! - `closed_loop` drives a number of connections through one step and takes the times
-//! - `scenario` is what is measured, in which order; `steps` the single requests of which it is made
-//! - `large` is another measurement: what a million servers and ten million past activations cost
-//! - `limits_memory` is yet another: what millions of callers cost the rate limiter in memory
+//! - `closed_loop` sends the requests of one step over all connections and measures their times
+//! - `scenario` defines the normal run, and `steps` its single requests
+//! - `large` measures the cost of a million servers and ten million past activations
+//! - `limits_memory` measures the memory that millions of callers cost the rate limiter
 //! - `peers` compares with PostgreSQL, which makes the same durable change on the same disk
-//! - `versus` compares two programs, such as one before a change and one after
-//! - `report` says what the normal run found out, `targets` what each measurement is to reach and reached
-//! - `disk`, `statistics`, `figures` and `table` are what their names say; `interrupt` keeps Ctrl-C from leaving a
-//!   server behind
+//! - `versus` compares two programs, for example before and after a change
+//! - `report` prints the normal run, and `targets` the targets and results of every measurement
+//! - `disk` measures the disk; `statistics`, `figures` and `table` prepare the output
+//! - `interrupt` stops the server when Ctrl-C ends the run
 
 mod client;
 mod closed_loop;
@@ -64,8 +64,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs what was asked for on one thread, until it is done or a signal asks to stop. Either way the server
-/// and its folder are gone afterwards, because both are owned by the future that ends here.
+/// Runs the chosen measurement on one thread until it is done or a signal interrupts it. In both cases, the
+/// server and its folder are removed, because the future that ends here owns them.
 fn measure(options: &Options) -> Result<()> {
     let interrupted = interrupt::watch()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -108,7 +108,7 @@ async fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// One round on a server of its own, so that no round starts on the data of the one before.
+/// Measures one round on a new server, so that no round starts with the data of an earlier one.
 async fn measure_round(options: &Options) -> Result<Round> {
     let workspace = workspace(options)?;
     let settings = scenario::settings(&options.settings);
@@ -135,8 +135,8 @@ fn workspace(options: &Options) -> Result<Workspace> {
     Workspace::create(options.directory.as_deref().unwrap_or(default_directory()))
 }
 
-/// Cargo's folder for a target's temporary files: it lies on the disk that holds the build, where `/tmp` is
-/// often memory and a sync would cost nothing.
+/// Cargo's folder for the temporary files of a target. It is on the disk of the build. `/tmp` is often in
+/// memory, where a sync costs nothing.
 fn default_directory() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
 }

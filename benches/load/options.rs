@@ -6,68 +6,67 @@ use std::str::FromStr;
 use crate::failure::{Context, Failure, Result};
 use crate::limits_memory::MAX_CALLERS;
 
-/// How often everything is measured where nobody says otherwise: the fewest of which the middle one means something.
+/// The default number of rounds: the smallest with a meaningful median.
 const ROUNDS: u32 = 3;
 
-/// Shown for `--help`, and where the target is run by something other than `cargo bench`.
+/// The help text. It is shown for `--help`, and if something other than `cargo bench` runs the target.
 pub const USAGE: &str = "\
-Load on the activation server. Run it as: scripts/bench [OPTIONS], or cargo bench --bench load -- [OPTIONS]
+Measures the activation server under load. Usage: scripts/bench [OPTIONS], or cargo bench --bench load -- [OPTIONS]
 
-  --quick             a tenth of the requests, half the time: to see that it works, not to quote
-  --rounds N          how often, each time on a fresh server; median and spread are reported (3; quick, peers, postgres: 1)
+  --quick             send a tenth of the requests in half the time, as a first test and not for comparison
+  --rounds N          repeat on a new server each time and report median and range (3; quick, peers, postgres: 1)
   --server PATH       measure this program instead of the one just built
-  --dir PATH          where the server's temporary folder is made (cargo's, under target/)
-  --set KEY=VALUE     one more setting for the server; may be repeated
-  --large             measure a million servers and ten million past activations, once; quick: a tenth of both
-  --limits-memory     measure the memory that callers cost the rate limiter, and nothing else
-  --count N           how many callers --limits-memory plays (10000000)
-  --peers             compare activations with PostgreSQL's on the same disk, and measure nothing else
-  --postgres          measure activates of one and two servers on a PostgreSQL database beside pgbench on the
-                      same one, and check-ins beside those of the embedded engine, and nothing else; with --large:
-                      what a million servers that check in once a minute cost the database
-  --postgres-programs PATH   the folder of PostgreSQL's programs for these two; scripts/bench finds it
-  --against PATH      compare activates with those of another program, turn about, and measure nothing else;
-                      with --postgres: over a database for each
-  --connections N     with --against: over so many (1, 64 or 256) and no others
-  --help              this text";
+  --dir PATH          make the server's temporary folder here (default: cargo's, under target/)
+  --set KEY=VALUE     change a setting of the server; may be repeated
+  --large             measure once with a million servers and ten million past activations; quick: a tenth of both
+  --limits-memory     measure only the memory that callers cost the rate limiter
+  --count N           the number of callers for --limits-memory (10000000)
+  --peers             measure only activations, and compare them with PostgreSQL on the same disk
+  --postgres          measure only activates of one and two servers on a PostgreSQL database, compared with pgbench
+                      on the same database, and check-ins, compared with the embedded engine; with --large: measure
+                      the cost of a million servers that check in once a minute
+  --postgres-programs PATH   the folder of PostgreSQL's programs for --peers and --postgres; scripts/bench finds it
+  --against PATH      measure only activates, in turns with another program; with --postgres: on one database each
+  --connections N     with --against: use only this number of connections (1, 64 or 256)
+  --help              show this text";
 
-/// What the person asked for.
+/// The chosen action.
 pub enum Request {
-    /// Measure.
+    /// Measures.
     Run(Options),
-    /// Say how to use it, and do nothing: `--help`, or `cargo test --all-targets`, which runs benchmarks too
-    /// and would wait minutes for a measurement of a debug build.
+    /// Only shows the help text, for `--help` and for `cargo test --all-targets`. The latter also runs
+    /// benchmarks, and would measure a debug build for minutes.
     Explain,
 }
 
-/// How to measure.
+/// The options of a measurement.
 #[derive(Clone)]
 pub struct Options {
-    /// Fewer requests, for a first look.
+    /// Sends fewer requests, for a first test.
     pub quick: bool,
-    /// How often everything is repeated, each time on a fresh server.
+    /// The number of rounds, each on a new server.
     pub rounds: u32,
     /// The program to measure.
     pub server: PathBuf,
-    /// Where the temporary folder is made; the choice of the disk is part of the measurement.
+    /// The folder for the temporary folder. It decides which disk is measured.
     pub directory: Option<PathBuf>,
-    /// Settings that win over those of the measurement.
+    /// Settings that override those of the measurement.
     pub settings: Vec<String>,
-    /// Measure what many servers and past activations cost instead of speed.
+    /// Measures the cost of many servers and past activations instead of speed.
     pub large: bool,
-    /// Measure the rate limiter's memory instead of speed.
+    /// Measures the rate limiter's memory instead of speed.
     pub limits_memory: bool,
-    /// Callers in that measurement.
+    /// The number of callers in that measurement.
     pub count: u64,
-    /// Compare with this program instead.
+    /// Compares with this program instead.
     pub against: Option<PathBuf>,
-    /// Numbers of connections to compare over, where not all of them.
+    /// The only number of connections to compare over, if any.
     pub connections: Option<usize>,
-    /// Compare with PostgreSQL instead.
+    /// Compares with PostgreSQL instead.
     pub peers: bool,
-    /// Measure servers that share a PostgreSQL database instead.
+    /// Measures servers that share a PostgreSQL database instead.
     pub postgres: bool,
-    /// Where PostgreSQL's programs are.
+    /// The folder of PostgreSQL's programs.
     pub postgres_programs: Option<PathBuf>,
 }
 
@@ -117,7 +116,9 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
     let once = options.quick || options.peers || options.postgres;
     options.rounds = rounds.unwrap_or(if once { 1 } else { ROUNDS });
     if options.count > MAX_CALLERS {
-        return Err(Failure::new(format!("--count takes at most {MAX_CALLERS}: no two are alike")));
+        return Err(Failure::new(format!(
+            "--count takes at most {MAX_CALLERS}, because each caller has its own address"
+        )));
     }
     Ok(if started_by_cargo_bench { Request::Run(options) } else { Request::Explain })
 }
@@ -132,5 +133,5 @@ fn at_least_one<N: FromStr + From<u8> + PartialOrd>(
 ) -> Result<N> {
     let text = value(option, argument)?;
     let number = text.parse::<N>().ok().filter(|number| *number >= N::from(1));
-    number.context(format!("{option} takes a whole number from 1, not {text:?}"))
+    number.context(format!("{option} needs a whole number of at least 1, not {text:?}"))
 }

@@ -1,12 +1,12 @@
-//! PostgreSQL makes the change that an activation is, on the same disk, asked by its own pgbench with no HTTP
-//! counted; ours does all that it does for its callers. Ours is measured before and after, so that what
-//! drifts in the machine shows.
+//! Compares our server with PostgreSQL on the same disk. pgbench makes the change of an activation in PostgreSQL
+//! without HTTP, and our server handles whole requests. Our server is measured before and after PostgreSQL, to
+//! show changes in the machine's speed.
 //!
-//! - `postgres` is a server of its own: set up, started, asked, stopped and deleted
-//! - `workload` is the change in SQL, and how it is measured
-//! - `report` is the comparison
-//! - `shared` is another one: our servers on such a database; `agents` are a million servers that check in with
-//!   them, and `fleet` are ours
+//! - `postgres` sets up, starts, uses, stops and deletes a PostgreSQL server
+//! - `workload` is the change in SQL, and its measurement
+//! - `report` prints the comparison
+//! - `shared` measures our servers on such a database, and `agents` a million servers that check in with them;
+//!   `fleet` starts our servers
 
 mod agents;
 pub mod fleet;
@@ -28,25 +28,25 @@ use crate::steps::{self, Machine};
 use postgres::{Cluster, Programs, Site};
 use workload::{FORMS, Form};
 
-/// Numbers of connections to our server; the better one counts.
+/// The numbers of connections to our server. The better one counts.
 const CONNECTIONS: [usize; 2] = [64, 256];
-/// Codes at each of them: enough that activating them takes some seconds, as a step of PostgreSQL does.
+/// The number of codes for each of them. Activating them takes some seconds, like a step of PostgreSQL.
 const CODES: usize = 200_000;
-/// Clients of PostgreSQL: its best lies between, wherever it is.
+/// The numbers of PostgreSQL's clients. Its best rate lies within this range.
 const CLIENTS: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
 
-/// When ours is measured: beside PostgreSQL, and never while it runs.
+/// Our server is measured before and after PostgreSQL, and never while PostgreSQL runs.
 const WHENS: [&str; 2] = ["before", "after"];
 
-/// All that one round found out.
+/// The results of one round.
 struct Round {
-    /// What PostgreSQL says of its version.
+    /// PostgreSQL's version.
     version: String,
-    /// How it waits for the disk.
+    /// PostgreSQL's method of waiting for the disk.
     sync_method: String,
-    /// Times of `fdatasync` in its folder.
+    /// The times of `fdatasync` in its folder.
     fdatasync: Summary,
-    /// Our server before, at each of [`CONNECTIONS`], and after.
+    /// Our server before and after, at each of [`CONNECTIONS`].
     ours: Vec<Ours>,
     /// PostgreSQL, each form at each of [`CLIENTS`].
     theirs: Vec<Theirs>,
@@ -79,12 +79,12 @@ pub async fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Never both at once: each has the machine to itself, but for its clients.
+/// Measures one at a time, so that each server shares the machine only with its clients.
 async fn measure_round(options: &Options, programs: &Programs) -> Result<Round> {
     let [before, after] = WHENS;
     let workspace = crate::workspace(options)?;
     let fdatasync = Summary::of_sequence(disk::measure(workspace.path())?);
-    // Set up first: where that cannot be done, it shows before minutes are spent.
+    // The cluster is set up first, so that a failure shows before minutes are spent.
     let site = Site::set_up(programs, workspace).await?;
     let mut ours = measure_ours(options, before).await?;
     let cluster = Cluster::start(site, &[]).await?;

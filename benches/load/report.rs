@@ -1,4 +1,4 @@
-//! The table, and the targets beside what was reached.
+//! Prints the results of the normal run, and its targets.
 
 use std::thread;
 
@@ -10,7 +10,7 @@ use crate::steps::{ACTIVATE, CHECK_IN, CONFIRM, ISSUE, PRECHECK, RELEASE};
 use crate::table;
 use crate::targets::{self, Target};
 
-/// Targets that are parts of `healthz` at the same number of connections: step, connections, target.
+/// Targets relative to `healthz` with the same number of connections: step, connections, target.
 const OF_HEALTHZ: [(&str, usize, Target); 7] = [
     (ACTIVATE.name, 256, of_healthz("activate (durable), 256 connections", 0.26, 0.40)),
     (ACTIVATE.name, 64, of_healthz("activate (durable), 64 connections", 0.23, 0.36)),
@@ -20,22 +20,22 @@ const OF_HEALTHZ: [(&str, usize, Target); 7] = [
     (RELEASE.name, 256, of_healthz("release, 256 connections", 0.24, 0.38)),
     (CHECK_IN.name, 64, of_healthz("check-in, 64 connections", 0.70, 0.84)),
 ];
-/// How long one activate in a hundred may take.
+/// The 99th percentile of activate.
 const ACTIVATE_P99: Target =
     Target::lower("p99 of activate, 64 connections", 3_000.0, 1_500.0, duration);
-/// How long an activate takes that shares its sync with nobody.
+/// The time of an activate that does not share its sync.
 const LONE_ACTIVATE: Target =
     Target::lower("p50 of a lone activate, in fdatasyncs", 4.0, 2.0, times);
-/// What 100,000 check-ins may cost the disk.
+/// The commits for 100,000 check-ins.
 const CHECK_IN_COMMITS: Target = Target::lower("commits during the check-ins", 49.0, 9.0, grouped);
-/// What the server takes that nobody uses.
+/// The memory of an idle server.
 const IDLE_RSS: Target = Target::lower("idle RSS", 30.0, 30.0, megabytes);
 
 const fn of_healthz(name: &'static str, at_least: f64, aim: f64) -> Target {
     Target::higher(name, at_least, aim, ratio)
 }
 
-/// Prints all that the rounds found out: medians, and the range where there is more than one round.
+/// Prints the results of all rounds: medians, with ranges if there is more than one round.
 pub fn print(options: &Options, rounds: &[Round]) {
     let Some(first) = rounds.first() else { return };
     print_head(options);
@@ -51,7 +51,7 @@ pub fn print(options: &Options, rounds: &[Round]) {
     targets::print(&targets_of(rounds));
 }
 
-/// Prints under which circumstances figures were taken.
+/// Prints the conditions of the measurement.
 pub fn print_head(options: &Options) {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     print_value("server", &options.server.display().to_string());
@@ -60,7 +60,7 @@ pub fn print_head(options: &Options) {
         &format!("{processors}, shared by the server and the load generator"),
     );
     if options.quick {
-        print_value("quick", "fewer requests and records: not for comparison");
+        print_value("quick", "fewer requests and records, so not for comparison");
     }
 }
 

@@ -1,4 +1,4 @@
-//! The bytes that are sent: each request as its real caller writes it, built in buffers that are used again.
+//! Builds the bytes of requests as real callers send them. The buffers are reused.
 
 use crate::client::Connection;
 
@@ -8,20 +8,20 @@ const USER_AGENT: &str = "iptunnel-load/1";
 /// Writes requests into one buffer.
 pub struct RequestWriter {
     host: String,
-    /// The address that the requests say they come from, for a server that trusts its proxy.
+    /// The caller's address in the requests, for a server that trusts its proxy.
     pub forwarded_for: Option<String>,
     body: Vec<u8>,
     request: Vec<u8>,
 }
 
 impl RequestWriter {
-    /// A writer of requests to `host`, as the `Host` header spells it.
+    /// Creates a writer of requests with `host` in the `Host` header.
     pub fn new(host: String) -> Self {
         let (body, request) = (Vec::with_capacity(2048), Vec::with_capacity(4096));
         Self { host, forwarded_for: None, body, request }
     }
 
-    /// The request written last, whole.
+    /// The last request.
     pub fn bytes(&self) -> &[u8] {
         &self.request
     }
@@ -32,7 +32,7 @@ impl RequestWriter {
         self.put("\r\n");
     }
 
-    /// Writes a POST without a body, with the cookie of a browser session: how a page asks for a code.
+    /// Writes a POST without a body and with the cookie of a browser session. A page asks for a code this way.
     pub fn post_empty(&mut self, path: &str, cookie: &str) {
         self.begin("POST", path);
         for part in ["Cookie: ", cookie, "\r\nContent-Length: 0\r\n\r\n"] {
@@ -40,7 +40,7 @@ impl RequestWriter {
         }
     }
 
-    /// Writes a POST of a flat JSON object of strings. Nothing that is sent here needs escaping.
+    /// Writes a POST with a flat JSON object of strings. The strings need no escaping.
     pub fn post_json(&mut self, path: &str, fields: &[(&str, &str)]) {
         self.body.clear();
         self.body.push(b'{');
@@ -80,12 +80,12 @@ impl RequestWriter {
     }
 }
 
-/// One connection with what it needs to play a caller: it lives through all steps at its number of
-/// connections, so that no step pays for connecting.
+/// One connection with the state of a caller. It is used for all steps with its number of connections, so that
+/// no step includes the time to connect.
 pub struct Caller {
     /// The connection.
     pub connection: Connection,
-    /// The buffers for what it sends.
+    /// The buffers for its requests.
     pub writer: RequestWriter,
     /// `name=value` of its browser session.
     pub cookie: String,

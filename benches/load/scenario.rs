@@ -1,5 +1,5 @@
-//! What is measured, in which order: the disk, the life of install codes at growing numbers of connections,
-//! then check-ins.
+//! The normal run: the whole life of install codes over growing numbers of connections, with the disk, and then
+//! check-ins.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,53 +16,53 @@ use crate::server::{Memory, Server, Workspace};
 use crate::statistics::Summary;
 use crate::steps::{self, CheckInPath, Machine, Prechecked, Registration};
 
-/// Numbers of connections, and how many codes live their life at each: 110,000 in all, fewer where only a few
-/// are under way at a time and every one waits for a sync of its own.
+/// The numbers of connections, each with its number of codes: 110,000 codes in all. There are fewer codes where
+/// few requests are in flight, because then each waits for its own sync.
 const LIFECYCLES: [(usize, usize); 4] = [(1, 2_000), (16, 8_000), (64, 40_000), (256, 60_000)];
-/// One in so many of the codes is used to measure release.
+/// The release is measured with one code for this many codes of the life cycle.
 const RELEASED_PART: usize = 4;
 const CHECK_IN_CONNECTIONS: usize = 64;
 const SERVERS: usize = 100_000;
-/// How far check-ins may lag on disk.
+/// The longest time until check-ins are written.
 pub const CHECK_IN_FLUSH: Duration = Duration::from_secs(5);
 
-/// The cheapest answer there is: what everything else is a part of.
+/// The cheapest request, with which all others are compared.
 pub const HEALTHZ_STEP: &str = "healthz";
-/// Where it is.
+/// Its path.
 pub const HEALTHZ_PATH: &str = "/api/v2/healthz";
 
-/// All that one round found out.
+/// The results of one round.
 pub struct Round {
-    /// Memory of the server one second after it was ready, before the first request that matters.
+    /// The server's memory one second after it was ready, before the first measured request.
     pub idle: Memory,
-    /// Memory at the end.
+    /// The server's memory at the end.
     pub loaded: Memory,
-    /// Times of `fdatasync` in the server's folder, taken before and after all activates.
+    /// The times of `fdatasync` in the server's folder, measured before and after the activates.
     pub fdatasync: Summary,
     /// The steps, in the same order in every round.
     pub rows: Vec<Row>,
-    /// Commits that the store made during the check-ins and one flush after, where the metrics tell. Those of
-    /// other work under way, such as saved counters, are among them.
+    /// The store's commits during the check-ins and one flush after them, if the metrics show them. They include
+    /// commits of other work, such as saved counters.
     pub check_in_commits: Option<f64>,
 }
 
 /// One measured step.
 pub struct Row {
-    /// Keep-alive connections.
+    /// The number of keep-alive connections.
     pub connections: usize,
     /// The step's name.
     pub step: &'static str,
     /// Its figures.
     pub summary: Summary,
-    /// Its rate as a part of `healthz` over the same connections.
+    /// Its rate divided by that of `healthz` over the same connections.
     pub of_healthz: f64,
-    /// Processor time of the server for one request, in microseconds.
+    /// The server's processor time per request, in microseconds.
     pub processor_micros: f64,
-    /// Its median time in that of `fdatasync`, where the disk was measured among the same steps.
+    /// Its median time divided by that of `fdatasync`, if the disk was measured between the same steps.
     pub of_fdatasync: Option<f64>,
 }
 
-/// Settings of this measurement: limits out of the way, lifetimes longer than a round, and what the caller wants.
+/// The settings of this measurement: high limits, lifetimes longer than a round, and the `wanted` settings.
 pub fn settings(wanted: &[String]) -> Vec<String> {
     let limits = [
         "issue_per_ip_hour",
@@ -90,7 +90,7 @@ impl Round {
     }
 }
 
-/// One round on a server that nobody has used yet.
+/// Measures one round on a new server.
 pub async fn run(server: &Server, workspace: &Workspace, quick: bool) -> Result<Round> {
     let scale = if quick { 10 } else { 1 };
     let healthz_for = Duration::from_secs(if quick { 1 } else { 2 });
@@ -119,9 +119,9 @@ pub async fn run(server: &Server, workspace: &Workspace, quick: bool) -> Result<
     Ok(Round { idle, loaded: server.memory()?, fdatasync, rows, check_in_commits })
 }
 
-/// Steps over the same connections, beside `healthz` over these. Whatever else goes on in the machine changes
-/// within seconds, so `healthz` is measured before the steps and again among them, and the mean of both is
-/// what they are parts of; and the disk right before an activate and right after it.
+/// Several steps and `healthz` over the same connections. Other load on the machine changes within seconds. So
+/// `healthz` is measured before the steps and between them, and the steps are compared with the mean of both.
+/// The disk is measured right before and right after the activates.
 struct Section<'a> {
     server: &'a Server,
     connections: usize,
@@ -131,7 +131,7 @@ struct Section<'a> {
     syncs_micros: Vec<u32>,
 }
 
-/// A step's name and figures, and the server's processor time for one request, in microseconds.
+/// A step's name and figures, and the server's processor time per request in microseconds.
 type Measured = (&'static str, Summary, f64);
 
 impl<'a> Section<'a> {
@@ -156,7 +156,7 @@ impl<'a> Section<'a> {
         Ok(())
     }
 
-    /// A step that is reported.
+    /// Runs a step that is reported.
     async fn measure<In, Out>(&mut self, step: Step<In, Out>, inputs: Vec<In>) -> Result<Vec<Out>>
     where
         In: Send + 'static,
@@ -168,7 +168,7 @@ impl<'a> Section<'a> {
         Ok(outputs)
     }
 
-    /// Says a figure at once, too: a round takes minutes.
+    /// Adds a figure, and also prints it at once, because a round takes minutes.
     fn add(&mut self, step: &'static str, summary: Summary, before: Duration) -> Result<()> {
         let used = self.server.processor_time()?.saturating_sub(before);
         let micros = used.as_secs_f64() * 1e6 / summary.count as f64;
@@ -196,7 +196,7 @@ impl<'a> Section<'a> {
     }
 }
 
-/// Connections, each with a browser session of its own.
+/// Opens connections, each with its own browser session.
 pub async fn open_callers(address: SocketAddr, count: usize) -> Result<Vec<Caller>> {
     let mut callers = Vec::with_capacity(count);
     for _ in 0..count {
@@ -215,7 +215,7 @@ pub async fn open_callers(address: SocketAddr, count: usize) -> Result<Vec<Calle
     Ok(callers)
 }
 
-/// Takes every machine through a whole install, one step after the other for all of them.
+/// Installs all machines. Each step is done for all of them before the next one.
 async fn lifecycle(section: &mut Section<'_>, folder: &Path, machines: Vec<Machine>) -> Result<()> {
     let issued = section.measure(steps::ISSUE, machines).await?;
     let prechecked = section.measure(steps::PRECHECK, issued).await?;
@@ -227,8 +227,7 @@ async fn lifecycle(section: &mut Section<'_>, folder: &Path, machines: Vec<Machi
     Ok(())
 }
 
-/// Opens activations, for codes in an order that has nothing to do with that of their issue, and measures
-/// their release.
+/// Activates codes in an order unrelated to their issue, and measures their release.
 async fn release(section: &mut Section<'_>, machines: Vec<Machine>) -> Result<()> {
     let mut prechecked = prechecked(&mut section.callers, machines).await?;
     steps::scatter_order(&mut prechecked);
@@ -237,7 +236,7 @@ async fn release(section: &mut Section<'_>, machines: Vec<Machine>) -> Result<()
     Ok(())
 }
 
-/// Takes machines, unmeasured, up to where they may activate.
+/// Takes machines through issue and precheck without a measurement.
 pub async fn prechecked(
     callers: &mut Vec<Caller>,
     machines: Vec<Machine>,
@@ -261,14 +260,14 @@ async fn check_ins(
     Ok(before.zip(after).map(|(before, after)| after - before))
 }
 
-/// The store's commits so far, as the operator's metrics count them; nothing where they do not.
+/// The store's commits so far according to the operator's metrics, if these show them.
 async fn commits(server: &Server) -> Option<f64> {
     let metrics = server.get(server.admin, "/metrics").await.ok()?;
     let values = metrics.lines().filter_map(commit_counter);
     values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
 }
 
-/// The value, where the line is a counter of commits: `name{labels} value`, the labels optional.
+/// The value of a line that counts commits, in the form `name{labels} value` with optional labels.
 fn commit_counter(line: &str) -> Option<f64> {
     let name = line.split(['{', ' ']).next()?;
     if !(name.contains("persistence") && name.contains("commits") && name.ends_with("_total")) {

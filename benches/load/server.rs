@@ -1,4 +1,4 @@
-//! The server as a process: on a folder of its own, with ports of its own, and never left behind.
+//! The server as a process with its own folder and ports. It is always stopped at the end.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
@@ -19,16 +19,16 @@ use crate::requests::RequestWriter;
 
 const READY_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
-/// How closely a start is timed; a refused connection costs next to nothing.
+/// The precision of a start's time. A refused connection costs almost nothing.
 const READY_POLL_INTERVAL: Duration = Duration::from_millis(5);
 const STOP_POLL_INTERVAL: Duration = Duration::from_millis(20);
 const ONE_EXCHANGE_LIMIT: Duration = Duration::from_secs(5);
 /// The unit of processor times in `/proc`: USER_HZ, 100 on every Linux that Rust runs on.
 const TICK: Duration = Duration::from_millis(10);
-/// How much of the log is shown when something went wrong.
+/// The length of the log's end that is shown after a failure.
 const LOG_TAIL_BYTES: i64 = 8 * 1024;
 
-/// The temporary folder that holds the store, the keys and the log. Removed when it is dropped.
+/// The temporary folder with the store, the keys and the log. It is removed when it is dropped.
 pub struct Workspace(TempDir);
 
 impl Workspace {
@@ -40,22 +40,22 @@ impl Workspace {
         Ok(Self(folder))
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         self.0.path()
     }
 
-    /// The file that is the server's store.
+    /// The file of the server's store.
     pub fn store(&self) -> PathBuf {
         self.path().join("iptunnel.redb")
     }
 
-    /// The file that holds the key under which the store's secrets are looked up.
+    /// The file of the lookup key.
     pub fn lookup_key(&self) -> PathBuf {
         self.path().join("lookup.key")
     }
 
-    /// The master token that the server made on its first start.
+    /// Reads the master token that the server made at its first start.
     pub fn master_token(&self) -> Result<String> {
         let path = self.path().join("master.token");
         let token = fs::read_to_string(&path).context(format!("cannot read {}", path.display()))?;
@@ -63,24 +63,24 @@ impl Workspace {
     }
 }
 
-/// The running server. Dropped, it is killed; [`Server::finish`] is the orderly end.
+/// A running server. It is killed when it is dropped. [`Server::finish`] stops it in order.
 pub struct Server {
     child: Child,
     log: PathBuf,
-    /// Where it serves the public.
+    /// The address of its public listener.
     pub public: SocketAddr,
-    /// Where it serves its operator.
+    /// The address of its operators' listener.
     pub admin: SocketAddr,
-    /// From just before its process was made to its first 200 for `/readyz`, to 5 ms.
+    /// The time from just before its process started to its first 200 for `/readyz`, with a precision of 5 ms.
     pub ready_after: Duration,
 }
 
 /// Resident memory as the kernel counts it, in megabytes (10^6 bytes).
 #[derive(Clone, Copy)]
 pub struct Memory {
-    /// Now.
+    /// The current memory.
     pub resident_mb: f64,
-    /// At its highest since the start.
+    /// The highest memory since the start.
     pub peak_mb: f64,
 }
 
@@ -94,7 +94,7 @@ impl Server {
         let mut command = Command::new(program);
         command
             .stdin(Stdio::null())
-            // Where no file of the project's is taken for the server's: another build may not know it.
+            // The server must not read the project's files, because another build may not know them.
             .current_dir(workspace.path())
             .stdout(output.try_clone().context(&doing)?)
             .stderr(output)
@@ -116,7 +116,7 @@ impl Server {
         }
     }
 
-    /// Ends the server in order after a measurement that went well, else says what its log said.
+    /// Stops the server in order after a successful measurement. A failure gets the end of the server's log.
     pub async fn finish<T>(mut self, outcome: Result<T>) -> Result<T> {
         let stopped = match outcome {
             Ok(value) => self.stop().await.map(|()| value),
@@ -125,14 +125,14 @@ impl Server {
         stopped.map_err(|failure| self.with_log(failure))
     }
 
-    /// Ends it in the middle of whatever it does, with SIGKILL.
+    /// Kills the server with SIGKILL, whatever it is doing.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill().context("cannot kill the server")?;
         self.child.wait().context("cannot wait for the end of the killed server")?;
         Ok(())
     }
 
-    /// One GET on a connection of its own; the body where the answer is 200.
+    /// Sends a GET over a new connection. Returns the body if the answer is 200.
     pub async fn get(&self, address: SocketAddr, path: &str) -> Result<String> {
         let mut writer = RequestWriter::new(address.to_string());
         writer.get(path);
@@ -147,7 +147,7 @@ impl Server {
         timeout(ONE_EXCHANGE_LIMIT, exchange).await.context(format!("GET {path}"))?
     }
 
-    /// Its memory, from `/proc`.
+    /// Reads its memory from `/proc`.
     pub fn memory(&self) -> Result<Memory> {
         let path = format!("/proc/{}/status", self.child.id());
         let status = fs::read_to_string(&path).context(format!("cannot read {path}"))?;
@@ -158,7 +158,7 @@ impl Server {
         Ok(Memory { resident_mb: field("VmRSS:")?, peak_mb: field("VmHWM:")? })
     }
 
-    /// Processor time that it has used so far, by all its threads, in user space and in the kernel.
+    /// The processor time of all its threads so far, in user space and in the kernel.
     pub fn processor_time(&self) -> Result<Duration> {
         let path = format!("/proc/{}/stat", self.child.id());
         let stat = fs::read_to_string(&path).context(format!("cannot read {path}"))?;
@@ -177,7 +177,7 @@ impl Server {
             if start.elapsed() > READY_LIMIT {
                 let limit = READY_LIMIT.as_secs();
                 return Err(Failure::new(format!(
-                    "the server was not ready within {limit} s; last: {last}"
+                    "the server was not ready within {limit} s; last error: {last}"
                 )));
             }
             sleep(READY_POLL_INTERVAL).await;
@@ -199,7 +199,7 @@ impl Server {
                 None if start.elapsed() > STOP_LIMIT => {
                     let limit = STOP_LIMIT.as_secs();
                     return Err(Failure::new(format!(
-                        "the server was still there {limit} s after SIGTERM"
+                        "the server still ran {limit} s after SIGTERM"
                     )));
                 }
                 None => sleep(STOP_POLL_INTERVAL).await,
@@ -212,20 +212,21 @@ impl Server {
     }
 
     fn with_log(&self, failure: Failure) -> Failure {
-        let tail = log_tail(&self.log).unwrap_or_else(|error| format!("(cannot be read: {error})"));
+        let tail = log_tail(&self.log)
+            .unwrap_or_else(|error| format!("(the log cannot be read: {error})"));
         Failure::new(format!("{failure}\n--- end of the server's log ---\n{}", tail.trim_end()))
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Both fail only where the process has ended already, which is what is wanted.
+        // Both fail only if the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// What every measurement sets: addresses, and all files inside the folder.
+/// The settings of every measurement: addresses, and all files inside the folder.
 fn own_settings(workspace: &Workspace, public: SocketAddr, admin: SocketAddr) -> [String; 6] {
     let file = |name: &str| workspace.path().join(name).display().to_string();
     [
@@ -238,7 +239,7 @@ fn own_settings(workspace: &Workspace, public: SocketAddr, admin: SocketAddr) ->
     ]
 }
 
-/// Two free ports. Both are held until both are known, so that they differ.
+/// Finds two free ports. Both stay bound until both are known, so that they differ.
 fn free_addresses() -> Result<(SocketAddr, SocketAddr)> {
     let doing = "cannot find a free port";
     let first = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context(doing)?;
@@ -246,7 +247,7 @@ fn free_addresses() -> Result<(SocketAddr, SocketAddr)> {
     Ok((first.local_addr().context(doing)?, second.local_addr().context(doing)?))
 }
 
-/// The 14th and 15th field of proc(5)'s `stat`; the 2nd, a name in parentheses, may hold anything.
+/// Adds the 14th and 15th field of proc(5)'s `stat`. The 2nd, a name in parentheses, may contain any text.
 fn ticks_in(stat: &str) -> Option<u32> {
     let (_, after_name) = stat.rsplit_once(')')?;
     let mut fields = after_name.split_whitespace().skip(11);
@@ -261,7 +262,7 @@ fn megabytes_in(status: &str, field: &str) -> Option<f64> {
 
 fn log_tail(log: &Path) -> std::io::Result<String> {
     let mut file = File::open(log)?;
-    // Fails where the file is shorter than the tail; then it is read from its beginning.
+    // This fails if the file is shorter than the tail. Then it is read from its beginning.
     let _ = file.seek(SeekFrom::End(-LOG_TAIL_BYTES));
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;

@@ -1,22 +1,22 @@
-//! The little statistics that is needed.
+//! Percentiles, medians and ranges.
 
 use std::time::Duration;
 
-/// What one step took, reduced to what is reported.
+/// The reported figures of one step.
 #[derive(Clone, Copy)]
 pub struct Summary {
-    /// Requests answered.
+    /// The number of answered requests.
     pub count: usize,
-    /// Requests answered in a second.
+    /// The number of answered requests per second.
     pub rate: f64,
-    /// Half of the requests took no longer, in microseconds.
+    /// The median time in microseconds.
     pub p50_micros: f64,
-    /// 99 of 100 requests took no longer, in microseconds.
+    /// The 99th percentile of the times in microseconds.
     pub p99_micros: f64,
 }
 
 impl Summary {
-    /// Reduces the times of all requests of a step that took `elapsed` as a whole.
+    /// Summarizes the times of all requests of a step that took `elapsed` in total.
     pub fn of(mut latencies_micros: Vec<u32>, elapsed: Duration) -> Self {
         latencies_micros.sort_unstable();
         let count = latencies_micros.len();
@@ -28,32 +28,32 @@ impl Summary {
         }
     }
 
-    /// Reduces the times of what was done one after the other: together they are the whole.
+    /// Summarizes the times of actions done one at a time, so their sum is the total time.
     pub fn of_sequence(latencies_micros: Vec<u32>) -> Self {
         let elapsed = latencies_micros.iter().map(|micros| u64::from(*micros)).sum();
         Self::of(latencies_micros, Duration::from_micros(elapsed))
     }
 }
 
-/// The nearest-rank percentile of sorted values; 0 of none.
+/// The nearest-rank percentile of sorted values, or 0 without values.
 pub fn percentile(sorted: &[u32], percent: usize) -> u32 {
     let rank = (sorted.len() * percent).div_ceil(100);
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)
 }
 
-/// The same figure of several rounds.
+/// The median and the range of one figure over several rounds.
 #[derive(Clone, Copy)]
 pub struct Spread {
-    /// The middle one; of an even number the mean of the two in the middle.
+    /// The median. For an even number of values, the mean of the two in the middle.
     pub median: f64,
-    /// The least.
+    /// The smallest value.
     pub min: f64,
-    /// The greatest.
+    /// The largest value.
     pub max: f64,
 }
 
 impl Spread {
-    /// Median and range; nothing of no values.
+    /// The median and the range, or `None` without values.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_unstable_by(f64::total_cmp);

@@ -1,5 +1,5 @@
-//! The requests of an install and of a server's life, one step each. What one step needs is what the step
-//! before it brings back, so a step out of order does not compile.
+//! The requests of an install and of a server's life, one step each. A step takes the result of the step before
+//! it, so steps in the wrong order do not compile.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ const CONFIRM_PATH: &str = "/api/v2/slowdns/install/confirm";
 const RELEASE_PATH: &str = "/api/v2/slowdns/install/release";
 const INSTALLER_VERSION: &str = "2026.03.31";
 
-/// A machine that asks to be installed; no two are alike.
+/// A machine to install. No two machines are equal.
 pub struct Machine {
     id: String,
     ssh_fingerprint: String,
@@ -24,7 +24,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// All machines there are, in order.
+    /// All machines, in order.
     pub fn all() -> impl Iterator<Item = Self> {
         (0_u32..).map(|number| {
             let (first, second) = (scatter(u64::from(number)), scatter(!u64::from(number)));
@@ -38,15 +38,15 @@ impl Machine {
     }
 }
 
-/// Spreads consecutive numbers over all of 64 bits without letting two meet (the finalizer of SplitMix64), as
-/// the ids of real machines are spread.
+/// Spreads consecutive numbers over all 64 bits, as the ids of real machines are. No two results are equal (the
+/// finalizer of SplitMix64).
 pub fn scatter(number: u64) -> u64 {
     let mixed = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)
 }
 
-/// Puts `items` into an order that has nothing to do with the one they are in, the same each time.
+/// Puts `items` into an unrelated order, which is the same each time.
 pub fn scatter_order<T>(items: &mut Vec<T>) {
     let mut numbered: Vec<(u64, T)> = (0..).map(scatter).zip(items.drain(..)).collect();
     numbered.sort_unstable_by_key(|(place, _)| *place);
@@ -60,13 +60,13 @@ pub struct Issued {
 }
 
 impl Issued {
-    /// A code that came some other way than by [`ISSUE`].
+    /// Creates a code that did not come from [`ISSUE`].
     pub fn new(machine: Machine, code: String) -> Self {
         Self { machine, code }
     }
 }
 
-/// A code that passed, with the token that says so.
+/// A code with its precheck token.
 pub struct Prechecked {
     machine: Machine,
     code: String,
@@ -79,7 +79,7 @@ pub struct Activated {
     install_token: String,
 }
 
-/// A server that is not known yet.
+/// A server to register.
 pub struct Registration {
     token: Arc<str>,
     ip: String,
@@ -87,7 +87,7 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// The first `count` of all servers there are, registered with the operator's `token`.
+    /// The first `count` servers, to be registered with the operator's `token`.
     pub fn all(token: String, count: usize) -> Vec<Self> {
         let token: Arc<str> = token.into();
         (0_u32..)
@@ -101,7 +101,7 @@ impl Registration {
     }
 }
 
-/// The path that a server checks in at, ready to be sent.
+/// The path for a server's check-ins.
 #[derive(Clone)]
 pub struct CheckInPath(String);
 
@@ -115,7 +115,7 @@ pub const ISSUE: Step<Machine, Issued> = Step {
     },
 };
 
-/// The installer shows its code and its machine.
+/// The installer sends its code and its machine.
 pub const PRECHECK: Step<Issued, Prechecked> = Step {
     name: "precheck",
     status: 200,
@@ -126,7 +126,7 @@ pub const PRECHECK: Step<Issued, Prechecked> = Step {
     },
 };
 
-/// An installer shows a code that an installation has used up.
+/// An installer sends a used code.
 pub const PRECHECK_OF_USED: Step<Issued, ()> = Step {
     name: "precheck of a used code",
     status: 403,
@@ -134,7 +134,7 @@ pub const PRECHECK_OF_USED: Step<Issued, ()> = Step {
     read: |_, body| (string_field(body, "code")? == "install_code_used").then_some(()),
 };
 
-/// An installer shows a code that was never issued.
+/// An installer sends a code that was never issued.
 pub const PRECHECK_OF_UNKNOWN: Step<Issued, ()> = Step {
     name: "precheck of an unknown code",
     status: 404,
@@ -156,7 +156,7 @@ fn write_precheck(Issued { machine, code }: &Issued, _: &str, request: &mut Requ
     );
 }
 
-/// The installer binds the code to a host name and an address: the durable change that all is about.
+/// The installer binds the code to a host name and an address. This is the most important durable change.
 pub const ACTIVATE: Step<Prechecked, Activated> = Step {
     name: "activate",
     status: 200,
@@ -185,7 +185,7 @@ pub const ACTIVATE: Step<Prechecked, Activated> = Step {
     },
 };
 
-/// The same where the codes come in no order: each then lies in another part of the store.
+/// The same with codes in a random order, so that each is in another part of the store.
 pub const ACTIVATE_SCATTERED: Step<Prechecked, Activated> =
     Step { name: "activate scattered", ..ACTIVATE };
 
@@ -205,7 +205,7 @@ pub const CONFIRM: Step<Activated, ()> = Step {
     read: |_, body| (string_field(body, "status")? == "confirmed").then_some(()),
 };
 
-/// The installer gives up, and gives the code back.
+/// The installer gives up and releases its activation.
 pub const RELEASE: Step<Activated, ()> = Step {
     name: "release",
     status: 200,
@@ -221,7 +221,7 @@ pub const RELEASE: Step<Activated, ()> = Step {
     read: |_, body| (string_field(body, "status")? == "released").then_some(()),
 };
 
-/// A server is made known, with the operator's token.
+/// A server registers with the operator's token.
 pub const REGISTER: Step<Registration, CheckInPath> = Step {
     name: "register",
     status: 200,
@@ -241,7 +241,7 @@ pub const REGISTER: Step<Registration, CheckInPath> = Step {
     },
 };
 
-/// A known server says that it lives.
+/// A registered server checks in.
 pub const CHECK_IN: Step<CheckInPath, CheckInPath> = Step {
     name: "check-in",
     status: 200,

@@ -1,6 +1,6 @@
-//! Lines of cells, one below the other.
+//! Prints a table.
 
-/// Prints the lines with columns of equal width: the one at `names` to the left, figures to the right.
+/// Prints the lines with aligned columns. The column `names` is aligned to the left, the others to the right.
 pub fn print<const COLUMNS: usize>(lines: &[[String; COLUMNS]], names: usize) {
     let mut widths = [0; COLUMNS];
     for line in lines {

@@ -1,17 +1,17 @@
-//! What is to be reached, and one line for each beside what was: all measurements print theirs here.
+//! The targets of all measurements, printed with the results.
 
 use crate::figures::ranged;
 use crate::statistics::Spread;
 use crate::table;
 
-/// Which of two figures is the better one.
+/// Whether a higher or a lower figure is better.
 #[derive(Clone, Copy)]
 enum Better {
     Higher,
     Lower,
 }
 
-/// What a figure has to reach, and what is aimed at; the same where nothing more is wanted.
+/// The bound that a figure must reach, and the aim. The two may be equal.
 #[derive(Clone, Copy)]
 pub struct Target {
     name: &'static str,
@@ -22,7 +22,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// A figure of which more is better.
+    /// Creates a target for a figure of which more is better.
     pub const fn higher(
         name: &'static str,
         at_least: f64,
@@ -32,7 +32,7 @@ impl Target {
         Self { name, at_least, aim, better: Better::Higher, show }
     }
 
-    /// A figure of which less is better: it may be `at_most`.
+    /// Creates a target for a figure of which less is better.
     pub const fn lower(
         name: &'static str,
         at_most: f64,
@@ -42,7 +42,7 @@ impl Target {
         Self { name, at_least: at_most, aim, better: Better::Lower, show }
     }
 
-    /// The median counts: a single round on a shared machine says little.
+    /// Judges the median, because a single round on a shared machine means little.
     fn verdict(&self, reached: Option<Spread>) -> &'static str {
         match reached {
             Some(Spread { median, .. }) if self.is_met(median, self.aim) => "aim",
@@ -71,13 +71,13 @@ impl Target {
             self.name.to_owned(),
             self.bound(self.at_least),
             self.bound(self.aim),
-            reached.map_or_else(|| "nothing".to_owned(), |spread| ranged(spread, self.show)),
+            reached.map_or_else(|| "no result".to_owned(), |spread| ranged(spread, self.show)),
             self.verdict(reached).to_owned(),
         ]
     }
 }
 
-/// Prints the targets beside what was reached, where anything was.
+/// Prints the targets with the results, if any.
 pub fn print(reached: &[(Target, Option<Spread>)]) {
     let head = ["target", "at least", "aim", "reached", "verdict"].map(String::from);
     let lines = reached.iter().map(|(target, spread)| target.line(*spread));

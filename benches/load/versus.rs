@@ -1,6 +1,6 @@
-//! Two programs, turn about, in one run: on a machine whose speed changes by the minute nothing else tells whether
-//! a change made activate faster. Each pair of turns lies within a second or two and gives one ratio; the median
-//! of many pairs and their range are what is reported.
+//! Compares two programs in turns in one run. The machine's speed changes by the minute, so separate runs do not
+//! show whether a change made activate faster. Each pair of turns takes a second or two and gives one ratio. The
+//! report has the median and the range of many pairs.
 
 use std::path::Path;
 
@@ -18,14 +18,14 @@ use crate::statistics::Spread;
 use crate::steps::{self, Machine};
 use crate::table;
 
-/// Numbers of connections, and how many codes are activated over them in one turn: some tenths of a second.
+/// The numbers of connections, each with the codes to activate in one turn. A turn takes some tenths of a second.
 const TURNS: [(usize, usize); 3] = [(1, 1_500), (64, 8_000), (256, 10_000)];
-/// Pairs of turns.
+/// The number of pairs of turns.
 const PAIRS: u32 = 12;
-/// Pairs for a first look.
+/// The number of pairs with `--quick`.
 const QUICK_PAIRS: u32 = 3;
 
-/// One turn's figures.
+/// The figures of one turn.
 #[derive(Clone, Copy)]
 struct Turn {
     rate: f64,
@@ -34,7 +34,7 @@ struct Turn {
     processor_micros: f64,
 }
 
-/// What is compared: a name, how it is taken from a turn, how it is shown.
+/// A compared figure: its name, how to read it from a turn, and how to show it.
 type Figure = (&'static str, fn(&Turn) -> f64, fn(f64) -> String);
 
 const FIGURES: [Figure; 4] = [
@@ -44,7 +44,7 @@ const FIGURES: [Figure; 4] = [
     ("server's time", |turn| turn.processor_micros, duration),
 ];
 
-/// Compares the program to be measured with `other` on a PostgreSQL of their own, each on a database.
+/// Compares the measured program with `other` on one PostgreSQL, each on its own database.
 pub async fn run_on_postgres(options: &Options, other: &Path) -> Result<()> {
     let site = Site::set_up(&Programs::of(options)?, crate::workspace(options)?).await?;
     let cluster = Cluster::start(site, &[]).await?;
@@ -61,7 +61,7 @@ pub async fn run_on_postgres(options: &Options, other: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Compares the program to be measured with `other` on the embedded engine.
+/// Compares the measured program with `other` on the embedded engine.
 pub async fn run(options: &Options, other: &Path) -> Result<()> {
     let (ours, theirs) = (crate::workspace(options)?, crate::workspace(options)?);
     let settings = scenario::settings(&options.settings);
@@ -116,14 +116,14 @@ async fn compare(this: &Server, that: &Server, options: &Options) -> Result<Vec<
         let mut this = Side::open(this, connections).await?;
         let mut that = Side::open(that, connections).await?;
         if options.postgres {
-            // As many rows to count in as installers have: on one they would wait for each other.
+            // Each caller has its own counter, as installers do. They would wait for each other on one row.
             fleet::give_addresses(&mut this.callers);
             fleet::give_addresses(&mut that.callers);
         }
         let mut pairs = Vec::new();
         for number in 0..if options.quick { QUICK_PAIRS } else { PAIRS } {
             let mut some = || machines.by_ref().take(codes).collect();
-            // Who goes first changes from pair to pair.
+            // The first program changes from pair to pair.
             if number % 2 == 0 {
                 let first = this.turn(some()).await?;
                 pairs.push((first, that.turn(some()).await?));

@@ -1,13 +1,11 @@
-//! What it costs to stream all servers while machines activate.
+//! Measures the cost of streaming all servers while machines activate.
 //!
-//! The same activates run twice, each time on a server just started: alone, and while one reader takes the
-//! listing again and again, each time to its end, as fast as it can. It has a thread of its own, so that the
-//! activates' times hold what the server makes them wait and not what the reader does, as far as two
-//! processors let them.
+//! The same activates run twice, each time on a server just started: alone, and while one reader reads the whole
+//! listing repeatedly, as fast as it can. The reader has its own thread, so that the activates' times include the
+//! waits in the server but not the work of the reader, as far as two processors allow.
 //!
-//! Activations that are open stay in memory for as long as they can be confirmed, so memory grows with every
-//! activate. What the listing adds is therefore the growth with it less the growth without it, which the same
-//! activates on the same store had.
+//! Open activations stay in memory while they can be confirmed, so memory grows with every activate. The cost of
+//! the listing is therefore the growth with it minus the growth of the same activates without it.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -28,39 +26,39 @@ use crate::server::Server;
 use crate::statistics::Summary;
 use crate::steps::{self, Machine};
 
-/// Activates of either run: enough to last for a listing or two.
+/// The number of activates in each run. They last for one or two listings.
 const ACTIVATES: usize = 80_000;
-/// How often the two runs follow each other: the machine's speed may change between the two.
+/// The number of pairs of runs. There are several, because the machine's speed may change between two runs.
 const PAIRS: u32 = 3;
-/// What a server is given to come to rest before its memory is measured.
+/// The time that a server gets to become idle before its memory is measured.
 const REST: Duration = Duration::from_secs(1);
-/// How closely memory is watched.
+/// The interval between two looks at the memory.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
-/// A server that sends nothing for so long is taken for one that no longer answers.
+/// The run fails if the server sends nothing for this long.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 const READ_BYTES: usize = 256 * 1024;
-/// A line of a head is far shorter, and the length of a chunk still more so.
+/// The longest line of a head or a chunk's length. Real lines are much shorter.
 const LINE_BYTES: u64 = 8 * 1024;
 
-/// Two runs to compare.
+/// Two runs that are compared.
 pub struct Pair {
-    /// The activates with nothing beside them.
+    /// The activates alone.
     pub alone: Activates,
-    /// The same with the reader beside them.
-    pub beside: Activates,
-    /// What was read meanwhile.
+    /// The activates during the listings.
+    pub with_listing: Activates,
+    /// The listings read during the second run.
     pub read: Reading,
 }
 
 impl Pair {
-    /// Memory that the listing added, in megabytes.
+    /// The memory that the listing added, in megabytes.
     pub fn added_mb(&self) -> f64 {
-        self.beside.grown_mb - self.alone.grown_mb
+        self.with_listing.grown_mb - self.alone.grown_mb
     }
 
-    /// The 99th percentile of activate beside the listing, in that of activate alone.
+    /// The 99th percentile of activate during the listing, divided by that of activate alone.
     pub fn slowdown(&self) -> f64 {
-        self.beside.summary.p99_micros / self.alone.summary.p99_micros
+        self.with_listing.summary.p99_micros / self.alone.summary.p99_micros
     }
 }
 
@@ -68,35 +66,35 @@ impl Pair {
 pub struct Activates {
     /// Their figures.
     pub summary: Summary,
-    /// The highest resident memory during the run above that just before it, in megabytes.
+    /// The highest resident memory during the run minus that just before it, in megabytes.
     pub grown_mb: f64,
 }
 
-/// What the reader took.
+/// The reader's figures.
 #[derive(Default)]
 pub struct Reading {
-    /// Listings, each of them whole: one at least.
+    /// The number of whole listings, at least one.
     pub listings: u32,
-    /// Bytes of their bodies.
+    /// The bytes of their bodies.
     pub bytes: u64,
-    /// How long that took in all.
+    /// Their total time.
     pub elapsed: Duration,
 }
 
-/// Measures with all of the `servers` there are.
+/// Measures with `servers` registered servers.
 pub async fn measure(bench: &Bench<'_>, servers: usize) -> Result<Vec<Pair>> {
     let mut pairs = Vec::new();
-    // Machines that no counter is kept of yet: both runs of a pair add as many.
+    // These machines have no counters yet, so both runs of a pair add the same number of counters.
     let mut machines = Machine::all().skip(CODES_UNDER_WAY);
     let mut new_machines = || machines.by_ref().take(ACTIVATES / bench.scale).collect();
     for number in 1..=PAIRS {
         eprintln!(
-            "activating alone, and beside a listing of {servers} servers: {number} of {PAIRS}"
+            "activating alone and during a listing of {servers} servers: {number} of {PAIRS}"
         );
         let (alone, _) = activates(bench, new_machines(), None).await?;
         let reader = Reader { token: bench.workspace.master_token()?, servers };
-        let (beside, read) = activates(bench, new_machines(), Some(reader)).await?;
-        pairs.push(Pair { alone, beside, read });
+        let (with_listing, read) = activates(bench, new_machines(), Some(reader)).await?;
+        pairs.push(Pair { alone, with_listing, read });
     }
     Ok(pairs)
 }
@@ -138,7 +136,7 @@ async fn measure_activates(
     Ok((Activates { summary, grown_mb: highest - before }, read))
 }
 
-/// The outcome of `work`, and the highest resident memory until then, in megabytes.
+/// Returns the outcome of `work` and the highest resident memory during it, in megabytes.
 async fn watch_memory<T>(
     server: &Server,
     work: impl Future<Output = Result<T>>,
@@ -153,14 +151,14 @@ async fn watch_memory<T>(
     }
 }
 
-/// An operator who lists all servers.
+/// An operator that lists all servers.
 struct Reader {
     token: String,
     servers: usize,
 }
 
 impl Reader {
-    /// Reads listing after listing over one connection until it is `enough`; the last is read to its end, too.
+    /// Reads listings over one connection until `enough` is set. The last one is also read to its end.
     fn read(&self, address: SocketAddr, enough: &AtomicBool) -> Result<Reading> {
         let stream = TcpStream::connect(address).context("cannot connect for the listing")?;
         stream.set_read_timeout(Some(SILENCE_LIMIT)).context("cannot set a timeout")?;
@@ -180,7 +178,7 @@ impl Reader {
         Ok(read)
     }
 
-    /// Reads one listing to its end; the bytes of its body.
+    /// Reads one listing to its end. Returns the bytes of its body.
     fn read_listing(&self, reader: &mut impl BufRead) -> io::Result<u64> {
         let status = read_line(reader)?;
         if !status.starts_with("HTTP/1.1 200") {
@@ -197,7 +195,7 @@ impl Reader {
                 break;
             }
         }
-        // The listing itself is an object, and each server in it is one.
+        // The listing itself is an object, and so is each server in it.
         if body.objects != self.servers as u64 + 1 {
             let found = body.objects.saturating_sub(1);
             return Err(io::Error::other(format!("{found} servers instead of {}", self.servers)));
@@ -206,7 +204,7 @@ impl Reader {
     }
 }
 
-/// What has come of a body. Objects are told by their opening brace, which no host name holds.
+/// The received part of a body. Objects are counted by their opening brace, which no host name contains.
 #[derive(Default)]
 struct Body {
     bytes: u64,
@@ -233,7 +231,7 @@ impl Body {
     }
 }
 
-/// A line of the head, or between chunks, without its end.
+/// Reads a line of the head, or between chunks, without its end.
 fn read_line(reader: &mut impl BufRead) -> io::Result<String> {
     let mut line = String::new();
     reader.take(LINE_BYTES).read_line(&mut line)?;

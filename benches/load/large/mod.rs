@@ -1,12 +1,11 @@
-//! What a million servers and ten million past activations cost: resident memory, the time of a start, and what
-//! a listing of all servers costs those who activate meanwhile. Everything on one folder, one server after the
-//! other.
+//! Measures the cost of a million servers and ten million past activations: resident memory, the time of a start,
+//! and the slowdown of activates during a listing of all servers. One server at a time runs on one folder.
 //!
 //! - `servers` registers the servers and lets them check in
 //! - `past` writes past activations into the store, because playing them would take an hour
-//! - `stage` is what is measured at each number of past activations: starts, and memory
-//! - `listing` is what streaming all servers costs
-//! - `report` prints it
+//! - `stage` measures starts and memory at each number of past activations
+//! - `listing` measures the cost of streaming all servers
+//! - `report` prints the results
 
 mod listing;
 mod past;
@@ -25,39 +24,39 @@ use listing::Pair;
 use servers::Registered;
 use stage::Stage;
 
-/// Servers that are registered and check in.
+/// The number of servers that register and check in.
 const SERVERS: usize = 1_000_000;
-/// Numbers of past activations in the store, each measured; none comes first, to compare with.
+/// The measured numbers of past activations. The first is 0, for comparison.
 const PAST: [u64; 3] = [0, 1_000_000, 10_000_000];
-/// One of the numbers of connections of the normal run.
+/// The number of connections, as in a part of the normal run.
 const CONNECTIONS: usize = 64;
 
-/// All that was found out.
+/// The results.
 pub struct Findings {
     registered: Registered,
     /// One for each of [`PAST`].
     stages: Vec<Stage>,
-    /// Activates with and without a listing beside them.
+    /// The activates with and without a listing.
     pairs: Vec<Pair>,
 }
 
-/// What all parts of the measurement share.
+/// The options of all parts of the measurement.
 struct Bench<'a> {
     options: &'a Options,
     workspace: &'a Workspace,
     settings: Vec<String>,
-    /// One in so many of all records and requests is enough.
+    /// The divisor for all numbers of records and requests.
     scale: usize,
 }
 
 impl Bench<'_> {
-    /// The server on what is in the folder.
+    /// Starts a server with the folder's content.
     async fn start(&self) -> Result<Server> {
         Server::start(&self.options.server, self.workspace, &self.settings).await
     }
 }
 
-/// Takes the measurements, the largest store last.
+/// Runs the measurements, with the largest store last.
 pub async fn run(options: &Options, workspace: &Workspace) -> Result<Findings> {
     let bench = Bench {
         options,

@@ -1,8 +1,7 @@
-//! Past activations, written into the store with the storage crate while no server has it open.
+//! Writes past activations into the store with the storage crate while no server has it open.
 //!
-//! They are what a server leaves behind: hashes under its own lookup key, ids all over their range, rising
-//! numbers, times long past but within the retention. Only their versions are 1 where a server that wrote each
-//! record twice would leave 2, which takes the same room.
+//! They look like the records of a real server: hashes with its lookup key, ids all over their range, rising
+//! numbers, old times within the retention. Only their versions are 1 instead of 2, which takes the same space.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
@@ -25,27 +24,27 @@ use crate::failure::{Context, Failure, Result};
 use crate::server::Workspace;
 use crate::steps::scatter;
 
-/// Installations in one commit: so many that writing millions of them is soon over.
+/// The installations in one commit: enough to write millions of them quickly.
 const BATCH: u64 = 32_768;
-/// How often progress is told, in installations.
+/// The progress is printed once per this many installations.
 const TOLD_EVERY: u64 = BATCH * 32;
 const DAY: u64 = 24 * 3600;
-/// The first past installation was so long ago: within the 90 days for which a server keeps them.
+/// The age of the first past installation. A server keeps installations for 90 days.
 const FIRST_AGE: u64 = 60 * DAY;
-/// The last: no token of it is good any more.
+/// The age of the last past installation. Its tokens have expired.
 const LAST_AGE: u64 = DAY;
-/// From issue to activate, and from activate to confirm.
+/// The time from issue to activate, and from activate to confirm.
 const STEP_SECONDS: u64 = 60;
-/// 48.0.0.0, the address of the first machine; ten million follow it.
+/// 48.0.0.0, the address of the first of ten million machines.
 const FIRST_IPV4: u32 = 0x3000_0000;
 
-/// The code of a past installation, as its user typed it.
+/// The code of a past installation.
 pub fn code(past: u64) -> Result<InstallCode> {
     let product = ProductLetters::parse("SD").context("the letters of a product")?;
     Ok(InstallCode::from_random_bits(product, scatter_wide(past, Use::Code)))
 }
 
-/// Adds the past installations of these numbers to the store.
+/// Adds the past installations with these numbers to the store.
 pub async fn write(workspace: &Workspace, numbers: Range<u64>) -> Result<()> {
     let doing = "cannot write past activations";
     if numbers.is_empty() {
@@ -66,31 +65,33 @@ pub async fn write(workspace: &Workspace, numbers: Range<u64>) -> Result<()> {
             (start..end).map(|past| history.change(past)).collect::<Result<_>>()?;
         let verdicts = store.commit(&changes).context(doing)?;
         if verdicts.iter().any(|verdict| *verdict != Verdict::Written) {
-            return Err(Failure::new("the store has other records where past activations belong"));
+            return Err(Failure::new(
+                "the store already has other records with the numbers of past activations",
+            ));
         }
         if start / TOLD_EVERY != end / TOLD_EVERY {
             eprintln!("  {end} of {}", numbers.end);
         }
         start = end;
-        // Nothing else runs meanwhile, but an interruption is noticed here.
+        // No other task does work here, but an interruption is noticed.
         tokio::task::yield_now().await;
     }
     store.close();
     Ok(())
 }
 
-/// What past installations have in common.
+/// The common properties of past installations.
 struct History {
     key: LookupKey,
-    /// The last numbers in the store, above which the new ones lie.
+    /// The last numbers in the store before the new ones.
     offset: LastNumbers,
-    /// The first that is new.
+    /// The number of the first new installation.
     first: u64,
     now: Timestamp,
 }
 
 impl History {
-    /// A code, consumed, and its activation, confirmed.
+    /// A consumed code and its confirmed activation.
     fn change(&self, past: u64) -> Result<Change> {
         let life = Lifetimes::default();
         let issued_at = self.issued_at(past);
@@ -116,7 +117,7 @@ impl History {
         ]))
     }
 
-    /// The installations came evenly.
+    /// The issue time of an installation. The installations are spread evenly over time.
     fn issued_at(&self, past: u64) -> Timestamp {
         let most = PAST.into_iter().max().unwrap_or(1);
         let since_first = past * (FIRST_AGE - LAST_AGE) / most;
@@ -142,7 +143,7 @@ fn request(past: u64) -> Result<Request> {
     })
 }
 
-/// What bits are for: no two uses share any.
+/// The use of pseudo-random bits. No two uses share bits.
 #[derive(Clone, Copy)]
 enum Use {
     Code,
@@ -156,7 +157,7 @@ fn keyed_hash(past: u64, purpose: Use) -> KeyedHash {
     KeyedHash(scatter_wide(past, purpose).to_be_bytes())
 }
 
-/// 128 bits that look like chance, and are the same at every call.
+/// 128 pseudo-random bits, the same for every call with these arguments.
 fn scatter_wide(past: u64, purpose: Use) -> u128 {
     let seed = past | ((purpose as u64) << 48);
     u128::from(scatter(seed)) << 64 | u128::from(scatter(!seed))

@@ -1,4 +1,4 @@
-//! What was found out, and the targets beside it.
+//! Prints the results and the targets.
 
 use super::Findings;
 use super::listing::{Activates, Pair};
@@ -11,16 +11,16 @@ use crate::statistics::Spread;
 use crate::table;
 use crate::targets::{self, Target};
 
-/// A million servers that have all checked in.
+/// The memory with a million servers that have all checked in.
 const SERVERS_RSS: Target = Target::lower("RSS with the servers", 300.0, 150.0, megabytes);
 const CLEAN_START: Target = Target::lower("start after SIGTERM", 1.5e6, 0.5e6, duration);
 const KILLED_START: Target = Target::lower("start after SIGKILL", 2.0e6, 0.7e6, duration);
-/// The median memory after a start and look-ups in the largest store, less the same in a store without past
-/// activations. In both, reading the servers at the start has filled the store's cache before: with fewer
-/// servers, past activations that are looked up fill it.
+/// The median memory after a start and look-ups in the largest store, minus that in a store without past
+/// activations. In both stores, reading the servers at the start fills the store's cache. With fewer servers, the
+/// look-ups of past activations would fill it.
 const PAST_RSS: Target = Target::lower("RSS added by past activations", 100.0, 10.0, megabytes);
 const LISTING_RSS: Target = Target::lower("RSS added by a listing", 50.0, 10.0, megabytes);
-const LISTING_SLOWDOWN: Target = Target::lower("p99 of activate beside a listing", 3.0, 1.5, times);
+const LISTING_SLOWDOWN: Target = Target::lower("p99 of activate during a listing", 3.0, 1.5, times);
 
 /// Prints everything.
 pub fn print(options: &Options, findings: &Findings) {
@@ -73,7 +73,7 @@ fn print_pairs(pairs: &[Pair]) {
         ];
         [
             line_of("alone", &pair.alone, Default::default()),
-            line_of("beside a listing", &pair.beside, read),
+            line_of("during a listing", &pair.with_listing, read),
         ]
     });
     let lines = [head.map(String::from)].into_iter().chain(lines);
@@ -94,7 +94,7 @@ fn line_of(name: &str, activates: &Activates, read: [String; 3]) -> [String; 8] 
     ]
 }
 
-/// Starts are judged where there are as many past activations as servers.
+/// Starts are judged with as many past activations as servers.
 fn targets_of(findings: &Findings) -> Vec<(Target, Option<Spread>)> {
     let Findings { registered, stages, pairs } = findings;
     let (none, some, most) = (stages.first(), stages.get(1), stages.last());

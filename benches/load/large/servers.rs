@@ -1,4 +1,4 @@
-//! Registers servers over HTTP and lets each check in.
+//! Registers servers over HTTP and checks each of them in.
 
 use std::time::Duration;
 
@@ -12,21 +12,21 @@ use crate::server::{Memory, Server};
 use crate::statistics::Summary;
 use crate::steps::{self, Registration};
 
-/// What the servers cost.
+/// The cost of the servers.
 pub struct Registered {
-    /// How many there are.
+    /// The number of servers.
     pub count: usize,
-    /// Memory before the first.
+    /// The memory before the first registration.
     pub idle: Memory,
-    /// Memory when all have checked in and that is on disk.
+    /// The memory after all check-ins are on disk.
     pub checked_in: Memory,
-    /// Their registrations.
+    /// The figures of the registrations.
     pub register: Summary,
-    /// Their check-ins.
+    /// The figures of the check-ins.
     pub check_in: Summary,
 }
 
-/// Registers servers on a folder that nobody has used yet.
+/// Registers servers on an empty folder.
 pub async fn register(bench: &Bench<'_>, count: usize) -> Result<Registered> {
     eprintln!("registering {count} servers");
     let server = bench.start().await?;
@@ -42,7 +42,7 @@ async fn measure(server: &Server, registrations: Vec<Registration>) -> Result<Re
     let mut callers = open_callers(server.public, CONNECTIONS).await?;
     let (paths, register) = closed_loop::run(steps::REGISTER, &mut callers, registrations).await?;
     let (_, check_in) = closed_loop::run(steps::CHECK_IN, &mut callers, paths).await?;
-    // The last check-in is written within one interval, and that takes a moment.
+    // The last check-in is written within one interval, plus the time of the write.
     sleep(CHECK_IN_FLUSH * 2).await;
     Ok(Registered { count, idle, checked_in: server.memory()?, register, check_in })
 }

@@ -1,4 +1,4 @@
-//! What is measured at each number of past activations: how long starts take, and what stays in memory.
+//! Measures starts and memory at each number of past activations.
 
 use std::fs;
 use std::time::Duration;
@@ -13,37 +13,37 @@ use crate::server::Server;
 use crate::statistics::Spread;
 use crate::steps::{self, Issued, Machine};
 
-/// How many starts of either kind are timed.
+/// The number of measured starts of each kind.
 const STARTS: usize = 5;
-/// Past codes that are looked up before memory is measured, spread evenly over all there are. Their number does
-/// not grow with the store's: what is measured is what the store's size costs, not what its use does.
+/// The number of past codes to look up before memory is measured, spread evenly over all codes. It does not grow
+/// with the store, because the cost of the store's size is measured and not the cost of its use.
 const LOOK_UPS: u64 = 2_000;
-/// Codes that are ready to be activated when a server is to be killed: more than it manages in [`KILLED_AFTER`].
-/// They are for the same machines every time: each machine has counters, which a start reads into memory.
+/// The codes ready to be activated before a server is killed: more than it can activate in [`KILLED_AFTER`].
+/// They are for the same machines each time, because each machine has counters that a start reads into memory.
 pub const CODES_UNDER_WAY: usize = 20_000;
-/// How long a server activates before it is killed.
+/// The time for which a server activates before it is killed.
 const KILLED_AFTER: Duration = Duration::from_millis(250);
-/// What a server is given to come to rest before its memory is measured.
+/// The time that a server gets to become idle before its memory is measured.
 const REST: Duration = Duration::from_secs(1);
 
-/// The figures at one number of past activations. The page cache is warm throughout, as after the restart of a
+/// The figures at one number of past activations. The page cache is always warm, as after a restart of the
 /// server and not of its machine.
 pub struct Stage {
-    /// Past activations in the store.
+    /// The number of past activations in the store.
     pub past: u64,
-    /// From the start of the process to its first 200 for `/readyz`, after SIGTERM, in microseconds.
+    /// The time from the start of the process to its first 200 for `/readyz`, after SIGTERM, in microseconds.
     pub clean_start_micros: Spread,
-    /// The same after SIGKILL amid activates.
+    /// The same after SIGKILL during activates.
     pub killed_start_micros: Spread,
     /// Resident memory after clean starts, in megabytes.
     pub started_mb: Spread,
-    /// The same after [`LOOK_UPS`] prechecks of past codes besides.
+    /// The same after [`LOOK_UPS`] more prechecks of past codes.
     pub looked_up_mb: Spread,
-    /// Bytes of the store's file, in megabytes.
+    /// The size of the store's file in megabytes.
     pub store_mb: f64,
 }
 
-/// Takes the figures. Memory comes first: the starts after a kill leave activations behind.
+/// Measures the figures. Memory comes first, because the killed servers leave activations in the store.
 pub async fn measure(bench: &Bench<'_>, past: u64) -> Result<Stage> {
     eprintln!("starting with {past} past activations");
     let mut clean = Vec::with_capacity(STARTS);
@@ -63,7 +63,7 @@ pub async fn measure(bench: &Bench<'_>, past: u64) -> Result<Stage> {
     })
 }
 
-/// One start of a server that ended in order.
+/// One start of a server that had stopped in order.
 struct CleanStart {
     ready_micros: f64,
     started_mb: f64,
@@ -85,7 +85,7 @@ async fn measure_start(server: &Server, past: u64) -> Result<CleanStart> {
     Ok(CleanStart { ready_micros: micros(server.ready_after), started_mb, looked_up_mb })
 }
 
-/// Prechecks past codes; where there are none, as many that the store never held.
+/// Prechecks past codes. If there are none, prechecks as many codes that were never issued.
 async fn look_up(server: &Server, past: u64) -> Result<()> {
     let stride = (past / LOOK_UPS).max(1);
     let step: Step<Issued, ()> =

@@ -1,5 +1,5 @@
-//! A million servers that check in once a minute, through two of ours on one database: what that costs the
-//! database. The minutes are short, and what the database does by the clock is set to the same pace.
+//! Measures the cost for the database of a million servers that check in once a minute through two of our
+//! servers. The minutes are shortened, and so are the intervals of the database's background work.
 
 use std::time::{Duration, Instant};
 
@@ -15,36 +15,36 @@ use crate::report::{print_head, print_value};
 use crate::statistics::{Spread, Summary};
 use crate::steps::{self, Registration};
 
-/// Servers that check in.
+/// The number of servers that check in.
 const AGENTS: usize = 1_000_000;
 const MINUTES: usize = 10;
-/// Our servers.
+/// The number of our servers.
 const SERVERS: usize = 2;
 const DATABASE: &str = "agents";
-/// To all of them together.
+/// The number of connections to all of our servers together.
 const CONNECTIONS: usize = 64;
 
-/// How long a minute is taken to last: the machine takes a million check-ins in some 20 seconds, and the
-/// database writes them in somewhat more.
+/// The length of a shortened minute. The machine takes a million check-ins in about 20 seconds, and the database
+/// writes them in somewhat more.
 const MINUTE: Duration = Duration::from_secs(30);
-/// What the database does by the clock is set to half of what it comes with: a checkpoint every five minutes, a
-/// look for what is to be vacuumed every minute.
+/// The intervals of background work are half of the defaults: a checkpoint every five minutes, and a look for
+/// tables to vacuum every minute.
 const PACE: [(&str, &str); 6] = [
     ("checkpoint_timeout", "150s"),
     ("autovacuum", "on"),
     ("autovacuum_naptime", "30s"),
-    // What a database is run with that may lose nothing.
+    // The settings of a database that must lose nothing.
     ("wal_level", "replica"),
     ("max_wal_senders", "4"),
     ("bgwriter_lru_maxpages", "100"),
 ];
-/// Half of the 5 seconds that our servers come with, as far as whole seconds go.
+/// Half of our servers' default of 5 seconds, in whole seconds.
 const FLUSH: &str = "servers.checkin_flush_seconds=2";
 
-/// How long all of them may take to know all servers, or the last check-ins to be written.
+/// The longest wait until all of our servers know all servers, or until the last check-ins are written.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What the database says of itself.
+/// The database's own figures.
 #[derive(Clone, Copy)]
 struct State {
     wal_bytes: f64,
@@ -88,7 +88,7 @@ async fn measure(fleet: &Fleet, cluster: &Cluster, quick: bool) -> Result<Findin
     let before = State::read(cluster).await?;
     let (mut minutes, mut began) = (Vec::new(), String::new());
     for minute in 1..=MINUTES {
-        // Each through whichever server, in whichever order.
+        // Each check-in goes through any of our servers, in any order.
         steps::scatter_order(&mut paths);
         began = cluster.sql("SELECT date_trunc('second', clock_timestamp())").await?;
         let start = Instant::now();
@@ -105,7 +105,7 @@ async fn measure(fleet: &Fleet, cluster: &Cluster, quick: bool) -> Result<Findin
         Ok(cluster.sql_in(DATABASE, &behind).await? == "0")
     })
     .await?;
-    // The database counts what its sessions did when they rest.
+    // The database counts the work of its sessions when they are idle.
     sleep(Duration::from_secs(2)).await;
     let after = State::read(cluster).await?;
     let version = cluster.sql("SHOW server_version").await?;
@@ -116,14 +116,17 @@ async fn wait_until(what: &str, mut done: impl AsyncFnMut() -> Result<bool>) -> 
     let start = Instant::now();
     while !done().await? {
         if start.elapsed() > PATIENCE {
-            return Err(Failure::new(format!("{what}: not within {} s", PATIENCE.as_secs())));
+            return Err(Failure::new(format!(
+                "{what}: not reached within {} s",
+                PATIENCE.as_secs()
+            )));
         }
         sleep(Duration::from_millis(200)).await;
     }
     Ok(())
 }
 
-/// A server that was registered through another one is known a moment later.
+/// Waits until each of our servers knows all servers, also those registered through the other one.
 async fn wait_until_known(fleet: &Fleet, agents: usize) -> Result<()> {
     let line = format!("iptunnel_servers {agents}");
     for server in &fleet.servers {
@@ -147,7 +150,7 @@ impl State {
             [wal_bytes, updates, hot_updates, table_bytes, vacuums] => {
                 Ok(Self { wal_bytes, updates, hot_updates, table_bytes, vacuums })
             }
-            _ => Err(Failure::new(format!("not the figures that were asked for: {row}"))),
+            _ => Err(Failure::new(format!("the database returned unexpected figures: {row}"))),
         }
     }
 }
@@ -169,7 +172,7 @@ fn print(options: &Options, findings: &Findings) {
     let updates = after.updates - before.updates;
     let hot = (after.hot_updates - before.hot_updates) / updates;
     let wal = after.wal_bytes - before.wal_bytes;
-    // As many rows as in real time, where a check-in is written before the next comes.
+    // There are as many rows as in real time, where each check-in is written before the next one.
     let an_hour = wal / updates * *agents as f64 * 60.0;
     let check_ins: usize = minutes.iter().map(|minute| minute.count).sum();
     print_value("check-ins", &grouped(check_ins as f64));

@@ -1,12 +1,12 @@
--- Before every step: no activations, and codes 1 to :codes issued. The checkpoint comes first, so that pages
--- made after it need no full image in the log, and so that the log goes on in files that were written before.
--- TRUNCATE and INSERT must not be one transaction: under wal_level=minimal that would leave the pages out of the
--- log, and each would need its full image when it is first changed.
+-- Prepares each step: no activations, and the issued codes 1 to :codes. The checkpoint comes first, so that pages
+-- made after it need no full image in the log, and so that the log reuses existing files. TRUNCATE and INSERT must
+-- not be one transaction: with wal_level=minimal, the log would then not contain the pages, and each page would
+-- need its full image at its first change.
 TRUNCATE codes, activations RESTART IDENTITY;
 CHECKPOINT;
 INSERT INTO codes
     SELECT number, hash_of(number, 0), 0, now(), now() + interval '1 hour'
     FROM generate_series(1, :codes) AS number;
--- For the planner, and to set the hint bits of every row.
+-- This informs the planner and sets the hint bits of every row.
 ANALYZE codes;
 SELECT count(*) FROM codes WHERE state = 0;

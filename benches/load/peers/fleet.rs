@@ -1,4 +1,4 @@
-//! Some of our servers on one database.
+//! Several of our servers on one database.
 
 use super::postgres::Cluster;
 use crate::failure::Result;
@@ -7,16 +7,16 @@ use crate::requests::Caller;
 use crate::scenario;
 use crate::server::{Server, Workspace};
 
-/// The servers, with the keys that they share.
+/// The servers with their shared keys.
 pub struct Fleet {
-    /// Each has a mark of its own in it.
+    /// The folder with the keys, and with one watermark file per server.
     pub workspace: Workspace,
-    /// In no order.
+    /// The servers, in any order.
     pub servers: Vec<Server>,
 }
 
 impl Fleet {
-    /// Starts `count` servers on a database of their own.
+    /// Starts `count` servers on a new database.
     pub async fn start(
         options: &Options,
         cluster: &Cluster,
@@ -40,8 +40,8 @@ impl Fleet {
         Ok(Self { workspace, servers })
     }
 
-    /// Connections, as many to each. Each has an address of its own, and with it a counter, as installers
-    /// have.
+    /// Opens equally many connections to each server. Each has its own address and so its own counter, as
+    /// installers do.
     pub async fn callers(&self, connections: usize) -> Result<Vec<Caller>> {
         let mut callers = Vec::new();
         for server in &self.servers {
@@ -52,7 +52,7 @@ impl Fleet {
         Ok(callers)
     }
 
-    /// Ends all of them in order after a measurement that went well, else says what a log said.
+    /// Stops all servers in order after a successful measurement. A failure gets the end of a server's log.
     pub async fn finish<T>(self, outcome: Result<T>) -> Result<T> {
         let mut stopped = Ok(());
         for server in self.servers {
@@ -62,7 +62,7 @@ impl Fleet {
     }
 }
 
-/// Gives each caller an address of its own, for servers that trust whoever says so.
+/// Gives each caller its own address, for servers that trust the address in a request.
 pub fn give_addresses(callers: &mut [Caller]) {
     for (number, caller) in callers.iter_mut().enumerate() {
         let address = format!("9.9.{}.{}", number / 256, number % 256);

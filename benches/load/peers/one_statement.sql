@@ -1,4 +1,4 @@
--- The same change as one statement, which is as few messages and as short a lock as there can be.
+-- The same change as one statement, with the fewest messages and the shortest lock.
 \set number :turn * :clients + :client_id + 1
 \set turn :turn + 1
 WITH consumed AS (

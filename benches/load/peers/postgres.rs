@@ -1,5 +1,5 @@
-//! A PostgreSQL server as a process: on a folder of its own, reached through a socket in that folder and by no
-//! other way, and never left behind.
+//! A PostgreSQL server as a process with its own folder. It listens only on a socket in that folder, and is
+//! always stopped at the end.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -19,72 +19,72 @@ use crate::interrupt;
 use crate::options::Options;
 use crate::server::Workspace;
 
-/// What makes an answered commit survive a loss of power, as PostgreSQL comes; said so that no package's
-/// different mind changes it.
+/// PostgreSQL's defaults that let an answered commit survive a power loss. They are set here because a package may
+/// change them.
 pub const DURABLE: [(&str, &str); 3] =
     [("fsync", "on"), ("synchronous_commit", "on"), ("full_page_writes", "on")];
 
-/// What is tuned, all of it in PostgreSQL's favour.
+/// The tuned settings, all in PostgreSQL's favour.
 pub const FAVOURS: [(&str, &str); 14] = [
-    // All tables and indexes of a step several times over; a checkpoint is all that writes them.
+    // Several times the size of all tables and indexes of a step. Only a checkpoint writes them.
     ("shared_buffers", "1GB"),
     ("bgwriter_lru_maxpages", "0"),
-    // More of the log than any commit has to write.
+    // More of the write-ahead log than any commit writes.
     ("wal_buffers", "64MB"),
-    // No checkpoint but the one before each step: a step writes some hundred megabytes of log.
+    // The only checkpoint is the one before each step. A step writes a few hundred megabytes of the log.
     ("max_wal_size", "16GB"),
     ("checkpoint_timeout", "1d"),
-    // Files of the log are kept and written again: the first writing of one has to sync its growth, too.
+    // Files of the log are kept and reused, because the first write of a file must also sync its growth.
     ("min_wal_size", "4GB"),
-    // As little in the log as there can be: nobody replicates.
+    // The log is as small as possible, because there is no replication.
     ("wal_level", "minimal"),
     ("max_wal_senders", "0"),
-    // Nothing goes on beside the transactions.
+    // There is no background work.
     ("autovacuum", "off"),
     ("track_activities", "off"),
     ("update_process_title", "off"),
-    // A statement is planned once a connection.
+    // A statement is planned once per connection.
     ("plan_cache_mode", "force_generic_plan"),
     ("jit", "off"),
-    // 128 clients, and those who look after it.
+    // 128 clients and a few maintenance connections.
     ("max_connections", "140"),
 ];
 
-/// The cluster's place in the folder, which is where all programs run.
+/// The cluster's path in the folder, in which all programs run.
 const DATA: &str = "data";
-/// The one name in the cluster. No password: the folder is open to its owner alone.
+/// The only user of the cluster. It has no password, because only the owner can access the folder.
 const SUPERUSER: &str = "postgres";
-/// Whom the programs run as where root runs this, the first of them that there is: they refuse root.
+/// If root runs this, the programs run as the first of these users that exists, because they refuse root.
 const UNPRIVILEGED: [&str; 2] = ["postgres", "nobody"];
 
 const READY_LIMIT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// Whatever a program is asked to do here takes seconds.
+/// The longest time for a program. Everything here takes seconds.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(120);
-/// An immediate shutdown takes some milliseconds; after five seconds PostgreSQL kills what is left itself.
+/// The longest time for an immediate shutdown. It takes some milliseconds, and after five seconds PostgreSQL kills
+/// its own processes.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// The folder of PostgreSQL's programs.
 pub struct Programs(PathBuf);
 
 impl Programs {
-    /// Those that the options name.
+    /// The programs that the options name.
     pub fn of(options: &Options) -> Result<Self> {
         let directory = options.postgres_programs.clone();
         directory.map(Self).context("this needs --postgres-programs: see scripts/bench")
     }
 }
 
-/// The running server and its folder. Dropped, it is stopped and then deleted.
+/// The running server and its folder. When it is dropped, the server is stopped and the folder is deleted.
 pub struct Cluster {
-    /// Before the folder, which must outlive it.
+    /// This field comes before the folder, which must outlive it.
     postmaster: Postmaster,
     site: Site,
 }
 
 impl Cluster {
-    /// Starts the server that was set up on `site`, with these settings over those that favour it, and
-    /// waits until it answers.
+    /// Starts the server on `site` and waits until it answers. `settings` override those in its favour.
     pub async fn start(site: Site, settings: &[(&str, &str)]) -> Result<Self> {
         let postmaster = site.start_postmaster(settings)?;
         let mut cluster = Self { postmaster, site };
@@ -92,30 +92,30 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Runs a script of SQL, statement by statement; what it printed, without the last line's end.
+    /// Runs an SQL script, one statement at a time. Returns its output without the last newline.
     pub async fn sql(&self, script: &str) -> Result<String> {
         let output = self.site.run(self.site.psql(&[]), script).await?;
         Ok(output.trim_end().to_owned())
     }
 
-    /// The same in a database of its own.
+    /// Runs an SQL script in the named database.
     pub async fn sql_in(&self, database: &str, script: &str) -> Result<String> {
         let output = self.site.run(self.site.psql(&["-d", database]), script).await?;
         Ok(output.trim_end().to_owned())
     }
 
-    /// The same with `name=value` for a variable of the script.
+    /// Runs an SQL script with `name=value` for one of its variables.
     pub async fn sql_with(&self, variable: &str, script: &str) -> Result<String> {
         self.site.run(self.site.psql(&["-v", variable]), script).await
     }
 
-    /// Where one of its databases is.
+    /// The URL of one of its databases.
     pub fn url(&self, database: &str) -> String {
         let folder = self.site.workspace.path().display().to_string();
         format!("postgres://{SUPERUSER}@{}/{database}", folder.replace('/', "%2F"))
     }
 
-    /// Runs pgbench on a script; what it printed.
+    /// Runs pgbench with a script. Returns its output.
     pub async fn pgbench(&self, arguments: &[&str], script: &str) -> Result<String> {
         let mut command = self.site.client("pgbench");
         command.args(arguments).args(["-f", "-", SUPERUSER]);
@@ -136,15 +136,15 @@ impl Cluster {
     }
 }
 
-/// The server's first process, which looks after all others.
+/// The server's main process, which manages the others.
 struct Postmaster(Child);
 
 impl Drop for Postmaster {
-    /// An immediate shutdown: what it holds is about to be deleted.
+    /// Shuts down at once, because its data will be deleted.
     fn drop(&mut self) {
         let start = Instant::now();
         if let Some(pid) = pid(&self.0) {
-            // Fails only where it has ended already.
+            // This fails only if the process has already ended.
             let _ = kill(pid, Signal::SIGQUIT);
         }
         while start.elapsed() < STOP_LIMIT && matches!(self.0.try_wait(), Ok(None)) {
@@ -155,7 +155,7 @@ impl Drop for Postmaster {
     }
 }
 
-/// A program that somebody waits for; killed with its children where nobody does any more.
+/// A running program. It is killed with its children when it is dropped.
 struct Running(Child);
 
 impl Drop for Running {
@@ -167,7 +167,7 @@ impl Drop for Running {
     }
 }
 
-/// A folder on which a server is set up, and as whom programs run in it.
+/// A folder with a server, and the user of the programs in it.
 pub struct Site {
     programs: PathBuf,
     user: Option<User>,
@@ -181,7 +181,7 @@ struct User {
 }
 
 impl Site {
-    /// Sets a server up in `workspace`, without starting it.
+    /// Sets up a server in `workspace` without starting it.
     pub async fn set_up(programs: &Programs, workspace: Workspace) -> Result<Self> {
         let user = owner(workspace.path())?;
         let site = Self { programs: programs.0.clone(), user, workspace };
@@ -194,11 +194,12 @@ impl Site {
         self.workspace.path().join(name)
     }
 
-    /// A program with nothing of our environment: neither a `PGHOST` nor a language that changes its output.
+    /// A program without our environment, because variables such as `PGHOST` or a language would change its
+    /// behaviour or output.
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.programs.join(program));
         command.args(arguments).env_clear().env("LC_ALL", "C").current_dir(self.workspace.path());
-        // A group of its own: a Ctrl-C is ours to handle, and what it starts can be killed with it.
+        // It gets its own process group, so that only we handle a Ctrl-C, and its children can be killed with it.
         command.process_group(0);
         if let Some(user) = &self.user {
             command.uid(user.uid).gid(user.gid);
@@ -212,7 +213,7 @@ impl Site {
         command
     }
 
-    /// Without anybody's `.psqlrc`, values alone, ended by the first error.
+    /// psql without a `.psqlrc`. It prints values only and stops at the first error.
     fn psql(&self, arguments: &[&str]) -> Command {
         let mut command = self.client("psql");
         command.args(["-XAtq", "-v", "ON_ERROR_STOP=1"]).args(arguments);
@@ -230,20 +231,21 @@ impl Site {
         self.spawn(command.stdin(Stdio::null()), log).map(Postmaster)
     }
 
-    /// Runs a program to its end and hands back what it printed; a failure where it was none.
+    /// Runs a program to its end and returns its output. A failed program is an error.
     async fn run(&self, mut command: Command, input: &str) -> Result<String> {
         let program = command.get_program().display().to_string();
         let path = self.file("output");
-        let output = File::create(&path).context(format!("cannot keep what {program} says"))?;
+        let output = File::create(&path)
+            .context(format!("cannot create a file for the output of {program}"))?;
         let mut running = Running(self.spawn(command.stdin(Stdio::piped()), output)?);
         if let Some(mut stdin) = running.0.stdin.take() {
-            // A script is far shorter than what a pipe holds: this never waits. Where it fails the program
+            // A script is much shorter than a pipe's buffer, so this never waits. If it fails, the program
             // has ended, and its status says more.
             let _ = stdin.write_all(input.as_bytes());
         }
         let status = ended(&mut running.0, &program).await?;
         let output =
-            fs::read_to_string(&path).context(format!("cannot read what {program} said"))?;
+            fs::read_to_string(&path).context(format!("cannot read the output of {program}"))?;
         if status.success() {
             return Ok(output);
         }
@@ -255,7 +257,7 @@ impl Site {
         let doing = match &self.user {
             None => format!("cannot start {program}"),
             Some(User { name, .. }) => format!(
-                "cannot start {program} as {name}, who must be able to reach {} (see --dir)",
+                "cannot start {program} as {name}: this user must be able to access {} (see --dir)",
                 self.workspace.path().display()
             ),
         };
@@ -272,24 +274,24 @@ async fn ended(child: &mut Child, program: &str) -> Result<ExitStatus> {
         }
         if start.elapsed() > PROGRAM_LIMIT {
             let limit = PROGRAM_LIMIT.as_secs();
-            return Err(Failure::new(format!("{program} was not done within {limit} s")));
+            return Err(Failure::new(format!("{program} did not end within {limit} s")));
         }
         sleep(POLL_INTERVAL).await;
     }
 }
 
 fn exited(child: &mut Child) -> Result<Option<ExitStatus>> {
-    child.try_wait().context("cannot ask whether a program of PostgreSQL's still runs")
+    child.try_wait().context("cannot check whether a program of PostgreSQL still runs")
 }
 
 fn pid(child: &Child) -> Option<Pid> {
     i32::try_from(child.id()).ok().map(Pid::from_raw)
 }
 
-/// Whom programs run as, where it is not us: the folder is then theirs.
+/// Returns the user of the programs if it is another user than ours. Then that user owns the folder.
 fn owner(folder: &Path) -> Result<Option<User>> {
     let doing = format!("cannot prepare {}", folder.display());
-    // We have just made it, so its owner is who we are.
+    // We have just made the folder, so its owner is our user.
     if fs::metadata(folder).context(&doing)?.uid() != 0 {
         return Ok(None);
     }
@@ -303,10 +305,10 @@ fn unprivileged() -> Result<User> {
     UNPRIVILEGED
         .into_iter()
         .find_map(user)
-        .context("PostgreSQL refuses root, and there is no user but root")
+        .context("PostgreSQL refuses to run as root, and there is no suitable other user")
 }
 
-/// What `id` says of a user; it knows all the places where users are listed.
+/// Asks `id` for an id of a user, because it knows all sources of users.
 fn id_of(which: &str, user: &str) -> Option<u32> {
     let output = Command::new("id").args([which, user]).stderr(Stdio::null()).output().ok()?;
     String::from_utf8(output.stdout).ok()?.trim().parse().ok()

@@ -1,4 +1,4 @@
-//! Theirs, ours, and how many times the one is the other.
+//! Prints the figures of PostgreSQL and of our server, and their ratio.
 
 use std::slice;
 
@@ -12,13 +12,13 @@ use crate::statistics::Spread;
 use crate::table;
 use crate::targets::{self, Target};
 
-/// Beside the form that most programs would use.
+/// The target compared with the form that most programs would use.
 const TIMES_POSTGRES: Target =
     Target::higher("activate / PostgreSQL's SELECT FOR UPDATE", 4.0, 10.0, times);
-/// Settings to a line.
+/// The number of settings per line.
 const SETTINGS_A_LINE: usize = 4;
 
-/// Prints all that the rounds found out.
+/// Prints the results of all rounds.
 pub fn print(options: &Options, rounds: &[Round]) {
     let Some(first) = rounds.first() else { return };
     print_head(options);
@@ -30,7 +30,7 @@ pub fn print(options: &Options, rounds: &[Round]) {
         &format!("{}, over a unix socket, pgbench -M prepared", first.version),
     );
     print_settings(
-        "as it comes",
+        "defaults",
         &[&DURABLE[..], &[("wal_sync_method", &first.sync_method)]].concat(),
     );
     print_settings("in its favour", &FAVOURS);
@@ -58,7 +58,7 @@ fn print_settings(name: &str, settings: &[(&str, &str)]) {
     }
 }
 
-/// One line a number of clients: rate and mean of both forms.
+/// One line for each number of clients, with the rate and the mean time of both forms.
 fn theirs(rounds: &[Round]) -> Vec<[String; 5]> {
     let [usual, short] = FORMS.each_ref().map(|form| form.name);
     let head = ["PostgreSQL, clients", usual, "mean", short, "mean"].map(String::from);
@@ -75,7 +75,7 @@ fn theirs(rounds: &[Round]) -> Vec<[String; 5]> {
     [head].into_iter().chain(CLIENTS.map(line)).collect()
 }
 
-/// One line a number of connections, before and after.
+/// One line for each number of connections, before and after.
 fn ours(rounds: &[Round]) -> Vec<[String; 6]> {
     let head = ["ours, connections", "healthz", "activate", "p50", "p99", "of healthz"];
     let mut lines = vec![head.map(String::from)];
@@ -98,7 +98,7 @@ fn ours(rounds: &[Round]) -> Vec<[String; 6]> {
     lines
 }
 
-/// The best of ours and of each form, and how many times the one is the other.
+/// The best rates of our server and of each form, and their ratio.
 fn bests(rounds: &[Round]) -> Vec<[String; 4]> {
     let head = ["best", "per second", "at", "ours / theirs"].map(String::from);
     let mut lines = vec![head, best_line("ours", "connections", best(our_spreads(rounds)), None)];
@@ -121,8 +121,8 @@ fn best_line(
     [name.to_owned(), rate, at, shown(times_theirs, times)]
 }
 
-/// Our best over their best: of every round two values, with ours before and after, so that drift shows as
-/// a range. Their best is the luckiest of eight steps, ours of two.
+/// Our best rate divided by their best rate. Each round gives two values, with our server before and after, so
+/// that the range shows changes in the machine's speed. Their best is of eight steps, and ours is of two.
 fn times_theirs(rounds: &[Round], form: &Form) -> Option<Spread> {
     Spread::of(rounds.iter().flat_map(|round| {
         let round = slice::from_ref(round);
@@ -138,7 +138,7 @@ fn our_steps<'a>(rounds: &'a [Round], when: &'static str) -> impl Iterator<Item 
     rounds.iter().flat_map(|round| &round.ours).filter(move |ours| ours.when == when)
 }
 
-/// Rates at each number of connections, before and after alike.
+/// The rates at each number of connections, before and after together.
 fn our_spreads(rounds: &[Round]) -> impl Iterator<Item = (usize, Spread)> {
     CONNECTIONS.into_iter().filter_map(|connections| {
         let steps = rounds.iter().flat_map(|round| &round.ours);
@@ -147,7 +147,7 @@ fn our_spreads(rounds: &[Round]) -> impl Iterator<Item = (usize, Spread)> {
     })
 }
 
-/// Rates at each number of clients.
+/// The rates at each number of clients.
 fn their_spreads(rounds: &[Round], form: &Form) -> impl Iterator<Item = (usize, Spread)> {
     CLIENTS.into_iter().filter_map(|clients| {
         Some((clients, their_spread(rounds, form, clients, |figures| figures.rate)?))
@@ -165,7 +165,7 @@ fn their_spread(
     Spread::of(steps.map(|step| figure(&step.figures)))
 }
 
-/// The one with the highest median.
+/// The spread with the highest median.
 fn best(spreads: impl Iterator<Item = (usize, Spread)>) -> Option<(usize, Spread)> {
     spreads.max_by(|(_, left), (_, right)| left.median.total_cmp(&right.median))
 }

@@ -1,7 +1,7 @@
--- What PostgreSQL keeps, in its favour wherever there is a choice.
+-- PostgreSQL's tables. Every choice is in its favour.
 
--- Half of every page stays free, so that the row that an UPDATE writes finds room beside the old one and no
--- index is touched (a heap-only tuple).
+-- Half of every page stays free, so that an UPDATE can write the new row on the same page and changes no index
+-- (a heap-only tuple).
 CREATE TABLE codes (
     id bigint PRIMARY KEY,
     hash bytea NOT NULL UNIQUE,
@@ -11,8 +11,8 @@ CREATE TABLE codes (
     consumed_at timestamptz
 ) WITH (fillfactor = 50);
 
--- Rising ids, and codes consumed about in the order of theirs: both indexes grow at one end. The second one is
--- what keeps a code from two machines whatever the program does.
+-- The ids rise, and codes are consumed roughly in the order of their ids, so both indexes grow at one end. The
+-- second index prevents two activations of one code, whatever the program does.
 CREATE TABLE activations (
     id bigint GENERATED ALWAYS AS IDENTITY (CACHE 1000) PRIMARY KEY,
     code_id bigint NOT NULL UNIQUE,
@@ -23,9 +23,9 @@ CREATE TABLE activations (
     opened_at timestamptz NOT NULL
 );
 
--- 128 bits that nobody could order, as an application would bring along: a keyed hash of a code (salt 0), a
--- machine (1), a fingerprint (2). Written so that the planner puts it in place of its calls, and made of two of
--- PostgreSQL's own hashes: a tenth of a microsecond, far less than what it stands for.
+-- 128 bits in no order, like an application's keyed hash of a code (salt 0), a machine (1) or a fingerprint (2).
+-- The planner can inline this function. It uses two of PostgreSQL's own hashes and takes a tenth of a microsecond,
+-- much less than a keyed hash.
 CREATE FUNCTION hash_of(number bigint, salt bigint) RETURNS bytea IMMUTABLE LANGUAGE sql AS
     $$SELECT int8send(hashint8extended(number, 2 * salt))
           || int8send(hashint8extended(number, 2 * salt + 1))$$;

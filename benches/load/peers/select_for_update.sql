@@ -1,5 +1,5 @@
--- One activation as most programs do it: lock the code, look at it, change it, remember for whom. Every client
--- counts its own codes: none is met twice, and none waits for another's lock.
+-- One activation as most programs do it: lock the code, check it, change it, insert the activation. Each client
+-- counts its own codes, so no code is used twice, and no client waits for another's lock.
 \set number :turn * :clients + :client_id + 1
 \set turn :turn + 1
 BEGIN;

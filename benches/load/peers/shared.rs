@@ -1,7 +1,7 @@
-//! Our servers on a PostgreSQL of their own, one and two of them, beside pgbench on the same one: what is
-//! left of the database's speed once HTTP, JSON, tokens, limits and the audit log are on.
+//! Compares one and two of our servers on a PostgreSQL database with pgbench on the same one. This shows how much
+//! of the database's speed remains with HTTP, JSON, tokens, limits and the audit log.
 //!
-//! pgbench is measured before and after, so that what drifts in the machine shows.
+//! pgbench is measured before and after, to show changes in the machine's speed.
 
 use super::fleet::Fleet;
 use super::postgres::{Cluster, Programs, Site};
@@ -19,12 +19,12 @@ use crate::statistics::{Spread, Summary};
 use crate::steps::{self, Machine, Registration};
 use crate::table;
 
-/// Numbers of connections, and codes activated over them.
+/// The numbers of connections, each with the number of codes to activate.
 const CONNECTIONS: [(usize, usize); 2] = [(64, 40_000), (256, 60_000)];
-/// Servers on the database.
+/// The numbers of our servers on the database.
 const SERVERS: [usize; 2] = [1, 2];
 
-/// Servers that check in, each so many times, over so many connections.
+/// The number of servers that check in, with the check-ins of each and the number of connections.
 const AGENTS: usize = 100_000;
 const CHECK_IN_TURNS: usize = 10;
 const CHECK_IN_CONNECTIONS: usize = 64;
@@ -39,10 +39,10 @@ struct Ours {
 
 struct Round {
     version: String,
-    /// The best of pgbench, before and after.
+    /// The best rates of pgbench before and after.
     theirs: [f64; 2],
     ours: Vec<Ours>,
-    /// One for each of [`ENGINES`].
+    /// The check-ins with each of [`ENGINES`].
     check_ins: [Summary; 2],
 }
 
@@ -77,7 +77,7 @@ async fn measure_round(options: &Options, programs: &Programs) -> Result<Round> 
     Ok(Round { version, theirs: [before, after], ours, check_ins })
 }
 
-/// The best that pgbench reaches with the change as one conditional statement.
+/// The best rate of pgbench with the change as one conditional statement.
 async fn measure_theirs(cluster: &Cluster, seconds: u32) -> Result<f64> {
     let [_, form] = &FORMS;
     let mut best = 0.0f64;
@@ -114,7 +114,7 @@ async fn activate_all(fleet: &Fleet, quick: bool) -> Result<Vec<Ours>> {
     Ok(ours)
 }
 
-/// Check-ins through one server on the embedded engine, and through one on the database.
+/// Measures check-ins through one server on the embedded engine, and through one on the database.
 async fn measure_check_ins(options: &Options, cluster: &Cluster) -> Result<[Summary; 2]> {
     let workspace = crate::workspace(options)?;
     let settings = scenario::settings(&options.settings);
@@ -145,7 +145,7 @@ async fn check_in(mut callers: Vec<Caller>, token: String, quick: bool) -> Resul
     let agents = if quick { AGENTS / 10 } else { AGENTS };
     let registrations = Registration::all(token, agents);
     let (paths, _) = closed_loop::run(steps::REGISTER, &mut callers, registrations).await?;
-    // For as long as it takes that what was seen is written, too.
+    // The step is long enough that check-ins are also written during it.
     let paths = (0..CHECK_IN_TURNS).flat_map(|_| paths.iter().cloned()).collect();
     let (_, summary) = closed_loop::run(steps::CHECK_IN, &mut callers, paths).await?;
     Ok(summary)
@@ -193,6 +193,6 @@ fn print(options: &Options, rounds: &[Round]) {
         .iter()
         .map(|Round { check_ins: [embedded, shared], .. }| shared.rate / embedded.rate);
     if let Some(spread) = Spread::of(of_embedded) {
-        println!("{:<22} {}", "of the embedded one", ranged(spread, ratio));
+        println!("{:<22} {}", "of embedded", ranged(spread, ratio));
     }
 }

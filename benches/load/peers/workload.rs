@@ -1,25 +1,25 @@
-//! The change in SQL. It is the same as ours: a code that was issued and has not expired is consumed, and an
-//! activation is opened for a machine; one is durable with the other, and no code is consumed twice.
+//! The change in SQL. It is the same as ours: it consumes an issued code that has not expired, and opens an
+//! activation for a machine. Both are durable together, and no code is consumed twice.
 //!
-//! What PostgreSQL is spared: sessions, tokens, limits, bad input, and every index but those without which the
-//! promise cannot be kept.
+//! PostgreSQL has less work: no sessions, tokens, limits or bad input, and no indexes except those that keep the
+//! promise.
 //!
-//! That every transaction finds a fresh code costs the server nothing: pgbench counts, for each client by
-//! itself, and no two clients meet. Codes are consumed about in the order in which they were issued, as ours
-//! are, so neighbours in time are neighbours on a page.
+//! Each transaction finds an unused code at no cost for the server, because pgbench counts the codes of each client
+//! separately. Codes are consumed roughly in the order of their issue, as in our server, so codes consumed at about
+//! the same time are on the same page.
 
 use super::postgres::Cluster;
 use crate::failure::{Context, Failure, Result};
 
 const SCHEMA: &str = include_str!("schema.sql");
 const FILL: &str = include_str!("fill.sql");
-/// Codes for every second of a step: several times what this kind of program was seen to reach. Where they
-/// run out all the same, the step fails and says so.
+/// The codes for each second of a step, several times the highest rate seen. If they still run out, the step fails
+/// with a message.
 const CODES_A_SECOND: u32 = 100_000;
-/// How many times the codes of a step are filled in before the first one: that makes more files of the log than
-/// a step needs, which are written again from then on.
+/// The tables are filled this many times before the first step. This creates more files of the write-ahead log
+/// than a step needs, and later steps reuse them.
 const FIRST_FILL: u32 = 2;
-/// Threads of pgbench that share the clients.
+/// The number of pgbench's threads, which share the clients.
 const THREADS: &str = "2";
 
 /// One way to write the change.
@@ -29,28 +29,28 @@ pub struct Form {
     script: &'static str,
 }
 
-/// The ways, the usual one first.
+/// All forms, with the usual one first.
 pub static FORMS: [Form; 2] = [
     Form { name: "SELECT FOR UPDATE", script: include_str!("select_for_update.sql") },
     Form { name: "one statement", script: include_str!("one_statement.sql") },
 ];
 
-/// What pgbench found out in one step.
+/// The results of pgbench in one step.
 #[derive(Clone, Copy)]
 pub struct Figures {
-    /// Transactions in a second, without the time to connect.
+    /// The transactions per second, without the time to connect.
     pub rate: f64,
-    /// The mean of what one took, in microseconds.
+    /// The mean time of a transaction in microseconds.
     pub mean_micros: f64,
 }
 
-/// Makes the tables, and the files of the log.
+/// Creates the tables, and the files of the log.
 pub async fn prepare(cluster: &Cluster, seconds: u32) -> Result<()> {
     cluster.sql(SCHEMA).await?;
     fill(cluster, FIRST_FILL * seconds * CODES_A_SECOND).await
 }
 
-/// Lets clients change as much as they can for some seconds, on tables made anew.
+/// Lets clients make as many changes as they can for some seconds, on newly filled tables.
 pub async fn measure(
     cluster: &Cluster,
     form: &Form,
@@ -80,7 +80,7 @@ async fn fill(cluster: &Cluster, codes: u32) -> Result<()> {
     cluster.sql_with(&format!("codes={codes}"), FILL).await.map(|_| ())
 }
 
-/// Every transaction that was counted must have consumed a code of its own and opened an activation for it.
+/// Checks that each counted transaction consumed its own code and opened an activation for it.
 async fn check(cluster: &Cluster, transactions: f64) -> Result<()> {
     let query = "SELECT count(*) FROM activations JOIN codes ON codes.id = code_id WHERE state = 1";
     let found = cluster.sql(query).await?;
@@ -88,11 +88,11 @@ async fn check(cluster: &Cluster, transactions: f64) -> Result<()> {
         return Ok(());
     }
     Err(Failure::new(format!(
-        "{transactions} transactions made {found} activations: were there too few codes?"
+        "{transactions} transactions made {found} activations; perhaps there were too few codes"
     )))
 }
 
-/// The number after a label in what pgbench printed.
+/// Reads the number after a label in pgbench's output.
 fn figure(output: &str, label: &str) -> Result<f64> {
     let number = output.lines().find_map(|line| line.strip_prefix(label)?.split(' ').next());
     number

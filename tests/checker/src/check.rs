@@ -1,4 +1,4 @@
-//! All codes and servers of a history.
+//! Checks all codes and servers of a history.
 
 use crate::explain::{explain, order};
 use crate::history::{Answer, Call, Grant, Operation};
@@ -7,38 +7,39 @@ use crate::search::{Order, Span};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// A promise that was broken, and how that shows.
+/// A broken promise, with the operations that show it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Which promise.
+    /// The broken promise.
     pub broken: Broken,
-    /// What it is about: a code's or a server's number.
+    /// The number of the code or the server concerned.
     pub about: u32,
-    /// The operations that show it, the one that broke it last.
+    /// The operations that show it. The last one broke the promise.
     pub part: Vec<Operation>,
-    /// The same for people, in several lines.
+    /// The same operations as text for people, in several lines.
     pub explanation: String,
 }
 
 /// The promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Broken {
-    /// The answers about a code are not those of one server that does one thing after the other.
+    /// No single server that handles one request at a time could have given these answers about a code.
     OneOrder,
-    /// The search for an order took too long; nothing is known.
+    /// The search for an order reached its bound. The result is unknown.
     Undecided,
-    /// A code was good for two installations.
+    /// Two installations were confirmed with one code.
     OneInstallation,
-    /// An activation's id was handed out for two codes.
+    /// Two codes got the same activation id.
     OwnNames,
-    /// A code that no machine could finish.
+    /// No machine could finish its installation with a code.
     NothingBurnt,
-    /// A revoked server was let in, or a registered one forgotten.
+    /// A revoked server was accepted, or a registered server was not found.
     Revocation,
 }
 
 impl Violation {
-    /// What kind it is, with the answer that broke it: violations with one cause mostly share it.
+    /// The kind of violation, with the answer that broke the promise. Violations with the same cause
+    /// mostly have the same kind.
     pub fn kind(&self) -> String {
         let last = self.part.last().filter(|_| self.broken == Broken::OneOrder);
         let Some(last) = last else { return format!("{:?}", self.broken) };
@@ -51,18 +52,18 @@ impl Violation {
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (broken, about) = match self.broken {
-            Broken::OneOrder => ("what was answered is not one story", "code"),
-            Broken::Undecided => ("undecided: too many possible orders", "code"),
-            Broken::OneInstallation => ("good for two installations", "code"),
-            Broken::OwnNames => ("an activation's id was handed out twice", "code"),
-            Broken::NothingBurnt => ("burnt: no machine could finish it", "code"),
-            Broken::Revocation => ("what was said of a server does not hold", "server"),
+            Broken::OneOrder => ("no order explains the answers", "code"),
+            Broken::Undecided => ("undecided, too many possible orders", "code"),
+            Broken::OneInstallation => ("two installations were confirmed", "code"),
+            Broken::OwnNames => ("an activation id was given to two codes", "code"),
+            Broken::NothingBurnt => ("burnt, no machine could finish its installation", "code"),
+            Broken::Revocation => ("the answers about it contradict each other", "server"),
         };
         write!(f, "{about} {}: {broken}\n{}", self.about, self.explanation)
     }
 }
 
-/// Everything that is wrong with a history.
+/// Returns all violations in a history.
 pub fn check(operations: &[Operation], rules: &Rules) -> Vec<Violation> {
     let mut codes: BTreeMap<u32, Vec<Operation>> = BTreeMap::new();
     let mut nodes: BTreeMap<u32, Vec<Operation>> = BTreeMap::new();
@@ -81,7 +82,7 @@ pub fn check(operations: &[Operation], rules: &Rules) -> Vec<Violation> {
             let owner = *owners.entry(activation).or_insert(*code);
             if owner != *code {
                 let explanation =
-                    format!("  activation {activation} belongs to code {owner} as well\n");
+                    format!("  activation {activation} also belongs to code {owner}\n");
                 let (broken, about, part) = (Broken::OwnNames, *code, Vec::new());
                 violations.push(Violation { broken, about, part, explanation });
             }
@@ -93,7 +94,7 @@ pub fn check(operations: &[Operation], rules: &Rules) -> Vec<Violation> {
     violations
 }
 
-/// Everything that is wrong with what was asked about one code, whose issue is among the operations.
+/// Returns all violations on one code. Its issue is among the operations.
 pub fn check_code(code: u32, operations: &[Operation], rules: &Rules) -> Vec<Violation> {
     let violation =
         |broken, part, explanation| Violation { broken, about: code, part, explanation };
@@ -105,14 +106,15 @@ pub fn check_code(code: u32, operations: &[Operation], rules: &Rules) -> Vec<Vio
         } else if matches!(operation.answer, Answer::Issued) {
             issue = Some(Span { from: operation.invoked, to: operation.returned });
         } else if let Answer::Other(answer) = &operation.answer {
-            let explanation = format!("  {operation}\n  an issue is never answered {answer}\n");
+            let explanation =
+                format!("  {operation}\n  an issue cannot be answered with {answer}\n");
             return vec![violation(Broken::OneOrder, vec![operation.clone()], explanation)];
         }
     }
     let Some(issued) = issue else {
-        // Nobody has seen it; then nobody can ask for it.
+        // No client knows a code that was not issued, so no client can use it.
         let seen = others.first().map(|operation| {
-            let explanation = format!("  asked for and never issued:\n  {operation}\n");
+            let explanation = format!("  the code was used but never issued:\n  {operation}\n");
             violation(Broken::OneOrder, vec![operation.clone()], explanation)
         });
         return seen.into_iter().collect();
@@ -129,7 +131,7 @@ pub fn check_code(code: u32, operations: &[Operation], rules: &Rules) -> Vec<Vio
             violations.push(violation(Broken::Undecided, others.clone(), lines(&others)));
         }
     }
-    // What follows does without the search, and so finds the worst even where that had a fault.
+    // The checks below do not use the search. They find the worst violations even if the search is wrong.
     let installed = installed(&others);
     if installed.len() > 1 {
         let of_installed = |operation: &&Operation| {
@@ -149,7 +151,7 @@ pub fn check_code(code: u32, operations: &[Operation], rules: &Rules) -> Vec<Vio
     violations
 }
 
-/// The activations of which somebody was told that they are confirmed.
+/// The activations that some answer called confirmed.
 fn installed(operations: &[Operation]) -> BTreeSet<u32> {
     let of = |operation: &Operation| match (&operation.call, &operation.answer) {
         (Call::Confirm { activation, .. }, Answer::Confirmed | Answer::TokenUsed)
@@ -167,7 +169,7 @@ fn granted(operations: &[Operation]) -> BTreeSet<u32> {
     operations.iter().filter_map(of).collect()
 }
 
-/// The first and the last of the operations, one a line: what lies between is in the history.
+/// The first and the last operations, one per line. The history has the rest.
 fn lines(operations: &[Operation]) -> String {
     const EDGE: usize = 12;
     let line = |operation: &Operation| format!("  {operation}\n");
@@ -181,41 +183,41 @@ fn lines(operations: &[Operation]) -> String {
     text
 }
 
-/// Whether what was answered about a server holds: once it is registered it is known, and once it is
-/// revoked it is never let in again. On other servers than the one that answered that is so within
-/// [`Rules::revocation_reaches`]; a registration reads what is stored, and knows at once.
+/// Checks the answers about one server. A registered server is found, and a revoked server is never
+/// accepted again. The server that answered knows this at once. The others learn it within
+/// [`Rules::revocation_reaches`], but a registration reads the store and so also knows it at once.
 fn check_node(node: u32, operations: &[Operation], rules: &Rules) -> Vec<Violation> {
     let mut violations = Vec::new();
-    let told = |before: &Operation, now: &Operation| {
+    let contradiction = |before: &Operation, now: &Operation| {
         let explanation = format!("  {before}\n  {now}\n");
         let part = vec![before.clone(), now.clone()];
         Violation { broken: Broken::Revocation, about: node, part, explanation }
     };
-    let settles = |before: &Operation, now: &Operation| {
+    let is_known = |before: &Operation, now: &Operation| {
         let at_once = before.server == now.server || matches!(now.call, Call::Register { .. });
         let reaches = if at_once { 0 } else { rules.revocation_reaches };
         before.returned.saturating_add(reaches) < now.invoked
     };
     let find = |answer: Answer, now: &Operation| {
-        operations.iter().find(|before| before.answer == answer && settles(before, now))
+        operations.iter().find(|before| before.answer == answer && is_known(before, now))
     };
-    let asked = |now: &Operation| {
+    let revoke_requested = |now: &Operation| {
         let revokes = |before: &&Operation| matches!(before.call, Call::Revoke { .. });
         operations.iter().filter(revokes).any(|before| before.invoked < now.returned)
     };
     for now in operations {
         let contradicted = match (&now.call, &now.answer) {
-            // A revocation that has been answered binds.
+            // An answered revocation is final.
             (Call::Register { .. }, Answer::Registered) | (Call::CheckIn { .. }, Answer::Alive) => {
                 find(Answer::Revoked, now)
             }
-            // A server that nobody has revoked is let in, and known once it is registered.
-            (_, Answer::Revoked) if !asked(now) => Some(now),
+            // A server is accepted until it is revoked, and is found once it is registered.
+            (_, Answer::Revoked) if !revoke_requested(now) => Some(now),
             (_, Answer::NotRegistered) => find(Answer::Registered, now),
             (_, Answer::Other(_)) => Some(now),
             _ => None,
         };
-        violations.extend(contradicted.map(|before| told(before, now)));
+        violations.extend(contradicted.map(|before| contradiction(before, now)));
     }
     violations
 }

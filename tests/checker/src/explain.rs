@@ -1,4 +1,4 @@
-//! The smallest part of a code's history that has no order, in words.
+//! Explains in words the smallest part of a code's history that has no order.
 
 use crate::history::{Answer, Grant, Operation};
 use crate::model::{Model, only_reads};
@@ -6,13 +6,13 @@ use crate::search::{Order, Span, search};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-/// Configurations that are looked at before a code counts as undecided: some seconds, some hundred MB.
-/// Histories of a few dozen operations need some hundred.
+/// The number of configurations to visit before a code counts as undecided. This takes a few seconds and
+/// a few hundred MB. A history of a few dozen operations needs a few hundred configurations.
 const BOUND: usize = 1_000_000;
-/// The same for each try to make the offending part smaller.
+/// The same bound for each attempt to make the offending part smaller.
 const BOUND_OF_A_TRY: usize = 50_000;
 
-/// Whether the operations on one code have an order.
+/// Searches for an order of the operations on one code.
 pub fn order(model: &Model, operations: &[Operation]) -> Order {
     order_within(model, operations, BOUND)
 }
@@ -28,17 +28,17 @@ fn order_within(model: &Model, operations: &[Operation], bound: usize) -> Order 
     })
 }
 
-/// When an operation may have taken effect.
+/// The time in which an operation may have taken effect.
 fn span(operation: &Operation) -> Span {
     let open = operation.answer == Answer::Perhaps;
     let to = if open { Span::OPEN } else { operation.returned };
     Span { from: operation.invoked, to }
 }
 
-/// The operations whose answers contradict each other, in the order of their answers, of a history that
-/// has no order. Every other operation is granted to have had any effect it could have, or none: what
-/// is left contradicts itself in spite of that. No answer of it can be left out; where there is a
-/// choice, the later ones are left. Besides, how many operations were left out.
+/// Returns the operations whose answers contradict each other, in the order of their answers, and the
+/// number of operations left out. The history must have no order. Each operation left out may have had
+/// any possible effect, or none, and the remaining answers still contradict each other. All of them are
+/// needed for the contradiction. If there is a choice, the later answers remain.
 pub fn offending(model: &Model, operations: &[Operation]) -> (Vec<Operation>, usize) {
     let mut part = shortest_prefix(model, operations);
     for number in 0..part.len().saturating_sub(1) {
@@ -56,20 +56,20 @@ pub fn offending(model: &Model, operations: &[Operation]) -> (Vec<Operation>, us
     (part, others)
 }
 
-/// The history until the first answer with which it has no order; later requests are left out. Sorted
-/// by the time of the answer.
+/// Returns the history up to the first answer after which it has no order, without later requests. It is
+/// sorted by the time of the answer.
 fn shortest_prefix(model: &Model, operations: &[Operation]) -> Vec<Operation> {
     let mut sorted = operations.to_vec();
     sorted.sort_by_key(|operation| span(operation).to);
     let mut ends: Vec<u64> = sorted.iter().map(|operation| span(operation).to).collect();
     ends.retain(|end| *end != Span::OPEN);
-    // Whatever begins a history that has an order has one as well, so the place can be halved.
+    // Each prefix of a history with an order also has an order, so a binary search finds the place.
     let place = ends
         .partition_point(|end| order_within(model, &until(&sorted, *end), BOUND) != Order::None);
     until(&sorted, ends.get(place).copied().unwrap_or(Span::OPEN))
 }
 
-/// What was known at an instant: what was not answered by then may have happened or not.
+/// Returns what was known at an instant. A request without an answer by then may have happened or not.
 fn until(operations: &[Operation], end: u64) -> Vec<Operation> {
     let mut until = Vec::new();
     let mut unanswered = Vec::new();
@@ -80,12 +80,12 @@ fn until(operations: &[Operation], end: u64) -> Vec<Operation> {
             unanswered.push(Operation { answer: Answer::Perhaps, ..operation.clone() });
         }
     }
-    // The answer that breaks it stays the last.
+    // The answer that breaks the order stays last.
     unanswered.append(&mut until);
     unanswered
 }
 
-/// What the last of the operations could have been answered instead.
+/// Returns the answers that the last operation could have had instead.
 fn possible(model: &Model, part: &[Operation]) -> Vec<Answer> {
     let Some((last, before)) = part.split_last() else { return vec![] };
     let mut grants: BTreeSet<(u32, u32)> = BTreeSet::new();
@@ -94,7 +94,7 @@ fn possible(model: &Model, part: &[Operation]) -> Vec<Answer> {
             grants.insert((activation, token));
         }
     }
-    // A name that nobody has been told.
+    // A new activation, which no answer has named.
     grants.insert((NEW, NEW));
     let granted = |(activation, token)| Answer::Granted(Grant { activation, token });
     let mut answers: Vec<Answer> = grants.into_iter().map(granted).collect();
@@ -122,7 +122,7 @@ fn possible(model: &Model, part: &[Operation]) -> Vec<Answer> {
 
 const NEW: u32 = u32::MAX;
 
-/// The offending part, and the same for people: one operation a line, and what would have been right.
+/// Returns the offending part, and a text for people with one operation per line and the right answers.
 pub fn explain(model: &Model, operations: &[Operation]) -> (Vec<Operation>, String) {
     let whole = shortest_prefix(model, operations);
     let (part, others) = offending(model, operations);
@@ -138,12 +138,12 @@ pub fn explain(model: &Model, operations: &[Operation]) -> (Vec<Operation>, Stri
         })
         .collect();
     if !possible.is_empty() {
-        let _ = writeln!(text, "  the last of them could have been: {}", possible.join("; "));
+        let _ = writeln!(text, "  the last answer could have been: {}", possible.join("; "));
     }
     if others > 0 {
         let _ = writeln!(
             text,
-            "  {others} more on this code until then cannot make up for it, whatever became of them"
+            "  {others} other operations on this code before it do not explain it, whatever their effect"
         );
     }
     (part, text)

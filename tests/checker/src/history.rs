@@ -1,32 +1,32 @@
-//! What was asked and what was answered, and its form as lines of JSON.
+//! Requests and answers, and their form as lines of JSON.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io::{self, BufRead, Write};
 
-/// One request and its answer. Codes, machines, activations, tokens and servers are numbers that the
-/// recorder gives: a history holds no secret.
+/// One request and its answer. The recorder gives numbers to codes, machines, activations, tokens and
+/// servers, so a history contains no secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
-    /// Who asked. A client asks one thing after the other.
+    /// The client that sent the request. A client sends one request at a time.
     pub client: u32,
-    /// Which server was asked.
+    /// The server that got the request.
     pub server: u32,
-    /// When the request went out, in microseconds since the history began.
+    /// The time of the request, in microseconds since the history began.
     pub invoked: u64,
-    /// When the answer was there, or when it was no longer waited for; same unit.
+    /// The time when the answer came or the client stopped waiting, in the same unit.
     pub returned: u64,
-    /// What was asked.
+    /// The request.
     pub call: Call,
-    /// What was answered.
+    /// The answer.
     pub answer: Answer,
 }
 
-/// What is asked.
+/// A request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Call {
-    /// A browser asks for a code. The number is the recorder's for the code that comes back.
+    /// A browser asks for a code. The recorder gives a number to the issued code.
     Issue {
         /// The code.
         code: u32,
@@ -46,7 +46,7 @@ pub enum Call {
         machine: u32,
         /// The binding: host name and address.
         binding: u32,
-        /// Between which instants the precheck happened whose token is shown, in microseconds.
+        /// The time span of the precheck that gave the token, in microseconds.
         prechecked: (u64, u64),
     },
     /// The installation is complete.
@@ -56,7 +56,7 @@ pub enum Call {
         /// The activation.
         activation: u32,
     },
-    /// The installation is given up.
+    /// The installer gives up.
     Release {
         /// The code of the activation.
         code: u32,
@@ -80,24 +80,24 @@ pub enum Call {
     },
 }
 
-/// What is answered.
+/// An answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// Issue: here is a code.
+    /// Issue: a code was issued.
     Issued,
-    /// Precheck: go on.
+    /// Precheck: the installation may begin.
     Ready,
-    /// Activate: the code is this machine's.
+    /// Activate: the machine got the code.
     Granted(Grant),
-    /// Confirm: done.
+    /// Confirm: the installation is confirmed.
     Confirmed,
-    /// Release: given up, and whether the code is good again.
+    /// Release: the activation is released.
     Released {
-        /// Whether the code is good again.
+        /// Whether the code can be used again.
         restored: bool,
     },
-    /// Release: the activation is confirmed and stays so.
+    /// Release: the activation is confirmed and stays confirmed.
     StaysConfirmed,
     /// `install_code_used`.
     Used,
@@ -115,21 +115,21 @@ pub enum Answer {
     ActivationNotFound,
     /// Register: authorized.
     Registered,
-    /// Check-in: go on.
+    /// Check-in: the server is active.
     Alive,
     /// Register, revoke or check-in: the server is revoked.
     Revoked,
-    /// Check-in or revoke: there is no such server.
+    /// Check-in or revoke: the server is not registered.
     NotRegistered,
-    /// No answer, or `outcome_unknown`: it may have happened, or may happen later.
+    /// No answer, or `outcome_unknown`: the request may have happened, or may happen later.
     Perhaps,
     /// `overloaded`, `storage_unavailable` or `rate_limit_exceeded`: nothing happened.
     Nothing,
-    /// Anything else; no state explains it.
+    /// Any other answer. No state explains it.
     Other(String),
 }
 
-/// What an activate hands out.
+/// The result of a successful activate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Grant {
     /// The activation.
@@ -139,7 +139,7 @@ pub struct Grant {
 }
 
 impl Call {
-    /// The code that is spoken of; `None` for servers.
+    /// The code of a request about a code.
     pub const fn code(&self) -> Option<u32> {
         match *self {
             Self::Issue { code }
@@ -151,7 +151,7 @@ impl Call {
         }
     }
 
-    /// The server that is spoken of; `None` for codes.
+    /// The server of a request about a server.
     pub const fn node(&self) -> Option<u32> {
         match *self {
             Self::Register { node } | Self::Revoke { node } | Self::CheckIn { node } => Some(node),
@@ -209,7 +209,7 @@ impl fmt::Display for Answer {
 }
 
 impl fmt::Display for Operation {
-    /// One line for people: seconds, who, what, answer.
+    /// One line for people: time in seconds, client and server, request, answer.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = |micros: u64| format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000);
         write!(
@@ -225,19 +225,19 @@ impl fmt::Display for Operation {
     }
 }
 
-/// Writes one line.
+/// Writes one operation as a line.
 ///
 /// # Errors
-/// What writing fails with.
+/// Returns an error if writing fails.
 pub fn write_line(into: &mut impl Write, operation: &Operation) -> io::Result<()> {
     serde_json::to_writer(&mut *into, operation)?;
     into.write_all(b"\n")
 }
 
-/// Reads a history, one operation a line; empty lines are skipped.
+/// Reads a history with one operation per line, and skips empty lines.
 ///
 /// # Errors
-/// What reading fails with, or that a line is not an operation; the message names the line.
+/// Returns an error if reading fails or a line is not an operation. The message names the line.
 pub fn read(from: impl BufRead) -> io::Result<Vec<Operation>> {
     let mut operations = Vec::new();
     for (number, line) in from.lines().enumerate() {
@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_history_reads_back_from_its_lines() {
+    fn a_written_history_can_be_read_again() {
         let call = Call::Activate { code: 7, machine: 1, binding: 0, prechecked: (1, 2) };
         let granted = Answer::Granted(Grant { activation: 3, token: 4 });
         let answers = [granted, Answer::Perhaps, Answer::Other("500 internal_error".into())];

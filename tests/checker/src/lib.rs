@@ -1,25 +1,25 @@
-//! Checks a **history**: what concurrent clients asked, what each was answered, and when.
+//! Checks a **history**: the requests of concurrent clients, their answers, and the times of both.
 //!
-//! The question is whether the answers could have come from one server that does one thing after the
-//! other (linearizability): is there an order of the operations, each at some instant between its
-//! request and its answer, in which a sequential [`model`] gives exactly these answers? Codes do not
-//! touch each other, so each code is a question of its own. [`search`](mod@search) answers it as Wing
-//! and Gong proposed and Porcupine does: a depth-first search over what may come next, which remembers
-//! the configurations it has seen.
+//! It checks linearizability: could one server that handles one request at a time have given these
+//! answers? This is the case if the operations have an order in which a sequential [`model`] gives exactly
+//! these answers, and each operation takes effect between its request and its answer. Codes are
+//! independent, so each code is checked alone. [`search`](mod@search) looks for the order with the
+//! algorithm of Wing and Gong, as Porcupine does: a depth-first search over the possible next operations
+//! that remembers the configurations it has visited.
 //!
-//! An operation without a reply, or with the reply `outcome_unknown`, may have taken effect at any time
-//! after its request, or never. It is called a **perhaps**.
+//! An operation without an answer, or with the answer `outcome_unknown`, may take effect at any time after
+//! its request, or never. Its answer is recorded as [`Answer::Perhaps`].
 //!
-//! The model is written from the contract and knows nothing of the product's code: a fault in
-//! `iptunnel-domain` is found by it, not shared with it. The tests of this crate compare the two.
+//! The model follows the contract and does not use the product's code, so it finds faults in
+//! `iptunnel-domain` and does not share them. The tests of this crate compare the two.
 //!
-//! | module | what it holds |
+//! | module | content |
 //! |---|---|
 //! | [`history`] | operations, and their form as lines of JSON |
-//! | [`model`] | one code and its activations: what may be answered in which state |
-//! | [`search`](mod@search) | whether there is an order |
-//! | [`explain`] | the smallest part of a code's history that has none |
-//! | [`check`](mod@check) | all codes and servers of a history |
+//! | [`model`] | one code and its activations, with the possible answers in each state |
+//! | [`search`](mod@search) | the search for an order |
+//! | [`explain`] | the smallest part of a code's history that has no order |
+//! | [`check`](mod@check) | the check of all codes and servers of a history |
 
 pub mod check;
 pub mod explain;

@@ -1,7 +1,7 @@
-//! Checks a history that was written down: `cargo run -p iptunnel-checker -- FILE [--finished]`.
+//! Checks a recorded history: `cargo run -p iptunnel-checker -- FILE [--finished]`.
 //!
-//! `--finished` says that the recorder had brought every code to its end. Exit status: 0 where nothing
-//! is wrong, 1 where something is, 2 where the file cannot be read.
+//! `--finished` says that the recorder tried to finish every code at the end. The exit status is 0 if the
+//! history has no violation, 1 if it has one, and 2 if the file cannot be read.
 
 use iptunnel_checker::{Rules, check, history};
 use std::fs::File;
@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let mut file = None;
-    // As `tests/integration/histories` sets servers up; see there.
+    // The same rules as in `tests/integration/histories`.
     let mut rules = Rules {
         max_activations: 255,
         lifetimes: None,

@@ -1,69 +1,69 @@
-//! One install code and its activations, as the contract has them: which answers are possible in which
-//! state, and what they leave behind.
+//! One install code and its activations according to the contract: the possible answers in each state, and
+//! the states that follow.
 //!
-//! Time enters as spans, since nobody but the server knows at which instant it decided: an answer is
-//! allowed where *some* instant between request and answer, give or take the tolerance, makes it right.
-//! Without [`Rules::lifetimes`] nothing ever expires or lapses.
+//! Times are spans, because only the server knows the instant of its decision. An answer is allowed if it is
+//! right at *some* instant between request and answer, within the tolerance. Without [`Rules::lifetimes`],
+//! nothing expires or lapses.
 
 use crate::history::{Answer, Call, Grant};
 use crate::search::Span;
 
-/// What a server was configured to.
+/// The configuration of the servers.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// How often a code may be activated.
+    /// The most activations of one code.
     pub max_activations: u32,
-    /// How long things live; `None` where a run is over long before anything could expire.
+    /// The lifetimes. `None` if the run ends long before anything can expire.
     pub lifetimes: Option<Lifetimes>,
-    /// Within how many microseconds a revocation that one server has answered binds on the others.
+    /// The microseconds after which all servers apply a revocation that one server has answered.
     pub revocation_reaches: u64,
-    /// Whether the recorder has brought every code to its end: then one that is not confirmed is burnt.
+    /// Whether the recorder tried to finish every code. If so, a code that is not confirmed is burnt.
     pub finished: bool,
 }
 
-/// How long things live, all in microseconds.
+/// The lifetimes in microseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Lifetimes {
-    /// From issue until a code expires.
+    /// The time from issue until a code expires.
     pub code: u64,
-    /// How long a precheck carries an install further.
+    /// The time for which a precheck token is valid.
     pub precheck_token: u64,
-    /// How long an activation stays open.
+    /// The time for which an activation stays open.
     pub install_token: u64,
-    /// How long a released code is good again, at least.
+    /// The least time for which a restored code is valid.
     pub restored: u64,
-    /// The age beyond which no release prolongs a code.
+    /// The age of a code beyond which a release does not prolong it.
     pub max_lifetime: u64,
-    /// By how much the servers' clocks may differ from the history's. Servers count whole seconds, so
-    /// it is one second at least.
+    /// The most by which the servers' clocks may differ from the history's. Servers count whole seconds,
+    /// so it is at least one second.
     pub tolerance: u64,
 }
 
-/// Never: later than anything in a history.
+/// Later than every time in a history.
 const NEVER: u64 = u64::MAX;
-/// When something at the latest happened of which nothing is known: no lifetime added to it overflows.
+/// The latest time of an event whose time is unknown. Adding a lifetime to it does not overflow.
 const FAR: u64 = u64::MAX / 2;
 
 /// A code and its activations.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct State {
-    /// Between which instants the code expires.
+    /// The span in which the code expires.
     expires: Span,
-    /// How often it was activated.
+    /// The number of its activations.
     activations: u32,
     standing: Standing,
-    /// Activations that were released or replaced, in the order of their names.
+    /// The released and replaced activations, sorted by their ids.
     closed: Vec<Known>,
 }
 
-/// Where the code stands.
+/// The state of the code itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Standing {
-    /// The first machine to activate it gets it.
+    /// The next machine that activates the code gets it.
     Issued,
     /// A machine holds it.
     Open(Hold),
-    /// Used, and never valid again.
+    /// The code is used for good.
     Confirmed(Known),
 }
 
@@ -72,28 +72,28 @@ enum Standing {
 struct Hold {
     machine: u32,
     binding: u32,
-    /// Its name; `None` while nobody has been told it, since the answer was lost.
+    /// Its id, or `None` if the answer with it was lost.
     activation: Option<u32>,
-    /// The same of its token.
+    /// Its token, or `None` if the answer with it was lost.
     token: Option<u32>,
-    /// Between which instants its token runs out.
+    /// The span in which its token expires.
     expires: Span,
 }
 
-/// An activation whose name somebody was told.
+/// An activation whose id is known from an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Known {
     activation: u32,
     expires: Span,
 }
 
-/// What a call leads to: an answer, or a grant whose names are still to be seen.
+/// The outcome of a call: an answer, or a grant whose id and token the answer will show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Outcome {
     Plain(Answer),
     /// A new activation.
     Opened,
-    /// The activation that is open already.
+    /// The activation that is already open.
     Again,
 }
 use Outcome::{Again, Opened, Plain};
@@ -106,12 +106,12 @@ pub struct Model {
 }
 
 impl Model {
-    /// A code that was issued within `issued`.
+    /// Creates the model of a code that was issued within `issued`.
     pub const fn new(rules: Rules, issued: Span) -> Self {
         Self { rules, issued }
     }
 
-    /// The code as issued.
+    /// The state of the code after its issue.
     pub fn initial(&self) -> State {
         State {
             expires: self.end(self.issued, |life| life.code),
@@ -121,8 +121,8 @@ impl Model {
         }
     }
 
-    /// The states that `call`, made within `at` and answered so, may leave behind: none where no such
-    /// answer is possible in `state`.
+    /// Returns the possible states after `call`, made within `at` and answered with `answer`. There is none
+    /// if this answer is not possible in `state`.
     pub fn after(&self, state: &State, call: &Call, answer: &Answer, at: Span) -> Vec<State> {
         let at = Span { from: at.from, to: at.to.min(FAR) };
         if *answer == Answer::Nothing {
@@ -132,7 +132,7 @@ impl Model {
         for (outcome, next) in self.outcomes(state, call, at) {
             let next = match (&outcome, answer) {
                 (_, Answer::Perhaps) => Some(next),
-                (Opened | Again, Answer::Granted(grant)) => told(next, *grant),
+                (Opened | Again, Answer::Granted(grant)) => with_grant(next, *grant),
                 (Plain(possible), _) if possible == answer => Some(next),
                 _ => None,
             };
@@ -145,7 +145,7 @@ impl Model {
         after
     }
 
-    /// Everything that `call` may lead to.
+    /// Returns all possible outcomes of `call`.
     fn outcomes(&self, state: &State, call: &Call, at: Span) -> Vec<(Outcome, State)> {
         match *call {
             Call::Precheck { machine, .. } => self.precheck(state, machine, at),
@@ -249,8 +249,8 @@ impl Model {
         outcomes
     }
 
-    /// A call that names an activation. While the open one has no name, it may be the one that is
-    /// meant: its grant may be among the answers that are lost, or taken for lost.
+    /// Handles a call that names an activation. If the id of the open activation is unknown, the call may
+    /// mean that one: the answer with the id may be lost, or only recorded as lost.
     fn named(
         &self,
         state: &State,
@@ -326,7 +326,7 @@ impl Model {
         state.activations >= self.rules.max_activations
     }
 
-    /// When a code that is given back within `at` expires.
+    /// Returns the span in which a code expires that is restored within `at`.
     fn prolonged(&self, expires: Span, at: Span) -> Span {
         let again = self.end(at, |life| life.restored);
         let last = self.end(self.issued, |life| life.max_lifetime);
@@ -337,7 +337,7 @@ impl Model {
         }
     }
 
-    /// Between which instants something ends that began within `begun`.
+    /// Returns the span in which something ends that began within `begun`.
     fn end(&self, begun: Span, lives: impl Fn(&Lifetimes) -> u64) -> Span {
         self.rules.lifetimes.as_ref().map_or(Span { from: NEVER, to: NEVER }, |life| {
             let after = lives(life);
@@ -345,12 +345,12 @@ impl Model {
         })
     }
 
-    /// Whether something that ends within `end` may be over at some instant of `at`.
+    /// Whether something that ends within `end` may have ended at some instant of `at`.
     fn may_be_over(&self, end: Span, at: Span) -> bool {
         end.from != NEVER && at.to.saturating_add(self.tolerance()) >= end.from
     }
 
-    /// Whether something that ends within `end` may be good at some instant of `at`.
+    /// Whether something that ends within `end` may still be valid at some instant of `at`.
     fn may_be_good(&self, end: Span, at: Span) -> bool {
         at.from < end.to.saturating_add(self.tolerance())
     }
@@ -361,7 +361,7 @@ impl Model {
 }
 
 impl State {
-    /// The activation of this name, if it is known.
+    /// Returns the activation with this id, if it is known.
     fn find(&self, activation: u32) -> Option<Known> {
         let current = match self.standing {
             Standing::Open(Hold { activation: Some(activation), expires, .. }) => {
@@ -374,7 +374,8 @@ impl State {
         all.find(|known| known.activation == activation)
     }
 
-    /// The open activation, if any, gives the code back. Nobody will speak of one without a name.
+    /// Closes the open activation, if any, and restores the code. An activation without a known id is
+    /// forgotten, because no later call can name it.
     fn close(&mut self) {
         if let Standing::Open(Hold { activation: Some(activation), expires, .. }) = self.standing {
             self.closed.push(Known { activation, expires });
@@ -384,11 +385,11 @@ impl State {
     }
 }
 
-/// The state once somebody was told the names of the open activation; `None` where it has others.
-fn told(mut state: State, grant: Grant) -> Option<State> {
+/// Returns the state with the id and the token of a grant. `None` if the open activation has others.
+fn with_grant(mut state: State, grant: Grant) -> Option<State> {
     let closed = state.closed.iter().any(|known| known.activation == grant.activation);
     let Standing::Open(hold) = &mut state.standing else { return None };
-    let same = |known: Option<u32>, told| known.is_none_or(|known| known == told);
+    let same = |known: Option<u32>, shown| known.is_none_or(|known| known == shown);
     if closed || !same(hold.activation, grant.activation) || !same(hold.token, grant.token) {
         return None;
     }
@@ -400,7 +401,7 @@ fn unchanged(state: &State, answers: impl IntoIterator<Item = Answer>) -> Vec<(O
     answers.into_iter().map(|answer| (Plain(answer), state.clone())).collect()
 }
 
-/// Whether an operation that was answered so has changed nothing, whatever it found.
+/// Whether an operation with this answer never changes the state.
 pub const fn only_reads(answer: &Answer) -> bool {
     !matches!(
         answer,

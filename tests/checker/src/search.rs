@@ -1,24 +1,24 @@
-//! Whether concurrent operations have an order that a sequential model allows.
+//! Searches for an order of concurrent operations that a sequential model allows.
 //!
-//! The method is Wing and Gong's: the next operation in the order is one that was asked before the
-//! first answer among those that are left; where the model allows none of these, the search goes back.
-//! With Lowe's memory, as in Porcupine: which operations are done, together with the state, is a
-//! configuration, and none is looked at twice.
+//! The algorithm is that of Wing and Gong: the next operation in the order was requested before the first
+//! answer among the remaining operations. If the model allows none of them, the search backtracks. With
+//! Lowe's improvement, as in Porcupine, no configuration is visited twice. A configuration is the set of
+//! operations in the order so far, with the state after them.
 
 use std::collections::HashSet;
 use std::hash::Hash;
 
-/// When an operation may have taken effect. Any unit.
+/// The time in which an operation may have taken effect, in any unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Span {
-    /// Not before this.
+    /// The earliest time.
     pub from: u64,
-    /// Not after this; [`Span::OPEN`] where nothing is known.
+    /// The latest time, or [`Span::OPEN`] if it is unknown.
     pub to: u64,
 }
 
 impl Span {
-    /// No end: the operation may take effect at any time, or never.
+    /// The latest time of an operation that may take effect at any time, or never.
     pub const OPEN: u64 = u64::MAX;
 
     const fn is_open(self) -> bool {
@@ -37,7 +37,7 @@ pub enum Order {
     Undecided,
 }
 
-/// The operations that have their place in the order already.
+/// The set of operations that already have a place in the order.
 type Done = Box<[u64]>;
 
 fn is_done(done: &Done, operation: usize) -> bool {
@@ -52,11 +52,11 @@ fn with_done(done: &Done, operation: usize) -> Done {
     done
 }
 
-/// Searches for an order of operations that lie in `spans`, beginning in the state `initial`.
-/// `after(state, n)` gives the states that operation `n` may leave behind: none where the model does
-/// not allow its answer in that state. An operation whose span is open need not happen at all.
+/// Searches for an order of the operations in `spans`, from the state `initial`. `after(state, n)` returns
+/// the possible states after operation `n`. It returns none if the model does not allow the answer in that
+/// state. An operation with an open span need not happen at all.
 ///
-/// At most `bound` configurations are looked at.
+/// The search visits at most `bound` configurations.
 pub fn search<S: Clone + Eq + Hash>(
     spans: &[Span],
     initial: S,
@@ -74,7 +74,7 @@ pub fn search<S: Clone + Eq + Hash>(
     let mut open = vec![(nothing, initial)];
     while let Some((done, state)) = open.pop() {
         let left = || by_begin.iter().filter(|(n, _)| !is_done(&done, *n));
-        // An operation that was answered comes before every operation that was requested later.
+        // An answered operation comes before every operation that was requested after its answer.
         let Some(horizon) = left().map(|(_, span)| span.to).filter(|to| *to != Span::OPEN).min()
         else {
             return Order::Exists;
@@ -131,13 +131,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_answered_before_another_asked_comes_before_it() {
+    fn an_answered_operation_comes_before_later_requests() {
         assert_eq!(order(&[(0, 1, Write(1)), (2, 3, Read(0))]), Order::None);
         assert_eq!(order(&[(0, 2, Write(1)), (2, 3, Read(0))]), Order::Exists);
     }
 
     #[test]
-    fn what_was_not_answered_happens_at_any_time_or_never() {
+    fn an_unanswered_operation_may_happen_at_any_time_or_never() {
         let open = Span::OPEN;
         assert_eq!(order(&[(0, open, Write(1)), (2, 3, Read(0))]), Order::Exists);
         assert_eq!(order(&[(0, open, Write(1)), (2, 3, Read(0)), (4, 5, Read(1))]), Order::Exists);
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn more_operations_than_a_word_has_bits_are_all_looked_at() {
+    fn the_search_handles_more_operations_than_a_word_has_bits() {
         let mut steps: Vec<_> =
             (0..200).map(|n| (2 * n, 2 * n + 1, Write((n % 250) as u8))).collect();
         steps.push((400, 401, Read(199)));
@@ -156,10 +156,10 @@ mod tests {
     }
 
     #[test]
-    fn a_search_that_reaches_its_bound_says_so() {
+    fn a_search_that_reaches_its_bound_is_undecided() {
         let spans = vec![Span { from: 0, to: 1 }; 40];
         let order = search(&spans, 0_u64, 100, |_| false, |state, n| vec![state | 1 << n]);
-        // Every order will do: depth first finds one at once.
+        // The model allows every order, but even the first one needs more than 100 configurations.
         assert_eq!(order, Order::Undecided);
         let never = search(
             &spans,

@@ -1,6 +1,6 @@
-//! The model beside the product's own rules: whatever concurrent clients hear from a server that does
-//! one thing after the other by these rules has an order, also where answers are lost and time runs out;
-//! and an answer that these rules would not have given has none.
+//! Compares the model with the product's own rules. A server that follows these rules and handles one
+//! request at a time gives answers that have an order, even if answers are lost and lifetimes end. An answer
+//! against these rules has no order.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -21,7 +21,7 @@ use std::sync::Arc;
 const SECOND: u64 = 1_000_000;
 const LONG: u64 = 1_000_000;
 
-/// Lifetimes in seconds; short ones run out in the middle of a history.
+/// Returns the lifetimes in seconds. Short ones end in the middle of a history.
 fn life(short: bool) -> iptunnel_domain::time::Lifetimes {
     let of = |seconds| if short { seconds } else { LONG };
     iptunnel_domain::time::Lifetimes {
@@ -47,7 +47,7 @@ fn rules(short: bool) -> Rules {
     Rules { max_activations: 3, lifetimes, revocation_reaches: 0, finished: false }
 }
 
-/// One server with one code, by the product's rules.
+/// One server with one code that follows the product's rules.
 struct Server {
     life: iptunnel_domain::time::Lifetimes,
     code: Code,
@@ -67,7 +67,7 @@ impl Server {
         Holder { machine: hash, fingerprint: hash }
     }
 
-    fn held(&self, by: ActivationRef) -> &Activation {
+    fn activation(&self, by: ActivationRef) -> &Activation {
         &self.activations[&(by.number.0 as u32)]
     }
 
@@ -89,7 +89,7 @@ impl Server {
         match call {
             Call::Precheck { machine, .. } => {
                 if let Precheck::Held(by) = self.code.precheck(now, &life)? {
-                    self.held(by).precheck(&Self::holder(machine), now)?;
+                    self.activation(by).precheck(&Self::holder(machine), now)?;
                 }
                 Ok(Answer::Ready)
             }
@@ -101,11 +101,11 @@ impl Server {
                 self.activate(machine, binding, prechecked, now)
             }
             Call::Confirm { activation, .. } => {
-                let held = &self.activations[&activation];
-                if now >= held.expires_at {
+                let open = &self.activations[&activation];
+                if now >= open.expires_at {
                     return Err(Refusal::TokenInvalid);
                 }
-                let confirmed = held.confirm(now)?;
+                let confirmed = open.confirm(now)?;
                 self.activations.insert(activation, confirmed);
                 Ok(Answer::Confirmed)
             }
@@ -148,8 +148,8 @@ impl Server {
         match self.code.activate(at, prechecked, &self.life)? {
             Activate::Consume(code) => self.code = code,
             Activate::Held(by) => {
-                let held = self.held(by);
-                match held.resume(&request, &self.code, now, &self.life)? {
+                let activation = self.activation(by);
+                match activation.resume(&request, &self.code, now, &self.life)? {
                     Resume::Repeat => return Ok(granted(by.number.0 as u32)),
                     Resume::Replace(released) => {
                         self.activations.insert(by.number.0 as u32, released);
@@ -165,7 +165,7 @@ impl Server {
     }
 }
 
-/// One request of a plan: who, what, when, and how it is lost.
+/// One request of a plan: its client, its content, its times, and whether it is lost.
 #[derive(Clone, Copy, Debug)]
 struct Step {
     client: u32,
@@ -173,7 +173,7 @@ struct Step {
     machine: u32,
     binding: u32,
     pick: prop::sample::Index,
-    /// How long until it is sent, takes effect, is answered.
+    /// The delays until the request is sent, takes effect, and is answered.
     waits: [u64; 3],
     lost: Lost,
 }
@@ -206,7 +206,7 @@ fn step() -> impl Strategy<Value = Step> {
     )
 }
 
-/// A request on its way.
+/// A request that was sent.
 struct Sent {
     at: u64,
     effect: u64,
@@ -216,8 +216,8 @@ struct Sent {
     answer: Option<Answer>,
 }
 
-/// Lets the clients of a plan ask a server, each one thing after the other, and writes down what they
-/// heard. What takes effect first is answered by the state it finds.
+/// Plays a plan on one server and returns the history. Each client sends one request at a time. Requests
+/// take effect in the order of their effect times.
 fn history(plan: &[Step], short: bool) -> Vec<Operation> {
     let mut server = Server::new(short);
     let mut queues: Vec<Vec<Step>> = vec![Vec::new(); 4];
@@ -226,11 +226,11 @@ fn history(plan: &[Step], short: bool) -> Vec<Operation> {
     }
     let mut free = [1_u64; 4];
     let mut sent: Vec<Sent> = Vec::new();
-    // What clients know, and since when.
+    // What clients know, and from which time on.
     let mut prechecked: Vec<(u64, (u64, u64))> = Vec::new();
     let mut known: Vec<(u64, u32)> = Vec::new();
     loop {
-        // The next thing that happens: an effect that is due, or a request that goes out.
+        // The next event: a request takes effect, or a client sends a request.
         let effect = sent.iter().filter(|sent| sent.answer.is_none()).map(|sent| sent.effect).min();
         let ready = (0..4).filter(|client| !queues[*client].is_empty());
         let out =
@@ -285,7 +285,7 @@ fn history(plan: &[Step], short: bool) -> Vec<Operation> {
     let issue = (Call::Issue { code: 1 }, Answer::Issued);
     let issue =
         Operation { client: 9, server: 0, invoked: 0, returned: 1, call: issue.0, answer: issue.1 };
-    let told = sent.into_iter().map(|sent| Operation {
+    let operations = sent.into_iter().map(|sent| Operation {
         client: sent.step.client,
         server: 0,
         invoked: sent.at,
@@ -293,14 +293,14 @@ fn history(plan: &[Step], short: bool) -> Vec<Operation> {
         call: sent.call,
         answer: if sent.step.lost == Lost::No { sent.answer.unwrap() } else { Answer::Perhaps },
     });
-    std::iter::once(issue).chain(told).collect()
+    std::iter::once(issue).chain(operations).collect()
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn whatever_clients_hear_from_a_server_that_keeps_the_rules_has_an_order(
+    fn the_answers_of_a_server_that_follows_the_rules_have_an_order(
         plan in prop::collection::vec(step(), 1..40), short: bool,
     ) {
         let history = history(&plan, short);
@@ -309,11 +309,11 @@ proptest! {
     }
 
     #[test]
-    fn an_answer_that_the_rules_would_not_have_given_has_none(
+    fn an_answer_against_the_rules_has_no_order(
         plan in prop::collection::vec(step(), 1..25), place: prop::sample::Index, other in 0..9_usize,
     ) {
-        // One after the other, nothing lost: then there is one right answer to each request, but that a
-        // new activation may have any name.
+        // With one request at a time and nothing lost, each request has one right answer. Only a new
+        // activation may have any id.
         let alone = plan.iter().map(|step| Step { client: 0, lost: Lost::No, ..*step });
         let mut history = history(&alone.collect::<Vec<_>>(), false);
         let place = 1 + place.index(history.len() - 1);
@@ -333,7 +333,7 @@ proptest! {
 }
 
 #[test]
-fn the_plans_reach_every_answer_there_is() {
+fn the_plans_reach_every_answer() {
     use proptest::strategy::ValueTree;
     use proptest::test_runner::TestRunner;
     let mut runner = TestRunner::deterministic();

@@ -1,4 +1,4 @@
-//! Histories as they must not be, one of each kind, and what is said of them.
+//! Wrong histories of each kind, and the violations that the checker reports.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -9,8 +9,8 @@ use iptunnel_checker::{Answer, Call, Operation, Rules, Violation, check};
 const RULES: Rules =
     Rules { max_activations: 5, lifetimes: None, revocation_reaches: 100, finished: false };
 
-/// A history about code 1, which is issued at 0; each operation takes from its first number to its
-/// second.
+/// A history of code 1, which is issued at time 0. The first two numbers of an operation are the times of
+/// its request and its answer.
 struct History(Vec<Operation>);
 
 impl History {
@@ -29,7 +29,7 @@ impl History {
         let found = self.found();
         assert!(found.is_empty(), "{}", found[0]);
     }
-    /// The one thing that is wrong with it.
+    /// Expects exactly one violation of this kind and returns its text.
     #[track_caller]
     fn fails(self, broken: Broken) -> String {
         let found: Vec<Violation> =
@@ -60,7 +60,7 @@ fn granted(activation: u32) -> Answer {
 const RESTORED: Answer = Answer::Released { restored: true };
 
 #[test]
-fn an_installation_with_everything_in_it_is_right() {
+fn a_full_installation_is_right() {
     History::new()
         .then(2, 3, precheck(1), Answer::Ready)
         .then(4, 5, activate(1, 0), granted(1))
@@ -79,14 +79,14 @@ fn an_installation_with_everything_in_it_is_right() {
 }
 
 #[test]
-fn machines_that_race_are_right_whoever_wins() {
+fn either_of_two_racing_machines_may_win() {
     for (one, two) in [(granted(1), Answer::Used), (Answer::Used, granted(1))] {
         History::new().then(2, 9, activate(1, 0), one).then(3, 8, activate(2, 0), two).passes();
     }
 }
 
 #[test]
-fn a_request_that_got_no_answer_may_have_happened_or_not_or_happen_later() {
+fn an_unanswered_request_may_have_happened_or_not_or_may_happen_later() {
     let history = || History::new().then(2, 3, activate(1, 0), Answer::Perhaps);
     history().then(4, 5, activate(2, 0), granted(1)).passes();
     history().then(4, 5, activate(2, 0), Answer::Used).passes();
@@ -99,11 +99,11 @@ fn a_request_that_got_no_answer_may_have_happened_or_not_or_happen_later() {
         .then(4, 5, precheck(2), Answer::Used)
         .then(6, 7, precheck(2), Answer::Ready)
         .fails(Broken::OneOrder);
-    assert!(text.contains("the last of them could have been: code used"), "{text}");
+    assert!(text.contains("the last answer could have been: code used"), "{text}");
 }
 
 #[test]
-fn a_refusal_because_of_the_store_means_that_nothing_happened() {
+fn a_request_that_the_store_refused_did_not_happen() {
     History::new()
         .then(2, 3, activate(1, 0), Answer::Nothing)
         .then(4, 5, activate(2, 0), granted(1))
@@ -115,7 +115,7 @@ fn a_refusal_because_of_the_store_means_that_nothing_happened() {
 }
 
 #[test]
-fn a_code_that_two_machines_are_granted_is_told_with_both_answers_and_nothing_else() {
+fn a_code_granted_to_two_machines_is_reported_with_only_these_two_answers() {
     let text = History::new()
         .then(2, 3, precheck(1), Answer::Ready)
         .then(2, 3, precheck(2), Answer::Ready)
@@ -124,18 +124,18 @@ fn a_code_that_two_machines_are_granted_is_told_with_both_answers_and_nothing_el
         .then(7, 8, confirm(1), Answer::Confirmed)
         .then(9, 9, confirm(2), Answer::ActivationNotFound)
         .fails(Broken::OneOrder);
-    let shown = "code 1: what was answered is not one story
+    let shown = "code 1: no order explains the answers
 no order explains these answers together:
         0.000004 -       0.000005  client   1, server 0  activate by machine 1 for host 0  ->  granted activation 1 with token 1
         0.000004 -       0.000006  client   1, server 0  activate by machine 2 for host 0  ->  granted activation 2 with token 2
-  the last of them could have been: code used
-  2 more on this code until then cannot make up for it, whatever became of them
+  the last answer could have been: code used
+  2 other operations on this code before it do not explain it, whatever their effect
 ";
     assert_eq!(text, shown);
 }
 
 #[test]
-fn a_code_that_two_machines_confirm_is_told_without_any_search() {
+fn a_code_confirmed_by_two_machines_is_reported_without_a_search() {
     let wrong = || {
         History::new()
             .then(4, 5, activate(1, 0), granted(1))
@@ -152,14 +152,14 @@ fn a_code_that_two_machines_confirm_is_told_without_any_search() {
 }
 
 #[test]
-fn a_confirm_that_was_answered_and_lost_is_told() {
+fn an_answered_confirm_that_is_lost_is_reported() {
     let text = History::new()
         .then(2, 3, activate(1, 0), granted(1))
         .then(4, 5, confirm(1), Answer::Confirmed)
         .then(8, 9, precheck(2), Answer::Ready)
         .fails(Broken::OneOrder);
     assert!(text.contains("confirm activation 1  ->  confirmed"), "{text}");
-    assert!(!text.contains("activate by"), "the grant is not needed to see it: {text}");
+    assert!(!text.contains("activate by"), "the contradiction does not need the grant: {text}");
     assert!(text.contains("precheck by machine 2  ->  ready"), "{text}");
     assert!(text.contains("could have been: code used"), "{text}");
     History::new()
@@ -175,7 +175,7 @@ fn a_confirm_that_was_answered_and_lost_is_told() {
 }
 
 #[test]
-fn an_activation_that_was_answered_and_lost_is_told() {
+fn an_answered_activation_that_is_lost_is_reported() {
     History::new()
         .then(2, 3, activate(1, 0), granted(1))
         .then(4, 5, activate(1, 0), granted(2))
@@ -187,7 +187,7 @@ fn an_activation_that_was_answered_and_lost_is_told() {
 }
 
 #[test]
-fn a_release_that_gives_the_code_back_twice_is_told() {
+fn a_release_that_restores_the_code_twice_is_reported() {
     let text = History::new()
         .then(2, 3, activate(1, 0), granted(1))
         .then(4, 6, release(1), RESTORED)
@@ -197,7 +197,7 @@ fn a_release_that_gives_the_code_back_twice_is_told() {
 }
 
 #[test]
-fn a_release_that_was_answered_and_lost_is_told() {
+fn an_answered_release_that_is_lost_is_reported() {
     History::new()
         .then(2, 3, activate(1, 0), granted(1))
         .then(4, 5, release(1), RESTORED)
@@ -210,7 +210,7 @@ fn a_release_that_was_answered_and_lost_is_told() {
 }
 
 #[test]
-fn a_grant_after_the_code_is_spent_is_told() {
+fn a_grant_after_the_confirm_is_reported() {
     let text = History::new()
         .then(2, 3, activate(1, 0), granted(1))
         .then(4, 5, confirm(1), Answer::Confirmed)
@@ -220,8 +220,8 @@ fn a_grant_after_the_code_is_spent_is_told() {
 }
 
 #[test]
-fn a_repeat_that_comes_from_an_earlier_state_is_told() {
-    // The machine went on to another host name, and is answered with what it had before.
+fn a_repeat_from_an_earlier_state_is_reported() {
+    // The machine changed to another host name, but the answer is its earlier activation.
     let text = History::new()
         .then(2, 3, activate(1, 0), granted(1))
         .then(4, 5, activate(1, 1), granted(2))
@@ -243,7 +243,7 @@ fn a_repeat_that_comes_from_an_earlier_state_is_told() {
 }
 
 #[test]
-fn an_answer_of_no_known_kind_is_told() {
+fn an_unknown_answer_is_reported() {
     let error = Answer::Other("500 internal_error".into());
     let text = History::new().then(2, 3, precheck(1), error).fails(Broken::OneOrder);
     assert!(
@@ -254,7 +254,7 @@ fn an_answer_of_no_known_kind_is_told() {
 }
 
 #[test]
-fn a_code_that_is_worn_out_too_early_or_too_late_is_told() {
+fn a_code_refused_for_too_many_activations_too_early_or_too_late_is_reported() {
     let times = |count: u32| {
         (1..=count).fold(History::new(), |history, n| {
             let at = u64::from(n) * 10;
@@ -272,7 +272,7 @@ fn a_code_that_is_worn_out_too_early_or_too_late_is_told() {
 }
 
 #[test]
-fn a_code_that_nobody_could_finish_is_burnt() {
+fn a_code_that_no_machine_could_finish_is_burnt() {
     let finished = Rules { finished: true, ..RULES };
     let burnt = History::new().then(2, 3, activate(2, 0), Answer::Perhaps).then(
         4,
@@ -289,12 +289,12 @@ fn a_code_that_nobody_could_finish_is_burnt() {
         confirm(1),
         Answer::TokenUsed,
     );
-    // Whoever hears that it is confirmed already has finished it before.
+    // The answer says that the installation was confirmed before.
     assert!(check(&done.0, &finished).iter().all(|found| found.broken != Broken::NothingBurnt));
 }
 
 #[test]
-fn an_activation_of_two_codes_is_told() {
+fn an_activation_of_two_codes_is_reported() {
     let mut history = History::new().then(2, 3, activate(1, 0), granted(1));
     history.0.push(operation(4, 5, Call::Issue { code: 2 }, Answer::Issued));
     let call = Call::Activate { code: 2, machine: 2, binding: 0, prechecked: (0, 0) };
@@ -304,7 +304,7 @@ fn an_activation_of_two_codes_is_told() {
 }
 
 #[test]
-fn a_revoked_server_that_is_let_in_is_told() {
+fn a_revoked_server_that_is_accepted_is_reported() {
     let (register, revoke, check_in) =
         (Call::Register { node: 7 }, Call::Revoke { node: 7 }, Call::CheckIn { node: 7 });
     let history = || {
@@ -317,7 +317,7 @@ fn a_revoked_server_that_is_let_in_is_told() {
     history().then(8, 9, check_in, Answer::Alive).fails(Broken::Revocation);
     history().then(8, 9, register, Answer::Registered).fails(Broken::Revocation);
     history().then(8, 9, check_in, Answer::NotRegistered).fails(Broken::Revocation);
-    // Another server hears of it a little later.
+    // Another server learns of the revocation a little later.
     let elsewhere = |at| {
         let mut history = history();
         let operation = operation(at, at + 1, check_in, Answer::Alive);
@@ -326,7 +326,7 @@ fn a_revoked_server_that_is_let_in_is_told() {
     };
     elsewhere(9).passes();
     elsewhere(200).fails(Broken::Revocation);
-    // Nobody has revoked it.
+    // No operator revoked the server.
     History::new()
         .then(2, 3, register, Answer::Registered)
         .then(4, 5, check_in, Answer::Revoked)

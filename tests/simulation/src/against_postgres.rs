@@ -1,11 +1,10 @@
-//! The model of the shared database against the engine itself: two servers do the same to both, one
-//! thing after the other, and every verdict, and all that can be read then, must be the same. What
-//! commits wait for, and how ways break, is not in it. `scripts/test` starts a cluster and names it in
-//! `TEST_POSTGRES`.
+//! Compares the model of the shared database with the real engine. Two servers take the same steps on both,
+//! one at a time. Every verdict, and everything that can be read afterwards, must be the same. Waits for the
+//! standby and broken connections are not compared. `scripts/test` starts a cluster and sets `TEST_POSTGRES`.
 //!
-//! What servers decide on is what they read last, so guards hold and fail as they do in earnest. Some
-//! changes are besides decided wrongly on purpose. Two things are left out, which never happen: a name
-//! or a number of two codes' activations, and a record that is forgotten in the batch that changes it.
+//! Servers decide on the records they read last, so guards hold and fail as in reality. Some changes are
+//! decided wrongly on purpose. Two cases never happen and are left out: activations of two codes with the
+//! same id or number, and a record that is forgotten in the batch that changes it.
 
 use crate::chance::Chance;
 use crate::database::{Connection, Database, Standby};
@@ -30,104 +29,104 @@ use proptest::test_runner::{Config, TestError, TestRunner};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Of each sequence, as many codes, registered servers, settings and limits.
+/// The number of codes, registered servers, settings and limits in each sequence.
 const KINDS: u8 = 3;
-/// When everything begins.
+/// The start time of all sequences.
 const BEGUN: Timestamp = Timestamp(1_800_000_000);
-/// A number that no server has.
-const NOBODY: ServerNumber = ServerNumber(i32::MAX as u32);
+/// A number of no server.
+const NO_NUMBER: ServerNumber = ServerNumber(i32::MAX as u32);
 
-/// One step, by the first or the second server.
+/// One step of the first or the second server.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A batch is committed; whether the server then reads everything again.
-    Commit(usize, Vec<Move>, bool),
-    /// The server reads everything again.
+    /// Commits a batch. The last field says whether the server then reads everything again.
+    Commit(usize, Vec<Decision>, bool),
+    /// Reads everything again.
     Look(usize),
-    /// A code, and all its activations, are forgotten, each at the version that the server knows.
+    /// Forgets a code and all its activations, each at the version that the server knows.
     Forget(usize, u8),
-    /// An epoch begins after the present one, or is asked for after one that has passed.
+    /// Begins an epoch after the current one, or asks for one after an earlier epoch.
     BeginEpoch(usize, bool),
     /// Charges requests, each against some limits with their allowances.
     Charge(usize, Vec<Vec<u8>>, u32),
     /// Gives charges back.
     GiveBack(usize, Vec<u8>),
-    /// Counters are forgotten, so many seconds after the beginning.
+    /// Forgets counters, at this many seconds after the start time.
     ForgetCounters(usize, u64),
-    /// A server was seen, so many seconds after the beginning.
+    /// Checks a server in, at this many seconds after the start time.
     CheckIn(usize, u8, u64),
 }
 
 /// A change that is decided on the records the server knows.
 #[derive(Clone, Debug)]
-enum Move {
-    /// A code is issued.
+enum Decision {
+    /// Issues a code.
     Issue(u8),
-    /// A code is issued under another number, though its hash may be taken.
+    /// Issues a code under another number, though its hash may already exist.
     IssueBeside(u8),
-    /// A machine gets a code.
-    Open(u8, Slip),
-    /// The same machine gets it for another host: the open activation is closed.
-    Replace(u8, Slip),
-    /// A code is given back.
-    Release(u8, Slip),
-    /// An installation is complete.
-    Confirm(u8, Slip),
-    /// A code lives longer.
-    Prolong(u8, Slip),
-    /// A server registers for the first time.
+    /// Opens an activation for a machine.
+    Open(u8, Mistake),
+    /// Replaces the open activation with one for another host of the same machine.
+    Replace(u8, Mistake),
+    /// Releases the activation and restores the code.
+    Release(u8, Mistake),
+    /// Confirms the activation.
+    Confirm(u8, Mistake),
+    /// Prolongs a code.
+    Prolong(u8, Mistake),
+    /// Registers a server for the first time.
     Register(u8),
-    /// A server registers again, is revoked, or restored.
-    Change(u8, Slip),
-    /// A setting is changed, or no more.
+    /// Registers a server again, and revokes or restores it.
+    Change(u8, Mistake),
+    /// Sets or removes a setting.
     Set(u8, Option<u8>),
-    /// Something is tried on a code.
+    /// Records an attempt on a code.
     Try(u8),
-    /// Something is noted that changes nothing.
+    /// Writes only an audit event.
     Note,
 }
 
-/// How a change is decided wrongly.
+/// The mistake in a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Slip {
+enum Mistake {
     None,
-    /// On an older version of its first record.
+    /// It is based on an older version of its first record.
     Older,
-    /// On a newer one.
+    /// It is based on a newer version of its first record.
     Newer,
-    /// A part is left out: the code that is opened, or the activation that is to be closed.
+    /// It lacks a part: the consumed code, or the activation to close.
     Torn,
-    /// Another activation of the code is closed, if there is one.
+    /// It closes another activation of the code, if there is one.
     Another,
-    /// The number of an activation is one that was given before.
+    /// It gives an activation a number that was given before.
     Taken,
 }
 
-fn moves() -> impl Strategy<Value = Move> {
+fn decisions() -> impl Strategy<Value = Decision> {
     let which = || 0..KINDS;
-    let slip = || {
+    let mistake = || {
         prop_oneof![
-            12 => Just(Slip::None),
-            1 => Just(Slip::Older),
-            1 => Just(Slip::Newer),
-            1 => Just(Slip::Torn),
-            1 => Just(Slip::Another),
-            1 => Just(Slip::Taken),
+            12 => Just(Mistake::None),
+            1 => Just(Mistake::Older),
+            1 => Just(Mistake::Newer),
+            1 => Just(Mistake::Torn),
+            1 => Just(Mistake::Another),
+            1 => Just(Mistake::Taken),
         ]
     };
     prop_oneof![
-        3 => which().prop_map(Move::Issue),
-        1 => which().prop_map(Move::IssueBeside),
-        5 => (which(), slip()).prop_map(|(code, slip)| Move::Open(code, slip)),
-        3 => (which(), slip()).prop_map(|(code, slip)| Move::Replace(code, slip)),
-        4 => (which(), slip()).prop_map(|(code, slip)| Move::Release(code, slip)),
-        2 => (which(), slip()).prop_map(|(code, slip)| Move::Confirm(code, slip)),
-        1 => (which(), slip()).prop_map(|(code, slip)| Move::Prolong(code, slip)),
-        2 => which().prop_map(Move::Register),
-        2 => (which(), slip()).prop_map(|(server, slip)| Move::Change(server, slip)),
-        2 => (which(), proptest::option::of(any::<u8>())).prop_map(|(key, to)| Move::Set(key, to)),
-        1 => which().prop_map(Move::Try),
-        1 => Just(Move::Note),
+        3 => which().prop_map(Decision::Issue),
+        1 => which().prop_map(Decision::IssueBeside),
+        5 => (which(), mistake()).prop_map(|(code, mistake)| Decision::Open(code, mistake)),
+        3 => (which(), mistake()).prop_map(|(code, mistake)| Decision::Replace(code, mistake)),
+        4 => (which(), mistake()).prop_map(|(code, mistake)| Decision::Release(code, mistake)),
+        2 => (which(), mistake()).prop_map(|(code, mistake)| Decision::Confirm(code, mistake)),
+        1 => (which(), mistake()).prop_map(|(code, mistake)| Decision::Prolong(code, mistake)),
+        2 => which().prop_map(Decision::Register),
+        2 => (which(), mistake()).prop_map(|(server, mistake)| Decision::Change(server, mistake)),
+        2 => (which(), proptest::option::of(any::<u8>())).prop_map(|(key, to)| Decision::Set(key, to)),
+        1 => which().prop_map(Decision::Try),
+        1 => Just(Decision::Note),
     ]
 }
 
@@ -139,8 +138,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         proptest::collection::vec(limits.prop_map(|set| set.into_iter().collect()), 1..4);
     let seconds = || prop_oneof![0..300_u64, 80_000..120_000_u64];
     let step = prop_oneof![
-        24 => (who(), proptest::collection::vec(moves(), 0..5), any::<bool>())
-            .prop_map(|(who, moves, looks)| Step::Commit(who, moves, looks)),
+        24 => (who(), proptest::collection::vec(decisions(), 0..5), any::<bool>())
+            .prop_map(|(who, decisions, looks)| Step::Commit(who, decisions, looks)),
         4 => who().prop_map(Step::Look),
         2 => (who(), 0..KINDS).prop_map(|(who, code)| Step::Forget(who, code)),
         1 => (who(), any::<bool>()).prop_map(|(who, passed)| Step::BeginEpoch(who, passed)),
@@ -153,22 +152,22 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..24)
 }
 
-/// The records that a server has read and not seen change.
+/// The records as a server knows them.
 #[derive(Clone, Default)]
 struct Known {
     codes: BTreeMap<u8, Code>,
     activations: BTreeMap<ActivationId, Activation>,
     servers: BTreeMap<u8, Server>,
-    /// How many numbers it has given to activations.
+    /// The number of activation numbers it has given.
     given: u64,
 }
 
 /// Two servers over one of the two databases.
 struct Side<'a> {
     stores: [&'a dyn Store; 2],
-    /// The epoch when it all began.
+    /// The epoch at the start.
     began: u64,
-    /// The present one.
+    /// The current epoch.
     epoch: u64,
 }
 
@@ -178,15 +177,15 @@ impl Side<'_> {
     }
 }
 
-/// A sequence: names of its own in both databases.
+/// A sequence of steps, with its own records in both databases.
 struct Sequence {
     base: u64,
     known: [Known; 2],
-    /// How many changes there were: each has an instant of its own.
+    /// The number of changes so far. Each has its own time.
     changes: u64,
 }
 
-/// All that can be read of a sequence's records.
+/// Everything that can be read of a sequence's records.
 #[derive(Debug, PartialEq)]
 struct Stored {
     codes: Vec<Option<Code>>,
@@ -232,7 +231,7 @@ impl Sequence {
         ActivationRef { number: ActivationNumber(number), id: ActivationId(spread(number)) }
     }
 
-    /// All that activations of this sequence can be called.
+    /// All ids that activations of this sequence may have.
     fn all_at(&self) -> Vec<ActivationId> {
         (0..KINDS)
             .flat_map(|code| (0..2).map(move |who| (code, who)))
@@ -259,8 +258,8 @@ impl Sequence {
         Write::Audit(Arc::new(Event { subject, ..event }))
     }
 
-    /// What never changes of a record depends on its number alone: one that was never written may be
-    /// the base of a change.
+    /// The fixed fields of a record depend only on its number, because a change may be based on a record that
+    /// was never written.
     fn new_code(&self, code: u8, number: u64) -> Code {
         Code {
             number: CodeNumber(self.base + number),
@@ -275,9 +274,9 @@ impl Sequence {
         }
     }
 
-    fn new_activation(&mut self, who: usize, code: u8, slip: Slip) -> Activation {
-        let given =
-            self.known[who].given - u64::from(slip == Slip::Taken && self.known[who].given > 0);
+    fn new_activation(&mut self, who: usize, code: u8, mistake: Mistake) -> Activation {
+        let given = self.known[who].given
+            - u64::from(mistake == Mistake::Taken && self.known[who].given > 0);
         self.known[who].given = given + 1;
         Activation {
             at: self.at(place(code, who, given)),
@@ -299,59 +298,59 @@ impl Sequence {
         }
     }
 
-    /// The activation that is to be closed: the code's holder, or another of the code.
-    fn to_close(&self, who: usize, code: &Code, slip: Slip) -> Option<Activation> {
+    /// Returns the activation to close: the one that holds the code, or another one of the code.
+    fn to_close(&self, who: usize, code: &Code, mistake: Mistake) -> Option<Activation> {
         let CodeState::Consumed(by) = code.state else { return None };
         let known = &self.known[who].activations;
         let other = |one: &&Activation| one.code == code.hash && one.at.id != by.id;
-        let other = known.values().find(other).filter(|_| slip == Slip::Another);
+        let other = known.values().find(other).filter(|_| mistake == Mistake::Another);
         other.or_else(|| known.get(&by.id)).cloned()
     }
 
-    /// The writes of a change, with what the server then knows; `None` where it knows nothing that it
-    /// could be decided on.
-    fn decide(&mut self, who: usize, decision: &Move) -> Option<Change> {
+    /// Decides on a change and updates the server's knowledge. Returns `None` if the server knows no record
+    /// for it.
+    fn decide(&mut self, who: usize, decision: &Decision) -> Option<Change> {
         let mut writes = match *decision {
-            Move::Issue(code) => vec![Write::Code(self.new_code(code, code.into()))],
-            Move::IssueBeside(code) => {
+            Decision::Issue(code) => vec![Write::Code(self.new_code(code, code.into()))],
+            Decision::IssueBeside(code) => {
                 vec![Write::Code(self.new_code(code, u64::from(KINDS + code)))]
             }
-            Move::Open(code, slip) => {
+            Decision::Open(code, mistake) => {
                 let before = self.known[who].codes.get(&code)?.clone();
-                let opened = self.new_activation(who, code, slip);
-                let code = (slip != Slip::Torn).then(|| consumed(&before, &opened));
+                let opened = self.new_activation(who, code, mistake);
+                let code = (mistake != Mistake::Torn).then(|| consumed(&before, &opened));
                 code.into_iter().chain([Write::Activation(opened)]).collect()
             }
-            Move::Replace(code, slip) => {
+            Decision::Replace(code, mistake) => {
                 let before = self.known[who].codes.get(&code)?.clone();
-                let closed = self.to_close(who, &before, slip)?;
-                let opened = self.new_activation(who, code, slip);
+                let closed = self.to_close(who, &before, mistake)?;
+                let opened = self.new_activation(who, code, mistake);
                 let closed = closed_as(closed, ActivationState::Released(self.now()));
                 let rest = [consumed(&before, &opened), Write::Activation(opened)];
-                (slip != Slip::Torn).then_some(closed).into_iter().chain(rest).collect()
+                (mistake != Mistake::Torn).then_some(closed).into_iter().chain(rest).collect()
             }
-            Move::Release(code, slip) => {
+            Decision::Release(code, mistake) => {
                 let before = self.known[who].codes.get(&code)?.clone();
-                let closed = self.to_close(who, &before, slip)?;
+                let closed = self.to_close(who, &before, mistake)?;
                 let closed = closed_as(closed, ActivationState::Released(self.now()));
                 let version = before.version + 1;
                 let back = Write::Code(Code { state: CodeState::Issued, version, ..before });
-                (slip != Slip::Torn).then_some(closed).into_iter().chain([back]).collect()
+                (mistake != Mistake::Torn).then_some(closed).into_iter().chain([back]).collect()
             }
-            Move::Confirm(code, slip) => {
+            Decision::Confirm(code, mistake) => {
                 let before = self.known[who].codes.get(&code)?.clone();
-                let closed = self.to_close(who, &before, slip)?;
+                let closed = self.to_close(who, &before, mistake)?;
                 vec![closed_as(closed, ActivationState::Confirmed(self.now()))]
             }
-            Move::Prolong(code, _) => {
+            Decision::Prolong(code, _) => {
                 let before = self.known[who].codes.get(&code)?.clone();
                 let (expires_at, version) = (self.now(), before.version + 1);
                 vec![Write::Code(Code { expires_at, version, ..before })]
             }
-            Move::Register(server) => {
+            Decision::Register(server) => {
                 let last_checkin = self.now();
                 vec![Write::Server(Server {
-                    number: NOBODY,
+                    number: NO_NUMBER,
                     id: self.server_id(server),
                     ip: [8, 8, 8, server].into(),
                     hostname: "s.example.com".into(),
@@ -363,34 +362,34 @@ impl Sequence {
                     version: 1,
                 })]
             }
-            Move::Change(server, _) => {
+            Decision::Change(server, _) => {
                 let before = self.known[who].servers.get(&server)?.clone();
                 let last_checkin = self.now();
                 let hostname = format!("s{}.example.com", last_checkin.0);
                 let (revoked, version) = (!before.revoked, before.version + 1);
                 vec![Write::Server(Server { hostname, last_checkin, revoked, version, ..before })]
             }
-            Move::Set(key, to) => {
+            Decision::Set(key, to) => {
                 let value = to.map(|to| to.to_string());
                 vec![Write::Setting(Setting { key: self.key(key), value })]
             }
-            Move::Try(code) => {
+            Decision::Try(code) => {
                 let event = Event::new(Action::Activated, Actor::Installer, self.now(), None);
                 let code = Some(self.code_hash(code));
                 return Some(Change(vec![Write::Attempt(Event { code, ..event })]));
             }
-            Move::Note => Vec::new(),
+            Decision::Note => Vec::new(),
         };
         writes.push(self.event(who, &about(decision)));
         if let Some(first) = writes.first_mut() {
-            mistake(first, slip_of(decision));
+            apply_mistake(first, mistake_of(decision));
         }
-        self.believe(who, &writes);
+        self.remember(who, &writes);
         Some(Change(writes))
     }
 
-    /// Changes of a batch are decided on those before them.
-    fn believe(&mut self, who: usize, writes: &[Write]) {
+    /// Updates the server's knowledge with its own writes. Later changes of the batch are based on them.
+    fn remember(&mut self, who: usize, writes: &[Write]) {
         let hashes: Vec<CodeHash> = (0..KINDS).map(|code| self.code_hash(code)).collect();
         let ids: Vec<ServerId> = (0..KINDS).map(|server| self.server_id(server)).collect();
         let known = &mut self.known[who];
@@ -401,7 +400,7 @@ impl Sequence {
                     known.codes.insert(u8::try_from(place).unwrap(), code.clone());
                 }
                 Write::Activation(one) => drop(known.activations.insert(one.at.id, one.clone())),
-                // A new one has its number from the database.
+                // The database gives the number to a new server.
                 Write::Server(server) if server.version > 1 => {
                     let place = ids.iter().position(|id| *id == server.id).unwrap();
                     known.servers.insert(u8::try_from(place).unwrap(), server.clone());
@@ -422,12 +421,12 @@ impl Sequence {
         known.servers = (0..).zip(&stored.servers).filter_map(some).collect();
     }
 
-    /// The same changes as this database's servers would send them: it gave the numbers of servers.
+    /// Returns the changes with the server numbers that this database gave.
     fn numbered(&self, side: &Side<'_>, changes: &[Change]) -> Vec<Change> {
         let number = |mut write: Write| {
             if let Write::Server(server) = &mut write {
                 let found = side.shared(0).servers_of(&[server.id]).unwrap().pop().flatten();
-                server.number = found.map_or(NOBODY, |found| found.number);
+                server.number = found.map_or(NO_NUMBER, |found| found.number);
             }
             write
         };
@@ -437,7 +436,7 @@ impl Sequence {
 
     fn stored(&self, side: &Side<'_>, who: usize) -> Stored {
         let store = side.stores[who];
-        let unnumbered = |server: Server| Server { number: NOBODY, ..server };
+        let unnumbered = |server: Server| Server { number: NO_NUMBER, ..server };
         let hashes: Vec<CodeHash> = (0..KINDS).map(|code| self.code_hash(code)).collect();
         let ids: Vec<ServerId> = (0..KINDS).map(|server| self.server_id(server)).collect();
         let first = self.base - 1;
@@ -466,7 +465,7 @@ impl Sequence {
     }
 
     /// Takes a step on one of the databases, and describes the answer.
-    fn does(&self, side: &mut Side<'_>, step: &Step, changes: &[Change]) -> String {
+    fn apply(&self, side: &mut Side<'_>, step: &Step, changes: &[Change]) -> String {
         match step {
             Step::Commit(who, ..) | Step::Forget(who, _) => {
                 let changes = self.numbered(side, changes);
@@ -504,7 +503,7 @@ impl Sequence {
             Step::CheckIn(who, server, at) => {
                 let id = self.server_id(*server);
                 let found = side.shared(*who).servers_of(&[id]).unwrap().pop().flatten();
-                let Some(found) = found else { return "nobody".into() };
+                let Some(found) = found else { return "not registered".into() };
                 let seen = CheckIn { server: found.number, at: Timestamp(BEGUN.0 + at) };
                 let left = side.shared(*who).check_in(vec![CheckInOf { seen, id }]).unwrap();
                 format!("{} left", left.len())
@@ -512,11 +511,11 @@ impl Sequence {
         }
     }
 
-    /// The changes of a step.
+    /// Returns the changes of a step.
     fn changes(&mut self, step: &Step) -> Vec<Change> {
         match step {
-            Step::Commit(who, moves, _) => {
-                moves.iter().filter_map(|decision| self.decide(*who, decision)).collect()
+            Step::Commit(who, decisions, _) => {
+                decisions.iter().filter_map(|decision| self.decide(*who, decision)).collect()
             }
             Step::Forget(who, code) => {
                 let known = &self.known[*who];
@@ -532,7 +531,7 @@ impl Sequence {
     }
 }
 
-/// The place of an activation's number in its sequence. Two servers never give the same.
+/// The place of an activation's number in its sequence. Two servers never give the same number.
 const fn place(code: u8, who: usize, given: u64) -> u64 {
     1000 + 1000 * code as u64 + 500 * who as u64 + given
 }
@@ -546,51 +545,51 @@ fn closed_as(one: Activation, state: ActivationState) -> Write {
     Write::Activation(Activation { state, version: one.version + 1, ..one })
 }
 
-/// The subject of an event. The events of each record have one order.
-fn about(decision: &Move) -> String {
+/// The subject of an event. The events of one record have an order.
+fn about(decision: &Decision) -> String {
     match decision {
-        Move::Issue(code)
-        | Move::IssueBeside(code)
-        | Move::Open(code, _)
-        | Move::Replace(code, _)
-        | Move::Release(code, _)
-        | Move::Confirm(code, _)
-        | Move::Prolong(code, _)
-        | Move::Try(code) => format!("code {code}"),
-        Move::Register(server) | Move::Change(server, _) => format!("registered {server}"),
-        Move::Set(..) => "settings".into(),
-        Move::Note => "nothing".into(),
+        Decision::Issue(code)
+        | Decision::IssueBeside(code)
+        | Decision::Open(code, _)
+        | Decision::Replace(code, _)
+        | Decision::Release(code, _)
+        | Decision::Confirm(code, _)
+        | Decision::Prolong(code, _)
+        | Decision::Try(code) => format!("code {code}"),
+        Decision::Register(server) | Decision::Change(server, _) => format!("registered {server}"),
+        Decision::Set(..) => "settings".into(),
+        Decision::Note => "nothing".into(),
     }
 }
 
-const fn slip_of(decision: &Move) -> Slip {
+const fn mistake_of(decision: &Decision) -> Mistake {
     match decision {
-        Move::Open(_, slip)
-        | Move::Replace(_, slip)
-        | Move::Release(_, slip)
-        | Move::Confirm(_, slip)
-        | Move::Prolong(_, slip)
-        | Move::Change(_, slip) => *slip,
-        _ => Slip::None,
+        Decision::Open(_, mistake)
+        | Decision::Replace(_, mistake)
+        | Decision::Release(_, mistake)
+        | Decision::Confirm(_, mistake)
+        | Decision::Prolong(_, mistake)
+        | Decision::Change(_, mistake) => *mistake,
+        _ => Mistake::None,
     }
 }
 
-/// Moves the version of a record that is changed, not of one that is new.
-fn mistake(write: &mut Write, slip: Slip) {
+/// Changes the version of a changed record. New records keep theirs.
+fn apply_mistake(write: &mut Write, mistake: Mistake) {
     let version: &mut Version = match write {
         Write::Code(code) => &mut code.version,
         Write::Activation(one) => &mut one.version,
         Write::Server(server) => &mut server.version,
         _ => return,
     };
-    match slip {
-        Slip::Older if *version > 2 => *version -= 1,
-        Slip::Newer if *version > 1 => *version += 1,
+    match mistake {
+        Mistake::Older if *version > 2 => *version -= 1,
+        Mistake::Newer if *version > 1 => *version += 1,
         _ => {}
     }
 }
 
-/// The events of a sequence by server and by what they are about, in their order.
+/// Returns the times of a sequence's events in order, by server and record.
 fn by_order(events: impl Iterator<Item = Event>, base: u64) -> BTreeMap<String, Vec<Timestamp>> {
     let mut orders: BTreeMap<String, Vec<Timestamp>> = BTreeMap::new();
     let own = format!("{base}: ");
@@ -600,7 +599,7 @@ fn by_order(events: impl Iterator<Item = Event>, base: u64) -> BTreeMap<String, 
     orders
 }
 
-/// The engine, and how many sequences it has seen.
+/// The engine, with the number of sequences it has run.
 struct Engine {
     stores: [PostgresStore; 2],
     epoch: u64,
@@ -614,10 +613,10 @@ impl Engine {
         Self { stores, epoch, sequences: 0 }
     }
 
-    /// Runs a sequence on both databases, and describes any difference.
-    fn differs(&mut self, steps: &[Step], planted: &Planted) -> Result<(), String> {
+    /// Runs a sequence on both databases. Returns a description of the first difference, if any.
+    fn run_sequence(&mut self, steps: &[Step], planted: &Planted) -> Result<(), String> {
         let model = Database::new(Standby::Synchronous, Chance::new(1), planted.clone());
-        model.spare();
+        model.keep_connections();
         let connections: [Connection; 2] = [model.open().unwrap(), model.open().unwrap()];
         self.sequences += 1;
         let mut sequence =
@@ -627,15 +626,15 @@ impl Engine {
         let before = one.audit_head().unwrap().entries;
         let mut real = Side { stores: [one, other], began: self.epoch, epoch: self.epoch };
         let mut modelled = Side { stores: [first, second], began: 1, epoch: 1 };
-        // A server learns of an epoch with its next commit.
+        // A server learns of a new epoch with its next commit.
         real.stores.iter().chain(&modelled.stores).for_each(|store| drop(store.commit(&[])));
         for (place, step) in steps.iter().enumerate() {
             let changes = sequence.changes(step);
-            let told = |side: &mut Side<'_>| {
-                let answered = sequence.does(side, step, &changes);
+            let answer_of = |side: &mut Side<'_>| {
+                let answered = sequence.apply(side, step, &changes);
                 (answered, sequence.stored(side, place % 2))
             };
-            let (of_engine, of_model) = (told(&mut real), told(&mut modelled));
+            let (of_engine, of_model) = (answer_of(&mut real), answer_of(&mut modelled));
             self.epoch = real.epoch;
             if of_engine != of_model {
                 return Err(format!(
@@ -657,12 +656,12 @@ impl Engine {
         let modelled_events = model.events_from(0).into_iter().map(|(_, event)| event);
         let of_model = by_order(modelled_events, sequence.base);
         if of_engine != of_model {
-            return Err(format!("the logs: engine {of_engine:#?}\nmodel {of_model:#?}"));
+            return Err(format!("the audit logs: engine {of_engine:#?}\nmodel {of_model:#?}"));
         }
         Ok(())
     }
 
-    /// Plays many; the shortest that differs, and how.
+    /// Runs many sequences. Returns the shortest one with a difference, if any.
     fn compare(&mut self, sequences: u32, planted: &Planted) -> Option<String> {
         let config = Config {
             cases: sequences,
@@ -672,7 +671,7 @@ impl Engine {
         };
         let engine = std::cell::RefCell::new(self);
         let outcome = TestRunner::new(config).run(&steps(), |steps| {
-            engine.borrow_mut().differs(&steps, planted).map_err(TestCaseError::fail)
+            engine.borrow_mut().run_sequence(&steps, planted).map_err(TestCaseError::fail)
         });
         match outcome {
             Ok(()) => None,
@@ -682,7 +681,7 @@ impl Engine {
     }
 }
 
-/// A database of the test's own.
+/// A database for one test.
 struct Fresh {
     cluster: String,
     name: String,
@@ -720,18 +719,18 @@ impl Drop for Fresh {
 }
 
 #[test]
-fn the_model_of_the_database_does_what_the_database_does() {
+fn the_model_of_the_database_behaves_like_the_database() {
     let database = Fresh::new("model");
     let difference = database.engine().compare(200, &Planted::default());
     assert!(difference.is_none(), "{}", difference.unwrap());
 }
 
 #[test]
-fn a_model_that_judges_a_guard_otherwise_is_found_out() {
+fn a_model_with_a_planted_fault_differs_from_the_database() {
     let database = Fresh::new("wrong_model");
     let mut engine = database.engine();
     for fault in [Fault::NoGuard, Fault::GuardByVersion, Fault::KeepCharges] {
         let difference = engine.compare(200, &Planted(vec![fault]));
-        assert!(difference.is_some(), "{fault:?} makes no difference");
+        assert!(difference.is_some(), "the comparison does not find {fault:?}");
     }
 }

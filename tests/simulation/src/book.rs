@@ -1,5 +1,5 @@
-//! The record of all requests and answers, with the checks on it: an observer who sees every request and
-//! every answer, and nothing of the inside.
+//! The record of all requests and answers, with the checks on them. The checks use requests and answers
+//! only, and nothing from inside the servers.
 
 use iptunnel_actors::Failure;
 use iptunnel_checker::history::{self, Answer, Call};
@@ -59,12 +59,12 @@ pub enum Heard {
     Done,
     Refused(Refusal),
     Failed(Failure),
-    /// Nothing: the answer was lost, or the server with it.
+    /// No answer, because the answer or the server was lost.
     Nothing,
 }
 
 impl Heard {
-    /// Whether the operation may have happened nevertheless.
+    /// Whether the outcome is unknown: the operation may have happened.
     const fn is_perhaps(&self) -> bool {
         matches!(self, Self::Nothing | Self::Failed(Failure::OutcomeUnknown))
     }
@@ -76,30 +76,30 @@ struct Operation {
     asked: Asked,
     server: usize,
     invoked: u64,
-    /// When it was heard of, and what.
+    /// The step of the answer, and the answer.
     heard: Option<(u64, Heard)>,
-    /// When the request was sent, by the clock.
+    /// The clock time of the request.
     at: Timestamp,
-    /// The same, and when it was heard of, by virtual microseconds, of which no two are the same.
+    /// The times of the request and the answer in virtual microseconds. No two times are equal.
     span: (u64, u64),
-    /// When the precheck was that an activate rests on, likewise.
+    /// The time of the precheck that allows an activate, in virtual microseconds.
     prechecked: u64,
 }
 
-/// An activation as its machine knows it.
+/// An activation that a machine was granted.
 #[derive(Clone, Debug)]
 struct Grant {
     id: ActivationId,
     machine: usize,
     host: usize,
-    /// When the request was sent that was first granted, and when that was heard.
+    /// The steps of the first granted request and its answer.
     invoked: u64,
     acked: u64,
     expires_at: Timestamp,
     /// Requests that may close it.
     closers: Vec<usize>,
     released: Option<u64>,
-    /// When somebody first asked to confirm it: from then on it may be confirmed.
+    /// The step of the first request to confirm it. From then on it may be confirmed.
     confirm_invoked: Option<u64>,
     confirmed: Option<u64>,
 }
@@ -109,22 +109,22 @@ struct OfCode {
     grants: Vec<Grant>,
 }
 
-/// A revocation that was answered.
+/// An answered revocation.
 #[derive(Clone, Copy, Debug)]
 struct Revoked {
-    /// When it was asked for, and when that was heard, and from whom.
+    /// The steps of the request and its answer, and the server that answered.
     invoked: u64,
     acked: u64,
     server: usize,
 }
 
-/// An agent's standing as far as operators have heard.
+/// What operators know about an agent's server.
 #[derive(Clone, Copy, Debug, Default)]
 struct OfAgent {
-    /// A revocation was answered, and no restoration was requested since.
+    /// The answered revocation, unless a restoration was requested since.
     revoked: Option<Revoked>,
     restore_invoked: Option<u64>,
-    /// When the request was sent that registered it, and when that was heard.
+    /// The steps of the request that registered it and of its answer.
     registered: Option<(u64, u64)>,
 }
 
@@ -134,20 +134,20 @@ pub struct Book {
     operations: Vec<Operation>,
     codes: Vec<OfCode>,
     agents: Vec<OfAgent>,
-    /// When epochs began, by steps: what was acknowledged before may be gone.
+    /// The steps at which epochs began. Changes acknowledged before may be lost.
     epochs: Vec<u64>,
-    /// Servers that were killed at some time.
+    /// The servers that were killed at least once.
     killed: BTreeSet<usize>,
     /// The violations found.
     pub violations: Vec<String>,
 }
 
-/// Seconds around a deadline in which either answer is right: servers' clocks differ, and time goes on
-/// while a request is under way.
+/// The seconds around a deadline in which either answer is right, because the servers' clocks differ and
+/// time passes during a request.
 const SLACK: u64 = 30;
 
 impl Book {
-    /// Notes a request; its number.
+    /// Records a request and returns its number.
     pub fn invoke(
         &mut self,
         (step, moment): (u64, u64),
@@ -164,7 +164,7 @@ impl Book {
                     }
                 }
             }
-            // Another binding of the same machine takes the place of its activation.
+            // An activate of the same machine with another binding replaces its activation.
             Asked::Activate { code, machine, host } => {
                 let closer = self.operations.len();
                 for grant in &mut self.of(*code).grants {
@@ -211,12 +211,12 @@ impl Book {
         }
     }
 
-    /// A server is killed.
+    /// Records that a server was killed.
     pub fn kill(&mut self, server: usize) {
         self.killed.insert(server);
     }
 
-    /// An epoch has begun.
+    /// Records that an epoch began.
     pub fn epoch(&mut self, step: u64) {
         self.epochs.push(step);
     }
@@ -301,7 +301,7 @@ impl Book {
                     let what = format!("the activation of machine {holder} for host {bound}");
                     return Err(format!("machine {machine} got {what}"));
                 }
-                // What was asked for before and may still be on its way, or have come through.
+                // Earlier activates with another binding that may still take effect, or did so unseen.
                 let replaces = |one: &Operation| {
                     let another = matches!(one.asked,
                         Asked::Activate { code: c, machine: m, host: h }
@@ -314,7 +314,7 @@ impl Book {
                     all.filter(|(_, one)| replaces(one)).map(|(number, _)| number).collect();
                 let fenced: Vec<u64> = self.epochs.clone();
                 let mut known = self.of(code).grants.iter();
-                // Its answer may have come late, when it had long been closed.
+                // This answer may have come late, when the activation was already closed.
                 let may_be_over = !replaced.is_empty()
                     || known.any(|grant| grant.id == *id && !grant.closers.is_empty());
                 for other in &self.of(code).grants {
@@ -326,21 +326,18 @@ impl Book {
                     }
                     if other.confirmed.is_some_and(|confirmed| confirmed < invoked || !may_be_over)
                     {
-                        return Err(format!(
-                            "granted to {id:?} though {:?} is confirmed",
-                            other.id
-                        ));
+                        return Err(format!("granted {id:?}, though {:?} is confirmed", other.id));
                     }
                     let lapsed = at.plus(SLACK) >= other.expires_at;
                     let lost = fenced.iter().any(|epoch| *epoch >= other.invoked);
                     let same = other.machine == machine && other.host == host;
                     let untouched = other.closers.is_empty() && other.confirm_invoked.is_none();
                     if same && untouched && !lapsed && !lost && !may_be_over {
-                        return Err(format!("another activation instead of {:?}", other.id));
+                        return Err(format!("granted a new activation instead of {:?}", other.id));
                     }
                     if other.machine != machine && other.closers.is_empty() && !may_be_over {
                         return Err(format!(
-                            "granted to machine {machine} though machine {} holds it by {:?}",
+                            "granted to machine {machine}, though machine {} holds the code with {:?}",
                             other.machine, other.id
                         ));
                     }
@@ -372,7 +369,7 @@ impl Book {
         }
     }
 
-    /// Somebody heard that a code is used: it must not be the machine that holds it.
+    /// Checks that the machine that hears that a code is used does not hold it.
     fn not_burnt(
         &mut self,
         (operation, invoked): (usize, u64),
@@ -393,7 +390,9 @@ impl Book {
             })
         });
         match holds {
-            Some(grant) => Err(format!("used, for the machine that holds it by {:?}", grant.id)),
+            Some(grant) => {
+                Err(format!("code used, for the machine that holds it with {:?}", grant.id))
+            }
             None => Ok(()),
         }
     }
@@ -452,7 +451,7 @@ impl Book {
                 let other =
                     of_code.grants.iter().find(|one| one.id != id && one.confirmed.is_some());
                 if let Some(other) = other {
-                    return Err(format!("confirmed besides {:?}", other.id));
+                    return Err(format!("confirmed, though {:?} is confirmed too", other.id));
                 }
                 for one in &mut of_code.grants {
                     if one.id == id {
@@ -489,7 +488,7 @@ impl Book {
             return Ok(());
         };
         match heard {
-            // It had lapsed, or the code is over: it may not have been released at all.
+            // The activation had lapsed or the code had expired. It may not have been released at all.
             Heard::Released { restored: false } => Ok(()),
             Heard::Released { restored: true } => {
                 let lost = fenced.iter().any(|epoch| *epoch >= grant.invoked);
@@ -539,13 +538,13 @@ impl Book {
         let of_agent = *self.agent(agent);
         let lost = |by: u64| self.epoch_since(by);
         match heard {
-            // Other servers are told within a second; the one that answered the revocation knows.
+            // Other servers learn it within a second. The one that answered the revocation knows it at once.
             Heard::Active
                 if of_agent.revoked.is_some_and(|by| {
                     by.acked < invoked && by.server == server && !lost(by.invoked)
                 }) =>
             {
-                Err("a revoked server may go on".into())
+                Err("a revoked server is active".into())
             }
             Heard::Refused(Refusal::ServerNotFound)
                 if of_agent.registered.is_some_and(|(since, by)| by < invoked && !lost(since)) =>
@@ -566,7 +565,7 @@ impl Book {
     ) -> Result<(), String> {
         if *heard == Heard::Done && revoked {
             let of_agent = self.agent(agent);
-            // A restoration requested meanwhile may have come later.
+            // A restoration requested in between may have taken effect later.
             if of_agent.restore_invoked.is_none_or(|by| by < invoked) {
                 let pending_restore = self.operations.iter().any(|one| {
                     one.asked == Asked::SetRevoked { agent, revoked: false }
@@ -606,7 +605,7 @@ impl Book {
         for (client, one) in self.operations.iter().enumerate() {
             let call = match one.asked {
                 Asked::Issue => {
-                    // Codes are known by the order in which they were heard of.
+                    // A code's number is its place in the order of the answers.
                     let Some((_, Heard::Issued { .. })) = &one.heard else { continue };
                     Call::Issue { code: self.place_of_issue(one.span.1) }
                 }
@@ -665,24 +664,24 @@ impl Book {
         issued.count() as u32
     }
 
-    /// How many requests there were.
+    /// The number of requests.
     pub fn operations(&self) -> usize {
         self.operations.len()
     }
 
-    /// Requests that have heard nothing yet.
+    /// The requests without an answer.
     pub fn unanswered(&self) -> Vec<usize> {
         let open = self.operations.iter().enumerate().filter(|(_, one)| one.heard.is_none());
         open.map(|(number, _)| number).collect()
     }
 
-    /// Notes something that was found wrong from outside.
+    /// Records a violation that another part of the simulation found.
     pub fn found(&mut self, step: u64, operation: Option<usize>, what: &str) {
         self.violated(step, operation.unwrap_or(usize::MAX), what);
     }
 
-    /// Who holds `code` for sure at `now`, by which activation and for which host: it was granted,
-    /// nobody has asked for anything that closes it, and its token is good for a while.
+    /// Returns the machine that certainly holds `code` at `now`, with its activation and its host. The
+    /// activation was granted, no request may have closed it, and its token is valid for a while.
     pub fn holder(&self, code: usize, now: Timestamp) -> Option<(usize, ActivationId, usize)> {
         let of_code = self.codes.get(code)?;
         let grant = of_code.grants.iter().find(|grant| {
@@ -694,13 +693,13 @@ impl Book {
         Some((grant.machine, grant.id, grant.host))
     }
 
-    /// Activations that were granted, and that no epoch can have lost.
+    /// The granted activations that no epoch may have lost.
     pub fn granted_for_sure(&self) -> Vec<ActivationId> {
         let all = self.codes.iter().flat_map(|of_code| &of_code.grants);
         all.filter(|grant| !self.epoch_since(grant.invoked)).map(|grant| grant.id).collect()
     }
 
-    /// The machine that was last granted the code.
+    /// The last machine that was granted the code.
     pub fn was_granted(&self, code: usize) -> Option<usize> {
         Some(self.codes.get(code)?.grants.last()?.machine)
     }
@@ -710,7 +709,7 @@ impl Book {
         !self.epochs.is_empty()
     }
 
-    /// Whether an agent is revoked for sure.
+    /// Whether an agent's server is certainly revoked.
     pub fn is_revoked(&self, agent: usize) -> bool {
         let of_agent = self.agents.get(agent).copied().unwrap_or_default();
         of_agent.revoked.is_some_and(|by| !self.epoch_since(by.invoked))
@@ -721,8 +720,8 @@ impl Book {
         self.operations.get(operation).map(|one| one.asked.clone())
     }
 
-    /// How often a machine's activates may have been charged: each activation once, each refusal but a
-    /// limit's, and whatever nothing is known of. A server that is killed gives nothing back any more.
+    /// The most charges that a machine's activates may have caused: one for each activation, for each
+    /// refusal except by a limit, and for each unknown outcome. A killed server gives no charge back.
     pub fn most_activates_charged(&self, machine: usize) -> u32 {
         let (mut granted, mut others) = (Vec::new(), 0);
         for one in &self.operations {
@@ -743,7 +742,7 @@ impl Book {
         granted.len() as u32 + others
     }
 
-    /// When a request was sent, by the clock.
+    /// The clock time of a request.
     pub fn at(&self, operation: usize) -> Timestamp {
         self.operations.get(operation).map_or(Timestamp(0), |one| one.at)
     }
@@ -753,8 +752,7 @@ impl Book {
         self.operations.get(operation)?.heard.clone().map(|(_, heard)| heard)
     }
 
-    /// The operations of a code that may have changed it: who asked for an activate that was not
-    /// answered with a refusal.
+    /// The machines that may have activated a code: their activates were not refused.
     pub fn perhaps_taken(&self, code: usize) -> Vec<usize> {
         let taken = self.operations.iter().filter_map(|one| match (&one.asked, &one.heard) {
             (Asked::Activate { code: of, machine, .. }, heard) if *of == code => {
@@ -768,7 +766,7 @@ impl Book {
         taken.collect()
     }
 
-    /// Requests on `code` under way, by what they are.
+    /// The requests on `code` without an answer.
     pub fn under_way(&self, code: usize) -> Vec<&Asked> {
         let open = self.operations.iter().filter(|one| one.heard.is_none());
         open.map(|one| &one.asked).filter(|asked| asked.code() == Some(code)).collect()

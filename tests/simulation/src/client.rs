@@ -94,7 +94,7 @@ pub fn activates_of(machine: usize) -> Subject {
     Subject { policy: Policy::ActivatePerMachineDay, who: holder(machine).machine }
 }
 
-/// What a request needs besides its operation.
+/// The details of a request.
 pub struct Details {
     pub now: Timestamp,
     /// The hash of the code.

@@ -1,9 +1,8 @@
-//! A model of the database that servers share: its guards, its transactions, its synchronous standby,
-//! and the faults of it and of its connections. Its writes and guards follow the statements of the real
-//! engine; a test compares both.
+//! A model of the shared database: its guards, transactions and standby, and the faults of the database and
+//! its connections. Its writes and guards follow the statements of the real engine. A test compares both.
 //!
-//! A commit is atomic and takes no time here. The parts that take time in reality (the way there, the
-//! standby, the way back) are states: a commit that *waits* for the standby is not visible, and holds its rows.
+//! A commit is atomic and takes no time here. What takes time in reality (the request, the standby, the
+//! answer) is modelled by states: a commit that *waits* for the standby is not visible and locks its rows.
 
 use crate::chance::Chance;
 use crate::coverage::{Coverage, State};
@@ -42,7 +41,7 @@ pub struct Tables {
     epoch: u64,
 }
 
-/// A row that a transaction may hold.
+/// A row that a transaction may lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Row {
     Code(u64),
@@ -51,7 +50,7 @@ enum Row {
     Process(u32),
 }
 
-/// A transaction on its way.
+/// A transaction that was sent.
 #[derive(Clone)]
 struct Transaction {
     process: u32,
@@ -63,11 +62,11 @@ struct Transaction {
 /// The connection between the primary and its standby.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standby {
-    /// It confirms every commit before that is answered.
+    /// It confirms every commit before the commit is answered.
     Synchronous,
-    /// It is cut off: commits wait for it.
+    /// It is cut off, and commits wait for it.
     CutOff,
-    /// Commits are answered before it has them.
+    /// Commits are answered before it receives them.
     Asynchronous,
 }
 
@@ -75,18 +74,18 @@ struct Cluster {
     primary: Tables,
     /// The content of the standby.
     replica: Tables,
-    /// Commits that wait for the standby: not visible, and their rows are held.
+    /// The commits that wait for the standby. They are not visible, and their rows are locked.
     waiting: Vec<Transaction>,
-    /// Whether something is visible that the standby lacks, though commits wait for it.
+    /// Whether a visible commit is missing on the standby, though commits wait for it.
     unconfirmed: bool,
     standby: Standby,
     next_process: u32,
     next_server: u32,
     timeline: u32,
-    /// How many events each promoted standby had.
+    /// The number of events that each promoted standby had.
     promoted: Vec<usize>,
-    /// Connections do not break by chance any more.
-    spared: bool,
+    /// Connections no longer break by chance.
+    stable: bool,
     chance: Chance,
     coverage: Coverage,
     trace: Vec<String>,
@@ -99,7 +98,7 @@ struct Cluster {
 pub struct Database(Arc<Mutex<Cluster>>);
 
 impl Database {
-    /// A fresh one.
+    /// Creates an empty database.
     pub fn new(standby: Standby, chance: Chance, planted: Planted) -> Self {
         let tables = Tables { epoch: 1, ..Tables::default() };
         Self(Arc::new(Mutex::new(Cluster {
@@ -112,7 +111,7 @@ impl Database {
             next_server: 0,
             timeline: 1,
             promoted: Vec::new(),
-            spared: false,
+            stable: false,
             chance,
             coverage: Coverage::default(),
             trace: Vec::new(),
@@ -140,12 +139,12 @@ impl Database {
         std::mem::take(&mut self.lock().trace)
     }
 
-    /// Makes it unreachable, or reachable again.
+    /// Makes the database unreachable or reachable.
     pub fn set_reachable(&self, reachable: bool) {
         self.lock().reachable = reachable;
     }
 
-    /// The standby is cut off from its primary.
+    /// Cuts the standby off from its primary.
     pub fn cut_off(&self) {
         let mut cluster = self.lock();
         if cluster.standby == Standby::Synchronous {
@@ -153,7 +152,7 @@ impl Database {
         }
     }
 
-    /// The standby is there again and catches up: what waited for it is confirmed.
+    /// Connects the standby again. It catches up and confirms the commits that wait.
     pub fn rejoin(&self) {
         let cluster = &mut *self.lock();
         if cluster.standby == Standby::CutOff {
@@ -164,8 +163,8 @@ impl Database {
         cluster.unconfirmed = false;
     }
 
-    /// The primary is started again, or its sessions are ended: what waited is visible, though no
-    /// standby has it.
+    /// Restarts the primary, or ends its sessions. The commits that wait become visible, though no standby
+    /// has them.
     pub fn restart(&self) {
         let cluster = &mut *self.lock();
         if !cluster.waiting.is_empty() {
@@ -175,7 +174,7 @@ impl Database {
         }
     }
 
-    /// The primary is lost and its standby promoted; a new standby stands beside it.
+    /// Loses the primary and promotes its standby. A new standby follows it.
     pub fn fail_over(&self) {
         let cluster = &mut *self.lock();
         if !cluster.waiting.is_empty() || cluster.unconfirmed {
@@ -193,7 +192,7 @@ impl Database {
         cluster.promoted.push(cluster.primary.events.len());
     }
 
-    /// An asynchronous standby catches up.
+    /// Lets an asynchronous standby catch up.
     pub fn catch_up(&self) {
         let cluster = &mut *self.lock();
         if cluster.standby == Standby::Asynchronous {
@@ -201,12 +200,12 @@ impl Database {
         }
     }
 
-    /// Events from the `from`th on, and who wrote each.
+    /// Returns the events after the first `from`, each with the process that wrote it.
     pub fn events_from(&self, from: usize) -> Vec<(u32, Event)> {
         self.lock().primary.events.get(from..).unwrap_or_default().to_vec()
     }
 
-    /// How many events there are: fewer than before where a tail was lost.
+    /// The number of events. It decreases when a tail is lost.
     pub fn events(&self) -> usize {
         self.lock().primary.events.len()
     }
@@ -216,7 +215,7 @@ impl Database {
         self.lock().timeline
     }
 
-    /// How many events were there at the least since `timeline` was the present one.
+    /// The smallest number of events since `timeline` was the current one.
     pub fn shortest_since(&self, timeline: u32) -> usize {
         let cluster = self.lock();
         let since = cluster.promoted.get(timeline as usize - 1..).unwrap_or_default();
@@ -229,24 +228,24 @@ impl Database {
         self.lock().primary.counters.get(&place).copied().unwrap_or(0)
     }
 
-    /// From now on no connection breaks by chance.
-    pub fn spare(&self) {
-        self.lock().spared = true;
+    /// From now on, no connection breaks by chance.
+    pub fn keep_connections(&self) {
+        self.lock().stable = true;
     }
 
-    /// The epoch it is in.
+    /// The current epoch.
     pub fn epoch(&self) -> u64 {
         self.lock().primary.epoch
     }
 
-    /// A start of a server.
+    /// Connects a server that starts.
     pub fn open(&self) -> Result<Connection, ReadError> {
         let cluster = &mut *self.lock();
         cluster.reach()?;
         let process = cluster.next_process;
         cluster.next_process += 1;
         cluster.primary.batches.insert(process, 0);
-        // The row of a start is a commit like any other, and there before the server serves.
+        // The row of a start is committed like any other, before the server accepts requests.
         if cluster.standby != Standby::Asynchronous {
             cluster.replica.batches.insert(process, 0);
         }
@@ -259,7 +258,7 @@ impl Database {
 
 impl Cluster {
     fn reach(&self) -> Result<(), ReadError> {
-        if self.reachable { Ok(()) } else { Err(ReadError("the database is away".into())) }
+        if self.reachable { Ok(()) } else { Err(ReadError("the database is unreachable".into())) }
     }
 
     fn end_waiting(&mut self) {
@@ -271,7 +270,7 @@ impl Cluster {
         }
     }
 
-    /// Writes a batch of `process`: what of it holds its guards, and the rows it holds meanwhile.
+    /// Decides on a batch of `process`: the verdicts, the writes to make, and the rows to lock.
     fn judge(&self, process: u32, changes: &[Change]) -> Judged {
         let mut scratch = self.primary.clone();
         let mut next_server = self.next_server;
@@ -299,8 +298,8 @@ struct Judged {
     rows: BTreeSet<Row>,
 }
 
-/// The activation that a change closes: the code of the change must be held by it, or by none where
-/// it closes none.
+/// Returns the activation that a change closes. That activation must hold the code of the change. If the
+/// change closes none, no activation may hold it.
 fn closed_by(Change(writes): &Change) -> Option<ActivationRef> {
     writes.iter().find_map(|write| match write {
         Write::Activation(activation) if activation.version > 1 => Some(activation.at),
@@ -308,7 +307,7 @@ fn closed_by(Change(writes): &Change) -> Option<ActivationRef> {
     })
 }
 
-/// Whether a server was seen after the time that is known, or that time lies in the future.
+/// Whether a server was seen after the known time, or the known time lies in the future.
 fn is_news(known: Timestamp, seen: Timestamp, latest: Timestamp) -> bool {
     known < seen || known > latest.plus(60)
 }
@@ -325,7 +324,7 @@ fn row(write: &Write) -> Option<Row> {
 }
 
 impl Tables {
-    /// Whether every guard of a change holds, as the engine's statements have it.
+    /// Whether every guard of a change holds, as in the engine's statements.
     fn holds(&self, change: &Change, planted: &Planted) -> bool {
         change.0.iter().all(|write| match write {
             Write::Code(code) if code.version == 1 => {
@@ -420,7 +419,7 @@ impl Tables {
         }
     }
 
-    /// Begins the next epoch, and makes everything void that could still be used.
+    /// Begins the next epoch and voids every code and activation that could still be used.
     fn void(&mut self, process: u32, why: &str) {
         self.epoch += 1;
         for code in self.codes.values_mut() {
@@ -440,23 +439,23 @@ impl Tables {
     }
 }
 
-/// What a server knows about its own commits.
+/// A server's state of its own commits.
 struct Own {
     process: u32,
     batch: u64,
     in_doubt: bool,
     epoch: u64,
-    /// Of the primary that took the last commit.
+    /// The timeline of the primary that took the last commit.
     timeline: u32,
-    /// What other processes had committed when the mark was last written.
+    /// The last batches of other processes when the watermark was last written.
     others: BTreeMap<u32, u64>,
 }
 
-/// One start of a server on the database.
+/// The connection of one process of a server.
 pub struct Connection {
     database: Database,
     own: Mutex<Own>,
-    /// As it was at the start.
+    /// The number of the process at its start.
     process: u32,
 }
 
@@ -477,7 +476,7 @@ impl Connection {
         if cluster.waiting.iter().any(|waiting| waiting.process == own.process) {
             return Err(refused("the commit in doubt still waits for the standby"));
         }
-        // Finding out writes, and so waits for the standby as well.
+        // Reading the outcome back also writes, and so also waits for the standby.
         if cluster.standby == Standby::CutOff {
             return Err(refused("nothing is confirmed by the standby"));
         }
@@ -493,7 +492,7 @@ impl Connection {
         Ok(())
     }
 
-    /// The database lacks what was acknowledged.
+    /// Begins an epoch, because the database lacks acknowledged commits.
     fn begin_anew(cluster: &mut Cluster, own: &mut Own) -> CommitError {
         let epoch = begin(cluster, own.epoch, "the database lacked what had been acknowledged");
         let process = cluster.next_process;
@@ -514,7 +513,7 @@ impl Cluster {
     }
 }
 
-/// Lets the epoch after `last` begin, unless a later one has; the present one.
+/// Begins the epoch after `last`, unless a later one has begun. Returns the current epoch.
 fn begin(cluster: &mut Cluster, last: u64, why: &str) -> u64 {
     if cluster.primary.epoch > last {
         cluster.coverage.reach(State::EpochFoundBegun);
@@ -526,7 +525,7 @@ fn begin(cluster: &mut Cluster, last: u64, why: &str) -> u64 {
     let process = cluster.next_process;
     cluster.next_process += 1;
     cluster.primary.void(process, why);
-    // It is answered when the standby has it.
+    // The answer waits until the standby has it.
     if cluster.standby == Standby::Synchronous {
         cluster.replica = cluster.primary.clone();
     }
@@ -536,17 +535,17 @@ fn begin(cluster: &mut Cluster, last: u64, why: &str) -> u64 {
 impl Store for Connection {
     fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
         let (cluster, own) = (&mut *self.database.lock(), &mut *self.own());
-        let away = |error: ReadError| CommitError::Refused(error.0);
-        cluster.reach().map_err(away)?;
+        let unreachable = |error: ReadError| CommitError::Refused(error.0);
+        cluster.reach().map_err(unreachable)?;
         if own.timeline != cluster.timeline {
             own.timeline = cluster.timeline;
-            // What is known of others must be there before anything is decided on what is.
+            // The known commits of others must be there before the server decides on this content.
             let lacks = |(id, batch): (&u32, &u64)| cluster.primary.batches.get(id) < Some(batch);
             if own.others.iter().any(lacks) {
                 return Err(Self::begin_anew(cluster, own));
             }
             if !cluster.planted.has(Fault::SilentFailover) {
-                return Err(CommitError::Refused("another primary has taken over".into()));
+                return Err(CommitError::Refused("another primary was promoted".into()));
             }
         }
         if changes.is_empty() && cluster.planted.has(Fault::NoBarrier) && !own.in_doubt {
@@ -561,14 +560,14 @@ impl Store for Connection {
         let Judged { verdicts, writes, rows } = cluster.judge(own.process, changes);
         own.batch += 1;
         if cluster.waiting.iter().any(|waiting| !waiting.rows.is_disjoint(&rows)) {
-            // It waits for rows that are held, until its connection is given up.
+            // It waits for locked rows until the server gives its connection up.
             own.in_doubt = true;
             cluster.coverage.reach(State::Unknown);
-            return Err(CommitError::Unknown("rows are held".into()));
+            return Err(CommitError::Unknown("its rows are locked".into()));
         }
-        let fate = if cluster.spared { 2 } else { cluster.chance.below(60) };
-        if fate == 0 {
-            // The connection broke on the way there, and nothing could be asked for long.
+        let breaks = if cluster.stable { 2 } else { cluster.chance.below(60) };
+        if breaks == 0 {
+            // The connection broke before the commit, and the outcome could not be read back for long.
             own.in_doubt = true;
             cluster.coverage.reach(State::Unknown);
             return Err(CommitError::Unknown("the connection broke".into()));
@@ -585,8 +584,8 @@ impl Store for Connection {
         if cluster.standby == Standby::Synchronous {
             cluster.replica = cluster.primary.clone();
         }
-        if fate == 1 {
-            // The connection broke on the way back.
+        if breaks == 1 {
+            // The connection broke after the commit.
             own.in_doubt = true;
             if cluster.chance.one_in(2) {
                 cluster.coverage.reach(State::Unknown);
@@ -626,7 +625,7 @@ impl Epochs for Connection {
     fn watermark(&self) -> Option<Watermark> {
         let (cluster, mut own) = (self.database.lock(), self.own());
         let commits = own.batch.saturating_sub(u64::from(own.in_doubt));
-        // Visible changes may be on no standby.
+        // Visible changes may be missing on the standby.
         let unconfirmed = cluster.unconfirmed || cluster.standby == Standby::CutOff;
         let moved = own.timeline != cluster.timeline;
         if !unconfirmed && !moved && !cluster.planted.has(Fault::OwnMark) {
@@ -799,7 +798,7 @@ impl Shared for Connection {
             for one in request {
                 let count = counters.entry(place(one)).or_default();
                 *count += u32::from(granted);
-                // Of a limit that is lower now no more is said than that it is reached.
+                // If the limit was lowered below the count, the answer shows only that it is reached.
                 used.push((*count).min(one.allowed));
             }
             charged.push(Charged { granted, used });
@@ -808,7 +807,7 @@ impl Shared for Connection {
     }
 
     fn give_back(&self, counters: Vec<(u64, Timestamp)>) -> Result<(), ReadError> {
-        // Where the database is away the store owes it, and makes it good later.
+        // If the real database is unreachable, the store gives the charges back later.
         let cluster = &mut *self.database.lock();
         if cluster.planted.has(Fault::KeepCharges) {
             return Ok(());

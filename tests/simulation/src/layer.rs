@@ -18,12 +18,12 @@ pub struct Layer<S> {
     inner: S,
     planted: Planted,
     /// Changes that were answered but not written.
-    held: Mutex<Vec<Change>>,
+    unwritten: Mutex<Vec<Change>>,
 }
 
 impl<S: Store> Layer<S> {
     pub fn new(inner: S, planted: Planted) -> Self {
-        Self { inner, planted, held: Mutex::default() }
+        Self { inner, planted, unwritten: Mutex::default() }
     }
 
     /// The store below this layer.
@@ -39,8 +39,8 @@ impl<S: Store> Store for Layer<S> {
         if !self.planted.has(Fault::AnswerBeforeSync) || changes.is_empty() {
             return self.inner.commit(changes);
         }
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = std::mem::replace(&mut *held, changes.to_vec());
+        let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *unwritten, changes.to_vec());
         if !before.is_empty() {
             self.inner.commit(&before)?;
         }

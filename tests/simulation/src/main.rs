@@ -1,8 +1,8 @@
-//! The whole server under one seeded scheduler in virtual time: the real rules, the real actors and
-//! the real embedded store, or a model of the database that servers share; callers as they really
-//! behave; and faults. Every answer is checked against the earlier answers.
+//! Simulates the whole server under one seeded scheduler in virtual time. The rules, the actors and the embedded
+//! store are the real ones, and a model stands for the shared database. Callers behave as real ones do, and faults
+//! are injected. Every answer is checked against the earlier answers.
 //!
-//! A seed replays exactly. Run by `scripts/simulate`.
+//! A seed replays exactly. `scripts/simulate` runs the simulation.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[cfg(test)]
@@ -33,10 +33,10 @@ struct Options {
     /// The first seed.
     #[arg(long, default_value_t = 1)]
     from: u64,
-    /// One seed only, with a trace of all that happens.
+    /// Runs only this seed, with a trace of everything that happens.
     #[arg(long)]
     seed: Option<u64>,
-    /// One world only: shared, asynchronous or alone.
+    /// Runs only this world: shared, asynchronous or alone.
     #[arg(long)]
     world: Option<String>,
     /// Plants a fault. The run succeeds if the fault is found.
@@ -100,7 +100,7 @@ fn main() -> ExitCode {
         );
         for (kind, seeds) in found {
             let first: Vec<u64> = seeds.iter().copied().take(SHOWN).collect();
-            println!("    {} times, first by seeds {first:?}: {kind}", seeds.len());
+            println!("    {} seeds, the first are {first:?}: {kind}", seeds.len());
         }
     }
     if options.expect_violations || !planted.0.is_empty() {
@@ -113,7 +113,7 @@ fn main() -> ExitCode {
     let missed: Vec<State> =
         State::ALL.into_iter().filter(|state| coverage.of(*state) == 0).collect();
     if all && !missed.is_empty() {
-        println!("never reached, so nothing of it was tested: {missed:?}");
+        println!("these states were never reached and so not tested: {missed:?}");
         return ExitCode::FAILURE;
     }
     if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }

@@ -5,21 +5,21 @@ use clap::ValueEnum;
 /// A fault in the layer below the actors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Fault {
-    /// The guard of a code names its version only, and not who holds it.
+    /// The guard of a code checks only its version, and not the activation that holds it.
     GuardByVersion,
     /// No guard of a code is checked.
     NoGuard,
-    /// A commit without changes, by which an answer is confirmed, does nothing.
+    /// A commit without changes does nothing. It should confirm an answer.
     NoBarrier,
     /// No server notices that another primary was promoted.
     SilentFailover,
-    /// A server's watermark covers its own commits only.
+    /// A server's watermark covers only its own commits.
     OwnMark,
     /// A commit is answered before it is written.
     AnswerBeforeSync,
     /// Charges are not given back.
     KeepCharges,
-    /// Whether a server is revoked is forgotten when it is read at a start.
+    /// A start reads revoked servers as not revoked.
     ForgetRevoked,
     /// The watermark is ahead of the commits.
     MarkAhead,
@@ -30,7 +30,7 @@ pub enum Fault {
 pub struct Planted(pub Vec<Fault>);
 
 impl Planted {
-    /// Whether this one is.
+    /// Whether this fault is planted.
     pub fn has(&self, fault: Fault) -> bool {
         self.0.contains(&fault)
     }

@@ -17,11 +17,11 @@ pub struct Running {
     pub stepped: Stepped,
     pub store: Arc<dyn Store>,
     pub health: Arc<Health>,
-    /// The epoch in which it started: in a later one it ends.
+    /// The epoch in which it started. It ends when a later epoch begins.
     pub epoch: u64,
-    /// The events it has received.
-    pub told: usize,
-    /// The timeline on which it was.
+    /// The number of events it has received.
+    pub events: usize,
+    /// The last timeline it noticed.
     pub timeline: u32,
 }
 
@@ -29,7 +29,7 @@ pub struct Running {
 #[derive(Default)]
 pub struct Site {
     pub running: Option<Running>,
-    /// The file beside the store.
+    /// The watermark file outside the store.
     pub mark: Option<Watermark>,
     /// It is paused until this time, in virtual milliseconds.
     pub paused_until: u64,
@@ -60,14 +60,14 @@ impl Site {
         store: Arc<dyn Store>,
         common: &Common,
         now: Timestamp,
-        (told, timeline): (usize, u32),
+        (events, timeline): (usize, u32),
         chance: &mut Chance,
     ) -> Result<bool, String> {
         let mut fenced = false;
         if let Some(mark) = &self.mark
             && !store.contains(mark).map_err(|error| error.to_string())?
         {
-            let begun = store.begin_epoch(mark, "it lacked what had been acknowledged", now);
+            let begun = store.begin_epoch(mark, "the store lacked acknowledged changes", now);
             begun.map_err(|error| error.to_string())?;
             fenced = true;
             self.mark = store.watermark();
@@ -98,7 +98,7 @@ impl Site {
         };
         let stepped = Stepped::start(parts).map_err(|error| error.to_string())?;
         let epoch = store.watermark().map_or(0, |mark| mark.epoch);
-        self.running = Some(Running { stepped, store, health, epoch, told, timeline });
+        self.running = Some(Running { stepped, store, health, epoch, events, timeline });
         Ok(fenced)
     }
 }

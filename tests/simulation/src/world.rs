@@ -44,13 +44,13 @@ pub struct Outcome {
     pub requests: usize,
 }
 
-/// The middle of a day, so that no window ends within a run.
+/// The start time: the middle of a day, so that no window ends during a run.
 const START: u64 = 1_900_000_000;
-/// Milliseconds that a request may take.
+/// The milliseconds until a caller stops waiting.
 const DEADLINE: u64 = 10_000;
-/// Codes of one run.
+/// The number of codes in one run.
 const CODES: usize = 3;
-/// Agents of one run.
+/// The number of agents in one run.
 const AGENTS: usize = 3;
 
 /// Runs one world from one seed.
@@ -58,7 +58,7 @@ pub fn run(seed: u64, kind: Kind, planted: &Planted, traced: bool) -> Outcome {
     let mut world = World::new(seed, kind, planted, traced);
     let steps = world.chance.between(1_000, 4_000);
     for _ in 0..steps {
-        world.go_on();
+        world.advance();
         if !world.book.violations.is_empty() {
             break;
         }
@@ -70,7 +70,7 @@ pub fn run(seed: u64, kind: Kind, planted: &Planted, traced: bool) -> Outcome {
         world.recover();
     }
     if world.book.violations.is_empty() {
-        world.look_inside();
+        world.check_store();
     }
     if world.book.violations.is_empty() {
         world.find_one_order();
@@ -85,7 +85,7 @@ pub fn run(seed: u64, kind: Kind, planted: &Planted, traced: bool) -> Outcome {
 }
 
 /// The store or stores of the servers.
-enum Beneath {
+enum Backend {
     Database(Database),
     Disk(Box<Disk>),
 }
@@ -97,14 +97,14 @@ struct Disk {
     /// An earlier copy of both.
     backup: Option<(BadDisk, BadDisk)>,
     store: Option<Arc<Layer<EmbeddedStore>>>,
-    trouble: bool,
+    faulty: bool,
 }
 
 struct World {
     kind: Kind,
     chance: Chance,
     common: Common,
-    beneath: Beneath,
+    backend: Backend,
     sites: Vec<Site>,
     calls: Vec<Call>,
     known: Vec<Known>,
@@ -117,7 +117,7 @@ struct World {
     /// Virtual milliseconds since the start.
     now: u64,
     moment: u64,
-    /// How far the clocks of all machines are ahead, in seconds.
+    /// The seconds by which the clocks of all machines are ahead.
     skew: u64,
     ready: Vec<Step>,
     sessions: usize,
@@ -125,13 +125,13 @@ struct World {
     epoch: u64,
     /// No more faults are injected.
     healed: bool,
-    /// The backup in whose place the server goes on has been noticed, or there was none.
+    /// The server has noticed the restored backup, or none was restored.
     noticed: bool,
-    /// The step at which the primary is lost that has just shown changes which no standby has.
+    /// The step at which the primary is lost. It has shown changes that no standby has.
     lost_at: Option<u64>,
-    /// How rare faults are.
+    /// One in this many chances for a fault is used.
     calm: u64,
-    /// Callers do not wait, change their minds, and ways to the store are often slow.
+    /// Callers often do not wait, and connections to the store are often slow.
     hectic: bool,
 }
 
@@ -155,27 +155,27 @@ impl World {
             Kind::Alone => 1,
             _ => 2 + chance.below(2),
         };
-        let beneath = match kind {
+        let backend = match kind {
             Kind::Alone => {
                 let rows = BadDisk::new();
                 let journal = rows.sibling();
-                let disk = Disk { rows, journal, backup: None, store: None, trouble: false };
-                Beneath::Disk(Box::new(disk))
+                let disk = Disk { rows, journal, backup: None, store: None, faulty: false };
+                Backend::Disk(Box::new(disk))
             }
             Kind::Shared => {
                 let seed = Chance::new(seed ^ 0xDA7A);
-                Beneath::Database(Database::new(Standby::Synchronous, seed, planted.clone()))
+                Backend::Database(Database::new(Standby::Synchronous, seed, planted.clone()))
             }
             Kind::Asynchronous => {
                 let seed = Chance::new(seed ^ 0xDA7A);
-                Beneath::Database(Database::new(Standby::Asynchronous, seed, planted.clone()))
+                Backend::Database(Database::new(Standby::Asynchronous, seed, planted.clone()))
             }
         };
         let mut world = Self {
             kind,
             chance,
             common,
-            beneath,
+            backend,
             sites: (0..servers).map(|_| Site::default()).collect(),
             calls: Vec::new(),
             known: Vec::new(),
@@ -212,7 +212,7 @@ impl World {
         Timestamp(START + self.now / 1000 + self.skew)
     }
 
-    fn tell(&mut self, words: impl FnOnce() -> String) {
+    fn log(&mut self, words: impl FnOnce() -> String) {
         if self.traced {
             let line = format!("{:>5} {:>9.3}s {}", self.step, self.now as f64 / 1000.0, words());
             self.trace.push(line);
@@ -220,17 +220,17 @@ impl World {
     }
 
     /// Takes one step.
-    fn go_on(&mut self) {
+    fn advance(&mut self) {
         self.step += 1;
         self.now += match self.chance.below(500) {
             0..=489 => self.chance.between(0, 3),
             490..=497 => self.chance.between(10, 300),
             498 => self.chance.between(1_000, 12_000),
-            // Now and then long enough for long lifetimes to end.
+            // Sometimes long enough for long lifetimes to end.
             _ => self.chance.between(60_000, 400_000) * u64::from(self.chance.one_in(5)),
         };
         if self.lost_at.is_some_and(|at| at <= self.step)
-            && let Beneath::Database(database) = &self.beneath
+            && let Backend::Database(database) = &self.backend
         {
             self.lost_at = None;
             let database = database.clone();
@@ -242,21 +242,21 @@ impl World {
             77..=90 => self.call(),
             91..=93 => self.upkeep(),
             94..=97 => self.follow(),
-            _ => self.trouble(),
+            _ => self.inject_fault(),
         }
         self.listen();
         self.note_epoch();
     }
 
     fn note_epoch(&mut self) {
-        let Beneath::Database(database) = &self.beneath else { return };
+        let Backend::Database(database) = &self.backend else { return };
         let epoch = database.epoch();
         self.coverage.add(&database.coverage());
-        let told = database.trace();
-        for words in told {
-            self.tell(|| words);
+        let lines = database.trace();
+        for words in lines {
+            self.log(|| words);
         }
-        // Behind a failover it may be an earlier one.
+        // After a failover it may be an earlier epoch.
         if epoch > self.epoch {
             if self.kind == Kind::Shared {
                 self.book.found(self.step, None, "an epoch began though nothing was lost");
@@ -280,7 +280,7 @@ impl World {
         let slow = self.chance.one_in(if self.hectic { 80 } else { 400 });
         let Some(site) = self.sites.get_mut(server) else { return };
         if slow {
-            // Its way to the store is slow for a while, and all else goes on.
+            // Its connection to the store is slow for a while, and everything else continues.
             site.slow_for = self.chance.between(20, 400);
         }
         site.slow_for = site.slow_for.saturating_sub(1);
@@ -289,26 +289,26 @@ impl World {
         let step = running.step(&mut self.chance, &mut self.ready, commits);
         let queued = running.stepped.queued();
         if let Some(step) = step {
-            self.tell(|| format!("server {server}: {step:?}"));
+            self.log(|| format!("server {server}: {step:?}"));
         }
-        // Each request causes a few messages, each server a few of its own.
+        // Each request causes a few messages, and each server sends a few itself.
         if queued > 20 * self.common.permits {
-            self.book.found(self.step, None, "queues grow beyond what permits allow");
+            self.book.found(self.step, None, "the queues grow beyond what the permits allow");
         }
-        self.end_where_it_cannot_go_on(server);
+        self.restart_if_failed(server);
     }
 
     /// Ends a server that cannot continue. The service manager restarts it.
-    fn end_where_it_cannot_go_on(&mut self, server: usize) {
+    fn restart_if_failed(&mut self, server: usize) {
         let failed = self.sites.get(server).and_then(|site| site.running.as_ref());
         if failed.is_some_and(|running| running.health.has_failed()) {
-            self.tell(|| format!("server {server} cannot go on"));
+            self.log(|| format!("server {server} has failed"));
             self.kill(server, End::Killed);
             self.start(server);
         }
     }
 
-    /// The clock ticks on a server, its mark is written, check-ins and rows go on their way.
+    /// Does background work of a server: writes its watermark, checkpoints its store, or ticks its clock.
     fn upkeep(&mut self) {
         let now = self.clock();
         let running = self.running();
@@ -321,7 +321,7 @@ impl World {
             }
             return;
         }
-        if let Beneath::Disk(disk) = &self.beneath
+        if let Backend::Disk(disk) = &self.backend
             && let Some(store) = &disk.store
             && self.chance.one_in(2)
         {
@@ -341,41 +341,42 @@ impl World {
     }
 
     fn follow_on(&mut self, server: usize) {
-        let Beneath::Database(database) = &self.beneath else { return };
+        let Backend::Database(database) = &self.backend else { return };
         let database = database.clone();
         let Some(running) = self.sites.get_mut(server).and_then(|site| site.running.as_mut())
         else {
             return;
         };
-        // A tail may be gone: the log is followed from where it is still the same.
-        running.told = running.told.min(database.shortest_since(running.timeline));
+        // If a tail was lost, the server follows the log from where it is still the same.
+        running.events = running.events.min(database.shortest_since(running.timeline));
         running.timeline = database.timeline();
-        let news = database.events_from(running.told);
-        running.told += news.len();
+        let news = database.events_from(running.events);
+        running.events += news.len();
         for (_, event) in &news {
             running.handles().heard(event);
         }
-        let held = running.store.watermark().and_then(|mark| running.store.contains(&mark).ok());
-        if held == Some(false) {
-            // What an idle server does that finds the database to be an earlier one.
+        let contained =
+            running.store.watermark().and_then(|mark| running.store.contains(&mark).ok());
+        if contained == Some(false) {
+            // An idle server does this when it finds that the database lacks commits.
             let _ = running.store.commit(&[]);
         }
         if database.epoch() > running.epoch {
             running.health.fail("a new epoch has begun");
         }
-        self.end_where_it_cannot_go_on(server);
+        self.restart_if_failed(server);
     }
 
     fn start(&mut self, server: usize) {
         let now = self.clock();
-        let store: Arc<dyn Store> = match &mut self.beneath {
-            Beneath::Database(database) => match database.open() {
+        let store: Arc<dyn Store> = match &mut self.backend {
+            Backend::Database(database) => match database.open() {
                 Ok(connection) => {
                     Arc::new(Layer::<Connection>::new(connection, self.common.planted.clone()))
                 }
                 Err(_) => return,
             },
-            Beneath::Disk(disk) => {
+            Backend::Disk(disk) => {
                 let disks = Disks { rows: disk.rows.opener(), journal: disk.journal.opener() };
                 match EmbeddedStore::open_stepped(disks) {
                     Ok(store) => {
@@ -384,9 +385,9 @@ impl World {
                         store
                     }
                     Err(error) => {
-                        let trouble = disk.trouble;
-                        self.tell(|| format!("the store cannot be opened: {error}"));
-                        if !trouble {
+                        let faulty = disk.faulty;
+                        self.log(|| format!("the store cannot be opened: {error}"));
+                        if !faulty {
                             let what = format!("the store cannot be opened: {error}");
                             self.book.found(self.step, None, &what);
                         }
@@ -395,15 +396,15 @@ impl World {
                 }
             }
         };
-        let (told, timeline) = match &self.beneath {
-            Beneath::Database(database) => (database.events(), database.timeline()),
-            Beneath::Disk(_) => (0, 0),
+        let (events, timeline) = match &self.backend {
+            Backend::Database(database) => (database.events(), database.timeline()),
+            Backend::Disk(_) => (0, 0),
         };
         let Some(site) = self.sites.get_mut(server) else { return };
-        let started = site.start(store, &self.common, now, (told, timeline), &mut self.chance);
+        let started = site.start(store, &self.common, now, (events, timeline), &mut self.chance);
         match started {
             Ok(fenced) => {
-                self.tell(|| format!("server {server} starts, fenced: {fenced}"));
+                self.log(|| format!("server {server} starts, new epoch: {fenced}"));
                 if fenced && self.kind == Kind::Alone {
                     if std::mem::replace(&mut self.noticed, true) {
                         self.book.found(self.step, None, "an epoch began though nothing was lost");
@@ -418,7 +419,7 @@ impl World {
                     running.handles().tick(now);
                 }
             }
-            Err(error) => self.tell(|| format!("server {server} does not start: {error}")),
+            Err(error) => self.log(|| format!("server {server} does not start: {error}")),
         }
     }
 
@@ -430,12 +431,12 @@ impl World {
         if running.stepped.is_committing() {
             self.coverage.reach(State::KilledAmidCommit);
         }
-        if let Beneath::Disk(disk) = &mut self.beneath {
-            // From now on nothing that the process writes reaches a disk.
+        if let Backend::Disk(disk) = &mut self.backend {
+            // From now on, no write of the process reaches a disk.
             disk.rows.end(end);
             disk.journal.end(end);
             disk.store = None;
-            disk.trouble = false;
+            disk.faulty = false;
         }
         drop(running);
         let (lost, rest) = std::mem::take(&mut self.calls)
@@ -451,7 +452,7 @@ impl World {
     }
 
     /// Injects a fault.
-    fn trouble(&mut self) {
+    fn inject_fault(&mut self) {
         if self.healed || !self.chance.one_in(self.calm) {
             return;
         }
@@ -460,68 +461,68 @@ impl World {
         }
         let running = self.running();
         let server = self.chance.below(self.sites.len());
-        match (self.chance.below(12), &self.beneath) {
-            (0 | 1, Beneath::Database(_)) if running.contains(&server) => {
-                self.tell(|| format!("server {server} is killed"));
+        match (self.chance.below(12), &self.backend) {
+            (0 | 1, Backend::Database(_)) if running.contains(&server) => {
+                self.log(|| format!("server {server} is killed"));
                 self.kill(server, End::Killed);
             }
-            (2 | 3, Beneath::Database(_)) => {
+            (2 | 3, Backend::Database(_)) => {
                 let pause = self.chance.between(1_000, 8_000);
                 if let Some(site) = self.sites.get_mut(server) {
                     site.paused_until = self.now + pause;
                 }
                 self.coverage.reach(State::Paused);
-                self.tell(|| format!("server {server} stands still"));
+                self.log(|| format!("server {server} is paused"));
             }
-            (4, Beneath::Database(database)) => {
+            (4, Backend::Database(database)) => {
                 let database = database.clone();
                 let away = self.chance.one_in(3);
                 database.set_reachable(!away);
-                self.tell(|| format!("the database is reachable: {}", !away));
+                self.log(|| format!("the database is reachable: {}", !away));
             }
-            (5 | 6, Beneath::Database(database)) => {
+            (5 | 6, Backend::Database(database)) => {
                 database.cut_off();
-                self.tell(|| "the standby is cut off".into());
+                self.log(|| "the standby is cut off".into());
             }
-            (7, Beneath::Database(database)) => {
+            (7, Backend::Database(database)) => {
                 database.restart();
-                // Often it does not live for long.
+                // Often the primary is lost soon after.
                 if self.chance.one_in(2) {
                     self.lost_at = Some(self.step + self.chance.between(5, 150));
                 }
-                self.tell(|| "the primary is started again".into());
+                self.log(|| "the primary is restarted".into());
             }
-            (8, Beneath::Database(database)) => {
+            (8, Backend::Database(database)) => {
                 database.rejoin();
-                self.tell(|| "the standby is back".into());
+                self.log(|| "the standby is back".into());
             }
-            (9, Beneath::Database(database)) => {
+            (9, Backend::Database(database)) => {
                 let database = database.clone();
                 self.fail_over(&database, None);
             }
-            (10 | 11, Beneath::Database(database)) => {
+            (10 | 11, Backend::Database(database)) => {
                 database.catch_up();
                 database.set_reachable(true);
             }
-            (0 | 1, Beneath::Disk(_)) => {
-                self.tell(|| "the server is killed".into());
+            (0 | 1, Backend::Disk(_)) => {
+                self.log(|| "the server is killed".into());
                 self.kill(0, End::Killed);
             }
-            (2 | 3, Beneath::Disk(_)) => {
+            (2 | 3, Backend::Disk(_)) => {
                 let end = match self.chance.below(2) {
                     0 => End::PowerLost,
                     _ => End::PowerLostWhileWriting,
                 };
                 self.coverage.reach(State::PowerLost);
-                self.tell(|| format!("{end:?}"));
+                self.log(|| format!("{end:?}"));
                 self.kill(0, end);
             }
-            (4 | 5, Beneath::Disk(_)) => self.fail_disk(DiskFault::FailsWrites, State::WriteFailed),
-            (6, Beneath::Disk(_)) => self.fail_disk(DiskFault::FailsSyncs, State::SyncFailed),
-            (7, Beneath::Disk(_)) => self.fail_disk(DiskFault::Full, State::WriteFailed),
-            (8 | 11, Beneath::Disk(_)) => self.fail_disk(DiskFault::None, State::Granted),
-            (9, Beneath::Disk(_)) => self.back_up(),
-            (10, Beneath::Disk(_)) => self.restore(),
+            (4 | 5, Backend::Disk(_)) => self.fail_disk(DiskFault::FailsWrites, State::WriteFailed),
+            (6, Backend::Disk(_)) => self.fail_disk(DiskFault::FailsSyncs, State::SyncFailed),
+            (7, Backend::Disk(_)) => self.fail_disk(DiskFault::Full, State::WriteFailed),
+            (8 | 11, Backend::Disk(_)) => self.fail_disk(DiskFault::None, State::Granted),
+            (9, Backend::Disk(_)) => self.back_up(),
+            (10, Backend::Disk(_)) => self.restore(),
             _ => {}
         }
         for server in 0..self.sites.len() {
@@ -533,8 +534,8 @@ impl World {
         }
     }
 
-    /// Sets all clocks ahead, or back to the right time. Records dated in the future are void then, like
-    /// those that an epoch voids.
+    /// Sets all clocks ahead, or back to the right time. Records dated in the future are then void, as after
+    /// the start of an epoch.
     fn set_clocks(&mut self) {
         if self.skew > 0 {
             self.skew = 0;
@@ -544,19 +545,19 @@ impl World {
         }
         self.book.epoch(self.step);
         let skew = self.skew;
-        self.tell(|| format!("the clocks are {skew} s ahead"));
+        self.log(|| format!("the clocks are {skew} s ahead"));
     }
 
-    /// The standby is promoted. Where it lacks a tail, servers notice: those that run have written down
-    /// lately what others had committed, and one of them looks before any other starts. Where a server
-    /// is to be lost with the primary, and another to look first, these are `chosen`.
+    /// Promotes the standby. If it lacks a tail, the servers notice it: each running server recently wrote the
+    /// commits of the others into its watermark, and one of them checks it before another server starts.
+    /// `chosen` names the server that is lost with the primary and the one that checks first.
     fn fail_over(&mut self, database: &Database, chosen: Option<(usize, usize)>) {
         if self.kind == Kind::Asynchronous {
             let running = self.running();
             let any = self.chance.pick(&running).copied();
             let Some(first) = chosen.map(|(_, first)| first).or(any) else { return };
-            // A server commits every two seconds and looks at its primary then: no second promotion comes
-            // before whoever stays has seen the first.
+            // A server commits every two seconds and then notices a promotion. So the server that stays has
+            // seen the first promotion before a second one comes.
             let stays = self.sites.get(first).and_then(|site| site.running.as_ref());
             let mark = stays.and_then(|running| running.store.watermark());
             if mark.is_none_or(|mark| mark.timeline != database.timeline()) {
@@ -569,8 +570,8 @@ impl World {
             }
             database.fail_over();
             self.book.epoch(self.step);
-            self.tell(|| "the standby is promoted, and lacks a tail".into());
-            // Who wrote the tail may be lost with the primary.
+            self.log(|| "the standby is promoted and lacks a tail".into());
+            // The server that wrote the tail may be lost with the primary.
             let any = self.chance.below(self.sites.len());
             let other = chosen.map_or(any, |(lost, _)| lost);
             if other != first && (chosen.is_some() || self.chance.one_in(2)) {
@@ -583,13 +584,13 @@ impl World {
             return;
         }
         database.fail_over();
-        self.tell(|| "the standby is promoted".into());
+        self.log(|| "the standby is promoted".into());
     }
 
     fn fail_disk(&mut self, fault: DiskFault, state: State) {
         let both = self.chance.one_in(2);
         let first = self.chance.one_in(2);
-        let Beneath::Disk(disk) = &mut self.beneath else { return };
+        let Backend::Disk(disk) = &mut self.backend else { return };
         let all = both || fault == DiskFault::None;
         if first || all {
             disk.rows.fault(fault);
@@ -597,40 +598,40 @@ impl World {
         if !first || all {
             disk.journal.fault(fault);
         }
-        disk.trouble = fault != DiskFault::None;
-        if disk.trouble {
+        disk.faulty = fault != DiskFault::None;
+        if disk.faulty {
             self.coverage.reach(state);
         }
-        self.tell(|| format!("the disk: {fault:?}"));
+        self.log(|| format!("disk fault: {fault:?}"));
     }
 
-    /// Keeps a copy of the store, as a backup of a stopped server.
+    /// Makes a backup of the store while the server is stopped.
     fn back_up(&mut self) {
         self.kill(0, End::Killed);
-        let Beneath::Disk(disk) = &mut self.beneath else { return };
+        let Backend::Disk(disk) = &mut self.backend else { return };
         let rows = disk.rows.copy();
         let journal = disk.journal.copy_beside(&rows);
         rows.fault(DiskFault::None);
         journal.fault(DiskFault::None);
         disk.backup = Some((rows, journal));
-        self.tell(|| "a backup is made".into());
+        self.log(|| "a backup is made".into());
         self.start(0);
     }
 
-    /// Puts the backup in the place of the store. The mark beside it stays.
+    /// Replaces the store with the backup. The watermark outside the store stays.
     fn restore(&mut self) {
-        let Beneath::Disk(disk) = &self.beneath else { return };
+        let Backend::Disk(disk) = &self.backend else { return };
         let runs = self.sites.first().is_some_and(|site| site.running.is_some());
         if disk.backup.is_none() || !runs {
             return;
         }
-        // The mark is written every other second, and nobody restores a backup within that.
+        // The watermark is written every two seconds, and restoring a backup takes longer.
         let mark = self.sites.first().and_then(|site| site.running.as_ref()?.store.watermark());
         if let (Some(site), Some(mark)) = (self.sites.first_mut(), mark) {
             site.mark = Some(mark);
         }
         self.kill(0, End::Killed);
-        let Beneath::Disk(disk) = &mut self.beneath else { return };
+        let Backend::Disk(disk) = &mut self.backend else { return };
         if let Some((rows, journal)) = &disk.backup {
             let copy = rows.copy();
             disk.journal = journal.copy_beside(&copy);
@@ -638,7 +639,7 @@ impl World {
         }
         self.noticed = false;
         self.coverage.reach(State::Restored);
-        self.tell(|| "the backup is restored".into());
+        self.log(|| "the backup is restored".into());
         self.start(0);
     }
 
@@ -682,7 +683,7 @@ impl World {
         let (code, machine) = (self.chance.below(self.known.len()), self.chance.below(2));
         let Some(known) = self.known.get(code) else { return };
         let Some(of_machine) = known.machines.get(machine) else { return };
-        // Some people do not wait, and run the installer once more beside the one that hangs.
+        // Some people do not wait and run the installer again while the first run hangs.
         let impatience = if self.hectic { 2 } else { 8 };
         if of_machine.done || of_machine.busy && !self.chance.one_in(impatience) {
             return;
@@ -722,8 +723,8 @@ impl World {
         self.send(asked);
     }
 
-    /// Whether a precheck of that time is still good for an activate: the edge refuses a token that has
-    /// run out or is dated in the future.
+    /// Whether a precheck token of that time is valid. The edge refuses a token that has expired or is dated in
+    /// the future.
     fn is_good(&self, prechecked_at: Timestamp) -> bool {
         let now = self.clock();
         now < prechecked_at.plus(life().precheck_token) && !prechecked_at.is_ahead_of(now)
@@ -752,7 +753,7 @@ impl World {
         });
         let granted = known.as_ref().and_then(|(_, machine)| machine.granted);
         let token = match (&asked, granted) {
-            // The edge looks at the token first.
+            // The edge checks the token first.
             (Asked::Confirm { .. }, Some((_, expires_at))) if now >= expires_at => {
                 Err(Refusal::TokenInvalid)
             }
@@ -770,7 +771,7 @@ impl World {
         let moment = self.moment();
         let operation = self.book.invoke((self.step, moment), server, asked.clone(), now);
         self.book_operations = self.book.operations();
-        self.tell(|| format!("server {server} is asked {operation}: {asked:?}"));
+        self.log(|| format!("server {server} gets request {operation}: {asked:?}"));
         let Some(running) = self.sites.get(server).and_then(|site| site.running.as_ref()) else {
             return;
         };
@@ -787,7 +788,7 @@ impl World {
         }
     }
 
-    /// Callers look for their answers.
+    /// Lets callers check for their answers.
     fn listen(&mut self) {
         let mut at = 0;
         while at < self.calls.len() {
@@ -809,7 +810,7 @@ impl World {
             };
             let call = self.calls.swap_remove(at);
             self.reach(&heard);
-            // An answer that is lost has been given all the same.
+            // The server has given a lost answer too.
             let heard = if call.lost { Heard::Nothing } else { heard };
             self.hear(call.operation, heard);
         }
@@ -838,8 +839,8 @@ impl World {
 
     fn hear_for(&mut self, operation: usize, asked: &Asked, heard: Heard) {
         let now = self.clock();
-        self.must_not_outlive(operation, asked, &heard);
-        self.tell(|| format!("{operation} hears {heard:?}"));
+        self.check_lifetime(operation, asked, &heard);
+        self.log(|| format!("request {operation} is answered with {heard:?}"));
         match asked {
             Asked::Issue => {
                 if let Heard::Issued { code, expires_at } = heard {
@@ -859,8 +860,8 @@ impl World {
         self.book.hear((self.step, moment), operation, heard, now);
     }
 
-    /// A code that is dated in the future cannot be used.
-    fn must_not_outlive(&mut self, operation: usize, asked: &Asked, heard: &Heard) {
+    /// Checks that a code dated in the future cannot be used.
+    fn check_lifetime(&mut self, operation: usize, asked: &Asked, heard: &Heard) {
         let code = match (asked, heard) {
             (Asked::Precheck { code, .. }, Heard::Ready)
             | (Asked::Activate { code, .. }, Heard::Granted { .. }) => *code,
@@ -873,7 +874,7 @@ impl World {
         }
     }
 
-    /// Handles an answer as an installer does.
+    /// Updates what the machine knows, as an installer does.
     fn learn(&mut self, code: usize, machine: usize, asked: &Asked, heard: &Heard, now: Timestamp) {
         let granted_before = self.book.was_granted(code);
         let impatient = self.chance.one_in(2);
@@ -899,7 +900,7 @@ impl World {
                 of_machine.granted = None;
             }
             (Asked::Release { .. }, Heard::Released { .. }) => of_machine.granted = None,
-            // It exits and knows no more; who did not wait may have been told by the other run.
+            // The installer exits and forgets. After an impatient restart, the other run may know more.
             (_, Heard::Nothing) if impatient => {}
             (_, Heard::Nothing) => {
                 of_machine.granted = None;
@@ -909,21 +910,21 @@ impl World {
         }
     }
 
-    /// Ends all faults, and lets all requests in flight end.
+    /// Ends all faults, and waits until all requests have ended.
     fn heal(&mut self) {
         self.healed = true;
         if self.skew > 0 {
             self.set_clocks();
         }
-        if let Beneath::Database(database) = &self.beneath {
+        if let Backend::Database(database) = &self.backend {
             database.set_reachable(true);
             database.rejoin();
-            database.spare();
+            database.keep_connections();
         }
-        if let Beneath::Disk(disk) = &mut self.beneath {
+        if let Backend::Disk(disk) = &mut self.backend {
             disk.rows.fault(DiskFault::None);
             disk.journal.fault(DiskFault::None);
-            disk.trouble = false;
+            disk.faulty = false;
         }
         for site in &mut self.sites {
             (site.paused_until, site.slow_for) = (0, 0);
@@ -935,7 +936,7 @@ impl World {
         }
     }
 
-    /// Lets everything that waits end.
+    /// Runs all servers until nothing waits any more.
     fn drain(&mut self) {
         for _ in 0..6 {
             for server in 0..self.sites.len() {
@@ -953,12 +954,12 @@ impl World {
                     running.handles().tick(now);
                     running.settle(&mut self.ready, true);
                 }
-                if let Beneath::Disk(disk) = &self.beneath
+                if let Backend::Disk(disk) = &self.backend
                     && let Some(store) = &disk.store
                 {
                     store.inner().checkpoint();
                 }
-                self.end_where_it_cannot_go_on(server);
+                self.restart_if_failed(server);
             }
             self.step += 1;
             self.listen();
@@ -966,7 +967,7 @@ impl World {
         }
     }
 
-    /// Asks, and waits for the answer.
+    /// Sends a request and waits for its answer.
     fn ask(&mut self, server: usize, asked: Asked) -> Option<Heard> {
         let mut heard = None;
         // The first commit on a promoted standby is refused, so the caller asks again.
@@ -989,16 +990,17 @@ impl World {
             let server = self.chance.below(self.sites.len());
             let now = self.clock();
             if let Some((machine, id, host)) = self.book.holder(code, now) {
-                self.with_token(code, machine);
+                self.give_token(code, machine);
                 let heard = self.ask(server, Asked::Activate { code, machine, host });
                 let good = match &heard {
                     Some(Heard::Granted { id: again, .. }) => *again == id,
-                    // The contract lets a limit be reached.
+                    // A limit may refuse this only if repeats are charged.
                     Some(Heard::Refused(Refusal::RateLimited { .. })) => !REPEATS_ARE_FREE,
                     _ => false,
                 };
                 if !good && self.book.violations.is_empty() {
-                    let what = format!("machine {machine} does not get {id:?} again: {heard:?}");
+                    let what =
+                        format!("machine {machine} does not get {id:?} again, but {heard:?}");
                     let last = self.book.operations() - 1;
                     self.book.found(self.step, Some(last), &what);
                 }
@@ -1007,12 +1009,12 @@ impl World {
             let Some(known) = self.known.get(code) else { continue };
             let untouched = self.book.perhaps_taken(code).is_empty();
             if untouched && now.plus(60) < known.expires_at && !self.book.fenced() {
-                self.with_token(code, 9);
+                self.give_token(code, 9);
                 let heard = self.ask(server, Asked::Activate { code, machine: 0, host: 0 });
                 let limited = matches!(heard, Some(Heard::Refused(Refusal::RateLimited { .. })));
                 if !limited && !matches!(heard, Some(Heard::Granted { .. })) {
                     let last = self.book.operations() - 1;
-                    let what = format!("a code that nobody has taken is not to be had: {heard:?}");
+                    let what = format!("an unused code cannot be activated: {heard:?}");
                     self.book.found(self.step, Some(last), &what);
                 }
             }
@@ -1023,7 +1025,7 @@ impl World {
                     let heard = self.ask(server, Asked::CheckIn { agent });
                     if heard != Some(Heard::Revoked) {
                         let last = self.book.operations() - 1;
-                        let what = format!("a revoked server hears {heard:?}");
+                        let what = format!("a revoked server is answered with {heard:?}");
                         self.book.found(self.step, Some(last), &what);
                     }
                 }
@@ -1031,8 +1033,8 @@ impl World {
         }
     }
 
-    /// Its precheck came in time.
-    fn with_token(&mut self, code: usize, machine: usize) {
+    /// Gives a machine a fresh precheck token. Machine 9 stands for all machines.
+    fn give_token(&mut self, code: usize, machine: usize) {
         let now = self.clock();
         if let Some(known) = self.known.get_mut(code) {
             for (number, of_machine) in known.machines.iter_mut().enumerate() {
@@ -1076,22 +1078,22 @@ impl World {
     }
 
     /// Checks that the store is consistent and holds everything that was answered.
-    fn look_inside(&mut self) {
+    fn check_store(&mut self) {
         if self.kind == Kind::Alone {
-            // As it is on the disk, and not in a process that may have trouble with it.
+            // Reads the store from the disk, not from a process that may have had disk faults.
             self.kill(0, End::Killed);
             self.start(0);
         }
         let mut found = Vec::new();
-        let (codes, activations, events) = match &self.beneath {
-            Beneath::Database(database) => {
+        let (codes, activations, events) = match &self.backend {
+            Backend::Database(database) => {
                 let tables = database.tables();
                 let events: Vec<Action> =
                     database.events_from(0).into_iter().map(|(_, event)| event.action).collect();
                 let codes: Vec<_> = tables.codes.into_values().collect();
                 (codes, tables.activations.into_values().collect::<Vec<_>>(), events)
             }
-            Beneath::Disk(disk) => {
+            Backend::Disk(disk) => {
                 let Some(store) = &disk.store else { return };
                 let mut events = Vec::new();
                 let mut head = iptunnel_domain::audit::Head::default();
@@ -1103,7 +1105,7 @@ impl World {
                     true
                 });
                 if read.is_err() || !whole || store.audit_head().ok() != Some(head) {
-                    found.push("the audit log is not whole".to_owned());
+                    found.push("the audit log is incomplete".to_owned());
                 }
                 let codes = store.oldest_codes(None, 1000).unwrap_or_default();
                 let activations = store.oldest_activations(None, 1000).unwrap_or_default();
@@ -1125,7 +1127,7 @@ impl World {
             };
             if holder.map(|one| one.at) != consumed_by {
                 let all: Vec<_> = of_code().collect();
-                found.push(format!("{code:?} and its activations do not agree: {all:?}"));
+                found.push(format!("{code:?} and its activations disagree: {all:?}"));
             }
         }
         let opened = events
@@ -1135,8 +1137,8 @@ impl World {
         if opened < activations.len() {
             found.push("an activation is not in the audit log".to_owned());
         }
-        // The last charges, given or given back, may be lost with a primary.
-        if let Beneath::Database(database) = &self.beneath
+        // The last charges and returned charges may be lost with a primary.
+        if let Backend::Database(database) = &self.backend
             && database.timeline() == 1
             && !self.book.fenced()
         {
@@ -1144,7 +1146,9 @@ impl World {
                 let used = database.used(&activates_of(machine), self.clock());
                 let most = self.book.most_activates_charged(machine);
                 if used > most {
-                    let what = format!("machine {machine} was charged {used} times, not {most}");
+                    let what = format!(
+                        "machine {machine} was charged {used} times, but at most {most} are right"
+                    );
                     found.push(what);
                 }
             }
@@ -1152,7 +1156,7 @@ impl World {
         let granted: Vec<ActivationId> = self.book.granted_for_sure();
         for id in granted {
             if !activations.iter().any(|one| one.at.id == id) {
-                found.push(format!("{id:?} was granted and is gone"));
+                found.push(format!("{id:?} was granted, but it is not in the store"));
             }
         }
         for what in found {
@@ -1161,5 +1165,5 @@ impl World {
     }
 }
 
-/// Whether a reached limit costs a machine its open activation.
+/// Whether a machine gets its open activation again though a limit is reached.
 const REPEATS_ARE_FREE: bool = true;

@@ -1,13 +1,13 @@
-//! Plots: coincidences that are too rare by chance. A decision based on a change that is then lost is
-//! visible only to a request in between. A plot is only a schedule: the scheduler could choose every
-//! step of it by itself.
+//! Plots: schedules that are too rare by chance. For example, only a request at the right moment shows a
+//! decision that is based on a change that is lost later. The scheduler could choose every step of a plot by
+//! itself.
 
-use super::{Beneath, Kind, World};
+use super::{Backend, Kind, World};
 use crate::book::Asked;
 use crate::coverage::State;
 use iptunnel_domain::activation::ActivationId;
 
-/// One plot starts in this many steps, if there are servers and machines for it.
+/// A plot starts once in this many steps, if the servers and machines for it are there.
 const RARE: u64 = 100;
 
 impl World {
@@ -28,13 +28,13 @@ impl World {
         }
     }
 
-    /// An activation waits for the standby and becomes visible; another server answers on it; then it is
-    /// lost, before or after that answer is confirmed, and the other machine comes.
+    /// An activation waits for the standby and becomes visible. Another server answers with it. Then the
+    /// activation is lost, before or after that answer is confirmed, and the other machine activates.
     fn show_what_is_lost(&mut self, first: usize, second: usize) {
-        let Beneath::Database(database) = &self.beneath else { return };
+        let Backend::Database(database) = &self.backend else { return };
         let database = database.clone();
         let Some((code, machine)) = self.both_may_activate() else { return };
-        self.tell(|| "plot: what is seen is lost".into());
+        self.log(|| "plot: a visible change is lost".into());
         self.coverage.reach(State::Plotted);
         let asked = Asked::Activate { code, machine, host: 0 };
         database.cut_off();
@@ -43,18 +43,18 @@ impl World {
         let is_lost_first = self.chance.one_in(2);
         self.ask_and_wait(second, asked, !is_lost_first);
         database.fail_over();
-        self.tell(|| "the standby is promoted".into());
+        self.log(|| "the standby is promoted".into());
         self.wait_for(second, true);
         self.ask_of_the_other(second, code, machine);
     }
 
     /// A server grants an activation that only it knows, and is lost with the primary. The other machine
-    /// asks a server that has lost nothing of its own.
+    /// sends its request to a server that has lost no commit of its own.
     fn lose_a_server_with_its_tail(&mut self, first: usize, second: usize) {
-        let Beneath::Database(database) = &self.beneath else { return };
+        let Backend::Database(database) = &self.backend else { return };
         let database = database.clone();
         let Some((code, machine)) = self.both_may_activate() else { return };
-        self.tell(|| "plot: a server is lost with its tail".into());
+        self.log(|| "plot: a server is lost with its tail".into());
         self.coverage.reach(State::Plotted);
         database.catch_up();
         self.ask_and_wait(first, Asked::Activate { code, machine, host: 0 }, true);
@@ -79,7 +79,7 @@ impl World {
             .filter_map(|(code, machine)| Some((code, machine, self.granted(code, machine)?.0)))
             .collect();
         let Some((code, machine, id)) = self.chance.pick(&held).copied() else { return };
-        self.tell(|| "plot: a slow server is overtaken".into());
+        self.log(|| "plot: a slow server is overtaken".into());
         self.coverage.reach(State::Plotted);
         let other = 1 - machine;
         self.ask_and_wait(second, Asked::Release { code, machine, id }, false);
@@ -120,7 +120,7 @@ impl World {
         }
         self.step += 1;
         self.now += 1;
-        self.end_where_it_cannot_go_on(server);
+        self.restart_if_failed(server);
         self.listen();
         self.note_epoch();
     }
@@ -140,7 +140,7 @@ impl World {
         })
     }
 
-    /// A code that both machines have tokens for and neither holds, and one of the two.
+    /// Chooses a code that both machines have tokens for and neither holds, and one of the two machines.
     fn both_may_activate(&mut self) -> Option<(usize, usize)> {
         let free = |code: &usize| {
             (0..2).all(|machine| {
