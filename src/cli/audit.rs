@@ -165,10 +165,13 @@ fn genuine_heads(path: &Path, verifier: &Verifier) -> Result<(Vec<Head>, usize),
     if genuine.is_empty() {
         return Err(format!(
             "{name}: it holds no signed head that can be verified, so nobody can tell whether the \
-             log was replaced; use an older copy of the file"
+             log was replaced; use another copy of the file, or for heads of an earlier version leave out \
+             --public-key"
         ));
     }
     let skipped = signed.len() - genuine.len();
+    // Files of several servers may have been put together.
+    genuine.sort_by_key(|head| head.entries);
     Ok((genuine, skipped))
 }
 

@@ -14,7 +14,7 @@ use super::console::{Console, failed};
 use crate::hex::{bytes_of, hex};
 use crate::http::errors::ApiError;
 use crate::http::respond::success;
-use crate::private_file::beside;
+use crate::private_file::{beside, loose_mode};
 use actix_web::http::StatusCode;
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
@@ -25,8 +25,9 @@ use ring::signature::{
     ED25519, ED25519_PUBLIC_KEY_LEN, Ed25519KeyPair, KeyPair, UnparsedPublicKey,
 };
 use serde::{Deserialize, Serialize};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{File, Permissions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -155,10 +156,24 @@ pub fn read_file(path: &Path) -> std::io::Result<Vec<SignedHead>> {
     whole.lines().map(head).collect()
 }
 
+/// Removes a last line that a full disk or a loss of power has cut off: what follows must begin a line.
+fn remove_torn_line(file: &mut File) -> std::io::Result<()> {
+    let mut content = Vec::new();
+    file.read_to_end(&mut content)?;
+    let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    if whole < content.len() { file.set_len(whole as u64) } else { Ok(()) }
+}
+
 fn append(path: &Path, head: &SignedHead) -> std::io::Result<()> {
     let mut line = serde_json::to_string(head)?;
     line.push('\n');
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.read(true).create(true).append(true).mode(0o600).open(path)?;
+    remove_torn_line(&mut file)?;
+    if loose_mode(path)?.is_some() {
+        // An earlier version made it for everybody.
+        file.set_permissions(Permissions::from_mode(0o600))?;
+    }
     file.write_all(line.as_bytes())?;
     file.sync_data()
 }
@@ -240,6 +255,20 @@ mod tests {
 
     fn head() -> Head {
         Head { entries: 7, hash: ChainHash([9; 32]) }
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_is_removed_before_the_next_head_is_appended() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("heads");
+        let signed = HeadKey::of(&lookup(1)).unwrap().sign(head(), Timestamp(5));
+        append(&path, &signed).unwrap();
+        append(&path, &signed).unwrap();
+        let whole = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 30]).unwrap();
+        assert_eq!(read_file(&path).unwrap().len(), 1);
+        append(&path, &signed).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), whole);
     }
 
     #[test]
