@@ -87,6 +87,26 @@ fn a_connection_without_a_request_is_closed_without_a_word() {
 }
 
 #[test]
+fn a_request_behind_the_head_of_a_stream_is_answered() {
+    let app = TestApp::start();
+    let head = format!(
+        "HEAD /status HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n",
+        app.master()
+    );
+    let mut stream = connect(&app);
+    stream.write_all(&[head.as_bytes(), GET].concat()).unwrap();
+    let mut text = String::new();
+    while !text.contains("\"status\"") {
+        let mut piece = [0; 4096];
+        let length = stream.read(&mut piece).unwrap();
+        assert!(length > 0, "{text}");
+        text += &String::from_utf8_lossy(&piece[..length]);
+    }
+    assert_eq!(text.matches("HTTP/1.1 200").count(), 2, "{text}");
+    assert!(!text.contains("servers"), "{text}");
+}
+
+#[test]
 fn a_chunked_body_without_an_end_is_not_read_for_ever() {
     let app = impatient();
     // Handlers that read the body, and such that do not.

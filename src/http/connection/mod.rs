@@ -40,6 +40,8 @@ use stream::Stream;
 
 /// Connections that wait to be accepted. The kernel allows fewer where `net.core.somaxconn` is lower.
 const BACKLOG: i32 = 4096;
+/// Connections for commands, beside those on the network. Commands come one by one.
+const COMMANDS: usize = 64;
 /// The longest time until the head of a request has arrived. An operator may allow less for a whole
 /// request.
 const LONGEST_HEAD: Duration = Duration::from_secs(10);
@@ -109,7 +111,7 @@ impl Figures {
 pub struct Sockets {
     /// For callers on the network.
     pub tcp: TcpListener,
-    /// For commands on the machine itself; nobody else can open it, so it has no bounds.
+    /// For commands on the machine itself; nobody else can open it, so it has no deadlines.
     pub commands: Option<UnixListener>,
 }
 
@@ -153,9 +155,11 @@ where
     let Sockets { tcp, commands } = sockets;
     SockRef::from(&tcp).listen(BACKLOG)?;
     let rules = Arc::new(rules);
+    // Whoever fills the places on the network must not keep commands out.
+    let connections = size.connections + if commands.is_some() { COMMANDS } else { 0 };
     let server = Server::build()
         .workers(size.workers)
-        .max_concurrent_connections(size.connections.div_ceil(size.workers))
+        .max_concurrent_connections(connections.div_ceil(size.workers))
         .shutdown_timeout(size.grace.as_secs())
         .disable_signals();
     let shutdown = server.graceful_shutdown_signal();

@@ -4,6 +4,7 @@ use crate::counts::Counts;
 use crate::http::caller::Proxies;
 use iptunnel_domain::address::caller_network;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,9 @@ const SELDOM: Duration = Duration::from_secs(60);
 pub struct Places {
     taken: Counts<IpAddr>,
     of_one: usize,
+    /// All open connections, those of proxies included.
+    open: AtomicUsize,
+    in_all: usize,
     proxies: Proxies,
     last_logged: Mutex<Option<Instant>>,
 }
@@ -25,23 +29,30 @@ impl Places {
     /// and are not counted.
     pub fn new(of_one: usize, in_all: usize, proxies: Proxies) -> Self {
         let of_one = of_one.min((in_all / 2).max(1));
-        Self { taken: Counts::default(), of_one, proxies, last_logged: Mutex::default() }
+        Self {
+            taken: Counts::default(),
+            of_one,
+            open: AtomicUsize::new(0),
+            in_all,
+            proxies,
+            last_logged: Mutex::default(),
+        }
     }
 
-    /// Takes a place for a connection of `peer`. Returns `None` if its network has no more.
+    /// Takes a place for a connection of `peer`. Returns `None` if there are no more, or if its network
+    /// may have no more.
     pub fn take(self: &Arc<Self>, peer: IpAddr) -> Option<Place> {
-        if self.proxies.trusts(peer) {
-            return Some(Place(None));
+        // The counts are raised before the comparisons, so that two connections cannot both take the
+        // last place.
+        let open = self.open.fetch_add(1, Ordering::Relaxed) + 1;
+        let network = (!self.proxies.trusts(peer)).then(|| caller_network(peer));
+        let of_network = network.map_or(0, |network| self.taken.up(network));
+        let place = Place { places: Arc::clone(self), network };
+        if let Some(network) = network.filter(|_| of_network > self.of_one) {
+            self.log_refusal(network);
+            return None;
         }
-        let network = caller_network(peer);
-        // The count is raised before the comparison, so that two connections cannot both take the last
-        // place.
-        let place = Place(Some((Arc::clone(self), network)));
-        if self.taken.up(network) <= self.of_one {
-            return Some(place);
-        }
-        self.log_refusal(network);
-        None
+        (open <= self.in_all).then_some(place)
     }
 
     fn log_refusal(&self, network: IpAddr) {
@@ -60,12 +71,17 @@ impl Places {
 
 /// The place of an open connection. Dropping it frees the place.
 #[derive(Debug)]
-pub struct Place(Option<(Arc<Places>, IpAddr)>);
+pub struct Place {
+    places: Arc<Places>,
+    /// Not that of a trusted proxy.
+    network: Option<IpAddr>,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some((places, network)) = &self.0 {
-            places.taken.down(network);
+        self.places.open.fetch_sub(1, Ordering::Relaxed);
+        if let Some(network) = &self.network {
+            self.places.taken.down(network);
         }
     }
 }
@@ -107,6 +123,15 @@ mod tests {
         let places = places(1000, 4);
         let _held = [take(&places, "1.1.1.1").unwrap(), take(&places, "1.1.1.1").unwrap()];
         assert!(take(&places, "1.1.1.1").is_none());
+    }
+
+    #[test]
+    fn there_are_no_more_places_than_in_all() {
+        let places = places(1, 2);
+        let held = [take(&places, "1.1.1.1").unwrap(), take(&places, "10.0.0.1").unwrap()];
+        assert!(take(&places, "1.1.1.2").is_none());
+        drop(held);
+        assert!(take(&places, "1.1.1.2").is_some());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{Response, Service};
 use actix_web::http::header::{CONTENT_LENGTH, UPGRADE};
 use actix_web::http::uri::PathAndQuery;
-use actix_web::http::{ConnectionType, Uri, Version};
+use actix_web::http::{ConnectionType, Method, Uri, Version};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use std::error::Error;
@@ -55,6 +55,7 @@ where
     let asks_for_upgrade = ignore_upgrade(&mut request);
     let is_old = request.version() < Version::HTTP_11;
     let has_body = !matches!(request.payload(), Payload::None);
+    let is_head = request.method() == Method::HEAD;
     let answer = app.call(request);
     async move {
         let mut answer = pin!(answer);
@@ -78,7 +79,11 @@ where
         if asks_for_upgrade || (is_old && is_stream) {
             response.head_mut().set_connection_type(ConnectionType::Close);
         }
-        Ok(response.map_body(|_, body| Answering { body: body.boxed(), _ongoing: ongoing }))
+        Ok(response.map_body(|_, body| {
+            // The parser forgets that a request was a HEAD when the next one arrives during its answer.
+            let body = if is_head && is_stream { BoxBody::new(()) } else { body.boxed() };
+            Answering { body, _ongoing: ongoing }
+        }))
     }
 }
 
