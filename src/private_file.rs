@@ -60,10 +60,12 @@ pub fn sync_folder_of(path: &Path) -> io::Result<()> {
 /// Returns whether the file exists. Follows links.
 ///
 /// # Errors
-/// Nobody can tell, or `path` is a folder, or a link to a file that does not exist.
+/// Nobody can tell, or `path` is no regular file, or a link to a file that does not exist.
 pub fn exists(path: &Path) -> io::Result<bool> {
     match fs::metadata(path) {
         Ok(found) if found.is_dir() => Err(ErrorKind::IsADirectory.into()),
+        // Reading a pipe would wait for ever.
+        Ok(found) if !found.is_file() => Err(io::Error::other("it is not a regular file")),
         Ok(_) => Ok(true),
         Err(error) if error.kind() == ErrorKind::NotFound => match fs::symlink_metadata(path) {
             Ok(_) => Err(io::Error::other("it is a link to a file that does not exist")),
@@ -95,13 +97,14 @@ fn new_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(path)
 }
 
-/// Creates a file with mode 0600. It is on disk when this returns.
+/// Creates a file with mode 0600, for the owner of its folder. It is on disk when this returns.
 ///
 /// # Errors
 /// [`ErrorKind::AlreadyExists`] if there is anything at `path`; else those of the file system. Then
 /// nothing is left.
 pub fn create(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = new_file(path)?;
+    give_to_owner_of_folder(&file, path);
     let written = file.write_all(content).and_then(|()| file.sync_all());
     let written = written.and_then(|()| sync_folder_of(path));
     if written.is_err() {
@@ -176,8 +179,7 @@ fn write_draft(draft: &Path, path: &Path, content: &[u8], owner: Owner) -> io::R
             }
         }
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            // Only root may give files away, and only root has to.
-            let _ = give_to(&file, &fs::metadata(folder_of(path))?);
+            give_to_owner_of_folder(&file, path);
         }
         Err(error) => return Err(error),
     }
@@ -192,6 +194,11 @@ fn give_to(file: &File, like: &fs::Metadata) -> io::Result<()> {
         return Ok(());
     }
     fchown(file, Some(like.uid()), Some(like.gid()))
+}
+
+/// What root makes for the server is the server's. Only root may give files away, and only root has to.
+fn give_to_owner_of_folder(file: &File, path: &Path) {
+    let _ = fs::metadata(folder_of(path)).and_then(|folder| give_to(file, &folder));
 }
 
 fn overwrite(path: &Path, content: &[u8]) -> io::Result<()> {
@@ -216,6 +223,28 @@ mod tests {
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn a_pipe_is_refused_and_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        let error = read(&path).unwrap_err();
+        assert_eq!(error.to_string(), "it is not a regular file");
+    }
+
+    #[test]
+    fn what_root_creates_belongs_to_the_owner_of_the_folder() {
+        if fs::metadata("/proc/self").unwrap().uid() != 0 {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(folder.path(), Some(65_534), Some(65_534)).unwrap();
+        let path = folder.path().join("secret");
+        create(&path, b"one").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().uid(), 65_534);
     }
 
     #[test]

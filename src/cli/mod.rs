@@ -249,9 +249,10 @@ fn ended(outcome: Result<(), CliError>) -> ExitCode {
 impl Cli {
     fn sources(&self) -> Result<Sources, CliError> {
         let default = PathBuf::from(DEFAULT_FILE);
-        // One that nobody can look at is read, so that the error is shown.
-        let is_there = default.try_exists().unwrap_or(true);
-        let file = self.config.clone().or_else(|| is_there.then_some(default));
+        // One that nobody can look at, or a link to nothing, is read, so that the error is shown.
+        let is_missing = std::fs::symlink_metadata(&default)
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+        let file = self.config.clone().or_else(|| (!is_missing).then_some(default));
         let mut flags = self.set.clone();
         flags.extend(self.url.clone().map(|url| ("admin.url".to_owned(), url)));
         Ok(Sources { file, env: environment::variables()?, flags })

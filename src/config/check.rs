@@ -2,7 +2,9 @@
 //! the values against each other.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
@@ -366,6 +368,12 @@ fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() != 0 && one.port() == other.port() && together
 }
 
+/// Returns whether two paths name one file: by their spelling, or because the file is there.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    one == other || identity(one).is_some_and(|found| identity(other) == Some(found))
+}
+
 /// Returns the problem of two settings that name the same file.
 fn shared_file(config: &Config) -> Option<String> {
     let (store, auth) = (&config.storage.path, &config.auth);
@@ -377,10 +385,11 @@ fn shared_file(config: &Config) -> Option<String> {
         ("auth.signing_key_file", auth.signing_key_file.clone()),
         ("auth.lookup_key_file", auth.lookup_key_file.clone()),
         ("auth.master_token_file", auth.master_token_file.clone()),
+        ("admin.socket", config.admin.socket.clone()),
     ];
     let mut named = files.iter().enumerate();
     named.find_map(|(place, (name, file))| {
-        let (other, _) = files.iter().take(place).find(|(_, other)| other == file)?;
+        let (other, _) = files.iter().take(place).find(|(_, other)| is_same(other, file))?;
         let shown = shown(name, &file.display().to_string().into());
         Some(format!("{name} = {shown}: must be another file than {other}"))
     })
