@@ -1,8 +1,8 @@
 //! `keys`: manages the keys that sign tokens.
 
-use super::client::of_command;
+use super::client::{Server, of_command};
 use super::error::CliError;
-use super::terminal::tell;
+use super::terminal::{field, remark, rows, tell};
 use crate::config::Config;
 use crate::os::{Clock, SystemClock};
 use crate::secrets::SigningFile;
@@ -92,11 +92,35 @@ pub fn keys(config: &Config, action: Keys) -> Result<(), CliError> {
     Ok(tell("Send SIGHUP to a running server: it then reads the file again.")?)
 }
 
+/// The settings that say how long something signed lives, in seconds.
+const LIVES: [&str; 3] =
+    ["codes.precheck_token_ttl_seconds", "codes.install_token_ttl_seconds", "session.ttl_seconds"];
+
+/// Returns how long something signed may live, in seconds. What operators have set in the console is
+/// known to the running server alone.
+fn longest_life(config: &Config) -> u64 {
+    let life = &config.lifetimes;
+    let own = life.precheck_token.max(life.install_token).max(config.session_ttl_seconds);
+    match longest_live(config) {
+        Ok(live) => own.max(live),
+        Err(error) => {
+            remark(&format!("Longer lifetimes that the console has set are not known: {error}"));
+            own
+        }
+    }
+}
+
+fn longest_live(config: &Config) -> Result<u64, String> {
+    let data = Server::of(config)?.get("/config", &[])?;
+    let settings = rows(&data, "settings")?.iter();
+    let lives = settings.filter(|row| LIVES.contains(&field(row, "key").as_str()));
+    Ok(lives.filter_map(|row| field(row, "value").parse().ok()).max().unwrap_or(0))
+}
+
 /// Refuses to remove keys while a token that they signed may still be in use: for the longest lifetime
 /// after the last change of the file.
 fn refuse_early_prune(config: &Config, path: &Path) -> Result<(), CliError> {
-    let life = &config.lifetimes;
-    let longest = life.precheck_token.max(life.install_token).max(config.session_ttl_seconds);
+    let longest = longest_life(config);
     let age = std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
     let age = age.and_then(|modified| modified.elapsed().ok()).unwrap_or_default();
     if age < Duration::from_secs(longest) {

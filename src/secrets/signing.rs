@@ -76,7 +76,7 @@ impl SigningFile {
     /// Reads the keys.
     ///
     /// # Errors
-    /// The file is missing or cannot be read, or a line is not `kid:base64`.
+    /// The file is missing or cannot be read, or a line is not `kid:base64`, or two keys have the same name.
     pub fn read(path: &Path) -> Result<Self, SecretError> {
         let text = read(Secret::SigningKeys, path)?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
@@ -93,6 +93,12 @@ impl SigningFile {
                 })
             })
             .collect::<Result<Vec<_>, _>>()?;
+        let mut names: Vec<&str> = keys.iter().map(|key| key.kid.as_str()).collect();
+        names.sort_unstable();
+        if names.windows(2).any(|pair| matches!(pair, [one, other] if one == other)) {
+            let problem = "two keys have the same name; rename or remove one of them";
+            return Err(SecretError::content(path, problem));
+        }
         Ok(Self { path: path.to_owned(), keys })
     }
 
@@ -224,6 +230,15 @@ mod tests {
         assert!(file.promote(Some("nobody")).is_err());
         assert_eq!(file.prune(None).unwrap(), [first]);
         assert_eq!(SigningFile::read(&path).unwrap().keys().len(), 1);
+    }
+
+    #[test]
+    fn two_keys_of_one_name_are_refused() {
+        let (_folder, path, file) = file();
+        let line = format!("k1:{}\n", STANDARD.encode(*file.keys()[0].bytes));
+        std::fs::write(&path, line.repeat(2)).unwrap();
+        let error = SigningFile::read(&path).unwrap_err().to_string();
+        assert!(error.contains("two keys have the same name"), "{error}");
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(super) fn check_one(text: &str) -> Result<(), &'static str> {
         Err("the secret is in quotes; remove them")
     } else if !text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
         Err(
-            "the secret has a character that cannot be sent in a header; use visible ASCII characters",
+            "the secret has a character that cannot be sent in a header; use printable ASCII characters",
         )
     } else {
         Ok(())

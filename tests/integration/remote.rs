@@ -4,8 +4,10 @@ use crate::harness::Machine;
 use crate::process::{Process, program, said, usual_flags};
 use serde_json::{Value, json};
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Output;
+use std::time::{Duration, Instant};
 
 /// A server with one finished installation, one registered server, and signed heads of its audit log.
 fn used() -> (Process, String) {
@@ -54,6 +56,49 @@ fn servers_codes_and_activations_are_shown_as_tables_and_as_json() {
     let none = ask(&server, &["servers", "revoke", "0123456789abcdef"]);
     assert!(!none.status.success());
     assert!(String::from_utf8_lossy(&none.stderr).contains("Server was not found."), "{none:?}");
+}
+
+#[test]
+fn keys_are_kept_for_as_long_as_a_lifetime_that_the_console_has_set() {
+    let server = Process::start(&[]);
+    asked(&server, &["config", "set", "session.ttl_seconds=90000"]);
+    asked(&server, &["keys", "add"]);
+    asked(&server, &["keys", "promote"]);
+    let keys = fs::File::options().write(true).open(server.folder.path().join("data/signing.keys"));
+    let keys = keys.unwrap();
+    let hours_ago = keys.metadata().unwrap().modified().unwrap() - Duration::from_secs(5 * 3600);
+    keys.set_modified(hours_ago).unwrap();
+    let refused = ask(&server, &["keys", "prune"]);
+    assert!(!refused.status.success());
+    assert!(said(&refused).contains("up to 90000 s"), "{}", said(&refused));
+    asked(&server, &["config", "unset", "session.ttl_seconds"]);
+    assert!(asked(&server, &["keys", "prune"]).contains("removed: "));
+}
+
+#[test]
+fn whoever_fills_the_operators_listener_keeps_no_command_out() {
+    let server = Process::start(&[]);
+    let address = server.api.admin.trim_start_matches("http://").parse().unwrap();
+    let from = |host: u8| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from(([127, 0, 0, host], 0)).into())?;
+        socket.connect_timeout(&SocketAddr::into(address), Duration::from_secs(2))?;
+        Ok::<_, std::io::Error>(socket)
+    };
+    let held: Vec<_> = (0..1200).filter_map(|number| from(2 + number as u8 / 240).ok()).collect();
+    assert!(held.len() > 500, "{} are open", held.len());
+    let begun = Instant::now();
+    asked(&server, &["servers", "list"]);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn the_health_check_asks_the_address_that_it_is_given() {
+    let server = Process::start(&[]);
+    assert_eq!(asked(&server, &["healthcheck", "--url", &server.api.admin]), "ready\n");
+    let refused = ask(&server, &["healthcheck", "--url", "http://127.0.0.1:1"]);
+    assert!(said(&refused).contains("http://127.0.0.1:1"), "{}", said(&refused));
+    assert_eq!(refused.status.code(), Some(1));
 }
 
 /// The fields of that name in the rows of a list.
