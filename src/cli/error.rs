@@ -34,9 +34,9 @@ pub enum CliError {
     Listen(SocketAddr, std::io::Error),
     /// The server at an address could not be reached, or did not answer in time.
     #[error(
-        "no answer from the server at {0}: {1}; check that it runs and that admin.bind is right"
+        "no answer from the server at {0}: {1}; check that it runs, and that admin.bind or --url is right"
     )]
-    Unreachable(SocketAddr, std::io::Error),
+    Unreachable(String, std::io::Error),
     /// Any other error, as a message.
     #[error("{0}")]
     Other(String),

@@ -55,13 +55,16 @@ impl Drop for SocketFile {
 }
 
 /// Listens for the command line. At the path beside the store, a file system that has no sockets is no
-/// reason not to start: then only the log says that commands need `admin.url`.
+/// reason not to start, nor is another server on the same database that was started in the same folder:
+/// then only the log says that commands need `admin.url`.
 ///
 /// # Errors
 /// As [`listen`].
 pub fn of_server(config: &Config) -> Result<Option<(UnixListener, SocketFile)>, SocketError> {
     match listen(&path_of(config)) {
-        Err(error @ SocketError::Io(..)) if config.admin.socket.as_os_str().is_empty() => {
+        Err(error @ (SocketError::Io(..) | SocketError::InUse(_)))
+            if config.admin.socket.as_os_str().is_empty() =>
+        {
             let error = error.to_string();
             tracing::warn!(error, "commands reach this server with --url only");
             Ok(None)
