@@ -12,7 +12,7 @@ use toml::{Table, Value};
 use super::key::{self, PRODUCTS};
 use super::model::{Backend, Config};
 use super::raw::{Raw, defaults};
-use super::show::{flatten, one_line, shown};
+use super::show::{flatten, one_line, put, shown};
 use super::unknown::{instead_of, is_section};
 use crate::private_file::beside;
 
@@ -194,22 +194,6 @@ fn overlaid(mut layers: Table, given: &[Given]) -> Result<Raw, ConfigError> {
         put(&mut layers, name, value.clone());
     }
     layers.try_into().map_err(|error| ConfigError::one(&error.to_string()))
-}
-
-/// Puts a value under its section and key. A section that is given as a value of its own is empty.
-pub(super) fn put(table: &mut Table, name: &str, value: Value) {
-    match name.split_once('.') {
-        Some((section, rest)) => {
-            let inner = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
-            if let Value::Table(inner) = inner {
-                put(inner, rest, value);
-            }
-        }
-        None if value.is_table() => {}
-        None => {
-            table.insert(name.to_owned(), value);
-        }
-    }
 }
 
 fn read_file(path: &Path) -> Result<Vec<Given>, ConfigError> {

@@ -2,7 +2,6 @@
 
 use toml::{Table, Value};
 
-use super::check::put;
 use super::key::{self, Kind};
 use super::model::Config;
 use super::raw::Raw;
@@ -78,6 +77,22 @@ pub(super) fn entries(config: &Config) -> Vec<(String, Value)> {
     flatten("", table, &mut entries);
     entries.sort_by_cached_key(|(name, _)| (key::place(name), name.clone()));
     entries
+}
+
+/// Puts a value under its section and key. A section that is given as a value of its own is empty.
+pub(super) fn put(table: &mut Table, name: &str, value: Value) {
+    match name.split_once('.') {
+        Some((section, rest)) => {
+            let inner = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(inner) = inner {
+                put(inner, rest, value);
+            }
+        }
+        None if value.is_table() => {}
+        None => {
+            table.insert(name.to_owned(), value);
+        }
+    }
 }
 
 /// Adds every value of `table` with its full name to `entries`. An empty section is kept as a value.

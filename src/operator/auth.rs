@@ -9,7 +9,7 @@
 //! [`socket`]: super::socket
 
 use super::console::{Console, see};
-use super::sessions::{self, Session};
+use super::sessions::Session;
 use crate::hex::hex;
 use crate::http::caller::authorization;
 use crate::http::connection::Administrator;
@@ -201,6 +201,6 @@ async fn open_session(
 /// `POST /console/{key}/logout`
 pub async fn logout(console: Data<Console>, operator: Operator) -> HttpResponse {
     // It may have ended meanwhile.
-    let _ = sessions::end(&console, &operator.session, operator.from).await;
+    let _ = console.end_session(&operator.session, operator.from).await;
     see("/console/login")
 }

@@ -10,9 +10,10 @@ use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use iptunnel_actors::Failure;
 use iptunnel_domain::Refusal;
-use iptunnel_domain::audit::Head;
+use iptunnel_domain::audit::{Action, Actor, Event, Head};
 use iptunnel_storage::{ReadError, Store};
 use prometheus_client::registry::Registry;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 /// The pages: path and name, in the order of the menu.
@@ -37,6 +38,25 @@ pub struct Console {
     pub history: Arc<History>,
     /// The last signed head of the audit log.
     pub signed: Mutex<Head>,
+}
+
+impl Console {
+    /// Ends a session and enters that into the audit log.
+    ///
+    /// # Errors
+    /// No session has this id.
+    pub async fn end_session(&self, id: &str, from: IpAddr) -> Result<(), ApiError> {
+        if !self.sessions.end(id) {
+            return Err(ApiError::not_found());
+        }
+        let now = self.state.clock.now();
+        let event = Event {
+            subject: id.to_owned(),
+            ..Event::new(Action::SessionEnded, Actor::Operator, now, Some(from))
+        };
+        self.state.enter(vec![event]).await;
+        Ok(())
+    }
 }
 
 /// Reads from the store on a thread that may block.

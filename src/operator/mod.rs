@@ -1,7 +1,7 @@
 //! The operators' listener: health, metrics, the console pages and the same data as JSON.
 //!
 //! * [`health`]: liveness, readiness, metrics
-//! * [`auth`]: access control: the master token, or a session of the console; [`sessions`]: their list
+//! * [`auth`]: access control: the master token, or a session of the console ([`sessions`], [`session_list`])
 //! * [`now`], with [`history`] and [`chart`]: the current load and its history
 //! * [`servers`], [`codes`], [`activations`], [`audit`]: the data of each page, as HTML and as JSON
 //! * [`settings`]: view and change of settings
@@ -21,6 +21,7 @@ pub mod health;
 pub mod history;
 pub mod now;
 pub mod servers;
+pub mod session_list;
 pub mod sessions;
 pub mod settings;
 pub mod signed_heads;
@@ -71,8 +72,8 @@ fn pages_of_session() -> Scope {
         .service(at("/audit", "console", get.clone(), audit::page))
         .service(at("/audit/export", "console", get.clone(), audit::export))
         .service(both("/settings", "console", settings::page, settings::change))
-        .service(at("/sessions", "console", get, sessions::page))
-        .service(at("/sessions/end", "console", post, sessions::end_one))
+        .service(at("/sessions", "console", get, session_list::page))
+        .service(at("/sessions/end", "console", post, session_list::end_one))
 }
 
 /// Defines the console and the JSON routes.
@@ -96,8 +97,8 @@ fn console_routes(config: &mut ServiceConfig) {
         .service(at("/console/{page}", "console", get.clone(), first_page))
         .service(pages_of_session())
         .service(at("/admin/now", "admin", get.clone(), now::json))
-        .service(at("/admin/sessions", "admin", get.clone(), sessions::json_list))
-        .service(at("/admin/sessions/{id}/end", "admin", post.clone(), sessions::json_end))
+        .service(at("/admin/sessions", "admin", get.clone(), session_list::json_list))
+        .service(at("/admin/sessions/{id}/end", "admin", post.clone(), session_list::json_end))
         .service(
             resource("/admin/config")
                 .app_data(RouteName("admin"))

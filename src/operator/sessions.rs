@@ -1,24 +1,13 @@
-//! Login sessions of the console, and the page that lists them.
+//! Login sessions of the console.
 //!
 //! A session has two secrets: a cookie, and a key that is a part of every address of the console's
 //! pages. A browser may send the cookie to every port of the host, but the key to this listener alone.
 //! Neither is of use without the other. Sessions are in memory only: a restart ends them all, as does
 //! a new master token.
 
-use super::auth::Operator;
-use super::console::{Console, failed, see};
-use crate::http::errors::ApiError;
-use crate::http::page::html;
-use crate::http::respond::{rfc3339, success};
-use actix_web::http::StatusCode;
-use actix_web::web::{Data, Form, Path};
-use actix_web::{HttpRequest, HttpResponse};
-use askama::Template;
 use iptunnel_domain::Timestamp;
-use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::time::Lifespan;
-use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -50,7 +39,8 @@ pub struct Session {
 }
 
 impl Session {
-    fn life(&self) -> Lifespan {
+    /// Returns its lifetime.
+    pub fn life(&self) -> Lifespan {
         Lifespan { from: self.opened, until: self.opened.plus(LIFETIME) }
     }
 }
@@ -119,112 +109,6 @@ impl Sessions {
         let before = sessions.len();
         sessions.retain(|_, session| session.id != id);
         sessions.len() < before
-    }
-}
-
-/// A session as lists show it.
-#[derive(Serialize)]
-struct Row {
-    id: String,
-    from: IpAddr,
-    browser: String,
-    opened_at: String,
-    last_used_at: String,
-    ends_at: String,
-}
-
-fn rows(console: &Console) -> Vec<Row> {
-    let master = console.state.live.master.load();
-    let row = |session: Session| Row {
-        opened_at: rfc3339(session.opened),
-        last_used_at: rfc3339(session.used),
-        ends_at: rfc3339(session.life().until),
-        id: session.id,
-        from: session.from,
-        browser: session.browser,
-    };
-    console.sessions.list(&master, console.state.clock.now()).into_iter().map(row).collect()
-}
-
-/// Ends a session and enters that into the audit log.
-///
-/// # Errors
-/// No session has this id.
-pub async fn end(console: &Console, id: &str, from: IpAddr) -> Result<(), ApiError> {
-    if !console.sessions.end(id) {
-        return Err(ApiError::not_found());
-    }
-    let now = console.state.clock.now();
-    let event = Event {
-        subject: id.to_owned(),
-        ..Event::new(Action::SessionEnded, Actor::Operator, now, Some(from))
-    };
-    console.state.enter(vec![event]).await;
-    Ok(())
-}
-
-#[derive(Template)]
-#[template(path = "console/sessions.html")]
-struct Page<'a> {
-    page: &'static str,
-    base: &'a str,
-    own: &'a str,
-    sessions: Vec<Row>,
-}
-
-/// `GET /console/{key}/sessions`
-pub async fn page(console: Data<Console>, operator: Operator) -> HttpResponse {
-    let Operator { base, session, .. } = &operator;
-    let page = Page { page: "sessions", base, own: session, sessions: rows(&console) };
-    html(StatusCode::OK, &page)
-}
-
-/// The fields of the form that ends a session.
-#[derive(Deserialize)]
-pub struct Ending {
-    id: String,
-}
-
-/// `POST /console/{key}/sessions/end`
-pub async fn end_one(
-    console: Data<Console>,
-    request: HttpRequest,
-    operator: Operator,
-    form: Form<Ending>,
-) -> HttpResponse {
-    match end(&console, &form.id, operator.from).await {
-        Ok(()) => see(&format!("{}/sessions", operator.base)),
-        Err(error) => failed(&request, &error),
-    }
-}
-
-#[derive(Serialize)]
-struct List {
-    sessions: Vec<Row>,
-}
-
-/// `GET /admin/sessions`
-pub async fn json_list(console: Data<Console>, _: Operator) -> HttpResponse {
-    success(StatusCode::OK, List { sessions: rows(&console) }, "Sessions")
-}
-
-#[derive(Serialize)]
-struct Ended {
-    id: String,
-    status: &'static str,
-}
-
-/// `POST /admin/sessions/{id}/end`
-pub async fn json_end(
-    console: Data<Console>,
-    request: HttpRequest,
-    operator: Operator,
-    id: Path<String>,
-) -> HttpResponse {
-    let id = id.into_inner();
-    match end(&console, &id, operator.from).await {
-        Ok(()) => success(StatusCode::OK, Ended { id, status: "ended" }, "Session ended"),
-        Err(error) => failed(&request, &error),
     }
 }
 
