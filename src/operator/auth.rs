@@ -84,11 +84,11 @@ impl Operator {
     fn of_session(request: &HttpRequest, console: &Console) -> Result<Self, HttpResponse> {
         let key = request.match_info().get("key").unwrap_or_default();
         let by_person = !request.path().ends_with(BY_ITSELF);
-        let master = console.state.live.master.load();
+        let key_hash = hash_of(console, key);
+        let (master, now) = (console.state.live.master.load(), console.state.clock.now());
         // The browser sends a cookie of this name that another port of the host has set, too.
         let found = cookies(request, COOKIE).find_map(|cookie| {
-            let (cookie, key) = (hash_of(console, cookie), hash_of(console, key));
-            console.sessions.find(cookie, key, &master, console.state.clock.now(), by_person)
+            console.sessions.find(hash_of(console, cookie), key_hash, &master, now, by_person)
         });
         let session = found.ok_or_else(|| see("/console/login"))?;
         if request.method() == Method::POST && is_cross_site(request.headers(), None) {
