@@ -27,7 +27,7 @@ use ring::signature::{
 use serde::{Deserialize, Serialize};
 use std::fs::{File, Permissions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -109,7 +109,7 @@ pub enum Verdict {
 impl Verifier {
     /// Returns what verifies the heads of the server with this lookup key.
     pub fn with_lookup_key(lookup: LookupKey) -> Option<Self> {
-        let public = bytes_of(&HeadKey::of(&lookup)?.public())?;
+        let public = HeadKey::of(&lookup)?.0.public_key().as_ref().to_vec();
         Some(Self { public, lookup: Some(lookup) })
     }
 
@@ -158,10 +158,16 @@ pub fn read_file(path: &Path) -> std::io::Result<Vec<SignedHead>> {
 
 /// Removes a last line that a full disk or a loss of power has cut off: what follows must begin a line.
 fn remove_torn_line(file: &mut File) -> std::io::Result<()> {
+    let Some(last) = file.metadata()?.len().checked_sub(1) else { return Ok(()) };
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, last)?;
+    if byte == *b"\n" {
+        return Ok(());
+    }
     let mut content = Vec::new();
     file.read_to_end(&mut content)?;
     let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-    if whole < content.len() { file.set_len(whole as u64) } else { Ok(()) }
+    file.set_len(whole as u64)
 }
 
 fn append(path: &Path, head: &SignedHead) -> std::io::Result<()> {
