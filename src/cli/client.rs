@@ -58,17 +58,16 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The time that an answer may take beyond the server's own deadline for requests.
 const ON_THE_WAY: Duration = Duration::from_secs(5);
 
-/// Returns an HTTP client that does not treat an error status as an error, and waits so long for an answer
-/// to begin.
-pub fn agent(answer: Duration) -> ureq::Agent {
-    settings(answer).into()
+/// Returns an HTTP client that does not treat an error status as an error.
+pub fn agent(config: &Config) -> ureq::Agent {
+    settings(config).into()
 }
 
-fn settings(answer: Duration) -> ureq::config::Config {
+fn settings(config: &Config) -> ureq::config::Config {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_connect(Some(CONNECT_TIMEOUT))
-        .timeout_recv_response(Some(answer))
+        .timeout_recv_response(Some(config.server.request_timeout + ON_THE_WAY))
         .proxy(None)
         .build()
 }
@@ -85,8 +84,7 @@ impl Server {
         }
         let place = config.admin.url.trim_end_matches('/').to_owned();
         let token = Some(master_token(&config.auth.master_token_file).map_err(of_command)?);
-        let answer = config.server.request_timeout + ON_THE_WAY;
-        Ok(Self { agent: agent(answer), url: format!("{place}/admin"), place, token })
+        Ok(Self { agent: agent(config), url: format!("{place}/admin"), place, token })
     }
 
     fn at_socket(config: &Config) -> Result<Self, String> {
@@ -101,11 +99,8 @@ impl Server {
                  with its configuration and as its user; if its log says that it has no socket, use --url"
             ));
         }
-        let agent = ureq::Agent::with_parts(
-            settings(config.server.request_timeout + ON_THE_WAY),
-            ToSocket(path),
-            DefaultResolver::default(),
-        );
+        let agent =
+            ureq::Agent::with_parts(settings(config), ToSocket(path), DefaultResolver::default());
         // An address that no resolver has to look up. The connection goes to the socket in any case.
         Ok(Self { agent, url: "http://127.0.0.1/admin".into(), place, token: None })
     }

@@ -19,9 +19,10 @@ pub fn healthcheck(config: &Config) -> Result<(), CliError> {
         "" => format!("http://{}", admin_address(config)),
         given => given.to_owned(),
     };
-    let request = agent(ANSWER_TIMEOUT)
+    let request = agent(config)
         .get(format!("{address}/readyz"))
         .config()
+        .timeout_recv_response(Some(ANSWER_TIMEOUT))
         .timeout_recv_body(Some(ANSWER_TIMEOUT))
         .build();
     let answer = request.call();
