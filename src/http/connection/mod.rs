@@ -162,35 +162,34 @@ where
         .max_concurrent_connections(connections.div_ceil(size.workers))
         .shutdown_timeout(size.grace.as_secs())
         .disable_signals();
-    let shutdown = server.graceful_shutdown_signal();
+    let signal = server.graceful_shutdown_signal();
+    let shutdown = move || {
+        let signal = signal.clone();
+        async move { signal.notified().await }
+    };
+    let app = move || {
+        let app = map_config(app().into_factory(), |()| AppConfig::default());
+        apply_fn_factory(app, requests::call::<S::Service, B>)
+    };
     let server = match commands {
         None => server,
         Some(commands) => {
             let (app, shutdown) = (app.clone(), shutdown.clone());
             server.listen_uds("commands", commands, move || {
-                let shutdown = shutdown.clone();
-                let app = map_config(app().into_factory(), |()| AppConfig::default());
                 let http = HttpService::build()
-                    .graceful_shutdown_signal(move || {
-                        let shutdown = shutdown.clone();
-                        async move { shutdown.notified().await }
-                    })
+                    .graceful_shutdown_signal(shutdown.clone())
                     .on_connect_ext(|_: &UnixStream, data: &mut Extensions| {
                         data.insert(Administrator);
                     })
-                    .h1(apply_fn_factory(app, requests::call::<S::Service, B>));
+                    .h1(app());
                 fn_service(|unix: UnixStream| ready(Ok((unix, None)))).and_then(http)
             })?
         }
     };
     let factory = move || {
-        let (shutdown, rules) = (shutdown.clone(), Arc::clone(&rules));
-        let app = map_config(app().into_factory(), |()| AppConfig::default());
+        let rules = Arc::clone(&rules);
         let http = HttpService::build()
-            .graceful_shutdown_signal(move || {
-                let shutdown = shutdown.clone();
-                async move { shutdown.notified().await }
-            })
+            .graceful_shutdown_signal(shutdown.clone())
             // The stream has the timers for this: those of the parser end with the first head.
             .keep_alive(KeepAlive::Os)
             .client_request_timeout(Duration::ZERO)
@@ -198,7 +197,7 @@ where
             .on_connect_ext(|stream: &Stream, data: &mut Extensions| {
                 data.insert(stream.progress());
             })
-            .h1(apply_fn_factory(app, requests::call::<S::Service, B>));
+            .h1(app());
         fn_service(move |tcp: TcpStream| ready(admit(tcp, &rules))).and_then(http)
     };
     Ok(server.listen("http", tcp, factory)?.run())
