@@ -1,5 +1,6 @@
 //! Host names, public addresses, and the network under which a caller is counted.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A host name in canonical spelling: lower case, no trailing dot.
@@ -118,6 +119,65 @@ pub fn is_global(address: IpAddr) -> bool {
 pub fn parse_public_ip(text: &str, allow_private: bool) -> Option<IpAddr> {
     let address = text.parse().ok()?;
     (allow_private || is_global(address)).then_some(address)
+}
+
+/// A network: the addresses that share the first bits of its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Network {
+    address: IpAddr,
+    length: u8,
+}
+
+impl Network {
+    /// Returns the network of this address and prefix length. `None` if the length is more than the
+    /// address has bits, if bits after it are set, or if the address is an IPv4-mapped IPv6 address.
+    pub fn new(address: IpAddr, length: u8) -> Option<Self> {
+        let rest = |bits: u32| bits.checked_sub(length.into());
+        let is_network = match address {
+            IpAddr::V4(v4) => rest(32).is_some_and(|rest| v4.to_bits().trailing_zeros() >= rest),
+            IpAddr::V6(v6) => rest(128).is_some_and(|rest| v6.to_bits().trailing_zeros() >= rest),
+        };
+        (is_network && address == address.to_canonical()).then_some(Self { address, length })
+    }
+
+    /// Parses a network such as `10.0.0.0/8`, or one address.
+    pub fn parse(text: &str) -> Option<Self> {
+        let Some((address, length)) = text.split_once('/') else {
+            let address = text.parse().ok()?;
+            return Self::new(address, if matches!(address, IpAddr::V4(_)) { 32 } else { 128 });
+        };
+        let is_number = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
+        is_number.then(|| Self::new(address.parse().ok()?, length.parse().ok()?))?
+    }
+
+    /// Returns its first address.
+    pub const fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Returns its prefix length in bits.
+    pub const fn length(&self) -> u8 {
+        self.length
+    }
+
+    /// Whether `address` belongs to it. An IPv4-mapped IPv6 address counts as IPv4.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match (self.address, address.to_canonical()) {
+            (IpAddr::V4(network), IpAddr::V4(v4)) => {
+                contains_v4(&(network, self.length.into()), v4)
+            }
+            (IpAddr::V6(network), IpAddr::V6(v6)) => {
+                contains_v6(&(network, self.length.into()), v6)
+            }
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
 }
 
 /// Returns the network under which a caller is counted. For IPv4 it is the address itself, also if
@@ -244,6 +304,38 @@ mod tests {
         }
         assert!(parse_public_ip("10.1.2.3", true).is_some());
         assert!(parse_public_ip("nonsense", true).is_none());
+    }
+
+    #[test]
+    fn a_network_contains_the_addresses_that_share_its_first_bits() {
+        let contains = |network: &str, address: &str| {
+            let network = Network::parse(network).unwrap();
+            assert_eq!(Network::parse(&network.to_string()), Some(network));
+            network.contains(address.parse().unwrap())
+        };
+        assert!(contains("10.0.0.0/8", "10.255.0.1"));
+        assert!(contains("10.0.0.0/8", "::ffff:10.0.0.1"));
+        assert!(!contains("10.0.0.0/8", "11.0.0.1"));
+        assert!(contains("0.0.0.0/0", "1.2.3.4"));
+        assert!(!contains("0.0.0.0/0", "2600::1"));
+        assert!(contains("1.2.3.4", "1.2.3.4"));
+        assert!(!contains("1.2.3.4/32", "1.2.3.5"));
+        assert!(contains("2600::/32", "2600:0:1::"));
+        assert!(contains("::/0", "2600:0:1::"));
+        assert!(!contains("2600::/32", "2600:1::"));
+        for wrong in [
+            "",
+            "/",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "10.0.0.1/8",
+            "::1/129",
+            "::ffff:1.2.3.4",
+            "a/8",
+            "1.2.3.0/+24",
+        ] {
+            assert_eq!(Network::parse(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! random bits are arguments. Every rule is a function of a state and a command that returns a new
 //! state or a [`Refusal`].
 //!
+//! * [`access`]: access tokens and their roles
 //! * [`code`]: the install code, its written form and its states (issued, consumed, expired)
 //! * [`activation`]: the record that a machine consumed a code: open, confirmed or released
 //! * [`server`]: a registered server, its check-ins and its revocation
@@ -14,6 +15,7 @@
 //! * [`time`]: whole seconds since the Unix epoch, and how dates in the future are treated
 //! * [`refusal`]: every reason for which a request is refused
 
+pub mod access;
 pub mod activation;
 pub mod address;
 pub mod audit;

@@ -77,8 +77,10 @@ pub enum Purpose {
     Network,
     /// A browser: its network and its `User-Agent`.
     Browser,
-    /// A token that registered a server.
+    /// A token: the master token, an access token, or what else registers a server.
     Token,
+    /// The key that proves an install ticket.
+    Ticket,
     /// The address from which a server's id is derived.
     Server,
     /// The head of the audit log, as earlier programs signed it.
@@ -99,6 +101,7 @@ impl Purpose {
             Self::Network => b"network\0",
             Self::Browser => b"browser\0",
             Self::Token => b"token\0",
+            Self::Ticket => b"ticket\0",
             Self::Server => b"server\0",
             Self::AuditHead => b"audit head\0",
             Self::AuditKey => b"audit key\0",
