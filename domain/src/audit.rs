@@ -52,6 +52,14 @@ pub enum Action {
     TokensRefused = 14,
     /// A session of the console was ended, by its operator or by another one.
     SessionEnded = 15,
+    /// An operator deleted a server, or it was not seen for so long that it was forgotten.
+    ServerDeleted = 16,
+    /// A server was taken over from another program's list, or changed by it.
+    ServerImported = 17,
+    /// Two machines check in as the same server.
+    CloneSeen = 18,
+    /// Many servers have stopped checking in.
+    FleetSilent = 19,
     /// A precheck passed. Kept with the code, not in the log.
     PrecheckPassed = 20,
     /// A precheck was refused. Kept with the code, not in the log.
@@ -62,11 +70,21 @@ pub enum Action {
     ConfirmRefused = 23,
     /// A release was refused. Kept with the code, not in the log.
     ReleaseRefused = 24,
+    /// An operator created an access token.
+    TokenCreated = 30,
+    /// An operator changed an access token: its name, its networks, its end or its bounds.
+    TokenChanged = 31,
+    /// An operator gave an access token a new secret.
+    TokenRotated = 32,
+    /// An operator revoked an access token.
+    TokenRevoked = 33,
+    /// Another machine tried a code that had been used.
+    SpentCodeTried = 34,
 }
 
 impl Action {
     /// All actions that this program writes.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 29] = [
         Self::CodeIssued,
         Self::Activated,
         Self::Replaced,
@@ -82,6 +100,15 @@ impl Action {
         Self::LoggedIn,
         Self::TokensRefused,
         Self::SessionEnded,
+        Self::ServerDeleted,
+        Self::ServerImported,
+        Self::CloneSeen,
+        Self::FleetSilent,
+        Self::TokenCreated,
+        Self::TokenChanged,
+        Self::TokenRotated,
+        Self::TokenRevoked,
+        Self::SpentCodeTried,
         Self::PrecheckPassed,
         Self::PrecheckRefused,
         Self::ActivateRefused,
@@ -108,6 +135,15 @@ impl Action {
             Self::LoggedIn => "logged_in",
             Self::TokensRefused => "tokens_refused",
             Self::SessionEnded => "session_ended",
+            Self::ServerDeleted => "server_deleted",
+            Self::ServerImported => "server_imported",
+            Self::CloneSeen => "clone_seen",
+            Self::FleetSilent => "fleet_silent",
+            Self::TokenCreated => "token_created",
+            Self::TokenChanged => "token_changed",
+            Self::TokenRotated => "token_rotated",
+            Self::TokenRevoked => "token_revoked",
+            Self::SpentCodeTried => "spent_code_tried",
             Self::PrecheckPassed => "precheck_passed",
             Self::PrecheckRefused => "precheck_refused",
             Self::ActivateRefused => "activate_refused",
@@ -124,7 +160,7 @@ impl Action {
     /// Whether this is an attempt that changed nothing. Attempts are kept with their code: the first
     /// ones in full, the others as a count.
     pub const fn is_attempt(self) -> bool {
-        self as u8 >= Self::PrecheckPassed as u8
+        matches!(self as u8, 20..=29)
     }
 }
 
@@ -138,7 +174,7 @@ pub enum Actor {
     Installer = 2,
     /// An installed server.
     Agent = 3,
-    /// A person with the master token.
+    /// A person with the master token or an access token.
     Operator = 4,
     /// A person who may change the server's files and signal its process.
     Administrator = 5,
@@ -213,6 +249,8 @@ pub struct Event {
     pub action: Action,
     /// Who caused it.
     pub actor: Actor,
+    /// The name of the access token that was shown; empty if none was.
+    pub by: String,
     /// The network that it came from, if known.
     pub from: Option<IpAddr>,
     /// The keyed hash of the caller's identity: a browser's session or an installer's machine.
@@ -246,6 +284,7 @@ impl Event {
             at,
             action,
             actor,
+            by: String::new(),
             from,
             identity: None,
             code: None,
@@ -257,9 +296,11 @@ impl Event {
         }
     }
 
-    /// Appends the event's canonical bytes, which are hashed and stored.
+    /// Appends the event's canonical bytes, which are hashed and stored. An event has the first format
+    /// that can hold it, so that the hashes of old events stay what they were.
     pub fn encode(&self, bytes: &mut Vec<u8>) {
-        bytes.extend([FORMAT, self.action as u8, self.actor as u8]);
+        let format = if self.by.is_empty() { WITHOUT_NAME } else { WITH_NAME };
+        bytes.extend([format, self.action as u8, self.actor as u8]);
         bytes.extend(self.at.0.to_le_bytes());
         put_address(bytes, self.from);
         put(bytes, self.identity.map(|hash| hash.0));
@@ -270,6 +311,9 @@ impl Event {
         put_address(bytes, self.address);
         put_text(bytes, &self.subject);
         put_text(bytes, &self.detail);
+        if !self.by.is_empty() {
+            put_text(bytes, &self.by);
+        }
     }
 
     /// Decodes the event at the start of `bytes`, and returns it with the bytes that follow. `None` if
@@ -277,12 +321,13 @@ impl Event {
     pub fn decode(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let mut bytes = bytes;
         let [format, action, actor] = take(&mut bytes)?;
-        if format != FORMAT {
+        if !matches!(format, WITHOUT_NAME | WITH_NAME) {
             return None;
         }
-        let event = Self {
+        let mut event = Self {
             action: Action::ALL.into_iter().find(|known| *known as u8 == action)?,
             actor: Actor::ALL.into_iter().find(|known| *known as u8 == actor)?,
+            by: String::new(),
             at: Timestamp(u64::from_le_bytes(take(&mut bytes)?)),
             from: take_address(&mut bytes)?,
             identity: take_option(&mut bytes)?.map(KeyedHash),
@@ -304,12 +349,18 @@ impl Event {
             subject: take_text(&mut bytes)?,
             detail: take_text(&mut bytes)?,
         };
+        if format == WITH_NAME {
+            // An empty name would be left out when the event is encoded again.
+            event.by = take_text(&mut bytes).filter(|name| !name.is_empty())?;
+        }
         Some((event, bytes))
     }
 }
 
-/// The version of the format, the first byte of an event. A new format gets a new number.
-const FORMAT: u8 = 1;
+/// The formats, the first byte of an event. A new format gets a new number.
+const WITHOUT_NAME: u8 = 1;
+/// The name of an access token follows.
+const WITH_NAME: u8 = 2;
 
 fn put<const N: usize>(bytes: &mut Vec<u8>, value: Option<[u8; N]>) {
     bytes.push(u8::from(value.is_some()));
@@ -432,6 +483,7 @@ mod tests {
         );
         event.subject = text;
         if some {
+            event.by = "office".into();
             event.from = Some(IpAddr::from((seed as u32).to_be_bytes()));
             event.address = Some(v6);
             event.identity = Some(KeyedHash([seed as u8; 16]));
@@ -486,6 +538,18 @@ mod tests {
         assert_eq!(whole.entries, 4);
         assert_eq!(ChainHash::from_hex(&whole.hash.to_hex()), Some(whole.hash));
         assert_eq!(ChainHash::from_hex("zz"), None);
+    }
+
+    #[test]
+    fn an_event_without_a_name_has_the_bytes_that_earlier_programs_hashed() {
+        let mut bytes = Vec::new();
+        event(1, "ns1".into(), false).encode(&mut bytes);
+        let expected = b"\x01\x02\x02\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x03\0ns1\0\0";
+        assert_eq!(bytes, expected);
+        bytes[0] = 2;
+        assert_eq!(Event::decode(&bytes), None, "the name is missing");
+        bytes.extend([0, 0]);
+        assert_eq!(Event::decode(&bytes), None, "the name is empty");
     }
 
     #[test]

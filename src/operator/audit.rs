@@ -95,6 +95,9 @@ pub struct Row {
     pub action: String,
     /// The actor.
     pub actor: String,
+    /// The name of the access token that was shown; left out if none was.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub by: String,
     /// The caller's address.
     pub from: Option<std::net::IpAddr>,
     /// The keyed hash of the machine or session.
@@ -123,6 +126,7 @@ impl Row {
             at: rfc3339(event.at),
             action: event.action.name().into(),
             actor: event.actor.name().into(),
+            by: event.by,
             from: event.from,
             identity: event.identity.map(|hash| hash.to_hex()),
             code: event.code.map(|code| code.0.to_hex()),
@@ -151,6 +155,7 @@ impl Row {
             at: Timestamp(self.time),
             action: Action::from_name(&self.action)?,
             actor: Actor::from_name(&self.actor)?,
+            by: whole(&self.by)?,
             from: self.from,
             identity: hash(&self.identity)?,
             code: hash(&self.code)?.map(CodeHash),

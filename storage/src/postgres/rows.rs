@@ -214,6 +214,7 @@ pub(super) fn event_heard_of(row: &Row) -> Result<Event, ReadError> {
         action: Action::from_name(get(row, "action")?).unwrap_or(Action::Unknown),
         // The actor does not matter to the feed.
         actor: Actor::from_name(get(row, "actor")?).unwrap_or(Actor::Administrator),
+        by: String::new(),
         from: get(row, "source")?,
         identity: hash("identity")?,
         code: hash("code")?.map(CodeHash),
