@@ -19,7 +19,7 @@ use iptunnel_domain::audit::{Action, Actor, Event, Head};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
 use iptunnel_domain::limit::{Limits, Policy, Subject};
 use iptunnel_domain::lookup::{KeyedHash, LookupKey};
-use iptunnel_domain::server::{Bearer, Server, ServerId, ServerNumber};
+use iptunnel_domain::server::{Bearer, Credential, EnrolledBy, Server, ServerId, ServerNumber};
 use iptunnel_domain::time::Lifetimes;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{
@@ -405,9 +405,16 @@ fn an_issue() -> Issue {
 }
 
 fn registration(number: u8, hostname: &str) -> Register {
-    let (id, ip) = (server_id(number), IpAddr::from([1, 2, 3, number]));
-    let (hostname, token) = (hostname.to_owned(), KeyedHash([6; 16]));
-    Register { id, ip, hostname, token, from: FROM, now: NOW }
+    Register {
+        address_id: server_id(number),
+        ip: IpAddr::from([1, 2, 3, number]),
+        hostname: hostname.to_owned(),
+        credential: Credential { hash: KeyedHash([6; 16]), by: EnrolledBy::Master, made_ms: None },
+        max_servers: 0,
+        by: String::new(),
+        from: FROM,
+        now: NOW,
+    }
 }
 
 fn check_in(number: u8, now: Timestamp) -> CheckIn {
@@ -454,7 +461,13 @@ impl TestServer {
     }
     fn revoke(&self, number: u8) -> Pending<()> {
         self.handles
-            .set_revoked(SetRevoked { id: server_id(number), revoked: true, from: FROM, now: NOW })
+            .set_revoked(SetRevoked {
+                id: server_id(number),
+                revoked: true,
+                by: String::new(),
+                from: FROM,
+                now: NOW,
+            })
             .unwrap()
     }
     async fn issued(&self) -> CodeHash {

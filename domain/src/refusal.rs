@@ -53,4 +53,8 @@ pub enum Refusal {
     ServerNotFound,
     /// The server's registration was revoked.
     ServerRevoked(ServerId),
+    /// The ticket or install token has registered a server before, or a later one has.
+    CredentialUsed,
+    /// The access token may not enrol more servers.
+    TooManyServers,
 }

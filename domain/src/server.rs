@@ -1,17 +1,20 @@
-//! A registered server: its identity, its last check-in, and whether it is revoked.
+//! A registered server: its identity, its last check-in, and whether it is revoked or deleted.
 
+use crate::access::TokenNumber;
+use crate::audit::ActivationName;
 use crate::lookup::{KeyedHash, LookupKey, Purpose};
 use crate::{Refusal, Timestamp, Version};
 use std::fmt;
 use std::net::IpAddr;
+use subtle::ConstantTimeEq;
 
-/// The id of a server in the API: 16 hexadecimal digits. It is derived from the server's address, so
-/// the same address always has the same id.
+/// The id of a server in the API: 16 hexadecimal digits. A server that first registered here has the
+/// id of its address. A server that was imported keeps the id that it had elsewhere.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServerId(pub u64);
 
 impl ServerId {
-    /// Returns the id of the server at `address`.
+    /// Returns the id of an address. The same address always has the same id.
     pub fn of(address: IpAddr, key: &LookupKey) -> Self {
         let canonical = match address {
             IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
@@ -43,6 +46,45 @@ impl fmt::Debug for ServerId {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServerNumber(pub u32);
 
+/// Who vouched for a server when it last registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EnrolledBy {
+    /// Not recorded: an earlier version registered it.
+    Unknown,
+    /// The holder of the master token.
+    Master,
+    /// The holder of this access token, or of an install ticket of it.
+    Token(TokenNumber),
+    /// The machine that confirmed this activation.
+    Activation(ActivationName),
+    /// Nobody here: it was imported and has not registered since.
+    Import,
+}
+
+/// What a machine registers with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credential {
+    /// The keyed hash of its text.
+    pub hash: KeyedHash,
+    /// Who vouches for the machine.
+    pub by: EnrolledBy,
+    /// For a credential that is good once, a ticket or an install token: when it was made, in
+    /// milliseconds since the Unix epoch. `None` for one that is good many times.
+    pub made_ms: Option<u64>,
+}
+
+/// The longest time for which a credential that is good once can be used, in seconds: tickets are good
+/// for at most an hour, install tokens for an hour after the confirm.
+pub const ONE_TIME_SECONDS: u64 = 3600;
+
+impl Credential {
+    /// Returns when it was made; for one that is good many times the end of the second `now`. So every
+    /// credential that is good once and was made up to then is used up.
+    fn ms(&self, now: Timestamp) -> u64 {
+        self.made_ms.unwrap_or_else(|| now.0.saturating_mul(1000).saturating_add(999))
+    }
+}
+
 /// The record of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
@@ -50,6 +92,8 @@ pub struct Server {
     pub number: ServerNumber,
     /// Its id in the API.
     pub id: ServerId,
+    /// The id of its address, under which it is found when it registers again.
+    pub address_id: ServerId,
     /// Its address.
     pub ip: IpAddr,
     /// Its host name in the last registration; may be empty.
@@ -58,40 +102,130 @@ pub struct Server {
     pub registered_at: Timestamp,
     /// When it last registered or checked in.
     pub last_checkin: Timestamp,
-    /// The keyed hash of the token of its last registration.
-    pub token: KeyedHash,
+    /// The keyed hash of the token of its last registration; `None` if it was imported and has not
+    /// registered since.
+    pub token: Option<KeyedHash>,
+    /// Who vouched for it in its last registration.
+    pub enrolled_by: EnrolledBy,
+    /// When the credential of its last registration was made, in milliseconds since the Unix epoch. A
+    /// credential that is good once and was made earlier is used up.
+    pub credential_ms: u64,
     /// Whether its registration was revoked.
     pub revoked: bool,
+    /// Whether it was deleted. Its record stays so that the deletion undoes no revocation and makes no
+    /// used ticket good again.
+    pub deleted: bool,
+    /// Whether it was changed here: registered, revoked, restored, noted or deleted. Another import
+    /// then leaves it alone.
+    pub changed_here: bool,
     /// The operator's note about it.
     pub note: String,
     /// The number of times the record was written; check-ins do not count.
     pub version: Version,
 }
 
+/// A server in the list of another program, to be imported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its id there, which it keeps.
+    pub id: ServerId,
+    /// Its address.
+    pub ip: IpAddr,
+    /// Its host name, at most [`Server::HOSTNAME_BYTES`]; may be empty.
+    pub hostname: String,
+    /// When it first registered there.
+    pub registered_at: Timestamp,
+    /// When it last registered or checked in there.
+    pub last_checkin: Timestamp,
+    /// Whether it was revoked there.
+    pub revoked: bool,
+    /// The note there, at most [`Server::NOTE`] characters.
+    pub note: String,
+}
+
+/// What becomes of the record of a server that is deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Deletion {
+    /// It is removed.
+    Remove,
+    /// It stays, hidden.
+    Hide(Server),
+}
+
 impl Server {
     /// The longest host name kept, in bytes: the limit of RFC 1035 section 2.3.4 in text form.
     pub const HOSTNAME_BYTES: usize = 253;
 
-    /// Returns the server as registered again, with its new host name and token.
+    /// Returns a new server, registered at `now`.
+    pub fn register(
+        number: ServerNumber,
+        id: ServerId,
+        (address_id, ip): (ServerId, IpAddr),
+        hostname: String,
+        credential: &Credential,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            number,
+            id,
+            address_id,
+            ip,
+            hostname,
+            registered_at: now,
+            last_checkin: now,
+            token: Some(credential.hash),
+            enrolled_by: credential.by,
+            credential_ms: credential.ms(now),
+            revoked: false,
+            deleted: false,
+            changed_here: true,
+            note: String::new(),
+            version: 1,
+        }
+    }
+
+    /// Returns the server as registered again, with its new host name and credential. `None` if the
+    /// credential is good once and is that of its last registration: then its answer was lost, and is
+    /// given again.
     ///
     /// # Errors
     /// [`Refusal::ServerRevoked`] if it is revoked: registering again does not undo a revocation.
+    /// [`Refusal::CredentialUsed`] if the credential is good once and this server has registered with
+    /// it or with a later one.
     pub fn register_again(
         &self,
         hostname: String,
-        token: KeyedHash,
+        credential: &Credential,
         now: Timestamp,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Option<Self>, Refusal> {
         if self.revoked {
             return Err(Refusal::ServerRevoked(self.id));
         }
-        Ok(Self {
+        let is_same = self.token.is_some_and(|token| token.ct_eq(&credential.hash));
+        // A date in the future is not believed: a wrong clock wrote it.
+        let is_ahead = Timestamp(self.credential_ms / 1000).is_ahead_of(now);
+        let earlier = if is_ahead { 0 } else { self.credential_ms };
+        if credential.made_ms.is_some() {
+            if is_same && !self.deleted {
+                return Ok(None);
+            }
+            if is_same || credential.ms(now) <= earlier {
+                return Err(Refusal::CredentialUsed);
+            }
+        }
+        let mut server = Self {
             hostname,
-            token,
+            token: Some(credential.hash),
+            enrolled_by: credential.by,
+            credential_ms: credential.ms(now).max(earlier),
             last_checkin: now,
-            version: self.version.saturating_add(1),
-            ..self.clone()
-        })
+            ..self.changed()
+        };
+        if self.deleted {
+            // It is new to the operator who deleted it.
+            server = Self { deleted: false, registered_at: now, note: String::new(), ..server };
+        }
+        Ok(Some(server))
     }
 
     /// The longest note kept, in characters.
@@ -101,20 +235,77 @@ impl Server {
     /// this note.
     pub fn set_note(&self, note: String) -> Option<Self> {
         let note: String = note.chars().take(Self::NOTE).collect();
-        (self.note != note).then(|| Self {
-            note,
-            version: self.version.saturating_add(1),
-            ..self.clone()
-        })
+        (self.note != note).then(|| Self { note, ..self.changed() })
     }
 
-    /// Returns the server as revoked or restored; `None` if it already is.
+    /// Returns the server as revoked or restored; `None` if it already is. A restored server is not
+    /// deleted any more.
     pub fn set_revoked(&self, revoked: bool) -> Option<Self> {
-        (self.revoked != revoked).then(|| Self {
+        let deleted = self.deleted && revoked;
+        (self.revoked != revoked).then(|| Self { revoked, deleted, ..self.changed() })
+    }
+
+    /// Returns what becomes of its record when it is deleted at `now`; `None` if it already is deleted.
+    pub fn delete(&self, now: Timestamp) -> Option<Deletion> {
+        if self.deleted {
+            None
+        } else if self.revoked || !self.is_past_replay(now) {
+            Some(Deletion::Hide(Self { deleted: true, ..self.changed() }))
+        } else {
+            Some(Deletion::Remove)
+        }
+    }
+
+    /// Whether a deleted server's record has no use any more: it is not revoked, and the tickets that
+    /// it has used have run out.
+    pub fn is_removable(&self, now: Timestamp) -> bool {
+        self.deleted && !self.revoked && self.is_past_replay(now)
+    }
+
+    /// Whether every ticket that was made up to its last registration has run out.
+    fn is_past_replay(&self, now: Timestamp) -> bool {
+        let made = Timestamp(self.credential_ms / 1000);
+        !now.is_before(made.plus(ONE_TIME_SECONDS + 1), ONE_TIME_SECONDS + 1)
+    }
+
+    /// Returns a new server that is taken over from another program's list.
+    pub fn import(number: ServerNumber, address_id: ServerId, listed: Listed) -> Self {
+        let Listed { id, ip, hostname, registered_at, last_checkin, revoked, note } = listed;
+        Self {
+            number,
+            id,
+            address_id,
+            ip,
+            hostname,
+            registered_at,
+            last_checkin,
+            token: None,
+            enrolled_by: EnrolledBy::Import,
+            credential_ms: 0,
             revoked,
-            version: self.version.saturating_add(1),
-            ..self.clone()
-        })
+            deleted: false,
+            changed_here: false,
+            note,
+            version: 1,
+        }
+    }
+
+    /// Returns the server as the list of another program has it now; `None` if there is nothing to
+    /// change. A server that was changed here stays as it is: the list does not undo that.
+    pub fn import_again(&self, address_id: ServerId, listed: Listed) -> Option<Self> {
+        if self.changed_here {
+            return None;
+        }
+        let version = self.version.saturating_add(1);
+        let last_checkin = self.last_checkin.max(listed.last_checkin);
+        let server =
+            Self { version, last_checkin, ..Self::import(self.number, address_id, listed) };
+        let is_news = Self { version: self.version, ..server.clone() } != *self;
+        is_news.then_some(server)
+    }
+
+    fn changed(&self) -> Self {
+        Self { changed_here: true, version: self.version.saturating_add(1), ..self.clone() }
     }
 }
 
@@ -125,23 +316,94 @@ pub enum Bearer {
     Nobody,
     /// The current master token.
     Master,
+    /// An access token that is good.
+    Access(TokenNumber),
     /// Another token, as its keyed hash.
     Token(KeyedHash),
 }
 
-impl Bearer {
-    /// Whether the check-in is accepted for a server that registered with `token`.
-    pub fn may_speak_for(&self, token: &KeyedHash) -> bool {
-        match self {
-            Self::Nobody | Self::Master => true,
-            Self::Token(given) => given.ct_eq(token),
+/// What memory keeps of a server's last registration, to check the credentials of check-ins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckInKey {
+    /// The first eight bytes of the keyed hash of its token, zeros if it has none. Nobody can search for
+    /// a token with a given hash, and a guess is right once in 2^64 times.
+    token: [u8; 8],
+    /// The number of the access token that enrolled it; 0 if none did.
+    access: u32,
+}
+
+impl CheckInKey {
+    /// Returns the key of a server.
+    pub fn of(server: &Server) -> Self {
+        let access = match server.enrolled_by {
+            EnrolledBy::Token(TokenNumber(number)) => number,
+            _ => 0,
+        };
+        Self { token: server.token.map_or([0; 8], short), access }
+    }
+
+    /// Returns the access token that enrolled the server.
+    pub const fn access_token(&self) -> Option<TokenNumber> {
+        if self.access == 0 { None } else { Some(TokenNumber(self.access)) }
+    }
+
+    /// Whether the check-in with this bearer is accepted. An imported server may have any token: here
+    /// nobody knows the one that it registered with.
+    pub fn accepts(&self, bearer: &Bearer) -> bool {
+        match bearer {
+            Bearer::Nobody | Bearer::Master => true,
+            _ if self.token == [0; 8] => true,
+            Bearer::Access(TokenNumber(number)) => *number == self.access,
+            Bearer::Token(given) => short(*given).ct_eq(&self.token).into(),
         }
     }
+}
+
+fn short(hash: KeyedHash) -> [u8; 8] {
+    hash.as_u64().to_be_bytes()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    const NOW: Timestamp = Timestamp(1_000_000);
+    const IP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(1, 2, 3, 4));
+
+    fn master() -> Credential {
+        Credential { hash: KeyedHash([99; 16]), by: EnrolledBy::Master, made_ms: None }
+    }
+
+    fn ticket(hash: u8, made_ms: u64) -> Credential {
+        let by = EnrolledBy::Token(TokenNumber(7));
+        Credential { hash: KeyedHash([hash; 16]), by, made_ms: Some(made_ms) }
+    }
+
+    fn registered(credential: &Credential, now: Timestamp) -> Server {
+        let id = ServerId(1);
+        Server::register(ServerNumber(1), id, (id, IP), "ns1".into(), credential, now)
+    }
+
+    fn again(
+        server: &Server,
+        credential: &Credential,
+        now: Timestamp,
+    ) -> Result<Option<Server>, Refusal> {
+        server.register_again("ns2".into(), credential, now)
+    }
+
+    fn listed() -> Listed {
+        Listed {
+            id: ServerId(9),
+            ip: IP,
+            hostname: "ns1".into(),
+            registered_at: Timestamp(5),
+            last_checkin: Timestamp(6),
+            revoked: false,
+            note: "old".into(),
+        }
+    }
 
     #[test]
     fn the_same_address_always_has_the_same_id_and_ids_parse_back() {
@@ -155,10 +417,122 @@ mod tests {
 
     #[test]
     fn a_token_checks_in_its_own_server_and_the_master_token_any() {
-        let (own, other) = (KeyedHash([1; 16]), KeyedHash([2; 16]));
-        assert!(Bearer::Nobody.may_speak_for(&own));
-        assert!(Bearer::Master.may_speak_for(&own));
-        assert!(Bearer::Token(own).may_speak_for(&own));
-        assert!(!Bearer::Token(other).may_speak_for(&own));
+        let key = CheckInKey::of(&registered(&ticket(1, 0), NOW));
+        assert!(key.accepts(&Bearer::Nobody));
+        assert!(key.accepts(&Bearer::Master));
+        assert!(key.accepts(&Bearer::Token(KeyedHash([1; 16]))));
+        assert!(!key.accepts(&Bearer::Token(KeyedHash([2; 16]))));
+        assert!(key.accepts(&Bearer::Access(TokenNumber(7))));
+        assert!(!key.accepts(&Bearer::Access(TokenNumber(8))));
+        let key = CheckInKey::of(&registered(&master(), NOW));
+        assert_eq!(key.access_token(), None);
+        assert!(!key.accepts(&Bearer::Access(TokenNumber(7))));
+    }
+
+    #[test]
+    fn a_ticket_registers_once_and_its_repeat_gets_the_same_server() {
+        let server = registered(&ticket(1, 1000), NOW);
+        assert_eq!(again(&server, &ticket(1, 1000), NOW), Ok(None));
+        assert_eq!(again(&server, &ticket(2, 1000), NOW), Err(Refusal::CredentialUsed));
+        assert_eq!(again(&server, &ticket(2, 999), NOW), Err(Refusal::CredentialUsed));
+        let later = again(&server, &ticket(2, 1001), NOW).unwrap().unwrap();
+        assert_eq!((later.hostname.as_str(), later.version), ("ns2", 2));
+        assert_eq!(again(&later, &ticket(1, 1000), NOW), Err(Refusal::CredentialUsed));
+    }
+
+    #[test]
+    fn the_master_token_uses_up_the_tickets_that_were_made_before() {
+        let server = registered(&ticket(1, 1000), NOW);
+        let server = again(&server, &master(), NOW).unwrap().unwrap();
+        assert_eq!(again(&server, &ticket(1, 1000), NOW), Err(Refusal::CredentialUsed));
+        let same_second = ticket(2, NOW.0 * 1000 + 999);
+        assert_eq!(again(&server, &same_second, NOW), Err(Refusal::CredentialUsed));
+        assert!(again(&server, &ticket(2, NOW.0 * 1000 + 1000), NOW).is_ok());
+        assert!(again(&server, &master(), NOW).unwrap().is_some(), "it is good many times");
+    }
+
+    #[test]
+    fn a_registration_by_a_clock_that_was_ahead_does_not_shut_out_later_tickets() {
+        let server = registered(&master(), NOW.plus(1_000_000));
+        assert!(again(&server, &ticket(1, NOW.0 * 1000), NOW).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_deleted_server_is_removed_unless_it_is_revoked_or_its_ticket_could_be_used_again() {
+        let server = registered(&ticket(1, NOW.0 * 1000), NOW);
+        assert_eq!(server.delete(NOW.plus(3601)), Some(Deletion::Remove));
+        let Some(Deletion::Hide(hidden)) = server.delete(NOW.plus(3600)) else { panic!("removed") };
+        assert_eq!(hidden.delete(NOW), None);
+        assert!(!hidden.is_removable(NOW.plus(3600)) && hidden.is_removable(NOW.plus(3601)));
+        assert_eq!(again(&hidden, &ticket(1, NOW.0 * 1000), NOW), Err(Refusal::CredentialUsed));
+        let new = again(&hidden, &master(), NOW.plus(5)).unwrap().unwrap();
+        assert_eq!((new.deleted, new.registered_at), (false, NOW.plus(5)));
+    }
+
+    #[test]
+    fn a_deleted_server_that_was_revoked_stays_revoked_until_it_is_restored() {
+        let revoked = registered(&master(), NOW).set_revoked(true).unwrap();
+        let Some(Deletion::Hide(hidden)) = revoked.delete(NOW.plus(99_999)) else {
+            panic!("removed")
+        };
+        assert_eq!(again(&hidden, &master(), NOW), Err(Refusal::ServerRevoked(hidden.id)));
+        assert!(!hidden.is_removable(NOW.plus(99_999)));
+        let restored = hidden.set_revoked(false).unwrap();
+        assert_eq!((restored.revoked, restored.deleted), (false, false));
+    }
+
+    #[test]
+    fn an_imported_server_follows_its_list_until_it_is_changed_here() {
+        let server = Server::import(ServerNumber(3), ServerId(1), listed());
+        assert_eq!(server.import_again(ServerId(1), listed()), None);
+        let revoked = Listed { revoked: true, ..listed() };
+        let again = server.import_again(ServerId(1), revoked.clone()).unwrap();
+        assert!(again.revoked && again.version == 2 && again.number == server.number);
+        let earlier = Listed { last_checkin: Timestamp(1), ..listed() };
+        assert_eq!(server.import_again(ServerId(1), earlier), None);
+        let restored = again.set_revoked(false).unwrap();
+        assert_eq!(restored.import_again(ServerId(1), revoked), None);
+    }
+
+    #[test]
+    fn an_imported_server_checks_in_with_any_token_until_it_registers() {
+        let server = Server::import(ServerNumber(3), ServerId(1), listed());
+        let key = CheckInKey::of(&server);
+        assert!(key.accepts(&Bearer::Token(KeyedHash([5; 16]))));
+        assert!(key.accepts(&Bearer::Access(TokenNumber(1))));
+        let server = again(&server, &ticket(1, 0), NOW);
+        assert_eq!(server, Err(Refusal::CredentialUsed), "no ticket is as old as the epoch");
+    }
+
+    proptest! {
+        /// Whatever happens to the server in between, and wherever its clock stands within the hour.
+        #[test]
+        fn a_ticket_never_changes_a_server_twice(
+            steps in prop::collection::vec((0u8..6, 1u64..50, 0u64..60), 1..40),
+        ) {
+            let (mut server, mut now) = (registered(&master(), NOW), NOW);
+            let mut used = std::collections::HashSet::new();
+            for (step, which, later) in steps {
+                now = now.plus(later);
+                let made_ms = NOW.0 * 1000 + which * 1000;
+                let next = match step {
+                    0 => server.set_revoked(true),
+                    1 => server.set_revoked(false),
+                    2 => match server.delete(now) {
+                        Some(Deletion::Hide(hidden)) => Some(hidden),
+                        _ => None,
+                    },
+                    3 => again(&server, &master(), now).ok().flatten(),
+                    _ => {
+                        let next = again(&server, &ticket(which as u8, made_ms), now).ok().flatten();
+                        if next.is_some() {
+                            prop_assert!(used.insert(which), "used twice");
+                        }
+                        next
+                    }
+                };
+                server = next.unwrap_or(server);
+            }
+        }
     }
 }

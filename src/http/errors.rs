@@ -214,6 +214,16 @@ impl From<Refusal> for ApiError {
             }
             Refusal::ServerNotFound => (NOT_FOUND, "server_not_found", "Server was not found."),
             Refusal::ServerRevoked(_) => (FORBIDDEN, "revoked", "Server is revoked."),
+            Refusal::CredentialUsed => (
+                FORBIDDEN,
+                "credential_used",
+                "This ticket or install token has been used. Please get a new one.",
+            ),
+            Refusal::TooManyServers => (
+                FORBIDDEN,
+                "too_many_servers",
+                "This access token has enrolled as many servers as it may.",
+            ),
         };
         Self::new(status, code, message)
     }

@@ -284,7 +284,7 @@ async fn set_note(
     if note.chars().count() > Server::NOTE {
         return Err(invalid("note must be at most 500 characters."));
     }
-    let command = SetNote { id, note, from, now: console.state.clock.now() };
+    let command = SetNote { id, note, by: String::new(), from, now: console.state.clock.now() };
     console.state.wait(console.state.handles.set_note(command)).await.outcome??;
     Ok(id)
 }

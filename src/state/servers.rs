@@ -18,7 +18,7 @@ pub async fn set_revoked(
     from: IpAddr,
 ) -> Result<ServerId, ApiError> {
     let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
-    let command = SetRevoked { id, revoked, from, now: state.clock.now() };
+    let command = SetRevoked { id, revoked, by: String::new(), from, now: state.clock.now() };
     state.wait(state.handles.set_revoked(command)).await.outcome??;
     Ok(id)
 }

@@ -209,7 +209,7 @@ impl State {
     ) -> Result<(), ApiError> {
         match bearer {
             Bearer::Master => return Ok(()),
-            Bearer::Nobody => {}
+            Bearer::Nobody | Bearer::Access(_) => {}
             Bearer::Token(_) => self.wrong_tokens.note(from, listener, self.clock.now()).await?,
         }
         Err(refusal.into())

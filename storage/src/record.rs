@@ -14,7 +14,7 @@ use iptunnel_domain::audit::Event;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
 use iptunnel_domain::limit::Policy;
 use iptunnel_domain::lookup::KeyedHash;
-use iptunnel_domain::server::{Server, ServerId, ServerNumber};
+use iptunnel_domain::server::{EnrolledBy, Server, ServerId, ServerNumber};
 use iptunnel_domain::{Timestamp, Version};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -211,7 +211,7 @@ pub(crate) fn encode_server(server: &Server) -> Result<Vec<u8>, ReadError> {
         hostname: server.hostname.as_str(),
         registered_at: server.registered_at.0,
         last_checkin: server.last_checkin.0,
-        token: server.token.0,
+        token: server.token.map_or([0; 16], |token| token.0),
         revoked: server.revoked,
         note: server.note.as_str(),
     };
@@ -227,12 +227,17 @@ pub fn decode_server(number: u32, bytes: &[u8]) -> Result<Server, ReadError> {
     Ok(Server {
         number: ServerNumber(number),
         id: ServerId(record.id),
+        address_id: ServerId(record.id),
         ip: record.ip,
         hostname: record.hostname,
         registered_at: Timestamp(record.registered_at),
         last_checkin: Timestamp(record.last_checkin),
-        token: KeyedHash(record.token),
+        token: Some(KeyedHash(record.token)),
+        enrolled_by: EnrolledBy::Unknown,
+        credential_ms: 0,
         revoked: record.revoked,
+        deleted: false,
+        changed_here: true,
         note: record.note,
         version,
     })

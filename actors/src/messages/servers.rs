@@ -2,21 +2,24 @@
 
 use crate::messages::Command;
 use iptunnel_domain::Timestamp;
-use iptunnel_domain::lookup::KeyedHash;
-use iptunnel_domain::server::{Bearer, Server, ServerId};
+use iptunnel_domain::server::{Bearer, Credential, Server, ServerId};
 use std::net::IpAddr;
 
-/// Registers a server, or registers it again. Sent by the HTTP edge, which has checked the token;
+/// Registers a server, or registers it again. Sent by the HTTP edge, which has checked the credential;
 /// answered when it is on disk.
 pub struct Register {
-    /// The id, derived from the address.
-    pub id: ServerId,
+    /// The id of the address.
+    pub address_id: ServerId,
     /// The address.
     pub ip: IpAddr,
     /// The host name; may be empty.
     pub hostname: String,
-    /// The keyed hash of the token.
-    pub token: KeyedHash,
+    /// What the machine registers with.
+    pub credential: Credential,
+    /// The number of servers that the access token may have enrolled; 0 for no bound.
+    pub max_servers: u32,
+    /// The name of the access token that was shown, or that made the ticket; empty if none.
+    pub by: String,
     /// The address the request came from.
     pub from: IpAddr,
     /// When the request arrived.
@@ -51,12 +54,14 @@ impl Command for CheckIn {
 }
 
 /// Revokes or restores a server. Sent by the HTTP edge; answered when it is on disk.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct SetRevoked {
     /// The server.
     pub id: ServerId,
     /// `true` to revoke, `false` to restore.
     pub revoked: bool,
+    /// The name of the operator's access token; empty if it was none.
+    pub by: String,
     /// The address of the operator.
     pub from: IpAddr,
     /// When the request arrived.
@@ -74,6 +79,8 @@ pub struct SetNote {
     pub id: ServerId,
     /// The text; empty for no note.
     pub note: String,
+    /// The name of the operator's access token; empty if it was none.
+    pub by: String,
     /// The address of the operator.
     pub from: IpAddr,
     /// When the request arrived.

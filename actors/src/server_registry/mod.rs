@@ -24,12 +24,11 @@ use crate::runtime::tuning::ActorSettings;
 use actix::Message;
 use arc_swap::ArcSwap;
 use iptunnel_domain::audit::{Action, Actor as Who, Event};
-use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use iptunnel_domain::time::Timer;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{Change, CheckIn as Seen, ReadError, Store, Write};
-use published::Tokens;
+use published::Live;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
@@ -79,7 +78,6 @@ impl Message for Recovered {
 /// The only writer of servers.
 pub(crate) struct ServerRegistry {
     servers: Arc<Servers>,
-    tokens: Tokens,
     next_number: u32,
     /// The generation of the store that memory follows.
     generation: u32,
@@ -105,10 +103,9 @@ impl ServerRegistry {
         observed: &Metrics,
         now: Timestamp,
     ) -> Self {
-        let Registered { servers, tokens, last_number } = registered;
+        let Registered { servers, last_number } = registered;
         Self {
             servers,
-            tokens,
             next_number: last_number.map_or(0, |last| last.0 + 1),
             generation: 0,
             changing: HashMap::new(),
@@ -187,7 +184,7 @@ impl ServerRegistry {
 
     /// Publishes the record on disk for readers and check-ins.
     fn publish(&mut self, server: &Server) {
-        let mut live = self.tokens.live(server);
+        let mut live = Live::of(server);
         if let Some(before) = self.servers.live.get(&server.id) {
             let (now, known) = (self.now, before.last_checkin());
             live.set_last_checkin(live.last_checkin().or_later(known, now));
@@ -320,17 +317,24 @@ fn read_back<A: Send + 'static>(
 }
 
 /// Returns the audit event of a change of a server.
-fn happened(action: Action, who: Who, to: &Server, at: Timestamp, from: IpAddr) -> Event {
+fn happened(
+    action: Action,
+    (who, by): (Who, &str),
+    to: &Server,
+    at: Timestamp,
+    from: IpAddr,
+) -> Event {
     Event {
         server: Some(to.id),
         address: Some(to.ip),
         subject: to.hostname.clone(),
+        by: by.to_owned(),
         ..Event::new(action, who, at, Some(from))
     }
 }
 
 fn registered(server: &Server, asked: &Register) -> Event {
-    happened(Action::ServerRegistered, Who::Agent, server, asked.now, asked.from)
+    happened(Action::ServerRegistered, (Who::Agent, &asked.by), server, asked.now, asked.from)
 }
 
 impl Actor for ServerRegistry {
@@ -359,8 +363,7 @@ impl Receive<Work<CheckIn, Server>> for ServerRegistry {
         let Some(mut live) = self.servers.live.get_mut(&id) else {
             return reply.refuse(Refusal::ServerNotFound);
         };
-        let speaks = |token: &KeyedHash| bearer.may_speak_for(token);
-        if !self.tokens.list.get(live.token as usize).is_some_and(speaks) {
+        if !live.key.accepts(&bearer) {
             return reply.refuse(Refusal::Unauthorized);
         }
         if live.revoked {
@@ -378,7 +381,7 @@ impl Receive<Work<CheckIn, Server>> for ServerRegistry {
 impl Receive<Work<Register, Server>> for ServerRegistry {
     fn receive(&mut self, work: Work<Register, Server>) {
         self.metrics.taken();
-        let id = work.command.id;
+        let id = work.command.address_id;
         let Some(mut work) = self.current(work).and_then(|work| self.park(id, work)) else {
             return;
         };
@@ -391,15 +394,16 @@ impl Receive<Work<Register, Server>> for ServerRegistry {
             (None | Some(None), None) if work.reply.claim() => self.register_new(work),
             (None | Some(None), None) => {}
             (Some(Some(server)), _) if self.is_fresh(&server) => {
-                let Register { hostname, token, now, .. } = &work.command;
-                match server.register_again(hostname.clone(), *token, *now) {
+                let Register { hostname, credential, now, .. } = &work.command;
+                match server.register_again(hostname.clone(), credential, *now) {
                     // This answer depends on what was read.
                     Err(refusal) => self.answer(work, Err(refusal)),
-                    Ok(server) if work.reply.claim() => {
+                    Ok(None) => self.answer(work, Ok(server)),
+                    Ok(Some(server)) if work.reply.claim() => {
                         let event = registered(&server, &work.command);
                         self.write(server, event, work, Reply::grant);
                     }
-                    Ok(_) => {}
+                    Ok(Some(_)) => {}
                 }
             }
             (None, number) => self.look_up(work, id, number),
@@ -410,19 +414,11 @@ impl Receive<Work<Register, Server>> for ServerRegistry {
 
 impl ServerRegistry {
     fn register_new(&mut self, work: Work<Register, Server>) {
-        let Register { id, ip, hostname, token, now, .. } = &work.command;
-        let server = Server {
-            number: ServerNumber(self.next_number),
-            id: *id,
-            ip: *ip,
-            hostname: hostname.clone(),
-            registered_at: *now,
-            last_checkin: *now,
-            token: *token,
-            revoked: false,
-            note: String::new(),
-            version: 1,
-        };
+        let Register { address_id, ip, hostname, credential, now, .. } = &work.command;
+        let number = ServerNumber(self.next_number);
+        let place = (*address_id, *ip);
+        let server =
+            Server::register(number, *address_id, place, hostname.clone(), credential, *now);
         self.next_number += 1;
         let event = registered(&server, &work.command);
         self.write(server, event, work, Reply::grant);
@@ -432,11 +428,11 @@ impl ServerRegistry {
 impl Receive<Work<SetRevoked, Server>> for ServerRegistry {
     fn receive(&mut self, work: Work<SetRevoked, Server>) {
         self.metrics.taken();
-        let SetRevoked { id, revoked, from, now } = work.command;
+        let SetRevoked { id, revoked, by, from, now } = work.command.clone();
         let action = if revoked { Action::ServerRevoked } else { Action::ServerRestored };
         self.change(work, id, |server| {
             let server = server.set_revoked(revoked)?;
-            let event = happened(action, Who::Operator, &server, now, from);
+            let event = happened(action, (Who::Operator, &by), &server, now, from);
             Some((server, event))
         });
     }
@@ -445,12 +441,12 @@ impl Receive<Work<SetRevoked, Server>> for ServerRegistry {
 impl Receive<Work<SetNote, Server>> for ServerRegistry {
     fn receive(&mut self, work: Work<SetNote, Server>) {
         self.metrics.taken();
-        let SetNote { id, note, from, now } = work.command.clone();
+        let SetNote { id, note, by, from, now } = work.command.clone();
         self.change(work, id, |server| {
             let server = server.set_note(note)?;
             let event = Event {
                 detail: server.note.clone(),
-                ..happened(Action::ServerNoted, Who::Operator, &server, now, from)
+                ..happened(Action::ServerNoted, (Who::Operator, &by), &server, now, from)
             };
             Some((server, event))
         });

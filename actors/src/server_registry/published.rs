@@ -2,21 +2,20 @@
 
 use dashmap::DashMap;
 use iptunnel_domain::Timestamp;
-use iptunnel_domain::lookup::KeyedHash;
-use iptunnel_domain::server::{Server, ServerId, ServerNumber};
+use iptunnel_domain::server::{CheckInKey, Server, ServerId, ServerNumber};
 use iptunnel_storage::{ReadError, Store};
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The part of a server that is in memory: 16 bytes.
+/// The part of a server that is in memory: 24 bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Live {
     pub(super) number: ServerNumber,
     /// Seconds since the Unix epoch; valid until the year 2106.
     pub(super) last_checkin: u32,
-    /// The index of its token in the list of all tokens that registered a server. There are few.
-    pub(super) token: u32,
+    /// What its check-ins must prove.
+    pub(super) key: CheckInKey,
     /// The lower bits of the record's version. They show whether a record read from disk is outdated.
     pub(super) version: u16,
     pub(super) revoked: bool,
@@ -25,6 +24,19 @@ pub(super) struct Live {
 }
 
 impl Live {
+    pub(super) fn of(server: &Server) -> Self {
+        let mut live = Self {
+            number: server.number,
+            last_checkin: 0,
+            key: CheckInKey::of(server),
+            version: server.version as u16,
+            revoked: server.revoked,
+            is_void: false,
+        };
+        live.set_last_checkin(server.last_checkin);
+        live
+    }
+
     pub(super) fn last_checkin(&self) -> Timestamp {
         Timestamp(u64::from(self.last_checkin))
     }
@@ -164,19 +176,18 @@ impl Servers {
 /// The stored servers, with which the registry starts.
 pub(crate) struct Registered {
     pub(super) servers: Arc<Servers>,
-    pub(super) tokens: Tokens,
     pub(super) last_number: Option<ServerNumber>,
 }
 
 impl Registered {
     /// Reads all servers.
     pub(crate) fn load(store: &dyn Store) -> Result<Self, ReadError> {
-        let (servers, mut tokens, mut last_number) = (Servers::default(), Tokens::default(), None);
+        let (servers, mut last_number) = (Servers::default(), None);
         store.each_server(&mut |server| {
             last_number = Some(server.number);
-            servers.insert(server.id, tokens.live(&server));
+            servers.insert(server.id, Live::of(&server));
         })?;
-        Ok(Self { servers: Arc::new(servers), tokens, last_number })
+        Ok(Self { servers: Arc::new(servers), last_number })
     }
 
     pub(crate) fn published(&self) -> Arc<Servers> {
@@ -184,51 +195,25 @@ impl Registered {
     }
 }
 
-/// The tokens that ever registered a server, each with its index.
-#[derive(Default)]
-pub(super) struct Tokens {
-    pub(super) list: Vec<KeyedHash>,
-    places: HashMap<KeyedHash, u32>,
-}
-
-impl Tokens {
-    fn place(&mut self, token: KeyedHash) -> u32 {
-        let list = &mut self.list;
-        *self.places.entry(token).or_insert_with(|| {
-            list.push(token);
-            list.len() as u32 - 1
-        })
-    }
-
-    pub(super) fn live(&mut self, server: &Server) -> Live {
-        let mut live = Live {
-            number: server.number,
-            last_checkin: 0,
-            token: self.place(server.token),
-            version: server.version as u16,
-            revoked: server.revoked,
-            is_void: false,
-        };
-        live.set_last_checkin(server.last_checkin);
-        live
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use iptunnel_domain::lookup::KeyedHash;
+    use iptunnel_domain::server::{Credential, EnrolledBy};
+
+    #[test]
+    fn memory_keeps_24_bytes_of_a_server() {
+        assert_eq!(size_of::<Live>(), 24);
+    }
 
     #[test]
     fn a_listing_blocks_the_actors_for_one_server_in_a_thousand_at_most() {
         let servers = Servers::default();
-        let live = Live {
-            number: ServerNumber(0),
-            last_checkin: 0,
-            token: 0,
-            version: 1,
-            revoked: false,
-            is_void: false,
-        };
+        let credential =
+            Credential { hash: KeyedHash([1; 16]), by: EnrolledBy::Master, made_ms: None };
+        let (id, ip) = (ServerId(0), std::net::IpAddr::from([1, 2, 3, 4]));
+        let (number, now) = (ServerNumber(0), Timestamp(0));
+        let live = Live::of(&Server::register(number, id, (id, ip), "".into(), &credential, now));
         let ids = || (0..100_000u64).map(|n| ServerId(n.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
         for id in ids() {
             servers.insert(id, live);

@@ -23,7 +23,7 @@ const fn doc(code: &'static str, meaning: &'static str, remedy: &'static str) ->
 }
 
 /// All codes, by status.
-pub const ERRORS: [ErrorDoc; 30] = [
+pub const ERRORS: [ErrorDoc; 32] = [
     doc(
         "invalid_body",
         "The request has no body.",
@@ -96,6 +96,17 @@ pub const ERRORS: [ErrorDoc; 30] = [
         "revoked",
         "The operator has revoked the server.",
         "Stop the service. Only the operator can restore the server.",
+    ),
+    doc(
+        "credential_used",
+        "The ticket or install token has registered a server before, or the server has registered \
+         with a later one since. Each is good once.",
+        "Get a new ticket. If the response to the registration was lost, repeat it with the same ticket.",
+    ),
+    doc(
+        "too_many_servers",
+        "The access token has enrolled as many servers as it may. Revoked servers do not count.",
+        "Ask the operator to revoke or delete servers that are gone, or to raise max_servers.",
     ),
     doc(
         "install_code_not_found",
@@ -205,6 +216,8 @@ pub fn samples() -> Vec<ApiError> {
         Refusal::TokenUsed,
         Refusal::ActivationNotFound,
         Refusal::ServerNotFound,
+        Refusal::CredentialUsed,
+        Refusal::TooManyServers,
     ];
     refusals.extend(ServerId::parse("0123456789abcdef").map(Refusal::ServerRevoked));
     let failures = [Failure::Overloaded, Failure::StorageUnavailable, Failure::OutcomeUnknown];
@@ -249,10 +262,12 @@ mod tests {
             | Refusal::TokenUsed
             | Refusal::ActivationNotFound
             | Refusal::ServerNotFound
-            | Refusal::ServerRevoked(_) => true,
+            | Refusal::ServerRevoked(_)
+            | Refusal::CredentialUsed
+            | Refusal::TooManyServers => true,
         }
     }
-    const REFUSALS: usize = 22;
+    const REFUSALS: usize = 24;
 
     #[test]
     fn exactly_the_codes_that_occur_are_explained() {

@@ -19,7 +19,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use iptunnel_actors::server_registry::{CheckIn, CheckedIn, Register};
 use iptunnel_domain::address::parse_public_ip;
 use iptunnel_domain::lookup::Purpose;
-use iptunnel_domain::server::{Bearer, Server, ServerId};
+use iptunnel_domain::server::{Bearer, Credential, EnrolledBy, Server, ServerId};
 use iptunnel_domain::{Refusal, Timestamp};
 use listing::ListedServer;
 use serde::{Deserialize, Serialize};
@@ -181,8 +181,16 @@ async fn read_registration(
     let ip = parse_public_ip(&address, allow_private).ok_or_else(|| {
         bad_request("ip must be an IPv4 or IPv6 address that the Internet can reach.")
     })?;
-    let id = ServerId::of(ip, &state.live.lookup);
-    Ok(Register { id, ip, hostname: hostname.into_owned(), token: hash, from, now })
+    Ok(Register {
+        address_id: ServerId::of(ip, &state.live.lookup),
+        ip,
+        hostname: hostname.into_owned(),
+        credential: Credential { hash, by: EnrolledBy::Master, made_ms: None },
+        max_servers: 0,
+        by: String::new(),
+        from,
+        now,
+    })
 }
 
 /// `POST /checkin`

@@ -11,7 +11,7 @@ use iptunnel_domain::address::HostName;
 use iptunnel_domain::audit::{Action, ActivationName, Actor, Event};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
 use iptunnel_domain::lookup::KeyedHash;
-use iptunnel_domain::server::{Server, ServerId, ServerNumber};
+use iptunnel_domain::server::{EnrolledBy, Server, ServerId, ServerNumber};
 use iptunnel_domain::{Timestamp, Version};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -165,12 +165,17 @@ pub(super) fn server(row: &Row) -> Result<Server, ReadError> {
     Ok(Server {
         number: server_number(row, "number")?,
         id: ServerId(get_id(row, "id")?),
+        address_id: ServerId(get_id(row, "id")?),
         ip: get(row, "ip")?,
         hostname: get(row, "hostname")?,
         registered_at: get_time(row, "registered_at")?,
         last_checkin: get_time(row, "last_seen")?,
-        token: get_hash(row, "token")?,
+        token: Some(get_hash(row, "token")?),
+        enrolled_by: EnrolledBy::Unknown,
+        credential_ms: 0,
         revoked: get(row, "revoked")?,
+        deleted: false,
+        changed_here: true,
         note: get(row, "note")?,
         version: get_version(row)?,
     })

@@ -488,7 +488,9 @@ fn state<'a>(all: &[&'a Activation]) -> [Column<'a>; 2] {
 fn last_said<'a>(servers: &[&'a Server]) -> [Column<'a>; 4] {
     [
         words("hostname", servers, |server| &server.hostname),
-        bytes("token", servers, |server| &server.token.0),
+        column("token", Type::BYTEA_ARRAY, servers, |server| {
+            server.token.map(|token| token.0.to_vec())
+        }),
         column("revoked", Type::BOOL_ARRAY, servers, |server| server.revoked),
         words("note", servers, |server| &server.note),
     ]

@@ -18,7 +18,7 @@ use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
 use iptunnel_domain::limit::Policy;
 use iptunnel_domain::lookup::KeyedHash;
-use iptunnel_domain::server::{Server, ServerId, ServerNumber};
+use iptunnel_domain::server::{EnrolledBy, Server, ServerId, ServerNumber};
 use iptunnel_domain::{Timestamp, Version};
 use iptunnel_storage::{
     AuditLog, Change, CheckIn, CheckInOf, Counted, Epochs, PostgresStore, Setting, Shared, Store,
@@ -352,12 +352,17 @@ impl Sequence {
                 vec![Write::Server(Server {
                     number: NO_NUMBER,
                     id: self.server_id(server),
+                    address_id: self.server_id(server),
                     ip: [8, 8, 8, server].into(),
                     hostname: "s.example.com".into(),
                     registered_at: BEGUN,
                     last_checkin,
-                    token: hash(3),
+                    token: Some(hash(3)),
+                    enrolled_by: EnrolledBy::Unknown,
+                    credential_ms: 0,
                     revoked: false,
+                    deleted: false,
+                    changed_here: true,
                     note: String::new(),
                     version: 1,
                 })]

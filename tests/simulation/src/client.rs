@@ -12,7 +12,7 @@ use iptunnel_domain::address::HostName;
 use iptunnel_domain::code::{CodeHash, ProductLetters};
 use iptunnel_domain::limit::{Policy, Subject};
 use iptunnel_domain::lookup::KeyedHash;
-use iptunnel_domain::server::{Bearer, ServerId};
+use iptunnel_domain::server::{Bearer, Credential, EnrolledBy, ServerId};
 use iptunnel_domain::{Refusal, Timestamp};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -174,9 +174,16 @@ pub fn send(
             })
         }
         Asked::Register { agent } => {
-            let (id, ip) = (server_id(*agent), IpAddr::from([8, 8, 8, *agent as u8]));
-            let hostname = format!("s{agent}.example.com");
-            let register = Register { id, ip, hostname, token: TOKEN, from: FROM, now };
+            let register = Register {
+                address_id: server_id(*agent),
+                ip: IpAddr::from([8, 8, 8, *agent as u8]),
+                hostname: format!("s{agent}.example.com"),
+                credential: Credential { hash: TOKEN, by: EnrolledBy::Master, made_ms: None },
+                max_servers: 0,
+                by: String::new(),
+                from: FROM,
+                now,
+            };
             waiting(handles.register(register)?, |_| Heard::Registered)
         }
         Asked::CheckIn { agent } => {
@@ -188,7 +195,7 @@ pub fn send(
         }
         Asked::SetRevoked { agent, revoked } => {
             let id = server_id(*agent);
-            let set = SetRevoked { id, revoked: *revoked, from: FROM, now };
+            let set = SetRevoked { id, revoked: *revoked, by: String::new(), from: FROM, now };
             waiting(handles.set_revoked(set)?, |()| Heard::Done)
         }
     };

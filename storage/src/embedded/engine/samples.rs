@@ -12,7 +12,7 @@ use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
 use iptunnel_domain::limit::Policy;
 use iptunnel_domain::lookup::KeyedHash;
-use iptunnel_domain::server::{Server, ServerId, ServerNumber};
+use iptunnel_domain::server::{EnrolledBy, Server, ServerId, ServerNumber};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -83,12 +83,17 @@ pub(crate) fn server(number: u32, version: u32) -> Server {
     Server {
         number: ServerNumber(number),
         id: ServerId(spread(u64::from(number))),
+        address_id: ServerId(spread(u64::from(number))),
         ip: IpAddr::from(number.to_be_bytes()),
         hostname: format!("s{number}.example.com"),
         registered_at: Timestamp(u64::from(number)),
         last_checkin: Timestamp(u64::from(number)),
-        token: hash(7),
+        token: Some(hash(7)),
+        enrolled_by: EnrolledBy::Unknown,
+        credential_ms: 0,
         revoked: number % 2 == 1,
+        deleted: false,
+        changed_here: true,
         note: "a note".into(),
         version,
     }
