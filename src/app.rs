@@ -17,6 +17,7 @@ use crate::os::{Clock, NoRandomness, random_bytes, seeded_generator};
 use crate::public::{self, ROUTES, reference};
 use crate::secrets::{SecretError, lookup_key};
 use crate::state::State;
+use crate::state::access::AccessTokens;
 use crate::state::live::Live;
 use crate::state::settings::{OnChange, Settings};
 use crate::state::watchers::Watchers;
@@ -182,9 +183,11 @@ fn start(
         Arc::clone(&handles),
         Arc::clone(&clock),
     );
+    let access = AccessTokens::new(Arc::clone(&live), Vec::new(), clock.now());
     let ended = ConnectionFigures::new(&mut registry);
     let state = Data::new(State {
         handles,
+        access: Arc::new(access),
         settings: Arc::new(settings),
         clock,
         health,

@@ -81,17 +81,33 @@ fn parse_entry(entry: &str) -> Option<IpAddr> {
     bare.parse().ok().or_else(|| entry.parse().ok().map(|socket: SocketAddr| socket.ip()))
 }
 
-/// Returns the network that the rate limits count a request for.
-pub fn network_of(request: &HttpRequest, proxies: &Proxies) -> IpAddr {
+/// Returns the caller's address.
+pub fn address_of(request: &HttpRequest, proxies: &Proxies) -> IpAddr {
     // Only a handler's test makes requests without a peer.
     let peer = request.peer_addr().map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.ip());
-    caller_network(proxies.caller(peer, request.headers()))
+    proxies.caller(peer, request.headers())
 }
 
-/// Returns the `Authorization` header of a request. A header that is not text counts as a wrong
-/// token, not as a missing one.
-pub fn authorization(request: &HttpRequest) -> Option<&str> {
-    request.headers().get("authorization").map(|header| header.to_str().unwrap_or("?"))
+/// Returns the network that the rate limits count a request for.
+pub fn network_of(request: &HttpRequest, proxies: &Proxies) -> IpAddr {
+    caller_network(address_of(request, proxies))
+}
+
+/// Returns the token in the `Authorization` header of a request; empty if there is none. `Bearer TOKEN`
+/// and `TOKEN` are equal. A header that is not text counts as a wrong token, not as a missing one.
+pub fn token_of(request: &HttpRequest) -> &str {
+    let header = request.headers().get("authorization");
+    bare_token(header.map_or("", |header| header.to_str().unwrap_or("?")))
+}
+
+/// Returns a token without its scheme.
+fn bare_token(text: &str) -> &str {
+    let text = text.trim();
+    match text.split_at_checked(7) {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer ") => token.trim(),
+        _ if text.eq_ignore_ascii_case("bearer") => "",
+        _ => text,
+    }
 }
 
 /// Makes request ids. They are unique within a process; a random start separates processes.
@@ -156,6 +172,16 @@ mod tests {
     fn several_header_lines_form_one_list_in_order() {
         assert_eq!(caller("127.0.0.1", &["1.1.1.1", "2.2.2.2"]), "2.2.2.2");
         assert_eq!(caller("127.0.0.1", &["1.1.1.1, 2.2.2.2", "10.0.0.1"]), "2.2.2.2");
+    }
+
+    #[test]
+    fn a_token_may_stand_alone_or_after_its_scheme() {
+        for text in ["secret", "Bearer secret", "bearer  secret ", " secret "] {
+            assert_eq!(bare_token(text), "secret", "{text:?}");
+        }
+        for text in ["", " ", "Bearer", "bearer "] {
+            assert_eq!(bare_token(text), "", "{text:?}");
+        }
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //! A **refusal** means that the rules forbid the request. A **failure** means that the server could
 //! not do it; the message reveals no internals. All messages are safe to show to operators.
 
+use super::access::Denied;
 use actix_web::http::StatusCode;
 use iptunnel_actors::Failure;
 use iptunnel_domain::Refusal;
+use iptunnel_domain::access::WhyNot;
 
 /// An error as the API returns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,9 +49,31 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "validation_error", message)
     }
 
-    /// A request to one of the main stack's routes without the required token, with this message.
-    pub fn forbidden(message: &str) -> Self {
-        Self::new(StatusCode::FORBIDDEN, "unauthorized", message)
+    /// The token is not good for the request. The main stack's routes answer 403 whatever the reason is.
+    pub fn denied(denied: Denied, is_legacy: bool) -> Self {
+        let unauthorized = |message: &str| {
+            let error = Self::from(Refusal::Unauthorized);
+            let status = if is_legacy { StatusCode::FORBIDDEN } else { error.status };
+            Self { status, message: message.to_owned(), ..error }
+        };
+        match denied {
+            Denied::Missing => unauthorized("A valid token is required."),
+            Denied::Wrong => unauthorized("The token is not valid."),
+            Denied::Mistyped => unauthorized(
+                "The token is mistyped: a character is wrong or missing. Please copy it again.",
+            ),
+            Denied::NotGood(WhyNot::Revoked) => unauthorized("This token was revoked."),
+            Denied::NotGood(WhyNot::Expired) => unauthorized("This token has expired."),
+            Denied::NotGood(WhyNot::WrongNetwork) => {
+                unauthorized("This token may not be used from this address.")
+            }
+            Denied::Role { has, least } => {
+                let message =
+                    format!("This token has the role {}. This needs {least}.", has.name());
+                Self::new(StatusCode::FORBIDDEN, "forbidden", message)
+            }
+            Denied::Slowed(retry_after) => Refusal::RateLimited { retry_after }.into(),
+        }
     }
 
     /// A check-in of a revoked server, with the status that the operator has configured.
@@ -62,11 +86,6 @@ impl ApiError {
         let message = "Too many pages are watching. The installation goes on all the same.";
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message);
         Self { retry_after: Some(LATER), ..error }
-    }
-
-    /// A login with a wrong token.
-    pub fn wrong_master_token() -> Self {
-        Self::forbidden("This is not the master token.")
     }
 
     /// A form from a page of another site.

@@ -4,9 +4,12 @@
 //! * [`caller`]: the caller's address; [`cookies`]: its cookies; [`cross_site`]: the check for requests from other sites;
 //!   [`body`]: reading of request bodies
 //! * [`respond`], [`errors`], [`page`]: responses, as JSON or as a page
-//! * [`around`]: middleware for every request; [`routing`]: paths and their methods; [`metrics`]: the HTTP metrics
+//! * [`access`]: the table of who may do what; [`routing`]: paths, their methods, and the gate in front of
+//!   them
+//! * [`around`]: middleware for every request; [`metrics`]: the HTTP metrics
 //! * [`story`]: the stage of a code
 
+pub mod access;
 pub mod around;
 pub mod body;
 pub mod caller;

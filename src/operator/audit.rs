@@ -221,7 +221,7 @@ async fn list(console: &Console, query: &AuditQuery) -> Result<List, ApiError> {
 #[template(path = "console/audit.html")]
 struct Page<'a> {
     page: &'static str,
-    base: &'a str,
+    operator: &'a Operator,
     query: &'a AuditQuery,
     list: &'a List,
     actions: Vec<&'static str>,
@@ -245,7 +245,7 @@ pub async fn page(
     let filter = query_string(&pairs);
     let page = Page {
         page: "audit",
-        base: &operator.base,
+        operator: &operator,
         query: &query,
         next: list
             .next_cursor
@@ -262,7 +262,6 @@ pub async fn page(
 pub async fn json_list(
     console: Data<Console>,
     request: HttpRequest,
-    _: Operator,
     query: Query<AuditQuery>,
 ) -> HttpResponse {
     match list(&console, &query).await {
@@ -299,7 +298,6 @@ fn piece(
 pub async fn export(
     console: Data<Console>,
     request: HttpRequest,
-    _: Operator,
     query: Query<AuditQuery>,
 ) -> HttpResponse {
     let wanted = match Wanted::of(&query) {

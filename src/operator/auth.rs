@@ -1,47 +1,50 @@
-//! Access control of the operators' listener.
+//! The gate of the operators' listener.
 //!
-//! A person logs in to the console with the master token and gets a session (see [`sessions`]): a
-//! cookie, and a key in the addresses of the pages. A program sends the token with every request. The
-//! command line comes through the Unix socket (see [`socket`]) and needs no token. Wrong tokens are
-//! slowed as on the public listener.
+//! A person logs in to the console with a token and gets a session (see [`sessions`]): a cookie, and a key
+//! in the addresses of the pages. The session ends with the token. A program sends the token with every
+//! request. The command line comes through the Unix socket (see [`socket`]) and needs no token. What each
+//! may do is in [`access`]; wrong tokens are slowed as on the public listener.
 //!
+//! [`access`]: crate::http::access
 //! [`sessions`]: super::sessions
 //! [`socket`]: super::socket
 
 use super::console::{Console, see};
 use super::sessions::Session;
 use crate::hex::hex;
-use crate::http::caller::authorization;
+use crate::http::access::{Denied, OPERATORS, Rule};
+use crate::http::caller::token_of;
 use crate::http::connection::Administrator;
 use crate::http::cookies::cookies;
 use crate::http::cross_site::is_cross_site;
 use crate::http::errors::ApiError;
 use crate::http::page::{error_page, html};
 use crate::http::respond::failure;
+use crate::http::routing::Gate;
 use crate::os::random_bytes;
+use crate::state::access::caller::{Caller, Identity};
 use crate::state::wrong_tokens::Listener;
 use actix_web::cookie::{Cookie, SameSite};
 use actix_web::dev::Payload;
-use actix_web::error::InternalError;
+use actix_web::error::ErrorInternalServerError;
 use actix_web::http::header::{HeaderValue, RETRY_AFTER, USER_AGENT};
 use actix_web::http::{Method, StatusCode};
 use actix_web::web::{Data, Form};
-use actix_web::{Error, FromRequest, HttpRequest, HttpResponse};
+use actix_web::{Error, FromRequest, HttpMessage, HttpRequest, HttpResponse};
 use askama::Template;
-use iptunnel_domain::Refusal;
+use iptunnel_domain::access::Role;
 use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
-use iptunnel_domain::server::Bearer;
 use serde::Deserialize;
-use std::future::Future;
+use std::future::{Ready, ready};
 use std::net::{IpAddr, Ipv4Addr};
-use std::pin::Pin;
 
 const COOKIE: &str = "console";
 /// The end of the path that a page fetches on a timer. Such a request is not a use of the session.
 const BY_ITSELF: &str = "/now/live";
 
-/// An authenticated operator. Handlers with this argument refuse all other callers.
+/// An operator that has passed the gate. A handler behind no gate has none.
+#[derive(Clone, Debug)]
 pub struct Operator {
     /// The beginning of the addresses of the session's pages: `/console/{key}`. Empty for a program.
     pub base: String,
@@ -49,6 +52,8 @@ pub struct Operator {
     pub session: String,
     /// The operator's address.
     pub from: IpAddr,
+    /// The token that it has shown.
+    pub caller: Caller,
 }
 
 /// Returns the operator's address: the TCP peer, as this listener supports no proxies. A caller on the
@@ -66,52 +71,81 @@ fn hash_of(console: &Console, secret: &str) -> KeyedHash {
 }
 
 impl Operator {
-    async fn of(request: &HttpRequest, console: &Console) -> Result<Self, HttpResponse> {
-        if request.path().starts_with("/console") {
-            return Self::of_session(request, console);
-        }
-        let (state, from) = (&console.state, peer(request));
-        let program = Self { base: String::new(), session: String::new(), from };
-        if request.conn_data::<Administrator>().is_some() {
-            return Ok(program);
-        }
-        let bearer = state.live.bearer(authorization(request));
-        let admitted =
-            state.only_master(bearer, from, Listener::Operators, Refusal::Unauthorized).await;
-        admitted.map(|()| program).map_err(failure)
+    /// Whether it may change servers and codes.
+    pub fn operates(&self) -> bool {
+        self.caller.has(Role::Operate)
     }
 
-    fn of_session(request: &HttpRequest, console: &Console) -> Result<Self, HttpResponse> {
+    /// Whether it may change settings, tokens and sessions.
+    pub fn administers(&self) -> bool {
+        self.caller.has(Role::Admin)
+    }
+
+    /// Returns who it is, and its address.
+    pub const fn who(&self) -> (&Caller, IpAddr) {
+        (&self.caller, self.from)
+    }
+
+    async fn of_program(
+        request: &HttpRequest,
+        console: &Console,
+        rule: &Rule,
+    ) -> Result<Self, HttpResponse> {
+        let (state, from) = (&console.state, peer(request));
+        let identity = match request.conn_data::<Administrator>() {
+            Some(_) => Identity::Known(Caller::command_line()),
+            None => state.access.identify(token_of(request), from, state.clock.now()),
+        };
+        let admitted = state.admit(identity, rule, (from, Listener::Operators)).await;
+        let caller = admitted.map_err(|denied| failure(ApiError::denied(denied, false)))?;
+        Ok(Self { base: String::new(), session: String::new(), from, caller })
+    }
+
+    async fn of_session(
+        request: &HttpRequest,
+        console: &Console,
+        rule: &Rule,
+    ) -> Result<Self, HttpResponse> {
         let key = request.match_info().get("key").unwrap_or_default();
         let by_person = !request.path().ends_with(BY_ITSELF);
-        let key_hash = hash_of(console, key);
-        let (master, now) = (console.state.live.master.load(), console.state.clock.now());
+        let (key_hash, from) = (hash_of(console, key), peer(request));
         // The browser sends a cookie of this name that another port of the host has set, too.
-        let found = cookies(request, COOKIE).find_map(|cookie| {
-            console.sessions.find(hash_of(console, cookie), key_hash, &master, now, by_person)
-        });
+        let found = cookies(request, COOKIE)
+            .find_map(|cookie| console.session_of(hash_of(console, cookie), key_hash, by_person));
         let session = found.ok_or_else(|| see("/console/login"))?;
         if request.method() == Method::POST && is_cross_site(request.headers(), None) {
             return Err(error_page(&ApiError::form_from_elsewhere()));
         }
-        Ok(Self { base: format!("/console/{key}"), session, from: peer(request) })
+        let state = &console.state;
+        let identity = state.access.holder(&session.secret, Some(from), state.clock.now());
+        let admitted = state.admit(identity, rule, (from, Listener::Operators)).await;
+        let caller = admitted.map_err(|denied| error_page(&ApiError::denied(denied, false)))?;
+        Ok(Self { base: format!("/console/{key}"), session: session.id, from, caller })
+    }
+}
+
+impl Gate for Operator {
+    async fn admit(request: &HttpRequest, rule: &'static Rule) -> Result<(), HttpResponse> {
+        let Some(console) = request.app_data::<Data<Console>>() else {
+            return Err(failure(ApiError::internal()));
+        };
+        let operator = if request.path().starts_with("/console") {
+            Self::of_session(request, console, rule).await?
+        } else {
+            Self::of_program(request, console, rule).await?
+        };
+        request.extensions_mut().insert(operator);
+        Ok(())
     }
 }
 
 impl FromRequest for Operator {
     type Error = Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self, Error>>>>;
+    type Future = Ready<Result<Self, Error>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let request = request.clone();
-        Box::pin(async move {
-            let Some(console) = request.app_data::<Data<Console>>() else {
-                return Err(actix_web::error::ErrorInternalServerError("no console"));
-            };
-            let denied =
-                |response| InternalError::from_response("not an operator", response).into();
-            Self::of(&request, console).await.map_err(denied)
-        })
+        let operator = request.extensions().get::<Self>().cloned();
+        ready(operator.ok_or_else(|| ErrorInternalServerError("a route without a gate")))
     }
 }
 
@@ -148,27 +182,34 @@ pub async fn login(
         return login_with(StatusCode::FORBIDDEN, Some(ApiError::form_from_elsewhere().message));
     }
     let (state, from) = (&console.state, peer(&request));
-    let bearer = match state.live.bearer(Some(&form.token)) {
+    let identity = match state.access.identify(form.token.trim(), from, state.clock.now()) {
         // An empty field is a wrong token too.
-        Bearer::Nobody => Bearer::Token(KeyedHash([0; 16])),
-        bearer => bearer,
+        Identity::Nobody => Identity::Wrong(KeyedHash([0; 16])),
+        identity => identity,
     };
-    let wrong = ApiError::wrong_master_token();
-    if let Err(error) = state.only_master(bearer, from, Listener::Operators, wrong).await {
-        let mut response = login_with(error.status, Some(error.message));
-        if let Some(seconds) = error.retry_after {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    let admitted = match Rule::of(OPERATORS, "GET", "/console/{key}/now") {
+        Some(first_page) => state.admit(identity, first_page, (from, Listener::Operators)).await,
+        None => Err(Denied::Wrong),
+    };
+    let caller = match admitted.map_err(|denied| ApiError::denied(denied, true)) {
+        Ok(caller) => caller,
+        Err(error) => {
+            let mut response = login_with(error.status, Some(error.message));
+            if let Some(seconds) = error.retry_after {
+                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+            }
+            return response;
         }
-        return response;
-    }
-    open_session(&console, &request, from).await.unwrap_or_else(|error| error_page(&error))
+    };
+    open_session(&console, &request, &caller).await.unwrap_or_else(|error| error_page(&error))
 }
 
 async fn open_session(
     console: &Console,
     request: &HttpRequest,
-    from: IpAddr,
+    caller: &Caller,
 ) -> Result<HttpResponse, ApiError> {
+    let from = peer(request);
     let random = || random_bytes::<16>().map(|bytes| hex(&bytes)).map_err(|_| ApiError::internal());
     let (secret, key, mut id) = (random()?, random()?, random()?);
     id.truncate(8);
@@ -177,16 +218,20 @@ async fn open_session(
     let session = Session {
         id: id.clone(),
         key: hash_of(console, &key),
-        master: **console.state.live.master.load(),
+        secret: caller.secret,
+        token: caller.shown().to_owned(),
         from,
         browser: browser.unwrap_or_default().to_owned(),
         opened: now,
         used: now,
     };
-    console.sessions.open(hash_of(console, &secret), session);
+    console.open_session(hash_of(console, &secret), session);
     let event = Event::new(Action::LoggedIn, Actor::Operator, now, Some(from));
     // The operator is let in even if the store refuses the entry: the console shows why it does.
-    console.state.enter(vec![Event { subject: id, ..event }]).await;
+    console
+        .state
+        .enter(vec![Event { subject: id, by: caller.token_name().to_owned(), ..event }])
+        .await;
     let cookie = Cookie::build(COOKIE, secret)
         // A browser does not even send it to another port, unless it is asked for this very path there.
         .path(format!("/console/{key}"))
@@ -201,6 +246,6 @@ async fn open_session(
 /// `POST /console/{key}/logout`
 pub async fn logout(console: Data<Console>, operator: Operator) -> HttpResponse {
     // It may have ended meanwhile.
-    let _ = console.end_session(&operator.session, operator.from).await;
+    let _ = console.end_session(&operator.session, &operator).await;
     see("/console/login")
 }

@@ -262,7 +262,7 @@ fn parse_id(id: &str) -> Result<CodeHash, ApiError> {
 #[template(path = "console/codes.html")]
 struct ListPage<'a> {
     page: &'static str,
-    base: &'a str,
+    operator: &'a Operator,
     find: &'a str,
     found: Found,
     refused: Option<String>,
@@ -272,7 +272,7 @@ struct ListPage<'a> {
 #[template(path = "console/code.html")]
 struct CodePage<'a> {
     page: &'static str,
-    base: &'a str,
+    operator: &'a Operator,
     line: &'a Timeline,
 }
 
@@ -283,7 +283,7 @@ async fn shown(console: &Console, operator: &Operator, find: &Find) -> HttpRespo
         Err(error) => (Found::default(), Some(error.message)),
     };
     // A search for a code never reaches this page: it has redirected to the code's page.
-    let page = ListPage { page: "codes", base: &operator.base, find: &find.find, found, refused };
+    let page = ListPage { page: "codes", operator, find: &find.find, found, refused };
     html(StatusCode::OK, &page)
 }
 
@@ -307,7 +307,7 @@ pub async fn code_page(
     let story = async { story(&console, parse_id(&path.1)?).await };
     match story.await {
         Ok(line) => {
-            html(StatusCode::OK, &CodePage { page: "codes", base: &operator.base, line: &line })
+            html(StatusCode::OK, &CodePage { page: "codes", operator: &operator, line: &line })
         }
         Err(error) => failed(&request, &error),
     }
@@ -317,7 +317,6 @@ pub async fn code_page(
 pub async fn json_code(
     console: Data<Console>,
     request: HttpRequest,
-    _: Operator,
     id: Path<String>,
 ) -> HttpResponse {
     let story = async { story(&console, parse_id(&id)?).await };

@@ -1,19 +1,21 @@
 //! State and helpers that the console's handlers share.
 
+use super::auth::Operator;
 use super::history::History;
-use super::sessions::Sessions;
+use super::sessions::{Session, Sessions};
 use crate::http::errors::ApiError;
 use crate::http::page::error_page;
 use crate::http::respond::failure;
 use crate::state::State;
+use crate::state::access::caller::Identity;
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use iptunnel_actors::Failure;
-use iptunnel_domain::Refusal;
 use iptunnel_domain::audit::{Action, Actor, Event, Head};
+use iptunnel_domain::lookup::KeyedHash;
+use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{ReadError, Store};
 use prometheus_client::registry::Registry;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 /// The pages: path and name, in the order of the menu.
@@ -41,18 +43,49 @@ pub struct Console {
 }
 
 impl Console {
+    /// Returns a function that tells whether the token with a keyed hash is good. It does not look at
+    /// networks: a session that is used from elsewhere is refused, and goes on.
+    fn is_good(&self, now: Timestamp) -> impl Fn(&KeyedHash) -> bool + '_ {
+        move |secret| matches!(self.state.access.holder(secret, None, now), Identity::Known(_))
+    }
+
+    /// Opens a session.
+    pub fn open_session(&self, cookie: KeyedHash, session: Session) {
+        let is_good = self.is_good(session.opened);
+        self.sessions.open(cookie, session, is_good);
+    }
+
+    /// Returns the open session with this cookie and this key. `by_person` says that a person, not a
+    /// timer, made the request.
+    pub fn session_of(
+        &self,
+        cookie: KeyedHash,
+        key: KeyedHash,
+        by_person: bool,
+    ) -> Option<Session> {
+        let now = self.state.clock.now();
+        self.sessions.find(cookie, key, self.is_good(now), now, by_person)
+    }
+
+    /// Returns the open sessions, newest first.
+    pub fn open_sessions(&self) -> Vec<Session> {
+        let now = self.state.clock.now();
+        self.sessions.list(self.is_good(now), now)
+    }
+
     /// Ends a session and enters that into the audit log.
     ///
     /// # Errors
     /// No session has this id.
-    pub async fn end_session(&self, id: &str, from: IpAddr) -> Result<(), ApiError> {
+    pub async fn end_session(&self, id: &str, operator: &Operator) -> Result<(), ApiError> {
         if !self.sessions.end(id) {
             return Err(ApiError::not_found());
         }
         let now = self.state.clock.now();
         let event = Event {
             subject: id.to_owned(),
-            ..Event::new(Action::SessionEnded, Actor::Operator, now, Some(from))
+            by: operator.caller.token_name().to_owned(),
+            ..Event::new(Action::SessionEnded, Actor::Operator, now, Some(operator.from))
         };
         self.state.enter(vec![event]).await;
         Ok(())

@@ -1,7 +1,7 @@
 //! The operators' listener: health, metrics, the console pages and the same data as JSON.
 //!
 //! * [`health`]: liveness, readiness, metrics
-//! * [`auth`]: access control: the master token, or a session of the console ([`sessions`], [`session_list`])
+//! * [`auth`]: access control: a token, or a session of the console ([`sessions`], [`session_list`])
 //! * [`now`], with [`history`] and [`chart`]: the current load and its history
 //! * [`servers`], [`codes`], [`activations`], [`audit`]: the data of each page, as HTML and as JSON
 //! * [`settings`]: view and change of settings
@@ -27,28 +27,33 @@ pub mod settings;
 pub mod signed_heads;
 pub mod socket;
 
+use crate::http::access::OPERATORS;
 use crate::http::page::{asset, asset_paths};
-use crate::http::routing::{RouteName, at, both, nothing_here};
+use crate::http::routing::{Routes, nothing_here};
 use actix_web::error::InternalError;
 use actix_web::http::Method;
-use actix_web::web::{FormConfig, QueryConfig, ServiceConfig, resource, route, scope};
-use actix_web::{HttpRequest, HttpResponse, Scope, guard};
+use actix_web::web::{FormConfig, QueryConfig, ServiceConfig, route, scope};
+use actix_web::{HttpRequest, HttpResponse, Scope};
+use auth::Operator;
 use console::{failed, see};
 use iptunnel_domain::Refusal;
 
 /// The names of the operators' routes.
 pub const ROUTES: [&str; 6] = ["admin", "asset", "console", "livez", "metrics", "readyz"];
 
+type OperatorsRoutes = Routes<'static, Operator>;
+
 /// Defines the operators' routes.
 pub fn routes(config: &mut ServiceConfig) {
+    let (routes, get) = (OperatorsRoutes::of(OPERATORS), Method::GET);
     for path in asset_paths() {
-        config.service(at(&path, "asset", Method::GET, asset));
+        config.service(routes.file(&path, "/assets/{name}", "asset", asset));
     }
     config
-        .service(at("/livez", "livez", Method::GET, health::livez))
-        .service(at("/readyz", "readyz", Method::GET, health::readyz))
-        .service(at("/metrics", "metrics", Method::GET, health::metrics))
-        .configure(console_routes)
+        .service(routes.at("/livez", "livez", (get.clone(), health::livez)))
+        .service(routes.at("/readyz", "readyz", (get.clone(), health::readyz)))
+        .service(routes.at("/metrics", "metrics", (get, health::metrics)))
+        .configure(|config| console_routes(&routes, config))
         .default_service(route().to(nothing_here));
 }
 
@@ -57,28 +62,35 @@ async fn first_page() -> HttpResponse {
 }
 
 /// Defines the console's pages. The key of the session is a part of their addresses.
-fn pages_of_session() -> Scope {
-    let (get, post) = (Method::GET, Method::POST);
-    scope("/console/{key}")
-        .service(at("/logout", "console", post.clone(), auth::logout))
-        .service(at("/now", "console", get.clone(), now::page))
-        .service(at("/now/live", "console", get.clone(), now::live))
-        .service(at("/servers", "console", get.clone(), servers::page))
-        .service(at("/servers/revoke", "console", post.clone(), servers::revoke))
-        .service(at("/servers/restore", "console", post.clone(), servers::restore))
-        .service(at("/servers/note", "console", post.clone(), servers::note))
-        .service(both("/codes", "console", codes::page, codes::find))
-        .service(at("/codes/{code}", "console", get.clone(), codes::code_page))
-        .service(at("/audit", "console", get.clone(), audit::page))
-        .service(at("/audit/export", "console", get.clone(), audit::export))
-        .service(both("/settings", "console", settings::page, settings::change))
-        .service(at("/sessions", "console", get, session_list::page))
-        .service(at("/sessions/end", "console", post, session_list::end_one))
+fn pages_of_session(routes: &OperatorsRoutes) -> Scope {
+    let (get, post) = (|| Method::GET, || Method::POST);
+    let scope_of_session = "/console/{key}";
+    let routes = routes.in_scope(scope_of_session);
+    scope(scope_of_session)
+        .service(routes.at("/logout", "console", (post(), auth::logout)))
+        .service(routes.at("/now", "console", (get(), now::page)))
+        .service(routes.at("/now/live", "console", (get(), now::live)))
+        .service(routes.at("/servers", "console", (get(), servers::page)))
+        .service(routes.at("/servers/revoke", "console", (post(), servers::revoke)))
+        .service(routes.at("/servers/restore", "console", (post(), servers::restore)))
+        .service(routes.at("/servers/note", "console", (post(), servers::note)))
+        .service(routes.both("/codes", "console", (get(), codes::page), (post(), codes::find)))
+        .service(routes.at("/codes/{code}", "console", (get(), codes::code_page)))
+        .service(routes.at("/audit", "console", (get(), audit::page)))
+        .service(routes.at("/audit/export", "console", (get(), audit::export)))
+        .service(routes.both(
+            "/settings",
+            "console",
+            (get(), settings::page),
+            (post(), settings::change),
+        ))
+        .service(routes.at("/sessions", "console", (get(), session_list::page)))
+        .service(routes.at("/sessions/end", "console", (post(), session_list::end_one)))
 }
 
 /// Defines the console and the JSON routes.
-fn console_routes(config: &mut ServiceConfig) {
-    let (get, post) = (Method::GET, Method::POST);
+fn console_routes(routes: &OperatorsRoutes, config: &mut ServiceConfig) {
+    let (get, post) = (|| Method::GET, || Method::POST);
     let unusable = |request: &HttpRequest, words: String| {
         let answer = failed(request, &Refusal::InvalidField(words).into());
         InternalError::from_response("an unusable request", answer).into()
@@ -90,33 +102,37 @@ fn console_routes(config: &mut ServiceConfig) {
         .app_data(QueryConfig::default().error_handler(move |error, request| {
             unusable(request, format!("The query cannot be read: {error}."))
         }))
-        .service(at("/", "console", get.clone(), first_page))
-        .service(at("/console", "console", get.clone(), first_page))
-        .service(both("/console/login", "console", auth::login_page, auth::login))
+        .service(routes.at("/", "console", (get(), first_page)))
+        .service(routes.at("/console", "console", (get(), first_page)))
+        .service(routes.both(
+            "/console/login",
+            "console",
+            (get(), auth::login_page),
+            (post(), auth::login),
+        ))
         // A page's address without the key of a session, such as an old bookmark.
-        .service(at("/console/{page}", "console", get.clone(), first_page))
-        .service(pages_of_session())
-        .service(at("/admin/now", "admin", get.clone(), now::json))
-        .service(at("/admin/sessions", "admin", get.clone(), session_list::json_list))
-        .service(at("/admin/sessions/{id}/end", "admin", post.clone(), session_list::json_end))
-        .service(
-            resource("/admin/config")
-                .app_data(RouteName("admin"))
-                .route(route().guard(guard::Get()).to(settings::json_list))
-                .route(route().guard(guard::Patch()).to(settings::json_change)),
-        )
-        .service(at("/admin/servers", "admin", get.clone(), servers::json_list))
-        .service(at(
+        .service(routes.at("/console/{page}", "console", (get(), first_page)))
+        .service(pages_of_session(routes))
+        .service(routes.at("/admin/now", "admin", (get(), now::json)))
+        .service(routes.at("/admin/sessions", "admin", (get(), session_list::json_list)))
+        .service(routes.at("/admin/sessions/{id}/end", "admin", (post(), session_list::json_end)))
+        .service(routes.both(
+            "/admin/config",
+            "admin",
+            (get(), settings::json_list),
+            (Method::PATCH, settings::json_change),
+        ))
+        .service(routes.at("/admin/servers", "admin", (get(), servers::json_list)))
+        .service(routes.at(
             "/admin/servers/{server_id}/{verb}",
             "admin",
-            post.clone(),
-            servers::json_action,
+            (post(), servers::json_action),
         ))
-        .service(at("/admin/codes", "admin", post, codes::json_find))
-        .service(at("/admin/activations", "admin", get.clone(), activations::json_list))
-        .service(at("/admin/codes/{code}", "admin", get.clone(), codes::json_code))
-        .service(at("/admin/audit", "admin", get.clone(), audit::json_list))
-        .service(at("/admin/audit/export", "admin", get.clone(), audit::export))
-        .service(at("/admin/audit/public-key", "admin", get.clone(), signed_heads::public_key))
-        .service(at("/admin/audit/heads", "admin", get, signed_heads::list));
+        .service(routes.at("/admin/codes", "admin", (post(), codes::json_find)))
+        .service(routes.at("/admin/activations", "admin", (get(), activations::json_list)))
+        .service(routes.at("/admin/codes/{code}", "admin", (get(), codes::json_code)))
+        .service(routes.at("/admin/audit", "admin", (get(), audit::json_list)))
+        .service(routes.at("/admin/audit/export", "admin", (get(), audit::export)))
+        .service(routes.at("/admin/audit/public-key", "admin", (get(), signed_heads::public_key)))
+        .service(routes.at("/admin/audit/heads", "admin", (get(), signed_heads::list)));
 }

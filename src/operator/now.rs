@@ -257,7 +257,7 @@ fn charts(console: &Console) -> Vec<Chart> {
 #[template(path = "console/now.html")]
 struct Page<'a> {
     page: &'static str,
-    base: &'a str,
+    operator: &'a Operator,
     now: Now,
     charts: Vec<Chart>,
     classes: BTreeSet<String>,
@@ -266,7 +266,7 @@ struct Page<'a> {
 #[derive(Template)]
 #[template(path = "console/live.html")]
 struct Live {
-    base: String,
+    operator: Operator,
     now: Now,
     charts: Vec<Chart>,
     classes: BTreeSet<String>,
@@ -285,7 +285,7 @@ pub async fn page(
     match now(&console).await {
         Ok(now) => {
             let (charts, classes) = (charts(&console), classes(&now));
-            let page = Page { page: "now", base: &operator.base, now, charts, classes };
+            let page = Page { page: "now", operator: &operator, now, charts, classes };
             html(StatusCode::OK, &page)
         }
         Err(error) => failed(&request, &error),
@@ -301,14 +301,14 @@ pub async fn live(
     match now(&console).await {
         Ok(now) => {
             let (charts, classes) = (charts(&console), classes(&now));
-            html(StatusCode::OK, &Live { base: operator.base, now, charts, classes })
+            html(StatusCode::OK, &Live { operator, now, charts, classes })
         }
         Err(error) => failed(&request, &error),
     }
 }
 
 /// `GET /admin/now`
-pub async fn json(console: Data<Console>, request: HttpRequest, _: Operator) -> HttpResponse {
+pub async fn json(console: Data<Console>, request: HttpRequest) -> HttpResponse {
     match now(&console).await {
         Ok(now) => success(StatusCode::OK, now, "Now"),
         Err(error) => failed(&request, &error),

@@ -15,7 +15,6 @@ use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{ReadError, Records};
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Servers per page.
@@ -208,7 +207,7 @@ fn row(server: Server, stale: Timestamp) -> Row {
 #[template(path = "console/servers.html")]
 struct Page<'a> {
     page: &'static str,
-    base: &'a str,
+    operator: &'a Operator,
     query: &'a ServersQuery,
     list: &'a List,
     /// The address to return to after a form.
@@ -238,7 +237,7 @@ pub async fn page(
             StatusCode::OK,
             &Page {
                 page: "servers",
-                base: &operator.base,
+                operator: &operator,
                 query: &query,
                 back: path_of(&operator.base, &query, &query.cursor),
                 next: list
@@ -256,7 +255,6 @@ pub async fn page(
 pub async fn json_list(
     console: Data<Console>,
     request: HttpRequest,
-    _: Operator,
     query: Query<ServersQuery>,
 ) -> HttpResponse {
     match list(&console, &query).await {
@@ -278,13 +276,14 @@ async fn set_note(
     console: &Console,
     id: &str,
     note: String,
-    from: IpAddr,
+    operator: &Operator,
 ) -> Result<ServerId, ApiError> {
     let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
     if note.chars().count() > Server::NOTE {
         return Err(invalid("note must be at most 500 characters."));
     }
-    let command = SetNote { id, note, by: String::new(), from, now: console.state.clock.now() };
+    let (by, now) = (operator.caller.token_name().to_owned(), console.state.clock.now());
+    let command = SetNote { id, note, by, from: operator.from, now };
     console.state.wait(console.state.handles.set_note(command)).await.outcome??;
     Ok(id)
 }
@@ -302,7 +301,7 @@ async fn revoke_or_restore(
     form: &ServerForm,
     revoked: bool,
 ) -> HttpResponse {
-    match set_revoked(&console.state, &form.server_id, revoked, operator.from).await {
+    match set_revoked(&console.state, &form.server_id, revoked, operator.who()).await {
         Ok(_) => back(operator, form),
         Err(error) => failed(request, &error),
     }
@@ -335,7 +334,7 @@ pub async fn note(
     operator: Operator,
     form: Form<ServerForm>,
 ) -> HttpResponse {
-    match set_note(&console, &form.server_id, form.note.trim().to_owned(), operator.from).await {
+    match set_note(&console, &form.server_id, form.note.trim().to_owned(), &operator).await {
         Ok(_) => back(&operator, &form),
         Err(error) => failed(&request, &error),
     }
@@ -363,15 +362,13 @@ pub async fn json_action(
     let (id, verb) = path.into_inner();
     let done = match verb.as_str() {
         "revoke" => {
-            set_revoked(&console.state, &id, true, operator.from).await.map(|id| (id, "revoked"))
+            set_revoked(&console.state, &id, true, operator.who()).await.map(|id| (id, "revoked"))
         }
         "restore" => {
-            set_revoked(&console.state, &id, false, operator.from).await.map(|id| (id, "active"))
+            set_revoked(&console.state, &id, false, operator.who()).await.map(|id| (id, "active"))
         }
         "note" => match serde_json::from_slice::<NoteBody>(&body) {
-            Ok(body) => {
-                set_note(&console, &id, body.note, operator.from).await.map(|id| (id, "noted"))
-            }
+            Ok(body) => set_note(&console, &id, body.note, &operator).await.map(|id| (id, "noted")),
             Err(_) => Err(invalid("The body must be an object with a string note.")),
         },
         _ => Err(ApiError::not_found()),

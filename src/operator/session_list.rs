@@ -16,6 +16,8 @@ use std::net::IpAddr;
 #[derive(Serialize)]
 struct Row {
     id: String,
+    /// The name of the token of its login.
+    token: String,
     from: IpAddr,
     browser: String,
     opened_at: String,
@@ -24,31 +26,29 @@ struct Row {
 }
 
 fn rows(console: &Console) -> Vec<Row> {
-    let master = console.state.live.master.load();
     let row = |session: Session| Row {
         opened_at: rfc3339(session.opened),
         last_used_at: rfc3339(session.used),
         ends_at: rfc3339(session.life().until),
         id: session.id,
+        token: session.token,
         from: session.from,
         browser: session.browser,
     };
-    console.sessions.list(&master, console.state.clock.now()).into_iter().map(row).collect()
+    console.open_sessions().into_iter().map(row).collect()
 }
 
 #[derive(Template)]
 #[template(path = "console/sessions.html")]
 struct Page<'a> {
     page: &'static str,
-    base: &'a str,
-    own: &'a str,
+    operator: &'a Operator,
     sessions: Vec<Row>,
 }
 
 /// `GET /console/{key}/sessions`
 pub async fn page(console: Data<Console>, operator: Operator) -> HttpResponse {
-    let Operator { base, session, .. } = &operator;
-    let page = Page { page: "sessions", base, own: session, sessions: rows(&console) };
+    let page = Page { page: "sessions", operator: &operator, sessions: rows(&console) };
     html(StatusCode::OK, &page)
 }
 
@@ -65,7 +65,7 @@ pub async fn end_one(
     operator: Operator,
     form: Form<Ending>,
 ) -> HttpResponse {
-    match console.end_session(&form.id, operator.from).await {
+    match console.end_session(&form.id, &operator).await {
         Ok(()) => see(&format!("{}/sessions", operator.base)),
         Err(error) => failed(&request, &error),
     }
@@ -77,7 +77,7 @@ struct List {
 }
 
 /// `GET /admin/sessions`
-pub async fn json_list(console: Data<Console>, _: Operator) -> HttpResponse {
+pub async fn json_list(console: Data<Console>) -> HttpResponse {
     success(StatusCode::OK, List { sessions: rows(&console) }, "Sessions")
 }
 
@@ -95,7 +95,7 @@ pub async fn json_end(
     id: Path<String>,
 ) -> HttpResponse {
     let id = id.into_inner();
-    match console.end_session(&id, operator.from).await {
+    match console.end_session(&id, &operator).await {
         Ok(()) => success(StatusCode::OK, Ended { id, status: "ended" }, "Session ended"),
         Err(error) => failed(&request, &error),
     }

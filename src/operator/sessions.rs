@@ -2,8 +2,8 @@
 //!
 //! A session has two secrets: a cookie, and a key that is a part of every address of the console's
 //! pages. A browser may send the cookie to every port of the host, but the key to this listener alone.
-//! Neither is of use without the other. Sessions are in memory only: a restart ends them all, as does
-//! a new master token.
+//! Neither is of use without the other. A session ends with the token of its login. Sessions are in
+//! memory only: a restart ends them all.
 
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::lookup::KeyedHash;
@@ -26,8 +26,10 @@ pub struct Session {
     pub id: String,
     /// The keyed hash of the key in the addresses of pages.
     pub key: KeyedHash,
-    /// The keyed hash of the master token at login. A new master token ends the session.
-    pub master: KeyedHash,
+    /// The keyed hash of the token of its login. When that is not good any more, the session ends.
+    pub secret: KeyedHash,
+    /// The name of that token.
+    pub token: String,
     /// The address from which the operator logged in.
     pub from: IpAddr,
     /// The `User-Agent` at login.
@@ -54,21 +56,26 @@ impl Sessions {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the sessions that are not over, and forgets the others.
+    /// Returns the sessions that are not over and whose tokens are good, and forgets the others.
     fn open_ones(
         &self,
-        master: &KeyedHash,
+        is_good: impl Fn(&KeyedHash) -> bool,
         now: Timestamp,
     ) -> MutexGuard<'_, HashMap<KeyedHash, Session>> {
         let mut sessions = self.lock();
-        sessions.retain(|_, session| !session.life().is_over(now) && session.master.ct_eq(master));
+        sessions.retain(|_, session| !session.life().is_over(now) && is_good(&session.secret));
         sessions
     }
 
-    /// Opens a session.
-    pub fn open(&self, cookie: KeyedHash, mut session: Session) {
+    /// Opens a session. `is_good` tells whether the token with a keyed hash is good.
+    pub fn open(
+        &self,
+        cookie: KeyedHash,
+        mut session: Session,
+        is_good: impl Fn(&KeyedHash) -> bool,
+    ) {
         session.browser = session.browser.chars().take(BROWSER).collect();
-        let mut sessions = self.open_ones(&session.master, session.opened);
+        let mut sessions = self.open_ones(is_good, session.opened);
         if sessions.len() >= MOST {
             let oldest = sessions.iter().min_by_key(|(_, session)| session.opened);
             if let Some(oldest) = oldest.map(|(cookie, _)| *cookie) {
@@ -78,27 +85,27 @@ impl Sessions {
         sessions.insert(cookie, session);
     }
 
-    /// Returns the id of the session with this cookie and this key. `by_person` says that a person, not
-    /// a timer, made the request.
+    /// Returns the session with this cookie and this key. `by_person` says that a person, not a timer,
+    /// made the request.
     pub fn find(
         &self,
         cookie: KeyedHash,
         key: KeyedHash,
-        master: &KeyedHash,
+        is_good: impl Fn(&KeyedHash) -> bool,
         now: Timestamp,
         by_person: bool,
-    ) -> Option<String> {
-        let mut sessions = self.open_ones(master, now);
+    ) -> Option<Session> {
+        let mut sessions = self.open_ones(is_good, now);
         let session = sessions.get_mut(&cookie).filter(|session| session.key.ct_eq(&key))?;
         if by_person {
             session.used = now;
         }
-        Some(session.id.clone())
+        Some(session.clone())
     }
 
     /// Returns the open sessions, newest first.
-    pub fn list(&self, master: &KeyedHash, now: Timestamp) -> Vec<Session> {
-        let mut all: Vec<_> = self.open_ones(master, now).values().cloned().collect();
+    pub fn list(&self, is_good: impl Fn(&KeyedHash) -> bool, now: Timestamp) -> Vec<Session> {
+        let mut all: Vec<_> = self.open_ones(is_good, now).values().cloned().collect();
         all.sort_by(|a, b| (b.opened, &b.id).cmp(&(a.opened, &a.id)));
         all
     }
@@ -125,16 +132,20 @@ mod tests {
     fn session(number: u32, opened: Timestamp) -> Session {
         let from = IpAddr::from([127, 0, 0, 1]);
         let (id, browser) = (number.to_string(), "b".repeat(1000));
-        Session { id, key: hash(number), master: hash(0), from, browser, opened, used: opened }
+        let (key, secret, token) = (hash(number), hash(0), "office".to_owned());
+        Session { id, key, secret, token, from, browser, opened, used: opened }
+    }
+
+    const fn good(_: &KeyedHash) -> bool {
+        true
     }
 
     #[test]
     fn a_session_ends_after_twelve_hours_however_much_it_is_used() {
         let sessions = Sessions::default();
-        sessions.open(hash(1), session(1, START));
-        let find = |seconds| {
-            sessions.find(hash(1), hash(1), &hash(0), START.plus(seconds), true).is_some()
-        };
+        sessions.open(hash(1), session(1, START), good);
+        let find =
+            |seconds| sessions.find(hash(1), hash(1), good, START.plus(seconds), true).is_some();
         assert!((0..12).all(|hour| find(hour * 3600)));
         assert!(find(LIFETIME - 1));
         assert!(!find(LIFETIME));
@@ -142,28 +153,29 @@ mod tests {
     }
 
     #[test]
-    fn a_session_needs_its_cookie_its_key_and_the_master_token_of_its_login() {
+    fn a_session_needs_its_cookie_and_its_key_and_ends_with_its_token() {
         let sessions = Sessions::default();
-        sessions.open(hash(1), session(1, START));
-        sessions.open(hash(2), session(2, START));
-        let find = |cookie, key, master| {
-            sessions.find(hash(cookie), hash(key), &hash(master), START, true).is_some()
+        sessions.open(hash(1), session(1, START), good);
+        sessions.open(hash(2), session(2, START), good);
+        let find = |cookie, key, is_good: bool| {
+            let found = sessions.find(hash(cookie), hash(key), |_| is_good, START, true);
+            found.is_some()
         };
-        assert!(find(1, 1, 0) && find(2, 2, 0));
-        assert!(!find(1, 2, 0), "the key of another session");
-        assert!(!find(3, 1, 0), "another cookie");
-        assert!(!find(1, 1, 9), "another master token");
-        assert!(!find(1, 1, 0), "a new master token has ended it");
+        assert!(find(1, 1, true) && find(2, 2, true));
+        assert!(!find(1, 2, true), "the key of another session");
+        assert!(!find(3, 1, true), "another cookie");
+        assert!(!find(1, 1, false), "its token is not good any more");
+        assert!(!find(1, 1, true), "it is forgotten");
     }
 
     #[test]
     fn refreshes_by_a_timer_are_not_a_use() {
         let sessions = Sessions::default();
-        sessions.open(hash(1), session(1, START));
-        let used = || sessions.list(&hash(0), START)[0].used;
-        sessions.find(hash(1), hash(1), &hash(0), START.plus(9), false);
+        sessions.open(hash(1), session(1, START), good);
+        let used = || sessions.list(good, START)[0].used;
+        sessions.find(hash(1), hash(1), good, START.plus(9), false);
         assert_eq!(used(), START);
-        sessions.find(hash(1), hash(1), &hash(0), START.plus(9), true);
+        sessions.find(hash(1), hash(1), good, START.plus(9), true);
         assert_eq!(used(), START.plus(9));
     }
 
@@ -171,9 +183,9 @@ mod tests {
     fn when_there_are_too_many_sessions_the_oldest_ends() {
         let sessions = Sessions::default();
         for number in 0..MOST as u32 + 3 {
-            sessions.open(hash(number), session(number, START.plus(u64::from(number))));
+            sessions.open(hash(number), session(number, START.plus(u64::from(number))), good);
         }
-        let all = sessions.list(&hash(0), START.plus(2000));
+        let all = sessions.list(good, START.plus(2000));
         assert_eq!((all.len(), all[0].id.as_str(), all[MOST - 1].id.as_str()), (MOST, "1002", "3"));
         assert_eq!(all[0].browser.len(), BROWSER);
         assert!(sessions.end("3") && !sessions.end("3"));

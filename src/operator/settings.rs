@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 #[template(path = "console/settings.html")]
 struct Page<'a> {
     page: &'static str,
-    base: &'a str,
+    operator: &'a Operator,
     tag: &'a str,
     live: Vec<&'a Setting>,
     fixed: Vec<&'a Setting>,
@@ -45,10 +45,7 @@ fn shown(
     refused: Option<String>,
 ) -> HttpResponse {
     let (live, fixed) = now.settings.iter().partition(|setting| setting.at_run_time);
-    html(
-        status,
-        &Page { page: "settings", base: &operator.base, tag: &now.tag, live, fixed, refused },
-    )
+    html(status, &Page { page: "settings", operator, tag: &now.tag, live, fixed, refused })
 }
 
 /// `GET /console/{key}/settings`
@@ -100,7 +97,7 @@ fn answer(now: &InForce, message: &str) -> HttpResponse {
 }
 
 /// `GET /admin/config`
-pub async fn json_list(console: Data<Console>, _: Operator) -> HttpResponse {
+pub async fn json_list(console: Data<Console>) -> HttpResponse {
     answer(&console.state.settings.in_force(), "Settings")
 }
 

@@ -9,7 +9,6 @@
 //! never changes and is a part of every backup: so the public key of a store never changes either.
 //! Whoever has the public key can verify heads, but cannot make them.
 
-use super::auth::Operator;
 use super::console::{Console, failed};
 use crate::hex::{bytes_of, hex};
 use crate::http::errors::ApiError;
@@ -218,7 +217,7 @@ pub async fn note_now(console: &Data<Console>) {
 }
 
 /// `GET /admin/audit/heads`: the newest heads, oldest first.
-pub async fn list(console: Data<Console>, request: HttpRequest, _: Operator) -> HttpResponse {
+pub async fn list(console: Data<Console>, request: HttpRequest) -> HttpResponse {
     let path = file_of(&console.state.live.config.load().storage.path);
     let read = move || match read_file(&path) {
         // The first head is signed when the first entry has been written.
@@ -241,7 +240,7 @@ struct PublicKey {
 }
 
 /// `GET /admin/audit/public-key`: the key that verifies heads.
-pub async fn public_key(console: Data<Console>, request: HttpRequest, _: Operator) -> HttpResponse {
+pub async fn public_key(console: Data<Console>, request: HttpRequest) -> HttpResponse {
     match HeadKey::of(&console.state.live.lookup) {
         Some(key) => {
             let key = PublicKey { algorithm: "Ed25519", public_key: key.public() };

@@ -20,8 +20,11 @@ pub mod session;
 pub mod watch;
 
 use crate::config::Product;
+use crate::http::access::PUBLIC;
 use crate::http::page::{asset, asset_paths};
-use crate::http::routing::{RouteName, at, both, nothing_here};
+use crate::http::routing::{RouteName, Routes, nothing_here};
+use crate::state::access::caller::PublicGate;
+use actix_web::Route;
 use actix_web::guard;
 use actix_web::guard::GuardContext;
 use actix_web::http::Method;
@@ -54,57 +57,75 @@ pub const ROUTES: [&str; 19] = [
 /// expression.
 pub fn routes(config: &mut ServiceConfig, products: &[Product]) {
     use Method as M;
+    let routes = Routes::<PublicGate>::of(PUBLIC);
     for product in products {
         product_routes(config, product);
     }
     for path in asset_paths() {
-        config.service(at(&path, "asset", M::GET, asset));
+        config.service(routes.file(&path, "/assets/{name}", "asset", asset));
     }
-    let is_check_in =
-        |context: &GuardContext<'_>| context.head().uri.path().ends_with(servers::CHECK_IN);
     // Other methods get 404 here: agents take a 405 for a server without this API.
+    let of_server = |verb: &'static str, name: &'static str, route: Route| {
+        let has_verb = move |context: &GuardContext<'_>| {
+            servers::id_and_verb(context.head().uri.path()).is_some_and(|(_, last)| last == verb)
+        };
+        scope(servers::SERVERS)
+            .guard(guard::Post())
+            .guard(guard::fn_guard(has_verb))
+            .app_data(RouteName(name))
+            .default_service(route)
+    };
+    let check_in = "/api/v2/servers/{server_id}/check-in";
+    let revoke = "/api/v2/servers/{server_id}/revoke";
+    let restore = "/api/v2/servers/{server_id}/restore";
     config
-        .service(
-            scope(servers::SERVERS)
-                .guard(guard::Post())
-                .guard(guard::fn_guard(is_check_in))
-                .app_data(RouteName("check_in"))
-                .default_service(route().to(servers::v2_check_in)),
-        )
-        .service(
-            scope(servers::SERVERS)
-                .guard(guard::Post())
-                .app_data(RouteName("server_action"))
-                .default_service(route().to(servers::v2_action)),
-        )
-        .service(at("/api/v2/healthz", "healthz", M::GET, health::healthz))
-        .service(at("/readyz", "readyz", M::GET, health::readyz))
-        .service(at("/docs", "docs", M::GET, reference::handlers::page))
-        .service(at("/api/v2/openapi.json", "document", M::GET, reference::handlers::document))
-        .service(at("/register", "register", M::POST, servers::register))
-        .service(at("/checkin", "checkin", M::POST, servers::legacy_check_in))
-        .service(at("/revoke", "revoke", M::POST, servers::legacy_revoke))
-        .service(at("/status", "status", M::GET, servers::listing::status))
-        .service(at("/", "landing", M::GET, pages::landing))
+        .service(of_server(
+            "check-in",
+            "check_in",
+            routes.guarded(&M::POST, check_in, servers::v2_check_in),
+        ))
+        .service(of_server(
+            "revoke",
+            "server_action",
+            routes.guarded(&M::POST, revoke, servers::server_revoke),
+        ))
+        .service(of_server(
+            "restore",
+            "server_action",
+            routes.guarded(&M::POST, restore, servers::server_restore),
+        ))
+        .service(routes.at("/api/v2/healthz", "healthz", (M::GET, health::healthz)))
+        .service(routes.at("/readyz", "readyz", (M::GET, health::readyz)))
+        .service(routes.at("/docs", "docs", (M::GET, reference::handlers::page)))
+        .service(routes.at(
+            "/api/v2/openapi.json",
+            "document",
+            (M::GET, reference::handlers::document),
+        ))
+        .service(routes.at("/register", "register", (M::POST, servers::register)))
+        .service(routes.at("/checkin", "checkin", (M::POST, servers::legacy_check_in)))
+        .service(routes.at("/revoke", "revoke", (M::POST, servers::legacy_revoke)))
+        .service(routes.at("/status", "status", (M::GET, servers::listing::status)))
+        .service(routes.at("/", "landing", (M::GET, pages::landing)))
         .default_service(route().to(nothing_here));
 }
 
 /// Defines the page and the install routes of one product.
 fn product_routes(config: &mut ServiceConfig, product: &Product) {
     use Method as M;
-    let (name, product) = (&product.name, Data::new(product.clone()));
-    let path = |rest: &str| format!("/api/v2/{name}/{rest}");
-    let routes = [
-        at(&path("code/issue"), "issue", M::POST, codes::issue),
-        at(&path("install/precheck"), "precheck", M::POST, install::precheck),
-        at(&path("install/activate"), "activate", M::POST, install::activate),
-        at(&path("install/confirm"), "confirm", M::POST, install::confirm),
-        at(&path("install/release"), "release", M::POST, install::release),
+    let routes = Routes::<PublicGate>::of(PUBLIC);
+    let (routes, product) = (routes.of_product(&product.name), Data::new(product.clone()));
+    let of_product = [
+        routes.at("/api/v2/{product}/code/issue", "issue", (M::POST, codes::issue)),
+        routes.at("/api/v2/{product}/install/precheck", "precheck", (M::POST, install::precheck)),
+        routes.at("/api/v2/{product}/install/activate", "activate", (M::POST, install::activate)),
+        routes.at("/api/v2/{product}/install/confirm", "confirm", (M::POST, install::confirm)),
+        routes.at("/api/v2/{product}/install/release", "release", (M::POST, install::release)),
         // GET shows the page; POST issues a code without a script.
-        both(&format!("/{name}"), "page", codes::page, codes::issue_page),
-        at(&format!("/{name}/events"), "events", M::GET, watch::events),
+        routes.both("/{product}", "page", (M::GET, codes::page), (M::POST, codes::issue_page)),
+        routes.at("/{product}/events", "events", (M::GET, watch::events)),
     ];
-    for route in routes {
+    for route in of_product {
         config.service(route.app_data(product.clone()));
     }
 }

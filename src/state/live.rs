@@ -9,7 +9,6 @@ use iptunnel_actors::{ActorSettings, Batches};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::lookup::{KeyedHash, LookupKey, Purpose};
-use iptunnel_domain::server::Bearer;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -138,20 +137,5 @@ impl Live {
             IpAddr::V4(v4) => self.lookup.hash(Purpose::Network, &v4.octets()),
             IpAddr::V6(v6) => self.lookup.hash(Purpose::Network, &v6.octets()),
         }
-    }
-
-    /// Returns the caller that an `Authorization` header identifies. `Bearer TOKEN` and `TOKEN` are equal.
-    pub fn bearer(&self, authorization: Option<&str>) -> Bearer {
-        let text = authorization.unwrap_or_default().trim();
-        let token = match text.split_at_checked(7) {
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer ") => token.trim(),
-            _ if text.eq_ignore_ascii_case("bearer") => "",
-            _ => text,
-        };
-        if token.is_empty() {
-            return Bearer::Nobody;
-        }
-        let hash = self.lookup.hash(Purpose::Token, token.as_bytes());
-        if hash.ct_eq(&self.master.load()) { Bearer::Master } else { Bearer::Token(hash) }
     }
 }

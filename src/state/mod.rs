@@ -1,9 +1,11 @@
 //! The state that both listeners share.
 //!
+//! * [`access`]: access tokens, and who may do what
 //! * [`live`]: the values in effect; [`settings`]: changes them while the server runs
 //! * [`servers`]: commands on servers that both listeners offer
 //! * [`watchers`]: the pages that watch codes; [`wrong_tokens`]: wrong tokens, which it slows and notes
 
+pub mod access;
 pub mod live;
 pub mod servers;
 pub mod settings;
@@ -13,6 +15,7 @@ pub mod wrong_tokens;
 use crate::http::body::{self, Body};
 use crate::http::caller::Proxies;
 use crate::os::Clock;
+use access::AccessTokens;
 use actix_web::web::Payload;
 use iptunnel_actors::{Answer, Failure, Handles, Health, Pending};
 use iptunnel_domain::audit::Event;
@@ -28,6 +31,8 @@ pub struct State {
     pub handles: Arc<Handles>,
     /// The values in effect.
     pub live: Arc<Live>,
+    /// The access tokens.
+    pub access: Arc<AccessTokens>,
     /// The service that changes the values.
     pub settings: Arc<Settings>,
     /// The clock.

@@ -4,11 +4,9 @@
 //! sends. Only wrong ones come here. Guessing is hopeless anyway, as a token has 256 random bits; this
 //! keeps it from being cheap and from going unnoticed.
 
-use crate::http::errors::ApiError;
 use crate::state::State;
 use iptunnel_domain::address::caller_network;
 use iptunnel_domain::audit::{Action, Actor, Event};
-use iptunnel_domain::server::Bearer;
 use iptunnel_domain::{Refusal, Timestamp};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -195,26 +193,6 @@ impl WrongTokens {
 }
 
 impl State {
-    /// Admits a request that needs the master token and has been sent by `from`.
-    ///
-    /// # Errors
-    /// `refusal` if it does not have the master token, or [`Refusal::RateLimited`] if its network has
-    /// sent too many wrong ones.
-    pub async fn only_master(
-        &self,
-        bearer: Bearer,
-        from: IpAddr,
-        listener: Listener,
-        refusal: impl Into<ApiError>,
-    ) -> Result<(), ApiError> {
-        match bearer {
-            Bearer::Master => return Ok(()),
-            Bearer::Nobody | Bearer::Access(_) => {}
-            Bearer::Token(_) => self.wrong_tokens.note(from, listener, self.clock.now()).await?,
-        }
-        Err(refusal.into())
-    }
-
     /// Enters wrong tokens into the audit log, each minute's at its end, while the server runs.
     pub async fn keep_wrong_tokens(&self) {
         loop {

@@ -2,10 +2,12 @@
 //!
 //! [`samples`] takes status and message from [`ApiError`], so they are not repeated here.
 
+use crate::http::access::Denied;
 use crate::http::errors::ApiError;
 use actix_web::http::StatusCode;
 use iptunnel_actors::Failure;
 use iptunnel_domain::Refusal;
+use iptunnel_domain::access::Role;
 use iptunnel_domain::server::ServerId;
 
 /// The explanation of one code.
@@ -23,7 +25,7 @@ const fn doc(code: &'static str, meaning: &'static str, remedy: &'static str) ->
 }
 
 /// All codes, by status.
-pub const ERRORS: [ErrorDoc; 32] = [
+pub const ERRORS: [ErrorDoc; 33] = [
     doc(
         "invalid_body",
         "The request has no body.",
@@ -42,8 +44,13 @@ pub const ERRORS: [ErrorDoc; 32] = [
     doc(
         "unauthorized",
         "The operation needs a token. None was sent, or the token is not valid for it.",
-        "Send Authorization: Bearer with the master token. For a check-in, send the token that \
-         registered the server, or no Authorization.",
+        "Send Authorization: Bearer with an access token. The message says what is wrong with the token \
+         that was sent. For a check-in, send the token that registered the server, or no Authorization.",
+    ),
+    doc(
+        "forbidden",
+        "The token is valid, but its role does not include the operation.",
+        "Use a token with a role that the message names.",
     ),
     doc(
         "browser_session_required",
@@ -221,7 +228,13 @@ pub fn samples() -> Vec<ApiError> {
     ];
     refusals.extend(ServerId::parse("0123456789abcdef").map(Refusal::ServerRevoked));
     let failures = [Failure::Overloaded, Failure::StorageUnavailable, Failure::OutcomeUnknown];
-    let others = [ApiError::not_found(), ApiError::method_not_allowed(), ApiError::internal()];
+    let role = Denied::Role { has: Role::View, least: Role::Operate.name().to_owned() };
+    let others = [
+        ApiError::not_found(),
+        ApiError::method_not_allowed(),
+        ApiError::internal(),
+        ApiError::denied(role, false),
+    ];
     let refused = refusals.into_iter().map(ApiError::from);
     let unreadable = [
         StatusCode::BAD_REQUEST,
@@ -275,7 +288,7 @@ mod tests {
         let occurring: BTreeSet<&str> = samples().iter().map(|sample| sample.code).collect();
         let explained: BTreeSet<&str> = ERRORS.iter().map(|error| error.code).collect();
         assert_eq!(occurring, explained);
-        assert_eq!((samples().len(), ERRORS.len()), (REFUSALS + 9, occurring.len()));
+        assert_eq!((samples().len(), ERRORS.len()), (REFUSALS + 10, occurring.len()));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::catalogue::samples;
 use super::operations::{Needs, Operation};
 use super::{example, handlers};
 use crate::config::Product;
+use crate::http::access::{PUBLIC, Rule};
 use crate::http::errors::ApiError;
 use crate::public::{codes, health, install, servers};
 use serde_json::{Map, Value, json};
@@ -65,8 +66,9 @@ pub fn document(products: &[Product]) -> Value {
     let handlers = document.clone();
     if let Some(paths) = object(&mut document, "/paths") {
         for (path, item) in paths {
-            for operation in item.as_object_mut().into_iter().flat_map(Map::values_mut) {
-                complete(operation, path, &names);
+            for (method, operation) in item.as_object_mut().into_iter().flatten() {
+                let rule = Rule::of(PUBLIC, &method.to_uppercase(), path);
+                complete(operation, path, rule, &names);
                 add_example(operation, &handlers);
             }
         }
@@ -120,23 +122,28 @@ fn security_schemes(products: &[&str]) -> Value {
     }
     let bearer =
         |description: &str| json!({"type": "http", "scheme": "bearer", "description": description});
-    schemes.insert("master_token".into(), bearer("The operator's master token."));
+    let description =
+        "An access token with one of the roles that the operation names, or the master token.";
+    schemes.insert("access_token".into(), bearer(description));
     let description = "The token with which the server was registered, or the master token.";
     schemes.insert("server_token".into(), bearer(description));
     schemes.into()
 }
 
-fn security(needs: Needs, products: &[&str]) -> Vec<Value> {
+fn security(needs: Needs, rule: Option<&Rule>, products: &[&str]) -> Vec<Value> {
     match needs {
-        Needs::Nothing => Vec::new(),
+        Needs::Role => {
+            // A token in the body is a field of the request.
+            let roles = rule.filter(|rule| !rule.in_body).map_or(&[][..], |rule| rule.least);
+            roles.iter().map(|role| json!({"access_token": [role.name()]})).collect()
+        }
         Needs::BrowserSession => products.iter().map(|name| json!({cookie(name): []})).collect(),
-        Needs::MasterToken => vec![json!({"master_token": []})],
         Needs::PerhapsToken => vec![json!({}), json!({"server_token": []})],
     }
 }
 
 /// Adds the shared facts to an operation.
-fn complete(operation: &mut Value, path: &str, products: &[&str]) {
+fn complete(operation: &mut Value, path: &str, rule: Option<&Rule>, products: &[&str]) {
     let id = operation.get("operationId").and_then(Value::as_str);
     let Some(known) = Operation::of(id) else { return };
     let Some(operation) = operation.as_object_mut() else { return };
@@ -148,7 +155,7 @@ fn complete(operation: &mut Value, path: &str, products: &[&str]) {
         });
         operation.insert("parameters".into(), json!([parameter]));
     }
-    operation.insert("security".into(), security(known.needs, products).into());
+    operation.insert("security".into(), security(known.needs, rule, products).into());
     let Some(responses) = operation.get_mut("responses").and_then(Value::as_object_mut) else {
         return;
     };

@@ -3,12 +3,10 @@
 /// The credentials of a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
-    /// None.
-    Nothing,
+    /// What the table of routes says: a token with one of its roles, or nothing.
+    Role,
     /// The cookie that the product's page sets.
     BrowserSession,
-    /// The master token.
-    MasterToken,
     /// An optional token.
     PerhapsToken,
 }
@@ -70,7 +68,7 @@ pub const OPERATIONS: [Operation; 15] = [
         "precheck",
         "precheck",
         "Install code validated",
-        Needs::Nothing,
+        Needs::Role,
         true,
         &[
             "invalid_body",
@@ -94,7 +92,7 @@ pub const OPERATIONS: [Operation; 15] = [
         "activate",
         "activate",
         "Install token issued",
-        Needs::Nothing,
+        Needs::Role,
         true,
         &[
             "invalid_body",
@@ -120,7 +118,7 @@ pub const OPERATIONS: [Operation; 15] = [
         "confirm",
         "confirm",
         "Install confirmed",
-        Needs::Nothing,
+        Needs::Role,
         false,
         &[
             "invalid_body",
@@ -142,7 +140,7 @@ pub const OPERATIONS: [Operation; 15] = [
         "release",
         "release",
         "Activation released",
-        Needs::Nothing,
+        Needs::Role,
         false,
         &[
             "invalid_body",
@@ -182,7 +180,7 @@ pub const OPERATIONS: [Operation; 15] = [
         "server_revoke",
         "server_action",
         "Server revoked",
-        Needs::MasterToken,
+        Needs::Role,
         false,
         SERVER_ACTION,
     ),
@@ -190,28 +188,29 @@ pub const OPERATIONS: [Operation; 15] = [
         "server_restore",
         "server_action",
         "Server restored",
-        Needs::MasterToken,
+        Needs::Role,
         false,
         SERVER_ACTION,
     ),
-    operation("register", "register", "", Needs::Nothing, false, LEGACY_TOKEN),
+    operation("register", "register", "", Needs::Role, false, LEGACY_TOKEN),
     operation("checkin", "checkin", "", Needs::PerhapsToken, false, LEGACY),
-    operation("revoke", "revoke", "", Needs::MasterToken, false, LEGACY_TOKEN),
+    operation("revoke", "revoke", "", Needs::Role, false, LEGACY_TOKEN),
     operation(
         "status",
         "status",
         "",
-        Needs::MasterToken,
+        Needs::Role,
         false,
         &["rate_limit_exceeded", "internal_error", "storage_unavailable"],
     ),
-    operation("healthz", "healthz", "OK", Needs::Nothing, false, &[]),
-    operation("readyz", "readyz", "", Needs::Nothing, false, &[]),
-    operation("document", "document", "", Needs::Nothing, false, &[]),
+    operation("healthz", "healthz", "OK", Needs::Role, false, &[]),
+    operation("readyz", "readyz", "", Needs::Role, false, &[]),
+    operation("document", "document", "", Needs::Role, false, &[]),
 ];
 
 const SERVER_ACTION: &[&str] = &[
     "unauthorized",
+    "forbidden",
     "server_not_found",
     "not_found",
     "rate_limit_exceeded",
@@ -221,7 +220,7 @@ const SERVER_ACTION: &[&str] = &[
     "outcome_unknown",
 ];
 
-/// As [`LEGACY`], for those that need the master token.
+/// As [`LEGACY`], for those that need a token.
 const LEGACY_TOKEN: &[&str] = &[
     "request_too_large",
     "rate_limit_exceeded",

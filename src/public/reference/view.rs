@@ -209,8 +209,8 @@ impl Reader<'_> {
             "get" => format!("curl {}{path}", self.origin),
             _ => format!("curl -X POST {}{path}", self.origin),
         };
-        if self.schemes(operation).any(|(name, _)| name == "master_token") {
-            line.push_str(" \\\n  -H 'Authorization: Bearer MASTER_TOKEN'");
+        if self.schemes(operation).any(|(name, _)| name == "access_token") {
+            line.push_str(" \\\n  -H 'Authorization: Bearer ACCESS_TOKEN'");
         }
         if self.schemes(operation).any(|(_, scheme)| is_cookie(scheme)) {
             let page = format!("{}/{}", self.origin, self.product);

@@ -2,8 +2,9 @@
 
 pub mod listing;
 
+use crate::http::access::REGISTER;
 use crate::http::body::{Body, Field, fields, object};
-use crate::http::caller::{authorization, network_of};
+use crate::http::caller::{address_of, network_of, token_of};
 use crate::http::errors::ApiError;
 use crate::http::respond::{
     LegacyFailure, Success, failure, failure_for, json, legacy_failure, success,
@@ -11,15 +12,15 @@ use crate::http::respond::{
 use crate::public::field_limits::FIELD;
 use crate::public::requests::{RegisterRequest, ServerRequest};
 use crate::state::State;
+use crate::state::access::caller::Caller;
 use crate::state::servers::set_revoked;
 use crate::state::wrong_tokens::Listener;
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use iptunnel_actors::server_registry::{CheckIn, CheckedIn, Register};
-use iptunnel_domain::address::parse_public_ip;
-use iptunnel_domain::lookup::Purpose;
-use iptunnel_domain::server::{Bearer, Credential, EnrolledBy, Server, ServerId};
+use iptunnel_domain::address::{caller_network, parse_public_ip};
+use iptunnel_domain::server::{Bearer, Credential, Server, ServerId};
 use iptunnel_domain::{Refusal, Timestamp};
 use listing::ListedServer;
 use serde::{Deserialize, Serialize};
@@ -135,7 +136,7 @@ fn server_id(bytes: &Body) -> Result<String, HttpResponse> {
 )]
 pub async fn register(state: Data<State>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let now = state.clock.now();
-    let from = network_of(&request, &state.proxies);
+    let from = address_of(&request, &state.proxies);
     let bytes = match state.read(payload).await {
         Ok(bytes) => bytes,
         Err(error) => return legacy_failure(error),
@@ -172,11 +173,9 @@ async fn read_registration(
         Ok(hostname) => hostname,
         Err(_) => return Err(bad_request("hostname must be a string.")),
     };
-    let hash = state.live.lookup.hash(Purpose::Token, token.as_bytes());
-    let is_master = hash.ct_eq(&state.live.master.load());
-    let bearer = if is_master { Bearer::Master } else { Bearer::Token(hash) };
-    let wrong = ApiError::forbidden("The token is not valid.");
-    state.only_master(bearer, from, Listener::Public, wrong).await.map_err(legacy_failure)?;
+    let identity = state.access.identify(&token, from, now);
+    let admitted = state.admit(identity, &REGISTER, (from, Listener::Public)).await;
+    let caller = admitted.map_err(|denied| legacy_failure(ApiError::denied(denied, true)))?;
     let allow_private = state.live.config.load().server.allow_private_ips;
     let ip = parse_public_ip(&address, allow_private).ok_or_else(|| {
         bad_request("ip must be an IPv4 or IPv6 address that the Internet can reach.")
@@ -185,10 +184,10 @@ async fn read_registration(
         address_id: ServerId::of(ip, &state.live.lookup),
         ip,
         hostname: hostname.into_owned(),
-        credential: Credential { hash, by: EnrolledBy::Master, made_ms: None },
-        max_servers: 0,
-        by: String::new(),
-        from,
+        credential: Credential { hash: caller.secret, by: caller.enrols_as(), made_ms: None },
+        max_servers: caller.max_servers(),
+        by: caller.token_name().to_owned(),
+        from: caller_network(from),
         now,
     })
 }
@@ -263,36 +262,27 @@ fn revoked_status(configured: u16) -> StatusCode {
 
 async fn check_in(state: &State, request: &HttpRequest, id: &str) -> Result<CheckedIn, ApiError> {
     let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
-    let command =
-        CheckIn { id, bearer: state.live.bearer(authorization(request)), now: state.clock.now() };
-    let (bearer, now) = (command.bearer, command.now);
-    let outcome = state.wait(state.handles.check_in(command)).await.outcome?;
+    let now = state.clock.now();
+    let from = address_of(request, &state.proxies);
+    let identity = state.access.identify(token_of(request), from, now);
+    let bearer = identity.bearer();
+    let outcome = state.wait(state.handles.check_in(CheckIn { id, bearer, now })).await.outcome?;
+    identity.note_use(now);
     if let (Err(Refusal::Unauthorized), Bearer::Token(_)) = (&outcome, bearer) {
         // It is slowed as anywhere, but check-ins have no limit: the answer stays the same.
-        let from = network_of(request, &state.proxies);
         let _ = state.wrong_tokens.note(from, Listener::Public, now).await;
     }
     Ok(outcome?)
 }
 
-/// Admits a request to a legacy route that needs the master token in its header.
-async fn operator_only(state: &State, request: &HttpRequest) -> Result<(), ApiError> {
-    let (bearer, from) =
-        (state.live.bearer(authorization(request)), network_of(request, &state.proxies));
-    let refusal = ApiError::forbidden("The master token is required.");
-    state.only_master(bearer, from, Listener::Public, refusal).await
-}
-
 /// The prefix of the v2 routes of servers.
 pub const SERVERS: &str = "/api/v2/servers";
-/// The verb of a check-in.
-pub const CHECK_IN: &str = "check-in";
 
 /// Returns the id and the verb in `/api/v2/servers/{server_id}/{verb}`.
 ///
 /// The router would match this path with a regular expression, which takes a third of the time of a
 /// check-in.
-fn id_and_verb(path: &str) -> Option<(&str, &str)> {
+pub(super) fn id_and_verb(path: &str) -> Option<(&str, &str)> {
     let (id, verb) = path.strip_prefix(SERVERS)?.strip_prefix('/')?.split_once('/')?;
     (!verb.contains('/')).then_some((id, verb))
 }
@@ -319,7 +309,7 @@ pub async fn v2_check_in(
     request: HttpRequest,
     payload: Payload,
 ) -> HttpResponse {
-    let Some((id, CHECK_IN)) = id_and_verb(request.path()) else {
+    let Some((id, _)) = id_and_verb(request.path()) else {
         return failure_for(&request, ApiError::not_found());
     };
     match state.read(payload).await {
@@ -386,11 +376,9 @@ pub async fn v2_check_in(
 pub async fn legacy_revoke(
     state: Data<State>,
     request: HttpRequest,
+    caller: Caller,
     payload: Payload,
 ) -> HttpResponse {
-    if let Err(error) = operator_only(&state, &request).await {
-        return legacy_failure(error);
-    }
     let bytes = match state.read(payload).await {
         Ok(bytes) => bytes,
         Err(error) => return legacy_failure(error),
@@ -399,7 +387,7 @@ pub async fn legacy_revoke(
         Ok(id) => id,
         Err(response) => return response,
     };
-    match set_revoked(&state, &id, true, network_of(&request, &state.proxies)).await {
+    match set_revoked(&state, &id, true, (&caller, network_of(&request, &state.proxies))).await {
         Ok(id) => {
             json(StatusCode::OK, &ServerStatus { status: "revoked", server_id: id.to_string() })
         }
@@ -407,7 +395,7 @@ pub async fn legacy_revoke(
     }
 }
 
-/// The reference entry for the verb `revoke` of [`v2_action`].
+/// `POST /api/v2/servers/{server_id}/revoke`
 #[utoipa::path(
     post,
     path = "/api/v2/servers/{server_id}/revoke",
@@ -418,10 +406,15 @@ pub async fn legacy_revoke(
     params(("server_id" = String, Path, description = "The id from the registration.", example = "0123456789abcdef")),
     responses((status = 200, description = "The server is revoked.", body = Success<ServerAction>)),
 )]
-#[allow(dead_code)]
-pub fn server_revoke() {}
+pub async fn server_revoke(
+    state: Data<State>,
+    request: HttpRequest,
+    caller: Caller,
+) -> HttpResponse {
+    v2_action(&state, &request, &caller, true).await
+}
 
-/// The reference entry for the verb `restore` of [`v2_action`].
+/// `POST /api/v2/servers/{server_id}/restore`
 #[utoipa::path(
     post,
     path = "/api/v2/servers/{server_id}/restore",
@@ -432,23 +425,26 @@ pub fn server_revoke() {}
     params(("server_id" = String, Path, description = "The id from the registration.", example = "0123456789abcdef")),
     responses((status = 200, description = "The server is active.", body = Success<ServerAction>)),
 )]
-#[allow(dead_code)]
-pub fn server_restore() {}
+pub async fn server_restore(
+    state: Data<State>,
+    request: HttpRequest,
+    caller: Caller,
+) -> HttpResponse {
+    v2_action(&state, &request, &caller, false).await
+}
 
-/// `POST /api/v2/servers/{server_id}/revoke` and `/restore`. Other verbs get 404.
-pub async fn v2_action(state: Data<State>, request: HttpRequest) -> HttpResponse {
-    let (id, revoked, status, message) = match id_and_verb(request.path()) {
-        Some((id, "revoke")) => (id, true, "revoked", "Server revoked"),
-        Some((id, "restore")) => (id, false, "active", "Server restored"),
-        _ => return failure_for(&request, ApiError::not_found()),
+async fn v2_action(
+    state: &State,
+    request: &HttpRequest,
+    caller: &Caller,
+    revoked: bool,
+) -> HttpResponse {
+    let Some((id, _)) = id_and_verb(request.path()) else {
+        return failure(ApiError::not_found());
     };
-    let (bearer, from) =
-        (state.live.bearer(authorization(&request)), network_of(&request, &state.proxies));
-    let admitted = state.only_master(bearer, from, Listener::Public, Refusal::Unauthorized);
-    if let Err(error) = admitted.await {
-        return failure(error);
-    }
-    match set_revoked(&state, id, revoked, from).await {
+    let (status, message) =
+        if revoked { ("revoked", "Server revoked") } else { ("active", "Server restored") };
+    match set_revoked(state, id, revoked, (caller, network_of(request, &state.proxies))).await {
         Ok(id) => {
             success(StatusCode::OK, ServerAction { server_id: id.to_string(), status }, message)
         }

@@ -1,0 +1,213 @@
+//! Who a caller is, and the one function that admits it to a route.
+
+use super::Entry;
+use crate::http::access::{Denied, Rule};
+use crate::http::caller::{address_of, token_of};
+use crate::http::errors::ApiError;
+use crate::http::respond::{failure, is_v2, legacy_failure};
+use crate::http::routing::Gate;
+use crate::state::State;
+use crate::state::wrong_tokens::Listener;
+use actix_web::dev::Payload;
+use actix_web::error::ErrorInternalServerError;
+use actix_web::web::Data;
+use actix_web::{Error, FromRequest, HttpMessage, HttpRequest, HttpResponse};
+use iptunnel_domain::access::{Role, WhyNot};
+use iptunnel_domain::lookup::KeyedHash;
+use iptunnel_domain::server::{Bearer, EnrolledBy};
+use iptunnel_domain::{Refusal, Timestamp};
+use std::future::{Ready, ready};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// A caller that has shown a token which is good.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// What it has shown.
+    pub holder: Holder,
+    /// The keyed hash of the token; zeros for the command line.
+    pub secret: KeyedHash,
+}
+
+/// What a caller has shown.
+#[derive(Clone, Debug)]
+pub enum Holder {
+    /// Nothing: it may use the server's socket.
+    CommandLine,
+    /// The master token.
+    Master,
+    /// An access token.
+    Token(Arc<Entry>),
+}
+
+/// The result of looking at a token.
+#[derive(Clone, Debug)]
+pub enum Identity {
+    /// No token was sent.
+    Nobody,
+    /// The token is good.
+    Known(Caller),
+    /// The token is genuine, but not good.
+    NotGood(WhyNot, KeyedHash),
+    /// The token has the form of an access token, and something in it is wrong.
+    Mistyped(KeyedHash),
+    /// The token is none of this server's.
+    Wrong(KeyedHash),
+}
+
+impl Identity {
+    /// Returns what a check-in brings. A token that is not good any more may still be the one that
+    /// registered the server: its agent goes on, as it would without a token.
+    pub fn bearer(&self) -> Bearer {
+        match self {
+            Self::Nobody => Bearer::Nobody,
+            Self::Known(Caller { holder: Holder::CommandLine | Holder::Master, .. }) => {
+                Bearer::Master
+            }
+            Self::Known(Caller { holder: Holder::Token(entry), .. })
+                if entry.token.role == Role::Enrol =>
+            {
+                Bearer::Access(entry.token.number)
+            }
+            Self::Known(Caller { secret, .. })
+            | Self::NotGood(_, secret)
+            | Self::Mistyped(secret)
+            | Self::Wrong(secret) => Bearer::Token(*secret),
+        }
+    }
+
+    /// Notes the use of a token that is good.
+    pub fn note_use(&self, now: Timestamp) {
+        if let Self::Known(caller) = self {
+            caller.note_use(now);
+        }
+    }
+}
+
+impl Caller {
+    /// Returns the caller on the server's socket.
+    pub const fn command_line() -> Self {
+        Self { holder: Holder::CommandLine, secret: KeyedHash([0; 16]) }
+    }
+
+    /// Returns the role of its token. `None`: it may do everything.
+    pub fn role(&self) -> Option<Role> {
+        match &self.holder {
+            Holder::CommandLine | Holder::Master => None,
+            Holder::Token(entry) => Some(entry.token.role),
+        }
+    }
+
+    /// Whether its role is `least` or includes it.
+    pub fn has(&self, least: Role) -> bool {
+        self.role().is_none_or(|role| role.permits(least))
+    }
+
+    /// Returns the name of its access token, for the audit log. Empty without one.
+    pub fn token_name(&self) -> &str {
+        match &self.holder {
+            Holder::CommandLine | Holder::Master => "",
+            Holder::Token(entry) => &entry.token.name,
+        }
+    }
+
+    /// Returns who it is, for people.
+    pub fn shown(&self) -> &str {
+        match &self.holder {
+            Holder::CommandLine => "administrator",
+            Holder::Master => "master token",
+            Holder::Token(entry) => &entry.token.name,
+        }
+    }
+
+    /// Returns who vouches for a server that it registers.
+    pub fn enrols_as(&self) -> EnrolledBy {
+        match &self.holder {
+            Holder::CommandLine | Holder::Master => EnrolledBy::Master,
+            Holder::Token(entry) => EnrolledBy::Token(entry.token.number),
+        }
+    }
+
+    /// Returns how many servers it may have enrolled; 0 for no bound.
+    pub fn max_servers(&self) -> u32 {
+        match &self.holder {
+            Holder::CommandLine | Holder::Master => 0,
+            Holder::Token(entry) => entry.token.max_servers,
+        }
+    }
+
+    fn note_use(&self, now: Timestamp) {
+        if let Holder::Token(entry) = &self.holder {
+            entry.note_use(now);
+        }
+    }
+}
+
+impl State {
+    /// Admits a caller to a route. Notes the use of its token, or the wrong token. This is the only place
+    /// that decides who may do what.
+    ///
+    /// # Errors
+    /// The reason why it may not use the route.
+    pub async fn admit(
+        &self,
+        identity: Identity,
+        rule: &Rule,
+        (from, listener): (IpAddr, Listener),
+    ) -> Result<Caller, Denied> {
+        let now = self.clock.now();
+        let wrong = match identity {
+            Identity::Known(caller) => {
+                return match caller.role() {
+                    Some(has) if !rule.admits(has) => {
+                        Err(Denied::Role { has, least: rule.words() })
+                    }
+                    _ => {
+                        caller.note_use(now);
+                        Ok(caller)
+                    }
+                };
+            }
+            Identity::Nobody => return Err(Denied::Missing),
+            Identity::NotGood(why, _) => Denied::NotGood(why),
+            Identity::Mistyped(_) => Denied::Mistyped,
+            Identity::Wrong(_) => Denied::Wrong,
+        };
+        match self.wrong_tokens.note(from, listener, now).await {
+            Err(Refusal::RateLimited { retry_after }) => Err(Denied::Slowed(retry_after)),
+            _ => Err(wrong),
+        }
+    }
+}
+
+impl FromRequest for Caller {
+    type Error = Error;
+    type Future = Ready<Result<Self, Error>>;
+
+    /// Returns the caller that has passed the gate. A handler behind no gate has none.
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let caller = request.extensions().get::<Self>().cloned();
+        ready(caller.ok_or_else(|| ErrorInternalServerError("a route without a gate")))
+    }
+}
+
+/// The gate of the public listener: the token in the `Authorization` header.
+pub struct PublicGate;
+
+impl Gate for PublicGate {
+    async fn admit(request: &HttpRequest, rule: &'static Rule) -> Result<(), HttpResponse> {
+        let Some(state) = request.app_data::<Data<State>>() else {
+            return Err(failure(ApiError::internal()));
+        };
+        let from = address_of(request, &state.proxies);
+        let identity = state.access.identify(token_of(request), from, state.clock.now());
+        match state.admit(identity, rule, (from, Listener::Public)).await {
+            Ok(caller) => {
+                request.extensions_mut().insert(caller);
+                Ok(())
+            }
+            Err(denied) if is_v2(request.path()) => Err(failure(ApiError::denied(denied, false))),
+            Err(denied) => Err(legacy_failure(ApiError::denied(denied, true))),
+        }
+    }
+}
