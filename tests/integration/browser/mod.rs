@@ -3,3 +3,4 @@
 mod code_page;
 mod console;
 pub mod driver;
+mod looks;
