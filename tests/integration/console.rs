@@ -24,7 +24,7 @@ fn patch(app: &TestApp, body: &Value) -> Answer {
     let now = send(app.client.get(&config).bearer_auth(app.master()));
     let request = app.client.patch(config).bearer_auth(app.master());
     let answer = send(request.header("if-match", now.header("etag")).body(body.to_string()));
-    app.settle();
+    app.settle_settings();
     answer
 }
 
@@ -79,10 +79,15 @@ impl<'a> Person<'a> {
     }
 }
 
-fn register(app: &TestApp, number: u8) -> String {
+/// Registers server `number`; the other servers may not know it yet.
+fn send_registration(app: &TestApp, number: u8) -> String {
     let body = json!({"token": app.master(), "ip": format!("9.9.9.{number}"),
         "hostname": format!("s{number}.example.com")});
-    let id = app.post("/register", &body).json()["server_id"].as_str().unwrap().to_owned();
+    app.post("/register", &body).json()["server_id"].as_str().unwrap().to_owned()
+}
+
+fn register(app: &TestApp, number: u8) -> String {
+    let id = send_registration(app, number);
     app.settle();
     id
 }
@@ -392,7 +397,8 @@ fn a_code_is_found_by_code_hint_host_name_address_machine_or_activation() {
 #[test]
 fn servers_are_filtered_sorted_and_paged() {
     let app = TestApp::start();
-    let ids: Vec<String> = (1..=120).map(|number| register(&app, number)).collect();
+    let ids: Vec<String> = (1..=120).map(|number| send_registration(&app, number)).collect();
+    app.settle();
     app.clock.advance(1000);
     app.post("/checkin", &json!({"server_id": ids[4]}));
     app.post_as(&app.master(), "/revoke", &json!({"server_id": ids[9]}));

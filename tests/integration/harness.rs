@@ -334,26 +334,49 @@ impl TestApp {
         self.servers.iter().map(of_server).sum()
     }
 
-    /// Waits until every server knows all servers, and the same settings as the others.
+    /// Waits until all servers give the same answer, and one that satisfies `check`.
+    fn agree(&self, ask: impl Fn(&Running) -> Value, check: impl Fn(&Value) -> bool) {
+        if self.servers.len() < 2 {
+            return;
+        }
+        wait_until("all servers know the same", || {
+            let first = ask(&self.servers[0]);
+            check(&first) && self.servers[1..].iter().all(|other| ask(other) == first)
+        });
+    }
+
+    fn ask(&self, url: String) -> Value {
+        send(self.client.get(url).bearer_auth(self.master())).json()
+    }
+
+    /// Waits until every server knows all registered servers, and which of them are revoked.
     pub fn settle(&self) {
-        let known = |server: &Running| {
-            let ask = |url: String| send(self.client.get(url).bearer_auth(self.master())).json();
-            let counts = ["", "&revoked=1"].map(|filter| {
-                ask(format!("{}/status?limit=1{filter}", server.url))["count"].clone()
-            });
-            let settings = ask(format!("{}/admin/config", server.admin));
-            let settings = settings["data"]["settings"].as_array().cloned().unwrap_or_default();
-            let same = |one: &Value| one["key"] != "storage.path" && one["key"] != "admin.socket";
-            (counts, settings.into_iter().filter(same).collect::<Vec<_>>())
-        };
         let Some(database) = self.database.as_ref().filter(|_| self.servers.len() > 1) else {
             return;
         };
-        let registered = database.registered().map(Value::from);
-        wait_until("all servers know the same", || {
-            let all: Vec<_> = self.servers.iter().map(known).collect();
-            all.windows(2).all(|pair| pair[0] == pair[1]) && all[0].0 == registered
-        });
+        let registered = Value::from(database.registered().map(Value::from).to_vec());
+        let known = |server: &Running| {
+            let count = |filter| {
+                self.ask(format!("{}/status?limit=1{filter}", server.url))["count"].clone()
+            };
+            Value::from(vec![count(""), count("&revoked=1")])
+        };
+        self.agree(known, |known| *known == registered);
+    }
+
+    /// Waits until every server has the same settings.
+    pub fn settle_settings(&self) {
+        let own =
+            |setting: &Value| setting["key"] == "storage.path" || setting["key"] == "admin.socket";
+        let settings = |server: &Running| {
+            let mut answer = self.ask(format!("{}/admin/config", server.admin));
+            let mut settings = answer["data"]["settings"].take();
+            if let Some(settings) = settings.as_array_mut() {
+                settings.retain(|setting| !own(setting));
+            }
+            settings
+        };
+        self.agree(settings, |_| true);
     }
 
     /// Waits until limits have counted so many activates of one caller, and no more: where servers

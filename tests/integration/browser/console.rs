@@ -118,7 +118,7 @@ fn a_changed_setting_is_in_force_at_once_and_after_a_restart_until_undone() {
     window.fill(field, "77");
     window.click(&format!("form:has({field}) button"));
     window.wait_for(&format!("tr:has({field}) td:nth-child(3)"), |text| text.contains("override"));
-    app.settle();
+    app.settle_settings();
     assert_eq!(ttl(&app), 77);
     let app = app.restart();
     assert_eq!(ttl(&app), 77);
@@ -127,6 +127,6 @@ fn a_changed_setting_is_in_force_at_once_and_after_a_restart_until_undone() {
     go(&window, &app, "settings");
     window.click(&format!("tr:has({field}) td:nth-child(3) button"));
     window.wait_for(&format!("tr:has({field}) td:nth-child(3)"), |text| text == "file");
-    app.settle();
+    app.settle_settings();
     assert_eq!(ttl(&app), 300);
 }
