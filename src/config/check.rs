@@ -276,9 +276,21 @@ fn problem(given: &Given) -> Option<String> {
 }
 
 /// The first parts of the server's own paths, and words that look like its commands.
-const RESERVED: [&str; 12] = [
-    "admin", "api", "assets", "checkin", "console", "docs", "livez", "metrics", "readyz",
-    "register", "revoke", "status",
+const RESERVED: [&str; 14] = [
+    "admin",
+    "api",
+    "assets",
+    "authorize",
+    "checkin",
+    "console",
+    "docs",
+    "healthz",
+    "livez",
+    "metrics",
+    "readyz",
+    "register",
+    "revoke",
+    "status",
 ];
 
 fn wrong_product_name(name: &str) -> Option<&'static str> {

@@ -102,6 +102,7 @@ pub const PUBLIC: &[Rule] = &[
     get("/assets/{name}", EVERYBODY),
     get("/docs", EVERYBODY),
     get("/readyz", EVERYBODY),
+    get("/healthz", EVERYBODY),
     get("/api/v2/healthz", EVERYBODY),
     get("/api/v2/openapi.json", EVERYBODY),
     get("/{product}", EVERYBODY),

@@ -1,6 +1,6 @@
 //! Liveness and readiness.
 
-use crate::http::respond::{Success, readiness, success};
+use crate::http::respond::{Success, json, readiness, success};
 use crate::state::State;
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
@@ -26,6 +26,20 @@ pub(super) struct Health {
 )]
 pub async fn healthz() -> HttpResponse {
     success(StatusCode::OK, Health { status: "ok" }, "OK")
+}
+
+/// `GET /healthz`
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    operation_id = "main_stack_healthz",
+    tag = "Main stack",
+    summary = "Health check",
+    description = "Reports that the server is running.",
+    responses((status = 200, description = "The server is running.", body = Health)),
+)]
+pub async fn main_stack_healthz() -> HttpResponse {
+    json(StatusCode::OK, &Health { status: "ok" })
 }
 
 /// `GET /readyz`

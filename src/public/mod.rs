@@ -31,7 +31,7 @@ use actix_web::http::Method;
 use actix_web::web::{Data, ServiceConfig, route, scope};
 
 /// The names of the public routes.
-pub const ROUTES: [&str; 19] = [
+pub const ROUTES: [&str; 20] = [
     "activate",
     "asset",
     "check_in",
@@ -43,6 +43,7 @@ pub const ROUTES: [&str; 19] = [
     "healthz",
     "issue",
     "landing",
+    "main_stack_healthz",
     "page",
     "precheck",
     "readyz",
@@ -101,6 +102,11 @@ pub fn routes(config: &mut ServiceConfig, products: &[Product]) {
             "/api/v2/openapi.json",
             "document",
             (M::GET, reference::handlers::document),
+        ))
+        .service(routes.at(
+            "/healthz",
+            "main_stack_healthz",
+            (M::GET, health::main_stack_healthz),
         ))
         .service(routes.at("/register", "register", (M::POST, servers::register)))
         .service(routes.at("/checkin", "checkin", (M::POST, servers::legacy_check_in)))

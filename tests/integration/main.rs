@@ -15,6 +15,7 @@ mod database;
 mod database_tls;
 mod deploy;
 mod disk;
+mod ecosystem;
 mod envelopes;
 mod failover;
 mod faults;

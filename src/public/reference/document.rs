@@ -34,6 +34,7 @@ use utoipa::OpenApi;
         servers::legacy_check_in,
         servers::legacy_revoke,
         servers::listing::status,
+        health::main_stack_healthz,
         health::healthz,
         health::readyz,
         handlers::document,

@@ -46,7 +46,7 @@ const fn operation(
 }
 
 /// All operations, in the order of the reference.
-pub const OPERATIONS: [Operation; 15] = [
+pub const OPERATIONS: [Operation; 16] = [
     operation(
         "issue",
         "issue",
@@ -203,6 +203,7 @@ pub const OPERATIONS: [Operation; 15] = [
         false,
         &["rate_limit_exceeded", "internal_error", "storage_unavailable"],
     ),
+    operation("main_stack_healthz", "main_stack_healthz", "", Needs::Role, false, &[]),
     operation("healthz", "healthz", "OK", Needs::Role, false, &[]),
     operation("readyz", "readyz", "", Needs::Role, false, &[]),
     operation("document", "document", "", Needs::Role, false, &[]),
