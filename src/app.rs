@@ -461,11 +461,13 @@ fn public_server(
     let places = Places::new(of_one, size.connections, state.proxies.clone());
     let rules = rules(&state, &observer, places, ended);
     let reference = Data::new(reference::of(&config));
+    let installer = Data::new(Installer::default());
     connection::serve(Sockets::tcp(socket), size, rules, move || {
         App::new()
             .app_data(state.clone())
             .app_data(observer.clone())
             .app_data(reference.clone())
+            .app_data(installer.clone())
             .wrap(from_fn(around))
             .configure(|routes| public::routes(routes, &config.products))
     })

@@ -27,7 +27,7 @@ mod url;
 pub use check::{ConfigError, Layers, Loaded, Source, Sources};
 pub use key::at_run_time;
 pub use model::{
-    ActorSize, Actors, Admin, Auth, Backend, Config, Log, LogFormat, LogLevel, Pages, Product,
+    ActorSize, Actors, Admin, Auth, Backend, Config, Installer, Log, LogFormat, LogLevel, Pages, Product,
     Server, Servers, Storage,
 };
 pub use setting::{Setting, settings};

@@ -27,6 +27,8 @@ pub struct Config {
     pub products: Vec<Product>,
     /// The texts of pages.
     pub pages: Pages,
+    /// The main stack's installer.
+    pub installer: Installer,
     /// Seconds from a page's visit until its cookie expires.
     pub session_ttl_seconds: u64,
     /// How long codes and tokens live.
@@ -137,6 +139,18 @@ pub struct Pages {
     /// The command for an unattended install. `{variable}` stands for the name of the environment
     /// variable from which the installer reads its code.
     pub unattended_command: String,
+}
+
+/// The main stack's installer, which this server hands out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Installer {
+    /// The file of the script. Empty: there is none.
+    pub script: PathBuf,
+    /// The version that is announced. Empty: none.
+    pub version: String,
+    /// What is new in this version.
+    pub notes: String,
 }
 
 /// Servers that check in.

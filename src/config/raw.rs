@@ -14,7 +14,7 @@ use iptunnel_domain::time::Lifetimes;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-use super::model::{Actors, Admin, Auth, Log, Pages, Servers, Storage};
+use super::model::{Actors, Admin, Auth, Installer, Log, Pages, Servers, Storage};
 use super::url::PublicUrl;
 
 /// The whole file.
@@ -27,6 +27,7 @@ pub(super) struct Raw {
     pub(super) auth: Auth,
     pub(super) products: BTreeMap<String, Letters>,
     pub(super) pages: Pages,
+    pub(super) installer: Installer,
     pub(super) session: RawSession,
     pub(super) codes: RawCodes,
     /// The limits by name of their policy, and `max_tracked`.

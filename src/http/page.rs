@@ -6,6 +6,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::sync::LazyLock;
 
@@ -57,21 +58,26 @@ pub async fn asset(request: HttpRequest) -> HttpResponse {
     let Some(Asset { content, tag, .. }) = asset_named(name) else {
         return error_page(&ApiError::not_found());
     };
+    tagged(&request, tag, kind(name), Bytes::from_static(content))
+}
+
+/// Sends content with its entity tag, or says that the client has it already.
+pub fn tagged(request: &HttpRequest, tag: &str, kind: &str, content: Bytes) -> HttpResponse {
     let known = request.headers().get(IF_NONE_MATCH).and_then(|known| known.to_str().ok());
     // Compared weakly (RFC 9110, section 13.1.2): a proxy that compresses weakens the tag.
     let is_same = |known: &str| {
         let known = known.trim();
-        known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag.as_str()
+        known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag
     };
     let is_known = known.is_some_and(|known| known.split(',').any(is_same));
     let mut builder =
         HttpResponse::build(if is_known { StatusCode::NOT_MODIFIED } else { StatusCode::OK });
-    // The browser revalidates each time (a 304), so that a new version shows at once.
-    builder.insert_header((CACHE_CONTROL, "no-cache")).insert_header((ETAG, tag.as_str()));
+    // The client revalidates each time (a 304), so that a new version shows at once.
+    builder.insert_header((CACHE_CONTROL, "no-cache")).insert_header((ETAG, tag));
     if is_known {
         return builder.finish();
     }
-    builder.insert_header((CONTENT_TYPE, kind(name))).body(*content)
+    builder.insert_header((CONTENT_TYPE, kind)).body(content)
 }
 
 fn kind(name: &str) -> &'static str {
@@ -97,7 +103,7 @@ pub fn html(status: StatusCode, page: &impl Template) -> HttpResponse {
 }
 
 /// Returns a page that is the same for everybody.
-pub fn stored(html: bytes::Bytes) -> HttpResponse {
+pub fn stored(html: Bytes) -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((CONTENT_TYPE, "text/html; charset=utf-8"))
         .insert_header((CACHE_CONTROL, "no-cache"))

@@ -6,12 +6,14 @@
 //!   of their fields
 //! * [`reference`](mod@reference): the API reference, made from the handlers; [`requests`]: request
 //!   schemas for it
+//! * [`installer`]: the main stack's installer and its version
 //! * [`health`]: liveness and readiness
 
 pub mod codes;
 pub mod field_limits;
 pub mod health;
 pub mod install;
+pub mod installer;
 pub mod pages;
 pub mod reference;
 pub mod requests;
@@ -31,7 +33,7 @@ use actix_web::http::Method;
 use actix_web::web::{Data, ServiceConfig, route, scope};
 
 /// The names of the public routes.
-pub const ROUTES: [&str; 20] = [
+pub const ROUTES: [&str; 23] = [
     "activate",
     "asset",
     "check_in",
@@ -41,6 +43,8 @@ pub const ROUTES: [&str; 20] = [
     "document",
     "events",
     "healthz",
+    "installer",
+    "installer_version",
     "issue",
     "landing",
     "main_stack_healthz",
@@ -52,6 +56,7 @@ pub const ROUTES: [&str; 20] = [
     "revoke",
     "server_action",
     "status",
+    "v2_installer_version",
 ];
 
 /// Defines the public routes. All paths are fixed, because the router matches others by regular
@@ -107,6 +112,13 @@ pub fn routes(config: &mut ServiceConfig, products: &[Product]) {
             "/healthz",
             "main_stack_healthz",
             (M::GET, health::main_stack_healthz),
+        ))
+        .service(routes.at(installer::SCRIPT, "installer", (M::GET, installer::installer)))
+        .service(routes.at("/version.json", "installer_version", (M::GET, installer::version)))
+        .service(routes.at(
+            "/api/v2/version",
+            "v2_installer_version",
+            (M::GET, installer::v2_version),
         ))
         .service(routes.at("/register", "register", (M::POST, servers::register)))
         .service(routes.at("/checkin", "checkin", (M::POST, servers::legacy_check_in)))

@@ -1,9 +1,10 @@
 //! The ecosystem's own clients, unmodified: the main stack's installer, the agents that it installs, and
 //! its updater. Requests are sent as these programs send them.
 
-use crate::harness::{Answer, TestApp};
+use crate::harness::{Answer, TestApp, send};
 use crate::wire::raw;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 /// Sends a request with exactly this target, which a client library might tidy, and reads the answer.
 fn exactly(app: &TestApp, method: &str, target: &str, body: &str) -> Answer {
@@ -60,4 +61,67 @@ fn healthz_is_a_bare_object_and_takes_only_get() {
     assert_eq!((answer.status, &*answer.text), (200, r#"{"status":"ok"}"#));
     assert_eq!(answer.header("content-type"), "application/json");
     assert_eq!(app.post_text("/healthz", "").status, 405);
+}
+
+/// The SHA-256 of a text, as `sha256sum` prints it.
+fn sha256(text: &str) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn the_updater_reads_a_bare_version_at_both_paths_and_loads_the_script_that_it_names() {
+    let script = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(script.path(), "#!/usr/bin/env bash\necho one\n").unwrap();
+    let app = TestApp::start_with(|c| {
+        c.push(("server.public_url", "https://get.example.com".into()));
+        c.push(("installer.script", script.path().display().to_string()));
+        c.push(("installer.version", "2026.03.31".into()));
+        c.push(("installer.notes", "Faster.".into()));
+    });
+    let expected = |script: &str| {
+        format!(
+            "{{\"version\":\"2026.03.31\",\"notes\":\"Faster.\",\
+             \"url\":\"https://get.example.com/iptunnel-install.sh\",\"sha256\":\"{}\"}}",
+            sha256(script)
+        )
+    };
+    for text in ["#!/usr/bin/env bash\necho one\n", "#!/usr/bin/env bash\necho a second one\n"] {
+        // The operator replaces the file. No restart, no reload.
+        std::fs::write(script.path(), text).unwrap();
+        for path in ["/version.json", "/api/v2/version"] {
+            let answer = app.get(path);
+            assert_eq!((answer.status, answer.text), (200, expected(text)), "{path}");
+            assert_eq!(answer.headers["content-type"], "application/json");
+        }
+        let loaded = app.get("/iptunnel-install.sh");
+        assert_eq!((loaded.status, &*loaded.text), (200, text));
+        assert!(loaded.header("content-type").starts_with("text/x-shellscript"));
+        let url = format!("{}/iptunnel-install.sh", app.url);
+        let again = app.client.get(url).header("if-none-match", loaded.header("etag"));
+        assert_eq!(send(again).status, 304);
+    }
+}
+
+#[test]
+fn without_an_installer_its_paths_are_404_in_the_envelope_of_their_place() {
+    let missing = TestApp::start_with(|c| {
+        c.push(("installer.script", "/nonexistent/install.sh".into()));
+        c.push(("installer.version", "1".into()));
+    });
+    for app in [TestApp::start(), missing] {
+        assert_eq!(app.get("/api/v2/version").told(), (404, "not_found".into()));
+        for path in ["/version.json", "/iptunnel-install.sh"] {
+            let answer = app.get(path);
+            assert_eq!((answer.status, answer.json()["error"].is_string()), (404, true), "{path}");
+        }
+    }
+}
+
+#[test]
+fn the_installers_file_cannot_be_one_of_the_secrets() {
+    use iptunnel_server::config::{Config, Sources};
+    let flags = [("installer.script", "data/lookup.key"), ("auth.lookup_key_file", "data/lookup.key")];
+    let flags = flags.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+    let error = Config::load(&Sources { file: None, env: vec![], flags }).unwrap_err().to_string();
+    assert!(error.contains("installer.script") && error.contains("auth.lookup_key_file"), "{error}");
 }

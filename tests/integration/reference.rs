@@ -268,10 +268,37 @@ fn servers_are_as_documented() {
     }
 }
 
+/// Settings of a server that announces an installer.
+fn announced(folder: &std::path::Path) -> [(&'static str, String); 3] {
+    let script = folder.join("install.sh");
+    std::fs::write(&script, "#!/bin/sh\n").unwrap();
+    [
+        ("installer.script", script.display().to_string()),
+        ("installer.version", "2026.03.31".into()),
+        ("installer.notes", "Faster check-ins.".into()),
+    ]
+}
+
+#[test]
+fn the_installer_and_its_version_are_as_documented() {
+    let folder = tempfile::tempdir().unwrap();
+    for (status, settings) in [(404, None), (200, Some(announced(folder.path())))] {
+        let reference = Reference::start_with(|c| c.extend(settings.into_iter().flatten()));
+        for (id, path) in [
+            ("installer", "/iptunnel-install.sh"),
+            ("installer_version", "/version.json"),
+            ("v2_installer_version", "/api/v2/version"),
+        ] {
+            reference.holds(id, status, &reference.app.get(path));
+        }
+    }
+}
+
 #[test]
 fn health_and_the_document_itself_are_as_documented() {
     let reference = Reference::start();
     let app = &reference.app;
+    reference.holds("main_stack_healthz", 200, &app.get("/healthz"));
     reference.holds("healthz", 200, &app.get("/api/v2/healthz"));
     reference.holds("readyz", 200, &app.get("/readyz"));
     let document = app.get("/api/v2/openapi.json");
@@ -282,7 +309,8 @@ fn health_and_the_document_itself_are_as_documented() {
 
 #[test]
 fn the_document_has_exactly_the_api_routes() {
-    let reference = Reference::start();
+    let folder = tempfile::tempdir().unwrap();
+    let reference = Reference::start_with(|c| c.extend(announced(folder.path())));
     let mut told = BTreeSet::new();
     for (path, item) in reference.document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
@@ -291,7 +319,8 @@ fn the_document_has_exactly_the_api_routes() {
             told.insert(known.unwrap_or_else(|| panic!("{id} is in no table")).route);
             let path =
                 path.replace("{product}", "slowdns").replace("{server_id}", "0123456789abcdef");
-            if path == "/readyz" {
+            // Their answers are no JSON.
+            if ["/readyz", "/iptunnel-install.sh"].contains(&path.as_str()) {
                 continue;
             }
             let answer = match method.as_str() {

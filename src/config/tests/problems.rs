@@ -11,8 +11,20 @@ fn problems(text: &str) -> String {
 #[test]
 fn products_need_a_free_name_and_letters_of_their_own() {
     for name in [
-        "api", "readyz", "livez", "metrics", "assets", "docs", "console", "admin", "register",
-        "checkin", "revoke", "status",
+        "api",
+        "readyz",
+        "livez",
+        "metrics",
+        "assets",
+        "docs",
+        "console",
+        "admin",
+        "register",
+        "checkin",
+        "revoke",
+        "status",
+        "healthz",
+        "authorize",
     ] {
         let error = set(&format!("products.{name}"), "AB").unwrap_err().to_string();
         assert!(error.contains(&format!("products.{name}: this name is a path")), "{error}");

@@ -7,7 +7,7 @@ use super::{example, handlers};
 use crate::config::Product;
 use crate::http::access::{PUBLIC, Rule};
 use crate::http::errors::ApiError;
-use crate::public::{codes, health, install, servers};
+use crate::public::{codes, health, install, installer, servers};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use utoipa::OpenApi;
@@ -34,6 +34,9 @@ use utoipa::OpenApi;
         servers::legacy_check_in,
         servers::legacy_revoke,
         servers::listing::status,
+        installer::installer,
+        installer::version,
+        installer::v2_version,
         health::main_stack_healthz,
         health::healthz,
         health::readyz,

@@ -46,7 +46,7 @@ const fn operation(
 }
 
 /// All operations, in the order of the reference.
-pub const OPERATIONS: [Operation; 16] = [
+pub const OPERATIONS: [Operation; 19] = [
     operation(
         "issue",
         "issue",
@@ -203,6 +203,9 @@ pub const OPERATIONS: [Operation; 16] = [
         false,
         &["rate_limit_exceeded", "internal_error", "storage_unavailable"],
     ),
+    operation("installer", "installer", "", Needs::Role, false, &["not_found"]),
+    operation("installer_version", "installer_version", "", Needs::Role, false, &["not_found"]),
+    operation("v2_installer_version", "v2_installer_version", "", Needs::Role, false, &["not_found"]),
     operation("main_stack_healthz", "main_stack_healthz", "", Needs::Role, false, &[]),
     operation("healthz", "healthz", "OK", Needs::Role, false, &[]),
     operation("readyz", "readyz", "", Needs::Role, false, &[]),
