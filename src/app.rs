@@ -14,6 +14,7 @@ use crate::operator::history::History;
 use crate::operator::socket::{self, SocketError, SocketFile};
 use crate::operator::{self, signed_heads};
 use crate::os::{Clock, NoRandomness, random_bytes, seeded_generator};
+use crate::public::installer::Installer;
 use crate::public::{self, ROUTES, reference};
 use crate::secrets::{SecretError, lookup_key};
 use crate::state::State;

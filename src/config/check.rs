@@ -385,8 +385,7 @@ fn shared_file(config: &Config) -> Option<String> {
         // Everybody can load it, so it must not be one of the secrets.
         ("installer.script", config.installer.script.clone()),
     ];
-    let mut named =
-        files.iter().enumerate().filter(|(_, (_, file))| !file.as_os_str().is_empty());
+    let mut named = files.iter().enumerate().filter(|(_, (_, file))| !file.as_os_str().is_empty());
     named.find_map(|(place, (name, file))| {
         let (other, _) = files.iter().take(place).find(|(_, other)| is_same(other, file))?;
         let shown = shown(name, &file.display().to_string().into());

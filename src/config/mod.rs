@@ -27,8 +27,8 @@ mod url;
 pub use check::{ConfigError, Layers, Loaded, Source, Sources};
 pub use key::at_run_time;
 pub use model::{
-    ActorSize, Actors, Admin, Auth, Backend, Config, Installer, Log, LogFormat, LogLevel, Pages, Product,
-    Server, Servers, Storage,
+    ActorSize, Actors, Admin, Auth, Backend, Config, Installer, Log, LogFormat, LogLevel, Pages,
+    Product, Server, Servers, Storage,
 };
 pub use setting::{Setting, settings};
 pub use show::Changed;

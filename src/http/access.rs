@@ -96,6 +96,9 @@ const ADMIN: &[Role] = &[Role::Admin];
 pub const REGISTER: Rule =
     Rule { method: "POST", path: "/register", least: &[Role::Enrol], in_body: true };
 
+/// The rule of the registration of a server in version 2.
+pub const REGISTER_V2: Rule = Rule { path: "/api/v2/servers/register", ..REGISTER };
+
 /// The routes of the public listener.
 pub const PUBLIC: &[Rule] = &[
     get("/", EVERYBODY),
@@ -119,6 +122,9 @@ pub const PUBLIC: &[Rule] = &[
     post("/api/v2/servers/{server_id}/check-in", EVERYBODY),
     post("/api/v2/servers/{server_id}/revoke", OPERATE),
     post("/api/v2/servers/{server_id}/restore", OPERATE),
+    get("/api/v2/servers", VIEW),
+    get("/api/v2/servers/{server_id}", VIEW),
+    REGISTER_V2,
     REGISTER,
     post("/checkin", EVERYBODY),
     post("/revoke", OPERATE),

@@ -25,6 +25,38 @@ pub(crate) struct Meta<'a> {
     message: &'a str,
 }
 
+/// The envelope of a page of a listing.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Paged<'a, T> {
+    pub(crate) data: T,
+    pub(crate) meta: PagedMeta<'a>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(crate) struct PagedMeta<'a> {
+    /// For people.
+    #[schema(examples("OK"))]
+    pub(crate) message: &'a str,
+    pub(crate) pagination: Pagination,
+}
+
+/// Which page of a listing this is.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Pagination {
+    /// The page; the first is 1.
+    #[schema(examples(1))]
+    pub(crate) page: u32,
+    /// The most entries of a page.
+    #[schema(examples(50))]
+    pub(crate) per_page: u32,
+    /// The entries of all pages.
+    #[schema(examples(1))]
+    pub(crate) total: usize,
+    /// The number of pages.
+    #[schema(examples(1))]
+    pub(crate) pages: usize,
+}
+
 /// The envelope of a failure.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct V2Failure<'a> {

@@ -10,7 +10,6 @@ use crate::state::State;
 use crate::state::access::caller::Identity;
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
-use iptunnel_actors::Failure;
 use iptunnel_domain::audit::{Action, Actor, Event, Head};
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::{Refusal, Timestamp};
@@ -100,15 +99,7 @@ pub async fn read<T: Send + 'static>(
     console: &Console,
     read: impl FnOnce(&dyn Store) -> Result<T, ReadError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    let store = Arc::clone(console.state.handles.store());
-    match actix_web::web::block(move || read(store.as_ref())).await {
-        Ok(Ok(found)) => Ok(found),
-        Ok(Err(error)) => {
-            tracing::error!(%error, "the console could not read the store");
-            Err(Failure::StorageUnavailable.into())
-        }
-        Err(_) => Err(ApiError::internal()),
-    }
+    console.state.read_store(read).await
 }
 
 /// Makes an error response: a page for the console, JSON for `/admin`.

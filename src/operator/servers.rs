@@ -5,7 +5,7 @@ use super::console::{Console, failed, parse_cursor, query_string, read, see};
 use crate::http::errors::ApiError;
 use crate::http::page::html;
 use crate::http::respond::{rfc3339, success};
-use crate::state::servers::set_revoked;
+use crate::state::servers::{contains, look_through, set_revoked};
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Form, Path, Query};
 use actix_web::{HttpRequest, HttpResponse};
@@ -19,10 +19,6 @@ use std::sync::Arc;
 
 /// Servers per page.
 const PAGE: usize = 50;
-/// The most rows that one text search reads: about 50 ms.
-const SEARCHED: usize = 50_000;
-/// Rows read at a time.
-const STEP: usize = 1000;
 
 /// The states to filter by: value and label.
 pub static SHOWS: [(&str, &str); 4] =
@@ -156,32 +152,16 @@ fn search(
     cursor: Option<u64>,
     now: Timestamp,
 ) -> Result<Found, ReadError> {
-    let mut before = cursor.and_then(|n| u32::try_from(n).ok()).map(ServerNumber);
-    let (mut found, mut looked, mut is_last) = (Vec::new(), 0, false);
-    while !is_last && looked < SEARCHED {
-        let page = store.servers_before(before, STEP)?;
-        is_last = page.len() < STEP;
-        looked += page.len();
-        for server in page {
-            before = Some(server.number);
-            let server = servers.as_last_seen(server, now);
-            if filter.matches(&server) && matches(&server, text) {
-                found.push(server);
-            }
-            if found.len() == PAGE {
-                return Ok((found, before.map(|number| u64::from(number.0))));
-            }
+    let before = cursor.and_then(|n| u32::try_from(n).ok()).map(ServerNumber);
+    let mut found = Vec::new();
+    let stopped = look_through(store, before, |server| {
+        let server = servers.as_last_seen(server, now);
+        if filter.matches(&server) && contains(&server, text) {
+            found.push(server);
         }
-    }
-    let next = before.filter(|_| !is_last).map(|number| u64::from(number.0));
-    Ok((found, next))
-}
-
-fn matches(server: &Server, text: &str) -> bool {
-    server.hostname.to_lowercase().contains(text)
-        || server.note.to_lowercase().contains(text)
-        || server.ip.to_string().contains(text)
-        || server.id.to_string().contains(text)
+        found.len() < PAGE
+    })?;
+    Ok((found, stopped.map(|number| u64::from(number.0))))
 }
 
 fn row(server: Server, stale: Timestamp) -> Row {

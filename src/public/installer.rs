@@ -142,7 +142,10 @@ pub(super) struct Version<'a> {
     #[schema(examples("https://get.example.com/iptunnel-install.sh"))]
     url: String,
     /// The SHA-256 of the installer.
-    #[schema(pattern = "^[0-9a-f]{64}$", examples("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"))]
+    #[schema(
+        pattern = "^[0-9a-f]{64}$",
+        examples("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
+    )]
     sha256: &'a str,
 }
 

@@ -22,7 +22,7 @@ pub mod session;
 pub mod watch;
 
 use crate::config::Product;
-use crate::http::access::PUBLIC;
+use crate::http::access::{PUBLIC, REGISTER_V2};
 use crate::http::page::{asset, asset_paths};
 use crate::http::routing::{RouteName, Routes, nothing_here};
 use crate::state::access::caller::PublicGate;
@@ -30,10 +30,10 @@ use actix_web::Route;
 use actix_web::guard;
 use actix_web::guard::GuardContext;
 use actix_web::http::Method;
-use actix_web::web::{Data, ServiceConfig, route, scope};
+use actix_web::web::{Data, ServiceConfig, resource, route, scope};
 
 /// The names of the public routes.
-pub const ROUTES: [&str; 23] = [
+pub const ROUTES: [&str; 26] = [
     "activate",
     "asset",
     "check_in",
@@ -54,10 +54,20 @@ pub const ROUTES: [&str; 23] = [
     "register",
     "release",
     "revoke",
+    "server",
     "server_action",
+    "server_register",
+    "servers",
     "status",
     "v2_installer_version",
 ];
+
+/// The path of one server in the table of rules.
+const SERVER: &str = "/api/v2/servers/{server_id}";
+
+fn is_server(context: &GuardContext<'_>) -> bool {
+    servers::v2::id_in(context.head().uri.path()).is_some()
+}
 
 /// Defines the public routes. All paths are fixed, because the router matches others by regular
 /// expression.
@@ -100,6 +110,24 @@ pub fn routes(config: &mut ServiceConfig, products: &[Product]) {
             "server_action",
             routes.guarded(&M::POST, restore, servers::server_restore),
         ))
+        .service(routes.at(servers::SERVERS, "servers", (M::GET, servers::v2::list)))
+        .service(
+            resource(REGISTER_V2.path)
+                .app_data(RouteName("server_register"))
+                .route(
+                    routes
+                        .guarded(&M::POST, REGISTER_V2.path, servers::v2::register)
+                        .guard(guard::Post()),
+                )
+                .default_service(route().to(nothing_here)),
+        )
+        .service(
+            scope(servers::SERVERS)
+                .guard(guard::Any(guard::Get()).or(guard::Head()))
+                .guard(guard::fn_guard(is_server))
+                .app_data(RouteName("server"))
+                .default_service(routes.guarded(&M::GET, SERVER, servers::v2::one)),
+        )
         .service(routes.at("/api/v2/healthz", "healthz", (M::GET, health::healthz)))
         .service(routes.at("/readyz", "readyz", (M::GET, health::readyz)))
         .service(routes.at("/docs", "docs", (M::GET, reference::handlers::page)))
@@ -108,11 +136,7 @@ pub fn routes(config: &mut ServiceConfig, products: &[Product]) {
             "document",
             (M::GET, reference::handlers::document),
         ))
-        .service(routes.at(
-            "/healthz",
-            "main_stack_healthz",
-            (M::GET, health::main_stack_healthz),
-        ))
+        .service(routes.at("/healthz", "main_stack_healthz", (M::GET, health::main_stack_healthz)))
         .service(routes.at(installer::SCRIPT, "installer", (M::GET, installer::installer)))
         .service(routes.at("/version.json", "installer_version", (M::GET, installer::version)))
         .service(routes.at(

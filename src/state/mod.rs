@@ -14,11 +14,13 @@ pub mod wrong_tokens;
 
 use crate::http::body::{self, Body};
 use crate::http::caller::Proxies;
+use crate::http::errors::ApiError;
 use crate::os::Clock;
 use access::AccessTokens;
-use actix_web::web::Payload;
+use actix_web::web::{Payload, block};
 use iptunnel_actors::{Answer, Failure, Handles, Health, Pending};
 use iptunnel_domain::audit::Event;
+use iptunnel_storage::{ReadError, Store};
 use live::Live;
 use settings::Settings;
 use std::sync::Arc;
@@ -62,6 +64,25 @@ impl State {
         let written = self.handles.keep_settings(Vec::new(), events);
         if !matches!(self.wait(written).await.outcome, Ok(Ok(()))) {
             tracing::warn!(action, "an entry could not be written to the audit log");
+        }
+    }
+
+    /// Reads from the store on a thread that may block.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn read_store<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&dyn Store) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let store = Arc::clone(self.handles.store());
+        match block(move || read(store.as_ref())).await {
+            Ok(Ok(found)) => Ok(found),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the store could not be read for a listing");
+                Err(Failure::StorageUnavailable.into())
+            }
+            Err(_) => Err(ApiError::internal()),
         }
     }
 

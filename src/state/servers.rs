@@ -1,12 +1,74 @@
-//! Commands on servers that both listeners offer.
+//! What both listeners offer about servers: commands, and searching.
 
 use super::State;
 use crate::http::errors::ApiError;
 use crate::state::access::caller::Caller;
 use iptunnel_actors::server_registry::SetRevoked;
 use iptunnel_domain::Refusal;
-use iptunnel_domain::server::ServerId;
+use iptunnel_domain::server::{Server, ServerId, ServerNumber};
+use iptunnel_storage::{ReadError, Records};
 use std::net::IpAddr;
+use std::sync::Arc;
+
+/// The most rows that one search for a text reads: about 50 ms.
+pub const SEARCHED: usize = 50_000;
+/// Rows read at a time.
+const STEP: usize = 1000;
+
+/// Hands the servers that were registered before `before` to `look`, the newest first, until it returns
+/// `false`, at most [`SEARCHED`]. Returns the last one that was looked at, or `None` if there are no more.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn look_through(
+    store: &dyn Records,
+    before: Option<ServerNumber>,
+    mut look: impl FnMut(Server) -> bool,
+) -> Result<Option<ServerNumber>, ReadError> {
+    let (mut before, mut looked) = (before, 0);
+    while looked < SEARCHED {
+        let page = store.servers_before(before, STEP)?;
+        let is_last = page.len() < STEP;
+        looked += page.len();
+        for server in page {
+            before = Some(server.number);
+            if !look(server) {
+                return Ok(before);
+            }
+        }
+        if is_last {
+            return Ok(None);
+        }
+    }
+    Ok(before)
+}
+
+/// Returns whether host name, note, address or id of a server contain `text`, which is in lower case.
+pub fn contains(server: &Server, text: &str) -> bool {
+    server.hostname.to_lowercase().contains(text)
+        || server.note.to_lowercase().contains(text)
+        || server.ip.to_string().contains(text)
+        || server.id.to_string().contains(text)
+}
+
+/// Returns the record of a server, with the time of its last check-in.
+///
+/// # Errors
+/// No server has this id, or the store cannot be read.
+pub async fn find(state: &State, id: &str) -> Result<Server, ApiError> {
+    let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
+    let (servers, now) = (Arc::clone(state.handles.servers()), state.clock.now());
+    let found = state.read_store(move |store| {
+        let found = match (store.shared(), servers.number_of(id)) {
+            // Another server may have registered it just now.
+            (Some(shared), _) => shared.servers_of(&[id])?.pop().flatten(),
+            (None, Some(number)) => store.server(number)?,
+            (None, None) => None,
+        };
+        Ok(found.map(|server| servers.as_last_seen(server, now)))
+    });
+    Ok(found.await?.ok_or(Refusal::ServerNotFound)?)
+}
 
 /// Revokes the server with this id, or restores it, for a caller at the address `from`.
 ///

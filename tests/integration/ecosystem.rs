@@ -120,8 +120,12 @@ fn without_an_installer_its_paths_are_404_in_the_envelope_of_their_place() {
 #[test]
 fn the_installers_file_cannot_be_one_of_the_secrets() {
     use iptunnel_server::config::{Config, Sources};
-    let flags = [("installer.script", "data/lookup.key"), ("auth.lookup_key_file", "data/lookup.key")];
+    let flags =
+        [("installer.script", "data/lookup.key"), ("auth.lookup_key_file", "data/lookup.key")];
     let flags = flags.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
     let error = Config::load(&Sources { file: None, env: vec![], flags }).unwrap_err().to_string();
-    assert!(error.contains("installer.script") && error.contains("auth.lookup_key_file"), "{error}");
+    assert!(
+        error.contains("installer.script") && error.contains("auth.lookup_key_file"),
+        "{error}"
+    );
 }

@@ -41,6 +41,7 @@ mod secrecy;
 mod secrets;
 mod servers;
 mod servers_status;
+mod servers_v2;
 mod shutdown;
 mod smoke;
 mod terminal;

@@ -226,6 +226,36 @@ fn registrations_and_their_errors_are_as_documented() {
 }
 
 #[test]
+fn the_v2_listing_and_registration_are_as_documented() {
+    let reference = Reference::start();
+    let (app, master) = (&reference.app, reference.app.master());
+    let path = "/api/v2/servers/register";
+    let body = json!({"token": master, "ip": "1.2.3.4", "hostname": "ns1.example.com"});
+    let holds = |status, answer| reference.holds("server_register", status, &answer);
+    let registered = app.post(path, &body);
+    let id = registered.data("server_id");
+    holds(200, registered);
+    holds(400, app.post_text(path, ""));
+    holds(401, app.post(path, &with(body.clone(), "token", "x")));
+    holds(413, app.post_text(path, &" ".repeat(70_000)));
+    holds(422, app.post(path, &with(body.clone(), "ip", "10.0.0.1")));
+    app.settle();
+    for query in ["", "?page=2&per_page=1&status=active&search=ns1"] {
+        let answer = app.get_as(&master, &format!("/api/v2/servers{query}"));
+        reference.holds("servers", 200, &answer);
+    }
+    reference.holds("servers", 401, &app.get("/api/v2/servers"));
+    reference.holds("servers", 422, &app.get_as(&master, "/api/v2/servers?page=0"));
+    reference.holds("servers", 405, &app.post_text("/api/v2/servers", ""));
+    reference.holds("server", 200, &app.get_as(&master, &format!("/api/v2/servers/{id}")));
+    reference.holds("server", 401, &app.get(&format!("/api/v2/servers/{id}")));
+    reference.holds("server", 404, &app.get_as(&master, "/api/v2/servers/ffffffffffffffff"));
+    app.post_as(&master, &format!("/api/v2/servers/{id}/revoke"), &json!({}));
+    app.settle();
+    holds(403, app.post(path, &body));
+}
+
+#[test]
 fn the_pages_of_a_listing_are_as_documented() {
     let reference = Reference::start();
     let (app, master) = (&reference.app, reference.app.master());
@@ -445,7 +475,7 @@ fn the_example_requests_on_the_page_match_their_schemas() {
             examples += 1;
         }
     }
-    assert_eq!(examples, 7);
+    assert_eq!(examples, 8);
 }
 
 #[test]

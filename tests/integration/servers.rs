@@ -316,10 +316,9 @@ fn v2_revoke_and_restore_are_idempotent_and_undo_each_other() {
 fn anything_else_under_servers_is_404_in_the_v2_envelope_and_never_405() {
     let app = TestApp::start();
     let id = registered(&app, "8.8.8.8");
-    let mut paths: Vec<String> = ["check-in", "revoke", "restore", "x", "check-in/x", "a/b", ""]
+    let mut paths: Vec<String> = ["check-in", "revoke", "restore", "x", "check-in/x", "a/b"]
         .map(|verb| format!("/api/v2/servers/{id}/{verb}"))
         .into();
-    paths.extend(["/api/v2/servers/".into(), format!("/api/v2/servers/{id}")]);
     paths.extend(
         ["/api/v2/servers/code/issue", "/api/v2/servers/install/confirm"].map(String::from),
     );
@@ -334,6 +333,18 @@ fn anything_else_under_servers_is_404_in_the_v2_envelope_and_never_405() {
             let answer = send(request.bearer_auth(app.master()));
             assert_eq!(answer.told(), (404, "not_found".into()), "{method} {path}");
         }
+    }
+    let own = |method: &str, path: &str| {
+        let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+        send(app.client.request(method, format!("{}{path}", app.url)).bearer_auth(app.master()))
+    };
+    for method in ["PUT", "PATCH", "OPTIONS", "POST"] {
+        let path = format!("/api/v2/servers/{id}");
+        assert_eq!(own(method, &path).told(), (404, "not_found".into()), "{method}");
+    }
+    for method in ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"] {
+        let answer = own(method, "/api/v2/servers/register");
+        assert_eq!(answer.told(), (404, "not_found".into()), "{method}");
     }
     assert_eq!(statuses(check_ins(&app, &id, None)), [200, 200]);
 }

@@ -4,6 +4,7 @@ use dashmap::DashMap;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::server::{CheckInKey, Server, ServerId, ServerNumber};
 use iptunnel_storage::{ReadError, Store};
+use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -163,6 +164,40 @@ impl Servers {
         page.map(|(place, number)| (place, ServerNumber(number))).collect()
     }
 
+    /// Returns how many servers match `filter`, and the numbers of at most `limit` of them behind the first
+    /// `skip`, the newest first.
+    ///
+    /// It examines all servers, and takes four bytes for each match: a million take about 50 ms.
+    pub fn page_at(
+        &self,
+        filter: &Filter,
+        skip: usize,
+        limit: usize,
+    ) -> (usize, Vec<ServerNumber>) {
+        let matches = |live: &Live| filter.matches_state(live.revoked, live.last_checkin());
+        let entries = self.live.iter().filter(|entry| matches(entry.value()));
+        let mut numbers: Vec<_> = entries.map(|entry| Reverse(entry.number)).collect();
+        let count = numbers.len();
+        // Sorts no more than it has to: first what is before the page, then the page alone.
+        let behind = |numbers: &mut Vec<Reverse<ServerNumber>>, place| {
+            if place < numbers.len() {
+                numbers.select_nth_unstable(place);
+            }
+        };
+        let end = skip.saturating_add(limit);
+        behind(&mut numbers, end);
+        numbers.truncate(end);
+        behind(&mut numbers, skip);
+        let mut page = numbers.split_off(skip.min(numbers.len()));
+        page.sort_unstable();
+        (count, page.into_iter().map(|Reverse(number)| number).collect())
+    }
+
+    /// Returns the number of the server with this id, as far as memory knows it.
+    pub fn number_of(&self, id: ServerId) -> Option<ServerNumber> {
+        self.live.get(&id).map(|live| live.number)
+    }
+
     /// Returns a record read from disk, with the time of its last check-in, which may not be on disk
     /// yet.
     pub fn as_last_seen(&self, mut server: Server, now: Timestamp) -> Server {
@@ -201,19 +236,43 @@ mod tests {
     use iptunnel_domain::lookup::KeyedHash;
     use iptunnel_domain::server::{Credential, EnrolledBy};
 
+    fn live(number: u32) -> Live {
+        let credential =
+            Credential { hash: KeyedHash([1; 16]), by: EnrolledBy::Master, made_ms: None };
+        let (id, ip) = (ServerId(0), std::net::IpAddr::from([1, 2, 3, 4]));
+        let (number, now) = (ServerNumber(number), Timestamp(0));
+        Live::of(&Server::register(number, id, (id, ip), "".into(), &credential, now))
+    }
+
     #[test]
     fn memory_keeps_24_bytes_of_a_server() {
         assert_eq!(size_of::<Live>(), 24);
     }
 
     #[test]
+    fn a_page_has_the_newest_behind_those_that_are_skipped() {
+        let servers = Servers::default();
+        for number in 0..10u32 {
+            let live = Live { revoked: number % 2 == 0, ..live(number) };
+            servers.insert(ServerId(u64::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15)), live);
+        }
+        let page = |filter, skip, limit| {
+            let (count, page) = servers.page_at(&filter, skip, limit);
+            (count, page.into_iter().map(|number| number.0).collect::<Vec<_>>())
+        };
+        let all = Filter::default();
+        assert_eq!(page(all, 0, 3), (10, vec![9, 8, 7]));
+        assert_eq!(page(all, 8, 3), (10, vec![1, 0]));
+        assert_eq!(page(all, 10, 3), (10, vec![]));
+        assert_eq!(page(all, usize::MAX, 3), (10, vec![]));
+        let revoked = Filter { revoked: Some(true), ..all };
+        assert_eq!(page(revoked, 1, 100), (5, vec![6, 4, 2, 0]));
+    }
+
+    #[test]
     fn a_listing_blocks_the_actors_for_one_server_in_a_thousand_at_most() {
         let servers = Servers::default();
-        let credential =
-            Credential { hash: KeyedHash([1; 16]), by: EnrolledBy::Master, made_ms: None };
-        let (id, ip) = (ServerId(0), std::net::IpAddr::from([1, 2, 3, 4]));
-        let (number, now) = (ServerNumber(0), Timestamp(0));
-        let live = Live::of(&Server::register(number, id, (id, ip), "".into(), &credential, now));
+        let live = live(0);
         let ids = || (0..100_000u64).map(|n| ServerId(n.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
         for id in ids() {
             servers.insert(id, live);

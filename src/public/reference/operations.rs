@@ -46,7 +46,7 @@ const fn operation(
 }
 
 /// All operations, in the order of the reference.
-pub const OPERATIONS: [Operation; 19] = [
+pub const OPERATIONS: [Operation; 22] = [
     operation(
         "issue",
         "issue",
@@ -177,6 +177,59 @@ pub const OPERATIONS: [Operation; 19] = [
         ],
     ),
     operation(
+        "servers",
+        "servers",
+        "Servers",
+        Needs::Role,
+        false,
+        &[
+            "unauthorized",
+            "forbidden",
+            "method_not_allowed",
+            "validation_error",
+            "rate_limit_exceeded",
+            "internal_error",
+            "storage_unavailable",
+        ],
+    ),
+    operation(
+        "server",
+        "server",
+        "Server",
+        Needs::Role,
+        false,
+        &[
+            "unauthorized",
+            "forbidden",
+            "server_not_found",
+            "not_found",
+            "rate_limit_exceeded",
+            "internal_error",
+            "storage_unavailable",
+        ],
+    ),
+    operation(
+        "server_register",
+        "server_register",
+        "Server registered",
+        Needs::Role,
+        false,
+        &[
+            "invalid_body",
+            "invalid_json",
+            "unauthorized",
+            "forbidden",
+            "revoked",
+            "request_too_large",
+            "validation_error",
+            "rate_limit_exceeded",
+            "internal_error",
+            "overloaded",
+            "storage_unavailable",
+            "outcome_unknown",
+        ],
+    ),
+    operation(
         "server_revoke",
         "server_action",
         "Server revoked",
@@ -205,7 +258,14 @@ pub const OPERATIONS: [Operation; 19] = [
     ),
     operation("installer", "installer", "", Needs::Role, false, &["not_found"]),
     operation("installer_version", "installer_version", "", Needs::Role, false, &["not_found"]),
-    operation("v2_installer_version", "v2_installer_version", "", Needs::Role, false, &["not_found"]),
+    operation(
+        "v2_installer_version",
+        "v2_installer_version",
+        "",
+        Needs::Role,
+        false,
+        &["not_found"],
+    ),
     operation("main_stack_healthz", "main_stack_healthz", "", Needs::Role, false, &[]),
     operation("healthz", "healthz", "OK", Needs::Role, false, &[]),
     operation("readyz", "readyz", "", Needs::Role, false, &[]),

@@ -1,8 +1,9 @@
 //! Registered servers: the legacy routes and the v2 routes.
 
 pub mod listing;
+pub mod v2;
 
-use crate::http::access::REGISTER;
+use crate::http::access::{REGISTER, REGISTER_V2, Rule};
 use crate::http::body::{Body, Field, fields, object};
 use crate::http::caller::{address_of, network_of, token_of};
 use crate::http::errors::ApiError;
@@ -141,9 +142,9 @@ pub async fn register(state: Data<State>, request: HttpRequest, payload: Payload
         Ok(bytes) => bytes,
         Err(error) => return legacy_failure(error),
     };
-    let command = match read_registration(&state, &bytes, from, now).await {
+    let command = match read_registration(&state, &bytes, from, now, Family::Legacy).await {
         Ok(command) => command,
-        Err(response) => return response,
+        Err(error) => return legacy_failure(error),
     };
     let answer = state.wait(state.handles.register(command)).await;
     match answer.outcome {
@@ -160,25 +161,52 @@ pub async fn register(state: Data<State>, request: HttpRequest, payload: Payload
     }
 }
 
+/// The two routes that register a server. They differ in how they refuse.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Legacy,
+    V2,
+}
+
+impl Family {
+    /// Refuses a field.
+    fn invalid(self, message: String) -> ApiError {
+        match self {
+            Self::Legacy => ApiError::bad_request(message),
+            Self::V2 => Refusal::InvalidField(message).into(),
+        }
+    }
+
+    const fn rule(self) -> &'static Rule {
+        match self {
+            Self::Legacy => &REGISTER,
+            Self::V2 => &REGISTER_V2,
+        }
+    }
+}
+
+/// Reads a registration. The order of its checks: body, fields, token, address.
 async fn read_registration(
     state: &State,
     bytes: &Body,
     from: IpAddr,
     now: Timestamp,
-) -> Result<Register, HttpResponse> {
-    let body = legacy_body(bytes)?;
-    let token = body.token.check("token", FIELD).map_err(bad_request)?;
-    let address = body.ip.check("ip", FIELD).map_err(bad_request)?;
+    family: Family,
+) -> Result<Register, ApiError> {
+    let invalid = |message| family.invalid(message);
+    let body: ServerBody<'_> = fields(bytes)?;
+    let token = body.token.check("token", FIELD).map_err(invalid)?;
+    let address = body.ip.check("ip", FIELD).map_err(invalid)?;
     let hostname = match body.hostname.optional("hostname", Server::HOSTNAME_BYTES) {
         Ok(hostname) => hostname,
-        Err(_) => return Err(bad_request("hostname must be a string.")),
+        Err(_) => return Err(invalid("hostname must be a string.".into())),
     };
     let identity = state.access.identify(&token, from, now);
-    let admitted = state.admit(identity, &REGISTER, (from, Listener::Public)).await;
-    let caller = admitted.map_err(|denied| legacy_failure(ApiError::denied(denied, true)))?;
+    let admitted = state.admit(identity, family.rule(), (from, Listener::Public)).await;
+    let caller = admitted.map_err(|denied| ApiError::denied(denied, family == Family::Legacy))?;
     let allow_private = state.live.config.load().server.allow_private_ips;
     let ip = parse_public_ip(&address, allow_private).ok_or_else(|| {
-        bad_request("ip must be an IPv4 or IPv6 address that the Internet can reach.")
+        invalid("ip must be an IPv4 or IPv6 address that the Internet can reach.".into())
     })?;
     Ok(Register {
         address_id: ServerId::of(ip, &state.live.lookup),
