@@ -139,7 +139,7 @@ pub(super) struct Version<'a> {
     #[schema(examples("Faster check-ins."))]
     notes: &'a str,
     /// Where the installer is loaded from.
-    #[schema(examples("https://get.example.com/iptunnel-install.sh"))]
+    #[schema(examples("http://127.0.0.1:8080/iptunnel-install.sh"))]
     url: String,
     /// The SHA-256 of the installer.
     #[schema(

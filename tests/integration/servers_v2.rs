@@ -89,7 +89,8 @@ fn a_revoked_server_is_refused_at_both_routes() {
 #[test]
 fn a_listing_has_pages_and_says_where_one_is() {
     let app = TestApp::start();
-    let all: Vec<String> = (0..5).map(|number| register(&app, number)).rev().collect();
+    let mut all: Vec<String> = (0..5).map(|number| register(&app, number)).collect();
+    all.reverse();
     let first = list(&app, "?per_page=2");
     assert_eq!(ids(&first), all[..2]);
     let told = json!({"page": 1, "per_page": 2, "total": 5, "pages": 3});
