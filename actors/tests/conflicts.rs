@@ -11,6 +11,7 @@ use iptunnel_actors::{
     ActorSettings, Batches, Dependencies, Failure, Handles, Health, Limited, LimitedCommand,
     Metrics, Outcome, Pending,
 };
+use iptunnel_domain::access::{AccessToken, TokenNumber};
 use iptunnel_domain::activation::{
     Activation, ActivationId, ActivationNumber, ActivationRef, Binding, Holder, Request,
 };
@@ -183,6 +184,9 @@ impl Records for Shared {
     fn each_server(&self, each: &mut dyn FnMut(Server)) -> Read<()> {
         self.engine.each_server(each)
     }
+    fn access_tokens(&self) -> Read<Vec<AccessToken>> {
+        self.engine.access_tokens()
+    }
     fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Read<()> {
         self.engine.each_counter(each)
     }
@@ -222,21 +226,42 @@ impl AuditLog for Shared {
     }
 }
 
+impl Shared {
+    fn servers_by(
+        &self,
+        keys: &[ServerId],
+        key_of: fn(&Server) -> ServerId,
+    ) -> Read<Vec<Option<Server>>> {
+        self.read("server", |engine| {
+            let mut found = HashMap::new();
+            engine.each_server(&mut |server| {
+                found.insert(key_of(&server), server);
+            })?;
+            if let Some(server) = &self.plan().unconfirmed {
+                found.insert(key_of(server), server.clone());
+            }
+            Ok(keys.iter().map(|key| found.get(key).cloned()).collect())
+        })
+    }
+}
+
 impl SharedByServers for Shared {
     fn process(&self) -> u32 {
         1
     }
     fn servers_of(&self, ids: &[ServerId]) -> Read<Vec<Option<Server>>> {
-        self.read("server", |engine| {
-            let mut found = HashMap::new();
-            engine.each_server(&mut |server| {
-                found.insert(server.id, server);
-            })?;
-            if let Some(server) = &self.plan().unconfirmed {
-                found.insert(server.id, server.clone());
-            }
-            Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
-        })
+        self.servers_by(ids, |server| server.id)
+    }
+    fn servers_at(&self, addresses: &[ServerId]) -> Read<Vec<Option<Server>>> {
+        self.servers_by(addresses, |server| server.address_id)
+    }
+    fn enrolled(&self, by: TokenNumber) -> Read<u64> {
+        let mut count = 0;
+        self.engine.each_server(&mut |server| {
+            let is_enrolled = server.enrolled_by == EnrolledBy::Token(by);
+            count += u64::from(is_enrolled && !server.revoked && !server.deleted);
+        })?;
+        Ok(count)
     }
     fn check_in(&self, seen: Vec<CheckInOf>) -> Read<Vec<CheckInOf>> {
         if self.plan().refusing {

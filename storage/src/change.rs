@@ -2,6 +2,7 @@
 
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::Version;
+use iptunnel_domain::access::{AccessToken, TokenNumber};
 use iptunnel_domain::activation::{Activation, ActivationNumber};
 use iptunnel_domain::audit::{Event, Head};
 use iptunnel_domain::code::{Code, CodeNumber};
@@ -32,6 +33,13 @@ pub enum Write {
     ForgetCode(CodeNumber, Version),
     /// Deletes an activation that still has this version.
     ForgetActivation(ActivationNumber, Version),
+    /// Deletes a server that still has this version. Its number is not used again.
+    ForgetServer(ServerNumber, Version),
+    /// An access token, new or changed. The time of its last use is not written with it. No two that are
+    /// not revoked have the same name: a shared store guards this as well.
+    AccessToken(AccessToken),
+    /// When access tokens were last used. Not guarded: the later time wins.
+    TokenUses(Vec<(TokenNumber, Timestamp)>),
     /// When servers were last seen. Not guarded: the later time wins.
     CheckIns(Vec<CheckIn>),
     /// The state of counters. Not guarded: counters have one writer.

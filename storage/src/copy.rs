@@ -5,6 +5,7 @@ use crate::{
     Attempts, Change, CommitError, Counter, CounterRow, LOOKUP_KEY, ReadError, Setting, Store,
     Verdict, Write, record,
 };
+use iptunnel_domain::access::AccessToken;
 use iptunnel_domain::activation::Activation;
 use iptunnel_domain::code::{Code, CodeHash};
 use iptunnel_domain::server::{Server, ServerNumber};
@@ -66,6 +67,11 @@ pub fn copy(from: &dyn Store, to: &dyn Store) -> Result<(), CopyError> {
     let mut target = Target { store: to, gathered: Vec::with_capacity(PAGE) };
     for (key, value) in from.settings()? {
         target.add(Write::Setting(Setting { key, value: Some(value) }))?;
+    }
+    for token in from.access_tokens()? {
+        let used = vec![(token.number, token.last_used)];
+        target.add(Write::AccessToken(AccessToken { version: 1, ..token }))?;
+        target.add(Write::TokenUses(used))?;
     }
     for page in walk::codes(from) {
         let page = page?;
@@ -219,12 +225,18 @@ pub fn sums(store: &dyn Store) -> Result<Vec<Sum>, CopyError> {
     for (key, value) in store.settings()? {
         settings.add(0, format!("{key}={value}").as_bytes());
     }
+    let mut tokens = Summing::new("access tokens");
+    for token in store.access_tokens()? {
+        let (number, used) = (u64::from(token.number.0), token.last_used.0.to_le_bytes());
+        let row = record::encode_access_token(&AccessToken { version: 1, ..token })?;
+        tokens.add(number, &[&row[..], &used].concat());
+    }
     let head = store.audit_head()?;
     let log = Sum {
         what: "audit entries",
         count: head.entries,
         checksum: if head.entries == 0 { String::new() } else { head.hash.to_hex() },
     };
-    let all = [codes, attempts, activations, servers, counters, settings];
+    let all = [codes, attempts, activations, servers, counters, settings, tokens];
     Ok(all.into_iter().map(Summing::end).chain([log]).collect())
 }

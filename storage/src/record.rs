@@ -5,12 +5,13 @@
 //! readable forever.
 
 use crate::{Change, CheckIn, Counter, CounterRow, ReadError, Setting, Write};
+use iptunnel_domain::access::{AccessToken, Role, TokenNumber};
 use iptunnel_domain::activation::{
     Activation, ActivationId, ActivationNumber, ActivationRef, ActivationState, Binding, Holder,
     Request,
 };
-use iptunnel_domain::address::HostName;
-use iptunnel_domain::audit::Event;
+use iptunnel_domain::address::{HostName, Network};
+use iptunnel_domain::audit::{ActivationName, Event};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
 use iptunnel_domain::limit::Policy;
 use iptunnel_domain::lookup::KeyedHash;
@@ -21,8 +22,10 @@ use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// The format that is written.
+/// The format of what has only one, and the first of what has several.
 const FORMAT: u8 = 1;
+/// The second format of servers, since data format 5.
+const SERVER_FORMAT: u8 = 2;
 /// One byte of format, four of the record's version.
 const PREFIX: usize = 5;
 
@@ -78,30 +81,86 @@ struct ServerV1<Text> {
     note: Text,
 }
 
+#[derive(Serialize, Deserialize)]
+struct ServerV2<Text> {
+    id: u64,
+    address_id: u64,
+    ip: IpAddr,
+    hostname: Text,
+    registered_at: u64,
+    last_checkin: u64,
+    token: Option<[u8; 16]>,
+    enrolled_by: EnrolledByV1,
+    credential_ms: u64,
+    revoked: bool,
+    deleted: bool,
+    changed_here: bool,
+    note: Text,
+}
+
+#[derive(Serialize, Deserialize)]
+enum EnrolledByV1 {
+    Unknown,
+    Master,
+    Token(u32),
+    /// An activation's number, and the first digits of its id.
+    Activation(u64, u16),
+    Import,
+}
+
+#[derive(Serialize, Deserialize)]
+struct AccessTokenV1<Text> {
+    name: Text,
+    role: u8,
+    secret: [u8; 16],
+    previous: Option<([u8; 16], u64)>,
+    created_at: u64,
+    expires_at: Option<u64>,
+    networks: Vec<(IpAddr, u8)>,
+    addresses: Vec<IpAddr>,
+    max_servers: u32,
+    revoked_at: Option<u64>,
+}
+
 fn encode(version: Version, record: &impl Serialize) -> Result<Vec<u8>, ReadError> {
+    encode_as(FORMAT, version, record)
+}
+
+fn encode_as(format: u8, version: Version, record: &impl Serialize) -> Result<Vec<u8>, ReadError> {
     let mut bytes = Vec::with_capacity(192);
-    bytes.push(FORMAT);
+    bytes.push(format);
     bytes.extend_from_slice(&version.to_le_bytes());
     postcard::to_extend(record, bytes).map_err(|e| ReadError(format!("a record to write: {e}")))
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<(Version, T), ReadError> {
-    let (version, fields) = split(bytes)?;
-    let record = postcard::from_bytes(fields).map_err(|e| ReadError(format!("a record: {e}")))?;
-    Ok((version, record))
+    match split(bytes)? {
+        (FORMAT, version, fields) => Ok((version, decode_fields(fields)?)),
+        (format, ..) => Err(unknown(format)),
+    }
 }
 
-fn split(bytes: &[u8]) -> Result<(Version, &[u8]), ReadError> {
+fn decode_fields<T: DeserializeOwned>(fields: &[u8]) -> Result<T, ReadError> {
+    postcard::from_bytes(fields).map_err(|e| ReadError(format!("a record: {e}")))
+}
+
+fn unknown(format: u8) -> ReadError {
+    ReadError(format!("a record has unknown format {format}"))
+}
+
+/// Returns the format of a record, its version and its fields.
+fn split(bytes: &[u8]) -> Result<(u8, Version, &[u8]), ReadError> {
     match bytes.split_at_checked(PREFIX) {
-        Some(([FORMAT, a, b, c, d], fields)) => Ok((u32::from_le_bytes([*a, *b, *c, *d]), fields)),
-        Some(([format, ..], _)) => Err(ReadError(format!("a record has unknown format {format}"))),
+        Some(([format, a, b, c, d], fields)) => {
+            Ok((*format, u32::from_le_bytes([*a, *b, *c, *d]), fields))
+        }
         _ => Err(ReadError("a record is cut short".into())),
     }
 }
 
 /// Returns the version of an encoded record, without decoding the rest.
 pub(crate) fn version(bytes: &[u8]) -> Result<Version, ReadError> {
-    Ok(split(bytes)?.0)
+    Ok(split(bytes)?.1)
 }
 
 pub(crate) fn encode_code(code: &Code) -> Result<Vec<u8>, ReadError> {
@@ -205,17 +264,28 @@ pub fn decode_activation(number: u64, bytes: &[u8]) -> Result<Activation, ReadEr
 }
 
 pub(crate) fn encode_server(server: &Server) -> Result<Vec<u8>, ReadError> {
-    let record = ServerV1 {
+    let record = ServerV2 {
         id: server.id.0,
+        address_id: server.address_id.0,
         ip: server.ip,
         hostname: server.hostname.as_str(),
         registered_at: server.registered_at.0,
         last_checkin: server.last_checkin.0,
-        token: server.token.map_or([0; 16], |token| token.0),
+        token: server.token.map(|token| token.0),
+        enrolled_by: match server.enrolled_by {
+            EnrolledBy::Unknown => EnrolledByV1::Unknown,
+            EnrolledBy::Master => EnrolledByV1::Master,
+            EnrolledBy::Token(number) => EnrolledByV1::Token(number.0),
+            EnrolledBy::Activation(at) => EnrolledByV1::Activation(at.number.0, at.digits),
+            EnrolledBy::Import => EnrolledByV1::Import,
+        },
+        credential_ms: server.credential_ms,
         revoked: server.revoked,
+        deleted: server.deleted,
+        changed_here: server.changed_here,
         note: server.note.as_str(),
     };
-    encode(server.version, &record)
+    encode_as(SERVER_FORMAT, server.version, &record)
 }
 
 /// Decodes the row of a server.
@@ -223,22 +293,104 @@ pub(crate) fn encode_server(server: &Server) -> Result<Vec<u8>, ReadError> {
 /// # Errors
 /// The bytes are not such a row.
 pub fn decode_server(number: u32, bytes: &[u8]) -> Result<Server, ReadError> {
-    let (version, record): (_, ServerV1<String>) = decode(bytes)?;
+    let (format, version, fields) = split(bytes)?;
+    let record: ServerV2<String> = match format {
+        FORMAT => decode_fields::<ServerV1<String>>(fields)?.into(),
+        SERVER_FORMAT => decode_fields(fields)?,
+        format => return Err(unknown(format)),
+    };
     Ok(Server {
         number: ServerNumber(number),
         id: ServerId(record.id),
-        address_id: ServerId(record.id),
+        address_id: ServerId(record.address_id),
         ip: record.ip,
         hostname: record.hostname,
         registered_at: Timestamp(record.registered_at),
         last_checkin: Timestamp(record.last_checkin),
-        token: Some(KeyedHash(record.token)),
-        enrolled_by: EnrolledBy::Unknown,
-        credential_ms: 0,
+        token: record.token.map(KeyedHash),
+        enrolled_by: match record.enrolled_by {
+            EnrolledByV1::Unknown => EnrolledBy::Unknown,
+            EnrolledByV1::Master => EnrolledBy::Master,
+            EnrolledByV1::Token(number) => EnrolledBy::Token(TokenNumber(number)),
+            EnrolledByV1::Activation(number, digits) => {
+                EnrolledBy::Activation(ActivationName { number: ActivationNumber(number), digits })
+            }
+            EnrolledByV1::Import => EnrolledBy::Import,
+        },
+        credential_ms: record.credential_ms,
         revoked: record.revoked,
-        deleted: false,
-        changed_here: true,
+        deleted: record.deleted,
+        changed_here: record.changed_here,
         note: record.note,
+        version,
+    })
+}
+
+/// Before data format 5 each server had the id of its address.
+impl From<ServerV1<String>> for ServerV2<String> {
+    fn from(old: ServerV1<String>) -> Self {
+        let ServerV1 { id, ip, hostname, registered_at, last_checkin, token, revoked, note } = old;
+        Self {
+            id,
+            address_id: id,
+            ip,
+            hostname,
+            registered_at,
+            last_checkin,
+            token: Some(token),
+            enrolled_by: EnrolledByV1::Unknown,
+            credential_ms: 0,
+            revoked,
+            deleted: false,
+            changed_here: true,
+            note,
+        }
+    }
+}
+
+pub(crate) fn encode_access_token(token: &AccessToken) -> Result<Vec<u8>, ReadError> {
+    let record = AccessTokenV1 {
+        name: token.name.as_str(),
+        role: token.role as u8,
+        secret: token.secret.0,
+        previous: token.previous.map(|(hash, until)| (hash.0, until.0)),
+        created_at: token.created_at.0,
+        expires_at: token.expires_at.map(|at| at.0),
+        networks: token.networks.iter().map(|one| (one.address(), one.length())).collect(),
+        addresses: token.addresses.clone(),
+        max_servers: token.max_servers,
+        revoked_at: token.revoked_at.map(|at| at.0),
+    };
+    encode(token.version, &record)
+}
+
+/// Decodes the row of an access token, which was last used at `last_used`.
+///
+/// # Errors
+/// The bytes are not such a row.
+pub fn decode_access_token(
+    number: u32,
+    bytes: &[u8],
+    last_used: Timestamp,
+) -> Result<AccessToken, ReadError> {
+    let (version, record): (_, AccessTokenV1<String>) = decode(bytes)?;
+    let role = Role::ALL.into_iter().find(|role| *role as u8 == record.role);
+    let networks =
+        record.networks.into_iter().map(|(address, length)| Network::new(address, length));
+    let wrong = |what: &str| ReadError(format!("an access token has an unknown {what}"));
+    Ok(AccessToken {
+        number: TokenNumber(number),
+        name: record.name,
+        role: role.ok_or_else(|| wrong("role"))?,
+        secret: KeyedHash(record.secret),
+        previous: record.previous.map(|(hash, until)| (KeyedHash(hash), Timestamp(until))),
+        created_at: Timestamp(record.created_at),
+        expires_at: record.expires_at.map(Timestamp),
+        networks: networks.collect::<Option<_>>().ok_or_else(|| wrong("network"))?,
+        addresses: record.addresses,
+        max_servers: record.max_servers,
+        last_used,
+        revoked_at: record.revoked_at.map(Timestamp),
         version,
     })
 }
@@ -260,6 +412,10 @@ enum WriteV1 {
     Audit(#[serde(with = "serde_bytes")] Vec<u8>),
     Attempt(#[serde(with = "serde_bytes")] Vec<u8>),
     Setting(String, Option<String>),
+    // Since data format 5:
+    ForgetServer(u32, u32),
+    AccessToken(u32, #[serde(with = "serde_bytes")] Vec<u8>),
+    TokenUses(Vec<(u32, u64)>),
 }
 
 fn encode_event(event: &Event) -> Vec<u8> {
@@ -300,6 +456,13 @@ fn encode_write(write: &Write) -> Result<WriteV1, ReadError> {
         Write::Audit(event) => WriteV1::Audit(encode_event(event)),
         Write::Attempt(event) => WriteV1::Attempt(encode_event(event)),
         Write::Setting(Setting { key, value }) => WriteV1::Setting(key.clone(), value.clone()),
+        Write::ForgetServer(number, version) => WriteV1::ForgetServer(number.0, *version),
+        Write::AccessToken(token) => {
+            WriteV1::AccessToken(token.number.0, encode_access_token(token)?)
+        }
+        Write::TokenUses(uses) => {
+            WriteV1::TokenUses(uses.iter().map(|(token, at)| (token.0, at.0)).collect())
+        }
     })
 }
 
@@ -329,6 +492,16 @@ fn decode_write(write: WriteV1) -> Result<Write, ReadError> {
         WriteV1::Audit(bytes) => Write::Audit(Arc::new(decode_event(&bytes)?)),
         WriteV1::Attempt(bytes) => Write::Attempt(decode_event(&bytes)?),
         WriteV1::Setting(key, value) => Write::Setting(Setting { key, value }),
+        WriteV1::ForgetServer(number, version) => {
+            Write::ForgetServer(ServerNumber(number), version)
+        }
+        // Uses are written by themselves.
+        WriteV1::AccessToken(number, bytes) => {
+            Write::AccessToken(decode_access_token(number, &bytes, Timestamp(0))?)
+        }
+        WriteV1::TokenUses(uses) => Write::TokenUses(
+            uses.into_iter().map(|(token, at)| (TokenNumber(token), Timestamp(at))).collect(),
+        ),
     })
 }
 
@@ -381,7 +554,11 @@ mod tests {
             let activation = samples::activation(seed, version, state);
             let bytes = encode_activation(&activation).unwrap();
             prop_assert_eq!(&decode_activation(seed, &bytes).unwrap(), &activation);
-            let server = samples::server(seed as u32, version);
+            let token = samples::access_token(seed as u32, version);
+            let bytes = encode_access_token(&token).unwrap();
+            let read = decode_access_token(seed as u32, &bytes, token.last_used);
+            prop_assert_eq!(&read.unwrap(), &token);
+            let server = samples::server_of(seed, version);
             let bytes = encode_server(&server).unwrap();
             prop_assert_eq!(super::version(&bytes).unwrap(), version);
             prop_assert_eq!(&decode_server(seed as u32, &bytes).unwrap(), &server);
@@ -411,6 +588,10 @@ mod tests {
                 Change(vec![
                     Write::ForgetCode(CodeNumber(seed), n),
                     Write::ForgetActivation(ActivationNumber(seed), n),
+                    Write::ForgetServer(server, n),
+                    Write::AccessToken(samples::access_token(n, n)),
+                    Write::TokenUses(vec![(TokenNumber(n), Timestamp(seed))]),
+                    Write::Server(samples::server_of(seed, n)),
                     Write::CheckIns(vec![CheckIn { server, at: Timestamp(seed) }]),
                     Write::Counters(vec![
                         CounterRow { slot: n, counter: Some(counter) },
@@ -428,13 +609,17 @@ mod tests {
             let _ = decode_code(1, &bytes);
             let _ = decode_activation(1, &bytes);
             let _ = decode_server(1, &bytes);
+            let _ = decode_access_token(1, &bytes, Timestamp(0));
         }
     }
 
     #[test]
     fn a_record_of_a_later_format_is_named_as_such() {
         let mut bytes = encode_server(&samples::server(1, 1)).unwrap();
+        bytes[0] = 3;
+        assert!(decode_server(1, &bytes).unwrap_err().to_string().contains("unknown format 3"));
+        let mut bytes = encode_code(&samples::code(1, 1, 0)).unwrap();
         bytes[0] = 2;
-        assert!(decode_server(1, &bytes).unwrap_err().to_string().contains("unknown format 2"));
+        assert!(decode_code(1, &bytes).unwrap_err().to_string().contains("unknown format 2"));
     }
 }

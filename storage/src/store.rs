@@ -5,6 +5,7 @@ use crate::{
     LastNumbers, Listener, ReadError, Verdict, Watermark,
 };
 use iptunnel_domain::Timestamp;
+use iptunnel_domain::access::{AccessToken, TokenNumber};
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
 use iptunnel_domain::audit::Head;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
@@ -23,6 +24,10 @@ pub trait Shared: Send + Sync {
     fn process(&self) -> u32;
     /// Returns the servers with these ids, in the order of `ids`.
     fn servers_of(&self, ids: &[ServerId]) -> Result<Vec<Option<Server>>, ReadError>;
+    /// Returns the servers at the addresses with these ids, in the order of `addresses`.
+    fn servers_at(&self, addresses: &[ServerId]) -> Result<Vec<Option<Server>>, ReadError>;
+    /// Returns how many servers an access token has enrolled, revoked and deleted ones not counted.
+    fn enrolled(&self, by: TokenNumber) -> Result<u64, ReadError>;
     /// Writes when servers were last seen, outside of the commits, so that requests do not wait for
     /// it. Returns the check-ins that were not written because another server is writing them.
     fn check_in(&self, seen: Vec<CheckInOf>) -> Result<Vec<CheckInOf>, ReadError>;
@@ -73,7 +78,7 @@ pub trait Epochs: Send + Sync {
     fn begin_epoch(&self, last: &Watermark, why: &str, now: Timestamp) -> Result<u64, CommitError>;
 }
 
-/// Codes, activations, servers and counters, as they were last written.
+/// Codes, activations, servers, access tokens and counters, as they were last written.
 pub trait Records: Send + Sync {
     /// Returns the last numbers that were assigned.
     fn frontier(&self) -> Result<LastNumbers, ReadError>;
@@ -99,6 +104,8 @@ pub trait Records: Send + Sync {
     ) -> Result<Vec<Server>, ReadError>;
     /// Calls `each` with every server, the oldest first.
     fn each_server(&self, each: &mut dyn FnMut(Server)) -> Result<(), ReadError>;
+    /// Returns all access tokens, in the order of their numbers, each with its last use.
+    fn access_tokens(&self) -> Result<Vec<AccessToken>, ReadError>;
     /// Calls `each` with every counter, in the order of their slots.
     fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Result<(), ReadError>;
     /// Returns the codes that were issued last, at most `limit`, the newest first.

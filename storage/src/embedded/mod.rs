@@ -27,6 +27,7 @@ use crate::{
     ReadError, Records, Store, Verdict, Watermark, record,
 };
 use iptunnel_domain::Timestamp;
+use iptunnel_domain::access::AccessToken;
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
 use iptunnel_domain::audit::Head;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
@@ -623,6 +624,10 @@ impl Records for EmbeddedStore {
 
     fn each_server(&self, each: &mut dyn FnMut(Server)) -> Result<(), ReadError> {
         self.engine_with(Pending::last_of_servers)?.each_server(each)
+    }
+
+    fn access_tokens(&self) -> Result<Vec<AccessToken>, ReadError> {
+        self.engine_with(Pending::last)?.access_tokens()
     }
 
     fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Result<(), ReadError> {

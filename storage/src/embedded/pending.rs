@@ -34,7 +34,10 @@ pub(super) fn guards(write: &Write) -> Option<Guard> {
         Write::Server(server) => change(Row::Server(server.number.0), server.version),
         Write::ForgetCode(number, version) => forget(Row::Code(number.0), *version),
         Write::ForgetActivation(number, version) => forget(Row::Activation(number.0), *version),
+        Write::ForgetServer(number, version) => forget(Row::Server(number.0), *version),
+        Write::AccessToken(token) => change(Row::AccessToken(token.number.0), token.version),
         Write::CheckIns(_)
+        | Write::TokenUses(_)
         | Write::Counters(_)
         | Write::Audit(_)
         | Write::Attempt(_)
@@ -70,9 +73,13 @@ impl Pending {
                 Write::Activation(activation) => {
                     self.activations.insert(activation.at.id, (record, activation.clone()));
                 }
-                Write::Server(_) | Write::CheckIns(_) => self.last_of_servers = record,
+                Write::Server(_) | Write::CheckIns(_) | Write::ForgetServer(..) => {
+                    self.last_of_servers = record;
+                }
                 Write::ForgetCode(..)
                 | Write::ForgetActivation(..)
+                | Write::AccessToken(_)
+                | Write::TokenUses(_)
                 | Write::Counters(_)
                 | Write::Audit(_)
                 | Write::Attempt(_)

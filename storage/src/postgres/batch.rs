@@ -4,10 +4,12 @@
 use super::rows::{signed, time};
 use super::statement::{Part, Statement, each, told_of, value};
 use crate::{ATTEMPTS, Change, CheckIn, Counter, Write};
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::access::TokenNumber;
 use iptunnel_domain::activation::ActivationNumber;
 use iptunnel_domain::audit::Event;
 use iptunnel_domain::code::{CodeHash, CodeNumber};
-use iptunnel_domain::server::ServerId;
+use iptunnel_domain::server::{ServerId, ServerNumber};
 use std::collections::HashMap;
 use std::ops::Range;
 use tokio_postgres::Row;
@@ -50,6 +52,9 @@ enum About {
     /// A deletion. No other change concerns it, because no live record is deleted.
     ForgottenCode(CodeNumber),
     ForgottenActivation(ActivationNumber),
+    /// Whoever deletes a server lets other commands on it wait.
+    ForgottenServer(ServerNumber),
+    AccessToken(TokenNumber),
     Settings,
     /// It depends on nothing.
     Nothing,
@@ -62,6 +67,7 @@ pub(super) struct Rest {
     pub(super) attempts: Vec<(i64, Event)>,
     pub(super) check_ins: Vec<CheckIn>,
     pub(super) counters: Vec<Counter>,
+    pub(super) uses: Vec<(TokenNumber, Timestamp)>,
 }
 
 impl Rest {
@@ -74,6 +80,7 @@ impl Rest {
                 Write::Counters(rows) => {
                     self.counters.extend(rows.into_iter().filter_map(|row| row.counter));
                 }
+                Write::TokenUses(uses) => self.uses.extend(uses),
                 write => return Some(write),
             }
             None
@@ -89,6 +96,8 @@ fn about(change: &Change) -> About {
         Write::Server(server) => Some(About::Server(server.id)),
         Write::ForgetCode(number, _) => Some(About::ForgottenCode(*number)),
         Write::ForgetActivation(number, _) => Some(About::ForgottenActivation(*number)),
+        Write::ForgetServer(number, _) => Some(About::ForgottenServer(*number)),
+        Write::AccessToken(token) => Some(About::AccessToken(token.number)),
         Write::Setting(_) => Some(About::Settings),
         _ => None,
     };
@@ -200,6 +209,23 @@ pub(super) fn check_ins_of(check_ins: &[CheckIn]) -> Option<Statement<'_>> {
     let values = vec![
         each(Type::INT4_ARRAY, check_ins, |seen| seen.server.0.cast_signed()),
         each(Type::TIMESTAMPTZ_ARRAY, check_ins, |seen| time(seen.at)),
+    ];
+    Some(Statement::set(sql.into(), values))
+}
+
+/// Returns the statement for the last uses of access tokens.
+pub(super) fn uses_of(uses: &[(TokenNumber, Timestamp)]) -> Option<Statement<'_>> {
+    if uses.is_empty() {
+        return None;
+    }
+    let sql = "UPDATE access_token SET last_used = used.at
+         FROM (SELECT number, max(at) AS at, max(max(at)) OVER () AS latest
+             FROM unnest($1::integer[], $2::timestamptz[]) AS used (number, at) GROUP BY number) AS used
+         WHERE access_token.number = used.number
+             AND is_news(access_token.last_used, used.at, used.latest)";
+    let values = vec![
+        each(Type::INT4_ARRAY, uses, |(token, _)| token.0.cast_signed()),
+        each(Type::TIMESTAMPTZ_ARRAY, uses, |(_, at)| time(*at)),
     ];
     Some(Statement::set(sql.into(), values))
 }

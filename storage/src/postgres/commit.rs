@@ -207,6 +207,7 @@ impl Writer {
             batch::attempts_of(self.process.id, &rest.attempts),
             batch::check_ins_of(&rest.check_ins),
             batch::counters_of(&rest.counters),
+            batch::uses_of(&rest.uses),
         ];
         let sets: Vec<Statement<'_>> = sets.into_iter().flatten().collect();
         let written = match self.write_surely(store, &members, &sets).await? {

@@ -46,6 +46,7 @@ use connect::{Connector, Use};
 use counting::Counting;
 use deadpool_postgres::{Client, Pool, PoolError, TimeoutType};
 use iptunnel_domain::Timestamp;
+use iptunnel_domain::access::AccessToken;
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
 use iptunnel_domain::audit::Head;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
@@ -55,7 +56,7 @@ use iptunnel_domain::server::{Server, ServerNumber};
 use peer_check_ins::PeerCheckIns;
 use peer_marks::PeerMarks;
 use quick::Quick;
-use rows::{ACTIVATION, CODE, SERVER, signed};
+use rows::{ACCESS_TOKEN, ACTIVATION, CODE, SERVER, signed};
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
@@ -486,6 +487,11 @@ impl Records for PostgresStore {
             last = end.number.0.cast_signed();
             page.into_iter().for_each(&mut *each);
         }
+    }
+
+    fn access_tokens(&self) -> Result<Vec<AccessToken>, ReadError> {
+        let sql = format!("SELECT {ACCESS_TOKEN} FROM access_token ORDER BY number");
+        self.rows(sql, Vec::new(), rows::access_token)
     }
 
     fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Result<(), ReadError> {

@@ -3,11 +3,12 @@
 use super::unreadable;
 use crate::ReadError;
 use deadpool_postgres::GenericClient;
+use iptunnel_domain::access::{AccessToken, Role, TokenNumber};
 use iptunnel_domain::activation::{
     Activation, ActivationId, ActivationNumber, ActivationRef, ActivationState, Binding, Holder,
     Request,
 };
-use iptunnel_domain::address::HostName;
+use iptunnel_domain::address::{HostName, Network};
 use iptunnel_domain::audit::{Action, ActivationName, Actor, Event};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
 use iptunnel_domain::lookup::KeyedHash;
@@ -29,9 +30,12 @@ pub(super) async fn rows(
     client.query(&statement, values).await.map_err(unreadable)
 }
 
+/// The last second of the year 9999. No real date is later, and the database's dates end some time after.
+const LATEST: u64 = 253_402_300_799;
+
 /// Converts an instant to the database's type.
 pub(super) fn time(at: Timestamp) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(at.0)
+    UNIX_EPOCH + Duration::from_secs(at.0.min(LATEST))
 }
 
 /// Converts to a signed number, the only kind the database has, with the same bits.
@@ -158,25 +162,79 @@ pub(super) fn activation(row: &Row) -> Result<Activation, ReadError> {
 }
 
 /// The columns of `server` joined with `presence`.
-pub(super) const SERVER: &str =
-    "number, id, ip, hostname, registered_at, last_seen, token, revoked, note, version";
+pub(super) const SERVER: &str = "number, id, address_id, ip, hostname, registered_at, last_seen, token, \
+     enrolled_by, access_token, activation, digits, credential_ms, revoked, deleted, changed_here, \
+     note, version";
 
 pub(super) fn server(row: &Row) -> Result<Server, ReadError> {
+    let id = ServerId(get_id(row, "id")?);
+    let address_id: Option<&[u8]> = get(row, "address_id")?;
+    let address_id = address_id.map(|slice| bytes(slice, "address_id")).transpose()?;
+    let token: Option<&[u8]> = get(row, "token")?;
+    let access_token: Option<i32> = get(row, "access_token")?;
+    let enrolled_by = match (get(row, "enrolled_by")?, access_token, activation_name(row)?) {
+        ("master", None, None) => EnrolledBy::Master,
+        ("token", Some(number), None) => EnrolledBy::Token(TokenNumber(number.cast_unsigned())),
+        ("activation", None, Some(name)) => EnrolledBy::Activation(name),
+        ("import", None, None) => EnrolledBy::Import,
+        ("unknown", None, None) => EnrolledBy::Unknown,
+        _ => return Err(wrong("enrolled_by")),
+    };
     Ok(Server {
         number: server_number(row, "number")?,
-        id: ServerId(get_id(row, "id")?),
-        address_id: ServerId(get_id(row, "id")?),
+        id,
+        address_id: address_id.map_or(id, |bytes| ServerId(u64::from_be_bytes(bytes))),
         ip: get(row, "ip")?,
         hostname: get(row, "hostname")?,
         registered_at: get_time(row, "registered_at")?,
         last_checkin: get_time(row, "last_seen")?,
-        token: Some(get_hash(row, "token")?),
-        enrolled_by: EnrolledBy::Unknown,
-        credential_ms: 0,
+        token: token.map(|slice| bytes(slice, "token").map(KeyedHash)).transpose()?,
+        enrolled_by,
+        credential_ms: get_number(row, "credential_ms")?,
         revoked: get(row, "revoked")?,
-        deleted: false,
-        changed_here: true,
+        deleted: get(row, "deleted")?,
+        changed_here: get(row, "changed_here")?,
         note: get(row, "note")?,
+        version: get_version(row)?,
+    })
+}
+
+fn activation_name(row: &Row) -> Result<Option<ActivationName>, ReadError> {
+    let (number, digits): (Option<i64>, Option<i32>) =
+        (get(row, "activation")?, get(row, "digits")?);
+    Ok(number.zip(digits).map(|(number, digits)| ActivationName {
+        number: ActivationNumber(number.cast_unsigned()),
+        digits: digits as u16,
+    }))
+}
+
+pub(super) const ACCESS_TOKEN: &str = "number, name, role, secret, previous, previous_until, \
+     created_at, expires_at, networks, addresses, max_servers, last_used, revoked_at, version";
+
+pub(super) fn access_token(row: &Row) -> Result<AccessToken, ReadError> {
+    let time_of = |column: &str| -> Result<Option<Timestamp>, ReadError> {
+        let at: Option<SystemTime> = get(row, column)?;
+        at.map(|at| timestamp(at, column)).transpose()
+    };
+    let previous: Option<&[u8]> = get(row, "previous")?;
+    let previous = previous.map(|slice| bytes(slice, "previous").map(KeyedHash)).transpose()?;
+    let (networks, addresses): (&str, &str) = (get(row, "networks")?, get(row, "addresses")?);
+    let networks = networks.split_whitespace().map(Network::parse).collect::<Option<_>>();
+    let addresses = addresses.split_whitespace().map(|one| one.parse().ok()).collect::<Option<_>>();
+    Ok(AccessToken {
+        number: TokenNumber(get::<i32>(row, "number")?.cast_unsigned()),
+        name: get(row, "name")?,
+        role: Role::from_name(get(row, "role")?).ok_or_else(|| wrong("role"))?,
+        secret: get_hash(row, "secret")?,
+        previous: previous.zip(time_of("previous_until")?),
+        created_at: get_time(row, "created_at")?,
+        expires_at: time_of("expires_at")?,
+        networks: networks.ok_or_else(|| wrong("networks"))?,
+        addresses: addresses.ok_or_else(|| wrong("addresses"))?,
+        max_servers: u32::try_from(get::<i64>(row, "max_servers")?)
+            .map_err(|_| wrong("max_servers"))?,
+        last_used: get_time(row, "last_used")?,
+        revoked_at: time_of("revoked_at")?,
         version: get_version(row)?,
     })
 }
@@ -190,8 +248,24 @@ pub(super) const EVENT: &str = "process, seq, at, action, actor, source, identit
 
 /// Returns whether this program understands an event: a newer program may write other names.
 pub(super) fn is_understood(row: &Row) -> Result<bool, ReadError> {
-    let (action, actor) = (get(row, "action")?, get(row, "actor")?);
-    Ok(Action::from_name(action).is_some() && Actor::from_name(actor).is_some())
+    let (actor, _) = actor_of(row)?;
+    Ok(Action::from_name(get(row, "action")?).is_some() && actor.is_some())
+}
+
+/// The actor of an event as it is written: after a colon the name of the access token, if there is one.
+pub(super) fn actor_name(event: &Event) -> Cow<'static, str> {
+    let actor = event.actor.name();
+    match Event::kept(&event.by) {
+        "" => actor.into(),
+        by => format!("{actor}:{}", text(by)).into(),
+    }
+}
+
+/// Returns the actor of an event, if this program knows it, and the name of the access token.
+fn actor_of(row: &Row) -> Result<(Option<Actor>, &str), ReadError> {
+    let actor: &str = get(row, "actor")?;
+    let (actor, by) = actor.split_once(':').unwrap_or((actor, ""));
+    Ok((Actor::from_name(actor), by))
 }
 
 /// Reads an event as it was written.
@@ -206,24 +280,19 @@ pub(super) fn event_heard_of(row: &Row) -> Result<Event, ReadError> {
         let slice: Option<&[u8]> = get(row, column)?;
         slice.map(|slice| bytes(slice, column).map(KeyedHash)).transpose()
     };
-    let (number, digits): (Option<i64>, Option<i32>) =
-        (get(row, "activation")?, get(row, "digits")?);
-    let activation = number.zip(digits).map(|(number, digits)| ActivationName {
-        number: ActivationNumber(number.cast_unsigned()),
-        digits: digits as u16,
-    });
+    let (actor, by) = actor_of(row)?;
     let server: Option<&[u8]> = get(row, "server")?;
     let server = server.map(|slice| bytes(slice, "server")).transpose()?;
     Ok(Event {
         at: get_time(row, "at")?,
         action: Action::from_name(get(row, "action")?).unwrap_or(Action::Unknown),
         // The actor does not matter to the feed.
-        actor: Actor::from_name(get(row, "actor")?).unwrap_or(Actor::Administrator),
-        by: String::new(),
+        actor: actor.unwrap_or(Actor::Administrator),
+        by: by.to_owned(),
         from: get(row, "source")?,
         identity: hash("identity")?,
         code: hash("code")?.map(CodeHash),
-        activation,
+        activation: activation_name(row)?,
         server: server.map(|id| ServerId(u64::from_be_bytes(id))),
         address: get(row, "address")?,
         subject: get(row, "subject")?,

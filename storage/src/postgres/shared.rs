@@ -5,6 +5,7 @@ use super::rows::time;
 use super::{PostgresStore, agreed, examine, gone, policy, unreadable, wait};
 use crate::{Charged, CheckInOf, Counted, Counter, Finding, ReadError, Shared};
 use iptunnel_domain::Timestamp;
+use iptunnel_domain::access::TokenNumber;
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerId};
 use std::collections::HashMap;
@@ -27,17 +28,43 @@ pub(super) fn counter(row: &Row) -> Result<Counter, ReadError> {
     })
 }
 
+impl PostgresStore {
+    /// Returns the servers with these keys, in the order of `keys`.
+    fn servers_by(
+        &self,
+        condition: &str,
+        keys: &[ServerId],
+        key_of: fn(&Server) -> ServerId,
+    ) -> Result<Vec<Option<Server>>, ReadError> {
+        let bytes: Vec<Vec<u8>> = keys.iter().map(|id| id.0.to_be_bytes().to_vec()).collect();
+        let found = self.servers(condition, vec![Box::new(bytes)])?;
+        let found: HashMap<ServerId, Server> =
+            found.into_iter().map(|server| (key_of(&server), server)).collect();
+        Ok(keys.iter().map(|key| found.get(key).cloned()).collect())
+    }
+}
+
 impl Shared for PostgresStore {
     fn process(&self) -> u32 {
         self.inner.process().cast_unsigned()
     }
 
     fn servers_of(&self, ids: &[ServerId]) -> Result<Vec<Option<Server>>, ReadError> {
-        let keys: Vec<Vec<u8>> = ids.iter().map(|id| id.0.to_be_bytes().to_vec()).collect();
-        let found = self.servers("id = ANY ($1)", vec![Box::new(keys)])?;
-        let found: HashMap<ServerId, Server> =
-            found.into_iter().map(|server| (server.id, server)).collect();
-        Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
+        self.servers_by("id = ANY ($1)", ids, |server| server.id)
+    }
+
+    fn servers_at(&self, addresses: &[ServerId]) -> Result<Vec<Option<Server>>, ReadError> {
+        // The expression of the index.
+        let are_at = "coalesce(address_id, id) = ANY ($1)";
+        self.servers_by(are_at, addresses, |server| server.address_id)
+    }
+
+    fn enrolled(&self, by: TokenNumber) -> Result<u64, ReadError> {
+        let sql = "SELECT count(*) FROM server
+             WHERE access_token = $1 AND access_token IS NOT NULL AND NOT revoked AND NOT deleted";
+        let count = |row: &Row| row.try_get::<_, i64>(0).map_err(unreadable);
+        let counts = self.rows(sql, vec![Box::new(by.0.cast_signed())], count)?;
+        Ok(counts.first().map_or(0, |count| count.cast_unsigned()))
     }
 
     fn check_in(&self, seen: Vec<CheckInOf>) -> Result<Vec<CheckInOf>, ReadError> {

@@ -7,13 +7,14 @@
 //! in part, so that nothing of its transaction remains. The text depends on the shape alone, of
 //! which there are few: each is prepared once per connection.
 
-use super::rows::{closed_at, signed, state_name, text, time};
+use super::rows::{actor_name, closed_at, signed, state_name, text, time};
 use crate::{Change, Setting, Write};
 use iptunnel_domain::Timestamp;
+use iptunnel_domain::access::AccessToken;
 use iptunnel_domain::activation::{Activation, ActivationNumber};
 use iptunnel_domain::audit::Event;
 use iptunnel_domain::code::{Code, CodeState};
-use iptunnel_domain::server::Server;
+use iptunnel_domain::server::{EnrolledBy, Server};
 use std::fmt::Write as _;
 use tokio_postgres::types::{ToSql, Type};
 
@@ -54,6 +55,9 @@ pub(super) enum Part {
     Event,
     ForgetCode,
     ForgetActivation,
+    ForgetServer,
+    NewAccessToken,
+    AccessToken,
     Set,
     Unset,
 }
@@ -71,9 +75,14 @@ impl Part {
             Write::Audit(_) => Self::Event,
             Write::ForgetCode(..) => Self::ForgetCode,
             Write::ForgetActivation(..) => Self::ForgetActivation,
+            Write::ForgetServer(..) => Self::ForgetServer,
+            Write::AccessToken(token) if token.version == 1 => Self::NewAccessToken,
+            Write::AccessToken(_) => Self::AccessToken,
             Write::Setting(Setting { value: Some(_), .. }) => Self::Set,
             Write::Setting(_) => Self::Unset,
-            Write::CheckIns(_) | Write::Counters(_) | Write::Attempt(_) => return None,
+            Write::CheckIns(_) | Write::Counters(_) | Write::Attempt(_) | Write::TokenUses(_) => {
+                return None;
+            }
         })
     }
 
@@ -296,6 +305,13 @@ impl<'a> Statement<'a> {
                 }
             }
             Part::ForgetActivation => self.forget("activation", "", &records(writes, forgotten)),
+            Part::ForgetServer => self.forget("server", "", &records(writes, forgotten)),
+            Part::NewAccessToken => self.new_access_tokens(&records(writes, access_token)),
+            Part::AccessToken => {
+                let tokens = records(writes, access_token);
+                let of = [token_number(&tokens), before(&tokens, |token| token.version)];
+                self.update("access_token", of, "", granted(&tokens));
+            }
             Part::Set => {
                 let set = records(writes, setting);
                 self.part("INSERT INTO setting (key, value) SELECT a.key, a.value");
@@ -380,16 +396,12 @@ impl<'a> Statement<'a> {
         let id = || {
             column("id", Type::BYTEA_ARRAY, servers, |server| server.id.0.to_be_bytes().to_vec())
         };
-        let columns = [
-            column("ip", Type::INET_ARRAY, servers, |server| server.ip),
-            times("registered_at", servers, |server| server.registered_at),
-        ];
         // Another server may have been faster.
         let written = self.insert_part(
             "server",
             ("version", "1"),
             id(),
-            columns.into_iter().chain(last_said(servers)),
+            described(servers),
             " ON CONFLICT DO NOTHING RETURNING id, number",
         );
         self.name(written, id());
@@ -403,13 +415,30 @@ impl<'a> Statement<'a> {
         let place =
             |name| column(name, Type::INT4_ARRAY, servers, |server| server.number.0.cast_signed());
         let of = [place("number"), before(servers, |server| server.version)];
-        self.update("server", of, "", last_said(servers));
+        self.update("server", of, "", described(servers));
         self.part("UPDATE presence SET last_seen = a.last_seen");
         self.source([place("number"), times("last_seen", servers, |server| server.last_checkin)]);
         self.push(" WHERE presence.server = a.number");
         self.push(" AND is_news(presence.last_seen, a.last_seen, a.last_seen)");
         self.guard("AND");
         self.end_part();
+    }
+
+    fn new_access_tokens(&mut self, tokens: &[&'a AccessToken]) {
+        let columns = [
+            column("role", Type::TEXT_ARRAY, tokens, |token| token.role.name()),
+            times("created_at", tokens, |token| token.created_at),
+            times("last_used", tokens, |token| token.last_used),
+        ];
+        // Another server may have been faster.
+        let written = self.insert_part(
+            "access_token",
+            ("version", "1"),
+            token_number(tokens),
+            columns.into_iter().chain(granted(tokens)),
+            " ON CONFLICT DO NOTHING RETURNING number",
+        );
+        self.name(written, token_number(tokens));
     }
 
     fn events(&mut self, numbered: &[(&'a Event, i64)], process: i32) {
@@ -435,7 +464,7 @@ pub(super) fn told_of<'a>(all: &[&'a Event]) -> [Column<'a>; 12] {
     [
         times("at", all, |event| event.at),
         column("action", Type::TEXT_ARRAY, all, |event| event.action.name()),
-        column("actor", Type::TEXT_ARRAY, all, |event| event.actor.name()),
+        column("actor", Type::TEXT_ARRAY, all, actor_name),
         column("source", Type::INET_ARRAY, all, |event| event.from),
         column("identity", Type::BYTEA_ARRAY, all, |event| {
             event.identity.as_ref().map(|id| &id.0[..])
@@ -484,16 +513,75 @@ fn state<'a>(all: &[&'a Activation]) -> [Column<'a>; 2] {
     ]
 }
 
-/// The columns of a server that change.
-fn last_said<'a>(servers: &[&'a Server]) -> [Column<'a>; 4] {
+/// The columns of a server, without its number and id.
+fn described<'a>(servers: &[&'a Server]) -> [Column<'a>; 14] {
+    let kind = |server: &Server| match server.enrolled_by {
+        EnrolledBy::Unknown => "unknown",
+        EnrolledBy::Master => "master",
+        EnrolledBy::Token(_) => "token",
+        EnrolledBy::Activation(_) => "activation",
+        EnrolledBy::Import => "import",
+    };
+    let access_token = |server: &Server| match server.enrolled_by {
+        EnrolledBy::Token(number) => Some(number.0.cast_signed()),
+        _ => None,
+    };
+    let activation = |server: &Server| match server.enrolled_by {
+        EnrolledBy::Activation(name) => Some(name),
+        _ => None,
+    };
+    let elsewhere = |server: &Server| {
+        (server.address_id != server.id).then(|| server.address_id.0.to_be_bytes().to_vec())
+    };
     [
+        column("address_id", Type::BYTEA_ARRAY, servers, elsewhere),
+        column("ip", Type::INET_ARRAY, servers, |server| server.ip),
         words("hostname", servers, |server| &server.hostname),
+        times("registered_at", servers, |server| server.registered_at),
         column("token", Type::BYTEA_ARRAY, servers, |server| {
-            server.token.map(|token| token.0.to_vec())
+            server.token.as_ref().map(|token| &token.0[..])
         }),
+        column("enrolled_by", Type::TEXT_ARRAY, servers, kind),
+        column("access_token", Type::INT4_ARRAY, servers, access_token),
+        column("activation", Type::INT8_ARRAY, servers, |server| {
+            activation(server).map(|name| signed(name.number.0))
+        }),
+        column("digits", Type::INT4_ARRAY, servers, |server| {
+            activation(server).map(|name| i32::from(name.digits))
+        }),
+        column("credential_ms", Type::INT8_ARRAY, servers, |server| signed(server.credential_ms)),
         column("revoked", Type::BOOL_ARRAY, servers, |server| server.revoked),
+        column("deleted", Type::BOOL_ARRAY, servers, |server| server.deleted),
+        column("changed_here", Type::BOOL_ARRAY, servers, |server| server.changed_here),
         words("note", servers, |server| &server.note),
     ]
+}
+
+fn token_number<'a>(tokens: &[&'a AccessToken]) -> Column<'a> {
+    column("number", Type::INT4_ARRAY, tokens, |token| token.number.0.cast_signed())
+}
+
+/// The columns of an access token that change.
+fn granted<'a>(tokens: &[&'a AccessToken]) -> [Column<'a>; 9] {
+    [
+        words("name", tokens, |token| &token.name),
+        bytes("secret", tokens, |token| &token.secret.0),
+        column("previous", Type::BYTEA_ARRAY, tokens, |token| {
+            token.previous.as_ref().map(|(hash, _)| &hash.0[..])
+        }),
+        column("previous_until", Type::TIMESTAMPTZ_ARRAY, tokens, |token| {
+            token.previous.map(|(_, until)| time(until))
+        }),
+        column("expires_at", Type::TIMESTAMPTZ_ARRAY, tokens, |token| token.expires_at.map(time)),
+        column("networks", Type::TEXT_ARRAY, tokens, |token| spaced(&token.networks)),
+        column("addresses", Type::TEXT_ARRAY, tokens, |token| spaced(&token.addresses)),
+        column("max_servers", Type::INT8_ARRAY, tokens, |token| i64::from(token.max_servers)),
+        column("revoked_at", Type::TIMESTAMPTZ_ARRAY, tokens, |token| token.revoked_at.map(time)),
+    ]
+}
+
+fn spaced(all: &[impl ToString]) -> String {
+    all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
 fn number<'a, R>(records: &[&'a R], of: impl Fn(&'a R) -> u64) -> Column<'a> {
@@ -556,6 +644,10 @@ const fn server(write: &Write, _: i64) -> Option<&Server> {
     if let Write::Server(server) = write { Some(server) } else { None }
 }
 
+const fn access_token(write: &Write, _: i64) -> Option<&AccessToken> {
+    if let Write::AccessToken(token) = write { Some(token) } else { None }
+}
+
 const fn setting(write: &Write, _: i64) -> Option<&Setting> {
     if let Write::Setting(setting) = write { Some(setting) } else { None }
 }
@@ -568,6 +660,7 @@ const fn forgotten(write: &Write, _: i64) -> Option<(u64, u32)> {
     match write {
         Write::ForgetCode(place, version) => Some((place.0, *version)),
         Write::ForgetActivation(place, version) => Some((place.0, *version)),
+        Write::ForgetServer(place, version) => Some((place.0 as u64, *version)),
         _ => None,
     }
 }

@@ -4,16 +4,19 @@ mod proxy;
 
 use super::log::Published;
 use super::{PostgresStore, migrate};
-use crate::embedded::engine::samples::{activation, at, code, event, server};
+use crate::embedded::engine::samples::{
+    access_token, activation, at, code, event, server, server_of,
+};
 use crate::{
     Attempts, AuditLog, Change, Charged, CheckIn, CheckInOf, CommitError, Counted, Entry, Epochs,
     OpenError, Records, Setting, Shared, Store, Verdict, Write,
 };
+use iptunnel_domain::access::{AccessToken, TokenNumber};
 use iptunnel_domain::activation::Activation;
 use iptunnel_domain::audit::{Event, Head};
 use iptunnel_domain::code::{Code, CodeState};
 use iptunnel_domain::limit::Policy;
-use iptunnel_domain::server::Server;
+use iptunnel_domain::server::{Server, ServerId};
 use iptunnel_domain::{Timestamp, Version};
 use proxy::{Mishap, Proxy};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -202,6 +205,108 @@ fn one_of_two_registrations_of_a_server_counts_and_its_neighbours_do_too() {
     one.each_server(&mut |server| found.push(server.id)).unwrap();
     assert_eq!(found, [1, 3, 2].map(|number| server(number, 1).id), "in the order they came");
     assert_eq!(log(&one).len(), 3);
+}
+
+#[test]
+fn servers_of_all_kinds_are_found_by_id_and_by_address_and_forgotten() {
+    let database = Database::new();
+    let store = database.store();
+    let all: Vec<Server> = (8..16).map(|seed| server_of(seed, 1)).collect();
+    let change = |server: &Server| Change(vec![Write::Server(server.clone())]);
+    assert_eq!(commit(&store, &all.iter().map(change).collect::<Vec<_>>()), [Written; 8]);
+    let ids: Vec<ServerId> = all.iter().map(|server| server.id).collect();
+    let addresses: Vec<ServerId> = all.iter().map(|server| server.address_id).collect();
+    let found = store.servers_of(&ids).unwrap();
+    assert_eq!(store.servers_at(&addresses).unwrap(), found);
+    let found: Vec<Server> = found.into_iter().flatten().collect();
+    for (found, wanted) in found.iter().zip(&all) {
+        assert_eq!(found, &Server { number: found.number, ..wanted.clone() });
+    }
+    // Of the two that it enrolled one was deleted.
+    assert_eq!(store.enrolled(TokenNumber(7)).unwrap(), 1);
+    let imported = found.iter().find(|server| server.id != server.address_id).unwrap();
+    let beside = Server { id: imported.address_id, ..imported.clone() };
+    assert_eq!(commit(&store, &[change(&beside)]), [Conflict], "the address is taken");
+    let moved = Server { address_id: ServerId(77), version: 2, ..imported.clone() };
+    let forget = |version| Change(vec![Write::ForgetServer(imported.number, version)]);
+    assert_eq!(commit(&store, &[change(&moved)]), [Written]);
+    assert_eq!(store.servers_at(&[ServerId(77)]).unwrap(), [Some(moved)]);
+    assert_eq!(commit(&store, &[forget(1), forget(2), forget(2)]), [Conflict, Written, Conflict]);
+    assert_eq!(store.servers_of(&[imported.id]).unwrap(), [None]);
+}
+
+#[test]
+fn an_access_token_has_a_number_and_a_name_of_its_own() {
+    let database = Database::new();
+    let (one, other) = (database.store(), database.store());
+    let write = |token: &AccessToken| Change(vec![Write::AccessToken(token.clone()), audited(1)]);
+    let (first, second) = (access_token(4, 1), access_token(6, 1));
+    assert_eq!(commit(&one, &[write(&first)]), [Written]);
+    let same_name = AccessToken { name: first.name.clone(), ..second.clone() };
+    assert_eq!(commit(&other, &[write(&first)]), [Conflict]);
+    assert_eq!(commit(&other, &[write(&same_name)]), [Conflict]);
+    assert_eq!(commit(&other, &[write(&second)]), [Written]);
+    let taken = second.rename(first.name.clone()).unwrap();
+    let free = second.rename("free".into()).unwrap();
+    assert_eq!(commit(&one, &[write(&taken)]), [Conflict]);
+    assert_eq!(commit(&one, &[write(&free)]), [Written]);
+    assert_eq!(commit(&other, &[write(&taken)]), [Conflict], "its version is old");
+    let used = [(first.number, Timestamp(2000)), (first.number, Timestamp(2050))];
+    commit(&one, &[Change(vec![Write::TokenUses(used.to_vec())])]);
+    commit(&one, &[Change(vec![Write::TokenUses(vec![(first.number, Timestamp(2020))])])]);
+    let revoked = first.revoke(Timestamp(9)).unwrap();
+    assert_eq!(commit(&one, &[write(&revoked)]), [Written]);
+    let revoked = AccessToken { last_used: Timestamp(2050), ..revoked };
+    assert_eq!(other.access_tokens().unwrap(), [revoked, free.clone()]);
+    let taken = free.rename(first.name.clone()).unwrap();
+    assert_eq!(commit(&other, &[write(&taken)]), [Written], "a revoked token's name is free");
+    assert_eq!(log(&one).len(), 5);
+}
+
+#[test]
+fn an_event_with_a_name_reads_back_and_an_older_program_does_not_settle_it() {
+    let database = Database::new();
+    let store = database.store();
+    let named = Event { by: "office: north".into(), ..event(1) };
+    commit(&store, &[Change(vec![Write::Audit(Arc::new(named.clone()))])]);
+    assert_eq!(log(&store)[0].event, named);
+    let known = "SELECT count(*) FROM event WHERE actor IN ('installer')";
+    assert_eq!(number_of(&database.url(), known), 0);
+}
+
+#[test]
+fn servers_registered_before_the_schemas_third_step_are_read_and_changed() {
+    let database = Database::new();
+    for step in &migrate::STEPS[..2] {
+        execute(&database.url(), step);
+    }
+    let register =
+        "INSERT INTO server (id, ip, hostname, registered_at, token, revoked, note, version)
+         VALUES (decode(repeat('07', 8), 'hex'), '8.8.8.8', 'old', '2001-01-01',
+             decode(repeat('08', 16), 'hex'), false, '', 1);
+         INSERT INTO presence SELECT number, '2001-01-01' FROM server";
+    let before = "CREATE TABLE schema_step (
+             step integer PRIMARY KEY, done_at timestamptz NOT NULL DEFAULT clock_timestamp());
+         INSERT INTO schema_step (step) VALUES (1), (2)";
+    execute(&database.url(), before);
+    execute(&database.url(), register);
+    let store = database.store();
+    // A server of the older version registers another one meanwhile.
+    execute(
+        &database.url(),
+        &register
+            .replace("07", "09")
+            .replace("INTO presence SELECT number", "INTO presence SELECT max(number)"),
+    );
+    let ids = [7, 9].map(|byte| ServerId(u64::from_be_bytes([byte; 8])));
+    let found = store.servers_at(&ids).unwrap();
+    for (found, id) in found.iter().zip(ids) {
+        let found = found.clone().unwrap();
+        assert_eq!((found.id, found.address_id, found.deleted), (id, id, false));
+        assert_eq!(found.enrolled_by, iptunnel_domain::server::EnrolledBy::Unknown);
+        let revoked = found.set_revoked(true).unwrap();
+        assert_eq!(commit(&store, &[Change(vec![Write::Server(revoked)])]), [Written]);
+    }
 }
 
 #[test]
@@ -1127,6 +1232,13 @@ fn a_store_is_the_same_after_a_copy_there_and_back() {
     commit(&embedded, &[Change((0..120).map(|_| Write::Attempt(event(3))).collect())]);
     let setting = Setting { key: "a.key".into(), value: Some("1".into()) };
     commit(&embedded, &[Change(vec![Write::Setting(setting)])]);
+    let kinds = (20..40).map(|seed| Change(vec![Write::Server(server_of(seed, 1))]));
+    commit(&embedded, &kinds.collect::<Vec<_>>());
+    let tokens = [Write::AccessToken(access_token(1, 1)), Write::AccessToken(access_token(2, 1))];
+    commit(&embedded, &tokens.map(|write| Change(vec![write])));
+    let named = Event { by: "office".into(), ..event(8) };
+    let used = Write::TokenUses(vec![(TokenNumber(2), Timestamp(90_000))]);
+    commit(&embedded, &[Change(vec![used, Write::Audit(Arc::new(named))])]);
     let counter = crate::Counter {
         key: u64::MAX - 5,
         policy: Policy::IssuePerIpDay,
@@ -1139,7 +1251,7 @@ fn a_store_is_the_same_after_a_copy_there_and_back() {
     assert!(embedded.agree(crate::LOOKUP_KEY, key).unwrap());
     let before = crate::sums(&embedded).unwrap();
     let counts: Vec<u64> = before.iter().map(|sum| sum.count).collect();
-    assert_eq!(counts, [700, 120, 600, 9, 1, 1, 1301]);
+    assert_eq!(counts, [700, 120, 600, 29, 1, 1, 2, 1302]);
     let shared = database.store();
     crate::copy(&embedded, &shared).unwrap();
     assert_eq!(crate::sums(&shared).unwrap(), before);

@@ -17,7 +17,7 @@ const AT_MOST: Duration = Duration::from_secs(3);
 const WRITE: &str = "SELECT pg_logical_emit_message(true, 'iptunnel-server', 'trial')";
 /// Takes the table locks that every commit takes, and releases them.
 const LOCK: &str = "BEGIN; SET LOCAL lock_timeout = 2000;
-     LOCK TABLE code, activation, server, presence, event, process, counter IN ROW EXCLUSIVE MODE";
+     LOCK TABLE code, activation, server, presence, access_token, event, process, counter IN ROW EXCLUSIVE MODE";
 /// Has the database store two MiB and discard them: more than it may keep in memory, and
 /// incompressible. On a full disk small commits still succeed for a while, in log files and pages
 /// that already exist.

@@ -8,6 +8,7 @@ use crate::chance::Chance;
 use crate::coverage::{Coverage, State};
 use crate::planted::{Fault, Planted};
 use iptunnel_domain::Timestamp;
+use iptunnel_domain::access::{AccessToken, TokenNumber};
 use iptunnel_domain::activation::{
     Activation, ActivationId, ActivationNumber, ActivationRef, ActivationState,
 };
@@ -15,7 +16,7 @@ use iptunnel_domain::audit::{Action, Actor, Event, Head};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState};
 use iptunnel_domain::limit::Subject;
 use iptunnel_domain::lookup::KeyedHash;
-use iptunnel_domain::server::{Server, ServerId, ServerNumber};
+use iptunnel_domain::server::{EnrolledBy, Server, ServerId, ServerNumber};
 use iptunnel_storage::{
     Attempts, AuditLog, Change, Charged, CheckInOf, CommitError, Counted, Counter, Entry, Epochs,
     Finding, LastNumbers, Listener, ReadError, Records, Setting, Shared, Store, Verdict, Watermark,
@@ -34,6 +35,7 @@ pub struct Tables {
     servers: BTreeMap<ServerId, Server>,
     counters: BTreeMap<(u64, Timestamp), u32>,
     settings: BTreeMap<String, String>,
+    access_tokens: BTreeMap<TokenNumber, AccessToken>,
     /// The events of each process, in their order.
     events: Vec<(u32, Event)>,
     /// The last batch of each process.
@@ -47,6 +49,8 @@ enum Row {
     Code(u64),
     Activation(u64),
     Server(ServerId),
+    ForgottenServer(ServerNumber),
+    AccessToken(TokenNumber),
     Process(u32),
 }
 
@@ -319,6 +323,8 @@ fn row(write: &Write) -> Option<Row> {
         Write::Server(server) => Row::Server(server.id),
         Write::ForgetCode(number, _) => Row::Code(number.0),
         Write::ForgetActivation(number, _) => Row::Activation(number.0),
+        Write::ForgetServer(number, _) => Row::ForgottenServer(*number),
+        Write::AccessToken(token) => Row::AccessToken(token.number),
         _ => return None,
     })
 }
@@ -361,10 +367,13 @@ impl Tables {
                 let before = self.activations.get(&activation.at.number.0);
                 before.is_some_and(|before| before.version + 1 == activation.version)
             }
-            Write::Server(server) if server.version == 1 => !self.servers.contains_key(&server.id),
+            Write::Server(server) if server.version == 1 => {
+                !self.servers.contains_key(&server.id) && self.is_free(server)
+            }
             Write::Server(server) => {
                 let before = self.servers.get(&server.id);
                 before.is_some_and(|before| before.version + 1 == server.version)
+                    && self.is_free(server)
             }
             Write::ForgetCode(number, version) => {
                 self.codes.get(&number.0).is_some_and(|code| code.version == *version)
@@ -372,12 +381,34 @@ impl Tables {
             Write::ForgetActivation(number, version) => {
                 self.activations.get(&number.0).is_some_and(|one| one.version == *version)
             }
+            Write::ForgetServer(number, version) => {
+                let mut servers = self.servers.values();
+                servers.any(|one| one.number == *number && one.version == *version)
+            }
+            Write::AccessToken(token) => {
+                let before = self.access_tokens.get(&token.number);
+                let has_the_name = |other: &AccessToken| {
+                    other.number != token.number
+                        && other.name == token.name
+                        && other.revoked_at.is_none()
+                };
+                before.map_or(0, |before| before.version) + 1 == token.version
+                    && (token.revoked_at.is_some()
+                        || !self.access_tokens.values().any(has_the_name))
+            }
             Write::CheckIns(_)
+            | Write::TokenUses(_)
             | Write::Counters(_)
             | Write::Audit(_)
             | Write::Attempt(_)
             | Write::Setting(_) => true,
         })
+    }
+
+    /// Whether no other server is at the address.
+    fn is_free(&self, server: &Server) -> bool {
+        let mut others = self.servers.values().filter(|other| other.id != server.id);
+        others.all(|other| other.address_id != server.address_id)
     }
 
     fn write(&mut self, process: u32, write: Write, next_server: &mut u32) {
@@ -407,6 +438,25 @@ impl Tables {
             }
             Write::ForgetActivation(number, _) => {
                 self.activations.remove(&number.0);
+            }
+            Write::ForgetServer(number, _) => {
+                self.servers.retain(|_, server| server.number != number);
+            }
+            Write::AccessToken(mut token) => {
+                if let Some(before) = self.access_tokens.get(&token.number) {
+                    token.last_used = before.last_used;
+                }
+                self.access_tokens.insert(token.number, token);
+            }
+            Write::TokenUses(uses) => {
+                let latest = uses.iter().map(|(_, at)| *at).max().unwrap_or_default();
+                for (token, at) in uses {
+                    if let Some(token) = self.access_tokens.get_mut(&token)
+                        && is_news(token.last_used, at, latest)
+                    {
+                        token.last_used = at;
+                    }
+                }
             }
             Write::Audit(event) => self.events.push((process, event.as_ref().clone())),
             Write::Setting(Setting { key, value: Some(value) }) => {
@@ -696,6 +746,10 @@ impl Records for Connection {
         self.read(|tables| tables.servers.values().cloned().for_each(each))
     }
 
+    fn access_tokens(&self) -> Result<Vec<AccessToken>, ReadError> {
+        self.read(|tables| tables.access_tokens.values().cloned().collect())
+    }
+
     fn each_counter(&self, _: &mut dyn FnMut(u32, Counter)) -> Result<(), ReadError> {
         Ok(())
     }
@@ -760,6 +814,22 @@ impl Shared for Connection {
 
     fn servers_of(&self, ids: &[ServerId]) -> Result<Vec<Option<Server>>, ReadError> {
         self.read(|tables| ids.iter().map(|id| tables.servers.get(id).cloned()).collect())
+    }
+
+    fn servers_at(&self, addresses: &[ServerId]) -> Result<Vec<Option<Server>>, ReadError> {
+        self.read(|tables| {
+            let at = |id: &ServerId| {
+                tables.servers.values().find(|server| server.address_id == *id).cloned()
+            };
+            addresses.iter().map(at).collect()
+        })
+    }
+
+    fn enrolled(&self, by: TokenNumber) -> Result<u64, ReadError> {
+        let counts = |server: &&Server| {
+            server.enrolled_by == EnrolledBy::Token(by) && !server.revoked && !server.deleted
+        };
+        self.read(|tables| tables.servers.values().filter(counts).count() as u64)
     }
 
     fn check_in(&self, seen: Vec<CheckInOf>) -> Result<Vec<CheckInOf>, ReadError> {

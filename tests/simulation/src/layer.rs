@@ -2,6 +2,7 @@
 
 use crate::planted::{Fault, Planted};
 use iptunnel_domain::Timestamp;
+use iptunnel_domain::access::AccessToken;
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
 use iptunnel_domain::audit::Head;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
@@ -111,6 +112,9 @@ impl<S: Store> Records for Layer<S> {
             server.revoked &= !self.planted.has(Fault::ForgetRevoked);
             each(server);
         })
+    }
+    fn access_tokens(&self) -> Read<Vec<AccessToken>> {
+        self.inner.access_tokens()
     }
     fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Read<()> {
         self.inner.each_counter(each)

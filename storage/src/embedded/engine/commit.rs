@@ -2,8 +2,8 @@
 
 use super::audit::Log;
 use super::{
-    ACTIVATIONS, CHECK_INS, CODES, COMMITS_KEY, COUNTERS, META, OLD_ATTEMPTS_KEY, SERVERS,
-    SETTINGS, TAKEN_OVER_KEY, index, pages, unreadable,
+    ACCESS_TOKENS, ACTIVATIONS, CHECK_INS, CODES, COMMITS_KEY, COUNTERS, META, OLD_ATTEMPTS_KEY,
+    SERVERS, SETTINGS, TAKEN_OVER_KEY, TOKEN_USES, index, pages, unreadable,
 };
 use crate::{Change, ReadError, Setting, Verdict, Write, record};
 use iptunnel_domain::audit::Action;
@@ -89,30 +89,49 @@ fn drop_old_attempts(write: &WriteTransaction, tables: &mut Tables<'_>) -> Resul
 
 /// Records the last assigned numbers before rows are deleted, because these rows may have them.
 fn keep_last_numbers(write: &WriteTransaction, changes: &[Change]) -> Result<(), ReadError> {
-    let forgets = |w: &Write| matches!(w, Write::ForgetCode(..) | Write::ForgetActivation(..));
+    let forgets = |write: &Write| {
+        matches!(
+            write,
+            Write::ForgetCode(..) | Write::ForgetActivation(..) | Write::ForgetServer(..)
+        )
+    };
     if !changes.iter().any(|Change(writes)| writes.iter().any(forgets)) {
         return Ok(());
     }
     let mut meta = write.open_table(META).map_err(unreadable)?;
-    for (rows, given_out) in [CODES, ACTIVATIONS].into_iter().zip(last_numbers(changes)) {
+    let [code, activation, server] = last_numbers(changes);
+    for (rows, given_out) in [(CODES, code), (ACTIVATIONS, activation)] {
         let name = rows.name();
         let rows = write.open_table(rows).map_err(unreadable)?;
-        let last = rows.last().map_err(unreadable)?.map_or(0, |(number, _)| number.value());
-        let last = last.max(given_out);
-        let noted = meta.get(name).map_err(unreadable)?.map_or(0, |number| number.value());
-        meta.insert(name, last.max(noted)).map_err(unreadable)?;
+        let last = rows.last().map_err(unreadable)?.map(|(number, _)| number.value());
+        keep_last_number(&mut meta, name, last.max(given_out))?;
+    }
+    let rows = write.open_table(SERVERS).map_err(unreadable)?;
+    let last = rows.last().map_err(unreadable)?.map(|(number, _)| u64::from(number.value()));
+    keep_last_number(&mut meta, SERVERS.name(), last.max(server))
+}
+
+fn keep_last_number(
+    meta: &mut Table<'_, &'static str, u64>,
+    name: &str,
+    last: Option<u64>,
+) -> Result<(), ReadError> {
+    let noted = meta.get(name).map_err(unreadable)?.map(|number| number.value());
+    if let Some(last) = last.max(noted) {
+        meta.insert(name, last).map_err(unreadable)?;
     }
     Ok(())
 }
 
-/// Returns the last numbers that `changes` assign to a code and to an activation.
-fn last_numbers(changes: &[Change]) -> [u64; 2] {
-    let mut last = [0, 0];
-    let [code, activation] = &mut last;
+/// Returns the last numbers that `changes` assign to a code, to an activation and to a server.
+fn last_numbers(changes: &[Change]) -> [Option<u64>; 3] {
+    let mut last = [None; 3];
+    let [code, activation, server] = &mut last;
     for write in changes.iter().flat_map(|Change(writes)| writes) {
         match write {
-            Write::Code(written) => *code = written.number.0.max(*code),
-            Write::Activation(written) => *activation = written.at.number.0.max(*activation),
+            Write::Code(written) => *code = Some(written.number.0).max(*code),
+            Write::Activation(written) => *activation = Some(written.at.number.0).max(*activation),
+            Write::Server(written) => *server = Some(written.number.0.into()).max(*server),
             _ => {}
         }
     }
@@ -127,6 +146,8 @@ struct Tables<'txn> {
     check_ins: Table<'txn, u32, &'static [u8]>,
     counters: Table<'txn, u32, &'static [u8]>,
     settings: Table<'txn, &'static str, &'static str>,
+    access_tokens: Table<'txn, u32, &'static [u8]>,
+    token_uses: Table<'txn, u32, u64>,
     log: Log<'txn>,
     code_index: index::Writer<'txn>,
     activation_index: index::Writer<'txn>,
@@ -141,6 +162,8 @@ impl<'txn> Tables<'txn> {
             check_ins: write.open_table(CHECK_INS).map_err(unreadable)?,
             counters: write.open_table(COUNTERS).map_err(unreadable)?,
             settings: write.open_table(SETTINGS).map_err(unreadable)?,
+            access_tokens: write.open_table(ACCESS_TOKENS).map_err(unreadable)?,
+            token_uses: write.open_table(TOKEN_USES).map_err(unreadable)?,
             log: Log::open(write)?,
             code_index: index::CODES.open(write)?,
             activation_index: index::ACTIVATIONS.open(write)?,
@@ -204,7 +227,12 @@ impl<'txn> Tables<'txn> {
             Write::ForgetActivation(number, version) => {
                 is_at(&self.activations, number.0, *version)
             }
+            Write::ForgetServer(number, version) => is_at(&self.servers, number.0, *version),
+            Write::AccessToken(token) => {
+                follows(&self.access_tokens, token.number.0, token.version)
+            }
             Write::CheckIns(_)
+            | Write::TokenUses(_)
             | Write::Counters(_)
             | Write::Audit(_)
             | Write::Attempt(_)
@@ -242,6 +270,17 @@ impl<'txn> Tables<'txn> {
             Write::ForgetActivation(number, _) => {
                 self.activation_index.forget();
                 remove(&mut self.activations, number.0)
+            }
+            Write::ForgetServer(number, _) => remove(&mut self.servers, number.0),
+            Write::AccessToken(token) => {
+                let row = record::encode_access_token(token)?;
+                put(&mut self.access_tokens, token.number.0, &row)
+            }
+            Write::TokenUses(uses) => {
+                for (token, at) in uses {
+                    self.token_uses.insert(token.0, at.0).map_err(unreadable)?;
+                }
+                Ok(())
             }
             Write::CheckIns(check_ins) => pages::write_check_ins(&mut self.check_ins, check_ins),
             Write::Counters(rows) => pages::write_counters(&mut self.counters, rows),

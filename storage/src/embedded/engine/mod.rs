@@ -21,6 +21,7 @@ use crate::{
     ReadError, Records, Store, Verdict, Watermark, record,
 };
 use iptunnel_domain::Timestamp;
+use iptunnel_domain::access::AccessToken;
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber};
 use iptunnel_domain::audit::Head;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
@@ -28,7 +29,7 @@ use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerNumber};
 use redb::{
     Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
-    TableError, TableHandle,
+    TableError, TableHandle, WriteTransaction,
 };
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,7 +37,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// The data format this program writes, and the newest it reads. 2: there may be a journal beside
 /// the file; otherwise as 1. 3: an audit log, attempts and settings. 4: the indexes cover all rows.
-pub const FORMAT_VERSION: u32 = 4;
+/// 5: access tokens, names in events, and servers that say who enrolled them.
+pub const FORMAT_VERSION: u32 = 5;
 
 /// Opens the disk. Called again after a failure, when the disk opened before has been dropped.
 pub type OpenDisk = Box<dyn Fn() -> io::Result<Box<dyn Disk>> + Send + Sync>;
@@ -51,6 +53,9 @@ const ACTIVATIONS: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("
 const SERVERS: TableDefinition<'static, u32, &[u8]> = TableDefinition::new("servers");
 const CHECK_INS: TableDefinition<'static, u32, &[u8]> = TableDefinition::new("check_ins");
 const COUNTERS: TableDefinition<'static, u32, &[u8]> = TableDefinition::new("counters");
+const ACCESS_TOKENS: TableDefinition<'static, u32, &[u8]> = TableDefinition::new("access_tokens");
+/// When access tokens were last used.
+const TOKEN_USES: TableDefinition<'static, u32, u64> = TableDefinition::new("token_uses");
 /// Settings that operators have changed, by key.
 const SETTINGS: TableDefinition<'static, &str, &str> = TableDefinition::new("settings");
 /// The data format of the whole file.
@@ -198,7 +203,9 @@ fn prepare(database: &Database) -> Result<(), OpenError> {
             found: u32::try_from(found).unwrap_or(u32::MAX),
             known: FORMAT_VERSION,
         }),
-        Some(found) if found < u64::from(FORMAT_VERSION) => upgrade(database).map_err(engine),
+        Some(found) if found < u64::from(FORMAT_VERSION) => {
+            upgrade(database, found).map_err(engine)
+        }
         Some(_) => Ok(()),
         None => create(database).map_err(|e| OpenError::Engine(e.to_string())),
     }
@@ -206,22 +213,32 @@ fn prepare(database: &Database) -> Result<(), OpenError> {
 
 /// Creates what an older file lacks, and marks the file so that no older program opens it. An older
 /// program would miss the journal, the log or rows that only an index has.
-fn upgrade(database: &Database) -> Result<(), ReadError> {
+fn upgrade(database: &Database, found: u64) -> Result<(), ReadError> {
     let write = database.begin_write().map_err(unreadable)?;
-    audit::create(&write).map_err(unreadable)?;
-    write.open_table(SETTINGS).map_err(unreadable)?;
-    index::upgrade(&index::CODES, &write, CODES, |number, row| {
-        Ok(record::decode_code(number, row)?.hash.0.as_u128())
-    })?;
-    index::upgrade(&index::ACTIVATIONS, &write, ACTIVATIONS, |number, row| {
-        Ok(u128::from(record::decode_activation(number, row)?.at.id.0))
-    })?;
-    index::end_upgrade(&write)?;
+    if found < 4 {
+        upgrade_to_format_4(&write)?;
+    }
+    write.open_table(ACCESS_TOKENS).map_err(unreadable)?;
+    write.open_table(TOKEN_USES).map_err(unreadable)?;
     let mut meta = write.open_table(META).map_err(unreadable)?;
     meta.insert(FORMAT_KEY, u64::from(FORMAT_VERSION)).map_err(unreadable)?;
-    meta.insert(OLD_ATTEMPTS_KEY, 0).map_err(unreadable)?;
     drop(meta);
     write.commit().map_err(unreadable)
+}
+
+fn upgrade_to_format_4(write: &WriteTransaction) -> Result<(), ReadError> {
+    audit::create(write).map_err(unreadable)?;
+    write.open_table(SETTINGS).map_err(unreadable)?;
+    index::upgrade(&index::CODES, write, CODES, |number, row| {
+        Ok(record::decode_code(number, row)?.hash.0.as_u128())
+    })?;
+    index::upgrade(&index::ACTIVATIONS, write, ACTIVATIONS, |number, row| {
+        Ok(u128::from(record::decode_activation(number, row)?.at.id.0))
+    })?;
+    index::end_upgrade(write)?;
+    let mut meta = write.open_table(META).map_err(unreadable)?;
+    meta.insert(OLD_ATTEMPTS_KEY, 0).map_err(unreadable)?;
+    Ok(())
 }
 
 fn format_of(database: &Database) -> Result<Option<u64>, ReadError> {
@@ -240,9 +257,10 @@ fn create(database: &Database) -> Result<(), redb::Error> {
     for table in [CODES, ACTIVATIONS] {
         write.open_table(table)?;
     }
-    for table in [SERVERS, CHECK_INS, COUNTERS] {
+    for table in [SERVERS, CHECK_INS, COUNTERS, ACCESS_TOKENS] {
         write.open_table(table)?;
     }
+    write.open_table(TOKEN_USES)?;
     for index in [index::CODES, index::ACTIVATIONS] {
         index.create(&write)?;
     }
@@ -265,6 +283,7 @@ pub(crate) enum Row {
     Code(u64),
     Activation(u64),
     Server(u32),
+    AccessToken(u32),
 }
 
 /// The versions of all rows at one moment.
@@ -272,6 +291,7 @@ pub(crate) struct Versions {
     codes: ReadOnlyTable<u64, &'static [u8]>,
     activations: ReadOnlyTable<u64, &'static [u8]>,
     servers: ReadOnlyTable<u32, &'static [u8]>,
+    access_tokens: ReadOnlyTable<u32, &'static [u8]>,
 }
 
 impl Versions {
@@ -280,6 +300,7 @@ impl Versions {
             Row::Code(number) => self.codes.get(number),
             Row::Activation(number) => self.activations.get(number),
             Row::Server(number) => self.servers.get(number),
+            Row::AccessToken(number) => self.access_tokens.get(number),
         };
         found.map_err(unreadable)?.map(|row| record::version(row.value())).transpose()
     }
@@ -356,11 +377,14 @@ impl Records for RedbStore {
                 .map_or(forgotten, |(n, _)| forgotten.max(n.value())))
         };
         let servers = read.open_table(SERVERS).map_err(unreadable)?;
-        let server = servers.last().map_err(unreadable)?;
+        let server = servers.last().map_err(unreadable)?.map(|(number, _)| number.value());
+        let forgotten = meta.get(SERVERS.name()).map_err(unreadable)?;
+        // Their numbers begin with 0.
+        let forgotten = forgotten.and_then(|number| u32::try_from(number.value()).ok());
         Ok(LastNumbers {
             code: CodeNumber(last(CODES)?),
             activation: ActivationNumber(last(ACTIVATIONS)?),
-            server: server.map(|(number, _)| ServerNumber(number.value())),
+            server: server.max(forgotten).map(ServerNumber),
         })
     }
 
@@ -422,6 +446,20 @@ impl Records for RedbStore {
             each(server);
         }
         Ok(())
+    }
+
+    fn access_tokens(&self) -> Result<Vec<AccessToken>, ReadError> {
+        let read = self.begin_read()?;
+        let tokens = read.open_table(ACCESS_TOKENS).map_err(unreadable)?;
+        let uses = read.open_table(TOKEN_USES).map_err(unreadable)?;
+        let mut all = Vec::new();
+        for row in tokens.iter().map_err(unreadable)? {
+            let (number, row) = row.map_err(unreadable)?;
+            let used = uses.get(number.value()).map_err(unreadable)?;
+            let used = Timestamp(used.map_or(0, |at| at.value()));
+            all.push(record::decode_access_token(number.value(), row.value(), used)?);
+        }
+        Ok(all)
     }
 
     fn each_counter(&self, each: &mut dyn FnMut(u32, Counter)) -> Result<(), ReadError> {
@@ -549,6 +587,7 @@ impl RedbStore {
             codes: read.open_table(CODES).map_err(unreadable)?,
             activations: read.open_table(ACTIVATIONS).map_err(unreadable)?,
             servers: read.open_table(SERVERS).map_err(unreadable)?,
+            access_tokens: read.open_table(ACCESS_TOKENS).map_err(unreadable)?,
         })
     }
 

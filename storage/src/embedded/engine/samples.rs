@@ -3,11 +3,12 @@
 
 use crate::{Change, CheckIn, Counter, CounterRow, Setting, Store, Write};
 use iptunnel_domain::Timestamp;
+use iptunnel_domain::access::{AccessToken, Role, TokenNumber};
 use iptunnel_domain::activation::{
     Activation, ActivationId, ActivationNumber, ActivationRef, ActivationState, Binding, Holder,
     Request,
 };
-use iptunnel_domain::address::HostName;
+use iptunnel_domain::address::{HostName, Network};
 use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
 use iptunnel_domain::limit::Policy;
@@ -99,6 +100,52 @@ pub(crate) fn server(number: u32, version: u32) -> Server {
     }
 }
 
+/// A server of any kind that there is since data format 5. The seed's lower half is its number.
+pub(crate) fn server_of(seed: u64, version: u32) -> Server {
+    let number = seed as u32;
+    let enrolled_by = match seed % 4 {
+        0 => EnrolledBy::Master,
+        1 => EnrolledBy::Token(TokenNumber(7)),
+        2 => EnrolledBy::Activation(at(seed).into()),
+        _ => EnrolledBy::Import,
+    };
+    let is_import = enrolled_by == EnrolledBy::Import;
+    let server = server(number, version);
+    Server {
+        id: if is_import { ServerId(spread(seed ^ 1 << 40)) } else { server.id },
+        token: (!is_import).then(|| hash(7)),
+        enrolled_by,
+        credential_ms: u64::from(number) * 1000,
+        revoked: number.is_multiple_of(3),
+        deleted: seed % 8 == 1,
+        changed_here: !is_import,
+        ..server
+    }
+}
+
+pub(crate) fn access_token(number: u32, version: u32) -> AccessToken {
+    let time = Timestamp(u64::from(number));
+    let some = number.is_multiple_of(2);
+    AccessToken {
+        number: TokenNumber(number),
+        name: format!("token {number}"),
+        role: Role::ALL[number as usize % Role::ALL.len()],
+        secret: hash(u64::from(number)),
+        previous: some.then(|| (hash(8), time.plus(60))),
+        created_at: time,
+        expires_at: some.then(|| time.plus(3600)),
+        networks: ["10.0.0.0/8", "2600::/32"]
+            .iter()
+            .filter_map(|text| Network::parse(text))
+            .collect(),
+        addresses: vec![IpAddr::from(number.to_be_bytes())],
+        max_servers: number,
+        last_used: Timestamp(0),
+        revoked_at: (number % 3 == 2).then_some(time),
+        version,
+    }
+}
+
 pub(crate) fn one(write: Write) -> Change {
     Change(vec![write])
 }
@@ -123,8 +170,20 @@ pub(crate) fn consumed(store: &dyn Store, codes: u64, when: &str) -> usize {
     (1..=codes).filter(is_consumed).count()
 }
 
-/// One record of each kind, as format 1 keeps it.
+/// One record of each kind.
 pub(crate) fn everything() -> Vec<Change> {
+    let mut changes = everything_before_format_5();
+    let named = Event { by: "office".into(), ..event(3) };
+    changes.push(one(Write::Audit(Arc::new(named))));
+    changes.extend((2..10).map(|seed| one(Write::Server(server_of(seed, 1)))));
+    changes.push(one(Write::ForgetServer(ServerNumber(9), 1)));
+    changes.extend((1..4).map(|number| one(Write::AccessToken(access_token(number, 1)))));
+    changes.push(one(Write::TokenUses(vec![(TokenNumber(2), Timestamp(6000))])));
+    changes
+}
+
+/// One record of each kind from before access tokens.
+pub(crate) fn everything_before_format_5() -> Vec<Change> {
     let mut changes = everything_before_format_3();
     let setting = Setting { key: "limits.issue_per_ip_hour".into(), value: Some("7".into()) };
     changes.push(one(Write::Audit(Arc::new(event(1)))));
@@ -169,8 +228,9 @@ pub(crate) fn contents(store: &dyn Store) -> String {
     store.audit_from(1, each).unwrap();
     let attempts = store.attempts(code(1, 1, 0).hash).unwrap();
     let settings = store.settings().unwrap();
+    let tokens = store.access_tokens().unwrap();
     format!(
-        "{codes:#?}{activations:#?}{servers:#?}{counters:#?}{:#?}{log:#?}{attempts:#?}{settings:#?}",
+        "{tokens:#?}{codes:#?}{activations:#?}{servers:#?}{counters:#?}{:#?}{log:#?}{attempts:#?}{settings:#?}",
         store.frontier().unwrap()
     )
 }

@@ -1,7 +1,8 @@
 //! Tests of the promises of a store, on a disk that works and on disks that fail.
 
 use super::samples::{
-    self, consumed, consumption, contents, everything, everything_before_format_3, one,
+    self, consumed, consumption, contents, everything, everything_before_format_3,
+    everything_before_format_5, one,
 };
 use super::*;
 use crate::embedded::simulated::{BadDisk, End, Fault};
@@ -171,6 +172,55 @@ fn numbers_are_not_assigned_twice_although_every_row_is_deleted() {
 }
 
 #[test]
+fn the_number_of_a_forgotten_server_is_not_assigned_again() {
+    let folder = folder();
+    let path = folder.path().join("s.redb");
+    {
+        let store = on_file(&path);
+        store.commit(&[one(Write::Server(samples::server(0, 1)))]).unwrap();
+        let forget = |version| one(Write::ForgetServer(ServerNumber(0), version));
+        let verdicts = store.commit(&[forget(2), forget(1), forget(1)]).unwrap();
+        assert_eq!(verdicts, [Verdict::Conflict, Verdict::Written, Verdict::Conflict]);
+        assert_eq!(store.frontier().unwrap().server, Some(ServerNumber(0)));
+        // Also if it comes and goes in one commit.
+        store
+            .commit(&[
+                one(Write::Server(samples::server(5, 1))),
+                one(Write::ForgetServer(ServerNumber(5), 1)),
+            ])
+            .unwrap();
+    }
+    let store = on_file(&path);
+    assert_eq!(store.frontier().unwrap().server, Some(ServerNumber(5)));
+    assert_eq!(store.servers_before(None, 9).unwrap(), []);
+}
+
+#[test]
+fn an_access_token_is_changed_on_its_last_version_alone_and_keeps_its_last_use() {
+    let folder = folder();
+    let path = folder.path().join("s.redb");
+    let (token, used) = (samples::access_token(2, 1), Timestamp(900));
+    let renamed = token.rename("other".into()).unwrap();
+    {
+        let store = on_file(&path);
+        let uses = |at| one(Write::TokenUses(vec![(token.number, at)]));
+        let verdicts = store
+            .commit(&[
+                one(Write::AccessToken(token.clone())),
+                one(Write::AccessToken(token.clone())),
+                uses(used),
+                one(Write::AccessToken(renamed.clone())),
+                one(Write::AccessToken(renamed.clone())),
+            ])
+            .unwrap();
+        use Verdict::{Conflict, Written};
+        assert_eq!(verdicts, [Written, Conflict, Written, Written, Conflict]);
+    }
+    let found = on_file(&path).access_tokens().unwrap();
+    assert_eq!(found, [AccessToken { last_used: used, ..renamed }]);
+}
+
+#[test]
 fn servers_are_listed_newest_first_page_by_page() {
     let folder = folder();
     let store = on_file(&folder.path().join("s.redb"));
@@ -231,8 +281,8 @@ fn a_store_of_a_newer_format_is_refused_with_its_format() {
     }
     let opened = RedbStore::open(Box::new(move || Ok(Box::new(FileDisk::open(&path)?))));
     let error = opened.err().unwrap();
-    assert!(matches!(error, OpenError::NewerFormat { found: 5, known: 4 }));
-    assert!(error.to_string().contains("format 5"));
+    assert!(matches!(error, OpenError::NewerFormat { found: 6, known: 5 }));
+    assert!(error.to_string().contains("format 6"));
 }
 
 #[test]
@@ -396,7 +446,11 @@ fn a_file_of_each_format_is_read_whole() {
         let (old, new) = (folder.path().join("old.redb"), folder.path().join("new.redb"));
         std::fs::copy(&fixture, &old).unwrap();
         let fresh = on_file(&new);
-        let since = if format < 3 { everything_before_format_3() } else { everything() };
+        let since = match format {
+            ..3 => everything_before_format_3(),
+            3..5 => everything_before_format_5(),
+            _ => everything(),
+        };
         fresh.commit(&since).unwrap();
         let read = contents(&on_file(&old));
         assert_eq!(read, contents(&fresh), "format {format}");
@@ -428,12 +482,14 @@ fn every_start_on_a_store_must_have_what_the_first_had_and_a_store_of_before_tak
 fn a_record_of_the_journal_is_read_as_it_was_shipped() {
     if std::env::var_os("WRITE_FIXTURE").is_some() {
         let bytes = record::encode_changes(&everything()).unwrap();
-        std::fs::write(fixture("journal-record-2.bin"), bytes).unwrap();
+        std::fs::write(fixture("journal-record-3.bin"), bytes).unwrap();
     }
-    for (number, changes) in [(1, everything_before_format_3()), (2, everything())] {
+    let shipped = [everything_before_format_3(), everything_before_format_5(), everything()];
+    for (number, changes) in (1..).zip(&shipped) {
         let bytes = std::fs::read(fixture(&format!("journal-record-{number}.bin"))).unwrap();
-        assert_eq!(record::decode_changes(&bytes).unwrap(), changes);
-        assert_eq!(record::encode_changes(&changes).unwrap(), bytes);
+        assert_eq!(&record::decode_changes(&bytes).unwrap(), changes);
+        let is_newest = number == shipped.len();
+        assert_eq!(record::encode_changes(changes).unwrap() == bytes, is_newest);
     }
 }
 
