@@ -75,6 +75,47 @@ fn a_head_that_arrives_byte_by_byte_ends_at_the_deadline_too() {
 }
 
 #[test]
+fn half_a_head_behind_a_whole_request_has_the_deadline_of_a_head_and_its_own_envelope() {
+    // Idle connections last longer than this test.
+    let app = TestApp::start_with(|c| c.push(("server.request_timeout_ms", "300".into())));
+    let v2 = "/api/v2/slowdns/install/precheck";
+    let whole = [
+        "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
+        "GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".to_owned(),
+        "HEAD /docs HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
+        "GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(),
+        "POST /register HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}".to_owned(),
+        "POST /register HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+            .to_owned(),
+        "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".repeat(3),
+    ];
+    for whole in &whole {
+        let mut stream = connect(&app);
+        stream.write_all(format!("{whole}POST {v2} HTTP/1.1\r\nHo").as_bytes()).unwrap();
+        let begun = Instant::now();
+        let text = rest(stream);
+        assert!(text.contains("HTTP/1.1 408 "), "{whole:?}: {text:?}");
+        assert!(text.contains(r#"{"error":{"code":"request_timeout","#), "{whole:?}: {text}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{whole:?}: {:?}", begun.elapsed());
+    }
+    let mut legacy = connect(&app);
+    legacy.write_all(&[GET, b"POST /register HTTP/1.1\r\n"].concat()).unwrap();
+    let text = rest(legacy);
+    assert!(text.contains("HTTP/1.1 408 ") && text.contains(r#"{"error":"The head"#), "{text}");
+}
+
+#[test]
+fn an_unreadable_request_behind_a_whole_one_is_refused_in_its_own_envelope() {
+    let app = TestApp::start();
+    let unreadable = b"GET /register HTTP/9\r\n\r\n";
+    let text = said_to(&app, &[GET, unreadable].concat());
+    assert!(
+        text.contains("HTTP/1.1 400 ") && text.contains(r#"{"error":"The request is"#),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_connection_without_a_request_is_closed_without_a_word() {
     let app = impatient();
     assert_eq!(said_to(&app, b""), "");

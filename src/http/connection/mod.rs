@@ -2,11 +2,13 @@
 //!
 //! * [`places`]: how many connections one network may hold
 //! * [`stream`]: the deadlines of a connection, and the parser's refusals in the form of all others
-//!   ([`refusal`]); [`progress`]: what the stream and the requests above it know of each other
+//!   ([`refusal`]); [`progress`]: what the stream and the requests above it know of each other, with
+//!   [`framing`], which tells heads from bodies
 //! * [`requests`]: around every request, what HTTP asks of a server
 //! * [`descriptors`]: the limit of open files
 
 pub mod descriptors;
+pub mod framing;
 pub mod places;
 mod progress;
 mod refusal;

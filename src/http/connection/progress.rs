@@ -1,13 +1,10 @@
 //! What a connection is about: waiting for a request, reading its head, or working on it.
 
+use super::framing::Framing;
 use crate::http::respond::is_v2;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use tokio::time::Instant;
-
-/// The bytes of a head that are kept to tell the API of its path: enough for the longest method and
-/// the beginning of the path.
-const BEGINNING: usize = 64;
 
 /// The stage of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,10 +24,7 @@ pub(super) enum Stage {
 pub struct Progress {
     stage: Cell<Stage>,
     since: Cell<Instant>,
-    /// The beginning of the head that is arriving.
-    beginning: RefCell<Vec<u8>>,
-    /// Whether the last request was under `/api/v2`.
-    last_was_v2: Cell<bool>,
+    framing: RefCell<Framing>,
 }
 
 impl Progress {
@@ -38,8 +32,7 @@ impl Progress {
         Self {
             stage: Cell::new(Stage::New),
             since: Cell::new(Instant::now()),
-            beginning: RefCell::default(),
-            last_was_v2: Cell::new(false),
+            framing: RefCell::new(Framing::new()),
         }
     }
 
@@ -55,25 +48,15 @@ impl Progress {
 
     /// Notes bytes that have arrived.
     pub(super) fn heard(&self, bytes: &[u8]) {
+        self.framing.borrow_mut().heard(bytes);
         if matches!(self.stage.get(), Stage::New | Stage::Idle) {
             self.enter(Stage::Head);
         }
-        if self.stage.get() == Stage::Head {
-            let mut beginning = self.beginning.borrow_mut();
-            let room = BEGINNING.saturating_sub(beginning.len());
-            beginning.extend(bytes.iter().take(room));
-        }
     }
 
-    /// Whether the request that cannot be read belongs to the API under `/api/v2`. Where its head
-    /// arrived together with an earlier request, that one decides.
+    /// Whether the request that cannot be read belongs to the API under `/api/v2`.
     pub(super) fn is_v2(&self) -> bool {
-        let beginning = self.beginning.borrow();
-        let target = beginning.split(|byte| *byte == b' ').nth(1);
-        match target.map(|target| String::from_utf8_lossy(target)) {
-            Some(target) => is_v2(&format!("/{}", target.trim_start_matches('/'))),
-            None => self.last_was_v2.get(),
-        }
+        self.framing.borrow().path().is_some_and(|path| is_v2(&path))
     }
 }
 
@@ -81,17 +64,17 @@ impl Progress {
 pub(super) struct Ongoing(Rc<Progress>);
 
 impl Ongoing {
-    pub(super) fn begin(progress: &Rc<Progress>, path: &str) -> Self {
+    pub(super) fn begin(progress: &Rc<Progress>) -> Self {
         progress.enter(Stage::Request);
-        progress.last_was_v2.set(is_v2(path));
-        progress.beginning.borrow_mut().clear();
         Self(Rc::clone(progress))
     }
 }
 
 impl Drop for Ongoing {
     fn drop(&mut self) {
-        self.0.enter(Stage::Idle);
+        // The next head may have begun to arrive behind this request.
+        let is_within_head = self.0.framing.borrow().is_within_head();
+        self.0.enter(if is_within_head { Stage::Head } else { Stage::Idle });
     }
 }
 
@@ -120,13 +103,22 @@ mod tests {
     fn a_stage_begins_with_the_first_byte_and_ends_with_the_answer() {
         let progress = Rc::new(Progress::new());
         assert_eq!(progress.stage().0, Stage::New);
-        progress.heard(b"GET /api/v2/x");
+        progress.heard(b"POST /api/v2/x HTTP/1.1\r\nContent-Length: 6\r\n\r\n");
         assert_eq!(progress.stage().0, Stage::Head);
-        let ongoing = Ongoing::begin(&progress, "/api/v2/x");
+        let ongoing = Ongoing::begin(&progress);
         progress.heard(b"a body");
         assert_eq!(progress.stage().0, Stage::Request);
         drop(ongoing);
         assert_eq!(progress.stage().0, Stage::Idle);
         assert!(progress.is_v2(), "the last request decides");
+    }
+
+    #[test]
+    fn a_head_that_begins_behind_a_request_has_its_own_stage_and_path() {
+        let progress = Rc::new(Progress::new());
+        progress.heard(b"GET /status HTTP/1.1\r\n\r\nGET /api/v2/x");
+        drop(Ongoing::begin(&progress));
+        assert_eq!(progress.stage().0, Stage::Head);
+        assert!(progress.is_v2());
     }
 }

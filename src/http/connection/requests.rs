@@ -51,7 +51,7 @@ where
         request.head_mut().uri = uri;
     }
     let progress = request.conn_data::<Rc<Progress>>();
-    let ongoing = progress.map(|progress| Ongoing::begin(progress, request.path()));
+    let ongoing = progress.map(Ongoing::begin);
     let asks_for_upgrade = ignore_upgrade(&mut request);
     let is_old = request.version() < Version::HTTP_11;
     let has_body = !matches!(request.payload(), Payload::None);
