@@ -14,6 +14,8 @@ pub enum Refusal {
     BodyRepeatsKey(String),
     /// The body is larger than the server accepts.
     BodyTooLarge,
+    /// The body has not arrived in time.
+    BodyTooSlow,
     /// A field is missing, too long, malformed or of a wrong type; the text names it.
     InvalidField(String),
     /// The host name or the address to bind is not acceptable; the text names it.

@@ -5,12 +5,13 @@ use actix_web::error::PayloadError;
 use actix_web::web::Payload;
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
-use iptunnel_actors::Failure;
 use iptunnel_domain::Refusal;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::io::ErrorKind;
+use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -23,10 +24,11 @@ pub type Body = Result<Bytes, Refusal>;
 /// Reads a body of at most [`MAX_BODY`] bytes, chunked or not.
 ///
 /// # Errors
-/// [`Failure::Overloaded`] where the body is not complete by the deadline. Nothing has changed
-/// then.
-pub async fn read(payload: Payload, deadline: Duration) -> Result<Body, Failure> {
-    tokio::time::timeout(deadline, collect(payload)).await.map_err(|_| Failure::Overloaded)
+/// [`Refusal::BodyTooLarge`], and [`Refusal::BodyTooSlow`] where the body is not complete by the
+/// deadline.
+pub async fn read(payload: Payload, deadline: Duration) -> Body {
+    let collected = tokio::time::timeout(deadline, collect(payload)).await;
+    collected.unwrap_or(Err(Refusal::BodyTooSlow))
 }
 
 async fn collect(mut payload: Payload) -> Body {
@@ -42,13 +44,16 @@ async fn collect(mut payload: Payload) -> Body {
     Ok(body.freeze())
 }
 
-/// Returns the body with an error where it is not complete by the deadline.
-pub fn in_time(body: dev::Payload, deadline: Duration) -> dev::Payload {
+/// Returns the body with an error where it is not complete by the deadline, and sets `is_late` then.
+pub fn in_time(body: dev::Payload, deadline: Duration, is_late: Rc<Cell<bool>>) -> dev::Payload {
     let end = Instant::now() + deadline;
-    let chunks = stream::unfold(body, move |mut body| async move {
-        let late = |_| Some(Err(PayloadError::Io(ErrorKind::TimedOut.into())));
+    let chunks = stream::unfold((body, is_late), move |(mut body, is_late)| async move {
+        let late = |_| {
+            is_late.set(true);
+            Some(Err(PayloadError::Io(ErrorKind::TimedOut.into())))
+        };
         let chunk = timeout_at(end, body.next()).await.unwrap_or_else(late)?;
-        Some((chunk, body))
+        Some((chunk, (body, is_late)))
     });
     dev::Payload::Stream { payload: Box::pin(chunks) }
 }

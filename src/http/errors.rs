@@ -184,6 +184,11 @@ impl From<Refusal> for ApiError {
                 "request_too_large",
                 "The request body is larger than 64 KiB.",
             ),
+            Refusal::BodyTooSlow => (
+                StatusCode::REQUEST_TIMEOUT,
+                "request_timeout",
+                "The body of the request did not arrive in time.",
+            ),
             Refusal::SessionRequired => (
                 FORBIDDEN,
                 "browser_session_required",

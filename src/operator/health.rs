@@ -1,7 +1,7 @@
 //! Liveness, readiness and metrics, and what holds for every request: the check of the `Host` header and
 //! the deadline of bodies.
 
-use super::console::Console;
+use super::console::{Console, failed};
 use crate::http::body::in_time;
 use crate::http::errors::ApiError;
 use crate::http::respond::{legacy_failure, readiness, text};
@@ -11,7 +11,10 @@ use actix_web::http::{StatusCode, Uri};
 use actix_web::middleware::Next;
 use actix_web::web::Data;
 use actix_web::{Error, HttpMessage, HttpResponse};
+use iptunnel_domain::Refusal;
+use std::cell::Cell;
 use std::net::IpAddr;
+use std::rc::Rc;
 
 /// `GET /livez`: the process runs.
 pub async fn livez() -> HttpResponse {
@@ -58,7 +61,8 @@ pub async fn refuse_unknown_hosts(
     Ok(request.into_response(legacy_failure(error)).map_into_right_body())
 }
 
-/// Gives every body the deadline of a request. On the public listener the handlers do it.
+/// Gives every body the deadline of a request, and refuses requests whose body comes later. On the
+/// public listener the handlers do it.
 pub async fn bodies_arrive_in_time(
     mut request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
@@ -68,10 +72,17 @@ pub async fn bodies_arrive_in_time(
         .map(|console| console.state.live.patience())
         .unwrap_or_default();
     let body = request.take_payload();
+    let is_late = Rc::new(Cell::new(false));
     if !matches!(body, Payload::None) {
-        request.set_payload(in_time(body, deadline));
+        request.set_payload(in_time(body, deadline, Rc::clone(&is_late)));
     }
-    next.call(request).await
+    let response = next.call(request).await?;
+    if is_late.get() {
+        // Handlers are called with whole bodies alone: nothing has happened.
+        let refused = failed(response.request(), &Refusal::BodyTooSlow.into());
+        return Ok(response.into_response(refused).map_into_right_body());
+    }
+    Ok(response.map_into_left_body())
 }
 
 #[cfg(test)]

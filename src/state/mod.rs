@@ -53,8 +53,8 @@ impl State {
     /// Reads a request's body, within the time that a request may take.
     ///
     /// # Errors
-    /// The body has not arrived within that time.
-    pub async fn read(&self, payload: Payload) -> Result<Body, Failure> {
+    /// The body is too large, or has not arrived within that time.
+    pub async fn read(&self, payload: Payload) -> Body {
         body::read(payload, self.live.patience()).await
     }
 

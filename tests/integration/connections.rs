@@ -165,6 +165,25 @@ fn a_chunked_body_without_an_end_is_not_read_for_ever() {
 }
 
 #[test]
+fn a_body_that_is_late_is_a_timeout_in_the_envelope_of_its_api() {
+    let app = impatient();
+    let v2 = r#"{"error":{"code":"request_timeout","message":"The body"#;
+    for (path, envelope) in [
+        ("/api/v2/slowdns/install/precheck", v2),
+        ("/api/v2/slowdns/install/confirm", v2),
+        ("/api/v2/servers/0123456789abcdef/check-in", v2),
+        ("/register", r#"{"error":"The body"#),
+        ("/checkin", r#"{"error":"The body"#),
+    ] {
+        let mut stream = connect(&app);
+        let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n{{");
+        stream.write_all(head.as_bytes()).unwrap();
+        let text = rest(stream);
+        assert!(text.starts_with("HTTP/1.1 408 ") && text.contains(envelope), "{path}: {text:?}");
+    }
+}
+
+#[test]
 fn a_body_on_the_operators_listener_has_a_deadline_too() {
     let app = impatient();
     let mut stream = TcpStream::connect(app.admin.strip_prefix("http://").unwrap()).unwrap();
@@ -174,7 +193,7 @@ fn a_body_on_the_operators_listener_has_a_deadline_too() {
     stream.write_all(head.as_bytes()).unwrap();
     let begun = Instant::now();
     let text = rest(stream);
-    assert!(text.starts_with("HTTP/1.1 4"), "{text:?}");
+    assert!(text.starts_with("HTTP/1.1 408 "), "{text:?}");
     assert!(begun.elapsed() < Duration::from_secs(10));
 }
 

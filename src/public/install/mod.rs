@@ -38,10 +38,7 @@ async fn limited_step<C: LimitedCommand>(
     grant: impl FnOnce(C::Answer, Identity, Timestamp) -> HttpResponse,
 ) -> HttpResponse {
     let now = state.clock.now();
-    let bytes = match state.read(payload).await {
-        Ok(bytes) => bytes,
-        Err(error) => return failure(error),
-    };
+    let bytes = state.read(payload).await;
     let body: Result<InstallBody<'_>, Refusal> = fields(&bytes);
     let network = network_of(request, &state.proxies);
     let subjects = subjects(state, network, &body, policies);
@@ -149,10 +146,7 @@ pub async fn activate(
 )]
 pub async fn confirm(state: Data<State>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let now = state.clock.now();
-    let bytes = match state.read(payload).await {
-        Ok(bytes) => bytes,
-        Err(error) => return failure(error),
-    };
+    let bytes = state.read(payload).await;
     let (id, token) = match read_confirm(&state, &bytes, now) {
         Ok(named) => named,
         Err(refusal) => return failure(refusal),
@@ -187,10 +181,7 @@ pub async fn confirm(state: Data<State>, request: HttpRequest, payload: Payload)
 )]
 pub async fn release(state: Data<State>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let now = state.clock.now();
-    let bytes = match state.read(payload).await {
-        Ok(bytes) => bytes,
-        Err(error) => return failure(error),
-    };
+    let bytes = state.read(payload).await;
     let ((id, token), proven) = match read_release(&state, &bytes) {
         Ok(named) => named,
         Err(refusal) => return failure(refusal),

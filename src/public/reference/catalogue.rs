@@ -138,7 +138,7 @@ pub const ERRORS: [ErrorDoc; 33] = [
     ),
     doc(
         "request_timeout",
-        "The head of the request did not arrive in time.",
+        "The head or the body of the request did not arrive in time. Nothing has changed.",
         "Repeat the request on a new connection.",
     ),
     doc(
@@ -206,6 +206,7 @@ pub fn samples() -> Vec<ApiError> {
         Refusal::BodyNotJson,
         Refusal::BodyRepeatsKey("machine_id".into()),
         Refusal::BodyTooLarge,
+        Refusal::BodyTooSlow,
         Refusal::InvalidField(field),
         Refusal::InvalidBinding(binding),
         Refusal::SessionRequired,
@@ -258,6 +259,7 @@ mod tests {
             | Refusal::BodyNotJson
             | Refusal::BodyRepeatsKey(_)
             | Refusal::BodyTooLarge
+            | Refusal::BodyTooSlow
             | Refusal::InvalidField(_)
             | Refusal::InvalidBinding(_)
             | Refusal::SessionRequired
@@ -280,7 +282,7 @@ mod tests {
             | Refusal::TooManyServers => true,
         }
     }
-    const REFUSALS: usize = 24;
+    const REFUSALS: usize = 25;
 
     #[test]
     fn exactly_the_codes_that_occur_are_explained() {

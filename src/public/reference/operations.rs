@@ -79,6 +79,7 @@ pub const OPERATIONS: [Operation; 22] = [
             "install_code_max_activations",
             "install_code_not_found",
             "not_found",
+            "request_timeout",
             "request_too_large",
             "validation_error",
             "rate_limit_exceeded",
@@ -104,6 +105,7 @@ pub const OPERATIONS: [Operation; 22] = [
             "install_code_max_activations",
             "install_code_not_found",
             "not_found",
+            "request_timeout",
             "request_too_large",
             "validation_error",
             "invalid_binding",
@@ -128,6 +130,7 @@ pub const OPERATIONS: [Operation; 22] = [
             "activation_not_found",
             "not_found",
             "token_used",
+            "request_timeout",
             "request_too_large",
             "validation_error",
             "internal_error",
@@ -149,6 +152,7 @@ pub const OPERATIONS: [Operation; 22] = [
             "token_mismatch",
             "activation_not_found",
             "not_found",
+            "request_timeout",
             "request_too_large",
             "validation_error",
             "internal_error",
@@ -169,6 +173,7 @@ pub const OPERATIONS: [Operation; 22] = [
             "revoked",
             "server_not_found",
             "not_found",
+            "request_timeout",
             "request_too_large",
             "internal_error",
             "overloaded",
@@ -220,6 +225,7 @@ pub const OPERATIONS: [Operation; 22] = [
             "unauthorized",
             "forbidden",
             "revoked",
+            "request_timeout",
             "request_too_large",
             "validation_error",
             "rate_limit_exceeded",
@@ -286,6 +292,7 @@ const SERVER_ACTION: &[&str] = &[
 
 /// As [`LEGACY`], for those that need a token.
 const LEGACY_TOKEN: &[&str] = &[
+    "request_timeout",
     "request_too_large",
     "rate_limit_exceeded",
     "internal_error",
@@ -296,6 +303,7 @@ const LEGACY_TOKEN: &[&str] = &[
 
 /// The errors of all legacy operations with a body. Their handlers document the others.
 const LEGACY: &[&str] = &[
+    "request_timeout",
     "request_too_large",
     "internal_error",
     "overloaded",

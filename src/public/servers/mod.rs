@@ -138,10 +138,7 @@ fn server_id(bytes: &Body) -> Result<String, HttpResponse> {
 pub async fn register(state: Data<State>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let now = state.clock.now();
     let from = address_of(&request, &state.proxies);
-    let bytes = match state.read(payload).await {
-        Ok(bytes) => bytes,
-        Err(error) => return legacy_failure(error),
-    };
+    let bytes = state.read(payload).await;
     let command = match read_registration(&state, &bytes, from, now, Family::Legacy).await {
         Ok(command) => command,
         Err(error) => return legacy_failure(error),
@@ -257,10 +254,7 @@ pub async fn legacy_check_in(
     request: HttpRequest,
     payload: Payload,
 ) -> HttpResponse {
-    let bytes = match state.read(payload).await {
-        Ok(bytes) => bytes,
-        Err(error) => return legacy_failure(error),
-    };
+    let bytes = state.read(payload).await;
     let id = match server_id(&bytes) {
         Ok(id) => id,
         Err(response) => return response,
@@ -341,14 +335,13 @@ pub async fn v2_check_in(
         return failure_for(&request, ApiError::not_found());
     };
     match state.read(payload).await {
-        Ok(Ok(bytes)) if bytes.trim_ascii().is_empty() => {}
-        Ok(Ok(bytes)) => {
+        Ok(bytes) if bytes.trim_ascii().is_empty() => {}
+        Ok(bytes) => {
             if let Err(refusal) = object::<ServerBody<'_>>(&bytes) {
                 return failure(refusal);
             }
         }
-        Ok(Err(refusal)) => return failure(refusal),
-        Err(error) => return failure(error),
+        Err(refusal) => return failure(refusal),
     }
     let outcome = match check_in(&state, &request, id).await {
         Ok(outcome) => outcome,
@@ -407,10 +400,7 @@ pub async fn legacy_revoke(
     caller: Caller,
     payload: Payload,
 ) -> HttpResponse {
-    let bytes = match state.read(payload).await {
-        Ok(bytes) => bytes,
-        Err(error) => return legacy_failure(error),
-    };
+    let bytes = state.read(payload).await;
     let id = match server_id(&bytes) {
         Ok(id) => id,
         Err(response) => return response,

@@ -260,10 +260,7 @@ pub async fn one(state: Data<State>, request: HttpRequest) -> HttpResponse {
 pub async fn register(state: Data<State>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let now = state.clock.now();
     let from = address_of(&request, &state.proxies);
-    let bytes = match state.read(payload).await {
-        Ok(bytes) => bytes,
-        Err(error) => return failure(error),
-    };
+    let bytes = state.read(payload).await;
     let command = match read_registration(&state, &bytes, from, now, Family::V2).await {
         Ok(command) => command,
         Err(error) => return failure(error),
