@@ -3,6 +3,10 @@
 //! A stream belongs to the browser session that got the code. It needs the session's cookie and
 //! covers only codes whose record names that session. It sends the state of a code at once, and
 //! again when the store's change feed reports a change.
+//!
+//! The little that a stream sends fits into the buffers of the operating system for a long time, so
+//! the deadline of unread answers never comes. So a stream lasts no longer than an idle connection,
+//! and a page that is still there opens the next one by itself.
 
 use super::session::{RENEWABLE_SECONDS, session};
 use crate::config::Product;
@@ -27,16 +31,20 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// Streams may use one in this many connections.
 const SHARE_OF_CONNECTIONS: usize = 4;
-/// Seconds after which a stream ends. Nobody is expected to watch a page for longer.
+/// Seconds after which a page is told to stop watching, over all its streams. Nobody is expected to
+/// watch for longer.
 const LONGEST: u64 = 30 * 60;
 /// How often a stream reads the state without a change, to see expiries and to keep the connection
 /// open.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Milliseconds until a page reconnects after its stream broke.
 const RETRY_MS: u32 = 3000;
+/// Milliseconds until a page opens its next stream where nothing is wrong.
+const NEXT_MS: u32 = 100;
 /// The most codes that one session watches at once.
 const CODES: usize = 4;
 
@@ -140,7 +148,10 @@ struct Stream {
     state: Data<State>,
     place: Place,
     codes: VecDeque<Watched>,
+    /// When the page is to stop watching.
     until: Timestamp,
+    /// When this stream ends, and the page opens the next one.
+    lasts: Instant,
     is_first: bool,
     has_ended: bool,
 }
@@ -177,7 +188,8 @@ impl Stream {
         }
         if !std::mem::take(&mut self.is_first) {
             // Waits for a change or the next regular read.
-            let _ = tokio::time::timeout(LOOK_EVERY, self.place.watcher.nudge.notified()).await;
+            let look = self.lasts.min(Instant::now() + LOOK_EVERY);
+            let _ = timeout_at(look, self.place.watcher.nudge.notified()).await;
         }
         if self.place.is_closed() {
             // Sends no end event: the page reconnects by itself, perhaps to another server.
@@ -186,6 +198,10 @@ impl Stream {
         if !self.state.clock.now().is_before(self.until, LONGEST) {
             self.has_ended = true;
             return Some("event: end\ndata: {}\n\n".into());
+        }
+        if Instant::now() >= self.lasts {
+            self.has_ended = true;
+            return Some(format!("retry: {NEXT_MS}\n\n"));
         }
         let Ok(statuses) = self.read_statuses().await else {
             return Some(": the store cannot be read right now\n\n".into());
@@ -205,6 +221,13 @@ impl Stream {
         // A comment keeps proxies from closing an idle connection.
         Some(if text.is_empty() { ": still here\n\n".into() } else { text })
     }
+}
+
+/// Returns when the page began to watch, as the stream before has told it; `now` where there was none.
+fn begun(request: &HttpRequest, now: Timestamp) -> Timestamp {
+    let sent = request.headers().get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
+    // A page that lies may as well watch anew.
+    sent.map(Timestamp).filter(|begun| *begun <= now).unwrap_or(now)
 }
 
 /// `GET /{product}/events`: streams the states of this session's codes.
@@ -259,9 +282,12 @@ pub async fn events(
     for code in prechecked {
         place.watcher.prechecked.insert(code);
     }
-    let until = now.plus(LONGEST);
-    let stream = Stream { state, place, codes, until, is_first: true, has_ended: false };
-    let head = format!("retry: {RETRY_MS}\n\n");
+    let begun = begun(&request, now);
+    let until = begun.plus(LONGEST);
+    let lasts = Instant::now() + state.live.config.load().server.idle_timeout;
+    let stream = Stream { state, place, codes, until, lasts, is_first: true, has_ended: false };
+    // The page sends the id with its next request.
+    let head = format!("retry: {RETRY_MS}\nid: {}\n\n", begun.0);
     let chunks = futures_util::stream::unfold((Some(head), stream), |(head, mut stream)| async {
         let text = match head {
             Some(head) => Some(head),

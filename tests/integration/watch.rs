@@ -1,6 +1,6 @@
 //! The event stream that shows a code's progress on its page.
 
-use crate::harness::{Answer, Browser, Machine, PATIENCE, TestApp, alone, send};
+use crate::harness::{Answer, Browser, Machine, PATIENCE, TestApp, alone, send, wait_until};
 use std::io::{BufRead, BufReader};
 use std::sync::mpsc::{Receiver, channel};
 
@@ -118,6 +118,34 @@ fn a_stream_sends_an_end_event_and_closes_after_half_an_hour() {
     app.clock.advance(1);
     assert_eq!(watch.next(), serde_json::json!({}), "the end event has no state");
     assert!(watch.ended());
+}
+
+#[test]
+fn a_stream_that_nobody_reads_gives_its_place_back() {
+    if !alone() {
+        return;
+    }
+    let app = TestApp::start_with(|c| c.push(("server.idle_timeout_seconds", "1".into())));
+    let (browser, _) = issued(&app);
+    let unread: Vec<_> = (0..4).map(|_| stream_request(&app, &browser).send().unwrap()).collect();
+    assert!(unread.iter().all(|stream| stream.status() == 200));
+    wait_until("a fifth stream is granted", || {
+        stream_request(&app, &browser).send().unwrap().status() == 200
+    });
+}
+
+#[test]
+fn a_page_that_opens_one_stream_after_the_other_is_told_the_end_after_half_an_hour() {
+    let app = TestApp::start_with(|c| c.push(("server.idle_timeout_seconds", "1".into())));
+    let (browser, _) = issued(&app);
+    let first = send(stream_request(&app, &browser));
+    assert!(first.text.contains("event: state") && !first.text.contains("event: end"), "{first:?}");
+    let id = first.text.lines().find_map(|line| line.strip_prefix("id: ")).unwrap();
+    app.clock.advance(30 * 60);
+    let next = send(stream_request(&app, &browser).header("last-event-id", id));
+    assert!(next.text.ends_with("event: end\ndata: {}\n\n"), "{next:?}");
+    let anew = send(stream_request(&app, &browser).header("last-event-id", "99999999999"));
+    assert!(anew.text.contains("event: state") && !anew.text.contains("event: end"), "{anew:?}");
 }
 
 #[test]
