@@ -17,7 +17,7 @@ const KEPT: u32 = 0o644;
 const LOOSE: u32 = 0o027;
 
 /// Returns `path` with `ending` added to the name of the file.
-pub fn beside(path: &Path, ending: &str) -> PathBuf {
+fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     name.into()
@@ -26,6 +26,34 @@ pub fn beside(path: &Path, ending: &str) -> PathBuf {
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
+/// The files of a server that stand beside its store, each with the ending of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// The journal of an embedded store.
+    Journal,
+    /// How much of the store was acknowledged.
+    Mark,
+    /// The signed heads of the audit log.
+    Heads,
+    /// The socket for the command line.
+    Socket,
+}
+
+impl Beside {
+    /// Returns the path of this file for the store at `store`.
+    pub fn of(self, store: &Path) -> PathBuf {
+        beside(
+            store,
+            match self {
+                Self::Journal => ".journal",
+                Self::Mark => ".mark",
+                Self::Heads => ".heads",
+                Self::Socket => ".sock",
+            },
+        )
+    }
+}
+
 
 /// Checks that the disk on which `path` is, or will be, takes changes. Changes nothing: it asks for the
 /// removal of a file that does not exist, which a read-only disk refuses in other words.

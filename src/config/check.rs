@@ -14,7 +14,7 @@ use super::model::{Backend, Config};
 use super::raw::{Raw, defaults};
 use super::show::{flatten, one_line, put, shown};
 use super::unknown::{instead_of, is_section};
-use crate::private_file::beside;
+use crate::private_file::Beside;
 
 /// The sources of values. Each source overrides those before it: defaults, file, environment, flags.
 #[derive(Clone, Debug, Default)]
@@ -375,9 +375,9 @@ fn shared_file(config: &Config) -> Option<String> {
     let (store, auth) = (&config.storage.path, &config.auth);
     let files = [
         ("storage.path", store.clone()),
-        ("the journal of storage.path", beside(store, ".journal")),
-        ("the mark of storage.path", beside(store, ".mark")),
-        ("the heads of storage.path", beside(store, ".heads")),
+        ("the journal of storage.path", Beside::Journal.of(store)),
+        ("the mark of storage.path", Beside::Mark.of(store)),
+        ("the heads of storage.path", Beside::Heads.of(store)),
         ("auth.signing_key_file", auth.signing_key_file.clone()),
         ("auth.lookup_key_file", auth.lookup_key_file.clone()),
         ("auth.master_token_file", auth.master_token_file.clone()),

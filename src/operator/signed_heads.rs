@@ -13,7 +13,7 @@ use super::console::{Console, failed};
 use crate::hex::{bytes_of, hex};
 use crate::http::errors::ApiError;
 use crate::http::respond::success;
-use crate::private_file::{beside, loose_mode};
+use crate::private_file::{Beside, loose_mode};
 use actix_web::http::StatusCode;
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
@@ -141,7 +141,7 @@ impl Verifier {
 
 /// Returns the path of the heads file for the store at `path`.
 pub fn file_of(path: &Path) -> PathBuf {
-    beside(path, ".heads")
+    Beside::Heads.of(path)
 }
 
 /// Reads the heads in a file, oldest first. Skips an incomplete last line.

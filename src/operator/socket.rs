@@ -5,7 +5,7 @@
 //! listener.
 
 use crate::config::Config;
-use crate::private_file::beside;
+use crate::private_file::Beside;
 use socket2::{Domain, SockAddr, Socket, Type};
 use std::fs::{self, Permissions};
 use std::io;
@@ -37,7 +37,7 @@ pub enum SocketError {
 /// Returns the path of the socket of a server with this configuration.
 pub fn path_of(config: &Config) -> PathBuf {
     match config.admin.socket.as_os_str() {
-        none if none.is_empty() => beside(&config.storage.path, ".sock"),
+        none if none.is_empty() => Beside::Socket.of(&config.storage.path),
         some => some.into(),
     }
 }

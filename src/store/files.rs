@@ -2,7 +2,7 @@
 
 use super::error::StoreError;
 use crate::config::{Backend, Config};
-use crate::private_file::{self, beside};
+use crate::private_file::{self, Beside};
 use iptunnel_storage::{
     Disks, EmbeddedStore, Inspection, OpenError, PostgresStore, ReadError, Store,
 };
@@ -16,7 +16,7 @@ pub fn files(path: &Path) -> Disks {
 }
 
 fn names(path: &Path) -> [PathBuf; 2] {
-    [path.to_owned(), beside(path, ".journal")]
+    [path.to_owned(), Beside::Journal.of(path)]
 }
 
 /// Returns whether there is a store. Looks only, and changes nothing.

@@ -5,7 +5,7 @@
 //! that. If the mark was restored together with the store, only `iptunnel-server fence` helps.
 
 use super::error::{StoreError, WatermarkError};
-use crate::private_file::{self, Owner, beside, make_folder_of, sync_folder_of};
+use crate::private_file::{self, Beside, Owner, make_folder_of, sync_folder_of};
 use iptunnel_domain::Timestamp;
 use iptunnel_storage::{CommitError, Epochs, Store, Watermark};
 use prometheus_client::metrics::gauge::Gauge;
@@ -18,7 +18,7 @@ const EVERY: Duration = Duration::from_secs(2);
 
 /// Returns the path of the mark file of the store at `path`.
 pub fn file_of(path: &Path) -> PathBuf {
-    beside(path, ".mark")
+    Beside::Mark.of(path)
 }
 
 /// Returns the mark of the store at `path`, or `None` if it has none.
