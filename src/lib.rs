@@ -21,7 +21,6 @@ pub mod cli;
 pub mod config;
 pub mod counts;
 mod escape;
-mod hex;
 pub mod http;
 pub mod logging;
 pub mod operator;

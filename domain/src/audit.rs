@@ -8,6 +8,7 @@
 use crate::Timestamp;
 use crate::activation::{ActivationId, ActivationNumber, ActivationRef};
 use crate::code::CodeHash;
+use crate::hex::{bytes_of, hex};
 use crate::lookup::KeyedHash;
 use crate::server::ServerId;
 use sha2::{Digest, Sha256};
@@ -434,23 +435,12 @@ pub struct ChainHash(pub [u8; 32]);
 impl ChainHash {
     /// Returns 64 lower-case hexadecimal digits.
     pub fn to_hex(self) -> String {
-        use fmt::Write;
-        let mut hex = String::with_capacity(64);
-        for byte in self.0 {
-            // Writing to a string cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-        }
-        hex
+        hex(&self.0)
     }
 
     /// Parses a hash that [`Self::to_hex`] wrote.
     pub fn from_hex(text: &str) -> Option<Self> {
-        let (front, back) = text.split_at_checked(32)?;
-        let mut hash = [0; 32];
-        let (first, second) = hash.split_at_mut(16);
-        first.copy_from_slice(&KeyedHash::from_hex(front)?.0);
-        second.copy_from_slice(&KeyedHash::from_hex(back)?.0);
-        Some(Self(hash))
+        bytes_of(text).map(Self)
     }
 }
 

@@ -20,6 +20,7 @@ pub mod activation;
 pub mod address;
 pub mod audit;
 pub mod code;
+pub mod hex;
 pub mod limit;
 pub mod lookup;
 pub mod refusal;

@@ -1,5 +1,6 @@
 //! Keyed hashes, under which secrets and identities are looked up without being stored.
 
+use crate::hex::bytes_of;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use std::fmt;
@@ -29,28 +30,12 @@ impl KeyedHash {
 
     /// Parses a hash that [`Self::to_hex`] wrote; `None` if the text has another form.
     pub fn from_hex(text: &str) -> Option<Self> {
-        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-        let mut bytes = [0; 16];
-        if pairs.len() != bytes.len() || !rest.is_empty() {
-            return None;
-        }
-        for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
-            *byte = hex_digit(*high)? << 4 | hex_digit(*low)?;
-        }
-        Some(Self(bytes))
+        bytes_of(text).map(Self)
     }
 
     /// Compares in constant time, so that the duration does not reveal where the two differ.
     pub fn ct_eq(&self, other: &Self) -> bool {
         subtle::ConstantTimeEq::ct_eq(&self.0[..], &other.0[..]).into()
-    }
-}
-
-fn hex_digit(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
     }
 }
 

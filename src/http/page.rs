@@ -1,12 +1,12 @@
 //! HTML pages and the assets they load. All are compiled into the program.
 
 use super::errors::ApiError;
-use crate::hex::hex;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
 use bytes::Bytes;
+use iptunnel_domain::hex::hex;
 use sha2::{Digest, Sha256};
 use std::sync::LazyLock;
 

@@ -11,7 +11,6 @@
 
 use super::console::{Console, see};
 use super::sessions::Session;
-use crate::hex::hex;
 use crate::http::access::{Denied, OPERATORS, Rule};
 use crate::http::caller::token_of;
 use crate::http::connection::Administrator;
@@ -34,6 +33,7 @@ use actix_web::{Error, FromRequest, HttpMessage, HttpRequest, HttpResponse};
 use askama::Template;
 use iptunnel_domain::access::Role;
 use iptunnel_domain::audit::{Action, Actor, Event};
+use iptunnel_domain::hex::hex;
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
 use serde::Deserialize;
 use std::future::{Ready, ready};

@@ -10,7 +10,6 @@
 //! Whoever has the public key can verify heads, but cannot make them.
 
 use super::console::{Console, failed};
-use crate::hex::{bytes_of, hex};
 use crate::http::errors::ApiError;
 use crate::http::respond::success;
 use crate::private_file::{Beside, loose_mode};
@@ -19,6 +18,7 @@ use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::audit::{ChainHash, Head};
+use iptunnel_domain::hex::{bytes_of, hex};
 use iptunnel_domain::lookup::{KeyedHash, LookupKey, Purpose};
 use ring::signature::{
     ED25519, ED25519_PUBLIC_KEY_LEN, Ed25519KeyPair, KeyPair, UnparsedPublicKey,
@@ -34,6 +34,8 @@ use zeroize::Zeroizing;
 
 /// How often the head is signed.
 const EVERY: Duration = Duration::from_secs(60);
+/// The length of a signature in bytes (RFC 8032, section 5.1.6).
+const SIGNATURE_LEN: usize = 64;
 /// The most heads in one response.
 const SHOWN: usize = 1000;
 
@@ -89,7 +91,7 @@ fn keyed_bytes(head: Head, now: Timestamp) -> Vec<u8> {
 
 /// What verifies heads.
 pub struct Verifier {
-    public: Vec<u8>,
+    public: [u8; ED25519_PUBLIC_KEY_LEN],
     /// For heads of earlier programs.
     lookup: Option<LookupKey>,
 }
@@ -108,15 +110,14 @@ pub enum Verdict {
 impl Verifier {
     /// Returns what verifies the heads of the server with this lookup key.
     pub fn with_lookup_key(lookup: LookupKey) -> Option<Self> {
-        let public = HeadKey::of(&lookup)?.0.public_key().as_ref().to_vec();
+        let public = HeadKey::of(&lookup)?.0.public_key().as_ref().try_into().ok()?;
         Some(Self { public, lookup: Some(lookup) })
     }
 
     /// Returns what verifies the heads of the server with this public key, for which
     /// [`HeadKey::public`] gives the text.
     pub fn with_public_key(text: &str) -> Option<Self> {
-        let public = bytes_of(text.trim()).filter(|key| key.len() == ED25519_PUBLIC_KEY_LEN)?;
-        Some(Self { public, lookup: None })
+        Some(Self { public: bytes_of(text.trim())?, lookup: None })
     }
 
     /// Verifies a head.
@@ -133,7 +134,7 @@ impl Verifier {
             let expected = key.hash(Purpose::AuditHead, &keyed_bytes(head, time));
             return genuine.filter(|_| keyed.ct_eq(&expected));
         }
-        let signature = bytes_of(&signed.signature)?;
+        let signature: [u8; SIGNATURE_LEN] = bytes_of(&signed.signature)?;
         let key = UnparsedPublicKey::new(&ED25519, &self.public);
         genuine.filter(|_| key.verify(&signed_bytes(head, time), &signature).is_ok())
     }

@@ -1,7 +1,6 @@
 //! The main stack's installer and its version, for the updater on servers that it has set up. The file is
 //! the operator's.
 
-use crate::hex::hex;
 use crate::http::errors::ApiError;
 use crate::http::page::tagged;
 use crate::http::respond::{failure_for, json};
@@ -10,6 +9,7 @@ use actix_web::http::StatusCode;
 use actix_web::web::{Data, block};
 use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
+use iptunnel_domain::hex::hex;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::fs::{File, Metadata};

@@ -7,12 +7,12 @@
 
 use super::live::Live;
 use crate::config::{Config, ConfigError, Layers, Loaded, Setting, settings};
-use crate::hex::hex;
 use crate::os::Clock;
 use arc_swap::ArcSwap;
 use iptunnel_actors::{Failure, Handles};
 use iptunnel_domain::Refusal;
 use iptunnel_domain::audit::{Action, Actor, Event};
+use iptunnel_domain::hex::hex;
 use iptunnel_storage::Setting as StoredSetting;
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
