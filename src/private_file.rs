@@ -3,6 +3,7 @@
 //! "There is no such file" and "nobody can tell" are different answers. A caller that makes what is
 //! missing must never take the second for the first.
 
+use nix::sys::statvfs::{FsFlags, statvfs};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
@@ -55,16 +56,18 @@ impl Beside {
 }
 
 
-/// Checks that the disk on which `path` is, or will be, takes changes. Changes nothing: it asks for the
-/// removal of a file that does not exist, which a read-only disk refuses in other words.
+/// Checks that the disk on which `path` is, or will be, takes changes.
 ///
 /// # Errors
 /// The disk is read-only.
 pub fn check_disk_of(path: &Path) -> io::Result<()> {
     let folders = path.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty());
     let folder = folders.into_iter().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
-    match fs::remove_file(folder.join(".there-is-no-file-of-this-name")) {
-        Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => Err(error),
+    match statvfs(folder) {
+        Ok(disk) if disk.flags().contains(FsFlags::ST_RDONLY) => {
+            Err(ErrorKind::ReadOnlyFilesystem.into())
+        }
+        // Where nobody can tell, the start does.
         _ => Ok(()),
     }
 }
