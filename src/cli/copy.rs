@@ -66,6 +66,24 @@ fn with_store(config: &Config, name: StoreName) -> Result<Config, String> {
     Ok(config)
 }
 
+/// Checks that there is a folder for the copy. Made from a mistyped path, it would not be found again.
+fn check_folder_of_copy(target: &Config) -> Result<(), String> {
+    let path = &target.storage.path;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder {
+        Some(folder) if target.storage.backend == Backend::Redb && !folder.is_dir() => {
+            Err(format!(
+                "{}: there is no folder {}, or it cannot be looked at; check the path after --to, or make the \
+             folder: install -d -m 0700 {}",
+                path.display(),
+                folder.display(),
+                folder.display()
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Copies a store into another, empty one, compares both, and prints the result.
 ///
 /// # Errors
@@ -80,6 +98,7 @@ pub fn copy(config: &Config, from: StoreName, to: StoreName) -> Result<(), Strin
             source.storage.path.display()
         ));
     }
+    check_folder_of_copy(&target)?;
     let open_one = |config: &Config| {
         open(config, files(&config.storage.path)).map_err(|error| error.to_string())
     };
