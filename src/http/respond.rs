@@ -203,10 +203,13 @@ pub fn text(status: StatusCode, text: &'static str) -> HttpResponse {
     HttpResponse::build(status).content_type("text/plain; charset=utf-8").body(text)
 }
 
+/// The body of the answer of a server that is ready.
+pub const READY: &str = "ready\n";
+
 /// Answers whether the server is ready for requests.
 pub fn readiness(health: &Health) -> HttpResponse {
     if health.is_ready() {
-        text(StatusCode::OK, "ready\n")
+        text(StatusCode::OK, READY)
     } else {
         text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
     }

@@ -5,6 +5,7 @@ use crate::process::{Process, program, run, said, usual_flags};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
@@ -143,6 +144,32 @@ fn healthcheck_succeeds_exactly_while_the_server_is_ready() {
     assert!(check(server.folder.path()));
     server.kill();
     assert!(!check(server.folder.path()));
+}
+
+#[test]
+fn a_copy_into_a_folder_that_is_missing_says_what_to_do() {
+    let mut server = Process::start(&[]);
+    server.signal(Signal::SIGTERM);
+    server.ends_within(Duration::from_secs(10)).unwrap();
+    let arguments = ["copy", "--from", "redb", "--to", "redb:missing/copy.redb"];
+    let said = said(&run(server.folder.path(), &arguments));
+    assert!(said.contains("no folder missing") && said.contains("--to"), "{said}");
+    assert!(!server.folder.path().join("missing").exists());
+}
+
+#[test]
+fn healthcheck_does_not_take_another_service_for_a_ready_server() {
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("admin.bind={}", other.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in other.incoming().map_while(Result::ok) {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello\n");
+        }
+    });
+    let folder = folder();
+    let output = run(folder.path(), &["healthcheck", "--set", &address]);
+    assert!(!output.status.success() && said(&output).contains("another service"), "{output:?}");
 }
 
 #[test]
