@@ -4,7 +4,8 @@ use super::error::CliError;
 use super::terminal::tell;
 use crate::app::RunError;
 use crate::config::{Backend, Config};
-use crate::secrets;
+use crate::operator::signed_heads::is_of_other_key;
+use crate::secrets::{self, lookup_key};
 use crate::store::error::StoreError;
 use crate::store::examine::embedded_store;
 use crate::store::{first_start, watermark};
@@ -19,12 +20,23 @@ pub fn check_config(config: &Config) -> Result<(), CliError> {
     secrets::check(&config.auth)?;
     check_store(config).map_err(RunError::Store)?;
     if config.storage.backend == Backend::Redb {
-        let (Finding { grade, what, mend, .. }, _) = embedded_store(&config.storage.path);
+        let (Finding { grade, what, mend, .. }, has_store) = embedded_store(&config.storage.path);
         if grade != Grade::Good {
             return Err(CliError::Other(format!("{what}; {mend}")));
         }
+        if has_store == Some(true) {
+            check_lookup_key(config).map_err(RunError::Store)?;
+        }
     }
     Ok(tell("The configuration is valid.")?)
+}
+
+/// Refuses the lookup key of another store. A head that cannot be read says nothing, and is no reason not
+/// to start.
+fn check_lookup_key(config: &Config) -> Result<(), StoreError> {
+    let file = &config.auth.lookup_key_file;
+    let is_of_other = is_of_other_key(&config.storage.path, lookup_key(file)?).unwrap_or(false);
+    if is_of_other { Err(StoreError::OtherKey { file: file.clone() }) } else { Ok(()) }
 }
 
 fn check_store(config: &Config) -> Result<(), StoreError> {

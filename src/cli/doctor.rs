@@ -2,6 +2,7 @@
 
 use super::terminal::{Output, tell};
 use crate::config::{Backend, Config};
+use crate::operator::signed_heads::is_of_other_key;
 use crate::secrets::lookup_key;
 use crate::state::live::read_secrets;
 use crate::store::agreement::{hash_of_lookup_key, in_common};
@@ -48,7 +49,27 @@ pub fn examine(config: &Config, output: Output) -> Result<(), String> {
 fn of_files(config: &Config) -> Vec<Finding> {
     let (store, is_there) = embedded_store(&config.storage.path);
     let own = own_files(config, is_there);
-    std::iter::once(store).chain(own).collect()
+    let key = (is_there == Some(true)).then(|| of_key_of_store(config)).flatten();
+    std::iter::once(store).chain(own).chain(key).collect()
+}
+
+/// Says whether the lookup key is that of the embedded store, by the newest signed head beside it. A
+/// key that cannot be read is a finding on the server's own files.
+fn of_key_of_store(config: &Config) -> Option<Finding> {
+    let lookup = lookup_key(&config.auth.lookup_key_file).ok()?;
+    let why = "nothing in the store can be found with another lookup key";
+    let (grade, what, mend) = match is_of_other_key(&config.storage.path, lookup) {
+        Ok(false) => (Grade::Good, "no signed head speaks against the lookup key".to_owned(), ""),
+        Ok(true) => {
+            let mend = "restore the file of auth.lookup_key_file from the backup of this store";
+            (Grade::Stops, "the lookup key is not that of the store".to_owned(), mend)
+        }
+        Err(error) => {
+            let what = format!("the signed heads cannot be read: {error}");
+            (Grade::Warns, what, "run this command as the user of the server, or restore the file")
+        }
+    };
+    Some(Finding { grade, what, why, mend: mend.into() })
 }
 
 fn of_database(config: &Config) -> Result<Vec<Finding>, String> {

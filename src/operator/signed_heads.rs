@@ -156,6 +156,39 @@ pub fn read_file(path: &Path) -> std::io::Result<Vec<SignedHead>> {
     whole.lines().map(head).collect()
 }
 
+/// The bytes at the end of a file in which its last head is looked for. A line has less than 300.
+const END: u64 = 4096;
+
+/// Returns the newest head in a file, or `None` if there is no file, or no whole line in it.
+///
+/// # Errors
+/// The file cannot be read, or its last line is not a head.
+fn newest(path: &Path) -> std::io::Result<Option<SignedHead>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let length = file.metadata()?.len();
+    let mut end = vec![0; usize::try_from(length.min(END)).unwrap_or(0)];
+    file.read_exact_at(&mut end, length.saturating_sub(END))?;
+    let mut lines = end.rsplit(|byte| *byte == b'\n');
+    // What stands behind the last end of a line is not a whole one.
+    lines.next();
+    let line = lines.next().filter(|line| !line.is_empty());
+    line.map(serde_json::from_slice).transpose().map_err(std::io::Error::other)
+}
+
+/// Returns whether the newest head beside the store at `path` was signed with another lookup key. So a
+/// lookup key of another store is noticed without opening the store, which a running server has open.
+///
+/// # Errors
+/// As [`newest`].
+pub fn is_of_other_key(path: &Path, lookup: LookupKey) -> std::io::Result<bool> {
+    let (newest, verifier) = (newest(&file_of(path))?, Verifier::with_lookup_key(lookup));
+    let verdict = newest.zip(verifier).map(|(head, verifier)| verifier.verify(&head));
+    Ok(verdict == Some(Verdict::Forged))
+}
+
 /// Removes a last line that a full disk or a loss of power has cut off: what follows must begin a line.
 fn remove_torn_line(file: &mut File) -> std::io::Result<()> {
     let Some(last) = file.metadata()?.len().checked_sub(1) else { return Ok(()) };
@@ -275,6 +308,31 @@ mod tests {
         assert_eq!(read_file(&path).unwrap().len(), 1);
         append(&path, &signed).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), whole);
+    }
+
+    #[test]
+    fn the_newest_head_tells_the_lookup_key_of_its_store_from_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let is_of_other = |number| is_of_other_key(&path, lookup(number)).unwrap();
+        assert!(!is_of_other(1), "no head was signed yet");
+        // The file of a store that was here before, longer than what is looked at.
+        for time in 0..40 {
+            let before = HeadKey::of(&lookup(2)).unwrap().sign(head(), Timestamp(time));
+            append(&file_of(&path), &before).unwrap();
+        }
+        append(&file_of(&path), &HeadKey::of(&lookup(1)).unwrap().sign(head(), Timestamp(5)))
+            .unwrap();
+        assert!(!is_of_other(1) && is_of_other(2) && is_of_other(3));
+        std::fs::OpenOptions::new()
+            .append(true)
+            .open(file_of(&path))
+            .unwrap()
+            .write_all(b"{\"en")
+            .unwrap();
+        assert!(!is_of_other(1) && is_of_other(2), "a line that was cut off is left out");
+        std::fs::write(file_of(&path), "nonsense\n").unwrap();
+        assert!(is_of_other_key(&path, lookup(1)).is_err());
     }
 
     #[test]
