@@ -26,6 +26,7 @@ use crate::state::wrong_tokens::WrongTokens;
 use crate::store::agreement::agree;
 use crate::store::cluster::{Cluster, Figures};
 use crate::store::error::StoreError;
+use crate::store::examine::warn_of_open_folders;
 use crate::store::{files, watermark};
 use actix_web::App;
 use actix_web::dev::{Server, ServerHandle};
@@ -167,6 +168,7 @@ fn start(
     let base = layers.with(&[])?.config;
     descriptors::provide(base.server.max_connections.get().saturating_add(OPERATORS_CONNECTIONS));
     let path = base.storage.path.clone();
+    warn_of_open_folders(&base);
     let lookup = lookup_key(&base.auth.lookup_key_file)?;
     let store = open_store(&base, disks, &lookup, &*clock)?;
     let (commands, socket) = socket::of_server(&base)?.unzip();

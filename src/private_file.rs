@@ -16,6 +16,8 @@ const PRIVATE: u32 = 0o600;
 const KEPT: u32 = 0o644;
 /// What is too much: a group may write, or everybody may do something.
 const LOOSE: u32 = 0o027;
+/// What is too much for a folder: whoever writes in it can put other files in the place of ours.
+const OPEN: u32 = 0o022;
 
 /// Returns `path` with `ending` added to the name of the file.
 fn beside(path: &Path, ending: &str) -> PathBuf {
@@ -138,6 +140,14 @@ pub fn create(path: &Path, content: &[u8]) -> io::Result<()> {
     give_to_owner_of_folder(&file, path);
     let written = file.write_all(content).and_then(|()| file.sync_all());
     let written = written.and_then(|()| sync_folder_of(path));
+/// Returns the folder that holds `path` and its mode, if others may write in it. `None` also if there is no
+/// such folder.
+pub fn open_folder_of(path: &Path) -> Option<(PathBuf, String)> {
+    let folder = fs::canonicalize(folder_of(path)).ok()?;
+    let mode = fs::metadata(&folder).ok()?.mode();
+    (mode & OPEN != 0).then(|| (folder, format!("{:04o}", mode & 0o7777)))
+}
+
     if written.is_err() {
         let _ = fs::remove_file(path);
     }
@@ -270,6 +280,19 @@ mod tests {
     fn what_root_creates_belongs_to_the_owner_of_the_folder() {
         if fs::metadata("/proc/self").unwrap().uid() != 0 {
             return;
+    #[test]
+    fn a_folder_that_others_may_write_in_is_named_with_its_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        for (mode, found) in
+            [(0o700, None), (0o755, None), (0o777, Some("0777")), (0o770, Some("0770"))]
+        {
+            fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
+            assert_eq!(open_folder_of(&path).map(|(_, mode)| mode).as_deref(), found, "{mode:o}");
+        }
+        assert_eq!(open_folder_of(&folder.path().join("none/secret")), None);
+    }
+
         }
         let folder = tempfile::tempdir().unwrap();
         std::os::unix::fs::chown(folder.path(), Some(65_534), Some(65_534)).unwrap();

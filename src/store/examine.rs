@@ -6,8 +6,9 @@ use crate::config::Config;
 use crate::private_file;
 use crate::secrets::{Secret, SecretError, check_one};
 use iptunnel_storage::{Finding, Grade};
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const AS_THE_SERVER: &str =
     "run this command as the user of the server; if it is that user, correct the rights";
@@ -28,7 +29,29 @@ pub fn own_files(config: &Config, has_store: Option<bool>) -> Vec<Finding> {
         let why = "a server does not start with an unreadable mark";
         findings.push(finding(Grade::Stops, error.to_string(), why, AS_THE_SERVER));
     }
+    findings.extend(open_folders(config).into_iter().map(|(folder, mode)| {
+        let folder = folder.display();
+        let why =
+            "whoever may write in the folder can put other files in the place of the server's";
+        let what = format!("the folder {folder} has the mode {mode}");
+        finding(Grade::Warns, what, why, format!("chmod go-w {folder}"))
+    }));
     findings
+}
+
+/// Returns the folders of the store and of the secrets in which others may write, with their modes.
+fn open_folders(config: &Config) -> BTreeMap<PathBuf, String> {
+    let secrets = Secret::ALL.into_iter().map(|secret| secret.file(&config.auth));
+    let files = secrets.chain([config.storage.path.as_path()]);
+    files.filter_map(private_file::open_folder_of).collect()
+}
+
+/// Logs the folders in which others may write.
+pub fn warn_of_open_folders(config: &Config) {
+    for (folder, mode) in open_folders(config) {
+        let folder = folder.display();
+        tracing::warn!(%folder, mode, "others may write in a folder of the server; run chmod go-w on it");
+    }
 }
 
 /// Examines an embedded store, and says whether there is one; `None` if nobody can tell. The store is
