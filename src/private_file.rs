@@ -26,9 +26,6 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
 /// The files of a server that stand beside its store, each with the ending of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beside {
@@ -57,6 +54,9 @@ impl Beside {
     }
 }
 
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
 
 /// Checks that the disk on which `path` is, or will be, takes changes.
 ///
@@ -72,6 +72,20 @@ pub fn check_disk_of(path: &Path) -> io::Result<()> {
         // Where nobody can tell, the start does.
         _ => Ok(()),
     }
+}
+
+/// Locks the folder that holds a file, so that of several processes that read, change and replace the
+/// file one comes after the other. Waits for its turn. The lock ends with the returned value, and with
+/// the process.
+///
+/// # Errors
+/// Those of the file system.
+pub fn lock_folder_of(path: &Path) -> io::Result<File> {
+    // The file itself is replaced under its name, and may be a link to another folder.
+    let path = fs::canonicalize(path)?;
+    let folder = File::open(folder_of(&path))?;
+    folder.lock()?;
+    Ok(folder)
 }
 
 /// Creates the folder that holds `path`, with mode 0700, if it does not exist.
@@ -126,6 +140,14 @@ pub fn loose_mode(path: &Path) -> io::Result<Option<String>> {
     Ok((mode & LOOSE != 0).then(|| format!("{:04o}", mode & 0o7777)))
 }
 
+/// Returns the folder that holds `path` and its mode, if others may write in it. `None` also if there is no
+/// such folder.
+pub fn open_folder_of(path: &Path) -> Option<(PathBuf, String)> {
+    let folder = fs::canonicalize(folder_of(path)).ok()?;
+    let mode = fs::metadata(&folder).ok()?.mode();
+    (mode & OPEN != 0).then(|| (folder, format!("{:04o}", mode & 0o7777)))
+}
+
 fn new_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(path)
 }
@@ -140,14 +162,6 @@ pub fn create(path: &Path, content: &[u8]) -> io::Result<()> {
     give_to_owner_of_folder(&file, path);
     let written = file.write_all(content).and_then(|()| file.sync_all());
     let written = written.and_then(|()| sync_folder_of(path));
-/// Returns the folder that holds `path` and its mode, if others may write in it. `None` also if there is no
-/// such folder.
-pub fn open_folder_of(path: &Path) -> Option<(PathBuf, String)> {
-    let folder = fs::canonicalize(folder_of(path)).ok()?;
-    let mode = fs::metadata(&folder).ok()?.mode();
-    (mode & OPEN != 0).then(|| (folder, format!("{:04o}", mode & 0o7777)))
-}
-
     if written.is_err() {
         let _ = fs::remove_file(path);
     }
@@ -267,6 +281,19 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_that_others_may_write_in_is_named_with_its_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        for (mode, found) in
+            [(0o700, None), (0o755, None), (0o777, Some("0777")), (0o770, Some("0770"))]
+        {
+            fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
+            assert_eq!(open_folder_of(&path).map(|(_, mode)| mode).as_deref(), found, "{mode:o}");
+        }
+        assert_eq!(open_folder_of(&folder.path().join("none/secret")), None);
+    }
+
+    #[test]
     fn a_pipe_is_refused_and_not_waited_for() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pipe");
@@ -280,19 +307,6 @@ mod tests {
     fn what_root_creates_belongs_to_the_owner_of_the_folder() {
         if fs::metadata("/proc/self").unwrap().uid() != 0 {
             return;
-    #[test]
-    fn a_folder_that_others_may_write_in_is_named_with_its_mode() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("secret");
-        for (mode, found) in
-            [(0o700, None), (0o755, None), (0o777, Some("0777")), (0o770, Some("0770"))]
-        {
-            fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
-            assert_eq!(open_folder_of(&path).map(|(_, mode)| mode).as_deref(), found, "{mode:o}");
-        }
-        assert_eq!(open_folder_of(&folder.path().join("none/secret")), None);
-    }
-
         }
         let folder = tempfile::tempdir().unwrap();
         std::os::unix::fs::chown(folder.path(), Some(65_534), Some(65_534)).unwrap();

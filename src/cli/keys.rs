@@ -5,9 +5,12 @@ use super::error::CliError;
 use super::terminal::{field, remark, rows, tell};
 use crate::config::Config;
 use crate::os::{Clock, SystemClock};
-use crate::secrets::SigningFile;
+use crate::private_file::lock_folder_of;
 use crate::secrets::signing::Promoted;
+use crate::secrets::{SecretError, SigningFile};
 use clap::Subcommand;
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -58,6 +61,7 @@ Examples:
 /// The file cannot be read or written, or a key would be removed too early.
 pub fn keys(config: &Config, action: Keys) -> Result<(), CliError> {
     let path = &config.auth.signing_key_file;
+    let _turn = if matches!(action, Keys::List) { None } else { turn(path)? };
     let mut file = SigningFile::read(path).map_err(|error| CliError::Other(of_command(error)))?;
     match action {
         Keys::List => {
@@ -90,6 +94,16 @@ pub fn keys(config: &Config, action: Keys) -> Result<(), CliError> {
         }
     }
     Ok(tell("Send SIGHUP to a running server: it then reads the file again.")?)
+}
+
+/// Waits until no other command changes the file. None may change it until the returned value is dropped.
+fn turn(path: &Path) -> Result<Option<File>, CliError> {
+    match lock_folder_of(path) {
+        // That it is missing is said when it is read.
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(SecretError::Io { path: path.to_owned(), source }.into()),
+        Ok(turn) => Ok(Some(turn)),
+    }
 }
 
 /// The settings that say how long something signed lives, in seconds.
