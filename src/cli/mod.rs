@@ -179,8 +179,13 @@ Examples:
     /// that was spent since then may look unspent. With redb, stop the server first.
     #[command(after_help = "\
 Examples:
-  systemctl stop iptunnel-server && iptunnel-server fence")]
-    Fence,
+  systemctl stop iptunnel-server && iptunnel-server fence
+  iptunnel-server fence --yes")]
+    Fence {
+        /// Do it without asking; needed where the command does not run on a terminal
+        #[arg(long)]
+        yes: bool,
+    },
     /// Manage the keys that sign tokens
     #[command(after_help = "\
 Examples:
@@ -277,7 +282,7 @@ impl Cli {
             Command::PrintConfig => terminal::print(&config.to_toml())?,
             Command::Healthcheck => healthcheck::healthcheck(&config)?,
             Command::Doctor => doctor::examine(&config, output)?,
-            Command::Fence => fence::fence(&config)?,
+            Command::Fence { yes } => fence::fence(&config, yes)?,
             Command::Copy { from, to } => copy::copy(&config, from, to)?,
             Command::Keys { action } => keys::keys(&config, action)?,
             Command::Servers { action } => servers::servers(&config, output, action)?,

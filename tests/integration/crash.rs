@@ -426,7 +426,7 @@ fn a_new_epoch_voids_codes_and_open_activations() {
     let code = server.api.issue();
     server.signal(nix::sys::signal::Signal::SIGTERM);
     assert!(server.ends_within(Duration::from_secs(10)).unwrap().success());
-    let fenced = crate::process::run(server.folder.path(), &["fence"]);
+    let fenced = crate::process::run(server.folder.path(), &["fence", "--yes"]);
     assert!(crate::process::said(&fenced).contains("epoch 2"), "{fenced:?}");
     let server = server.again();
     let told = server.api.install("precheck", &new_machine().precheck_body(&code)).unwrap().told();

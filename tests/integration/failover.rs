@@ -109,7 +109,7 @@ fn servers_leave_a_frozen_primary_for_its_promoted_standby_and_never_use_it_agai
     let told = std::fs::read_to_string(&files[1]).unwrap();
     assert!(told.contains("timeline 2 has been seen") && told.contains("fence"), "{told}");
     // An operator can choose that database with `fence`, which voids unused codes.
-    let fence = ["fence", "--set", "storage.backend=postgres", "--set", &address];
+    let fence = ["fence", "--yes", "--set", "storage.backend=postgres", "--set", &address];
     let fenced = run(servers.all[0].folder.path(), &fence);
     assert!(fenced.status.success(), "{}", said(&fenced));
     let again = Process::start_in(std::sync::Arc::clone(&servers.all[0].folder), arguments);

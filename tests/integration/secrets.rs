@@ -3,13 +3,16 @@
 use crate::cluster::Cluster;
 use crate::faults::{Servers, url};
 use crate::harness::wait_until;
-use crate::process::{Process, run, said, spawn, usual_flags};
+use crate::process::{Process, program, run, said, spawn, usual_flags};
+use nix::pty::openpty;
 use nix::sys::signal::Signal;
 use serde_json::json;
 use std::fs::{self, Permissions};
+use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -83,9 +86,69 @@ fn a_server_does_not_start_with_another_lookup_key_than_that_of_its_store() {
     fs::copy(stopped().folder.path().join("data/lookup.key"), &file).unwrap();
     let said = refuses_to_start(server.folder.path(), &[]);
     assert!(said.contains("data/lookup.key is not the key"), "{said}");
+    let checked = run(server.folder.path(), &["check-config"]);
+    let said = crate::process::said(&checked);
+    assert!(!checked.status.success() && said.contains("data/lookup.key is not the key"), "{said}");
+    let doctor = run(server.folder.path(), &["doctor"]);
+    let said = crate::process::said(&doctor);
+    assert!(!doctor.status.success() && said.contains("the lookup key is not that of"), "{said}");
     assert_eq!(server.file("data/iptunnel.redb.mark"), mark);
     fs::write(&file, own).unwrap();
     server.again();
+}
+
+#[test]
+fn check_config_notices_another_lookup_key_under_a_running_server() {
+    let server = stopped().again();
+    let file = server.folder.path().join("data/lookup.key");
+    assert!(run(server.folder.path(), &["check-config"]).status.success());
+    fs::copy(stopped().folder.path().join("data/lookup.key"), &file).unwrap();
+    let checked = run(server.folder.path(), &["check-config"]);
+    assert!(crate::process::said(&checked).contains("data/lookup.key is not the key"));
+}
+
+#[test]
+fn a_folder_that_others_may_write_in_is_in_the_log_and_in_doctor() {
+    let server = stopped();
+    let data = server.folder.path().join("data");
+    fs::set_permissions(&data, Permissions::from_mode(0o777)).unwrap();
+    let doctor = crate::process::said(&run(server.folder.path(), &["doctor"]));
+    assert!(doctor.contains("has the mode 0777") && doctor.contains("chmod go-w"), "{doctor}");
+    let server = server.again();
+    wait_until("it is logged", || server.output().contains("others may write in a folder"));
+}
+
+#[test]
+fn keys_that_are_added_at_the_same_time_are_all_kept() {
+    let server = stopped();
+    let folder = server.folder.path();
+    let before = server.file("data/signing.keys").lines().count();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| assert!(run(folder, &["keys", "add"]).status.success()));
+        }
+    });
+    assert_eq!(server.file("data/signing.keys").lines().count(), before + 8);
+}
+
+#[test]
+fn fence_asks_before_it_acts() {
+    let server = stopped();
+    let mark = server.file("data/iptunnel.redb.mark");
+    let said = crate::process::said(&run(server.folder.path(), &["fence"]));
+    assert!(said.contains("will be void") && said.contains("--yes"), "{said}");
+    assert_eq!(server.file("data/iptunnel.redb.mark"), mark);
+    for (typed, code) in [("no\n", 1), ("\n", 1), ("yes\n", 0)] {
+        assert_eq!(server.file("data/iptunnel.redb.mark"), mark, "before {typed:?}");
+        let terminal = openpty(None, None).unwrap();
+        let mut command = program(server.folder.path());
+        command.arg("fence").stdin(terminal.slave).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        fs::File::from(terminal.master.try_clone().unwrap()).write_all(typed.as_bytes()).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{typed:?}");
+    }
+    let done = run(server.folder.path(), &["fence", "--yes"]);
+    assert!(done.status.success() && crate::process::said(&done).contains("epoch 3"));
 }
 
 #[test]
