@@ -4,15 +4,22 @@
 
 use actix_web::http::header::{COOKIE, HeaderValue};
 use actix_web::test::TestRequest;
+use actix_web::web::Query;
 use iptunnel_domain::activation::ActivationId;
 use iptunnel_domain::address::{HostName, parse_public_ip};
 use iptunnel_domain::audit::Event;
 use iptunnel_domain::code::InstallCode;
-use iptunnel_domain::lookup::LookupKey;
+use iptunnel_domain::lookup::{KeyedHash, LookupKey};
 use iptunnel_domain::server::ServerId;
 use iptunnel_server::config::Layers;
 use iptunnel_server::http::body::{Field, object};
+use iptunnel_server::http::connection::framing::Framing;
 use iptunnel_server::operator::audit::Row;
+use iptunnel_server::operator::auth::Credentials;
+use iptunnel_server::operator::codes::Find;
+use iptunnel_server::operator::servers::ServerForm;
+use iptunnel_server::operator::session_list::Ending;
+use iptunnel_server::operator::settings::Change;
 use iptunnel_server::operator::signed_heads::{self, Verifier};
 use iptunnel_server::secrets::{SigningFile, lookup_key, master_token};
 use iptunnel_server::tokens::Tokens;
@@ -109,6 +116,65 @@ pub fn token(bytes: &[u8]) -> Verdict {
             Ok(())
         }
     }
+}
+
+/// The fields of the console's forms that are parsed further.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Fields {
+    key: String,
+    value: String,
+    find: String,
+    server_id: String,
+}
+
+/// A form of the console. Taken are those that change a setting.
+pub fn form(bytes: &[u8]) -> Verdict {
+    let form = text(bytes)?;
+    // Each of them ends with fields or with words.
+    let _ = Query::<Change>::from_query(form);
+    let _ = Query::<Credentials>::from_query(form);
+    let _ = Query::<Ending>::from_query(form);
+    let _ = Query::<Find>::from_query(form);
+    let _ = Query::<ServerForm>::from_query(form);
+    let Query(Fields { key, value, find, server_id }) = Query::from_query(form).map_err(refused)?;
+    if let Some(hash) = KeyedHash::from_hex(&find) {
+        assert_eq!(hash.to_hex(), find);
+    }
+    let _ = (InstallCode::parse(&find), ActivationId::parse(&find), ServerId::parse(&server_id));
+    let file = Layers::of_text("").map_err(refused)?;
+    let changed = file.with(&[(key, value)]).map_err(refused)?;
+    let again = Layers::of_text(&changed.config.to_toml()).and_then(|layers| layers.with(&[]));
+    assert!(again.is_ok(), "a changed setting cannot be read again");
+    Ok(())
+}
+
+/// The most headers of a request that the HTTP parser reads.
+const MOST_HEADERS: usize = 96;
+
+/// What a connection sends, as far as the first head. What the HTTP parser takes for a whole head is one,
+/// and it has the parser's path.
+pub fn head(bytes: &[u8]) -> Verdict {
+    let (mut whole, mut pieces) = (Framing::default(), Framing::default());
+    whole.heard(bytes);
+    bytes.chunks(7).for_each(|piece| pieces.heard(piece));
+    assert_eq!((whole.is_within_head(), whole.path()), (pieces.is_within_head(), pieces.path()));
+    let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    let length = match request.parse(bytes).map_err(refused)? {
+        httparse::Status::Complete(length) => length,
+        httparse::Status::Partial => return Err("half a head".into()),
+    };
+    let mut framing = Framing::default();
+    framing.heard(&bytes[..length]);
+    assert!(!framing.is_within_head(), "the parser has read a whole head");
+    let read = request.path.unwrap_or_default().trim_start_matches('/');
+    // Only the beginning of a head is kept.
+    let method = request.method.unwrap_or_default();
+    if method.len() + read.len() < 100 && !read.contains("://") {
+        assert_eq!(framing.path(), Some(format!("/{read}")));
+    }
+    Ok(())
 }
 
 /// A configuration file.

@@ -32,11 +32,13 @@ fn files(kind: &str) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn every_parser_takes_what_is_good_and_refuses_the_rest_in_words() {
-    let kinds: [(&str, Parser); 11] = [
+    let kinds: [(&str, Parser); 13] = [
         ("body", feed::body),
         ("cookie", feed::cookie),
         ("token", feed::token),
         ("config", feed::config),
+        ("form", feed::form),
+        ("head", feed::head),
         ("signing_keys", feed::signing_keys),
         ("lookup", feed::lookup),
         ("master", feed::master),

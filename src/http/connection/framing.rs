@@ -12,8 +12,9 @@ const BEGINNING: usize = 128;
 const LINE: usize = 64;
 
 /// The part of a request that comes next.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 enum Part {
+    #[default]
     Head,
     /// So many bytes of a body.
     Body(u64),
@@ -24,7 +25,7 @@ enum Part {
 }
 
 /// Follows what a connection sends.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Framing {
     part: Part,
     /// Whether the head has begun.
@@ -45,18 +46,6 @@ fn fill(kept: &mut Vec<u8>, bytes: &[u8], most: usize) {
 }
 
 impl Framing {
-    /// Follows a new connection.
-    pub const fn new() -> Self {
-        Self {
-            part: Part::Head,
-            has_begun: false,
-            beginning: Vec::new(),
-            line: Vec::new(),
-            length: 0,
-            is_chunked: false,
-        }
-    }
-
     /// Notes bytes that have arrived.
     pub fn heard(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
@@ -163,7 +152,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn after(sent: &[u8]) -> Framing {
-        let mut framing = Framing::new();
+        let mut framing = Framing::default();
         framing.heard(sent);
         framing
     }
@@ -213,7 +202,7 @@ mod tests {
             cuts in prop::collection::vec(0usize..200, 0..8),
         ) {
             let sent = [requests.concat().as_bytes(), b"POST /half HTTP/1.1\r\nContent-Le"].concat();
-            let mut framing = Framing::new();
+            let mut framing = Framing::default();
             let mut left = sent.as_slice();
             for cut in cuts {
                 let (piece, rest) = left.split_at(cut.min(left.len()));
@@ -222,12 +211,12 @@ mod tests {
             }
             framing.heard(left);
             prop_assert!(framing.is_within_head());
-            prop_assert_eq!(framing.path().as_deref(), Some("/half"));
+            prop_assert_eq!(framing.path(), Some("/half".to_owned()));
         }
 
         #[test]
         fn no_bytes_make_it_panic_or_grow(pieces: Vec<Vec<u8>>) {
-            let mut framing = Framing::new();
+            let mut framing = Framing::default();
             for piece in pieces {
                 framing.heard(&piece);
                 let _ = framing.path();

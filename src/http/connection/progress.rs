@@ -32,7 +32,7 @@ impl Progress {
         Self {
             stage: Cell::new(Stage::New),
             since: Cell::new(Instant::now()),
-            framing: RefCell::new(Framing::new()),
+            framing: RefCell::default(),
         }
     }
 
