@@ -2,7 +2,8 @@
 
 use crate::harness::{PATIENCE, TestApp, alone, wait_until};
 use crate::process::Process;
-use crate::wire::{address, answer, connect, connect_from, rest, said_to, status};
+use crate::wire::{address, answer, connect, connect_from, connect_to, rest, said_to, status};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -304,6 +305,63 @@ fn a_good_caller_is_served_at_once_beside_a_thousand_idle_connections() {
     good.write_all(GET).unwrap();
     assert_eq!(status(&answer(&mut good).0), 200);
     println!("answered after {:?} beside {} connections", begun.elapsed(), held.len());
+}
+
+/// The resident memory of a process, in KiB.
+fn memory(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Raises the limit of open files of this process and of those that it starts, and returns it. Only root
+/// may raise the hard limit.
+fn open_files(wanted: u64) -> u64 {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let all = hard.max(wanted);
+    match setrlimit(Resource::RLIMIT_NOFILE, all, all) {
+        Ok(()) => all,
+        Err(_) => {
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+            hard
+        }
+    }
+}
+
+#[test]
+fn a_good_caller_is_served_at_once_beside_as_many_idle_connections_as_there_may_be() {
+    const MOST: u64 = 25_000;
+    // The server and this process have one descriptor for each connection, and some more.
+    let held = MOST.min(open_files(MOST + 1_000) - 1_000);
+    let server = Process::start(&[
+        &format!("server.max_connections={}", held + 100),
+        "server.max_connections_per_ip=5000",
+        "server.idle_timeout_seconds=600",
+    ]);
+    let to = server.api.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let served = |source: &str| {
+        let mut stream = connect_to(to, source);
+        stream.write_all(GET).unwrap();
+        assert_eq!(status(&answer(&mut stream).0), 200);
+        stream
+    };
+    drop(served("127.0.0.1"));
+    let before = memory(server.id());
+    let begun = Instant::now();
+    let idle: Vec<_> =
+        (0..held).map(|number| served(&format!("127.0.0.{}", 2 + number / 5000))).collect();
+    let took = begun.elapsed();
+    let cost = memory(server.id()).saturating_sub(before) as f64 / idle.len() as f64;
+    let begun = Instant::now();
+    drop(served("127.0.0.1"));
+    let good = begun.elapsed();
+    println!(
+        "{} connections in {took:?}, {cost:.1} KiB each; a good caller is answered after {good:?}",
+        idle.len()
+    );
+    assert!(cost < 40.0, "a connection takes {cost:.1} KiB");
+    assert!(good < Duration::from_secs(1), "{good:?}");
+    assert!(!is_served(connect_to(to, "127.0.0.2")), "each address has its share and no more");
 }
 
 /// Starts the program with limits of open files, soft and hard, and returns its log.

@@ -157,6 +157,11 @@ impl Process {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
+    /// Returns the number of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends SIGKILL.
     pub fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
