@@ -108,6 +108,29 @@ fn half_a_head_behind_a_whole_request_has_the_deadline_of_a_head_and_its_own_env
 #[test]
 fn an_unreadable_request_behind_a_whole_one_is_refused_in_its_own_envelope() {
     let app = TestApp::start();
+    for unreadable in ["Content-Length: -1", "Content-Length: 2\r\nTransfer-Encoding: chunked"] {
+        let text = said_to(
+            &app,
+            format!("POST /api/v2/x HTTP/1.1\r\n{unreadable}\r\n\r\n{{}}").as_bytes(),
+        );
+        assert!(text.contains(r#"{"error":{"code":"invalid_request","#), "{unreadable}: {text}");
+    }
+    for (path, envelope) in [
+        ("/api/v2/slowdns/install/precheck", r#"{"error":{"code":"invalid_request","#),
+        ("/api/v2/slowdns/install/confirm", r#"{"error":{"code":"invalid_request","#),
+        ("/register", r#"{"error":"The request is not valid HTTP."}"#),
+    ] {
+        for chunks in ["zz\r\n", "2\r\n{}\r\n-1\r\n"] {
+            let head =
+                format!("POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+            let text = said_to(&app, [&head, chunks].concat().as_bytes());
+            assert!(
+                text.starts_with("HTTP/1.1 400 ") && text.ends_with("}"),
+                "{path} {chunks:?}: {text}"
+            );
+            assert!(text.contains(envelope), "{path} {chunks:?}: {text}");
+        }
+    }
     let unreadable = b"GET /register HTTP/9\r\n\r\n";
     let text = said_to(&app, &[GET, unreadable].concat());
     assert!(

@@ -4,10 +4,16 @@
 //! head begins with the head, and a refusal has the envelope of the path in its own head. So this reads
 //! what that takes: the ends of lines, and the lengths of bodies. Nothing else rests on it: a caller that
 //! deceives it gains some seconds of a deadline.
+//!
+//! It also notices a chunk whose size cannot be read: the parser drops such a connection without a word.
 
-/// The bytes of a head that are kept to tell the API of its path: enough for a method, a host and the
-/// beginning of the path.
+use std::collections::VecDeque;
+
+/// The bytes of a first line that are kept to tell the API of its path: enough for a method, a host and
+/// the beginning of the path.
 const BEGINNING: usize = 128;
+/// The most heads that are kept. The parser takes in 16 at once, beside the one that is arriving.
+const HEADS: usize = 17;
 /// The bytes of a line that are kept: enough for the headers that say how long a body is.
 const LINE: usize = 64;
 
@@ -30,13 +36,17 @@ pub struct Framing {
     part: Part,
     /// Whether the head has begun.
     has_begun: bool,
-    /// The first bytes of the latest head.
-    beginning: Vec<u8>,
+    /// The first bytes of the heads whose requests have not begun.
+    waiting: VecDeque<Vec<u8>>,
+    /// The first bytes of the head whose request has begun last.
+    current: Vec<u8>,
     /// The first bytes of the line.
     line: Vec<u8>,
     /// The length of the body, and whether it comes in chunks, as far as the head has said it.
     length: u64,
     is_chunked: bool,
+    /// Whether the size of a chunk cannot be read.
+    is_broken: bool,
 }
 
 /// Appends what there is room for.
@@ -73,13 +83,19 @@ impl Framing {
             // The parser skips empty lines before a head.
             if !self.has_begun && piece.iter().any(|byte| !matches!(byte, b'\r' | b'\n')) {
                 self.has_begun = true;
-                self.beginning.clear();
+                if self.waiting.len() < HEADS {
+                    self.waiting.push_back(Vec::new());
+                }
             }
-            if self.has_begun {
-                fill(&mut self.beginning, piece, BEGINNING);
+            if self.has_begun
+                && let Some(beginning) = self.waiting.back_mut()
+                && !beginning.ends_with(b"\n")
+            {
+                fill(beginning, piece, BEGINNING);
             }
         }
         fill(&mut self.line, piece, LINE);
+        self.is_broken |= self.part == Part::ChunkSize && size_of_chunk(&self.line).is_none();
         if end.is_some() {
             self.line_ended();
             self.line.clear();
@@ -109,10 +125,7 @@ impl Framing {
                 }
             }
             Part::ChunkSize => {
-                let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
-                let digits = std::str::from_utf8(digits.trim_ascii()).ok();
-                let size = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
-                self.part = match size.unwrap_or(0) {
+                self.part = match size_of_chunk(line).unwrap_or(0) {
                     0 => Part::Trailers,
                     size => Part::Chunk(size.saturating_add(2)),
                 };
@@ -122,14 +135,31 @@ impl Framing {
         }
     }
 
+    /// Notes that the next request has begun: the parser has read its head.
+    pub fn request_begun(&mut self) {
+        self.current = self.waiting.pop_front().unwrap_or_default();
+    }
+
+    /// Returns how many heads have arrived, whole or in part, whose requests have not begun.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Returns whether a body cannot be read any further.
+    pub const fn is_broken(&self) -> bool {
+        self.is_broken
+    }
+
     /// Returns whether a head has begun and not ended.
     pub const fn is_within_head(&self) -> bool {
         self.has_begun
     }
 
-    /// Returns the path of the latest head, as far as it is kept, or `None` if it has none yet.
+    /// Returns the path of the head that the parser reads next, or else of the request that has begun last,
+    /// as far as it is kept. `None` if it has no path yet.
     pub fn path(&self) -> Option<String> {
-        let target = self.beginning.split(|byte| byte.is_ascii_whitespace()).nth(1)?;
+        let beginning = self.waiting.front().unwrap_or(&self.current);
+        let target = beginning.split(|byte| byte.is_ascii_whitespace()).nth(1)?;
         let target = String::from_utf8_lossy(target);
         // A caller may name the host as well (RFC 9112, section 3.2.2).
         let path = match target.split_once("://") {
@@ -138,6 +168,14 @@ impl Framing {
         };
         Some(format!("/{}", path.trim_start_matches('/')))
     }
+}
+
+/// Returns the size at the beginning of a line, or of the first part of a line (RFC 9112, section 7.1).
+/// `None` if it is not a size.
+fn size_of_chunk(line: &[u8]) -> Option<u64> {
+    let digits = line.split(|byte| *byte == b';' || byte.is_ascii_whitespace()).next()?;
+    let digits = std::str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'))?;
+    u64::from_str_radix(digits, 16).ok()
 }
 
 fn value_of<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
@@ -177,14 +215,15 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_head_says_the_path() {
+    fn the_head_that_is_read_next_says_the_path() {
         for (sent, path) in [
             ("POST /api/v2/x HTTP/9", "/api/v2/x"),
             ("GET //api/v2/healthz H", "/api/v2/healthz"),
             ("GET http://h:8080/api/v2/x?y=://", "/api/v2/x?y=://"),
             ("GET https://h", "/"),
             ("FROB /api/v2 \0", "/api/v2"),
-            ("GET /a HTTP/1.1\r\n\r\nGET /b", "/b"),
+            ("GET /a HTTP/1.1\r\n\r\nGET /b", "/a"),
+            ("POST /a HTTP/1.1\r\nContent-Length: -2\r\n\r\n{}", "/a"),
             ("GET /a HTTP/1.1\r\n\r\n\r\n", "/a"),
             ("POST /a HTTP/1.1\r\nContent-Length: 9\r\n\r\nGET /b", "/a"),
         ] {
@@ -192,6 +231,33 @@ mod tests {
         }
         for sent in ["", "GET", "\0\0", "\r\n"] {
             assert_eq!(after(sent.as_bytes()).path(), None, "{sent:?}");
+        }
+    }
+
+    #[test]
+    fn a_chunk_without_a_size_is_noticed_as_soon_as_it_arrives() {
+        let after = |chunks: &str| {
+            let head = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+            after([head, chunks].concat().as_bytes()).is_broken()
+        };
+        for broken in
+            ["z", "2z", "\r\n", "+2", "-", "2\r\n{}z", "2\r\n{}\r\n\r\n", "fffffffffffffffff"]
+        {
+            assert!(after(broken), "{broken:?}");
+        }
+        for fine in
+            ["", "2", "2;z", "2 ;z", "a\r\nzz", "0\r\nz: z\r\n\r\nz", "0000000000000000000f"]
+        {
+            assert!(!after(fine), "{fine:?}");
+        }
+    }
+
+    #[test]
+    fn each_request_that_begins_makes_way_for_the_next_head() {
+        let mut framing = after(b"GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\nGET /c");
+        for path in ["/a", "/b", "/c", "/c"] {
+            assert_eq!(framing.path().as_deref(), Some(path));
+            framing.request_begun();
         }
     }
 
@@ -211,6 +277,7 @@ mod tests {
             }
             framing.heard(left);
             prop_assert!(framing.is_within_head());
+            requests.iter().for_each(|_| framing.request_begun());
             prop_assert_eq!(framing.path(), Some("/half".to_owned()));
         }
 
@@ -221,7 +288,8 @@ mod tests {
                 framing.heard(&piece);
                 let _ = framing.path();
             }
-            prop_assert!(framing.beginning.len() <= BEGINNING && framing.line.len() <= LINE);
+            prop_assert!(framing.waiting.len() <= HEADS && framing.line.len() <= LINE);
+            prop_assert!(framing.waiting.iter().all(|beginning| beginning.len() <= BEGINNING));
         }
     }
 }

@@ -46,12 +46,15 @@ impl Progress {
         self.since.set(Instant::now());
     }
 
-    /// Notes bytes that have arrived.
-    pub(super) fn heard(&self, bytes: &[u8]) {
-        self.framing.borrow_mut().heard(bytes);
+    /// Notes bytes that have arrived. Returns whether the only request that has no answer yet is broken.
+    pub(super) fn heard(&self, bytes: &[u8]) -> bool {
+        let mut framing = self.framing.borrow_mut();
+        framing.heard(bytes);
         if matches!(self.stage.get(), Stage::New | Stage::Idle) {
             self.enter(Stage::Head);
         }
+        let has_begun = usize::from(self.stage.get() == Stage::Request);
+        framing.is_broken() && framing.waiting() + has_begun == 1
     }
 
     /// Whether the request that cannot be read belongs to the API under `/api/v2`.
@@ -65,6 +68,7 @@ pub(super) struct Ongoing(Rc<Progress>);
 
 impl Ongoing {
     pub(super) fn begin(progress: &Rc<Progress>) -> Self {
+        progress.framing.borrow_mut().request_begun();
         progress.enter(Stage::Request);
         Self(Rc::clone(progress))
     }
@@ -84,7 +88,9 @@ mod tests {
 
     fn after(heads: &[&str]) -> Progress {
         let progress = Progress::new();
-        heads.iter().for_each(|head| progress.heard(head.as_bytes()));
+        for head in heads {
+            progress.heard(head.as_bytes());
+        }
         progress
     }
 

@@ -191,8 +191,13 @@ impl AsyncRead for Stream {
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.tcp).poll_read(cx, buffer))?;
-        if let Some(new) = buffer.filled().get(before..).filter(|new| !new.is_empty()) {
-            this.progress.heard(new);
+        if let Some(new) = buffer.filled().get(before..).filter(|new| !new.is_empty())
+            && this.progress.heard(new)
+        {
+            // The parser would take it for a broken connection, and send nothing.
+            this.refuse(StatusCode::BAD_REQUEST);
+            buffer.set_filled(before);
+            return this.poll_farewell(cx).map(Ok);
         }
         Poll::Ready(Ok(()))
     }
