@@ -25,8 +25,10 @@ enum Part {
     /// So many bytes of a body.
     Body(u64),
     ChunkSize,
-    /// So many bytes of a chunk, its line end included.
+    /// So many bytes of a chunk.
     Chunk(u64),
+    /// The line end behind a chunk.
+    ChunkEnd,
     Trailers,
 }
 
@@ -65,7 +67,7 @@ impl Framing {
                     *left -= taken as u64;
                     if *left == 0 {
                         let is_chunk = matches!(self.part, Part::Chunk(_));
-                        self.part = if is_chunk { Part::ChunkSize } else { Part::Head };
+                        self.part = if is_chunk { Part::ChunkEnd } else { Part::Head };
                     }
                     taken
                 }
@@ -95,7 +97,11 @@ impl Framing {
             }
         }
         fill(&mut self.line, piece, LINE);
-        self.is_broken |= self.part == Part::ChunkSize && size_of_chunk(&self.line).is_none();
+        self.is_broken |= match self.part {
+            Part::ChunkSize => size_of_chunk(&self.line).is_none(),
+            Part::ChunkEnd => !self.line.trim_ascii().is_empty(),
+            _ => false,
+        };
         if end.is_some() {
             self.line_ended();
             self.line.clear();
@@ -127,9 +133,10 @@ impl Framing {
             Part::ChunkSize => {
                 self.part = match size_of_chunk(line).unwrap_or(0) {
                     0 => Part::Trailers,
-                    size => Part::Chunk(size.saturating_add(2)),
+                    size => Part::Chunk(size),
                 };
             }
+            Part::ChunkEnd => self.part = Part::ChunkSize,
             Part::Trailers if line.is_empty() => self.part = Part::Head,
             Part::Trailers | Part::Body(_) | Part::Chunk(_) => {}
         }
@@ -159,6 +166,7 @@ impl Framing {
     /// as far as it is kept. `None` if it has no path yet.
     pub fn path(&self) -> Option<String> {
         let beginning = self.waiting.front().unwrap_or(&self.current);
+        let beginning = beginning.trim_ascii_start();
         let target = beginning.split(|byte| byte.is_ascii_whitespace()).nth(1)?;
         let target = String::from_utf8_lossy(target);
         // A caller may name the host as well (RFC 9112, section 3.2.2).
@@ -222,6 +230,7 @@ mod tests {
             ("GET http://h:8080/api/v2/x?y=://", "/api/v2/x?y=://"),
             ("GET https://h", "/"),
             ("FROB /api/v2 \0", "/api/v2"),
+            ("\rFROB /api/v2 \0", "/api/v2"),
             ("GET /a HTTP/1.1\r\n\r\nGET /b", "/a"),
             ("POST /a HTTP/1.1\r\nContent-Length: -2\r\n\r\n{}", "/a"),
             ("GET /a HTTP/1.1\r\n\r\n\r\n", "/a"),
