@@ -2,10 +2,11 @@
 
 use dashmap::DashMap;
 use iptunnel_domain::Timestamp;
+use iptunnel_domain::access::TokenNumber;
 use iptunnel_domain::server::{CheckInKey, Server, ServerId, ServerNumber};
 use iptunnel_storage::{ReadError, Store};
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -73,6 +74,8 @@ pub struct Filter {
     pub seen_before: Option<Timestamp>,
     /// Only those last seen at this instant or later.
     pub seen_since: Option<Timestamp>,
+    /// Only those that this access token enrolled.
+    pub enrolled_by: Option<TokenNumber>,
 }
 
 /// The order of a listing of servers.
@@ -91,11 +94,13 @@ pub enum Sort {
 impl Filter {
     /// Whether a server matches.
     pub fn matches(&self, server: &Server) -> bool {
-        self.matches_state(server.revoked, server.last_checkin)
+        self.matches_live(&Live::of(server))
     }
 
-    fn matches_state(&self, revoked: bool, last_checkin: Timestamp) -> bool {
-        self.revoked.is_none_or(|wanted| wanted == revoked)
+    fn matches_live(&self, live: &Live) -> bool {
+        let last_checkin = live.last_checkin();
+        self.revoked.is_none_or(|wanted| wanted == live.revoked)
+            && self.enrolled_by.is_none_or(|token| live.key.access_token() == Some(token))
             && self.seen_before.is_none_or(|instant| last_checkin < instant)
             && self.seen_since.is_none_or(|instant| last_checkin >= instant)
     }
@@ -124,8 +129,20 @@ impl Servers {
         if *filter == Filter::default() {
             return self.len();
         }
-        let matches = |live: &Live| filter.matches_state(live.revoked, live.last_checkin());
-        self.live.iter().filter(|entry| matches(entry.value())).count()
+        self.live.iter().filter(|entry| filter.matches_live(entry.value())).count()
+    }
+
+    /// Returns how many servers each access token has enrolled. Revoked ones do not count.
+    ///
+    /// It examines all servers: a million take about 50 ms.
+    pub fn enrolled(&self) -> HashMap<TokenNumber, usize> {
+        let mut enrolled = HashMap::new();
+        for entry in self.live.iter().filter(|entry| !entry.revoked) {
+            if let Some(token) = entry.key.access_token() {
+                *enrolled.entry(token).or_default() += 1;
+            }
+        }
+        enrolled
     }
 
     /// Returns at most `limit` of the servers that match `filter`, in the order of `sort`, each with its
@@ -143,7 +160,7 @@ impl Servers {
         for entry in &self.live {
             let live = entry.value();
             let seen = live.last_checkin;
-            if !filter.matches_state(live.revoked, live.last_checkin()) {
+            if !filter.matches_live(live) {
                 continue;
             }
             let number = live.number.0;
@@ -174,7 +191,7 @@ impl Servers {
         skip: usize,
         limit: usize,
     ) -> (usize, Vec<ServerNumber>) {
-        let matches = |live: &Live| filter.matches_state(live.revoked, live.last_checkin());
+        let matches = |live: &Live| filter.matches_live(live);
         let entries = self.live.iter().filter(|entry| matches(entry.value()));
         let mut numbers: Vec<_> = entries.map(|entry| Reverse(entry.number)).collect();
         let count = numbers.len();

@@ -3,12 +3,14 @@
 use crate::http::errors::ApiError;
 use crate::http::respond::{LegacyFailure, json, legacy_failure, rfc3339};
 use crate::state::State;
+use crate::state::access::caller::Caller;
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
 use iptunnel_actors::server_registry::{Filter, Servers};
 use iptunnel_domain::Timestamp;
+use iptunnel_domain::access::TokenNumber;
 use iptunnel_domain::server::{Server, ServerNumber};
 use iptunnel_storage::{ReadError, Store};
 use serde::{Deserialize, Serialize};
@@ -71,7 +73,11 @@ struct Listing {
 }
 
 impl Listing {
-    fn read(query: &str, now: Timestamp, stale_after_hours: u64) -> Result<Self, String> {
+    fn read(
+        query: &str,
+        (now, stale_after_hours): (Timestamp, u64),
+        enrolled_by: Option<TokenNumber>,
+    ) -> Result<Self, String> {
         let query = Query::<StatusQuery>::from_query(query)
             .map_err(|_| "limit, cursor, revoked and stale may each be given once.")?
             .into_inner();
@@ -97,6 +103,7 @@ impl Listing {
             revoked: flag("revoked", query.revoked.as_deref())?,
             seen_before: stale.then_some(horizon),
             seen_since: None,
+            enrolled_by,
         };
         Ok(Self { filter, limit, before })
     }
@@ -130,7 +137,8 @@ impl Walk {
     operation_id = "status",
     tag = "Main stack",
     summary = "List servers",
-    description = "Lists the registered servers, newest first. Without limit the response has all servers, even a million.",
+    description = "Lists the registered servers, newest first. Without limit the response has all servers, even a million. A token that \
+        enrols servers sees its own.",
     params(
         ("limit" = Option<u16>, Query, minimum = 1, maximum = 1000, nullable = false,
             description = "Servers per page: 1 to 1000."),
@@ -151,14 +159,14 @@ impl Walk {
             body = LegacyFailure,
         ),(
             status = 403,
-            description = "The master token is missing or wrong.",
+            description = "The token is missing or not valid, or its role does not include this.",
             body = LegacyFailure,
         )),
 )]
-pub async fn status(state: Data<State>, request: HttpRequest) -> HttpResponse {
+pub async fn status(state: Data<State>, request: HttpRequest, caller: Caller) -> HttpResponse {
     let hours = state.live.config.load().servers.stale_after_hours;
     let now = state.clock.now();
-    let listing = match Listing::read(request.query_string(), now, hours) {
+    let listing = match Listing::read(request.query_string(), (now, hours), caller.enrols_for()) {
         Ok(listing) => listing,
         Err(message) => return legacy_failure(ApiError::bad_request(message)),
     };

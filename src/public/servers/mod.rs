@@ -386,7 +386,7 @@ pub async fn v2_check_in(
             body = LegacyFailure,
         ),(
             status = 403,
-            description = "The master token is missing or wrong.",
+            description = "The token is missing or not valid, or its role does not include this.",
             body = LegacyFailure,
         ),(
             status = 404,

@@ -12,7 +12,7 @@ use actix_web::dev::Payload;
 use actix_web::error::ErrorInternalServerError;
 use actix_web::web::Data;
 use actix_web::{Error, FromRequest, HttpMessage, HttpRequest, HttpResponse};
-use iptunnel_domain::access::{Role, WhyNot};
+use iptunnel_domain::access::{Role, TokenNumber, WhyNot};
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Bearer, EnrolledBy};
 use iptunnel_domain::{Refusal, Timestamp};
@@ -64,15 +64,12 @@ impl Identity {
             Self::Known(Caller { holder: Holder::CommandLine | Holder::Master, .. }) => {
                 Bearer::Master
             }
-            Self::Known(Caller { holder: Holder::Token(entry), .. })
-                if entry.token.role == Role::Enrol =>
-            {
-                Bearer::Access(entry.token.number)
+            Self::Known(caller) => {
+                caller.enrols_for().map_or(Bearer::Token(caller.secret), Bearer::Access)
             }
-            Self::Known(Caller { secret, .. })
-            | Self::NotGood(_, secret)
-            | Self::Mistyped(secret)
-            | Self::Wrong(secret) => Bearer::Token(*secret),
+            Self::NotGood(_, secret) | Self::Mistyped(secret) | Self::Wrong(secret) => {
+                Bearer::Token(*secret)
+            }
         }
     }
 
@@ -117,6 +114,14 @@ impl Caller {
             Holder::CommandLine => "administrator",
             Holder::Master => "master token",
             Holder::Token(entry) => &entry.token.name,
+        }
+    }
+
+    /// Returns its access token if that enrols servers, and so sees no others.
+    pub fn enrols_for(&self) -> Option<TokenNumber> {
+        match &self.holder {
+            Holder::Token(entry) if entry.token.role == Role::Enrol => Some(entry.token.number),
+            _ => None,
         }
     }
 
