@@ -173,6 +173,7 @@ fn start(
     let store = open_store(&base, disks, &lookup, &*clock)?;
     let (commands, socket) = socket::of_server(&base)?.unzip();
     let kept = store.settings().map_err(StoreError::from)?;
+    let tokens = store.access_tokens().map_err(StoreError::from)?;
     let loaded = with_kept(&layers, kept.clone())?;
     on_change(&loaded.config);
     let live = Arc::new(Live::begin(loaded.config.clone(), lookup)?);
@@ -186,7 +187,8 @@ fn start(
         Arc::clone(&handles),
         Arc::clone(&clock),
     );
-    let access = AccessTokens::new(Arc::clone(&live), Vec::new(), clock.now());
+    let access =
+        AccessTokens::new(tokens, Arc::clone(&live), Arc::clone(&handles), Arc::clone(&clock));
     let ended = ConnectionFigures::new(&mut registry);
     let state = Data::new(State {
         handles,
@@ -245,6 +247,7 @@ async fn stop(running: Running, ended: Result<(), RunError>) -> Result<(), RunEr
     let last_words = async {
         let mark = move || watermark::keep_now(store.as_ref(), &path);
         let _ = actix_web::web::block(mark).await;
+        state.access.write_uses().await;
         state.keep_last_wrong_tokens().await;
         signed_heads::note_now(&console).await;
     };
@@ -372,12 +375,13 @@ fn start_background_tasks(
     figures: Figures,
 ) -> Vec<JoinHandle<()>> {
     let (health, registry) = (Arc::clone(&state.health), Arc::clone(&console.registry));
-    let settings_changed = follow_the_store(state);
+    let (settings_changed, tokens_changed) = follow_the_store(state);
     let history = Arc::clone(&console.history);
     let mut tasks = vec![
         spawn(tick(Arc::clone(&state.handles), Arc::clone(&state.clock))),
         spawn(history.keep(registry, Arc::clone(&health))),
         spawn(keep_wrong_tokens(state.clone())),
+        spawn(keep_token_uses(state.clone())),
     ];
     let store = Arc::clone(state.handles.store());
     if store.shared().is_some() {
@@ -388,14 +392,16 @@ fn start_background_tasks(
         let cluster = Cluster { store, clock, health, figures, allow_async_failover, secrets };
         tasks.push(spawn(cluster.watch()));
         tasks.push(spawn(Arc::clone(&state.settings).keep_following(settings_changed)));
+        tasks.push(spawn(Arc::clone(&state.access).keep_following(tokens_changed)));
     }
     tasks
 }
 
-/// Forwards the store's change feed to the watching pages and the actors. Returns a notification that
-/// fires when settings have changed.
-fn follow_the_store(state: &State) -> Arc<Notify> {
-    let settings_changed = Arc::new(Notify::new());
+/// Forwards the store's change feed to the watching pages and the actors. Returns notifications that fire
+/// when settings and when access tokens have changed.
+fn follow_the_store(state: &State) -> (Arc<Notify>, Arc<Notify>) {
+    let (settings_changed, tokens_changed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let of_tokens = Arc::clone(&tokens_changed);
     let (watchers, handles) = (Arc::clone(&state.watchers), Arc::clone(&state.handles));
     let (health, changed) = (Arc::clone(&state.health), Arc::clone(&settings_changed));
     let shared = state.handles.store().shared().is_some();
@@ -404,16 +410,24 @@ fn follow_the_store(state: &State) -> Arc<Notify> {
         handles.heard(event);
         match event.action {
             Action::SettingChanged => changed.notify_one(),
+            Action::TokenCreated
+            | Action::TokenChanged
+            | Action::TokenRotated
+            | Action::TokenRevoked => of_tokens.notify_one(),
             // The cache may be ahead of a store that was set back to an earlier state.
             Action::StoreFenced if shared => health.fail("a new epoch has begun"),
             _ => {}
         }
     }));
-    settings_changed
+    (settings_changed, tokens_changed)
 }
 
 async fn keep_wrong_tokens(state: Data<State>) {
     state.keep_wrong_tokens().await;
+}
+
+async fn keep_token_uses(state: Data<State>) {
+    state.access.keep_uses().await;
 }
 
 async fn tick(handles: Arc<Handles>, clock: Arc<dyn Clock>) {

@@ -22,6 +22,7 @@ use crate::server_registry::{
 };
 use actix::{Arbiter, AsyncContext, Context};
 use arc_swap::ArcSwap;
+use iptunnel_domain::access::{AccessToken, TokenNumber};
 use iptunnel_domain::audit::Event;
 use iptunnel_domain::lookup::LookupKey;
 use iptunnel_domain::server::ServerId;
@@ -349,17 +350,47 @@ impl Handles {
         settings: Vec<Setting>,
         events: Vec<Event>,
     ) -> Result<Pending<()>, Failure> {
+        let settings = settings.into_iter().map(Write::Setting);
+        let events = events.into_iter().map(Arc::new).map(Write::Audit);
+        let unless_changed = |is_written: bool| is_written.then_some(()).ok_or(Failure::Overloaded);
+        self.keep(settings.chain(events).collect(), unless_changed)
+    }
+
+    /// Stores an access token together with its audit event. The answer is `false` if another server has
+    /// changed the token meanwhile: then nothing is written.
+    pub fn keep_token(&self, token: AccessToken, event: Event) -> Result<Pending<bool>, Failure> {
+        let change = vec![Write::AccessToken(token), Write::Audit(Arc::new(event))];
+        self.keep(change, Ok)
+    }
+
+    /// Stores when access tokens were last used.
+    pub fn keep_token_uses(
+        &self,
+        uses: Vec<(TokenNumber, Timestamp)>,
+    ) -> Result<Pending<()>, Failure> {
+        self.keep(vec![Write::TokenUses(uses)], |_| Ok(()))
+    }
+
+    /// Writes one change. `answer` makes the answer from whether its guards held.
+    fn keep<A: Send + 'static>(
+        &self,
+        change: Vec<Write>,
+        answer: impl FnOnce(bool) -> Result<A, Failure> + Send + 'static,
+    ) -> Result<Pending<A>, Failure> {
         let (reply, pending) = self.request()?;
         if !reply.claim() {
             return Ok(pending);
         }
-        let settings = settings.into_iter().map(Write::Setting);
-        let change =
-            Change(settings.chain(events.into_iter().map(Arc::new).map(Write::Audit)).collect());
-        self.persistence.commit(change, None, move |committed| match committed {
-            Committed::Written => reply.grant(()),
-            Committed::Conflict => reply.fail(Failure::Overloaded),
-            Committed::Failed(failure) => reply.fail(failure),
+        self.persistence.commit(Change(change), None, move |committed| {
+            let answer = match committed {
+                Committed::Written => answer(true),
+                Committed::Conflict => answer(false),
+                Committed::Failed(failure) => Err(failure),
+            };
+            match answer {
+                Ok(answer) => reply.grant(answer),
+                Err(failure) => reply.fail(failure),
+            }
         });
         Ok(pending)
     }

@@ -223,6 +223,66 @@ pub fn rfc3339(time: Timestamp) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}+00:00")
 }
 
+/// Parses a time by RFC 3339, such as `2026-03-31T12:05:00+00:00`, in any time zone, or a date, which is
+/// its first second in UTC. `None` if the text is neither, or is before 1970. Fractions of a second are
+/// dropped.
+pub fn parse_time(text: &str) -> Option<Timestamp> {
+    let (date, time) = match text.split_at_checked(10)? {
+        (date, "") => (date, "00:00:00Z"),
+        (date, rest) => (date, rest.strip_prefix(['T', 't', ' '])?),
+    };
+    let days = days_of(date)?;
+    let (clock, zone) = time.split_at_checked(8)?;
+    let [hour, minute, second] = numbers(clock, ":", [23, 59, 60])?;
+    let zone = match zone.strip_prefix('.') {
+        None => zone,
+        Some(fraction) => {
+            let rest = fraction.trim_start_matches(|c: char| c.is_ascii_digit());
+            (rest.len() < fraction.len()).then_some(rest)?
+        }
+    };
+    let ahead = match zone.split_at_checked(1)? {
+        ("Z" | "z", "") => 0,
+        (sign @ ("+" | "-"), offset) => {
+            let [hours, minutes] = numbers(offset, ":", [23, 59])?;
+            let seconds = (hours * 3600 + minutes * 60).cast_signed();
+            if sign == "+" { seconds } else { -seconds }
+        }
+        _ => return None,
+    };
+    let local = days * 86_400 + hour * 3600 + minute * 60 + second;
+    local.checked_add_signed(-ahead).map(Timestamp)
+}
+
+/// Returns the days from the Unix epoch to a date such as `2026-03-31`.
+fn days_of(date: &str) -> Option<u64> {
+    let (year, rest) = date.split_once('-')?;
+    let ([year], [month, day]) = (numbers(year, "-", [9999])?, numbers(rest, "-", [12, 31])?);
+    if year.checked_ilog10()? != 3 || month == 0 || day == 0 {
+        return None;
+    }
+    // The inverse of `civil`: years begin on 1 March.
+    let year_of_march = if month > 2 { year } else { year - 1 };
+    let (era, year_of_era) = (year_of_march / 400, year_of_march % 400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = (era * 146_097 + day_of_era).checked_sub(719_468)?;
+    // A day that the month does not have is the first of the next one.
+    (civil(days) == (year, month, day)).then_some(days)
+}
+
+/// Parses numbers of two or more digits with a separator between them, each at most as large as in `most`.
+fn numbers<const N: usize>(text: &str, between: &str, most: [u64; N]) -> Option<[u64; N]> {
+    let mut parts = text.split(between);
+    let mut numbers = [0; N];
+    for (number, most) in numbers.iter_mut().zip(most) {
+        let part = parts.next()?;
+        let is_number = part.len() >= 2 && part.bytes().all(|byte| byte.is_ascii_digit());
+        *number = part.parse().ok().filter(|number| is_number && *number <= most)?;
+    }
+    parts.next().is_none().then_some(numbers)
+}
+
 /// Returns the Gregorian date (year, month, day) of a day since the Unix epoch.
 fn civil(days: u64) -> (u64, u64, u64) {
     // Counts in eras of 400 years (146,097 days) that begin on 1 March, so that a leap day is the
@@ -253,6 +313,39 @@ mod tests {
             (4_107_542_400, "2100-03-01T00:00:00+00:00"),
         ] {
             assert_eq!(rfc3339(Timestamp(seconds)), text);
+            assert_eq!(parse_time(text), Some(Timestamp(seconds)));
+        }
+    }
+
+    #[test]
+    fn a_time_is_read_in_any_zone_and_a_date_is_its_first_second() {
+        for (text, seconds) in [
+            ("2000-02-29", 951_782_400),
+            ("2000-02-29T00:00:00Z", 951_782_400),
+            ("2000-02-29T01:30:00+01:30", 951_782_400),
+            ("2000-02-28 22:00:00.123-02:00", 951_782_400),
+        ] {
+            assert_eq!(parse_time(text), Some(Timestamp(seconds)), "{text}");
+        }
+        for wrong in [
+            "",
+            "2000-02-30",
+            "2001-02-29",
+            "2000-13-01",
+            "2000-00-10",
+            "2000-2-29",
+            "1969-12-31",
+            "1970-01-01T00:00:00+01:00",
+            "2000-02-29T24:00:00Z",
+            "2000-02-29T00:00:00",
+            "2000-02-29T00:00:00.Z",
+            "2000-02-29T00:00:00+1:00",
+            "+200-02-29",
+            "2000-02-29x",
+            "２０００",
+            "tomorrow at noon",
+        ] {
+            assert_eq!(parse_time(wrong), None, "{wrong}");
         }
     }
 }

@@ -1,15 +1,19 @@
 //! Access tokens: who a caller is, and what it may do.
 //!
 //! * [`caller`]: identifies a caller, and admits it to a route
+//! * [`change`]: creates, changes, rotates and revokes tokens
 //!
 //! All tokens are in memory, because there are few, and every check-in asks for one. They are replaced as
 //! a whole when one has changed.
 
 pub mod caller;
+pub mod change;
 
+use crate::os::Clock;
 use crate::state::live::Live;
 use arc_swap::ArcSwap;
 use caller::{Caller, Holder, Identity};
+use iptunnel_actors::Handles;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::access::{AccessToken, TokenForm, TokenNumber};
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
@@ -24,18 +28,33 @@ pub struct Entry {
     /// The record.
     pub token: AccessToken,
     /// When it was last used. The next entry of the same token shares it.
-    used: Arc<AtomicU64>,
+    used: Arc<LastUse>,
+}
+
+#[derive(Debug, Default)]
+struct LastUse {
+    at: AtomicU64,
+    /// The last use that this server knows to be in the store.
+    written: AtomicU64,
 }
 
 impl Entry {
     /// Notes a use.
     fn note_use(&self, now: Timestamp) {
-        self.used.store(now.0, Ordering::Relaxed);
+        self.used.at.store(now.0, Ordering::Relaxed);
     }
 
     /// Returns when the token was last used.
     pub fn last_used(&self) -> Timestamp {
-        Timestamp(self.used.load(Ordering::Relaxed))
+        Timestamp(self.used.at.load(Ordering::Relaxed))
+    }
+
+    fn is_unwritten(&self) -> bool {
+        self.used.written.load(Ordering::Relaxed) != self.last_used().0
+    }
+
+    fn is_written(&self, at: Timestamp) {
+        self.used.written.store(at.0, Ordering::Relaxed);
     }
 }
 
@@ -55,8 +74,9 @@ impl Tokens {
         for token in tokens {
             let known = before.by_number.get(&token.number);
             let used = known.map_or_else(Arc::default, |known| Arc::clone(&known.used));
-            let last = Timestamp(used.load(Ordering::Relaxed)).or_later(token.last_used, now);
-            used.store(last.0, Ordering::Relaxed);
+            let last = Timestamp(used.at.load(Ordering::Relaxed)).or_later(token.last_used, now);
+            used.at.store(last.0, Ordering::Relaxed);
+            used.written.store(token.last_used.0, Ordering::Relaxed);
             let entry = Arc::new(Entry { token, used });
             let token = &entry.token;
             for secret in std::iter::once(token.secret).chain(token.previous.map(|(hash, _)| hash))
@@ -77,14 +97,24 @@ impl Tokens {
 /// The access tokens of the server.
 pub struct AccessTokens {
     live: Arc<Live>,
+    handles: Arc<Handles>,
+    clock: Arc<dyn Clock>,
     tokens: ArcSwap<Tokens>,
+    /// Locked for the whole of a change.
+    changing: tokio::sync::Mutex<()>,
 }
 
 impl AccessTokens {
     /// Starts with the tokens of the store.
-    pub fn new(live: Arc<Live>, tokens: Vec<AccessToken>, now: Timestamp) -> Self {
-        let tokens = ArcSwap::from_pointee(Tokens::of(tokens, now, &Tokens::default()));
-        Self { live, tokens }
+    pub fn new(
+        tokens: Vec<AccessToken>,
+        live: Arc<Live>,
+        handles: Arc<Handles>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let tokens = Tokens::of(tokens, clock.now(), &Tokens::default());
+        let tokens = ArcSwap::from_pointee(tokens);
+        Self { live, handles, clock, tokens, changing: tokio::sync::Mutex::default() }
     }
 
     /// Returns who sends this token. `from` is the caller's address.
@@ -99,6 +129,13 @@ impl AccessTokens {
             }
             identity => identity,
         }
+    }
+
+    /// Returns the name of a token; its number if it is not known.
+    pub fn name_of(&self, number: TokenNumber) -> String {
+        let tokens = self.tokens.load();
+        let entry = tokens.by_number.get(&number);
+        entry.map_or_else(|| format!("token {number}"), |entry| entry.token.name.clone())
     }
 
     /// Returns who holds the token with this keyed hash. `from` is the address that it is used from; `None`
