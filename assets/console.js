@@ -48,3 +48,19 @@ for (const part of document.querySelectorAll("[data-src]")) {
   };
   setTimeout(next, every);
 }
+
+for (const button of document.querySelectorAll("[data-copy]")) {
+  const [text, said] = [document.getElementById(button.dataset.copy), document.getElementById("copied")];
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    let isCopied = true;
+    try {
+      await navigator.clipboard.writeText(text.textContent);
+    } catch {
+      // Without https there is no clipboard, but a selection can be copied.
+      getSelection().selectAllChildren(text);
+      isCopied = document.execCommand("copy");
+    }
+    said.textContent = isCopied ? "Copied." : "Your browser did not copy it. It is selected: copy it from the browser's menu.";
+  });
+}

@@ -88,6 +88,11 @@ impl ApiError {
         Self { retry_after: Some(LATER), ..error }
     }
 
+    /// No access token has this number.
+    pub fn token_not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "token_not_found", "There is no such access token.")
+    }
+
     /// A form from a page of another site.
     pub fn form_from_elsewhere() -> Self {
         let message = "This form was sent from another site. Please send it from the console.";

@@ -30,7 +30,7 @@ pub struct AuditQuery {
     pub action: String,
     /// The name of an actor. Empty: all.
     pub actor: String,
-    /// A part of subject, detail or address. Empty: all.
+    /// A part of subject, detail, address or the token's name. Empty: all.
     pub text: String,
     /// The end of the previous page.
     pub cursor: String,
@@ -67,12 +67,13 @@ impl Wanted {
     }
 }
 
-/// Returns whether subject, detail, addresses or ids of an event contain `text` (lower case).
+/// Returns whether subject, detail, addresses, ids or the token's name of an event contain `text` (lower case).
 pub(super) fn mentions(event: &Event, text: &str) -> bool {
     let address = |address: Option<std::net::IpAddr>| {
         address.is_some_and(|address| address.to_string().contains(text))
     };
     event.subject.to_lowercase().contains(text)
+        || event.by.to_lowercase().contains(text)
         || event.detail.to_lowercase().contains(text)
         || address(event.address)
         || address(event.from)

@@ -153,6 +153,8 @@ struct Happened {
     at: String,
     action: &'static str,
     actor: &'static str,
+    /// The name of the access token that was shown. Empty if none was.
+    by: String,
     /// The first digits of a keyed hash, enough to tell machines or sessions apart.
     who: Option<String>,
     from: Option<IpAddr>,
@@ -228,6 +230,7 @@ fn timeline(
             at: rfc3339(event.at),
             action: event.action.name(),
             actor: event.actor.name(),
+            by: event.by,
             who: event.identity.map(|hash| hash.to_hex().chars().take(8).collect()),
             from: event.from,
             activation: event.activation.map(|name| name.to_string()),

@@ -18,12 +18,13 @@ use prometheus_client::registry::Registry;
 use std::sync::{Arc, Mutex};
 
 /// The pages: path and name, in the order of the menu.
-pub static PAGES: [(&str, &str); 6] = [
+pub static PAGES: [(&str, &str); 7] = [
     ("now", "Now"),
     ("codes", "Codes"),
     ("servers", "Servers"),
     ("settings", "Settings"),
     ("audit", "Audit"),
+    ("access", "Access"),
     ("sessions", "Sessions"),
 ];
 

@@ -5,6 +5,7 @@
 //! * [`now`], with [`history`] and [`chart`]: the current load and its history
 //! * [`servers`], [`codes`], [`activations`], [`audit`]: the data of each page, as HTML and as JSON
 //! * [`settings`]: view and change of settings
+//! * [`tokens`]: access tokens
 //! * [`signed_heads`]: the head of the audit log, signed every minute
 //! * [`socket`]: the same routes for the command line, without a token; [`console`]: shared state and
 //!   helpers
@@ -26,6 +27,7 @@ pub mod sessions;
 pub mod settings;
 pub mod signed_heads;
 pub mod socket;
+pub mod tokens;
 
 use crate::http::access::OPERATORS;
 use crate::http::page::{asset, asset_paths};
@@ -84,6 +86,12 @@ fn pages_of_session(routes: &OperatorsRoutes) -> Scope {
             (get(), settings::page),
             (post(), settings::change),
         ))
+        .service(routes.at("/access", "console", (get(), tokens::page)))
+        .service(routes.at("/access/create", "console", (post(), tokens::create)))
+        .service(routes.at("/access/change", "console", (post(), tokens::change)))
+        .service(routes.at("/access/rotate", "console", (post(), tokens::rotate)))
+        .service(routes.at("/access/revoke", "console", (post(), tokens::revoke)))
+        .service(routes.at("/access/revoke-servers", "console", (post(), tokens::revoke_enrolled)))
         .service(routes.at("/sessions", "console", (get(), session_list::page)))
         .service(routes.at("/sessions/end", "console", (post(), session_list::end_one)))
 }
@@ -122,6 +130,15 @@ fn console_routes(routes: &OperatorsRoutes, config: &mut ServiceConfig) {
             (get(), settings::json_list),
             (Method::PATCH, settings::json_change),
         ))
+        .service(routes.both(
+            "/admin/tokens",
+            "admin",
+            (get(), tokens::json_list),
+            (post(), tokens::json_create),
+        ))
+        .service(routes.at("/admin/tokens/{id}", "admin", (Method::PATCH, tokens::json_change)))
+        .service(routes.at("/admin/tokens/{id}/rotate", "admin", (post(), tokens::json_rotate)))
+        .service(routes.at("/admin/tokens/{id}/revoke", "admin", (post(), tokens::json_revoke)))
         .service(routes.at("/admin/servers", "admin", (get(), servers::json_list)))
         .service(routes.at(
             "/admin/servers/{server_id}/{verb}",

@@ -5,13 +5,14 @@ use super::console::{Console, failed, parse_cursor, query_string, read, see};
 use crate::http::errors::ApiError;
 use crate::http::page::html;
 use crate::http::respond::{rfc3339, success};
+use crate::state::State;
 use crate::state::servers::{contains, look_through, set_revoked};
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Form, Path, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
 use iptunnel_actors::server_registry::{Filter, Servers, SetNote, Sort};
-use iptunnel_domain::server::{Server, ServerId, ServerNumber};
+use iptunnel_domain::server::{EnrolledBy, Server, ServerId, ServerNumber};
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{ReadError, Records};
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,8 @@ struct Row {
     registered_at: String,
     last_checkin: String,
     state: &'static str,
+    /// Who enrolled it: the name of a token, or where else its credential came from. Empty: not known.
+    enrolled_by: String,
     note: String,
 }
 
@@ -104,6 +107,7 @@ async fn list(console: &Console, query: &ServersQuery) -> Result<List, ApiError>
         _ => return Err(invalid("sort must be newest, oldest, seen or unseen.")),
     };
     let cursor = parse_cursor(&query.cursor)?;
+    let state = console.state.clone();
     let servers = Arc::clone(console.state.handles.servers());
     let text = query.text.trim().to_lowercase();
     read(console, move |store| {
@@ -113,7 +117,7 @@ async fn list(console: &Console, query: &ServersQuery) -> Result<List, ApiError>
         } else {
             search(store, &servers, &filter, &text, cursor, now)?
         };
-        let servers = found.into_iter().map(|server| row(server, stale)).collect();
+        let servers = found.into_iter().map(|server| row(&state, server, stale)).collect();
         Ok(List { count, servers, next_cursor: next.map(|place| place.to_string()) })
     })
     .await
@@ -164,8 +168,19 @@ fn search(
     Ok((found, stopped.map(|number| u64::from(number.0))))
 }
 
-fn row(server: Server, stale: Timestamp) -> Row {
-    let state = if server.revoked {
+/// Returns who enrolled a server, in words.
+fn enrolled_by(state: &State, by: EnrolledBy) -> String {
+    match by {
+        EnrolledBy::Unknown => String::new(),
+        EnrolledBy::Master => "master token".to_owned(),
+        EnrolledBy::Token(number) => state.access.name_of(number),
+        EnrolledBy::Activation(name) => name.to_string(),
+        EnrolledBy::Import => "import".to_owned(),
+    }
+}
+
+fn row(state: &State, server: Server, stale: Timestamp) -> Row {
+    let shown = if server.revoked {
         "revoked"
     } else if server.last_checkin < stale {
         "stale"
@@ -175,10 +190,11 @@ fn row(server: Server, stale: Timestamp) -> Row {
     Row {
         server_id: server.id.to_string(),
         ip: server.ip.to_string(),
+        enrolled_by: enrolled_by(state, server.enrolled_by),
         hostname: server.hostname,
         registered_at: rfc3339(server.registered_at),
         last_checkin: rfc3339(server.last_checkin),
-        state,
+        state: shown,
         note: server.note,
     }
 }

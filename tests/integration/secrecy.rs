@@ -127,6 +127,46 @@ fn use_everything(server: &Process, secrets: &mut Secrets) {
     }
     use_servers(server, secrets);
     use_the_console(server, secrets);
+    use_access_tokens(server, secrets);
+}
+
+/// Makes access tokens in every way, and sends them wherever a token or another text may be.
+fn use_access_tokens(server: &Process, secrets: &mut Secrets) {
+    let api = &server.api;
+    let post = |path: &str, token: &str, body: &Value| {
+        let request = api.client.post(format!("{}{path}", api.admin)).bearer_auth(token);
+        try_send(request.body(body.to_string())).unwrap()
+    };
+    let body = json!({"name": "fleet", "role": "enrol"});
+    let first = secrets.keep(post("/admin/tokens", &api.master, &body).data("token"));
+    let rotated = post("/admin/tokens/1/rotate", &api.master, &json!({}));
+    let second = secrets.keep(rotated.data("token"));
+    let body = json!({"name": "admin", "role": "admin"});
+    let admin = secrets.keep(post("/admin/tokens", &api.master, &body).data("token"));
+    for token in [&first, &second, &admin] {
+        secrets.keep(&token[4..]);
+        let register = json!({"token": token, "ip": "1.2.3.5", "hostname": "b.example.com"});
+        api.post("/register", &register).unwrap();
+        for path in ["/status", "/api/v2/servers/0123456789abcdef/revoke"] {
+            let request = api.client.get(format!("{}{path}", api.url));
+            try_send(request.bearer_auth(token)).unwrap();
+        }
+        let cut = secrets.keep(&token[..token.len() - 1]);
+        for text in [token, &cut] {
+            post("/admin/tokens", text, &json!({"name": "x", "role": text}));
+            post(&format!("/admin/tokens/{text}/rotate"), text, &json!({"x": text}));
+            post("/admin/codes", text, &json!({"find": text}));
+        }
+        let client = Client::builder().no_proxy().redirect(Policy::none()).build().unwrap();
+        let login = client.post(format!("{}/console/login", api.admin));
+        let login = login.header("content-type", "application/x-www-form-urlencoded");
+        try_send(login.body(format!("token={token}"))).unwrap();
+    }
+    post("/admin/tokens/1/revoke", &admin, &json!({"servers": true}));
+    let audit = api.client.get(format!("{}/admin/audit/export", api.admin));
+    let audit = try_send(audit.bearer_auth(&api.master)).unwrap();
+    assert!(audit.text.contains("token_rotated"), "{}", audit.text);
+    secrets.check("the audit log", &audit.text);
 }
 
 fn use_the_console(server: &Process, secrets: &mut Secrets) {

@@ -71,6 +71,7 @@ fn the_charts_follow_the_load_and_every_page_is_accessible() {
         ("servers", "Servers"),
         ("settings", "Settings"),
         ("audit", "Audit"),
+        ("access", "Access"),
         ("sessions", "Sessions"),
     ] {
         window.click(&format!(".bar a[href$='/{page}']"));
@@ -129,4 +130,36 @@ fn a_changed_setting_is_in_force_at_once_and_after_a_restart_until_undone() {
     window.wait_for(&format!("tr:has({field}) td:nth-child(3)"), |text| text == "file");
     app.settle_settings();
     assert_eq!(ttl(&app), 300);
+}
+
+#[test]
+fn a_token_is_created_copied_and_revoked_and_opens_a_console_without_what_its_role_forbids() {
+    let app = TestApp::start();
+    let window = logged_in(&app);
+    go(&window, &app, "access");
+    window.fill("form[action$='/create'] [name=name]", "Ada Lovelace");
+    window.click("form[action$='/create'] option[value=view]");
+    window.fill("form[action$='/create'] [name=networks]", "127.0.0.0/8, ::1");
+    window.click("form[action$='/create'] .button");
+    let secret = window.wait_for("#secret", |text| text.starts_with("ipt_"));
+    window.click("[data-copy]");
+    window.wait_for("#copied", |text| text == "Copied." || text.contains("selected"));
+    window.check_looks("console-access-created");
+    window.width(400);
+    assert!(!window.scrolls_sideways());
+    window.width(1100);
+    window.click(".bar .who button");
+    window.wait_for("h1", |text| text == "Console");
+    window.fill("#token", &secret);
+    window.click("main button");
+    window.wait_for(".bar .who", |text| text.contains("Ada Lovelace") && text.contains("view"));
+    go(&window, &app, "access");
+    window.wait_for("tbody td:nth-child(3)", |text| text == "good");
+    assert_eq!(window.script("return document.querySelectorAll('main form').length"), 0);
+    window.check_looks("console-access-view");
+    let tokens = format!("{}/admin/tokens/1/revoke", app.admin);
+    let revoked = crate::harness::send(app.client.post(tokens).bearer_auth(app.master()));
+    assert_eq!(revoked.status, 200);
+    window.go(&format!("{}/console", app.admin));
+    window.wait_for("h1", |text| text == "Console");
 }
