@@ -88,7 +88,8 @@ pub fn audit(config: &Config, output: Output, action: Audit) -> Result<(), Strin
             ];
             let found = Server::of(config)?.get("/audit", &query)?;
             let columns = [
-                "number", "at", "action", "actor", "from", "server", "address", "subject", "detail",
+                "number", "at", "action", "actor", "by", "from", "server", "address", "subject",
+                "detail",
             ];
             write(output, &found, "entries", &columns)
         }

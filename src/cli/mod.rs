@@ -3,8 +3,8 @@
 //! * [`serve`]: runs the server; [`healthcheck`]: checks whether it is ready
 //! * [`check_config`]: refuses what a start would refuse
 //! * [`keys`], [`fence`], [`copy`], [`doctor`]: work on its files and its store
-//! * [`servers`], [`codes`], [`activations`], [`settings`], [`audit`]: send requests to a running
-//!   server, with [`client`] and [`transport`]
+//! * [`servers`], [`codes`], [`activations`], [`settings`], [`tokens`], [`audit`]: send requests to a
+//!   running server, with [`client`] and [`transport`]
 //! * [`completions`], [`man`]: describe the command line itself
 //! * [`environment`]: the variables that are settings
 //! * [`terminal`]: the output of commands; [`error`]: their errors
@@ -27,6 +27,7 @@ mod serve;
 mod servers;
 mod settings;
 mod terminal;
+mod tokens;
 mod transport;
 
 use crate::config::{Layers, Sources};
@@ -65,9 +66,12 @@ pub struct Cli {
     /// The output format of commands that ask a running server, and of doctor
     #[arg(long, global = true, value_enum, default_value_t)]
     output: terminal::Output,
-    /// Send requests to this address with the master token, instead of through the server's socket
+    /// Send requests to this address with a token, instead of through the server's socket
     #[arg(long, global = true, value_name = "URL")]
     url: Option<String>,
+    /// The file of the token that is sent with --url [default: auth.master_token_file]
+    #[arg(long, global = true, value_name = "FILE", requires = "url")]
+    token_file: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -136,6 +140,20 @@ Examples:
     Config {
         #[command(subcommand)]
         action: settings::Settings,
+    },
+    /// Create, list, change, rotate and revoke access tokens
+    ///
+    /// An access token has a name and a role. Give one to each person, monitor and group of servers, and
+    /// keep the master token for emergencies.
+    #[command(after_help = "\
+Examples:
+  iptunnel-server tokens create office --role operate
+  iptunnel-server tokens list
+  iptunnel-server tokens rotate office --grace 2h
+  iptunnel-server tokens revoke office")]
+    Tokens {
+        #[command(subcommand)]
+        action: tokens::Tokens,
     },
     /// Read, export and verify the audit log
     #[command(after_help = "\
@@ -260,6 +278,11 @@ impl Cli {
         let file = self.config.clone().or_else(|| (!is_missing).then_some(default));
         let mut flags = self.set.clone();
         flags.extend(self.url.clone().map(|url| ("admin.url".to_owned(), url)));
+        if let Some(file) = &self.token_file {
+            let file =
+                file.to_str().ok_or_else(|| "--token-file: the path is not UTF-8".to_owned())?;
+            flags.push(("auth.master_token_file".to_owned(), file.to_owned()));
+        }
         Ok(Sources { file, env: environment::variables()?, flags })
     }
 
@@ -289,6 +312,7 @@ impl Cli {
             Command::Codes { action } => codes::codes(&config, output, action)?,
             Command::Activations { action } => activations::activations(&config, output, action)?,
             Command::Config { action } => settings::settings(&config, output, action)?,
+            Command::Tokens { action } => tokens::tokens(&config, output, action)?,
             Command::Audit { action } => audit::audit(&config, output, action)?,
             Command::Completions { .. } | Command::Man { .. } => {}
         }

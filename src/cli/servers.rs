@@ -96,8 +96,16 @@ pub fn servers(config: &Config, output: Output, action: Servers) -> Result<(), S
         Servers::List { show, sort, text, cursor } => {
             let query =
                 [("show", show.as_str()), ("sort", &sort), ("text", &text), ("cursor", &cursor)];
-            let columns =
-                ["server_id", "ip", "hostname", "registered_at", "last_checkin", "state", "note"];
+            let columns = [
+                "server_id",
+                "ip",
+                "hostname",
+                "registered_at",
+                "last_checkin",
+                "state",
+                "enrolled_by",
+                "note",
+            ];
             write(output, &server.get("/servers", &query)?, "servers", &columns)
         }
         Servers::Revoke { server_id } => act(&server_id, "revoke", &json!({})),
