@@ -74,7 +74,7 @@ pub async fn change(
     let Change { key, value, undo, tag, .. } = form.into_inner();
     let wanted = vec![(key, (undo == 0).then_some(value))];
     let state = &console.state;
-    let changed = state.settings.change(wanted, Some(tag), operator.from).await;
+    let changed = state.settings.change(wanted, Some(tag), operator.who()).await;
     match changed.map_err(ApiError::from) {
         Ok(_) => see(&format!("{}/settings", operator.base)),
         Err(error) => {
@@ -137,7 +137,7 @@ pub async fn json_change(
     let changed: Result<_, ApiError> = async {
         let tag = condition(&request)?;
         let wanted = wanted(&body)?;
-        Ok(console.state.settings.change(wanted, tag, operator.from).await?)
+        Ok(console.state.settings.change(wanted, tag, operator.who()).await?)
     }
     .await;
     match changed {

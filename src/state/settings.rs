@@ -5,6 +5,7 @@
 //! survives a restart and a reload of the file. Only one change runs at a time. Each is checked as a
 //! whole, then written together with its entries in the audit log, and then applied.
 
+use super::access::caller::Caller;
 use super::live::Live;
 use crate::config::{Config, ConfigError, Layers, Loaded, Setting, settings};
 use crate::os::Clock;
@@ -148,11 +149,11 @@ impl Settings {
     }
 
     /// Returns the entry of a change for the audit log.
-    fn event(&self, actor: Actor, from: Option<IpAddr>, key: &str, detail: String) -> Event {
+    fn event(&self, actor: Actor, key: &str, detail: String) -> Event {
         Event {
             subject: key.to_owned(),
             detail,
-            ..Event::new(Action::SettingChanged, actor, self.clock.now(), from)
+            ..Event::new(Action::SettingChanged, actor, self.clock.now(), None)
         }
     }
 
@@ -214,7 +215,7 @@ impl Settings {
             before.changes(&loaded.config).into_iter().filter(|change| change.at_run_time);
         events.extend(changes.map(|change| {
             let detail = format!("{} -> {}", change.old, change.new);
-            self.event(Actor::Administrator, None, &change.key, detail)
+            self.event(Actor::Administrator, &change.key, detail)
         }));
         if events.is_empty() {
             return;
@@ -272,7 +273,7 @@ impl Settings {
         true
     }
 
-    /// Applies an operator's changes, all of them or none. A change that has begun runs to its end, even
+    /// Applies the changes of an operator at the address `from`, all of them or none. A change that has begun runs to its end, even
     /// if the caller no longer waits.
     ///
     /// # Errors
@@ -282,11 +283,11 @@ impl Settings {
         self: &Arc<Self>,
         wanted: Vec<Wanted>,
         tag: Option<String>,
-        from: IpAddr,
+        (caller, from): (&Caller, IpAddr),
     ) -> Result<Arc<InForce>, SettingsError> {
-        let settings = Arc::clone(self);
+        let (settings, by) = (Arc::clone(self), caller.token_name().to_owned());
         let change = actix_web::rt::spawn(async move {
-            settings.keep_and_apply(&wanted, tag.as_deref(), from).await
+            settings.keep_and_apply(&wanted, tag.as_deref(), (&by, from)).await
         });
         match tokio::time::timeout(self.live.patience(), change).await {
             Ok(ended) => ended.unwrap_or(Err(SettingsError::BrokenOff)),
@@ -298,7 +299,7 @@ impl Settings {
         &self,
         wanted: &[Wanted],
         tag: Option<&str>,
-        from: IpAddr,
+        (by, from): (&str, IpAddr),
     ) -> Result<Arc<InForce>, SettingsError> {
         let mut inner = self.inner.lock().await;
         let before = self.in_force();
@@ -335,7 +336,8 @@ impl Settings {
             .iter()
             .filter_map(|now| {
                 let detail = difference(before.find(&now.key)?, now)?;
-                Some(self.event(Actor::Operator, Some(from), &now.key, detail))
+                let event = self.event(Actor::Operator, &now.key, detail);
+                Some(Event { by: by.to_owned(), from: Some(from), ..event })
             })
             .collect();
         let is_kept = |(key, value): &Wanted| {
