@@ -12,9 +12,11 @@ use actix_web::http::StatusCode;
 use actix_web::web::{Bytes, Data, Form, Path};
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
+use futures_util::{StreamExt, stream};
 use iptunnel_actors::server_registry::{Filter, Sort};
 use iptunnel_domain::access::{AccessToken, Role, TokenNumber, WhyNot};
 use iptunnel_domain::address::Network;
+use iptunnel_domain::server::ServerId;
 use iptunnel_domain::{Refusal, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -25,8 +27,10 @@ use std::sync::Arc;
 /// The seconds for which the secret before a rotation stays good, unless the request says otherwise: one
 /// day, in which operators can hand out the new one.
 const GRACE: u64 = 86_400;
-/// Servers that are revoked between two looks at the list of those that are left.
+/// Servers that are read at a time to be revoked.
 const STEP: usize = 1000;
+/// Servers that are revoked at the same time: they share commits, and leave permits to others.
+const AT_ONCE: usize = 64;
 
 /// A token as lists show it.
 #[derive(Serialize)]
@@ -148,8 +152,12 @@ async fn revoke_servers(
         let (ids, last) = page.await?;
         let Some(last) = last else { return Ok(revoked) };
         after = Some(last);
-        for id in ids {
-            set_revoked(&console.state, &id.to_string(), true, operator.who()).await?;
+        let revoke = |id: ServerId| async move {
+            set_revoked(&console.state, &id.to_string(), true, operator.who()).await
+        };
+        let mut done = stream::iter(ids).map(revoke).buffer_unordered(AT_ONCE);
+        while let Some(one) = done.next().await {
+            one?;
             revoked += 1;
         }
     }
@@ -515,7 +523,7 @@ pub async fn change(
     let changed = async {
         let (number, (by, from)) = (number(&form.id)?, operator.who());
         let mut terms = Terms { name: Some(form.name.clone()), ..form.terms()? };
-        let end = console.state.access.entry(number).and_then(|entry| entry.token.expires_at);
+        let end = console.state.access.by_number(number).and_then(|entry| entry.token.expires_at);
         let is_same_day = |end| rfc3339(end).starts_with(form.expires_at.trim());
         if !form.expires_at.trim().is_empty() && end.is_some_and(is_same_day) {
             // The form knows the day alone. What nobody has changed keeps its time.

@@ -102,8 +102,8 @@ fn optional_install_token() -> ObjectBuilder {
         .description(Some(description))
 }
 
-fn master_token() -> ObjectBuilder {
-    text(FIELD, "MASTER_TOKEN", "The master token.")
+fn enrolling_token() -> ObjectBuilder {
+    text(FIELD, "ACCESS_TOKEN", "An access token with the role enrol, or the master token.")
 }
 
 fn server_hostname() -> ObjectBuilder {
@@ -178,7 +178,7 @@ pub struct ReleaseRequest {
 #[derive(ToSchema)]
 #[allow(dead_code)]
 pub struct RegisterRequest {
-    #[schema(schema_with = master_token)]
+    #[schema(schema_with = enrolling_token)]
     token: String,
     #[schema(schema_with = public_ip)]
     ip: String,

@@ -245,6 +245,26 @@ fn the_table_in_the_documentation_is_the_one_in_the_program() {
 }
 
 #[test]
+fn the_reference_names_the_roles_of_each_operation() {
+    let document = TestApp::start().get("/api/v2/openapi.json").json();
+    let mut compared = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let rule = Rule::of(PUBLIC, &method.to_uppercase(), path).unwrap();
+            let roles = if rule.in_body { &[] } else { rule.least };
+            let named: Vec<_> =
+                roles.iter().map(|role| json!({"access_token": [role.name()]})).collect();
+            let security = operation["security"].as_array().unwrap();
+            let with_token = |way: &&Value| way.get("access_token").is_some();
+            let found: Vec<_> = security.iter().filter(with_token).cloned().collect();
+            assert_eq!(found, named, "{rule}");
+            compared += named.len();
+        }
+    }
+    assert!(compared >= 5, "{compared}");
+}
+
+#[test]
 fn a_token_is_shown_once_and_described_ever_after() {
     let app = TestApp::start();
     let body = json!({"name": "fleet", "role": "enrol", "networks": ["127.0.0.0/8"],
@@ -455,6 +475,10 @@ fn the_audit_log_names_the_token_that_did_it() {
     let path = format!("/admin/servers/{id}/note");
     admin(&app, &operator.text, "POST", &path, &json!({"note": "gone"}));
     session(&app, &operator.text);
+    let chief = with_role(&app, Role::Admin);
+    let patch = app.client.patch(format!("{}/admin/config", app.admin)).header("if-match", "*");
+    let body = json!({"codes.ttl_seconds": "77"}).to_string();
+    assert_eq!(send(patch.bearer_auth(&chief.text).body(body)).status, 200);
     let by = |action: &str| {
         let path = format!("/admin/audit?action={action}");
         let log = by_master(&app, "GET", &path, &json!({})).json();
@@ -468,6 +492,7 @@ fn the_audit_log_names_the_token_that_did_it() {
     assert!(found["data"]["entries"].as_array().unwrap().len() >= 3, "{found}");
     let servers = by_master(&app, "GET", "/admin/servers", &json!({})).json();
     assert_eq!(servers["data"]["servers"][0]["enrolled_by"], "the enrol", "{servers}");
+    assert_eq!(by("setting_changed"), "the admin");
     assert_eq!(by("token_created"), "", "the master token has no name");
 }
 

@@ -269,3 +269,68 @@ fn a_command_reports_that_no_server_is_running() {
     assert!(words.contains("run this command in the server's folder"), "{words}");
     assert!(!folder.path().join("data").exists());
 }
+
+#[test]
+fn tokens_are_made_listed_changed_rotated_and_revoked_from_the_command_line() {
+    let server = Process::start(&[]);
+    let made = ask(&server, &["tokens", "create", "Ada Lovelace", "--role", "view"]);
+    assert!(made.status.success(), "{}", said(&made));
+    let secret = String::from_utf8(made.stdout).unwrap();
+    assert!(secret.starts_with("ipt_") && secret.len() == 43, "only the secret: {secret}");
+    assert!(String::from_utf8_lossy(&made.stderr).contains("shown this once"));
+    let list = asked(&server, &["tokens", "list"]);
+    assert!(list.contains("Ada Lovelace") && !list.contains("ipt_"), "{list}");
+    let changed = ["tokens", "change", "Ada Lovelace", "--name", "Ada", "--network", "127.0.0.0/8"];
+    assert_eq!(
+        asked(&server, &[&changed[..], &["--expires", "2090-01-01"]].concat()),
+        "Ada good\n"
+    );
+    let row = asked_json(&server, &["tokens", "list"])["tokens"][0].clone();
+    assert_eq!(row["networks"], json!(["127.0.0.0/8"]), "{row}");
+    assert_eq!(row["expires_at"], "2090-01-01T00:00:00+00:00", "{row}");
+    asked(&server, &["tokens", "change", "1", "--network", "any", "--expires", "never"]);
+    let row = asked_json(&server, &["tokens", "list"])["tokens"][0].clone();
+    assert_eq!((&row["networks"], &row["expires_at"]), (&json!([]), &Value::Null), "{row}");
+
+    // Commands from elsewhere take the token in a file.
+    let file = server.folder.path().join("ada.token");
+    fs::write(&file, &secret).unwrap();
+    let (url, file) = (server.api.admin.clone(), file.display().to_string());
+    let far = |arguments: &[&str]| {
+        ask(&server, &[&["--url", &url, "--token-file", &file], arguments].concat())
+    };
+    let list = far(&["servers", "list"]);
+    assert!(list.status.success(), "{}", said(&list));
+    let refused = far(&["config", "set", "codes.ttl_seconds=77"]);
+    assert!(!refused.status.success(), "{}", said(&refused));
+    assert!(said(&refused).contains("has the role view. This needs admin."), "{}", said(&refused));
+
+    let rotated = ask(&server, &["tokens", "rotate", "Ada", "--grace", "0"]);
+    assert!(rotated.status.success() && rotated.stdout != secret.as_bytes(), "{}", said(&rotated));
+    assert!(said(&far(&["servers", "list"])).contains("The token is not valid."));
+    assert_eq!(asked(&server, &["tokens", "revoke", "Ada"]), "Ada revoked\n");
+    let unknown = ask(&server, &["tokens", "revoke", "Ada"]);
+    assert!(said(&unknown).contains("there is no such token"), "{}", said(&unknown));
+    let wrong = ask(&server, &["tokens", "create", "x", "--role", "root"]);
+    assert_eq!(wrong.status.code(), Some(2), "{}", said(&wrong));
+    let alone = ask(&server, &["--token-file", "x", "servers", "list"]);
+    assert_eq!(alone.status.code(), Some(2), "{}", said(&alone));
+}
+
+#[test]
+fn whoever_revokes_an_enrolling_token_is_told_of_its_servers() {
+    let server = Process::start(&[]);
+    let made =
+        ask(&server, &["tokens", "create", "fleet", "--role", "enrol", "--max-servers", "2"]);
+    let token = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+    for number in 1..=2 {
+        let body = json!({"token": token, "ip": format!("9.9.9.{number}")});
+        assert_eq!(server.api.post("/register", &body).unwrap().status, 200);
+    }
+    assert!(asked(&server, &["servers", "list"]).contains("fleet"));
+    let revoked = ask(&server, &["tokens", "revoke", "fleet"]);
+    assert!(said(&revoked).contains("2 servers"), "{}", said(&revoked));
+    let again = ask(&server, &["tokens", "revoke", "1", "--servers"]);
+    assert!(said(&again).contains("servers revoked with it: 2"), "{}", said(&again));
+    assert_eq!(asked_json(&server, &["servers", "list", "--show", "revoked"])["count"], 2);
+}

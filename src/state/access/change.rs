@@ -19,8 +19,12 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
-/// The most tokens that are kept, revoked ones included: about 5 MB of memory.
+/// The most tokens that are kept, revoked ones included: about 5 MB of memory, without their lists.
 const MOST: usize = 10_000;
+/// The most networks and addresses of all tokens together: about 20 MB of memory.
+const MOST_LISTED: usize = 100_000;
+/// The names that stand for callers without an access token. See [`Caller::shown`].
+const RESERVED: [&str; 2] = ["administrator", "master token"];
 /// How often a change is tried when other servers change the same token.
 const TRIES: u32 = 3;
 /// The longest time to read the tokens again.
@@ -122,6 +126,9 @@ impl Tokens {
     /// Checks the name of a token against those of the others.
     fn name(&self, text: &str, of: Option<TokenNumber>) -> Result<String, AccessError> {
         let name = AccessToken::parse_name(text)?;
+        if RESERVED.iter().any(|reserved| name.eq_ignore_ascii_case(reserved)) {
+            return Err(refused(format!("name must not be {}.", name.to_lowercase())));
+        }
         let is_taken = self.by_number.values().any(|entry| {
             let token = &entry.token;
             token.name == name && token.revoked_at.is_none() && Some(token.number) != of
@@ -158,6 +165,7 @@ impl Tokens {
             version: 1,
         };
         let token = with_terms(token, &wanted.terms, now)?;
+        self.check_lists(&token)?;
         let terms = differences(&AccessToken { role: token.role, ..plain(&token) }, &token);
         let detail = std::iter::once(format!("role {}", token.role.name())).chain(terms);
         let detail = detail.collect::<Vec<_>>().join("; ");
@@ -176,11 +184,24 @@ impl Tokens {
             token.name = self.name(name, Some(number))?;
         }
         let token = with_terms(token, terms, now)?;
+        self.check_lists(&token)?;
         let differences = differences(before, &token);
         if differences.is_empty() {
             return Ok(None);
         }
         Ok(Some((token, Action::TokenChanged, differences.join("; "))))
+    }
+
+    /// Checks that the lists of all tokens, with those of `token`, are not too long.
+    fn check_lists(&self, token: &AccessToken) -> Result<(), AccessError> {
+        let length = |token: &AccessToken| token.networks.len() + token.addresses.len();
+        let others = self.by_number.values().map(|entry| &entry.token);
+        let others = others.filter(|other| other.number != token.number);
+        if others.map(length).sum::<usize>() + length(token) > MOST_LISTED {
+            let words = "networks and addresses of all tokens together may have";
+            return Err(refused(format!("{words} {MOST_LISTED} entries.")));
+        }
+        Ok(())
     }
 
     fn rotate(
@@ -381,7 +402,7 @@ impl AccessTokens {
             let changed = change(&self.tokens.load(), now)?;
             let Some((token, action, detail)) = changed else {
                 let number = number.ok_or(AccessError::BrokenOff)?;
-                return self.entry(number).ok_or(AccessError::NotFound);
+                return self.by_number(number).ok_or(AccessError::NotFound);
             };
             let event = Event {
                 subject: token.name.clone(),
@@ -393,15 +414,10 @@ impl AccessTokens {
             if written.within(Duration::MAX).await.outcome?? {
                 let number = token.number;
                 self.publish(token, now);
-                return self.entry(number).ok_or(AccessError::BrokenOff);
+                return self.by_number(number).ok_or(AccessError::BrokenOff);
             }
         }
         Err(Failure::Overloaded.into())
-    }
-
-    /// Returns the token with this number.
-    pub fn entry(&self, number: TokenNumber) -> Option<Arc<Entry>> {
-        self.tokens.load().by_number.get(&number).cloned()
     }
 
     /// Puts a token in force that has been written.
@@ -438,8 +454,12 @@ impl AccessTokens {
     /// # Errors
     /// The store cannot be read.
     pub async fn list(&self) -> Result<Vec<Arc<Entry>>, AccessError> {
-        let _one = self.changing.lock().await;
-        self.read_again().await?;
+        let read = async {
+            let _one = self.changing.lock().await;
+            self.read_again().await
+        };
+        let read = tokio::time::timeout(self.live.patience(), read).await;
+        read.unwrap_or(Err(Failure::StorageUnavailable.into()))?;
         Ok(self.tokens.load().by_number.values().cloned().collect())
     }
 
@@ -517,6 +537,8 @@ mod tests {
         let one = with(vec![], none.create(&wanted("office", Role::View), secret, NOW).unwrap());
         let again = one.create(&wanted(" office ", Role::Admin), secret, NOW).unwrap_err();
         assert!(words(again).contains("taken"));
+        let reserved = none.create(&wanted("Master token", Role::Admin), secret, NOW).unwrap_err();
+        assert_eq!(words(reserved), "name must not be master token.");
         let number = TokenNumber(1);
         let revoked = with(vec![], one.revoke(number, NOW).unwrap());
         let second = revoked.create(&wanted("office", Role::Admin), secret, NOW).unwrap().unwrap();
@@ -525,6 +547,33 @@ mod tests {
             words(revoked.change(number, &Terms::default(), NOW).unwrap_err()).contains("revoked")
         );
         assert_eq!(revoked.revoke(number, NOW), Ok(None), "a repeat changes nothing");
+    }
+
+    #[test]
+    fn the_lists_of_all_tokens_together_are_bounded() {
+        let address = |number: u32| IpAddr::from(number.to_be_bytes());
+        let addresses: Vec<_> = (0..AccessToken::ADDRESSES as u32).map(address).collect();
+        let full = |number: u32| {
+            let token = Tokens::default().create(
+                &wanted(&number.to_string(), Role::Enrol),
+                KeyedHash([1; 16]),
+                NOW,
+            );
+            let addresses = addresses.clone();
+            AccessToken { number: TokenNumber(number), addresses, ..token.unwrap().unwrap().0 }
+        };
+        let tokens = Tokens::of((1..=97).map(full).collect(), NOW, &Tokens::default());
+        let change = |length: usize| {
+            let addresses = Some(addresses[..length].to_vec());
+            tokens.change(TokenNumber(1), &Terms { addresses, ..Terms::default() }, NOW)
+        };
+        assert!(change(5).is_ok());
+        let new = NewToken {
+            terms: Terms { addresses: Some(addresses.clone()), ..Terms::default() },
+            ..wanted("one more", Role::Enrol)
+        };
+        let refused = tokens.create(&new, KeyedHash([2; 16]), NOW).unwrap_err();
+        assert!(words(refused).contains("100000 entries"));
     }
 
     #[test]

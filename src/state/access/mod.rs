@@ -131,10 +131,14 @@ impl AccessTokens {
         }
     }
 
+    /// Returns the token with this number.
+    pub fn by_number(&self, number: TokenNumber) -> Option<Arc<Entry>> {
+        self.tokens.load().by_number.get(&number).cloned()
+    }
+
     /// Returns the name of a token; its number if it is not known.
     pub fn name_of(&self, number: TokenNumber) -> String {
-        let tokens = self.tokens.load();
-        let entry = tokens.by_number.get(&number);
+        let entry = self.by_number(number);
         entry.map_or_else(|| format!("token {number}"), |entry| entry.token.name.clone())
     }
 
