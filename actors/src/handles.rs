@@ -18,7 +18,8 @@ use crate::runtime::reader::Reader;
 use crate::runtime::reply::{Pending, Permits, Reply};
 use crate::runtime::tuning::ActorSettings;
 use crate::server_registry::{
-    self, CheckIn, Recovered, Register, Registered, ServerRegistry, Servers, SetNote, SetRevoked,
+    self, CheckIn, Delete, DeleteUnseen, Import, Imported, Recovered, Register, Registered,
+    ServerRegistry, Servers, SetNote, SetRevoked,
 };
 use actix::{Arbiter, AsyncContext, Context};
 use arc_swap::ArcSwap;
@@ -341,6 +342,28 @@ impl Handles {
     pub fn set_note(&self, command: SetNote) -> Result<Pending<()>, Failure> {
         let (work, pending) = self.begin(command)?;
         self.server_registry.send(work);
+        Ok(pending)
+    }
+
+    /// Sends the deletion of a server.
+    pub fn delete_server(&self, command: Delete) -> Result<Pending<()>, Failure> {
+        let (work, pending) = self.begin(command)?;
+        self.server_registry.send(work);
+        Ok(pending)
+    }
+
+    /// Sends the deletion of servers that were not seen for long. The answer is how many were deleted; 0
+    /// means that none is left.
+    pub fn delete_unseen(&self, command: DeleteUnseen) -> Result<Pending<usize>, Failure> {
+        let (work, pending) = self.begin(command)?;
+        self.server_registry.send::<Work<_>>(work);
+        Ok(pending)
+    }
+
+    /// Sends servers from another program's list.
+    pub fn import_servers(&self, command: Import) -> Result<Pending<Imported>, Failure> {
+        let (work, pending) = self.begin(command)?;
+        self.server_registry.send::<Work<_>>(work);
         Ok(pending)
     }
 

@@ -257,9 +257,11 @@ impl SharedByServers for Shared {
     }
     fn enrolled(&self, by: TokenNumber) -> Read<u64> {
         let mut count = 0;
-        self.engine.each_server(&mut |server| {
-            let is_enrolled = server.enrolled_by == EnrolledBy::Token(by);
-            count += u64::from(is_enrolled && !server.revoked && !server.deleted);
+        self.read("enrolled", |engine| {
+            engine.each_server(&mut |server| {
+                let is_enrolled = server.enrolled_by == EnrolledBy::Token(by);
+                count += u64::from(is_enrolled && !server.revoked && !server.deleted);
+            })
         })?;
         Ok(count)
     }
@@ -358,6 +360,7 @@ fn parts(store: &Arc<Shared>, permits: usize) -> Dependencies {
 
 fn tuning() -> ActorSettings {
     ActorSettings {
+        forget_after_seconds: 0,
         lifetimes: Lifetimes::default(),
         limits: Limits::new(|_| 100, 1000),
         retention_seconds: 86_400,
@@ -1066,5 +1069,81 @@ fn a_server_whose_commits_are_refused_never_answers_not_found() {
             );
             assert!(not_found, "{refused:?}");
         }
+    });
+}
+
+/// Waits until the server lists so many servers.
+async fn wait_until_listed(test: &TestServer, count: usize) {
+    let all = Filter::default();
+    wait_until("the list is up to date", || test.handles.servers().count(&all) == count).await;
+}
+
+#[test]
+fn a_server_that_was_deleted_and_registered_elsewhere_is_followed() {
+    with_test_server(async |test| {
+        let server = granted(test.register(1, "a")).await;
+        let forget = Write::ForgetServer(server.number, server.version);
+        test.store.write(&Change(vec![forget])).unwrap();
+        test.heard_of(&server);
+        wait_until_listed(test, 0).await;
+        let check_in = || test.handles.check_in(check_in(1, NOW)).unwrap();
+        assert_eq!(outcome_of(check_in()).await, Ok(Err(Refusal::ServerNotFound)));
+        let again = Server { number: ServerNumber(900), ..server };
+        test.store.write(&Change(vec![Write::Server(again.clone())])).unwrap();
+        assert_eq!(granted(check_in()).await, CheckedIn::Active);
+        // It has heard of neither of the next two.
+        test.store.write(&Change(vec![Write::ForgetServer(again.number, 1)])).unwrap();
+        let third = Server { number: ServerNumber(901), ..again };
+        test.store.write(&Change(vec![Write::Server(third)])).unwrap();
+        assert_eq!(granted(test.register(1, "c")).await.version, 2);
+        assert_eq!(outcome_of(test.revoke(1)).await, GRANTED);
+    });
+}
+
+#[test]
+fn a_server_that_was_imported_elsewhere_registers_under_its_id() {
+    with_test_server(async |test| {
+        let server = granted(test.register(9, "a")).await;
+        let (id, address_id, number) = (server_id(100), server_id(1), ServerNumber(900));
+        let imported = Server { id, address_id, number, revoked: true, ..server };
+        test.store.write(&Change(vec![Write::Server(imported.clone())])).unwrap();
+        let refused = Ok(Err(Refusal::ServerRevoked(id)));
+        assert_eq!(outcome_of(test.register(1, "b")).await, refused);
+        let restored = imported.set_revoked(false).unwrap();
+        test.store.write(&Change(vec![Write::Server(restored)])).unwrap();
+        assert_eq!(granted(test.register(1, "b")).await.id, id);
+        assert_eq!(
+            granted(test.handles.check_in(check_in(100, NOW)).unwrap()).await,
+            CheckedIn::Active
+        );
+    });
+}
+
+#[test]
+fn servers_that_another_one_has_enrolled_count_for_an_access_tokens_bound() {
+    with_test_server(async |test| {
+        let by = EnrolledBy::Token(TokenNumber(3));
+        let bounded = |number| {
+            let register = registration(number, "a");
+            let credential = Credential { by, ..register.credential };
+            test.handles.register(Register { credential, max_servers: 3, ..register }).unwrap()
+        };
+        let server = granted(bounded(1)).await;
+        let elsewhere = Server {
+            id: server_id(50),
+            address_id: server_id(50),
+            number: ServerNumber(900),
+            ..server.clone()
+        };
+        test.store.write(&Change(vec![Write::Server(elsewhere)])).unwrap();
+        // Both are asked for at once, and one is left.
+        let (one, other) = (bounded(2), bounded(3));
+        let outcomes = [outcome_of(one).await, outcome_of(other).await];
+        assert!(outcomes.contains(&GRANTED), "{outcomes:?}");
+        assert!(outcomes.contains(&Ok(Err(Refusal::TooManyServers))), "{outcomes:?}");
+        assert_eq!(outcome_of(bounded(1)).await, GRANTED, "it is enrolled already");
+        test.store.plan().unreadable = Some("enrolled");
+        assert_eq!(outcome_of(bounded(4)).await, UNAVAILABLE);
+        assert_eq!(outcome_of(bounded(4)).await, Ok(Err(Refusal::TooManyServers)));
     });
 }

@@ -291,15 +291,16 @@ impl Server {
     }
 
     /// Returns the server as the list of another program has it now; `None` if there is nothing to
-    /// change. A server that was changed here stays as it is: the list does not undo that.
-    pub fn import_again(&self, address_id: ServerId, listed: Listed) -> Option<Self> {
-        if self.changed_here {
+    /// change. A server that was changed here stays as it is: the list does not undo that. It also
+    /// keeps its address.
+    pub fn import_again(&self, listed: Listed) -> Option<Self> {
+        if self.changed_here || self.ip != listed.ip {
             return None;
         }
         let version = self.version.saturating_add(1);
         let last_checkin = self.last_checkin.max(listed.last_checkin);
         let server =
-            Self { version, last_checkin, ..Self::import(self.number, address_id, listed) };
+            Self { version, last_checkin, ..Self::import(self.number, self.address_id, listed) };
         let is_news = Self { version: self.version, ..server.clone() } != *self;
         is_news.then_some(server)
     }
@@ -484,14 +485,14 @@ mod tests {
     #[test]
     fn an_imported_server_follows_its_list_until_it_is_changed_here() {
         let server = Server::import(ServerNumber(3), ServerId(1), listed());
-        assert_eq!(server.import_again(ServerId(1), listed()), None);
+        assert_eq!(server.import_again(listed()), None);
         let revoked = Listed { revoked: true, ..listed() };
-        let again = server.import_again(ServerId(1), revoked.clone()).unwrap();
+        let again = server.import_again(revoked.clone()).unwrap();
         assert!(again.revoked && again.version == 2 && again.number == server.number);
         let earlier = Listed { last_checkin: Timestamp(1), ..listed() };
-        assert_eq!(server.import_again(ServerId(1), earlier), None);
+        assert_eq!(server.import_again(earlier), None);
         let restored = again.set_revoked(false).unwrap();
-        assert_eq!(restored.import_again(ServerId(1), revoked), None);
+        assert_eq!(restored.import_again(revoked), None);
     }
 
     #[test]

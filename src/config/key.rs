@@ -122,6 +122,7 @@ pub(super) static KEYS: &[Key] = &[
     live("servers.checkin_flush_seconds", whole(" of seconds", 1, 3600)),
     live("servers.revoked_checkin_status", Kind::Number(&[200, 403])),
     live("servers.next_checkin_seconds", whole(" of seconds", 1, 2_592_000)),
+    live("servers.forget_after_days", whole(" of days", 0, 3650)),
     fixed("actors.code_registry.queue", QUEUE),
     live("actors.code_registry.batch", BATCH),
     fixed("actors.activation.queue", QUEUE),

@@ -166,6 +166,8 @@ pub struct Servers {
     pub revoked_checkin_status: u16,
     /// Seconds until the next check-in, which agents receive.
     pub next_checkin_seconds: u64,
+    /// Days without a check-in after which a server is deleted by itself; 0 for never.
+    pub forget_after_days: u64,
 }
 
 /// The size of one actor.

@@ -36,6 +36,7 @@ fn actor_settings(config: &Config) -> ActorSettings {
         limits: config.limits,
         retention_seconds: config.storage.retention_days.saturating_mul(86_400),
         checkin_flush_seconds: config.servers.checkin_flush_seconds,
+        forget_after_seconds: config.servers.forget_after_days.saturating_mul(86_400),
         batches: Batches {
             code_registry: actors.code_registry.batch,
             activation: actors.activation.batch,

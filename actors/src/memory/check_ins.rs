@@ -57,6 +57,11 @@ impl CheckIns {
         self.noted.insert(id, seen);
     }
 
+    /// Drops the check-in of a server that was deleted.
+    pub(crate) fn forget(&mut self, id: ServerId) {
+        self.noted.remove(&id);
+    }
+
     /// Starts to write all check-ins, `step` at a time, unless a flush is still running. Returns their
     /// number.
     pub(crate) fn flush(&mut self, handles: &Arc<Handles>, step: usize) -> usize {

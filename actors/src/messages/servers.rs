@@ -2,7 +2,7 @@
 
 use crate::messages::Command;
 use iptunnel_domain::Timestamp;
-use iptunnel_domain::server::{Bearer, Credential, Server, ServerId};
+use iptunnel_domain::server::{Bearer, Credential, Listed, Server, ServerId};
 use std::net::IpAddr;
 
 /// Registers a server, or registers it again. Sent by the HTTP edge, which has checked the credential;
@@ -89,4 +89,99 @@ pub struct SetNote {
 
 impl Command for SetNote {
     type Answer = ();
+}
+
+/// Deletes a server. Sent by the HTTP edge; answered when it is on disk. A revoked server stays revoked,
+/// and can be restored by its id.
+#[derive(Clone)]
+pub struct Delete {
+    /// The server.
+    pub id: ServerId,
+    /// The name of the operator's access token; empty if it was none.
+    pub by: String,
+    /// The address of the operator.
+    pub from: IpAddr,
+    /// When the request arrived.
+    pub now: Timestamp,
+}
+
+impl Command for Delete {
+    type Answer = ();
+}
+
+/// Deletes some of the servers that were not seen for long, those not seen for longest first. Sent by the
+/// HTTP edge, again and again until the answer is 0; answered when it is on disk.
+#[derive(Clone)]
+pub struct DeleteUnseen {
+    /// Only servers last seen before this instant.
+    pub before: Timestamp,
+    /// The name of the operator's access token; empty if it was none.
+    pub by: String,
+    /// The address of the operator.
+    pub from: IpAddr,
+    /// When the request arrived.
+    pub now: Timestamp,
+}
+
+impl DeleteUnseen {
+    /// The most servers that one message deletes.
+    pub const STEP: usize = 500;
+}
+
+impl Command for DeleteUnseen {
+    /// The number of servers deleted.
+    type Answer = usize;
+}
+
+/// Takes over servers from another program's list. Sent by the HTTP edge, which has checked them; answered
+/// when they are on disk. A list that is longer than [`Import::STEP`] takes several messages. To import the
+/// same list again is safe, and changes nothing.
+#[derive(Clone)]
+pub struct Import {
+    /// The servers, each with the id of its address: at most [`Import::STEP`].
+    pub servers: Vec<(ServerId, Listed)>,
+    /// Whether to write nothing, and only to say what would be done.
+    pub dry_run: bool,
+    /// The name of the operator's access token; empty if it was none.
+    pub by: String,
+    /// The address of the operator.
+    pub from: IpAddr,
+    /// When the request arrived.
+    pub now: Timestamp,
+}
+
+impl Import {
+    /// The most servers that one message imports.
+    pub const STEP: usize = 1000;
+}
+
+impl Command for Import {
+    type Answer = Imported;
+}
+
+/// What an import has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Imported {
+    /// Servers that were not known.
+    pub new: usize,
+    /// Imported servers that have changed in the list since.
+    pub changed: usize,
+    /// Servers that are as in the list.
+    pub unchanged: usize,
+    /// Servers that were changed here since, by an operator or by their registration. They stay as they
+    /// are.
+    pub changed_here: Vec<ServerId>,
+    /// Servers of the list whose address another server has here. They are not imported.
+    pub address_taken: Vec<ServerId>,
+}
+
+impl Imported {
+    /// Adds what the next message has done.
+    pub fn add(&mut self, next: Self) {
+        self.new += next.new;
+        self.changed += next.changed;
+        self.unchanged += next.unchanged;
+        self.changed_here.extend(next.changed_here);
+        self.address_taken.extend(next.address_taken);
+    }
 }

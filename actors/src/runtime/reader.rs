@@ -9,7 +9,7 @@ use crate::messages::{Command, Work};
 use iptunnel_domain::activation::{Activation, ActivationId};
 use iptunnel_domain::code::{Code, CodeHash};
 use iptunnel_domain::server::{Server, ServerId};
-use iptunnel_storage::{Outage, ReadError, Store};
+use iptunnel_storage::{Outage, ReadError, Shared, Store};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -49,12 +49,37 @@ impl FindByKey for Activation {
     }
 }
 
-/// In a shared store a registered server is found by its id.
-impl FindByKey for Server {
-    type Key = ServerId;
+/// How a registered server is found in a shared store.
+#[derive(Clone, Copy)]
+pub(crate) enum ServerKey {
+    /// By its id.
+    Id(ServerId),
+    /// By the id of its address.
+    Address(ServerId),
+}
 
-    fn read(store: &dyn Store, keys: &[ServerId]) -> Result<Vec<Option<Self>>, ReadError> {
-        store.shared().map_or_else(|| Ok(Vec::new()), |shared| shared.servers_of(keys))
+impl FindByKey for Server {
+    type Key = ServerKey;
+
+    fn read(store: &dyn Store, keys: &[ServerKey]) -> Result<Vec<Option<Self>>, ReadError> {
+        let Some(shared) = store.shared() else { return Ok(Vec::new()) };
+        let (mut ids, mut addresses) = (Vec::new(), Vec::new());
+        for key in keys {
+            match key {
+                ServerKey::Id(id) => ids.push(*id),
+                ServerKey::Address(id) => addresses.push(*id),
+            }
+        }
+        let some = |ids: Vec<ServerId>, read: fn(&dyn Shared, &[ServerId]) -> _| {
+            if ids.is_empty() { Ok(Vec::new()) } else { read(shared, &ids) }
+        };
+        let mut by_id = some(ids, |shared, ids| shared.servers_of(ids))?.into_iter();
+        let mut by_address = some(addresses, |shared, ids| shared.servers_at(ids))?.into_iter();
+        let found = keys.iter().map(|key| match key {
+            ServerKey::Id(_) => by_id.next().flatten(),
+            ServerKey::Address(_) => by_address.next().flatten(),
+        });
+        Ok(found.collect())
     }
     fn job(lookup: Lookup<Self>) -> Job {
         Job::Server(lookup)

@@ -14,6 +14,8 @@ pub struct ActorSettings {
     pub retention_seconds: u64,
     /// Seconds between two writes of check-ins to the store.
     pub checkin_flush_seconds: u64,
+    /// The seconds after which a server that was not seen is deleted; 0 for never.
+    pub forget_after_seconds: u64,
     /// How much each actor does in one step.
     pub batches: Batches,
 }

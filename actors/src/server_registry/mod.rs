@@ -5,9 +5,15 @@
 //! follows the disk here: a server appears, is revoked or restored in memory once that is on disk.
 //! Check-ins go the other way: they are answered at once and written together, a little later.
 
+mod changes;
+mod import;
 mod published;
+mod sweep;
+mod together;
 
-pub use crate::messages::servers::{CheckIn, CheckedIn, Register, SetNote, SetRevoked};
+pub use crate::messages::servers::{
+    CheckIn, CheckedIn, Delete, DeleteUnseen, Import, Imported, Register, SetNote, SetRevoked,
+};
 pub(crate) use published::Registered;
 pub use published::{Filter, Servers, Sort};
 
@@ -19,16 +25,18 @@ use crate::messages::{Command, Shutdown, Tick, Work};
 use crate::persistence::Committed;
 use crate::runtime::mailbox::{Actor, Receive};
 use crate::runtime::metrics::{ActorMetrics, Metrics};
+use crate::runtime::reader::ServerKey;
 use crate::runtime::reply::Reply;
 use crate::runtime::tuning::ActorSettings;
 use actix::Message;
 use arc_swap::ArcSwap;
+use iptunnel_domain::access::TokenNumber;
 use iptunnel_domain::audit::{Action, Actor as Who, Event};
-use iptunnel_domain::server::{Server, ServerId, ServerNumber};
+use iptunnel_domain::server::{EnrolledBy, Server, ServerId, ServerNumber};
 use iptunnel_domain::time::Timer;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{Change, CheckIn as Seen, ReadError, Store, Write};
-use published::Live;
+use published::{Flags, Live, Owners};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
@@ -47,9 +55,46 @@ impl Message for SeenElsewhere {
     type Result = ();
 }
 
-/// A server's record has been written.
+/// Another process has deleted a server. This was read in this generation of the store.
+struct Gone(ServerId, u32);
+
+impl Message for Gone {
+    type Result = ();
+}
+
+/// A registration, and how many servers its access token has enrolled in a shared store.
+struct Counted(Work<Register, Server>, u64);
+
+impl Message for Counted {
+    type Result = ();
+}
+
+/// What becomes of a server's record.
+enum Next {
+    /// It is written.
+    Is(Server),
+    /// It is removed; this is what it was.
+    Gone(Server),
+}
+
+impl Next {
+    const fn server(&self) -> &Server {
+        match self {
+            Self::Is(server) | Self::Gone(server) => server,
+        }
+    }
+
+    fn write(&self) -> Write {
+        match self {
+            Self::Is(server) => Write::Server(server.clone()),
+            Self::Gone(server) => Write::ForgetServer(server.number, server.version),
+        }
+    }
+}
+
+/// A server's record has been written or removed.
 struct Written {
-    server: Server,
+    next: Next,
     /// The generation of the store in which it was decided.
     generation: u32,
     /// Answers the caller once memory has the record, so that the caller's next request finds it there.
@@ -61,8 +106,8 @@ impl Message for Written {
     type Result = ();
 }
 
-/// A server's record could not be written.
-struct NotWritten(ServerId);
+/// A record of the server with this id and address could not be written.
+struct NotWritten(ServerId, ServerId);
 
 impl Message for NotWritten {
     type Result = ();
@@ -75,17 +120,30 @@ impl Message for Recovered {
     type Result = ();
 }
 
+/// A pending change of a server.
+#[derive(Default)]
+struct Changing {
+    /// The commands that wait for its end.
+    parked: Vec<Parked>,
+    /// The access token that will have enrolled one server more.
+    enrols: Option<TokenNumber>,
+}
+
 /// The only writer of servers.
 pub(crate) struct ServerRegistry {
     servers: Arc<Servers>,
+    owners: Owners,
     next_number: u32,
     /// The generation of the store that memory follows.
     generation: u32,
-    /// Servers with a pending change, and the commands that wait for its end.
-    changing: HashMap<ServerId, Vec<Parked>>,
+    /// Servers with a pending change, by their ids. That of an import stands under the id of the address
+    /// as well.
+    changing: HashMap<ServerId, Changing>,
     /// The unwritten check-ins: the last one of each server.
     unwritten: CheckIns,
     flush: Timer,
+    /// When servers are next looked for that were not seen for too long.
+    sweep: Timer,
     /// The time of the last tick.
     now: Timestamp,
     tuning: Arc<ArcSwap<ActorSettings>>,
@@ -103,14 +161,16 @@ impl ServerRegistry {
         observed: &Metrics,
         now: Timestamp,
     ) -> Self {
-        let Registered { servers, last_number } = registered;
+        let Registered { servers, owners, last_number } = registered;
         Self {
             servers,
+            owners,
             next_number: last_number.map_or(0, |last| last.0 + 1),
             generation: 0,
             changing: HashMap::new(),
             unwritten: CheckIns::default(),
             flush: Timer::default(),
+            sweep: Timer::default(),
             now,
             tuning,
             handles,
@@ -126,11 +186,11 @@ impl ServerRegistry {
         C: Command,
         Self: Receive<Work<C, Server>>,
     {
-        let Some(parked) = self.changing.get_mut(&id) else { return Some(work) };
+        let Some(changing) = self.changing.get_mut(&id) else { return Some(work) };
         let handles = Arc::clone(&self.handles);
         // The record that was read is out of date when the change has ended.
         work.found = None;
-        parked.push(Box::new(move || {
+        changing.parked.push(Box::new(move || {
             handles.server_registry.send(work);
         }));
         None
@@ -138,7 +198,7 @@ impl ServerRegistry {
 
     /// Ends a pending change. The waiting commands go on, in the order of arrival.
     fn has_ended(&mut self, id: ServerId) {
-        for command in self.changing.remove(&id).unwrap_or_default() {
+        for command in self.changing.remove(&id).unwrap_or_default().parked {
             command();
         }
     }
@@ -146,11 +206,19 @@ impl ServerRegistry {
     /// Whether a record that was read is not older than memory. A newer one, written by another process,
     /// is published.
     fn is_fresh(&mut self, server: &Server) -> bool {
-        let known = self.servers.live.get(&server.id).filter(|live| !live.is_void);
-        let Some(known) = known.map(|live| live.version) else {
+        let known = self.servers.live.get(&server.id).filter(|live| !live.flags.has(Flags::VOID));
+        let Some((number, known)) = known.map(|live| (live.number, live.version)) else {
             self.publish(server);
             return true;
         };
+        if number != server.number {
+            // It was deleted, and has registered again since.
+            let is_newer = server.number > number;
+            if is_newer {
+                self.publish(server);
+            }
+            return is_newer;
+        }
         // Memory has half of a version's bits. A distance of more than half their range is a step back.
         let ahead = (server.version as u16).wrapping_sub(known);
         if (1..=u16::MAX / 2).contains(&ahead) {
@@ -171,13 +239,13 @@ impl ServerRegistry {
 
     /// What the store was found to hold of a server, if it was looked at. What it does not hold any
     /// more was lost with a primary, and leaves memory.
-    fn found<C>(&self, id: ServerId, work: &mut Work<C, Server>) -> Option<Option<Server>>
+    fn found<C>(&mut self, id: ServerId, work: &mut Work<C, Server>) -> Option<Option<Server>>
     where
         C: Command,
     {
         let found = work.found.take();
         if matches!(found, Some(None)) {
-            self.servers.remove_void(id);
+            self.forget_if(id, None, |live| live.flags.has(Flags::VOID));
         }
         found
     }
@@ -185,16 +253,39 @@ impl ServerRegistry {
     /// Publishes the record on disk for readers and check-ins.
     fn publish(&mut self, server: &Server) {
         let mut live = Live::of(server);
-        if let Some(before) = self.servers.live.get(&server.id) {
+        let before = self.servers.live.get(&server.id).map(|live| *live);
+        if let Some(before) = before.filter(|before| before.number == server.number) {
             let (now, known) = (self.now, before.last_checkin());
             live.set_last_checkin(live.last_checkin().or_later(known, now));
         }
+        self.owners.note(server, before.as_ref(), &live);
         self.servers.insert(server.id, live);
+    }
+
+    /// Forgets a server if `is_gone` says so.
+    fn forget_if(
+        &mut self,
+        id: ServerId,
+        address: Option<ServerId>,
+        is_gone: impl FnOnce(&Live) -> bool,
+    ) {
+        if let Some(before) = self.servers.remove(id, is_gone) {
+            self.owners.forget(address, &before);
+            self.unwritten.forget(id);
+        }
+    }
+
+    /// Returns the id of the server at an address, as far as memory knows it.
+    fn at(&self, address: ServerId) -> Option<ServerId> {
+        let has_its_id = |live: &Live| !live.flags.has(Flags::IMPORTED);
+        let own =
+            || self.servers.live.get(&address).filter(|live| has_its_id(live)).map(|_| address);
+        self.owners.imported(address).or_else(own)
     }
 
     /// Reads a server's record once everything sent before is on disk, and forwards the command with
     /// it.
-    fn look_up<C>(&self, mut work: Work<C, Server>, id: ServerId, number: Option<ServerNumber>)
+    fn look_up<C>(&self, mut work: Work<C, Server>, key: ServerKey, number: Option<ServerNumber>)
     where
         C: Command,
         Self: Receive<Work<C, Server>>,
@@ -210,7 +301,7 @@ impl ServerRegistry {
                 back.server_registry.send(work);
             };
             if handles.is_shared() {
-                return handles.reader.look_up(work, id, forward);
+                return handles.reader.look_up(work, key, forward);
             }
             let read =
                 move |store: &dyn Store| number.map_or(Ok(None), |number| store.server(number));
@@ -219,13 +310,13 @@ impl ServerRegistry {
     }
 
     /// Reads the record again, a few times, because the last read was older than memory.
-    fn look_up_again<C>(&self, work: Work<C, Server>, id: ServerId, number: Option<ServerNumber>)
+    fn look_up_again<C>(&self, work: Work<C, Server>, key: ServerKey, number: Option<ServerNumber>)
     where
         C: Command,
         Self: Receive<Work<C, Server>>,
     {
         if let Some(work) = work.again() {
-            self.look_up(work, id, number);
+            self.look_up(work, key, number);
         }
     }
 
@@ -242,10 +333,10 @@ impl ServerRegistry {
         self.handles.answer_once_confirmed(reply, generation, decision);
     }
 
-    /// Writes a server's record, and then answers with `grant`.
+    /// Writes or removes a server's record, and then answers with `grant`.
     fn write<C>(
         &mut self,
-        server: Server,
+        next: Next,
         event: Event,
         mut work: Work<C, Server>,
         grant: impl FnOnce(Reply<C::Answer>, Server) + Send + 'static,
@@ -253,20 +344,18 @@ impl ServerRegistry {
         C: Command,
         Self: Receive<Work<C, Server>>,
     {
-        self.changing.entry(server.id).or_default();
+        let server = next.server();
+        let (id, address) = (server.id, server.address_id);
+        self.changing.entry(id).or_default();
         let handles = Arc::clone(&self.handles);
-        let change = Change(vec![Write::Server(server.clone()), Write::Audit(Arc::new(event))]);
+        let change = Change(vec![next.write(), Write::Audit(Arc::new(event))]);
         let generation = self.generation_of(&mut work.reply);
         self.handles.persistence.commit(change, Some(generation), move |committed| {
-            if committed == Committed::Written && server.version == 1 && handles.is_shared() {
-                return read_back(&handles, work.reply, server, generation, grant);
-            }
             if committed == Committed::Written {
                 let answer = Box::new(|server| grant(work.reply, server));
-                handles.server_registry.send::<Written>(Written { server, generation, answer });
-                return;
+                return written(&handles, next, generation, answer);
             }
-            handles.server_registry.send::<NotWritten>(NotWritten(server.id));
+            handles.server_registry.send::<NotWritten>(NotWritten(id, address));
             if let Committed::Failed(failure) = committed {
                 work.reply.fail(failure);
             } else if let Some(work) = work.again() {
@@ -280,10 +369,10 @@ impl ServerRegistry {
 pub(crate) fn follow(handles: &Arc<Handles>, id: ServerId) {
     let back = Arc::clone(handles);
     let generation = handles.persistence.generation();
-    handles.reader.find(id, move |found| {
+    handles.reader.find(ServerKey::Id(id), move |found| {
         let missed = match found {
             Ok(Some(server)) => !back.server_registry.send(Found(server, generation)),
-            Ok(None) => false,
+            Ok(None) => !back.server_registry.send(Gone(id, generation)),
             // The next tick tries again.
             Err(_) => true,
         };
@@ -293,25 +382,31 @@ pub(crate) fn follow(handles: &Arc<Handles>, id: ServerId) {
     });
 }
 
-/// Reads the number that a shared store has given to a new server, and then answers.
-fn read_back<A: Send + 'static>(
+/// Reports that a record was written. Reads the number first that a shared store has given to a new server.
+fn written(
     handles: &Arc<Handles>,
-    reply: Reply<A>,
-    server: Server,
+    next: Next,
     generation: u32,
-    grant: impl FnOnce(Reply<A>, Server) + Send + 'static,
+    answer: Box<dyn FnOnce(Server) + Send>,
 ) {
+    let new = match next {
+        Next::Is(server) if server.version == 1 && handles.is_shared() => server,
+        next => {
+            handles.server_registry.send::<Written>(Written { next, generation, answer });
+            return;
+        }
+    };
     let back = Arc::clone(handles);
-    handles.reader.find(server.id, move |found: Result<Option<Server>, ReadError>| match found {
+    let key = ServerKey::Id(new.id);
+    handles.reader.find(key, move |found: Result<Option<Server>, ReadError>| match found {
         Ok(Some(found)) => {
-            let answer = Box::new(|server| grant(reply, server));
-            back.server_registry.send(Written { server: found, generation, answer });
+            back.server_registry.send(Written { next: Next::Is(found), generation, answer });
         }
         // The record is written, and is read at the next request for it or at the next tick.
         Ok(None) | Err(_) => {
-            back.server_registry.send(NotWritten(server.id));
-            back.missed.lock().unwrap_or_else(PoisonError::into_inner).insert(server.id);
-            grant(reply, server);
+            back.server_registry.send(NotWritten(new.id, new.address_id));
+            back.missed.lock().unwrap_or_else(PoisonError::into_inner).insert(new.id);
+            answer(new);
         }
     });
 }
@@ -322,19 +417,19 @@ fn happened(
     (who, by): (Who, &str),
     to: &Server,
     at: Timestamp,
-    from: IpAddr,
+    from: Option<IpAddr>,
 ) -> Event {
     Event {
         server: Some(to.id),
         address: Some(to.ip),
         subject: to.hostname.clone(),
         by: by.to_owned(),
-        ..Event::new(action, who, at, Some(from))
+        ..Event::new(action, who, at, from)
     }
 }
 
 fn registered(server: &Server, asked: &Register) -> Event {
-    happened(Action::ServerRegistered, (Who::Agent, &asked.by), server, asked.now, asked.from)
+    happened(Action::ServerRegistered, (Who::Agent, &asked.by), server, asked.now, Some(asked.from))
 }
 
 impl Actor for ServerRegistry {
@@ -353,7 +448,7 @@ impl Receive<Work<CheckIn, Server>> for ServerRegistry {
                 self.is_fresh(&server);
             }
             // Another server may have registered it just now.
-            None if self.lacks(id) => return self.look_up(work, id, None),
+            None if self.lacks(id) => return self.look_up(work, ServerKey::Id(id), None),
             Some(None) if self.lacks(id) => {
                 return self.answer(work, Err(Refusal::ServerNotFound));
             }
@@ -363,10 +458,15 @@ impl Receive<Work<CheckIn, Server>> for ServerRegistry {
         let Some(mut live) = self.servers.live.get_mut(&id) else {
             return reply.refuse(Refusal::ServerNotFound);
         };
+        let is_revoked = live.flags.has(Flags::REVOKED);
+        if live.flags.has(Flags::DELETED) && !is_revoked {
+            drop(live);
+            return reply.refuse(Refusal::ServerNotFound);
+        }
         if !live.key.accepts(&bearer) {
             return reply.refuse(Refusal::Unauthorized);
         }
-        if live.revoked {
+        if is_revoked {
             return reply.grant(CheckedIn::Revoked);
         }
         if live.last_checkin().or_later(now, now) != live.last_checkin() {
@@ -381,120 +481,155 @@ impl Receive<Work<CheckIn, Server>> for ServerRegistry {
 impl Receive<Work<Register, Server>> for ServerRegistry {
     fn receive(&mut self, work: Work<Register, Server>) {
         self.metrics.taken();
-        let id = work.command.address_id;
-        let Some(mut work) = self.current(work).and_then(|work| self.park(id, work)) else {
-            return;
-        };
-        let found = self.found(id, &mut work);
-        if found.is_none() && self.lacks(id) {
-            return self.look_up(work, id, None);
-        }
-        let known = self.servers.live.get(&id).map(|live| live.number);
-        match (found, known) {
-            (None | Some(None), None) if work.reply.claim() => self.register_new(work),
-            (None | Some(None), None) => {}
-            (Some(Some(server)), _) if self.is_fresh(&server) => {
-                let Register { hostname, credential, now, .. } = &work.command;
-                match server.register_again(hostname.clone(), credential, *now) {
-                    // This answer depends on what was read.
-                    Err(refusal) => self.answer(work, Err(refusal)),
-                    Ok(None) => self.answer(work, Ok(server)),
-                    Ok(Some(server)) if work.reply.claim() => {
-                        let event = registered(&server, &work.command);
-                        self.write(server, event, work, Reply::grant);
-                    }
-                    Ok(Some(_)) => {}
-                }
-            }
-            (None, number) => self.look_up(work, id, number),
-            (Some(_), number) => self.look_up_again(work, id, number),
-        }
+        self.register(work, None);
+    }
+}
+
+impl Receive<Counted> for ServerRegistry {
+    fn receive(&mut self, Counted(work, enrolled): Counted) {
+        self.metrics.taken();
+        self.register(work, Some(enrolled));
     }
 }
 
 impl ServerRegistry {
-    fn register_new(&mut self, work: Work<Register, Server>) {
+    /// Registers a server. `enrolled` is how many servers its access token has enrolled in a shared store,
+    /// if that was counted.
+    fn register(&mut self, work: Work<Register, Server>, enrolled: Option<u64>) {
+        let address = work.command.address_id;
+        let id = self.at(address).unwrap_or(address);
+        let Some(mut work) = self.current(work).and_then(|work| self.park(id, work)) else {
+            return;
+        };
+        let key = ServerKey::Address(address);
+        let found = self.found(id, &mut work);
+        if found.is_none() && self.at(address).is_none_or(|id| self.lacks(id)) && self.is_shared() {
+            return self.look_up(work, key, None);
+        }
+        let number = self.at(address).and_then(|id| self.servers.number_of(id));
+        match (found, number) {
+            (None | Some(None), None) => self.register_new(work, enrolled),
+            (Some(Some(server)), _) if self.is_fresh(&server) => {
+                self.register_again(work, server, enrolled);
+            }
+            (None, number) => self.look_up(work, key, number),
+            (Some(_), number) => self.look_up_again(work, key, number),
+        }
+    }
+
+    fn register_new(&mut self, work: Work<Register, Server>, enrolled: Option<u64>) {
+        let Some(work) = self.may_enrol(work, None, enrolled).filter(|work| work.reply.claim())
+        else {
+            return;
+        };
         let Register { address_id, ip, hostname, credential, now, .. } = &work.command;
+        let mut id = *address_id;
+        // An imported server may have this id, at another address.
+        while self.servers.live.contains_key(&id) {
+            id = ServerId(id.0.wrapping_add(1));
+        }
+        if id != *address_id {
+            self.owners.expect(*address_id, id);
+        }
         let number = ServerNumber(self.next_number);
         let place = (*address_id, *ip);
-        let server =
-            Server::register(number, *address_id, place, hostname.clone(), credential, *now);
+        let server = Server::register(number, id, place, hostname.clone(), credential, *now);
         self.next_number += 1;
-        let event = registered(&server, &work.command);
-        self.write(server, event, work, Reply::grant);
+        self.write_registered(work, server, true);
     }
-}
 
-impl Receive<Work<SetRevoked, Server>> for ServerRegistry {
-    fn receive(&mut self, work: Work<SetRevoked, Server>) {
-        self.metrics.taken();
-        let SetRevoked { id, revoked, by, from, now } = work.command.clone();
-        let action = if revoked { Action::ServerRevoked } else { Action::ServerRestored };
-        self.change(work, id, |server| {
-            let server = server.set_revoked(revoked)?;
-            let event = happened(action, (Who::Operator, &by), &server, now, from);
-            Some((server, event))
-        });
-    }
-}
-
-impl Receive<Work<SetNote, Server>> for ServerRegistry {
-    fn receive(&mut self, work: Work<SetNote, Server>) {
-        self.metrics.taken();
-        let SetNote { id, note, by, from, now } = work.command.clone();
-        self.change(work, id, |server| {
-            let server = server.set_note(note)?;
-            let event = Event {
-                detail: server.note.clone(),
-                ..happened(Action::ServerNoted, (Who::Operator, &by), &server, now, from)
-            };
-            Some((server, event))
-        });
-    }
-}
-
-impl ServerRegistry {
-    /// Changes a server's record for an operator. `change` returns the new record and its audit event, or
-    /// `None` if there is nothing to change.
-    fn change<C: Command<Answer = ()>>(
+    fn register_again(
         &mut self,
-        work: Work<C, Server>,
-        id: ServerId,
-        change: impl FnOnce(&Server) -> Option<(Server, Event)>,
-    ) where
-        Self: Receive<Work<C, Server>>,
-    {
-        let Some(mut work) = self.current(work).and_then(|work| self.park(id, work)) else {
-            return;
+        work: Work<Register, Server>,
+        server: Server,
+        enrolled: Option<u64>,
+    ) {
+        // It may have another id than its address: then its changes stand under that.
+        let Some(work) = self.park(server.id, work) else { return };
+        let Register { hostname, credential, now, .. } = &work.command;
+        let next = match server.register_again(hostname.clone(), credential, *now) {
+            // These answers depend on what was read.
+            Err(refusal) => return self.answer(work, Err(refusal)),
+            Ok(None) => return self.answer(work, Ok(server)),
+            Ok(Some(next)) => next,
         };
-        let found = self.found(id, &mut work);
-        if found.is_none() && self.lacks(id) {
-            return self.look_up(work, id, None);
+        let is_counted = server.enrolled_by == credential.by && !server.deleted;
+        let may = |this: &mut Self, work| {
+            if is_counted { Some(work) } else { this.may_enrol(work, Some(server), enrolled) }
+        };
+        if let Some(work) = may(self, work).filter(|work| work.reply.claim()) {
+            self.write_registered(work, next, !is_counted);
         }
-        let looked_up = found.is_some();
-        let found = found.flatten().filter(|server| self.is_fresh(server));
-        let number = self.servers.live.get(&id).map(|live| live.number);
-        let Some(server) = found else {
-            return match number {
-                Some(_) if looked_up => self.look_up_again(work, id, number),
-                Some(_) => self.look_up(work, id, number),
-                None => self.answer(work, Err(Refusal::ServerNotFound)),
-            };
-        };
-        match change(&server) {
-            None => self.answer(work, Ok(())),
-            Some((server, event)) if work.reply.claim() => {
-                self.write(server, event, work, |reply, _| reply.grant(()));
+    }
+
+    /// Returns the registration of one more server, if its access token may enrol it.
+    fn may_enrol(
+        &mut self,
+        mut work: Work<Register, Server>,
+        found: Option<Server>,
+        enrolled: Option<u64>,
+    ) -> Option<Work<Register, Server>> {
+        let EnrolledBy::Token(token) = work.command.credential.by else { return Some(work) };
+        if work.command.max_servers == 0 {
+            return Some(work);
+        }
+        let pending = |changing: &Changing| changing.enrols == Some(token);
+        let enrolled = match (self.is_shared(), enrolled) {
+            (false, _) => {
+                let pending = self.changing.values().filter(|changing| pending(changing)).count();
+                self.owners.enrolled(token) + pending as u64
             }
-            Some(_) => {}
+            // The database may have counted the one that is pending.
+            (true, _) if self.changing.values().any(pending) => {
+                let id = self.changing.iter().find(|(_, one)| pending(one)).map(|(id, _)| *id)?;
+                return self.park(id, work);
+            }
+            (true, Some(enrolled)) => enrolled,
+            (true, None) => {
+                work.found = Some(found);
+                self.count_enrolled(work, token);
+                return None;
+            }
+        };
+        if enrolled < u64::from(work.command.max_servers) {
+            return Some(work);
         }
+        self.answer(work, Err(Refusal::TooManyServers));
+        None
+    }
+
+    /// Counts the servers that an access token has enrolled in a shared store, and then goes on.
+    fn count_enrolled(&self, work: Work<Register, Server>, token: TokenNumber) {
+        let (reader, back) = (self.handles.reader.clone(), Arc::clone(&self.handles));
+        self.handles.reader.run(move |store| {
+            let Some(shared) = store.shared() else { return };
+            match reader.noted(shared.enrolled(token)) {
+                Ok(enrolled) => {
+                    back.server_registry.send(Counted(work, enrolled));
+                }
+                Err(_) => work.reply.fail(Failure::StorageUnavailable),
+            }
+        });
+    }
+
+    fn write_registered(&mut self, work: Work<Register, Server>, server: Server, enrols: bool) {
+        let event = registered(&server, &work.command);
+        if let EnrolledBy::Token(token) = server.enrolled_by {
+            self.changing.entry(server.id).or_default().enrols = enrols.then_some(token);
+        }
+        self.write(Next::Is(server), event, work, Reply::grant);
     }
 }
 
 impl ServerRegistry {
+    fn is_shared(&self) -> bool {
+        self.handles.is_shared()
+    }
+
     /// Whether memory lacks a server that a shared store may hold.
     fn lacks(&self, id: ServerId) -> bool {
-        self.handles.is_shared() && self.servers.live.get(&id).is_none_or(|live| live.is_void)
+        let is_void = |live: &Live| live.flags.has(Flags::VOID);
+        self.is_shared() && self.servers.live.get(&id).is_none_or(|live| is_void(&live))
     }
 }
 
@@ -519,6 +654,15 @@ impl Receive<Found> for ServerRegistry {
     }
 }
 
+impl Receive<Gone> for ServerRegistry {
+    fn receive(&mut self, Gone(id, generation): Gone) {
+        self.metrics.taken();
+        if generation >= self.generation && !self.changing.contains_key(&id) {
+            self.forget_if(id, None, |_| true);
+        }
+    }
+}
+
 impl Receive<Recovered> for ServerRegistry {
     /// What is visible in a shared store may be lost when a standby is promoted, and its version's number
     /// given to something else. So each server is read again before anything rests on it.
@@ -526,28 +670,34 @@ impl Receive<Recovered> for ServerRegistry {
         self.metrics.taken();
         if self.handles.is_shared() {
             self.generation = generation;
-            self.servers.live.iter_mut().for_each(|mut live| live.is_void = true);
+            self.servers.live.iter_mut().for_each(|mut live| live.flags.set(Flags::VOID, true));
         }
     }
 }
 
 impl Receive<Written> for ServerRegistry {
-    fn receive(&mut self, Written { server, generation, answer }: Written) {
+    fn receive(&mut self, Written { next, generation, answer }: Written) {
         self.metrics.taken();
         if generation >= self.generation {
-            self.publish(&server);
+            match &next {
+                Next::Is(server) => self.publish(server),
+                Next::Gone(server) => self.forget_if(server.id, Some(server.address_id), |_| true),
+            }
         }
         self.observed.servers.set(self.servers.len() as i64);
-        let id = server.id;
+        let (Next::Is(server) | Next::Gone(server)) = next;
+        let (id, address) = (server.id, server.address_id);
         answer(server);
         self.has_ended(id);
+        self.has_ended(address);
     }
 }
 
 impl Receive<NotWritten> for ServerRegistry {
-    fn receive(&mut self, NotWritten(id): NotWritten) {
+    fn receive(&mut self, NotWritten(id, address): NotWritten) {
         self.metrics.taken();
         self.has_ended(id);
+        self.has_ended(address);
     }
 }
 
@@ -557,6 +707,7 @@ impl Receive<Tick> for ServerRegistry {
         self.observed.servers.set(self.servers.len() as i64);
         self.now = now;
         let tuning = self.tuning.load_full();
+        self.sweep_if_due(tuning.forget_after_seconds);
         if self.flush.is_due(now, tuning.checkin_flush_seconds) {
             let step = tuning.batches.server_registry;
             let flushed = self.unwritten.flush(&self.handles, step);

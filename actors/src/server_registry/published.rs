@@ -20,9 +20,37 @@ pub(super) struct Live {
     pub(super) key: CheckInKey,
     /// The lower bits of the record's version. They show whether a record read from disk is outdated.
     pub(super) version: u16,
-    pub(super) revoked: bool,
-    /// Whether the store may have lost it since: it is read again before anything rests on it.
-    pub(super) is_void: bool,
+    pub(super) flags: Flags,
+}
+
+/// What is true of a server, one bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Flags(u8);
+
+impl Flags {
+    pub(super) const REVOKED: Self = Self(1);
+    /// Its record is kept, and it is in no listing.
+    pub(super) const DELETED: Self = Self(2);
+    /// The store may have lost it since: it is read again before anything rests on it.
+    pub(super) const VOID: Self = Self(4);
+    /// Its id is not that of its address.
+    pub(super) const IMPORTED: Self = Self(8);
+
+    const fn of(server: &Server) -> Self {
+        let mut flags = Self(0);
+        flags.set(Self::REVOKED, server.revoked);
+        flags.set(Self::DELETED, server.deleted);
+        flags.set(Self::IMPORTED, server.id.0 != server.address_id.0);
+        flags
+    }
+
+    pub(super) const fn has(self, flag: Self) -> bool {
+        self.0 & flag.0 != 0
+    }
+
+    pub(super) const fn set(&mut self, flag: Self, value: bool) {
+        if value { self.0 |= flag.0 } else { self.0 &= !flag.0 }
+    }
 }
 
 impl Live {
@@ -32,11 +60,21 @@ impl Live {
             last_checkin: 0,
             key: CheckInKey::of(server),
             version: server.version as u16,
-            revoked: server.revoked,
-            is_void: false,
+            flags: Flags::of(server),
         };
         live.set_last_checkin(server.last_checkin);
         live
+    }
+
+    /// The access token that has enrolled it, unless it is revoked or deleted.
+    pub(super) fn enrolled_by(&self) -> Option<TokenNumber> {
+        let counts = !self.flags.has(Flags::REVOKED) && !self.flags.has(Flags::DELETED);
+        self.key.access_token().filter(|_| counts)
+    }
+
+    /// Whether it is deleted, and revoked, so that its record is kept.
+    pub(super) fn is_kept_hidden(&self) -> bool {
+        self.flags.has(Flags::REVOKED) && self.flags.has(Flags::DELETED)
     }
 
     pub(super) fn last_checkin(&self) -> Timestamp {
@@ -51,7 +89,7 @@ impl Live {
 /// All registered servers that are on disk, for reading.
 pub struct Servers {
     pub(super) live: DashMap<ServerId, Live>,
-    /// Their number. Counting the map would lock each of its shards.
+    /// The number of those that are not deleted. Counting the map would lock each of its shards.
     count: AtomicUsize,
 }
 
@@ -76,6 +114,8 @@ pub struct Filter {
     pub seen_since: Option<Timestamp>,
     /// Only those that this access token enrolled.
     pub enrolled_by: Option<TokenNumber>,
+    /// Deleted servers whose records are kept, in place of the others.
+    pub deleted: bool,
 }
 
 /// The order of a listing of servers.
@@ -99,7 +139,8 @@ impl Filter {
 
     fn matches_live(&self, live: &Live) -> bool {
         let last_checkin = live.last_checkin();
-        self.revoked.is_none_or(|wanted| wanted == live.revoked)
+        self.deleted == live.flags.has(Flags::DELETED)
+            && self.revoked.is_none_or(|wanted| wanted == live.flags.has(Flags::REVOKED))
             && self.enrolled_by.is_none_or(|token| live.key.access_token() == Some(token))
             && self.seen_before.is_none_or(|instant| last_checkin < instant)
             && self.seen_since.is_none_or(|instant| last_checkin >= instant)
@@ -108,16 +149,24 @@ impl Filter {
 
 impl Servers {
     pub(super) fn insert(&self, id: ServerId, live: Live) {
-        if self.live.insert(id, live).is_none() {
-            self.count.fetch_add(1, Ordering::Relaxed);
-        }
+        let before = self.live.insert(id, live);
+        self.count_change(before, Some(live));
     }
 
-    /// A server that the store turned out not to hold any more.
-    pub(super) fn remove_void(&self, id: ServerId) {
-        if self.live.remove_if(&id, |_, live| live.is_void).is_some() {
-            self.count.fetch_sub(1, Ordering::Relaxed);
-        }
+    /// Removes a server if `is_gone` says so. Returns what memory had of it.
+    pub(super) fn remove(&self, id: ServerId, is_gone: impl FnOnce(&Live) -> bool) -> Option<Live> {
+        let (_, live) = self.live.remove_if(&id, |_, live| is_gone(live))?;
+        self.count_change(Some(live), None);
+        Some(live)
+    }
+
+    fn count_change(&self, before: Option<Live>, after: Option<Live>) {
+        let counts = |live: Option<Live>| live.is_some_and(|live| !live.flags.has(Flags::DELETED));
+        match (counts(before), counts(after)) {
+            (false, true) => self.count.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.count.fetch_sub(1, Ordering::Relaxed),
+            _ => 0,
+        };
     }
 
     pub(super) fn len(&self) -> usize {
@@ -137,8 +186,8 @@ impl Servers {
     /// It examines all servers: a million take about 50 ms.
     pub fn enrolled(&self) -> HashMap<TokenNumber, usize> {
         let mut enrolled = HashMap::new();
-        for entry in self.live.iter().filter(|entry| !entry.revoked) {
-            if let Some(token) = entry.key.access_token() {
+        for entry in &self.live {
+            if let Some(token) = entry.enrolled_by() {
                 *enrolled.entry(token).or_default() += 1;
             }
         }
@@ -228,18 +277,79 @@ impl Servers {
 /// The stored servers, with which the registry starts.
 pub(crate) struct Registered {
     pub(super) servers: Arc<Servers>,
+    pub(super) owners: Owners,
     pub(super) last_number: Option<ServerNumber>,
+}
+
+/// What the registry alone knows of servers besides. Both are empty in most stores.
+#[derive(Default)]
+pub(super) struct Owners {
+    /// The ids of imported servers by those of their addresses.
+    at: HashMap<ServerId, ServerId>,
+    /// How many servers each access token has enrolled, revoked and deleted ones not counted.
+    enrolled: HashMap<TokenNumber, u64>,
+}
+
+impl Owners {
+    /// Returns the id of the imported server at an address.
+    pub(super) fn imported(&self, address: ServerId) -> Option<ServerId> {
+        self.at.get(&address).copied()
+    }
+
+    pub(super) fn enrolled(&self, by: TokenNumber) -> u64 {
+        self.enrolled.get(&by).copied().unwrap_or(0)
+    }
+
+    /// Notes that a server is about to be registered under another id than that of its address.
+    pub(super) fn expect(&mut self, address: ServerId, id: ServerId) {
+        self.at.insert(address, id);
+    }
+
+    /// Notes what memory has of a server now, and what it had before.
+    pub(super) fn note(&mut self, server: &Server, before: Option<&Live>, now: &Live) {
+        if now.flags.has(Flags::IMPORTED) {
+            self.at.insert(server.address_id, server.id);
+        }
+        self.count(before.and_then(Live::enrolled_by), now.enrolled_by());
+    }
+
+    /// Notes that memory has forgotten a server, of which it had this before. Where its address is not
+    /// known, the address still leads to its id, and nothing is found there.
+    pub(super) fn forget(&mut self, address: Option<ServerId>, before: &Live) {
+        if let Some(address) = address {
+            self.at.remove(&address);
+        }
+        self.count(before.enrolled_by(), None);
+    }
+
+    fn count(&mut self, before: Option<TokenNumber>, now: Option<TokenNumber>) {
+        if before == now {
+            return;
+        }
+        if let Some(token) = before
+            && let Some(count) = self.enrolled.get_mut(&token)
+        {
+            *count = count.saturating_sub(1);
+        }
+        if let Some(token) = now {
+            *self.enrolled.entry(token).or_default() += 1;
+        }
+    }
 }
 
 impl Registered {
     /// Reads all servers.
     pub(crate) fn load(store: &dyn Store) -> Result<Self, ReadError> {
-        let (servers, mut last_number) = (Servers::default(), None);
+        let (servers, mut owners) = (Servers::default(), Owners::default());
+        // Also of a server that was deleted since.
+        let mut last_number = store.frontier()?.server;
         store.each_server(&mut |server| {
-            last_number = Some(server.number);
-            servers.insert(server.id, Live::of(&server));
+            last_number = last_number.max(Some(server.number));
+            let live = Live::of(&server);
+            owners.note(&server, None, &live);
+            servers.insert(server.id, live);
         })?;
-        Ok(Self { servers: Arc::new(servers), last_number })
+        Ok(Self { servers: Arc::new(servers), owners, last_number })
     }
 
     pub(crate) fn published(&self) -> Arc<Servers> {
@@ -270,7 +380,8 @@ mod tests {
     fn a_page_has_the_newest_behind_those_that_are_skipped() {
         let servers = Servers::default();
         for number in 0..10u32 {
-            let live = Live { revoked: number % 2 == 0, ..live(number) };
+            let mut live = live(number);
+            live.flags.set(Flags::REVOKED, number % 2 == 0);
             servers.insert(ServerId(u64::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15)), live);
         }
         let page = |filter, skip, limit| {

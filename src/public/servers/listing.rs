@@ -102,8 +102,8 @@ impl Listing {
         let filter = Filter {
             revoked: flag("revoked", query.revoked.as_deref())?,
             seen_before: stale.then_some(horizon),
-            seen_since: None,
             enrolled_by,
+            ..Filter::default()
         };
         Ok(Self { filter, limit, before })
     }

@@ -74,6 +74,7 @@ impl Site {
         }
         let health = Arc::new(Health::default());
         let tuning = ActorSettings {
+            forget_after_seconds: 0,
             lifetimes: life(),
             limits: common.limits,
             retention_seconds: 90 * 86_400,

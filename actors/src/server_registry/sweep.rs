@@ -1,0 +1,170 @@
+//! Deletes servers that were not seen for long: for an operator, or by the clock.
+
+use super::changes::deletion;
+use super::together::Together;
+use super::{DeleteUnseen, ServerRegistry, Servers, happened};
+use crate::Failure;
+use crate::messages::Work;
+use crate::runtime::mailbox::Receive;
+use crate::runtime::reply::Reply;
+use actix::Message;
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::audit::{Action, Actor as Who, Event};
+use iptunnel_domain::server::{Deletion, Server, ServerId, ServerNumber};
+use iptunnel_storage::{ReadError, Store};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Seconds between two looks for servers that are to be deleted by the clock.
+const PAUSE: u64 = 60;
+/// The servers that the clock deletes at once. They are few: where the clock is wrong, there is time to
+/// notice it.
+const FEW: usize = 100;
+
+/// Servers that were not seen since `before`, as read from the store.
+struct Unseen {
+    servers: Vec<Server>,
+    before: Timestamp,
+    now: Timestamp,
+    who: Who,
+    by: String,
+    from: Option<IpAddr>,
+    /// The generation of the store in which they were read.
+    generation: u32,
+    reply: Option<Reply<usize>>,
+}
+
+impl Message for Unseen {
+    type Result = ();
+}
+
+impl ServerRegistry {
+    /// Looks for servers that were not seen for `after` seconds, if it is time. 0: never.
+    pub(super) fn sweep_if_due(&mut self, after: u64) {
+        if after > 0 && self.sweep.is_due(self.now, PAUSE) {
+            let unseen = Unseen {
+                servers: Vec::new(),
+                before: Timestamp(self.now.0.saturating_sub(after)),
+                now: self.now,
+                who: Who::Administrator,
+                by: String::new(),
+                from: None,
+                generation: self.handles.persistence.generation(),
+                reply: None,
+            };
+            self.look_for(unseen, FEW);
+        }
+    }
+
+    /// Looks for at most `limit` servers, on a reader thread, and goes on with them.
+    fn look_for(&self, mut unseen: Unseen, limit: usize) {
+        let (servers, handles) = (Arc::clone(&self.servers), Arc::clone(&self.handles));
+        self.handles.reader.run(move |store| {
+            let found = servers.unseen(unseen.before, limit);
+            if found.is_empty() && unseen.reply.is_none() {
+                return;
+            }
+            match handles.reader.noted(read(store, &found)) {
+                Ok(found) => {
+                    unseen.servers = found.into_iter().flatten().collect();
+                    handles.server_registry.send(unseen);
+                }
+                Err(_) => {
+                    if let Some(reply) = unseen.reply {
+                        reply.fail(Failure::StorageUnavailable);
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Reads servers. Their order is that of `keys`.
+pub(super) fn read(
+    store: &dyn Store,
+    keys: &[(ServerId, ServerNumber)],
+) -> Result<Vec<Option<Server>>, ReadError> {
+    match store.shared() {
+        Some(shared) => shared.servers_of(&keys.iter().map(|(id, _)| *id).collect::<Vec<_>>()),
+        None => keys.iter().map(|(_, number)| store.server(*number)).collect(),
+    }
+}
+
+impl Receive<Work<DeleteUnseen>> for ServerRegistry {
+    fn receive(&mut self, work: Work<DeleteUnseen>) {
+        self.metrics.taken();
+        let Work { command, mut reply, .. } = work;
+        let DeleteUnseen { before, by, from, now } = command;
+        let unseen = Unseen {
+            servers: Vec::new(),
+            before,
+            now,
+            who: Who::Operator,
+            by,
+            from: Some(from),
+            generation: self.generation_of(&mut reply),
+            reply: Some(reply),
+        };
+        self.look_for(unseen, DeleteUnseen::STEP);
+    }
+}
+
+impl Receive<Unseen> for ServerRegistry {
+    fn receive(&mut self, unseen: Unseen) {
+        self.metrics.taken();
+        let Unseen { servers, before, now, who, by, from, generation, reply } = unseen;
+        if generation < self.generation {
+            return reply.into_iter().for_each(|reply| reply.fail(Failure::StorageUnavailable));
+        }
+        let mut next = Vec::with_capacity(servers.len());
+        for server in servers {
+            let is_unseen = |this: &Self| {
+                let live = this.servers.live.get(&server.id);
+                live.is_some_and(|live| live.last_checkin() < before)
+            };
+            if self.changing.contains_key(&server.id) || !self.is_fresh(&server) || !is_unseen(self)
+            {
+                continue;
+            }
+            let end = match server.delete(now) {
+                None if server.is_removable(now) => Some(Deletion::Remove),
+                end => end,
+            };
+            if let Some(end) = deletion(end, &server) {
+                let event = Event {
+                    detail: format!("not seen since {}", before.0),
+                    ..happened(Action::ServerDeleted, (who, &by), &server, now, from)
+                };
+                next.push((end, event));
+            }
+        }
+        match reply {
+            Some(reply) if next.is_empty() => {
+                return self.handles.answer_once_confirmed(reply, generation, Ok(0));
+            }
+            Some(reply) if !reply.claim() => return,
+            _ => {}
+        }
+        let together = Together::new(next.len(), reply.map(|reply| (reply, next.len())));
+        for (next, event) in next {
+            self.write_together(next, event, generation, &together);
+        }
+    }
+}
+
+impl Servers {
+    /// Returns at most `limit` servers that were last seen before `before` and are not hidden already,
+    /// those not seen for longest first.
+    ///
+    /// It examines all servers: a million take about 50 ms.
+    fn unseen(&self, before: Timestamp, limit: usize) -> Vec<(ServerId, ServerNumber)> {
+        let live = self.live.iter();
+        let mut found: Vec<_> = live
+            .filter(|live| live.last_checkin() < before && !live.is_kept_hidden())
+            .map(|live| (live.last_checkin(), *live.key(), live.number))
+            .collect();
+        found.sort_unstable_by_key(|(seen, id, _)| (*seen, *id));
+        found.truncate(limit);
+        found.into_iter().map(|(_, id, number)| (id, number)).collect()
+    }
+}

@@ -1,0 +1,447 @@
+//! Registered servers: credentials that are good once, bounds of access tokens, imports and deletions.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use arc_swap::ArcSwap;
+use iptunnel_actors::server_registry::{
+    CheckIn, CheckedIn, Delete, DeleteUnseen, Filter, Import, Imported, Register, SetNote,
+    SetRevoked,
+};
+use iptunnel_actors::stepped::Stepped;
+use iptunnel_actors::{
+    ActorSettings, Batches, Dependencies, Failure, Handles, Health, Metrics, Pending,
+};
+use iptunnel_domain::access::TokenNumber;
+use iptunnel_domain::limit::Limits;
+use iptunnel_domain::lookup::{KeyedHash, LookupKey};
+use iptunnel_domain::server::{Bearer, Credential, EnrolledBy, Listed, Server, ServerId};
+use iptunnel_domain::time::Lifetimes;
+use iptunnel_domain::{Refusal, Timestamp};
+use iptunnel_storage::{Disks, EmbeddedStore, Records, Store};
+use rand_core::SeedableRng;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+const NOW: Timestamp = Timestamp(1_800_000_000);
+const FROM: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(9, 9, 9, 9));
+const DAY: u64 = 86_400;
+/// The access token of most tests.
+const TOKEN: TokenNumber = TokenNumber(7);
+
+/// The actors of one server, run by hand.
+struct TestServer {
+    actors: Stepped,
+    store: Arc<EmbeddedStore>,
+    tuning: Arc<ArcSwap<ActorSettings>>,
+    _folder: tempfile::TempDir,
+}
+
+impl TestServer {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name| folder.path().join(name);
+        let store = EmbeddedStore::open(Disks::at(path("rows"), path("journal"))).unwrap();
+        let (store, tuning) = (Arc::new(store), Arc::new(ArcSwap::from_pointee(tuning())));
+        let actors = Stepped::start(parts(&store, &tuning)).unwrap();
+        Self { actors, store, tuning, _folder: folder }
+    }
+
+    /// Begins again with what is on disk.
+    fn restart(&mut self) {
+        self.actors = Stepped::start(parts(&self.store, &self.tuning)).unwrap();
+    }
+
+    fn run(&mut self) {
+        let mut steps = Vec::new();
+        loop {
+            self.actors.ready(&mut steps);
+            if !steps.iter().any(|step| self.actors.step(*step)) {
+                return;
+            }
+        }
+    }
+
+    fn ask<T>(
+        &mut self,
+        send: impl FnOnce(&Handles) -> Result<Pending<T>, Failure>,
+    ) -> Result<T, Refusal> {
+        let mut pending = send(self.actors.handles()).unwrap();
+        self.run();
+        pending.answered().expect("it is answered").outcome.expect("it does not fail")
+    }
+
+    fn register(&mut self, register: Register) -> Result<Server, Refusal> {
+        self.ask(|handles| handles.register(register))
+    }
+
+    fn check_in(
+        &mut self,
+        id: ServerId,
+        bearer: Bearer,
+        now: Timestamp,
+    ) -> Result<CheckedIn, Refusal> {
+        self.ask(|handles| handles.check_in(CheckIn { id, bearer, now }))
+    }
+
+    fn set_revoked(&mut self, id: ServerId, revoked: bool) -> Result<(), Refusal> {
+        let set = SetRevoked { id, revoked, by: "office".into(), from: FROM, now: NOW };
+        self.ask(|handles| handles.set_revoked(set))
+    }
+
+    fn note(&mut self, id: ServerId) -> Result<(), Refusal> {
+        let set = SetNote { id, note: "n".into(), by: "office".into(), from: FROM, now: NOW };
+        self.ask(|handles| handles.set_note(set))
+    }
+
+    fn delete(&mut self, id: ServerId, now: Timestamp) -> Result<(), Refusal> {
+        let delete = Delete { id, by: "office".into(), from: FROM, now };
+        self.ask(|handles| handles.delete_server(delete))
+    }
+
+    fn import(&mut self, listed: &[Listed]) -> Imported {
+        self.import_with(listed, false)
+    }
+
+    fn import_with(&mut self, listed: &[Listed], dry_run: bool) -> Imported {
+        let servers = listed.iter().map(|one| (address_id(one.ip), one.clone())).collect();
+        let import = Import { servers, dry_run, by: "office".into(), from: FROM, now: NOW };
+        self.ask(|handles| handles.import_servers(import)).unwrap()
+    }
+
+    fn count(&self, filter: Filter) -> usize {
+        self.actors.handles().servers().count(&filter)
+    }
+
+    fn listed(&self) -> usize {
+        self.count(Filter::default())
+    }
+
+    /// The last events, each as action, name and id.
+    fn events(&self) -> Vec<(&'static str, String, Option<ServerId>)> {
+        let mut events = Vec::new();
+        let each = &mut |entry: iptunnel_storage::Entry| {
+            let event = entry.event;
+            events.push((event.action.name(), event.by, event.server));
+            true
+        };
+        iptunnel_storage::AuditLog::audit_from(self.store.as_ref(), 1, each).unwrap();
+        events
+    }
+}
+
+fn parts(store: &Arc<EmbeddedStore>, tuning: &Arc<ArcSwap<ActorSettings>>) -> Dependencies {
+    Dependencies {
+        store: Arc::clone(store) as Arc<dyn Store>,
+        tuning: Arc::clone(tuning),
+        permits: 100,
+        health: Arc::new(Health::default()),
+        observed: Metrics::new(&mut prometheus_client::registry::Registry::default()),
+        random: rand_chacha::ChaCha20Rng::seed_from_u64(1),
+        lookup_key: LookupKey::new(&[7; LookupKey::BYTES]),
+        now: NOW,
+    }
+}
+
+fn tuning() -> ActorSettings {
+    ActorSettings {
+        forget_after_seconds: 0,
+        lifetimes: Lifetimes::default(),
+        limits: Limits::new(|_| 100, 1000),
+        retention_seconds: DAY,
+        checkin_flush_seconds: 1,
+        batches: Batches {
+            code_registry: 100,
+            activation: 100,
+            rate_limiter: 100,
+            server_registry: 100,
+            persistence: 100,
+        },
+    }
+}
+
+fn ip(number: u8) -> IpAddr {
+    IpAddr::from([8, 8, 8, number])
+}
+
+fn address_id(ip: IpAddr) -> ServerId {
+    ServerId::of(ip, &LookupKey::new(&[7; LookupKey::BYTES]))
+}
+
+/// A registration of the server at an address.
+fn with(number: u8, credential: Credential) -> Register {
+    Register {
+        address_id: address_id(ip(number)),
+        ip: ip(number),
+        hostname: "ns1".into(),
+        credential,
+        max_servers: 0,
+        by: "office".into(),
+        from: FROM,
+        now: NOW,
+    }
+}
+
+fn master() -> Credential {
+    Credential { hash: KeyedHash([1; 16]), by: EnrolledBy::Master, made_ms: None }
+}
+
+fn token() -> Credential {
+    Credential { hash: KeyedHash([2; 16]), by: EnrolledBy::Token(TOKEN), made_ms: None }
+}
+
+/// A ticket that was made so many milliseconds ago.
+fn ticket(hash: u8, ago: u64) -> Credential {
+    let made_ms = Some(NOW.0 * 1000 - ago);
+    Credential { hash: KeyedHash([hash; 16]), by: EnrolledBy::Token(TOKEN), made_ms }
+}
+
+fn in_list(id: u64, number: u8) -> Listed {
+    Listed {
+        id: ServerId(id),
+        ip: ip(number),
+        hostname: format!("ns{number}"),
+        registered_at: Timestamp(NOW.0 - 90 * DAY),
+        last_checkin: Timestamp(NOW.0 - 60),
+        revoked: false,
+        note: "from before".into(),
+    }
+}
+
+#[test]
+fn a_ticket_registers_one_server_and_its_repetition_gets_the_same_answer() {
+    let mut test = TestServer::start();
+    let server = test.register(with(1, ticket(9, 500))).unwrap();
+    assert_eq!(server.enrolled_by, EnrolledBy::Token(TOKEN));
+    test.restart();
+    assert_eq!(test.register(with(1, ticket(9, 500))), Ok(server.clone()));
+    assert_eq!(test.register(with(1, ticket(8, 600))), Err(Refusal::CredentialUsed));
+    assert_eq!(test.register(with(1, ticket(8, 400))).map(|server| server.version), Ok(2));
+    assert_eq!(test.register(with(1, ticket(9, 500))), Err(Refusal::CredentialUsed));
+    let by_name = ("server_registered", "office".to_owned(), Some(server.id));
+    assert_eq!(test.events(), [by_name.clone(), by_name], "a repetition is no event");
+}
+
+#[test]
+fn a_server_checks_in_with_its_own_token_or_any_good_secret_of_its_access_token() {
+    let mut test = TestServer::start();
+    let id = test.register(with(1, token())).unwrap().id;
+    for (bearer, expected) in [
+        (Bearer::Token(KeyedHash([2; 16])), Ok(CheckedIn::Active)),
+        (Bearer::Access(TOKEN), Ok(CheckedIn::Active)),
+        (Bearer::Access(TokenNumber(8)), Err(Refusal::Unauthorized)),
+        (Bearer::Token(KeyedHash([3; 16])), Err(Refusal::Unauthorized)),
+    ] {
+        assert_eq!(test.check_in(id, bearer, NOW), expected, "{bearer:?}");
+    }
+}
+
+#[test]
+fn an_access_token_never_enrols_more_servers_than_it_may() {
+    let mut test = TestServer::start();
+    let bounded = |number| Register { max_servers: 3, ..with(number, token()) };
+    // All of them wait for the disk at once.
+    let handles = Arc::clone(test.actors.handles());
+    let mut asked: Vec<_> = (1..=5).map(|n| handles.register(bounded(n)).unwrap()).collect();
+    test.run();
+    let outcomes: Vec<_> =
+        asked.iter_mut().map(|one| one.answered().unwrap().outcome.unwrap()).collect();
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 3, "{outcomes:?}");
+    test.restart();
+    assert_eq!(test.register(bounded(6)), Err(Refusal::TooManyServers));
+    assert!(test.register(bounded(1)).is_ok(), "one that it has enrolled registers again");
+    let gone = outcomes.into_iter().flatten().next().unwrap().id;
+    test.set_revoked(gone, true).unwrap();
+    assert!(test.register(bounded(6)).is_ok(), "a revoked one does not count");
+    assert_eq!(test.register(bounded(7)), Err(Refusal::TooManyServers));
+    let other = test.register(with(9, master())).unwrap();
+    assert_eq!(
+        test.register(bounded(9)),
+        Err(Refusal::TooManyServers),
+        "it would take {other:?} over"
+    );
+    test.delete(address_id(ip(6)), NOW).unwrap();
+    assert!(test.register(bounded(7)).is_ok(), "a deleted one does not count");
+}
+
+#[test]
+fn a_deleted_server_is_gone_and_registers_as_a_new_one() {
+    let mut test = TestServer::start();
+    let server = test.register(with(1, master())).unwrap();
+    let later = NOW.plus(2 * 3600);
+    test.delete(server.id, later).unwrap();
+    assert_eq!(test.listed(), 0);
+    assert_eq!(test.check_in(server.id, Bearer::Nobody, later), Err(Refusal::ServerNotFound));
+    assert_eq!(test.delete(server.id, later), Err(Refusal::ServerNotFound));
+    assert_eq!(test.store.servers_before(None, 9).unwrap(), []);
+    test.restart();
+    let again = test.register(with(1, master())).unwrap();
+    assert!(again.id == server.id && again.number > server.number && again.version == 1);
+    let actions: Vec<_> = test.events().into_iter().map(|(action, by, _)| (action, by)).collect();
+    assert_eq!(actions[1], ("server_deleted", "office".into()));
+}
+
+#[test]
+fn a_server_that_was_deleted_at_once_does_not_come_back_with_its_used_ticket() {
+    let mut test = TestServer::start();
+    let server = test.register(with(1, ticket(9, 500))).unwrap();
+    test.delete(server.id, NOW).unwrap();
+    test.restart();
+    assert_eq!(test.listed(), 0);
+    for result in
+        [test.set_revoked(server.id, true), test.note(server.id), test.delete(server.id, NOW)]
+    {
+        assert_eq!(result, Err(Refusal::ServerNotFound));
+    }
+    assert_eq!(test.check_in(server.id, Bearer::Nobody, NOW), Err(Refusal::ServerNotFound));
+    assert_eq!(test.register(with(1, ticket(9, 500))), Err(Refusal::CredentialUsed));
+    assert!(test.register(with(1, ticket(8, 400))).is_ok());
+    assert_eq!(test.listed(), 1);
+}
+
+#[test]
+fn a_deleted_revoked_server_stays_revoked_until_it_is_restored_by_its_id() {
+    let mut test = TestServer::start();
+    let id = test.register(with(1, master())).unwrap().id;
+    test.set_revoked(id, true).unwrap();
+    test.delete(id, NOW.plus(9 * DAY)).unwrap();
+    test.restart();
+    assert_eq!((test.listed(), test.count(Filter { deleted: true, ..Filter::default() })), (0, 1));
+    assert_eq!(test.register(with(1, master())), Err(Refusal::ServerRevoked(id)));
+    assert_eq!(test.check_in(id, Bearer::Nobody, NOW), Ok(CheckedIn::Revoked));
+    assert_eq!(test.delete(id, NOW), Err(Refusal::ServerNotFound));
+    test.set_revoked(id, false).unwrap();
+    assert_eq!(test.listed(), 1);
+    assert!(test.register(with(1, master())).is_ok());
+}
+
+#[test]
+fn an_imported_server_keeps_its_id_also_when_it_registers_again() {
+    let mut test = TestServer::start();
+    let imported = test.import(&[in_list(0xABC, 1), in_list(0xDEF, 2)]);
+    assert_eq!(imported, Imported { new: 2, ..Imported::default() });
+    for _ in 0..2 {
+        let unknown_token = Bearer::Token(KeyedHash([5; 16]));
+        assert_eq!(test.check_in(ServerId(0xABC), unknown_token, NOW), Ok(CheckedIn::Active));
+        test.restart();
+    }
+    let server = test.register(with(1, token())).unwrap();
+    assert_eq!((server.id, server.note.as_str()), (ServerId(0xABC), "from before"));
+    assert_eq!(server.registered_at, in_list(0, 1).registered_at);
+    let other = Bearer::Token(KeyedHash([5; 16]));
+    assert_eq!(test.check_in(server.id, other, NOW), Err(Refusal::Unauthorized));
+    assert_eq!(test.listed(), 2);
+    let by_name = ("server_imported", "office".to_owned(), Some(server.id));
+    assert_eq!(test.events()[0], by_name);
+}
+
+#[test]
+fn an_imported_revocation_is_not_evaded_by_registering_anew() {
+    let mut test = TestServer::start();
+    let revoked = Listed { revoked: true, ..in_list(0xABC, 1) };
+    test.import(&[revoked]);
+    test.restart();
+    let refused = Err(Refusal::ServerRevoked(ServerId(0xABC)));
+    assert_eq!(test.register(with(1, master())), refused);
+    test.delete(ServerId(0xABC), NOW).unwrap();
+    assert_eq!(test.register(with(1, master())), refused);
+    assert_eq!(test.check_in(ServerId(0xABC), Bearer::Nobody, NOW), Ok(CheckedIn::Revoked));
+}
+
+#[test]
+fn importing_again_changes_what_has_changed_in_the_list_alone() {
+    let mut test = TestServer::start();
+    let list = [in_list(1, 1), in_list(2, 2), in_list(3, 3)];
+    assert_eq!(test.import_with(&list, true).new, 3);
+    assert_eq!((test.listed(), test.events().len()), (0, 0), "a dry run writes nothing");
+    test.import(&list);
+    let again = test.import(&list);
+    assert_eq!(again, Imported { unchanged: 3, ..Imported::default() });
+    assert_eq!(test.events().len(), 3);
+    test.set_revoked(ServerId(1), true).unwrap();
+    test.set_revoked(ServerId(1), false).unwrap();
+    test.note(ServerId(2)).unwrap();
+    let revoked = list.clone().map(|one| Listed { revoked: true, ..one });
+    test.restart();
+    let third = test.import(&revoked);
+    let changed_here = vec![ServerId(1), ServerId(2)];
+    assert_eq!(third, Imported { changed: 1, changed_here, ..Imported::default() });
+    assert_eq!(test.check_in(ServerId(1), Bearer::Nobody, NOW), Ok(CheckedIn::Active));
+    assert_eq!(test.check_in(ServerId(3), Bearer::Nobody, NOW), Ok(CheckedIn::Revoked));
+}
+
+#[test]
+fn an_address_that_is_registered_here_or_twice_in_the_list_is_named_and_left_alone() {
+    let mut test = TestServer::start();
+    let here = test.register(with(1, master())).unwrap();
+    let list = [in_list(1, 1), in_list(2, 2), in_list(3, 2), in_list(2, 4)];
+    let imported = test.import(&list);
+    let address_taken = vec![ServerId(1), ServerId(3), ServerId(2)];
+    assert_eq!(imported, Imported { new: 1, address_taken, ..Imported::default() });
+    assert_eq!(test.register(with(1, master())).map(|server| server.id), Ok(here.id));
+    // Imported under the id that this address would have.
+    let stranger = in_list(address_id(ip(7)).0, 6);
+    assert_eq!(test.import(&[stranger]).new, 1);
+    let beside = test.register(with(7, master())).unwrap();
+    assert_eq!(beside.id.0, address_id(ip(7)).0 + 1);
+    test.restart();
+    assert_eq!(test.register(with(7, master())).map(|server| server.id), Ok(beside.id));
+    let stranger = test.register(with(6, master())).unwrap();
+    assert_eq!(stranger.id, address_id(ip(7)));
+}
+
+#[test]
+fn a_list_that_is_too_long_for_one_message_is_refused() {
+    let mut test = TestServer::start();
+    let servers = vec![(ServerId(1), in_list(1, 1)); Import::STEP + 1];
+    let import = Import { servers, dry_run: true, by: String::new(), from: FROM, now: NOW };
+    let refused = test.ask(|handles| handles.import_servers(import));
+    assert!(matches!(refused, Err(Refusal::InvalidField(_))), "{refused:?}");
+}
+
+#[test]
+fn servers_that_were_not_seen_for_long_are_deleted_together_and_the_others_stay() {
+    let mut test = TestServer::start();
+    let list: Vec<Listed> = (1..=200)
+        .map(|n| Listed {
+            last_checkin: Timestamp(NOW.0 - u64::from(n) * DAY),
+            ..in_list(n.into(), n)
+        })
+        .collect();
+    test.import(&list);
+    test.set_revoked(ServerId(200), true).unwrap();
+    assert_eq!(test.check_in(ServerId(199), Bearer::Nobody, NOW), Ok(CheckedIn::Active));
+    let before = Timestamp(NOW.0 - 100 * DAY);
+    let mut deleted = Vec::new();
+    while deleted.last() != Some(&0) {
+        let unseen = DeleteUnseen { before, by: "office".into(), from: FROM, now: NOW };
+        deleted.push(test.ask(|handles| handles.delete_unseen(unseen)).unwrap());
+    }
+    assert_eq!(deleted, [99, 0]);
+    test.restart();
+    assert_eq!(
+        (test.listed(), test.count(Filter { deleted: true, ..Filter::default() })),
+        (101, 1)
+    );
+}
+
+#[test]
+fn the_clock_deletes_a_few_unseen_servers_each_minute_if_that_is_set() {
+    let mut test = TestServer::start();
+    let list: Vec<Listed> = (1..=150)
+        .map(|n| Listed { last_checkin: Timestamp(NOW.0 - 40 * DAY), ..in_list(n.into(), n) })
+        .collect();
+    test.import(&list);
+    let tick = |test: &mut TestServer, at: Timestamp| {
+        test.actors.handles().tick(at);
+        test.run();
+        // The next step of the sweep follows on the time of this tick.
+        test.actors.handles().tick(at);
+        test.run();
+        test.listed()
+    };
+    assert_eq!(tick(&mut test, NOW), 150);
+    test.tuning.store(Arc::new(ActorSettings { forget_after_seconds: 30 * DAY, ..tuning() }));
+    let left = [0, 1, 59, 61, 200].map(|later| tick(&mut test, NOW.plus(later)));
+    assert_eq!(left, [50, 50, 50, 0, 0]);
+    let last = test.events().pop().unwrap();
+    assert_eq!((last.0, last.1.as_str()), ("server_deleted", ""));
+}
