@@ -82,19 +82,7 @@ impl Framing {
         let end = bytes.iter().position(|byte| *byte == b'\n');
         let piece = end.and_then(|end| bytes.get(..=end)).unwrap_or(bytes);
         if self.part == Part::Head {
-            // The parser skips empty lines before a head.
-            if !self.has_begun && piece.iter().any(|byte| !matches!(byte, b'\r' | b'\n')) {
-                self.has_begun = true;
-                if self.waiting.len() < HEADS {
-                    self.waiting.push_back(Vec::new());
-                }
-            }
-            if self.has_begun
-                && let Some(beginning) = self.waiting.back_mut()
-                && !beginning.ends_with(b"\n")
-            {
-                fill(beginning, piece, BEGINNING);
-            }
+            self.heard_head(piece);
         }
         fill(&mut self.line, piece, LINE);
         self.is_broken |= match self.part {
@@ -107,6 +95,24 @@ impl Framing {
             self.line.clear();
         }
         piece.len()
+    }
+
+    fn heard_head(&mut self, mut piece: &[u8]) {
+        if !self.has_begun {
+            // The parser skips empty lines before a head.
+            let begin = piece.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
+            let Some(head) = begin.and_then(|begin| piece.get(begin..)) else { return };
+            piece = head;
+            self.has_begun = true;
+            if self.waiting.len() < HEADS {
+                self.waiting.push_back(Vec::new());
+            }
+        }
+        if let Some(beginning) = self.waiting.back_mut()
+            && !beginning.ends_with(b"\n")
+        {
+            fill(beginning, piece, BEGINNING);
+        }
     }
 
     fn line_ended(&mut self) {
@@ -166,7 +172,6 @@ impl Framing {
     /// as far as it is kept. `None` if it has no path yet.
     pub fn path(&self) -> Option<String> {
         let beginning = self.waiting.front().unwrap_or(&self.current);
-        let beginning = beginning.trim_ascii_start();
         let target = beginning.split(|byte| byte.is_ascii_whitespace()).nth(1)?;
         let target = String::from_utf8_lossy(target);
         // A caller may name the host as well (RFC 9112, section 3.2.2).
@@ -288,6 +293,16 @@ mod tests {
             prop_assert!(framing.is_within_head());
             requests.iter().for_each(|_| framing.request_begun());
             prop_assert_eq!(framing.path(), Some("/half".to_owned()));
+        }
+
+        #[test]
+        fn it_does_not_matter_how_any_bytes_are_cut_into_pieces(
+            sent in "([\r\n :;05aG/z]|Content-Length: 3|Transfer-Encoding: chunked|\r\n\r\n){0,40}",
+            length in 1usize..9,
+        ) {
+            let (whole, mut pieces) = (after(sent.as_bytes()), Framing::default());
+            sent.as_bytes().chunks(length).for_each(|piece| pieces.heard(piece));
+            prop_assert_eq!(format!("{whole:?}"), format!("{pieces:?}"));
         }
 
         #[test]

@@ -15,7 +15,8 @@ pub fn shown_code(window: &Window) -> String {
 
 #[test]
 fn a_whole_installation_shows_on_the_open_page() {
-    let app = TestApp::start();
+    // The page opens one stream after the other.
+    let app = TestApp::start_with(|c| c.push(("server.idle_timeout_seconds", "1".into())));
     let window = open(&app);
     window.check_looks("code-page");
     window.click("#issue");
