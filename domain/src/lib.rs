@@ -8,6 +8,7 @@
 //! * [`code`]: the install code, its written form and its states (issued, consumed, expired)
 //! * [`activation`]: the record that a machine consumed a code: open, confirmed or released
 //! * [`server`]: a registered server, its check-ins and its revocation
+//! * [`ticket`]: what lets one machine register once
 //! * [`limit`]: fixed-window limits as arithmetic
 //! * [`address`]: host names, public addresses, and a caller's network
 //! * [`audit`]: the audit log: events in a hash chain that reveals tampering
@@ -25,6 +26,7 @@ pub mod limit;
 pub mod lookup;
 pub mod refusal;
 pub mod server;
+pub mod ticket;
 pub mod time;
 
 pub use refusal::Refusal;
