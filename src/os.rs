@@ -16,7 +16,12 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 pub trait Clock: Send + Sync + 'static {
     /// Returns the current time in whole seconds. It goes back only if the reference clock was set back
     /// by more than a second.
-    fn now(&self) -> Timestamp;
+    fn now(&self) -> Timestamp {
+        Timestamp(self.now_ms() / 1000)
+    }
+
+    /// Returns the current time in milliseconds since the Unix epoch.
+    fn now_ms(&self) -> u64;
 
     /// Follows another reference clock, which is `ahead` milliseconds ahead of this machine's clock.
     fn correct(&self, ahead: i64);
@@ -169,7 +174,7 @@ impl<S: TimeSource> SystemClock<S> {
 }
 
 impl<S: TimeSource> Clock for SystemClock<S> {
-    fn now(&self) -> Timestamp {
+    fn now_ms(&self) -> u64 {
         let (now, ahead) = self.look();
         let seconds = ahead.unsigned_abs() as f64 / 1000.0;
         if ahead < -WAIT_AT_MOST {
@@ -179,7 +184,7 @@ impl<S: TimeSource> Clock for SystemClock<S> {
         } else if ahead > WAIT_AT_MOST {
             tracing::warn!(seconds, "the clock was set ahead; the server follows it");
         }
-        Timestamp(u64::try_from(now).unwrap_or_default() / 1000)
+        u64::try_from(now).unwrap_or_default()
     }
 
     fn correct(&self, ahead: i64) {

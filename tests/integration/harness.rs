@@ -1,7 +1,6 @@
 //! A server in the test's process, with its own folder and a clock that the test sets.
 
 use crate::database::Database;
-use iptunnel_domain::Timestamp;
 use iptunnel_server::app::{self, Environment, Signal};
 use iptunnel_server::config::{Config, Layers, Sources};
 use iptunnel_server::os::{Clock, Reading, SetBacks, SystemClock, TimeSource};
@@ -61,8 +60,8 @@ impl ManualClock {
 }
 
 impl Clock for ManualClock {
-    fn now(&self) -> Timestamp {
-        self.clock.now()
+    fn now_ms(&self) -> u64 {
+        self.clock.now_ms()
     }
     /// The database's clock is the real machine's, which is not this one.
     fn correct(&self, _: i64) {}
