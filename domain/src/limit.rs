@@ -23,11 +23,13 @@ pub enum Policy {
     ActivatePerIpDay,
     /// Activations of one machine in a day.
     ActivatePerMachineDay,
+    /// Install tickets that one address asks for in an hour.
+    TicketPerIpHour,
 }
 
 impl Policy {
     /// All policies, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::IssuePerIpHour,
         Self::IssuePerIpDay,
         Self::IssuePerSessionHour,
@@ -36,6 +38,7 @@ impl Policy {
         Self::PrecheckPerMachineDay,
         Self::ActivatePerIpDay,
         Self::ActivatePerMachineDay,
+        Self::TicketPerIpHour,
     ];
 
     /// Returns the name used in configuration, headers and metrics.
@@ -49,6 +52,7 @@ impl Policy {
             Self::PrecheckPerMachineDay => "precheck_per_machine_day",
             Self::ActivatePerIpDay => "activate_per_ip_day",
             Self::ActivatePerMachineDay => "activate_per_machine_day",
+            Self::TicketPerIpHour => "ticket_per_ip_hour",
         }
     }
 
@@ -60,7 +64,7 @@ impl Policy {
     /// Returns the length of the policy's window in seconds.
     pub const fn window_seconds(self) -> u64 {
         match self {
-            Self::IssuePerIpHour | Self::IssuePerSessionHour => 3600,
+            Self::IssuePerIpHour | Self::IssuePerSessionHour | Self::TicketPerIpHour => 3600,
             _ => 86_400,
         }
     }
@@ -101,6 +105,7 @@ impl Default for Limits {
             Policy::IssuePerSessionHour => 2,
             Policy::IssuePerFingerprintDay => 6,
             Policy::ActivatePerIpDay | Policy::ActivatePerMachineDay => 5,
+            Policy::TicketPerIpHour => 60,
         };
         Self::new(allowed, 4_000_000)
     }
@@ -119,7 +124,7 @@ impl Subject {
     /// Returns the key of the subject's counter: half of its keyed hash, mixed with the policy. Among
     /// 4 million counters the chance that two share a key is one in two million.
     pub const fn key(&self) -> u64 {
-        // 2^64 divided by the golden ratio: spreads eight small numbers over all 64 bits.
+        // 2^64 divided by the golden ratio: spreads a few small numbers over all 64 bits.
         self.who.as_u64() ^ (self.policy as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)
     }
 }
@@ -216,6 +221,6 @@ mod tests {
         for (number, policy) in Policy::ALL.into_iter().enumerate() {
             assert_eq!(Policy::from_number(number as u8), Some(policy));
         }
-        assert_eq!(Policy::from_number(8), None);
+        assert_eq!(Policy::from_number(9), None);
     }
 }

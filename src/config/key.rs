@@ -117,6 +117,7 @@ pub(super) static KEYS: &[Key] = &[
     live("limits.precheck_per_machine_day", LIMIT),
     live("limits.activate_per_ip_day", LIMIT),
     live("limits.activate_per_machine_day", LIMIT),
+    live("limits.ticket_per_ip_hour", LIMIT),
     live("limits.max_tracked", whole("", 1000, 4_000_000)),
     live("servers.stale_after_hours", whole(" of hours", 1, 87_600)),
     live("servers.checkin_flush_seconds", whole(" of seconds", 1, 3600)),
