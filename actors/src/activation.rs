@@ -12,6 +12,7 @@ use crate::memory::record_cache::{
 };
 use crate::messages::activations::{Closing, Open, PrecheckHeld, Resume};
 use crate::messages::codes::{Activate, Replace, Restore};
+use crate::messages::servers::{Register, RegisterInstalled};
 use crate::messages::{Command, Shutdown, Work};
 use crate::persistence::Committed;
 use crate::runtime::mailbox::{Actor, Mailbox, Receive};
@@ -23,6 +24,7 @@ use iptunnel_domain::activation::{
     Resume as Resumption,
 };
 use iptunnel_domain::audit::{Action, Actor as Who, Event};
+use iptunnel_domain::server::{Credential, EnrolledBy, Server};
 use iptunnel_domain::{Refusal, Timestamp, Version};
 use iptunnel_storage::{Change, ReadError, Store, Write};
 use std::net::IpAddr;
@@ -390,6 +392,33 @@ impl Receive<Work<Confirm, Record>> for Activation {
             },
         );
         run_ahead(self, confirmed);
+    }
+}
+
+impl Receive<Work<RegisterInstalled, Record>> for Activation {
+    fn receive(&mut self, work: Work<RegisterInstalled, Record>) {
+        let id = work.command.activation;
+        let allows = |asked: &RegisterInstalled, known: &Record| {
+            known.enrols(asked.register.ip, asked.register.now).is_ok()
+        };
+        let missing = |handles: &Handles, work: Work<RegisterInstalled, Record>| {
+            handles.answer_not_found(work.reply, Refusal::ActivationNotFound);
+        };
+        let Some((work, activation)) = self.find(work, id, missing, allows) else { return };
+        let Register { ip, now, .. } = work.command.register;
+        match activation.enrols(ip, now) {
+            Err(refusal) => self.answer(work, Err(refusal)),
+            Ok(confirmed_at) => {
+                let by = EnrolledBy::Activation(activation.at.into());
+                let made_ms = Some(confirmed_at.0.saturating_mul(1000));
+                let work =
+                    work.then::<Register, Server>(|RegisterInstalled { register, .. }| {
+                        let credential = Credential { by, made_ms, ..register.credential };
+                        Register { credential, code: Some(activation.code), ..register }
+                    });
+                self.handles.server_registry.send(work);
+            }
+        }
     }
 }
 

@@ -18,8 +18,8 @@ use crate::runtime::reader::Reader;
 use crate::runtime::reply::{Pending, Permits, Reply};
 use crate::runtime::tuning::ActorSettings;
 use crate::server_registry::{
-    self, CheckIn, Delete, DeleteUnseen, Import, Imported, Recovered, Register, Registered,
-    ServerRegistry, Servers, SetNote, SetRevoked,
+    self, CheckIn, Delete, DeleteUnseen, Import, Imported, Recovered, Register, RegisterInstalled,
+    Registered, ServerRegistry, Servers, SetNote, SetRevoked,
 };
 use actix::{Arbiter, AsyncContext, Context};
 use arc_swap::ArcSwap;
@@ -318,6 +318,16 @@ impl Handles {
     ) -> Result<Pending<iptunnel_domain::server::Server>, Failure> {
         let (work, pending) = self.begin(command)?;
         self.server_registry.send(work);
+        Ok(pending)
+    }
+
+    /// Sends a registration with an install token.
+    pub fn register_installed(
+        &self,
+        command: RegisterInstalled,
+    ) -> Result<Pending<iptunnel_domain::server::Server>, Failure> {
+        let (work, pending) = self.begin(command)?;
+        self.activation.send(work);
         Ok(pending)
     }
 

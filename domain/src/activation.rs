@@ -3,6 +3,7 @@
 use crate::address::HostName;
 use crate::code::{Code, CodeHash};
 use crate::lookup::KeyedHash;
+use crate::server::ONE_TIME_SECONDS;
 use crate::time::{Lifespan, Lifetimes, Timestamp};
 use crate::{Refusal, Version};
 use std::fmt;
@@ -265,6 +266,29 @@ impl Activation {
         }
     }
 
+    /// Returns when the installation was confirmed, if its token may register the server at `ip`: for an hour
+    /// from then, at the address that was bound. The caller has already verified the token.
+    ///
+    /// # Errors
+    /// [`Refusal::ActivationNotFound`] if it was released, [`Refusal::InvalidField`] if it is bound to another
+    /// address, [`Refusal::TokenInvalid`] if it is not confirmed, or was confirmed too long ago.
+    pub fn enrols(&self, ip: IpAddr, now: Timestamp) -> Result<Timestamp, Refusal> {
+        let confirmed_at = match self.state {
+            ActivationState::Confirmed(at) => at,
+            ActivationState::Released(_) => return Err(Refusal::ActivationNotFound),
+            ActivationState::Open => return Err(Refusal::TokenInvalid),
+        };
+        let life = Lifespan { from: confirmed_at, until: confirmed_at.plus(ONE_TIME_SECONDS) };
+        if life.is_over(now) {
+            return Err(Refusal::TokenInvalid);
+        }
+        if self.request.binding.public_ip != ip {
+            let message = "ip must be the address that the installation was activated for.";
+            return Err(Refusal::InvalidField(message.into()));
+        }
+        Ok(confirmed_at)
+    }
+
     /// Releases the activation if it is still open, so that the code can be given back.
     ///
     /// # Errors
@@ -345,6 +369,22 @@ mod tests {
     fn resume(machine: u8, host: &str, now: Timestamp) -> Result<Resume, Refusal> {
         let (code, activation) = opened();
         activation.resume(&request(machine, host), &code, now, &Lifetimes::default())
+    }
+
+    #[test]
+    fn a_confirmed_activation_enrols_its_address_for_an_hour() {
+        let (_, open) = opened();
+        let (here, there) = (open.request.binding.public_ip, IpAddr::from([1, 2, 3, 5]));
+        assert_eq!(open.enrols(here, NOW), Err(Refusal::TokenInvalid));
+        let confirmed = open.confirm(NOW.plus(60)).unwrap();
+        let end = NOW.plus(60 + ONE_TIME_SECONDS);
+        for now in [NOW.plus(60), Timestamp(end.0 - 1)] {
+            assert_eq!(confirmed.enrols(here, now), Ok(NOW.plus(60)));
+        }
+        assert_eq!(confirmed.enrols(here, end), Err(Refusal::TokenInvalid));
+        assert!(matches!(confirmed.enrols(there, NOW.plus(60)), Err(Refusal::InvalidField(_))));
+        let Release::GiveBack(released) = open.release(NOW).unwrap() else { panic!() };
+        assert_eq!(released.enrols(here, NOW), Err(Refusal::ActivationNotFound));
     }
 
     #[test]

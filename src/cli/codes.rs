@@ -62,7 +62,8 @@ pub fn codes(config: &Config, output: Output, action: Codes) -> Result<(), Strin
     if found.get("second_machine") == Some(&Value::Bool(true)) {
         tell("ANOTHER MACHINE HAS TRIED THIS CODE AND WAS REFUSED")?;
     }
-    let columns = ["at", "action", "subject", "address", "detail", "actor", "by", "who", "from"];
+    let columns =
+        ["at", "action", "subject", "address", "server", "detail", "actor", "by", "who", "from"];
     write(output, &found, "events", &columns)?;
     if found.get("attempts_not_kept").and_then(Value::as_u64) > Some(0) {
         remark(&format!("{} more attempts were not kept", field(&found, "attempts_not_kept")));

@@ -159,6 +159,8 @@ struct Happened {
     who: Option<String>,
     from: Option<IpAddr>,
     activation: Option<String>,
+    /// The server that the activation enrolled.
+    server: Option<String>,
     address: Option<IpAddr>,
     subject: String,
     detail: String,
@@ -234,6 +236,7 @@ fn timeline(
             who: event.identity.map(|hash| hash.to_hex().chars().take(8).collect()),
             from: event.from,
             activation: event.activation.map(|name| name.to_string()),
+            server: event.server.map(|server| server.to_string()),
             address: event.address,
             subject: event.subject,
             detail: event.detail,

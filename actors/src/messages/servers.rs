@@ -2,6 +2,8 @@
 
 use crate::messages::Command;
 use iptunnel_domain::Timestamp;
+use iptunnel_domain::activation::ActivationId;
+use iptunnel_domain::code::CodeHash;
 use iptunnel_domain::server::{Bearer, Credential, Listed, Server, ServerId};
 use std::net::IpAddr;
 
@@ -18,6 +20,8 @@ pub struct Register {
     pub credential: Credential,
     /// The number of servers that the access token may have enrolled; 0 for no bound.
     pub max_servers: u32,
+    /// The code whose activation vouches for the machine, for the code's story.
+    pub code: Option<CodeHash>,
     /// The name of the access token that was shown, or that made the ticket; empty if none.
     pub by: String,
     /// The address the request came from.
@@ -28,6 +32,26 @@ pub struct Register {
 
 impl Command for Register {
     type Answer = Server;
+}
+
+/// Registers a server with the install token of its confirmed activation. Sent by the HTTP edge, which has
+/// verified the token, to the activation actor, which forwards the registration if it allows it.
+pub struct RegisterInstalled {
+    /// The activation that the token names.
+    pub activation: ActivationId,
+    /// The registration. The activation actor says who vouches for it, and when it was confirmed.
+    pub register: Register,
+}
+
+impl Command for RegisterInstalled {
+    type Answer = Server;
+}
+
+/// Charges a request for an install ticket. Answered by the rate limiter; the HTTP edge makes the ticket.
+pub struct ChargeTicket;
+
+impl Command for ChargeTicket {
+    type Answer = ();
 }
 
 /// Notes that a server is alive. Sent by the HTTP edge; answered from memory at once.

@@ -7,6 +7,7 @@ pub use crate::messages::limited::Limited;
 use crate::Failure;
 use crate::handles::Handles;
 use crate::memory::counters::Counters;
+use crate::messages::servers::ChargeTicket;
 use crate::messages::{Command, Shutdown, Tick};
 use crate::persistence::Committed;
 use crate::runtime::mailbox::{Actor, Receive};
@@ -30,6 +31,14 @@ pub trait LimitedCommand: Command {
 
     /// Sends the command to the actor that decides it.
     fn forward(self, reply: Reply<Self::Answer>, handles: &Handles);
+}
+
+impl LimitedCommand for ChargeTicket {
+    const MAY_REPEAT: bool = false;
+
+    fn forward(self, reply: Reply<()>, _: &Handles) {
+        reply.grant(());
+    }
 }
 
 /// The charge of one request. It is given back if the request does not count after all.

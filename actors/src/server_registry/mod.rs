@@ -12,7 +12,8 @@ mod sweep;
 mod together;
 
 pub use crate::messages::servers::{
-    CheckIn, CheckedIn, Delete, DeleteUnseen, Import, Imported, Register, SetNote, SetRevoked,
+    ChargeTicket, CheckIn, CheckedIn, Delete, DeleteUnseen, Import, Imported, Register,
+    RegisterInstalled, SetNote, SetRevoked,
 };
 pub(crate) use published::Registered;
 pub use published::{Filter, Servers, Sort};
@@ -429,7 +430,21 @@ fn happened(
 }
 
 fn registered(server: &Server, asked: &Register) -> Event {
-    happened(Action::ServerRegistered, (Who::Agent, &asked.by), server, asked.now, Some(asked.from))
+    let activation = match asked.credential.by {
+        EnrolledBy::Activation(name) => Some(name),
+        _ => None,
+    };
+    Event {
+        activation,
+        code: asked.code,
+        ..happened(
+            Action::ServerRegistered,
+            (Who::Agent, &asked.by),
+            server,
+            asked.now,
+            Some(asked.from),
+        )
+    }
 }
 
 impl Actor for ServerRegistry {

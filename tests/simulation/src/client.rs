@@ -179,6 +179,7 @@ pub fn send(
                 ip: IpAddr::from([8, 8, 8, *agent as u8]),
                 hostname: format!("s{agent}.example.com"),
                 credential: Credential { hash: TOKEN, by: EnrolledBy::Master, made_ms: None },
+                code: None,
                 max_servers: 0,
                 by: String::new(),
                 from: FROM,
