@@ -21,6 +21,7 @@ use crate::state::State;
 use crate::state::access::AccessTokens;
 use crate::state::live::Live;
 use crate::state::settings::{OnChange, Settings};
+use crate::state::tickets::TicketTimes;
 use crate::state::watchers::Watchers;
 use crate::state::wrong_tokens::WrongTokens;
 use crate::store::agreement::agree;
@@ -197,6 +198,7 @@ fn start(
         clock,
         health,
         proxies: Proxies(loaded.config.server.trusted_proxies.clone()),
+        tickets: TicketTimes::default(),
         watchers: Arc::new(Watchers::default()),
         wrong_tokens: WrongTokens::new(&mut registry),
         live,

@@ -15,8 +15,8 @@ pub struct Rule {
     pub path: &'static str,
     /// The least roles. A caller needs one of them, or a role that includes one. Empty: everybody.
     pub least: &'static [Role],
-    /// Whether the token is in the body, which the handler reads first; else it is in the `Authorization`
-    /// header, or a session of the console stands for it.
+    /// Whether the handler looks at the token: because it is in the body, or because it may be missing. Else
+    /// the gate does, and it is in the `Authorization` header, or a session of the console stands for it.
     pub in_body: bool,
 }
 
@@ -99,6 +99,14 @@ pub const REGISTER: Rule =
 /// The rule of the registration of a server in version 2.
 pub const REGISTER_V2: Rule = Rule { path: "/api/v2/servers/register", ..REGISTER };
 
+/// The rule of a request for an install ticket with a token. Without one, the handler looks at the address.
+pub const TICKETS: Rule = Rule {
+    method: "POST",
+    path: "/api/v2/install-tickets/issue",
+    least: &[Role::Enrol, Role::Operate],
+    in_body: true,
+};
+
 /// The routes of the public listener.
 pub const PUBLIC: &[Rule] = &[
     get("/", EVERYBODY),
@@ -125,6 +133,8 @@ pub const PUBLIC: &[Rule] = &[
     get("/api/v2/servers", VIEW),
     get("/api/v2/servers/{server_id}", VIEW),
     REGISTER_V2,
+    TICKETS,
+    get("/authorize", EVERYBODY),
     REGISTER,
     post("/checkin", EVERYBODY),
     post("/revoke", OPERATE),

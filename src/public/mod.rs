@@ -4,6 +4,7 @@
 //!   [`watch`]: live progress of a code
 //! * [`install`], [`servers`]: the API for installers and servers; [`field_limits`]: the maximum length
 //!   of their fields
+//! * [`tickets`]: install tickets
 //! * [`reference`](mod@reference): the API reference, made from the handlers; [`requests`]: request
 //!   schemas for it
 //! * [`installer`]: the main stack's installer and its version
@@ -19,10 +20,11 @@ pub mod reference;
 pub mod requests;
 pub mod servers;
 pub mod session;
+pub mod tickets;
 pub mod watch;
 
 use crate::config::Product;
-use crate::http::access::{PUBLIC, REGISTER_V2};
+use crate::http::access::{PUBLIC, REGISTER_V2, TICKETS};
 use crate::http::page::{asset, asset_paths};
 use crate::http::routing::{RouteName, Routes, nothing_here};
 use crate::state::access::caller::PublicGate;
@@ -33,9 +35,10 @@ use actix_web::http::Method;
 use actix_web::web::{Data, ServiceConfig, resource, route, scope};
 
 /// The names of the public routes.
-pub const ROUTES: [&str; 26] = [
+pub const ROUTES: [&str; 28] = [
     "activate",
     "asset",
+    "authorize",
     "check_in",
     "checkin",
     "confirm",
@@ -59,6 +62,7 @@ pub const ROUTES: [&str; 26] = [
     "server_register",
     "servers",
     "status",
+    "ticket_issue",
     "v2_installer_version",
 ];
 
@@ -128,6 +132,8 @@ pub fn routes(config: &mut ServiceConfig, products: &[Product]) {
                 .app_data(RouteName("server"))
                 .default_service(routes.guarded(&M::GET, SERVER, servers::v2::one)),
         )
+        .service(routes.at(TICKETS.path, "ticket_issue", (M::POST, tickets::issue)))
+        .service(routes.at("/authorize", "authorize", (M::GET, tickets::authorize)))
         .service(routes.at("/api/v2/healthz", "healthz", (M::GET, health::healthz)))
         .service(routes.at("/readyz", "readyz", (M::GET, health::readyz)))
         .service(routes.at("/docs", "docs", (M::GET, reference::handlers::page)))

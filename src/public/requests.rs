@@ -106,6 +106,31 @@ fn enrolling_token() -> ObjectBuilder {
     text(FIELD, "ACCESS_TOKEN", "An access token with the role enrol, or the master token.")
 }
 
+fn ticket_address() -> ObjectBuilder {
+    let description = "The address of the machine. Default: the caller's own.";
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .examples(["1.2.3.4"])
+        .description(Some(description))
+}
+
+fn ticket_ttl() -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(60))
+        .maximum(Some(3600))
+        .examples([600])
+        .description(Some("For how many seconds the ticket is good. Default: 600."))
+}
+
+fn client_id() -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(1))
+        .examples([1])
+        .description(Some("The number of the enrolling access token, for an operator."))
+}
+
 fn server_hostname() -> ObjectBuilder {
     cut(Server::HOSTNAME_BYTES, "ns1.example.com", "The server's host name.")
 }
@@ -184,6 +209,18 @@ pub struct RegisterRequest {
     ip: String,
     #[schema(schema_with = server_hostname, required = false)]
     hostname: Option<String>,
+}
+
+/// The body of a request for an install ticket.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+pub struct TicketRequest {
+    #[schema(schema_with = ticket_address, required = false)]
+    ip: Option<String>,
+    #[schema(schema_with = ticket_ttl, required = false)]
+    ttl_seconds: Option<u32>,
+    #[schema(schema_with = client_id, required = false)]
+    client_id: Option<u32>,
 }
 
 /// A body that names a server.

@@ -9,6 +9,7 @@ pub mod access;
 pub mod live;
 pub mod servers;
 pub mod settings;
+pub mod tickets;
 pub mod watchers;
 pub mod wrong_tokens;
 
@@ -24,6 +25,7 @@ use iptunnel_storage::{ReadError, Store};
 use live::Live;
 use settings::Settings;
 use std::sync::Arc;
+use tickets::TicketTimes;
 use watchers::Watchers;
 use wrong_tokens::WrongTokens;
 
@@ -43,6 +45,8 @@ pub struct State {
     pub health: Arc<Health>,
     /// The trusted proxies.
     pub proxies: Proxies,
+    /// The times of the install tickets that were made.
+    pub tickets: TicketTimes,
     /// The pages that watch codes.
     pub watchers: Arc<Watchers>,
     /// The wrong tokens that were sent.

@@ -17,6 +17,7 @@ mod database_tls;
 mod deploy;
 mod disk;
 mod ecosystem;
+mod enrolment;
 mod envelopes;
 mod failover;
 mod faults;

@@ -475,7 +475,7 @@ fn the_example_requests_on_the_page_match_their_schemas() {
             examples += 1;
         }
     }
-    assert_eq!(examples, 8);
+    assert_eq!(examples, 9);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::{example, handlers};
 use crate::config::Product;
 use crate::http::access::{PUBLIC, Rule};
 use crate::http::errors::ApiError;
-use crate::public::{codes, health, install, installer, servers};
+use crate::public::{codes, health, install, installer, servers, tickets};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use utoipa::OpenApi;
@@ -31,8 +31,10 @@ use utoipa::OpenApi;
         servers::v2::list,
         servers::v2::one,
         servers::v2::register,
+        tickets::issue,
         servers::server_revoke,
         servers::server_restore,
+        tickets::authorize,
         servers::register,
         servers::legacy_check_in,
         servers::legacy_revoke,

@@ -46,7 +46,7 @@ const fn operation(
 }
 
 /// All operations, in the order of the reference.
-pub const OPERATIONS: [Operation; 22] = [
+pub const OPERATIONS: [Operation; 24] = [
     operation(
         "issue",
         "issue",
@@ -225,6 +225,10 @@ pub const OPERATIONS: [Operation; 22] = [
             "unauthorized",
             "forbidden",
             "revoked",
+            "credential_used",
+            "token_invalid",
+            "too_many_servers",
+            "activation_not_found",
             "request_timeout",
             "request_too_large",
             "validation_error",
@@ -250,6 +254,39 @@ pub const OPERATIONS: [Operation; 22] = [
         Needs::Role,
         false,
         SERVER_ACTION,
+    ),
+    operation(
+        "ticket_issue",
+        "ticket_issue",
+        "Install ticket issued",
+        Needs::PerhapsToken,
+        true,
+        &[
+            "invalid_json",
+            "unauthorized",
+            "forbidden",
+            "request_too_large",
+            "validation_error",
+            "rate_limit_exceeded",
+            "internal_error",
+            "overloaded",
+            "storage_unavailable",
+            "outcome_unknown",
+        ],
+    ),
+    operation(
+        "authorize",
+        "authorize",
+        "",
+        Needs::Role,
+        true,
+        &[
+            "rate_limit_exceeded",
+            "internal_error",
+            "overloaded",
+            "storage_unavailable",
+            "outcome_unknown",
+        ],
     ),
     operation("register", "register", "", Needs::Role, false, LEGACY_TOKEN),
     operation("checkin", "checkin", "", Needs::PerhapsToken, false, LEGACY),

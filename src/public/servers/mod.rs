@@ -19,10 +19,12 @@ use crate::state::wrong_tokens::Listener;
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Payload};
 use actix_web::{HttpRequest, HttpResponse};
-use iptunnel_actors::server_registry::{CheckIn, CheckedIn, Register};
+use iptunnel_actors::Answer;
+use iptunnel_actors::server_registry::{CheckIn, CheckedIn, Register, RegisterInstalled};
 use iptunnel_domain::address::{caller_network, parse_public_ip};
-use iptunnel_domain::server::{Bearer, Credential, Server, ServerId};
-use iptunnel_domain::{Refusal, Timestamp};
+use iptunnel_domain::lookup::Purpose;
+use iptunnel_domain::server::{Bearer, Credential, EnrolledBy, Server, ServerId};
+use iptunnel_domain::{Refusal, Timestamp, ticket};
 use listing::ListedServer;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -143,8 +145,7 @@ pub async fn register(state: Data<State>, request: HttpRequest, payload: Payload
         Ok(command) => command,
         Err(error) => return legacy_failure(error),
     };
-    let answer = state.wait(state.handles.register(command)).await;
-    match answer.outcome {
+    match command.send(&state).await.outcome {
         Ok(Ok(server)) => {
             let server = ListedServer::of(server);
             json(StatusCode::OK, &Registered { status: "authorized", server })
@@ -153,6 +154,7 @@ pub async fn register(state: Data<State>, request: HttpRequest, payload: Payload
             StatusCode::FORBIDDEN,
             &RevokedRegistration { error: "server is revoked", server_id: id.to_string() },
         ),
+        Ok(Err(Refusal::InvalidField(message))) => bad_request(message),
         Ok(Err(refusal)) => legacy_failure(refusal),
         Err(error) => legacy_failure(error),
     }
@@ -182,39 +184,86 @@ impl Family {
     }
 }
 
-/// Reads a registration. The order of its checks: body, fields, token, address.
+/// A registration that has been read.
+enum Registration {
+    /// With a token, or with a ticket.
+    Vouched(Register),
+    /// With an install token. Its activation decides.
+    Installed(RegisterInstalled),
+}
+
+impl Registration {
+    async fn send(self, state: &State) -> Answer<Server> {
+        match self {
+            Self::Vouched(command) => state.wait(state.handles.register(command)).await,
+            Self::Installed(command) => state.wait(state.handles.register_installed(command)).await,
+        }
+    }
+}
+
+/// Reads a registration. The order of its checks: body, fields, token, address. A ticket proves the
+/// address, so there the address comes first.
 async fn read_registration(
     state: &State,
     bytes: &Body,
     from: IpAddr,
     now: Timestamp,
     family: Family,
-) -> Result<Register, ApiError> {
+) -> Result<Registration, ApiError> {
     let invalid = |message| family.invalid(message);
     let body: ServerBody<'_> = fields(bytes)?;
     let token = body.token.check("token", FIELD).map_err(invalid)?;
     let address = body.ip.check("ip", FIELD).map_err(invalid)?;
     let hostname = match body.hostname.optional("hostname", Server::HOSTNAME_BYTES) {
-        Ok(hostname) => hostname,
+        Ok(hostname) => hostname.into_owned(),
         Err(_) => return Err(invalid("hostname must be a string.".into())),
     };
-    let identity = state.access.identify(&token, from, now);
-    let admitted = state.admit(identity, family.rule(), (from, Listener::Public)).await;
-    let caller = admitted.map_err(|denied| ApiError::denied(denied, family == Family::Legacy))?;
-    let allow_private = state.live.config.load().server.allow_private_ips;
-    let ip = parse_public_ip(&address, allow_private).ok_or_else(|| {
-        invalid("ip must be an IPv4 or IPv6 address that the Internet can reach.".into())
-    })?;
-    Ok(Register {
+    let parse = || {
+        let allow_private = state.live.config.load().server.allow_private_ips;
+        let message = "ip must be an IPv4 or IPv6 address that the Internet can reach.";
+        parse_public_ip(&address, allow_private).ok_or_else(|| invalid(message.into()))
+    };
+    let register = |ip, credential| Register {
         address_id: ServerId::of(ip, &state.live.lookup),
         ip,
-        hostname: hostname.into_owned(),
-        credential: Credential { hash: caller.secret, by: caller.enrols_as(), made_ms: None },
-        max_servers: caller.max_servers(),
-        by: caller.token_name().to_owned(),
+        hostname,
+        credential,
+        max_servers: 0,
+        code: None,
+        by: String::new(),
         from: caller_network(from),
         now,
-    })
+    };
+    let denied = |denied| ApiError::denied(denied, family == Family::Legacy);
+    if token.starts_with(ticket::PREFIX) {
+        let ip = parse()?;
+        let found = state.credential_of_ticket(&token, ip, now);
+        let refused = |why| state.refuse_token(why, (from, Listener::Public));
+        let (credential, made_by) = match found {
+            Ok(found) => found,
+            Err(why) => return Err(denied(refused(why).await)),
+        };
+        let (max_servers, by) = (made_by.token.max_servers, made_by.token.name.clone());
+        made_by.note_use(now);
+        return Ok(Registration::Vouched(Register { max_servers, by, ..register(ip, credential) }));
+    }
+    if let Some(pass) = state.live.tokens.load().verify_install(&token) {
+        let hash = state.live.lookup.hash(Purpose::Token, token.as_bytes());
+        // The activation says who vouches for it, and since when.
+        let credential = Credential { hash, by: EnrolledBy::Unknown, made_ms: Some(0) };
+        let register = register(parse()?, credential);
+        let activation = pass.activation;
+        return Ok(Registration::Installed(RegisterInstalled { activation, register }));
+    }
+    let identity = state.access.identify(&token, from, now);
+    let admitted = state.admit(identity, family.rule(), (from, Listener::Public)).await;
+    let caller = admitted.map_err(denied)?;
+    let credential = Credential { hash: caller.secret, by: caller.enrols_as(), made_ms: None };
+    Ok(Registration::Vouched(Register {
+        max_servers: caller.max_servers(),
+        by: caller.token_name().to_owned(),
+        ..register(parse()?, credential)
+    }))
 }
 
 /// `POST /checkin`

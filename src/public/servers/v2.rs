@@ -265,7 +265,7 @@ pub async fn register(state: Data<State>, request: HttpRequest, payload: Payload
         Ok(command) => command,
         Err(error) => return failure(error),
     };
-    match state.wait(state.handles.register(command)).await.outcome {
+    match command.send(&state).await.outcome {
         Ok(Ok(server)) => success(StatusCode::OK, ServerEntry::of(server), "Server registered"),
         Ok(Err(refusal)) => failure(refusal),
         Err(error) => failure(error),

@@ -178,9 +178,18 @@ impl State {
             Identity::Mistyped(_) => Denied::Mistyped,
             Identity::Wrong(_) => Denied::Wrong,
         };
-        match self.wrong_tokens.note(from, listener, now).await {
-            Err(Refusal::RateLimited { retry_after }) => Err(Denied::Slowed(retry_after)),
-            _ => Err(wrong),
+        Err(self.refuse_token(wrong, (from, listener)).await)
+    }
+
+    /// Notes a token that is refused. Returns why it is: because of `wrong`, or because there were too many.
+    pub async fn refuse_token(
+        &self,
+        wrong: Denied,
+        (from, listener): (IpAddr, Listener),
+    ) -> Denied {
+        match self.wrong_tokens.note(from, listener, self.clock.now()).await {
+            Err(Refusal::RateLimited { retry_after }) => Denied::Slowed(retry_after),
+            _ => wrong,
         }
     }
 }

@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use caller::{Caller, Holder, Identity};
 use iptunnel_actors::Handles;
 use iptunnel_domain::Timestamp;
-use iptunnel_domain::access::{AccessToken, TokenForm, TokenNumber};
+use iptunnel_domain::access::{AccessToken, Role, TokenForm, TokenNumber};
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -40,7 +40,7 @@ struct LastUse {
 
 impl Entry {
     /// Notes a use.
-    fn note_use(&self, now: Timestamp) {
+    pub fn note_use(&self, now: Timestamp) {
         self.used.at.store(now.0, Ordering::Relaxed);
     }
 
@@ -65,6 +65,8 @@ struct Tokens {
     /// The tokens by the first half of their secrets' hashes. The hashes are keyed, so nobody can choose
     /// them, and the time that a search takes reveals nothing.
     by_secret: HashMap<u64, Vec<Arc<Entry>>>,
+    /// The enrolling tokens by their pre-authorised addresses, the oldest first.
+    by_address: HashMap<IpAddr, Vec<Arc<Entry>>>,
 }
 
 impl Tokens {
@@ -82,6 +84,10 @@ impl Tokens {
             for secret in std::iter::once(token.secret).chain(token.previous.map(|(hash, _)| hash))
             {
                 all.by_secret.entry(secret.as_u64()).or_default().push(Arc::clone(&entry));
+            }
+            let is_enrolling = token.role == Role::Enrol && token.revoked_at.is_none();
+            for address in token.addresses.iter().filter(|_| is_enrolling) {
+                all.by_address.entry(*address).or_default().push(Arc::clone(&entry));
             }
             all.by_number.insert(token.number, entry);
         }
@@ -131,15 +137,23 @@ impl AccessTokens {
         }
     }
 
+    /// Returns the name of a token; its number if it is not known.
+    pub fn name_of(&self, number: TokenNumber) -> String {
+        let entry = self.by_number(number);
+        entry.map_or_else(|| format!("token {number}"), |entry| entry.token.name.clone())
+    }
+
     /// Returns the token with this number.
     pub fn by_number(&self, number: TokenNumber) -> Option<Arc<Entry>> {
         self.tokens.load().by_number.get(&number).cloned()
     }
 
-    /// Returns the name of a token; its number if it is not known.
-    pub fn name_of(&self, number: TokenNumber) -> String {
-        let entry = self.by_number(number);
-        entry.map_or_else(|| format!("token {number}"), |entry| entry.token.name.clone())
+    /// Returns the token that enrols machines at this address without being shown: one that is good, and has
+    /// the address in its list. If several have it, the oldest.
+    pub fn of_address(&self, address: IpAddr, now: Timestamp) -> Option<Arc<Entry>> {
+        let tokens = self.tokens.load();
+        let entries = tokens.by_address.get(&address)?;
+        entries.iter().find(|entry| entry.token.is_good(now, Some(address)).is_ok()).cloned()
     }
 
     /// Returns who holds the token with this keyed hash. `from` is the address that it is used from; `None`
@@ -163,7 +177,6 @@ impl AccessTokens {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use iptunnel_domain::access::Role;
 
     const NOW: Timestamp = Timestamp(1_000_000);
 
