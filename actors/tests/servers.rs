@@ -173,6 +173,7 @@ fn with(number: u8, credential: Credential) -> Register {
         ip: ip(number),
         hostname: "ns1".into(),
         credential,
+        code: None,
         max_servers: 0,
         by: "office".into(),
         from: FROM,

@@ -206,10 +206,7 @@ async fn client_of(
 pub async fn issue(state: Data<State>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let now = state.clock.now();
     let from = address_of(&request, &state.proxies);
-    let bytes = match state.read(payload).await {
-        Ok(bytes) => bytes,
-        Err(error) => return failure(error),
-    };
+    let bytes = state.read(payload).await;
     let is_empty = bytes.as_ref().is_ok_and(|bytes| bytes.trim_ascii().is_empty());
     let body = if is_empty { Ok(TicketBody::default()) } else { fields(&bytes) };
     let allow_private = state.live.config.load().server.allow_private_ips;

@@ -1,7 +1,7 @@
 //! How a machine registers without an operator's token: with the install token of its activation, or with
 //! an install ticket.
 
-use crate::harness::{Activation, Answer, Machine, TestApp, send, with};
+use crate::harness::{Activation, Answer, Machine, TestApp, send, wait_until, with};
 use serde_json::{Value, json};
 
 const V2: &str = "/api/v2/servers/register";
@@ -149,4 +149,178 @@ fn the_story_of_a_code_names_the_server_that_it_enrolled() {
     let registered = registered.unwrap_or_else(|| panic!("{story}"));
     assert_eq!(registered["server"], json!(server));
     assert_eq!(registered["activation"], json!(activation.id[..8]));
+}
+
+/// An access token to enrol, with this address in its list: its number and its text.
+fn enrolling(app: &TestApp, more: Value) -> (u64, String) {
+    let mut body = json!({"name": "office", "role": "enrol"});
+    for (key, value) in more.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    let request = app.client.post(format!("{}/admin/tokens", app.admin)).bearer_auth(app.master());
+    let created = send(request.body(body.to_string()));
+    assert_eq!(created.status, 201, "{}", created.text);
+    let text = created.data("token");
+    wait_until("all servers know the token", || {
+        (0..3 * app.servers()).all(|_| app.get_as(&text, "/status?limit=1").status == 200)
+    });
+    (created.json()["data"]["id"].as_u64().unwrap(), text)
+}
+
+/// A server behind a proxy, so that a request can come from any address.
+fn behind_a_proxy() -> TestApp {
+    TestApp::start_with(|c| c.push(("server.trusted_proxies", "127.0.0.1".into())))
+}
+
+const ISSUE: &str = "/api/v2/install-tickets/issue";
+
+/// Asks for a ticket as the main stack's installer does: from its own address, with `{}`.
+fn ask_from(app: &TestApp, address: &str) -> Answer {
+    let request = app.client.post(format!("{}{ISSUE}", app.url));
+    send(request.header("x-forwarded-for", address).body("{}"))
+}
+
+fn authorize_from(app: &TestApp, address: &str) -> Answer {
+    let request = app.client.get(format!("{}/authorize", app.url));
+    send(request.header("x-forwarded-for", address))
+}
+
+#[test]
+fn a_pre_authorised_address_gets_a_ticket_that_registers_it_at_both_routes() {
+    let app = behind_a_proxy();
+    let (client, _) = enrolling(&app, json!({"addresses": ["8.8.8.8"]}));
+    let asked = ask_from(&app, "8.8.8.8");
+    assert_eq!(asked.status, 201, "{}", asked.text);
+    let ticket = asked.data("ticket");
+    let expected = format!(
+        "{{\"data\":{{\"ticket\":\"{ticket}\",\"client\":{{\"id\":{client},\"name\":\"office\"}},\
+         \"ip\":\"8.8.8.8\",\"ttl_seconds\":600}},\"meta\":{{\"message\":\"Install ticket issued\"}}}}"
+    );
+    assert_eq!(asked.text, expected);
+    assert!(ticket.len() == 52 && ticket.starts_with("itk_"), "{ticket}");
+    assert_eq!(asked.header("cache-control"), "no-store");
+    let body = registration(&ticket, "8.8.8.8");
+    let first = id(&app.post(V2, &body));
+    app.settle();
+    assert_eq!(id(&app.post(LEGACY, &body)), first, "the same ticket after a lost answer");
+    assert_eq!(entries(&app, "server_registered"), 1);
+    // What the agent keeps as its credential.
+    for token in [ticket.as_str(), ""] {
+        let path = format!("/api/v2/servers/{first}/check-in");
+        assert_eq!(app.post_as(token, &path, &json!({})).status, 200);
+    }
+    let app = app.restart();
+    assert_eq!(id(&app.post(V2, &body)), first);
+}
+
+#[test]
+fn authorize_gives_a_ticket_to_a_listed_address_and_404_to_any_other() {
+    let app = behind_a_proxy();
+    let (client, _) = enrolling(&app, json!({"addresses": ["8.8.8.8", "2606:4700::1111"]}));
+    for address in ["8.8.8.8", "2606:4700::1111"] {
+        let answer = authorize_from(&app, address);
+        let json = answer.json();
+        let ticket = json["token"].as_str().unwrap().to_owned();
+        let expected = format!(
+            "{{\"authorized\":true,\"token\":\"{ticket}\",\"client\":\"office\",\
+             \"client_id\":{client},\"ip\":\"{address}\"}}"
+        );
+        assert_eq!((answer.status, &answer.text), (200, &expected));
+        id(&app.post(LEGACY, &registration(&ticket, address)));
+    }
+    let other = authorize_from(&app, "8.8.4.4");
+    let json = other.json();
+    assert_eq!((other.status, &json["error"]), (404, &json!("IP not pre-authorized")));
+    assert_eq!(json["ip"], json!("8.8.4.4"));
+    assert!(json["message"].is_string());
+    assert_eq!(ask_from(&app, "8.8.4.4").told(), (401, "unauthorized".into()));
+}
+
+#[test]
+fn a_ticket_is_good_once_for_its_address_and_its_time() {
+    let app = behind_a_proxy();
+    enrolling(&app, json!({"addresses": ["8.8.8.8"]}));
+    let [first, second] = [(); 2].map(|()| ask_from(&app, "8.8.8.8").data("ticket"));
+    assert_ne!(first, second, "a new ticket a call");
+    let elsewhere = registration(&first, "8.8.4.4");
+    assert_eq!(app.post(V2, &elsewhere).told(), (401, "unauthorized".into()));
+    assert_eq!(app.post(LEGACY, &elsewhere).status, 403);
+    let changed = registration(&first.replace("itk_0", "itk_1"), "8.8.8.8");
+    assert_eq!(app.post(V2, &changed).told(), (401, "unauthorized".into()));
+    let server = id(&app.post(V2, &registration(&second, "8.8.8.8")));
+    app.settle();
+    let used = app.post(V2, &registration(&first, "8.8.8.8"));
+    assert_eq!(used.told(), (403, "credential_used".into()), "an earlier one is used up");
+    app.clock.advance(600);
+    let over = app.post(V2, &registration(&second, "8.8.8.8"));
+    assert_eq!(over.told(), (401, "unauthorized".into()));
+    let third = ask_from(&app, "8.8.8.8").data("ticket");
+    assert_eq!(id(&app.post(V2, &registration(&third, "8.8.8.8"))), server);
+}
+
+#[test]
+fn tickets_end_with_their_access_token_and_count_for_its_bound() {
+    let app = behind_a_proxy();
+    let bound = json!({"addresses": ["8.8.8.8", "8.8.4.4"], "max_servers": 1});
+    let (client, _) = enrolling(&app, bound);
+    let [one, two] = ["8.8.8.8", "8.8.4.4"].map(|ip| (ip, ask_from(&app, ip).data("ticket")));
+    id(&app.post(V2, &registration(&one.1, one.0)));
+    app.settle();
+    let revoke = format!("{}/admin/tokens/{client}/revoke", app.admin);
+    assert_eq!(send(app.client.post(revoke).bearer_auth(app.master()).body("{}")).status, 200);
+    wait_until("no server makes tickets of it", || {
+        (0..3 * app.servers()).all(|_| ask_from(&app, "8.8.8.8").status == 401)
+    });
+    assert_eq!(app.post(V2, &registration(&two.1, two.0)).told(), (401, "unauthorized".into()));
+    assert_eq!(authorize_from(&app, "8.8.4.4").status, 404);
+}
+
+#[test]
+fn whoever_shows_a_token_gets_tickets_for_other_addresses() {
+    let app = behind_a_proxy();
+    let (client, token) = enrolling(&app, json!({}));
+    let ask = |token: &str, body: Value| app.post_as(token, ISSUE, &body);
+    let own = ask(&token, json!({"ip": "8.8.8.8", "ttl_seconds": 60}));
+    assert_eq!(own.status, 201, "{}", own.text);
+    assert_eq!(own.json()["data"]["ttl_seconds"], json!(60));
+    id(&app.post(V2, &registration(&own.data("ticket"), "8.8.8.8")));
+    let by_operator = ask(&app.master(), json!({"ip": "8.8.4.4", "client_id": client}));
+    assert_eq!(by_operator.status, 201, "{}", by_operator.text);
+    id(&app.post(LEGACY, &registration(&by_operator.data("ticket"), "8.8.4.4")));
+    for (token, body, field) in [
+        (&token, json!({"ip": "10.0.0.1"}), "ip"),
+        (&token, json!({"ip": []}), "ip"),
+        (&token, json!({"ip": "8.8.8.8", "ttl_seconds": 59}), "ttl_seconds"),
+        (&token, json!({"ip": "8.8.8.8", "ttl_seconds": "3601"}), "ttl_seconds"),
+        (&token, json!({"ip": "8.8.8.8", "client_id": 99}), "client_id"),
+        (&app.master(), json!({"ip": "8.8.8.8"}), "client_id"),
+        (&app.master(), json!({"ip": "8.8.8.8", "client_id": "x"}), "client_id"),
+    ] {
+        let answer = ask(token, body.clone());
+        assert_eq!(answer.told(), (422, "validation_error".into()), "{body}");
+        let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert!(message.starts_with(field), "{message}");
+    }
+    assert_eq!(ask("wrong", json!({})).told(), (401, "unauthorized".into()));
+}
+
+#[test]
+fn tickets_are_limited_by_address_whatever_is_answered() {
+    let app = TestApp::start_with(|c| {
+        c.push(("server.trusted_proxies", "127.0.0.1".into()));
+        c.push(("limits.ticket_per_ip_hour", "2".into()));
+    });
+    enrolling(&app, json!({"addresses": ["8.8.8.8"]}));
+    let granted = ask_from(&app, "8.8.8.8");
+    assert_eq!(granted.status, 201);
+    assert_eq!(granted.header("ratelimit-policy"), "\"ticket_per_ip_hour\";q=2;w=3600");
+    assert_eq!(authorize_from(&app, "8.8.8.8").status, 200);
+    let refused = ask_from(&app, "8.8.8.8");
+    assert_eq!(refused.told(), (429, "rate_limit_exceeded".into()));
+    assert!(!refused.header("retry-after").is_empty());
+    let refused = authorize_from(&app, "8.8.8.8");
+    assert_eq!((refused.status, refused.json()["error"].is_string()), (429, true));
+    for status in [404, 404, 429] {
+        assert_eq!(authorize_from(&app, "8.8.4.4").status, status);
+    }
 }

@@ -1,6 +1,6 @@
 //! The API reference is correct: real responses are validated against its document.
 
-use crate::harness::{Activation, Answer, Machine, TestApp, send, with, without};
+use crate::harness::{Activation, Answer, Machine, TestApp, send, wait_until, with, without};
 use iptunnel_server::public::ROUTES;
 use iptunnel_server::public::reference::catalogue::ERRORS;
 use iptunnel_server::public::reference::operations::OPERATIONS;
@@ -253,6 +253,34 @@ fn the_v2_listing_and_registration_are_as_documented() {
     app.post_as(&master, &format!("/api/v2/servers/{id}/revoke"), &json!({}));
     app.settle();
     holds(403, app.post(path, &body));
+}
+
+#[test]
+fn install_tickets_are_as_documented() {
+    let reference = Reference::start_with(|c| {
+        c.push(("server.allow_private_ips", "true".into()));
+        c.push(("limits.ticket_per_ip_hour", "8".into()));
+    });
+    let (app, path) = (&reference.app, "/api/v2/install-tickets/issue");
+    let holds = |status, answer| reference.holds("ticket_issue", status, &answer);
+    reference.holds("authorize", 404, &app.get("/authorize"));
+    holds(401, app.post_text(path, ""));
+    let token = json!({"name": "office", "role": "enrol", "addresses": ["127.0.0.1"]});
+    let request = app.client.post(format!("{}/admin/tokens", app.admin)).bearer_auth(app.master());
+    let created = send(request.body(token.to_string()));
+    assert_eq!(created.status, 201, "{}", created.text);
+    let text = created.data("token");
+    wait_until("all servers know the token", || {
+        (0..3 * app.servers()).all(|_| app.get_as(&text, "/status?limit=1").status == 200)
+    });
+    holds(201, app.post_text(path, ""));
+    reference.holds("authorize", 200, &app.get("/authorize"));
+    holds(400, app.post_text(path, "[]"));
+    holds(413, app.post_text(path, &" ".repeat(70_000)));
+    holds(422, app.post(path, &json!({"ttl_seconds": 1})));
+    holds(422, app.post_as(&app.master(), path, &json!({})));
+    holds(429, app.post_text(path, ""));
+    reference.holds("authorize", 429, &app.get("/authorize"));
 }
 
 #[test]

@@ -265,6 +265,7 @@ pub const OPERATIONS: [Operation; 24] = [
             "invalid_json",
             "unauthorized",
             "forbidden",
+            "request_timeout",
             "request_too_large",
             "validation_error",
             "rate_limit_exceeded",
