@@ -145,7 +145,8 @@ fn what_may_change_at_run_time_is_what_the_contract_names() {
         let (section, last) = key::split(key.name);
         let expected = ["limits", "codes", "servers", "session"].contains(&section)
             || (section.starts_with("actors.") && last == "batch")
-            || ["log.level", "storage.retention_days"].contains(&key.name)
+            || ["log.level", "storage.retention_days", "installer.version", "installer.notes"]
+                .contains(&key.name)
             || key.name.starts_with("pages.");
         assert_eq!(at_run_time(key.name), expected, "{}", key.name);
     }
