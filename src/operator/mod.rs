@@ -86,12 +86,16 @@ fn pages_of_session(routes: &OperatorsRoutes) -> Scope {
             (get(), settings::page),
             (post(), settings::change),
         ))
-        .service(routes.at("/access", "console", (get(), tokens::page)))
-        .service(routes.at("/access/create", "console", (post(), tokens::create)))
-        .service(routes.at("/access/change", "console", (post(), tokens::change)))
-        .service(routes.at("/access/rotate", "console", (post(), tokens::rotate)))
-        .service(routes.at("/access/revoke", "console", (post(), tokens::revoke)))
-        .service(routes.at("/access/revoke-servers", "console", (post(), tokens::revoke_enrolled)))
+        .service(routes.at("/access", "console", (get(), tokens::page::page)))
+        .service(routes.at("/access/create", "console", (post(), tokens::page::create)))
+        .service(routes.at("/access/change", "console", (post(), tokens::page::change)))
+        .service(routes.at("/access/rotate", "console", (post(), tokens::page::rotate)))
+        .service(routes.at("/access/revoke", "console", (post(), tokens::page::revoke)))
+        .service(routes.at(
+            "/access/revoke-servers",
+            "console",
+            (post(), tokens::page::revoke_enrolled),
+        ))
         .service(routes.at("/sessions", "console", (get(), session_list::page)))
         .service(routes.at("/sessions/end", "console", (post(), session_list::end_one)))
 }
@@ -133,12 +137,12 @@ fn console_routes(routes: &OperatorsRoutes, config: &mut ServiceConfig) {
         .service(routes.both(
             "/admin/tokens",
             "admin",
-            (get(), tokens::json_list),
-            (post(), tokens::json_create),
+            (get(), tokens::json::list),
+            (post(), tokens::json::create),
         ))
-        .service(routes.at("/admin/tokens/{id}", "admin", (Method::PATCH, tokens::json_change)))
-        .service(routes.at("/admin/tokens/{id}/rotate", "admin", (post(), tokens::json_rotate)))
-        .service(routes.at("/admin/tokens/{id}/revoke", "admin", (post(), tokens::json_revoke)))
+        .service(routes.at("/admin/tokens/{id}", "admin", (Method::PATCH, tokens::json::change)))
+        .service(routes.at("/admin/tokens/{id}/rotate", "admin", (post(), tokens::json::rotate)))
+        .service(routes.at("/admin/tokens/{id}/revoke", "admin", (post(), tokens::json::revoke)))
         .service(routes.at("/admin/servers", "admin", (get(), servers::json_list)))
         .service(routes.at(
             "/admin/servers/{server_id}/{verb}",
