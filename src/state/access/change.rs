@@ -492,6 +492,14 @@ impl AccessTokens {
 
     /// Writes the uses that have not been written yet. What the store refuses is written the next time.
     pub async fn write_uses(&self) {
+        if !self.tokens.load().by_number.values().any(|entry| entry.is_unwritten()) {
+            return;
+        }
+        let _one = self.changing.lock().await;
+        // Another server may have written a later use. That one stays.
+        if self.read_again().await.is_err() {
+            return;
+        }
         let tokens = self.tokens.load_full();
         let used = tokens.by_number.values().filter(|entry| entry.is_unwritten());
         let used: Vec<_> = used.map(|entry| (Arc::clone(entry), entry.last_used())).collect();

@@ -76,8 +76,10 @@ impl Tokens {
         for token in tokens {
             let known = before.by_number.get(&token.number);
             let used = known.map_or_else(Arc::default, |known| Arc::clone(&known.used));
-            let last = Timestamp(used.at.load(Ordering::Relaxed)).or_later(token.last_used, now);
-            used.at.store(last.0, Ordering::Relaxed);
+            // A request may note a use at the same time. It is not lost.
+            let _ = used.at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |known| {
+                Some(Timestamp(known).or_later(token.last_used, now).0)
+            });
             used.written.store(token.last_used.0, Ordering::Relaxed);
             let entry = Arc::new(Entry { token, used });
             let token = &entry.token;
