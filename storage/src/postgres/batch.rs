@@ -213,16 +213,17 @@ pub(super) fn check_ins_of(check_ins: &[CheckIn]) -> Option<Statement<'_>> {
     Some(Statement::set(sql.into(), values))
 }
 
-/// Returns the statement for the last uses of access tokens.
+/// Returns the statement for the last uses of access tokens. A server may write a use minutes after
+/// another one has written a later one, so a later time is never taken for that of a wrong clock. Readers
+/// do not believe a time in the future.
 pub(super) fn uses_of(uses: &[(TokenNumber, Timestamp)]) -> Option<Statement<'_>> {
     if uses.is_empty() {
         return None;
     }
     let sql = "UPDATE access_token SET last_used = used.at
-         FROM (SELECT number, max(at) AS at, max(max(at)) OVER () AS latest
+         FROM (SELECT number, max(at) AS at
              FROM unnest($1::integer[], $2::timestamptz[]) AS used (number, at) GROUP BY number) AS used
-         WHERE access_token.number = used.number
-             AND is_news(access_token.last_used, used.at, used.latest)";
+         WHERE access_token.number = used.number AND access_token.last_used < used.at";
     let values = vec![
         each(Type::INT4_ARRAY, uses, |(token, _)| token.0.cast_signed()),
         each(Type::TIMESTAMPTZ_ARRAY, uses, |(_, at)| time(*at)),

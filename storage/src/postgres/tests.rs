@@ -253,7 +253,10 @@ fn an_access_token_has_a_number_and_a_name_of_its_own() {
     assert_eq!(commit(&other, &[write(&taken)]), [Conflict], "its version is old");
     let used = [(first.number, Timestamp(2000)), (first.number, Timestamp(2050))];
     commit(&one, &[Change(vec![Write::TokenUses(used.to_vec())])]);
-    commit(&one, &[Change(vec![Write::TokenUses(vec![(first.number, Timestamp(2020))])])]);
+    for late in [2020, 100] {
+        let used = Write::TokenUses(vec![(first.number, Timestamp(late))]);
+        commit(&one, &[Change(vec![used])]);
+    }
     let revoked = first.revoke(Timestamp(9)).unwrap();
     assert_eq!(commit(&one, &[write(&revoked)]), [Written]);
     let revoked = AccessToken { last_used: Timestamp(2050), ..revoked };
