@@ -262,10 +262,11 @@ impl Server {
         self.deleted && !self.revoked && self.is_past_replay(now)
     }
 
-    /// Whether every ticket that was made up to its last registration has run out.
+    /// Whether every ticket that was made up to its last registration has run out. Also if the clock was
+    /// set back since by less than a ticket's time.
     fn is_past_replay(&self, now: Timestamp) -> bool {
         let made = Timestamp(self.credential_ms / 1000);
-        !now.is_before(made.plus(ONE_TIME_SECONDS + 1), ONE_TIME_SECONDS + 1)
+        now.since(made).max(made.since(now)) > ONE_TIME_SECONDS
     }
 
     /// Returns a new server that is taken over from another program's list.
@@ -465,6 +466,8 @@ mod tests {
         let Some(Deletion::Hide(hidden)) = server.delete(NOW.plus(3600)) else { panic!("removed") };
         assert_eq!(hidden.delete(NOW), None);
         assert!(!hidden.is_removable(NOW.plus(3600)) && hidden.is_removable(NOW.plus(3601)));
+        let set_back = Timestamp(NOW.0 - 60);
+        assert!(matches!(server.delete(set_back), Some(Deletion::Hide(_))));
         assert_eq!(again(&hidden, &ticket(1, NOW.0 * 1000), NOW), Err(Refusal::CredentialUsed));
         let new = again(&hidden, &master(), NOW.plus(5)).unwrap().unwrap();
         assert_eq!((new.deleted, new.registered_at), (false, NOW.plus(5)));

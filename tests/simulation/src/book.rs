@@ -6,20 +6,51 @@ use iptunnel_checker::history::{self, Answer, Call};
 use iptunnel_domain::activation::ActivationId;
 use iptunnel_domain::code::CodeHash;
 use iptunnel_domain::{Refusal, Timestamp};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 /// The operation that a caller asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Asked {
     Issue,
-    Precheck { code: usize, machine: usize },
-    Activate { code: usize, machine: usize, host: usize },
-    Confirm { code: usize, machine: usize, id: ActivationId },
-    Release { code: usize, machine: usize, id: ActivationId },
-    Register { agent: usize },
-    CheckIn { agent: usize },
-    SetRevoked { agent: usize, revoked: bool },
+    Precheck {
+        code: usize,
+        machine: usize,
+    },
+    Activate {
+        code: usize,
+        machine: usize,
+        host: usize,
+    },
+    Confirm {
+        code: usize,
+        machine: usize,
+        id: ActivationId,
+    },
+    Release {
+        code: usize,
+        machine: usize,
+        id: ActivationId,
+    },
+    Register {
+        agent: usize,
+    },
+    CheckIn {
+        agent: usize,
+    },
+    SetRevoked {
+        agent: usize,
+        revoked: bool,
+    },
+    /// Registers with an install ticket, which was made at this time.
+    Enrol {
+        agent: usize,
+        ticket: usize,
+        made_ms: u64,
+    },
+    Delete {
+        agent: usize,
+    },
 }
 
 impl Asked {
@@ -54,8 +85,12 @@ pub enum Heard {
     },
     AlreadyConfirmed,
     Registered,
+    Enrolled {
+        registered_at: Timestamp,
+    },
     Active,
     Revoked,
+    Deleted,
     Done,
     Refused(Refusal),
     Failed(Failure),
@@ -124,8 +159,12 @@ struct OfAgent {
     /// The answered revocation, unless a restoration was requested since.
     revoked: Option<Revoked>,
     restore_invoked: Option<u64>,
-    /// The steps of the request that registered it and of its answer.
+    /// The steps of the request that registered it and of its answer, unless a deletion was requested
+    /// since.
     registered: Option<(u64, u64)>,
+    /// The deletions that may still take effect, and the step at which the last one had ended.
+    deletes_open: usize,
+    deletes_ended: u64,
 }
 
 /// The book of one run.
@@ -134,6 +173,9 @@ pub struct Book {
     operations: Vec<Operation>,
     codes: Vec<OfCode>,
     agents: Vec<OfAgent>,
+    /// Of each ticket: the step of the first request that is known to have registered with it, and when
+    /// the server first registered.
+    tickets: BTreeMap<usize, (u64, Timestamp)>,
     /// The steps at which epochs began. Changes acknowledged before may be lost.
     epochs: Vec<u64>,
     /// The servers that were killed at least once.
@@ -176,6 +218,11 @@ impl Book {
             Asked::SetRevoked { agent, revoked: false } => {
                 self.agent(*agent).restore_invoked = Some(step);
                 self.agent(*agent).revoked = None;
+            }
+            Asked::Delete { agent } => {
+                let of_agent = self.agent(*agent);
+                of_agent.registered = None;
+                of_agent.deletes_open += 1;
             }
             _ => {}
         }
@@ -275,6 +322,18 @@ impl Book {
             }
             Asked::Release { code, id, .. } => self.released(step, invoked, *code, *id, &heard),
             Asked::Register { agent } => self.registered(step, invoked, *agent, &heard),
+            Asked::Enrol { agent, ticket, .. } => self
+                .enrolled(invoked, *ticket, &heard)
+                .and_then(|()| self.registered(step, invoked, *agent, &heard)),
+            Asked::Delete { agent } => {
+                // After an unknown outcome it may take effect at any time.
+                if !heard.is_perhaps() {
+                    let of_agent = self.agent(*agent);
+                    of_agent.deletes_open -= 1;
+                    of_agent.deletes_ended = step;
+                }
+                Ok(())
+            }
             Asked::CheckIn { agent } => self.checked_in(invoked, server, *agent, &heard),
             Asked::SetRevoked { agent, revoked } => {
                 self.set_revoked(step, invoked, server, (*agent, *revoked), &heard)
@@ -516,16 +575,30 @@ impl Book {
         heard: &Heard,
     ) -> Result<(), String> {
         let of_agent = *self.agent(agent);
-        if *heard == Heard::Registered {
+        if matches!(heard, Heard::Registered | Heard::Enrolled { .. }) {
             if of_agent
                 .revoked
                 .is_some_and(|by| by.acked < invoked && !self.epoch_since(by.invoked))
             {
                 return Err("a revoked server registered again".into());
             }
-            self.agent(agent).registered.get_or_insert((invoked, step));
+            if of_agent.deletes_open == 0 && of_agent.deletes_ended < invoked {
+                self.agent(agent).registered.get_or_insert((invoked, step));
+            }
         }
         Ok(())
+    }
+
+    /// A ticket registers one server, once.
+    fn enrolled(&mut self, invoked: u64, ticket: usize, heard: &Heard) -> Result<(), String> {
+        let Heard::Enrolled { registered_at } = heard else { return Ok(()) };
+        let (first, known) = *self.tickets.entry(ticket).or_insert((invoked, *registered_at));
+        if known == *registered_at || self.epoch_since(first.min(invoked)) {
+            return Ok(());
+        }
+        Err(format!(
+            "ticket {ticket} has registered two servers, at {known:?} and {registered_at:?}"
+        ))
     }
 
     fn checked_in(

@@ -5,8 +5,9 @@ use crate::book::{Asked, Heard};
 use crate::server::{Common, life};
 use iptunnel_actors::activation::{Confirm, Release, ReleaseOutcome};
 use iptunnel_actors::code_registry::{Activate, Issue, PrecheckCode};
-use iptunnel_actors::server_registry::{CheckIn, CheckedIn, Register, SetRevoked};
+use iptunnel_actors::server_registry::{CheckIn, CheckedIn, Delete, Register, SetRevoked};
 use iptunnel_actors::{Answer, Failure, Handles, Limited, LimitedCommand, Pending};
+use iptunnel_domain::access::TokenNumber;
 use iptunnel_domain::activation::{ActivationId, Binding, Holder, Request};
 use iptunnel_domain::address::HostName;
 use iptunnel_domain::code::{CodeHash, ProductLetters};
@@ -173,18 +174,23 @@ pub fn send(
                 ReleaseOutcome::Confirmed => Heard::AlreadyConfirmed,
             })
         }
+        Asked::Enrol { agent, ticket, made_ms } => {
+            let by = EnrolledBy::Token(TokenNumber(1));
+            let made_ms = Some(*made_ms);
+            let register =
+                registration(*agent, Credential { hash: hash(4, *ticket), by, made_ms }, now);
+            waiting(handles.register(register)?, |server| Heard::Enrolled {
+                registered_at: server.registered_at,
+            })
+        }
+        Asked::Delete { agent } => {
+            let id = server_id(*agent);
+            let delete = Delete { id, by: String::new(), from: FROM, now };
+            waiting(handles.delete_server(delete)?, |()| Heard::Deleted)
+        }
         Asked::Register { agent } => {
-            let register = Register {
-                address_id: server_id(*agent),
-                ip: IpAddr::from([8, 8, 8, *agent as u8]),
-                hostname: format!("s{agent}.example.com"),
-                credential: Credential { hash: TOKEN, by: EnrolledBy::Master, made_ms: None },
-                code: None,
-                max_servers: 0,
-                by: String::new(),
-                from: FROM,
-                now,
-            };
+            let credential = Credential { hash: TOKEN, by: EnrolledBy::Master, made_ms: None };
+            let register = registration(*agent, credential, now);
             waiting(handles.register(register)?, |_| Heard::Registered)
         }
         Asked::CheckIn { agent } => {
@@ -201,6 +207,21 @@ pub fn send(
         }
     };
     Ok(sent)
+}
+
+fn registration(agent: usize, credential: Credential, now: Timestamp) -> Register {
+    Register {
+        address_id: server_id(agent),
+        ip: IpAddr::from([8, 8, 8, agent as u8]),
+        hostname: format!("s{agent}.example.com"),
+        credential,
+        code: None,
+        // More than there are agents: it is counted, and never reached.
+        max_servers: 9,
+        by: String::new(),
+        from: FROM,
+        now,
+    }
 }
 
 /// The pending answer of a request.

@@ -58,6 +58,12 @@ pub enum State {
     RevokedCheckIn,
     /// A revoked server wanted to register again.
     RevokedRegister,
+    /// A server registered with a ticket.
+    Enrolled,
+    /// A ticket had been used.
+    TicketUsed,
+    /// A server was deleted.
+    Deleted,
     /// A clock was set back.
     ClockSetBack,
     /// A disk lost what was not synced.
@@ -86,7 +92,7 @@ pub enum State {
 
 impl State {
     /// All of them.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 40] = [
         Self::Granted,
         Self::Repeated,
         Self::Replaced,
@@ -113,6 +119,9 @@ impl State {
         Self::Paused,
         Self::RevokedCheckIn,
         Self::RevokedRegister,
+        Self::Enrolled,
+        Self::TicketUsed,
+        Self::Deleted,
         Self::ClockSetBack,
         Self::PowerLost,
         Self::WriteFailed,

@@ -19,6 +19,8 @@ use iptunnel_domain::activation::{ActivationId, ActivationState};
 use iptunnel_domain::audit::Action;
 use iptunnel_domain::limit::{Limits, Policy};
 use iptunnel_domain::lookup::LookupKey;
+use iptunnel_domain::server::ONE_TIME_SECONDS;
+use iptunnel_domain::time::Lifespan;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::simulated::{BadDisk, End, Fault as DiskFault};
 use iptunnel_storage::{AuditLog, Disks, EmbeddedStore, Records, Store};
@@ -121,6 +123,8 @@ struct World {
     skew: u64,
     ready: Vec<Step>,
     sessions: usize,
+    /// The agent of each ticket, and when it was made, in milliseconds.
+    tickets: Vec<(usize, u64)>,
     issued: usize,
     epoch: u64,
     /// No more faults are injected.
@@ -190,6 +194,7 @@ impl World {
             skew: 0,
             ready: Vec::new(),
             sessions: 0,
+            tickets: Vec::new(),
             issued: 0,
             epoch: 1,
             healed: false,
@@ -670,13 +675,35 @@ impl World {
 
     fn call_of_an_agent(&mut self) {
         let agent = self.chance.below(AGENTS);
-        let asked = match self.chance.below(10) {
+        let asked = match self.chance.below(16) {
             0..=2 => Asked::Register { agent },
             3..=6 => Asked::CheckIn { agent },
             7 | 8 => Asked::SetRevoked { agent, revoked: true },
-            _ => Asked::SetRevoked { agent, revoked: false },
+            9 => Asked::SetRevoked { agent, revoked: false },
+            10 | 11 => Asked::Delete { agent },
+            _ => match self.ticket_of(agent) {
+                Some(asked) => asked,
+                None => return,
+            },
         };
         self.send(asked);
+    }
+
+    /// Registers with a new ticket, or with one that was made for the agent before.
+    fn ticket_of(&mut self, agent: usize) -> Option<Asked> {
+        let now = self.clock();
+        if self.chance.one_in(2) {
+            self.tickets.push((agent, now.0 * 1000 + self.now % 1000));
+        }
+        let ticket = (0..self.tickets.len()).filter(|one| self.tickets[*one].0 == agent);
+        let ticket = *self.chance.pick(&ticket.collect::<Vec<_>>())?;
+        let made_ms = self.tickets[ticket].1;
+        let life = Lifespan {
+            from: Timestamp(made_ms / 1000),
+            until: Timestamp(made_ms / 1000).plus(ONE_TIME_SECONDS),
+        };
+        // The edge refuses one that has run out, or was made in the future.
+        (!life.is_over(now)).then_some(Asked::Enrol { agent, ticket, made_ms })
     }
 
     fn call_of_an_installer(&mut self) {
@@ -821,6 +848,9 @@ impl World {
             Heard::Granted { .. } => State::Granted,
             Heard::Confirmed => State::Confirmed,
             Heard::Revoked => State::RevokedCheckIn,
+            Heard::Enrolled { .. } => State::Enrolled,
+            Heard::Deleted => State::Deleted,
+            Heard::Refused(Refusal::CredentialUsed) => State::TicketUsed,
             Heard::Refused(Refusal::ServerRevoked(_)) => State::RevokedRegister,
             Heard::Refused(Refusal::RateLimited { .. }) => State::LimitRefused,
             Heard::Refused(Refusal::CodeMaxActivations) => State::WornOut,
