@@ -5,7 +5,7 @@
 use arc_swap::ArcSwap;
 use iptunnel_actors::activation::{Activated, Confirm, Release, ReleaseOutcome};
 use iptunnel_actors::code_registry::{Activate, Issue, Issued, PrecheckCode};
-use iptunnel_actors::server_registry::{CheckIn, CheckedIn, Filter, Register, SetRevoked};
+use iptunnel_actors::server_registry::{CheckIn, CheckedIn, Delete, Filter, Register, SetRevoked};
 use iptunnel_actors::stepped::{Step, Stepped};
 use iptunnel_actors::{
     ActorSettings, Batches, Dependencies, Failure, Handles, Health, Limited, LimitedCommand,
@@ -1146,5 +1146,20 @@ fn servers_that_another_one_has_enrolled_count_for_an_access_tokens_bound() {
         test.store.plan().unreadable = Some("enrolled");
         assert_eq!(outcome_of(bounded(4)).await, UNAVAILABLE);
         assert_eq!(outcome_of(bounded(4)).await, Ok(Err(Refusal::TooManyServers)));
+    });
+}
+
+#[test]
+fn a_server_that_came_back_elsewhere_after_its_deletion_checks_in_at_once() {
+    with_test_server(async |test| {
+        let server = granted(test.register(1, "a")).await;
+        let delete = Delete { id: server.id, by: String::new(), from: FROM, now: NOW };
+        granted(test.handles.delete_server(delete).unwrap()).await;
+        let check_in = || test.handles.check_in(check_in(1, NOW)).unwrap();
+        assert_eq!(outcome_of(check_in()).await, Ok(Err(Refusal::ServerNotFound)));
+        let hidden = test.server(1).unwrap();
+        let back = Server { deleted: false, version: hidden.version + 1, ..hidden };
+        test.store.write(&Change(vec![Write::Server(back)])).unwrap();
+        assert_eq!(granted(check_in()).await, CheckedIn::Active);
     });
 }

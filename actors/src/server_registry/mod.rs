@@ -246,7 +246,7 @@ impl ServerRegistry {
     {
         let found = work.found.take();
         if matches!(found, Some(None)) {
-            self.forget_if(id, None, |live| live.flags.has(Flags::VOID));
+            self.forget_if(id, None, |live| live.flags.has(Flags::VOID) || live.is_as_if_gone());
         }
         found
     }
@@ -469,19 +469,18 @@ impl Receive<Work<CheckIn, Server>> for ServerRegistry {
             }
             _ => {}
         }
-        let Work { command: CheckIn { id, bearer, now }, reply, .. } = work;
         let Some(mut live) = self.servers.live.get_mut(&id) else {
-            return reply.refuse(Refusal::ServerNotFound);
+            return work.reply.refuse(Refusal::ServerNotFound);
         };
-        let is_revoked = live.flags.has(Flags::REVOKED);
-        if live.flags.has(Flags::DELETED) && !is_revoked {
+        if live.is_as_if_gone() {
             drop(live);
-            return reply.refuse(Refusal::ServerNotFound);
+            return self.answer(work, Err(Refusal::ServerNotFound));
         }
+        let Work { command: CheckIn { bearer, now, .. }, reply, .. } = work;
         if !live.key.accepts(&bearer) {
             return reply.refuse(Refusal::Unauthorized);
         }
-        if is_revoked {
+        if live.flags.has(Flags::REVOKED) {
             return reply.grant(CheckedIn::Revoked);
         }
         if live.last_checkin().or_later(now, now) != live.last_checkin() {
@@ -643,7 +642,7 @@ impl ServerRegistry {
 
     /// Whether memory lacks a server that a shared store may hold.
     fn lacks(&self, id: ServerId) -> bool {
-        let is_void = |live: &Live| live.flags.has(Flags::VOID);
+        let is_void = |live: &Live| live.flags.has(Flags::VOID) || live.is_as_if_gone();
         self.is_shared() && self.servers.live.get(&id).is_none_or(|live| is_void(&live))
     }
 }
