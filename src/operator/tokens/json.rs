@@ -7,13 +7,15 @@ use crate::http::errors::ApiError;
 use crate::http::respond::success;
 use crate::operator::auth::Operator;
 use crate::operator::console::{Console, failed};
-use crate::state::access::change::{NewToken, Terms};
+use crate::state::access::Entry;
+use crate::state::access::change::{NewToken, Terms, TokenText};
 use actix_web::http::StatusCode;
 use actix_web::web::{Bytes, Data, Path};
 use actix_web::{HttpRequest, HttpResponse};
 use iptunnel_domain::Refusal;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use std::sync::Arc;
 
 /// The fields of a JSON body, taken one by one.
 struct Fields(Map<String, Value>);
@@ -101,6 +103,17 @@ fn answer(request: &HttpRequest, outcome: Result<HttpResponse, ApiError>) -> Htt
     outcome.unwrap_or_else(|error| failed(request, &error))
 }
 
+/// Answers with a new secret.
+async fn with_text(
+    console: &Console,
+    status: StatusCode,
+    (entry, text): (Arc<Entry>, TokenText),
+    done: &str,
+) -> Result<HttpResponse, ApiError> {
+    let token = WithText { token: text.reveal(), row: row(console, &entry).await? };
+    Ok(success(status, token, &format!("{done}; the secret is shown this once")))
+}
+
 /// `GET /admin/tokens`
 pub async fn list(console: Data<Console>, request: HttpRequest) -> HttpResponse {
     let tokens = rows(&console).await;
@@ -124,9 +137,8 @@ pub async fn create(
         fields.end()?;
         let wanted = NewToken { name, role, terms };
         let (by, from) = operator.who();
-        let (entry, text) = console.state.access.create(wanted, by, from).await?;
-        let token = WithText { token: text.reveal(), row: row(&console, &entry).await? };
-        Ok(success(StatusCode::CREATED, token, "Token created; it is shown this once"))
+        let made = console.state.access.create(wanted, by, from).await?;
+        with_text(&console, StatusCode::CREATED, made, "Token created").await
     };
     answer(&request, created.await)
 }
@@ -164,9 +176,8 @@ pub async fn rotate(
         let grace = fields.number("grace_seconds")?.unwrap_or(GRACE);
         fields.end()?;
         let (by, from) = operator.who();
-        let (entry, text) = console.state.access.rotate(number(&id)?, grace, by, from).await?;
-        let token = WithText { token: text.reveal(), row: row(&console, &entry).await? };
-        Ok(success(StatusCode::OK, token, "Token rotated; the new secret is shown this once"))
+        let made = console.state.access.rotate(number(&id)?, grace, by, from).await?;
+        with_text(&console, StatusCode::OK, made, "Token rotated").await
     };
     answer(&request, rotated.await)
 }

@@ -39,11 +39,15 @@ struct Page<'a> {
     operator: &'a Operator,
     roles: [(&'static str, &'static str); 4],
     tokens: Vec<Row>,
+    /// The number of tokens that are not shown.
+    left_out: usize,
     refused: Option<String>,
     /// The name of a token that was made or rotated just now, and its text.
     fresh: Option<(String, TokenText)>,
 }
 
+/// The most tokens on the page: about 1 MB.
+const MOST_SHOWN: usize = 500;
 /// The roles as the page explains them.
 const ROLES: [(&str, &str); 4] = [
     ("enrol", "registers servers, checks them in and sees only those"),
@@ -112,11 +116,13 @@ async fn shown_page(
     };
     // Tokens in use first, the newest first.
     tokens.sort_by_key(|row| (row.state == "revoked", std::cmp::Reverse(row.id)));
+    let left_out = tokens.len().saturating_sub(MOST_SHOWN);
+    tokens.truncate(MOST_SHOWN);
     let (status, refused, fresh) = match done {
         Ok(fresh) => (StatusCode::OK, None, fresh.map(|(row, text)| (row.name, text))),
         Err(error) => (error.status, Some(error.message), None),
     };
-    let page = Page { page: "access", operator, roles: ROLES, tokens, refused, fresh };
+    let page = Page { page: "access", operator, roles: ROLES, tokens, left_out, refused, fresh };
     html(status, &page)
 }
 
