@@ -3,7 +3,7 @@
 //! * [`serve`]: runs the server; [`healthcheck`]: checks whether it is ready
 //! * [`check_config`]: refuses what a start would refuse
 //! * [`keys`], [`fence`], [`copy`], [`doctor`]: work on its files and its store
-//! * [`servers`], [`codes`], [`activations`], [`settings`], [`tokens`], [`audit`]: send requests to a
+//! * [`servers`], [`import`], [`codes`], [`activations`], [`settings`], [`tokens`], [`audit`]: send requests to a
 //!   running server, with [`client`] and [`transport`]
 //! * [`completions`], [`man`]: describe the command line itself
 //! * [`environment`]: the variables that are settings
@@ -21,6 +21,7 @@ mod environment;
 mod error;
 mod fence;
 mod healthcheck;
+mod import;
 mod keys;
 mod man;
 mod serve;
@@ -106,14 +107,33 @@ Examples:
 Examples:
   iptunnel-server healthcheck || systemctl status iptunnel-server")]
     Healthcheck,
-    /// List, revoke and restore servers
+    /// List, revoke, restore, note and delete servers
     #[command(after_help = "\
 Examples:
   iptunnel-server servers list --show stale
-  iptunnel-server servers revoke 0123456789abcdef")]
+  iptunnel-server servers revoke 0123456789abcdef
+  iptunnel-server servers delete --unseen-days 90 --dry-run")]
     Servers {
         #[command(subcommand)]
         action: servers::Servers,
+    },
+    /// Take over the servers of another server
+    ///
+    /// FILE holds what the old server's GET /status has answered, without limit. Ids, addresses, host names,
+    /// notes, revocations and times are kept, so agents go on under their ids. All rows are checked first: one
+    /// bad row refuses all. The command can be repeated: servers that were changed here since stay as they
+    /// are. It needs the role admin.
+    #[command(after_help = "\
+Examples:
+  curl -H \"Authorization: Bearer $TOKEN\" https://old.example.com/status > status.json
+  iptunnel-server import status.json --dry-run
+  iptunnel-server import status.json")]
+    Import {
+        /// The file; - reads standard input
+        file: PathBuf,
+        /// Write nothing, and say what would be done
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Show the history of a code, or find codes
     #[command(after_help = "\
@@ -309,6 +329,7 @@ impl Cli {
             Command::Copy { from, to } => copy::copy(&config, from, to)?,
             Command::Keys { action } => keys::keys(&config, action)?,
             Command::Servers { action } => servers::servers(&config, output, action)?,
+            Command::Import { file, dry_run } => import::import(&config, output, &file, dry_run)?,
             Command::Codes { action } => codes::codes(&config, output, action)?,
             Command::Activations { action } => activations::activations(&config, output, action)?,
             Command::Config { action } => settings::settings(&config, output, action)?,

@@ -85,6 +85,10 @@ const fn patch(path: &'static str, least: &'static [Role]) -> Rule {
     Rule { method: "PATCH", path, least, in_body: false }
 }
 
+const fn delete(path: &'static str, least: &'static [Role]) -> Rule {
+    Rule { method: "DELETE", path, least, in_body: false }
+}
+
 const EVERYBODY: &[Role] = &[];
 /// An enrolling token sees its own servers only.
 const ENROL_OR_VIEW: &[Role] = &[Role::Enrol, Role::View];
@@ -132,6 +136,7 @@ pub const PUBLIC: &[Rule] = &[
     post("/api/v2/servers/{server_id}/restore", OPERATE),
     get("/api/v2/servers", VIEW),
     get("/api/v2/servers/{server_id}", VIEW),
+    delete("/api/v2/servers/{server_id}", OPERATE),
     REGISTER_V2,
     TICKETS,
     get("/authorize", EVERYBODY),
@@ -159,6 +164,10 @@ pub const OPERATORS: &[Rule] = &[
     post("/console/{key}/servers/revoke", OPERATE),
     post("/console/{key}/servers/restore", OPERATE),
     post("/console/{key}/servers/note", OPERATE),
+    post("/console/{key}/servers/delete", OPERATE),
+    post("/console/{key}/servers/several", OPERATE),
+    get("/console/{key}/servers/unseen", VIEW),
+    post("/console/{key}/servers/unseen", OPERATE),
     get("/console/{key}/codes", VIEW),
     post("/console/{key}/codes", VIEW),
     get("/console/{key}/codes/{code}", VIEW),
@@ -177,6 +186,10 @@ pub const OPERATORS: &[Rule] = &[
     get("/admin/now", VIEW),
     get("/admin/servers", VIEW),
     post("/admin/servers/{server_id}/{verb}", OPERATE),
+    post("/admin/servers/several", OPERATE),
+    post("/admin/import", ADMIN),
+    get("/admin/servers/unseen", VIEW),
+    post("/admin/servers/unseen", OPERATE),
     post("/admin/codes", VIEW),
     get("/admin/codes/{code}", VIEW),
     get("/admin/activations", VIEW),

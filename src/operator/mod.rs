@@ -3,7 +3,9 @@
 //! * [`health`]: liveness, readiness, metrics
 //! * [`auth`]: access control: a token, or a session of the console ([`sessions`], [`session_list`])
 //! * [`now`], with [`history`] and [`chart`]: the current load and its history
+//! * [`server_changes`]: what operators change about servers
 //! * [`servers`], [`codes`], [`activations`], [`audit`]: the data of each page, as HTML and as JSON
+//! * [`import`]: takes over servers from another server
 //! * [`settings`]: view and change of settings
 //! * [`tokens`]: access tokens
 //! * [`signed_heads`]: the head of the audit log, signed every minute
@@ -20,7 +22,9 @@ pub mod codes;
 pub mod console;
 pub mod health;
 pub mod history;
+pub mod import;
 pub mod now;
+pub mod server_changes;
 pub mod servers;
 pub mod session_list;
 pub mod sessions;
@@ -73,9 +77,17 @@ fn pages_of_session(routes: &OperatorsRoutes) -> Scope {
         .service(routes.at("/now", "console", (get(), now::page)))
         .service(routes.at("/now/live", "console", (get(), now::live)))
         .service(routes.at("/servers", "console", (get(), servers::page)))
-        .service(routes.at("/servers/revoke", "console", (post(), servers::revoke)))
-        .service(routes.at("/servers/restore", "console", (post(), servers::restore)))
-        .service(routes.at("/servers/note", "console", (post(), servers::note)))
+        .service(routes.at("/servers/revoke", "console", (post(), server_changes::revoke)))
+        .service(routes.at("/servers/restore", "console", (post(), server_changes::restore)))
+        .service(routes.at("/servers/note", "console", (post(), server_changes::note)))
+        .service(routes.at("/servers/delete", "console", (post(), server_changes::delete_one)))
+        .service(routes.at("/servers/several", "console", (post(), server_changes::several)))
+        .service(routes.both(
+            "/servers/unseen",
+            "console",
+            (get(), server_changes::unseen),
+            (post(), server_changes::delete_all_unseen),
+        ))
         .service(routes.both("/codes", "console", (get(), codes::page), (post(), codes::find)))
         .service(routes.at("/codes/{code}", "console", (get(), codes::code_page)))
         .service(routes.at("/audit", "console", (get(), audit::page)))
@@ -147,8 +159,20 @@ fn console_routes(routes: &OperatorsRoutes, config: &mut ServiceConfig) {
         .service(routes.at(
             "/admin/servers/{server_id}/{verb}",
             "admin",
-            (post(), servers::json_action),
+            (post(), server_changes::json_action),
         ))
+        .service(routes.at(
+            "/admin/servers/several",
+            "admin",
+            (post(), server_changes::json_several),
+        ))
+        .service(routes.both(
+            "/admin/servers/unseen",
+            "admin",
+            (get(), server_changes::json_unseen),
+            (post(), server_changes::json_delete_unseen),
+        ))
+        .service(routes.at("/admin/import", "admin", (post(), import::json_import)))
         .service(routes.at("/admin/codes", "admin", (post(), codes::json_find)))
         .service(routes.at("/admin/activations", "admin", (get(), activations::json_list)))
         .service(routes.at("/admin/codes/{code}", "admin", (get(), codes::json_code)))

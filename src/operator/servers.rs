@@ -1,18 +1,18 @@
 //! The registered servers, page by page. There may be a million.
 
 use super::auth::Operator;
-use super::console::{Console, failed, parse_cursor, query_string, read, see};
+use super::console::{Console, failed, parse_cursor, query_string, read};
 use crate::http::errors::ApiError;
 use crate::http::page::html;
 use crate::http::respond::{rfc3339, success};
 use crate::state::State;
-use crate::state::servers::{contains, look_through, set_revoked};
+use crate::state::servers::{contains, look_through};
 use actix_web::http::StatusCode;
-use actix_web::web::{Data, Form, Path, Query};
+use actix_web::web::{Data, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
-use iptunnel_actors::server_registry::{Filter, Servers, SetNote, Sort};
-use iptunnel_domain::server::{EnrolledBy, Server, ServerId, ServerNumber};
+use iptunnel_actors::server_registry::{Filter, Servers, Sort};
+use iptunnel_domain::server::{EnrolledBy, Server, ServerNumber};
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{ReadError, Records};
 use serde::{Deserialize, Serialize};
@@ -22,8 +22,13 @@ use std::sync::Arc;
 const PAGE: usize = 50;
 
 /// The states to filter by: value and label.
-pub static SHOWS: [(&str, &str); 4] =
-    [("all", "all"), ("live", "live"), ("stale", "stale"), ("revoked", "revoked")];
+pub static SHOWS: [(&str, &str); 5] = [
+    ("all", "all"),
+    ("live", "live"),
+    ("stale", "stale"),
+    ("revoked", "revoked"),
+    ("deleted", "deleted and revoked"),
+];
 /// The sort orders: value and label.
 pub static SORTS: [(&str, &str); 4] = [
     ("newest", "newest first"),
@@ -54,16 +59,16 @@ impl Default for ServersQuery {
 }
 
 #[derive(Serialize)]
-struct Row {
-    server_id: String,
-    ip: String,
-    hostname: String,
-    registered_at: String,
-    last_checkin: String,
-    state: &'static str,
+pub(super) struct Row {
+    pub(super) server_id: String,
+    pub(super) ip: String,
+    pub(super) hostname: String,
+    pub(super) registered_at: String,
+    pub(super) last_checkin: String,
+    pub(super) state: &'static str,
     /// Who enrolled it: the name of a token, or where else its credential came from. Empty: not known.
-    enrolled_by: String,
-    note: String,
+    pub(super) enrolled_by: String,
+    pub(super) note: String,
 }
 
 /// A page of servers.
@@ -74,7 +79,7 @@ pub struct List {
     next_cursor: Option<String>,
 }
 
-fn invalid(message: &str) -> ApiError {
+pub(super) fn invalid(message: &str) -> ApiError {
     Refusal::InvalidField(message.into()).into()
 }
 
@@ -91,7 +96,8 @@ fn filter(
         "live" => Filter { revoked: Some(false), seen_since: Some(stale), ..Filter::default() },
         "stale" => Filter { revoked: Some(false), seen_before: Some(stale), ..Filter::default() },
         "revoked" => Filter { revoked: Some(true), ..Filter::default() },
-        _ => return Err(invalid("show must be all, live, stale or revoked.")),
+        "deleted" => Filter { deleted: true, revoked: Some(true), ..Filter::default() },
+        _ => return Err(invalid("show must be all, live, stale, revoked or deleted.")),
     };
     Ok((filter, stale))
 }
@@ -179,8 +185,10 @@ fn enrolled_by(state: &State, by: EnrolledBy) -> String {
     }
 }
 
-fn row(state: &State, server: Server, stale: Timestamp) -> Row {
-    let shown = if server.revoked {
+pub(super) fn row(state: &State, server: Server, stale: Timestamp) -> Row {
+    let shown = if server.deleted {
+        "deleted"
+    } else if server.revoked {
         "revoked"
     } else if server.last_checkin < stale {
         "stale"
@@ -255,124 +263,6 @@ pub async fn json_list(
 ) -> HttpResponse {
     match list(&console, &query).await {
         Ok(list) => success(StatusCode::OK, list, "Servers"),
-        Err(error) => failed(&request, &error),
-    }
-}
-
-/// The fields of a form about a server.
-#[derive(Deserialize)]
-pub struct ServerForm {
-    back: String,
-    server_id: String,
-    #[serde(default)]
-    note: String,
-}
-
-async fn set_note(
-    console: &Console,
-    id: &str,
-    note: String,
-    operator: &Operator,
-) -> Result<ServerId, ApiError> {
-    let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
-    if note.chars().count() > Server::NOTE {
-        return Err(invalid("note must be at most 500 characters."));
-    }
-    let (by, now) = (operator.caller.token_name().to_owned(), console.state.clock.now());
-    let command = SetNote { id, note, by, from: operator.from, now };
-    console.state.wait(console.state.handles.set_note(command)).await.outcome??;
-    Ok(id)
-}
-
-/// Redirects to the page that the form came from. Other targets are not allowed.
-fn back(operator: &Operator, form: &ServerForm) -> HttpResponse {
-    let page = format!("{}/servers", operator.base);
-    see(if form.back.starts_with(&page) { &form.back } else { &page })
-}
-
-async fn revoke_or_restore(
-    console: &Console,
-    request: &HttpRequest,
-    operator: &Operator,
-    form: &ServerForm,
-    revoked: bool,
-) -> HttpResponse {
-    match set_revoked(&console.state, &form.server_id, revoked, operator.who()).await {
-        Ok(_) => back(operator, form),
-        Err(error) => failed(request, &error),
-    }
-}
-
-/// `POST /console/{key}/servers/revoke`
-pub async fn revoke(
-    console: Data<Console>,
-    request: HttpRequest,
-    operator: Operator,
-    form: Form<ServerForm>,
-) -> HttpResponse {
-    revoke_or_restore(&console, &request, &operator, &form, true).await
-}
-
-/// `POST /console/{key}/servers/restore`
-pub async fn restore(
-    console: Data<Console>,
-    request: HttpRequest,
-    operator: Operator,
-    form: Form<ServerForm>,
-) -> HttpResponse {
-    revoke_or_restore(&console, &request, &operator, &form, false).await
-}
-
-/// `POST /console/{key}/servers/note`
-pub async fn note(
-    console: Data<Console>,
-    request: HttpRequest,
-    operator: Operator,
-    form: Form<ServerForm>,
-) -> HttpResponse {
-    match set_note(&console, &form.server_id, form.note.trim().to_owned(), &operator).await {
-        Ok(_) => back(&operator, &form),
-        Err(error) => failed(&request, &error),
-    }
-}
-
-#[derive(Deserialize)]
-struct NoteBody {
-    note: String,
-}
-
-#[derive(Serialize)]
-struct Done {
-    server_id: String,
-    status: &'static str,
-}
-
-/// `POST /admin/servers/{server_id}/revoke`, `/restore` and `/note`
-pub async fn json_action(
-    console: Data<Console>,
-    operator: Operator,
-    request: HttpRequest,
-    path: Path<(String, String)>,
-    body: actix_web::web::Bytes,
-) -> HttpResponse {
-    let (id, verb) = path.into_inner();
-    let done = match verb.as_str() {
-        "revoke" => {
-            set_revoked(&console.state, &id, true, operator.who()).await.map(|id| (id, "revoked"))
-        }
-        "restore" => {
-            set_revoked(&console.state, &id, false, operator.who()).await.map(|id| (id, "active"))
-        }
-        "note" => match serde_json::from_slice::<NoteBody>(&body) {
-            Ok(body) => set_note(&console, &id, body.note, &operator).await.map(|id| (id, "noted")),
-            Err(_) => Err(invalid("The body must be an object with a string note.")),
-        },
-        _ => Err(ApiError::not_found()),
-    };
-    match done {
-        Ok((id, status)) => {
-            success(StatusCode::OK, Done { server_id: id.to_string(), status }, "Done")
-        }
         Err(error) => failed(&request, &error),
     }
 }

@@ -35,7 +35,7 @@ use actix_web::http::Method;
 use actix_web::web::{Data, ServiceConfig, resource, route, scope};
 
 /// The names of the public routes.
-pub const ROUTES: [&str; 28] = [
+pub const ROUTES: [&str; 29] = [
     "activate",
     "asset",
     "authorize",
@@ -59,6 +59,7 @@ pub const ROUTES: [&str; 28] = [
     "revoke",
     "server",
     "server_action",
+    "server_delete",
     "server_register",
     "servers",
     "status",
@@ -131,6 +132,13 @@ pub fn routes(config: &mut ServiceConfig, products: &[Product]) {
                 .guard(guard::fn_guard(is_server))
                 .app_data(RouteName("server"))
                 .default_service(routes.guarded(&M::GET, SERVER, servers::v2::one)),
+        )
+        .service(
+            scope(servers::SERVERS)
+                .guard(guard::Delete())
+                .guard(guard::fn_guard(is_server))
+                .app_data(RouteName("server_delete"))
+                .default_service(routes.guarded(&M::DELETE, SERVER, servers::v2::delete)),
         )
         .service(routes.at(TICKETS.path, "ticket_issue", (M::POST, tickets::issue)))
         .service(routes.at("/authorize", "authorize", (M::GET, tickets::authorize)))

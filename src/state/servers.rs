@@ -3,7 +3,7 @@
 use super::State;
 use crate::http::errors::ApiError;
 use crate::state::access::caller::Caller;
-use iptunnel_actors::server_registry::SetRevoked;
+use iptunnel_actors::server_registry::{Delete, SetNote, SetRevoked};
 use iptunnel_domain::Refusal;
 use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use iptunnel_storage::{ReadError, Records};
@@ -65,9 +65,48 @@ pub async fn find(state: &State, id: &str) -> Result<Server, ApiError> {
             (None, Some(number)) => store.server(number)?,
             (None, None) => None,
         };
-        Ok(found.map(|server| servers.as_last_seen(server, now)))
+        let shown = found.filter(|server| !server.deleted);
+        Ok(shown.map(|server| servers.as_last_seen(server, now)))
     });
     Ok(found.await?.ok_or(Refusal::ServerNotFound)?)
+}
+
+/// Writes a note on the server with this id, for a caller at the address `from`.
+///
+/// # Errors
+/// The note is too long, no server has this id, or the store refuses the change.
+pub async fn set_note(
+    state: &State,
+    id: &str,
+    note: String,
+    (caller, from): (&Caller, IpAddr),
+) -> Result<ServerId, ApiError> {
+    let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
+    if note.chars().count() > Server::NOTE {
+        let message = format!("note must be at most {} characters.", Server::NOTE);
+        return Err(Refusal::InvalidField(message).into());
+    }
+    let (by, now) = (caller.token_name().to_owned(), state.clock.now());
+    let command = SetNote { id, note, by, from, now };
+    state.wait(state.handles.set_note(command)).await.outcome??;
+    Ok(id)
+}
+
+/// Deletes the server with this id, for a caller at the address `from`. A revoked one stays revoked, and can
+/// be restored by its id.
+///
+/// # Errors
+/// No server has this id, or the store refuses the change.
+pub async fn delete(
+    state: &State,
+    id: &str,
+    (caller, from): (&Caller, IpAddr),
+) -> Result<ServerId, ApiError> {
+    let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
+    let (by, now) = (caller.token_name().to_owned(), state.clock.now());
+    let command = Delete { id, by, from, now };
+    state.wait(state.handles.delete_server(command)).await.outcome??;
+    Ok(id)
 }
 
 /// Revokes the server with this id, or restores it, for a caller at the address `from`.

@@ -17,7 +17,7 @@ use iptunnel_server::http::connection::framing::Framing;
 use iptunnel_server::operator::audit::Row;
 use iptunnel_server::operator::auth::Credentials;
 use iptunnel_server::operator::codes::Find;
-use iptunnel_server::operator::servers::ServerForm;
+use iptunnel_server::operator::server_changes::ServerForm;
 use iptunnel_server::operator::session_list::Ending;
 use iptunnel_server::operator::settings::Change;
 use iptunnel_server::operator::signed_heads::{self, Verifier};

@@ -41,6 +41,7 @@ mod remote;
 mod retention;
 mod secrecy;
 mod secrets;
+mod server_changes;
 mod servers;
 mod servers_status;
 mod servers_v2;

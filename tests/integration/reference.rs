@@ -253,6 +253,13 @@ fn the_v2_listing_and_registration_are_as_documented() {
     app.post_as(&master, &format!("/api/v2/servers/{id}/revoke"), &json!({}));
     app.settle();
     holds(403, app.post(path, &body));
+    let delete = |token: &str, id: &str| {
+        let request = app.client.delete(format!("{}/api/v2/servers/{id}", app.url));
+        send(request.bearer_auth(token))
+    };
+    reference.holds("server_delete", 401, &delete("wrong", &id));
+    reference.holds("server_delete", 404, &delete(&master, "ffffffffffffffff"));
+    reference.holds("server_delete", 200, &delete(&master, &id));
 }
 
 #[test]
@@ -383,6 +390,9 @@ fn the_document_has_exactly_the_api_routes() {
             }
             let answer = match method.as_str() {
                 "get" => reference.app.get(&path),
+                "delete" => {
+                    send(reference.app.client.delete(format!("{}{path}", reference.app.url)))
+                }
                 _ => reference.app.post_text(&path, ""),
             };
             let nothing = ["not_found", "method_not_allowed"].map(str::to_owned);

@@ -334,3 +334,50 @@ fn whoever_revokes_an_enrolling_token_is_told_of_its_servers() {
     assert!(said(&again).contains("servers revoked with it: 2"), "{}", said(&again));
     assert_eq!(asked_json(&server, &["servers", "list", "--show", "revoked"])["count"], 2);
 }
+
+#[test]
+fn the_command_line_imports_a_listing_and_deletes_servers() {
+    let server = Process::start(&[]);
+    let list = server.folder.path().join("status.json");
+    let row = |number: u32| {
+        json!({
+            "server_id": format!("{number:016x}"), "ip": format!("8.8.8.{number}"), "hostname": "old",
+            "registered_at": "2020-01-02T03:04:05+00:00", "last_checkin": "2020-01-02T03:04:05+00:00",
+            "revoked": 0, "note": "",
+        })
+    };
+    let write = |rows: Vec<Value>| {
+        let all = json!({"count": rows.len(), "servers": rows});
+        std::fs::write(&list, all.to_string()).unwrap();
+    };
+    let import = |more: &[&str]| {
+        let file = list.display().to_string();
+        said(&ask(&server, &[&["import", &file], more].concat()))
+    };
+    let mut bad = row(2);
+    bad["ip"] = "nowhere".into();
+    write(vec![row(1), bad]);
+    assert!(import(&[]).contains("servers[1]: ip must be"), "{}", import(&[]));
+    write(vec![row(1), row(2), row(3)]);
+    let dry = import(&["--dry-run"]);
+    assert!(dry.starts_with("3 servers: 3 would be new, 0 would be changed"), "{dry}");
+    assert_eq!(asked_json(&server, &["servers", "list"])["count"], 0);
+    assert!(import(&[]).starts_with("3 servers: 3 new, 0 changed, 0 as before"));
+    assert!(import(&[]).starts_with("3 servers: 0 new, 0 changed, 3 as before"));
+    let ids = [1, 2].map(|number| format!("{number:016x}"));
+    let deleted = asked(&server, &["servers", "delete", &ids[0], &ids[1]]);
+    assert_eq!(deleted, format!("{} deleted\n{} deleted\n", ids[0], ids[1]));
+    let unseen = asked_json(&server, &["servers", "delete", "--unseen-days", "30", "--dry-run"]);
+    assert_eq!(unseen["count"], 1);
+    let gone = asked(&server, &["servers", "delete", "--unseen-days", "30"]);
+    assert_eq!(gone, "1 server deleted\n");
+    assert_eq!(asked_json(&server, &["servers", "list"])["count"], 0);
+    for wrong in [
+        vec!["servers", "delete"],
+        vec!["servers", "delete", "--unseen-days", "0"],
+        vec!["servers", "delete", &ids[0], "--dry-run"],
+        vec!["servers", "revoke"],
+    ] {
+        assert_eq!(ask(&server, &wrong).status.code(), Some(2), "{wrong:?}");
+    }
+}

@@ -30,6 +30,7 @@ use utoipa::OpenApi;
         servers::v2_check_in,
         servers::v2::list,
         servers::v2::one,
+        servers::v2::delete,
         servers::v2::register,
         tickets::issue,
         servers::server_revoke,

@@ -46,7 +46,7 @@ const fn operation(
 }
 
 /// All operations, in the order of the reference.
-pub const OPERATIONS: [Operation; 24] = [
+pub const OPERATIONS: [Operation; 25] = [
     operation(
         "issue",
         "issue",
@@ -238,6 +238,14 @@ pub const OPERATIONS: [Operation; 24] = [
             "storage_unavailable",
             "outcome_unknown",
         ],
+    ),
+    operation(
+        "server_delete",
+        "server_delete",
+        "Server deleted",
+        Needs::Role,
+        false,
+        SERVER_ACTION,
     ),
     operation(
         "server_revoke",

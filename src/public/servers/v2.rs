@@ -2,12 +2,13 @@
 
 use super::listing::ListedServer;
 use super::{Family, SERVERS, read_registration};
-use crate::http::caller::address_of;
+use crate::http::caller::{address_of, network_of};
 use crate::http::errors::ApiError;
 use crate::http::respond::{Paged, PagedMeta, Pagination, Success, failure, json, success};
 use crate::public::requests::RegisterRequest;
 use crate::state::State;
-use crate::state::servers::{SEARCHED, contains, find, look_through};
+use crate::state::access::caller::Caller;
+use crate::state::servers::{self, SEARCHED, contains, find, look_through};
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Payload, Query};
 use actix_web::{HttpRequest, HttpResponse};
@@ -40,6 +41,14 @@ impl ServerEntry {
         let status = if server.revoked { "revoked" } else { "active" };
         Self { server: ListedServer::of(server), status }
     }
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::public) struct ServerDeleted {
+    #[schema(pattern = "^[0-9a-f]{16}$", examples("0123456789abcdef"))]
+    server_id: String,
+    #[schema(pattern = "^deleted$", examples("deleted"))]
+    status: &'static str,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -128,7 +137,7 @@ fn page(store: &dyn Store, servers: &Servers, listing: &Listing) -> Result<Match
 }
 
 /// Returns a page of the servers that contain a text. Looks at the newest [`SEARCHED`] servers. One whose
-/// id or address is the text is found wherever it is.
+/// id is the text is found wherever it is, and one whose address it is unless it was imported.
 fn search(
     store: &dyn Store,
     servers: &Servers,
@@ -169,8 +178,8 @@ fn search(
     tag = "Servers",
     summary = "List servers",
     description = "Lists the registered servers page by page, newest first. A search looks at the newest \
-        50,000 servers; if there are more, the message says so. A server whose id or address is the text is \
-        always found.",
+        50,000 servers; if there are more, the message says so. A server whose id is the text is always found, and \
+        one whose address it is, unless it was imported.",
     params(
         ("page" = Option<u32>, Query, minimum = 1, nullable = false, description = "The page. Default: 1."),
         ("per_page" = Option<u32>, Query, minimum = 1, maximum = 100, nullable = false,
@@ -241,6 +250,30 @@ pub async fn one(state: Data<State>, request: HttpRequest) -> HttpResponse {
     let Some(id) = id_in(request.path()) else { return failure(ApiError::not_found()) };
     match find(&state, id).await {
         Ok(server) => success(StatusCode::OK, ServerEntry::of(server), "Server"),
+        Err(error) => failure(error),
+    }
+}
+
+/// `DELETE /api/v2/servers/{server_id}`
+#[utoipa::path(
+    delete,
+    path = "/api/v2/servers/{server_id}",
+    operation_id = "server_delete",
+    tag = "Servers",
+    summary = "Delete a server",
+    description = "Deletes a server. A revoked server leaves the lists, but stays revoked: its address cannot \
+        register before it is restored by its id.",
+    params(("server_id" = String, Path, description = "The id from the registration.", example = "0123456789abcdef")),
+    responses((status = 200, description = "The server is deleted.", body = Success<ServerDeleted>)),
+)]
+pub async fn delete(state: Data<State>, request: HttpRequest, caller: Caller) -> HttpResponse {
+    let Some(id) = id_in(request.path()) else { return failure(ApiError::not_found()) };
+    let who = (&caller, network_of(&request, &state.proxies));
+    match servers::delete(&state, id, who).await {
+        Ok(id) => {
+            let data = ServerDeleted { server_id: id.to_string(), status: "deleted" };
+            success(StatusCode::OK, data, "Server deleted")
+        }
         Err(error) => failure(error),
     }
 }
