@@ -9,6 +9,7 @@
 use crate::chance::Chance;
 use crate::database::{Connection, Database, Standby};
 use crate::planted::{Fault, Planted};
+use iptunnel_domain::access::{AccessToken, Role, TokenNumber};
 use iptunnel_domain::activation::{
     Activation, ActivationId, ActivationNumber, ActivationRef, ActivationState, Binding, Holder,
     Request,
@@ -18,7 +19,7 @@ use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
 use iptunnel_domain::limit::Policy;
 use iptunnel_domain::lookup::KeyedHash;
-use iptunnel_domain::server::{EnrolledBy, Server, ServerId, ServerNumber};
+use iptunnel_domain::server::{EnrolledBy, Listed, Server, ServerId, ServerNumber};
 use iptunnel_domain::{Timestamp, Version};
 use iptunnel_storage::{
     AuditLog, Change, CheckIn, CheckInOf, Counted, Epochs, PostgresStore, Setting, Shared, Store,
@@ -45,6 +46,8 @@ enum Step {
     Look(usize),
     /// Forgets a code and all its activations, each at the version that the server knows.
     Forget(usize, u8),
+    /// Deletes a server at the version that the server knows, or at a wrong one.
+    Unregister(usize, u8, bool),
     /// Begins an epoch after the current one, or asks for one after an earlier epoch.
     BeginEpoch(usize, bool),
     /// Charges requests, each against some limits with their allowances.
@@ -76,8 +79,14 @@ enum Decision {
     Prolong(u8, Mistake),
     /// Registers a server for the first time.
     Register(u8),
+    /// Imports a server that has the address of the next one.
+    Import(u8),
     /// Registers a server again, and revokes or restores it.
     Change(u8, Mistake),
+    /// Creates an access token or changes it: its name, and whether it is revoked.
+    Grant(u8, u8, bool, Mistake),
+    /// Uses an access token, at this many seconds after the start time.
+    Use(u8, u64),
     /// Sets or removes a setting.
     Set(u8, Option<u8>),
     /// Records an attempt on a code.
@@ -123,7 +132,11 @@ fn decisions() -> impl Strategy<Value = Decision> {
         2 => (which(), mistake()).prop_map(|(code, mistake)| Decision::Confirm(code, mistake)),
         1 => (which(), mistake()).prop_map(|(code, mistake)| Decision::Prolong(code, mistake)),
         2 => which().prop_map(Decision::Register),
+        1 => which().prop_map(Decision::Import),
         2 => (which(), mistake()).prop_map(|(server, mistake)| Decision::Change(server, mistake)),
+        2 => (which(), which(), any::<bool>(), mistake()).prop_map(
+            |(token, name, revoked, mistake)| Decision::Grant(token, name, revoked, mistake)),
+        1 => (which(), 0..300_u64).prop_map(|(token, at)| Decision::Use(token, at)),
         2 => (which(), proptest::option::of(any::<u8>())).prop_map(|(key, to)| Decision::Set(key, to)),
         1 => which().prop_map(Decision::Try),
         1 => Just(Decision::Note),
@@ -142,6 +155,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(who, decisions, looks)| Step::Commit(who, decisions, looks)),
         4 => who().prop_map(Step::Look),
         2 => (who(), 0..KINDS).prop_map(|(who, code)| Step::Forget(who, code)),
+        2 => (who(), 0..KINDS, proptest::bool::weighted(0.8))
+            .prop_map(|(who, server, right)| Step::Unregister(who, server, right)),
         1 => (who(), any::<bool>()).prop_map(|(who, passed)| Step::BeginEpoch(who, passed)),
         4 => (who(), requests, 0..4_u32)
             .prop_map(|(who, requests, allowed)| Step::Charge(who, requests, allowed)),
@@ -158,6 +173,7 @@ struct Known {
     codes: BTreeMap<u8, Code>,
     activations: BTreeMap<ActivationId, Activation>,
     servers: BTreeMap<u8, Server>,
+    tokens: BTreeMap<u8, AccessToken>,
     /// The number of activation numbers it has given.
     given: u64,
 }
@@ -196,6 +212,11 @@ struct Stored {
     servers: Vec<Option<Server>>,
     /// The newest first.
     servers_in_order: Vec<Server>,
+    /// The servers at the addresses, without their numbers.
+    servers_at: Vec<Option<Server>>,
+    /// How many servers each access token has enrolled.
+    enrolled: Vec<u64>,
+    tokens: Vec<AccessToken>,
     settings: Vec<(String, String)>,
     epoch: u64,
 }
@@ -220,6 +241,10 @@ impl Sequence {
 
     fn server_id(&self, server: u8) -> ServerId {
         ServerId(spread(self.base + u64::from(server)))
+    }
+
+    fn token(&self, token: u8) -> TokenNumber {
+        TokenNumber((self.base / 1000) as u32 + u32::from(token))
     }
 
     fn key(&self, key: u8) -> String {
@@ -367,12 +392,65 @@ impl Sequence {
                     version: 1,
                 })]
             }
+            Decision::Import(server) => {
+                let now = self.now();
+                let listed = Listed {
+                    id: self.server_id(server),
+                    ip: [8, 8, 8, server].into(),
+                    hostname: String::new(),
+                    registered_at: BEGUN,
+                    last_checkin: now,
+                    revoked: server == 1,
+                    note: String::new(),
+                };
+                let address = self.server_id((server + 1) % KINDS);
+                vec![Write::Server(Server::import(NO_NUMBER, address, listed))]
+            }
+            Decision::Grant(token, name, revoked, _) => {
+                let now = self.now();
+                let before = self.known[who].tokens.get(&token);
+                let number = self.token(token);
+                let name = format!("{}.name_{name}", self.base);
+                let revoked_at = revoked.then_some(now);
+                let granted = match before {
+                    Some(before) => AccessToken { name, revoked_at, ..before.changed() },
+                    None => AccessToken {
+                        number,
+                        name,
+                        role: Role::View,
+                        secret: hash(u64::from(token)),
+                        previous: None,
+                        created_at: BEGUN,
+                        expires_at: Some(BEGUN.plus(300)),
+                        networks: Vec::new(),
+                        addresses: Vec::new(),
+                        max_servers: 3,
+                        last_used: Timestamp(0),
+                        revoked_at,
+                        version: 1,
+                    },
+                };
+                vec![Write::AccessToken(granted)]
+            }
+            Decision::Use(token, at) => {
+                self.known[who].tokens.get(&token)?;
+                vec![Write::TokenUses(vec![(self.token(token), BEGUN.plus(at))])]
+            }
             Decision::Change(server, _) => {
                 let before = self.known[who].servers.get(&server)?.clone();
                 let last_checkin = self.now();
                 let hostname = format!("s{}.example.com", last_checkin.0);
                 let (revoked, version) = (!before.revoked, before.version + 1);
-                vec![Write::Server(Server { hostname, last_checkin, revoked, version, ..before })]
+                vec![Write::Server(Server {
+                    hostname,
+                    last_checkin,
+                    revoked,
+                    deleted: revoked && last_checkin.0.is_multiple_of(3),
+                    enrolled_by: EnrolledBy::Token(self.token(server)),
+                    credential_ms: last_checkin.0 * 1000,
+                    version,
+                    ..before
+                })]
             }
             Decision::Set(key, to) => {
                 let value = to.map(|to| to.to_string());
@@ -410,6 +488,10 @@ impl Sequence {
                     let place = ids.iter().position(|id| *id == server.id).unwrap();
                     known.servers.insert(u8::try_from(place).unwrap(), server.clone());
                 }
+                Write::AccessToken(token) => {
+                    let place = token.number.0 - (self.base / 1000) as u32;
+                    known.tokens.insert(u8::try_from(place).unwrap(), token.clone());
+                }
                 _ => {}
             }
         }
@@ -424,14 +506,26 @@ impl Sequence {
         known.activations = activations.map(|one| (one.at.id, one.clone())).collect();
         let some = |(place, server): (u8, &Option<Server>)| Some((place, server.clone()?));
         known.servers = (0..).zip(&stored.servers).filter_map(some).collect();
+        let first = (self.base / 1000) as u32;
+        let place = |token: &AccessToken| u8::try_from(token.number.0 - first).unwrap();
+        known.tokens = stored.tokens.iter().map(|token| (place(token), token.clone())).collect();
     }
 
     /// Returns the changes with the server numbers that this database gave.
     fn numbered(&self, side: &Side<'_>, changes: &[Change]) -> Vec<Change> {
+        let number_of = |id: ServerId| {
+            let found = side.shared(0).servers_of(&[id]).unwrap().pop().flatten();
+            found.map_or(NO_NUMBER, |found| found.number)
+        };
         let number = |mut write: Write| {
-            if let Write::Server(server) = &mut write {
-                let found = side.shared(0).servers_of(&[server.id]).unwrap().pop().flatten();
-                server.number = found.map_or(NO_NUMBER, |found| found.number);
+            match &mut write {
+                Write::Server(server) => server.number = number_of(server.id),
+                // It stands for the server's kind until here.
+                Write::ForgetServer(ServerNumber(kind), version) => {
+                    let id = self.server_id(u8::try_from(*kind).unwrap());
+                    return Write::ForgetServer(number_of(id), *version);
+                }
+                _ => {}
             }
             write
         };
@@ -464,6 +558,22 @@ impl Sequence {
                 .map(|server| server.map(unnumbered))
                 .collect(),
             servers_in_order: in_order.map(unnumbered).collect(),
+            servers_at: side
+                .shared(who)
+                .servers_at(&ids)
+                .unwrap()
+                .into_iter()
+                .map(|server| server.map(unnumbered))
+                .collect(),
+            enrolled: (0..KINDS)
+                .map(|token| side.shared(who).enrolled(self.token(token)).unwrap())
+                .collect(),
+            tokens: store
+                .access_tokens()
+                .unwrap()
+                .into_iter()
+                .filter(|token| (0..KINDS).any(|kind| self.token(kind) == token.number))
+                .collect(),
             settings: settings.into_iter().filter(|(key, _)| key.starts_with(&own)).collect(),
             epoch: side.epoch - side.began,
         }
@@ -472,7 +582,7 @@ impl Sequence {
     /// Takes a step on one of the databases, and describes the answer.
     fn apply(&self, side: &mut Side<'_>, step: &Step, changes: &[Change]) -> String {
         match step {
-            Step::Commit(who, ..) | Step::Forget(who, _) => {
+            Step::Commit(who, ..) | Step::Forget(who, _) | Step::Unregister(who, ..) => {
                 let changes = self.numbered(side, changes);
                 let verdicts: Vec<Verdict> = side.stores[*who].commit(&changes).unwrap();
                 let mark = side.stores[*who].watermark().unwrap();
@@ -520,7 +630,21 @@ impl Sequence {
     fn changes(&mut self, step: &Step) -> Vec<Change> {
         match step {
             Step::Commit(who, decisions, _) => {
-                decisions.iter().filter_map(|decision| self.decide(*who, decision)).collect()
+                // Which of several tokens in one batch gets a name is not settled.
+                let mut grants = 0;
+                let mut is_one = |decision: &&Decision| {
+                    grants += usize::from(matches!(decision, Decision::Grant(..)));
+                    !matches!(decision, Decision::Grant(..)) || grants == 1
+                };
+                let decisions: Vec<&Decision> =
+                    decisions.iter().filter(|one| is_one(one)).collect();
+                decisions.into_iter().filter_map(|one| self.decide(*who, one)).collect()
+            }
+            Step::Unregister(who, server, right) => {
+                let Some(known) = self.known[*who].servers.get(server) else { return Vec::new() };
+                let version = known.version + u32::from(!right);
+                let kind = ServerNumber(u32::from(*server));
+                vec![Change(vec![Write::ForgetServer(kind, version)])]
             }
             Step::Forget(who, code) => {
                 let known = &self.known[*who];
@@ -561,7 +685,11 @@ fn about(decision: &Decision) -> String {
         | Decision::Confirm(code, _)
         | Decision::Prolong(code, _)
         | Decision::Try(code) => format!("code {code}"),
-        Decision::Register(server) | Decision::Change(server, _) => format!("registered {server}"),
+        Decision::Register(server) | Decision::Import(server) | Decision::Change(server, _) => {
+            format!("registered {server}")
+        }
+        Decision::Grant(token, ..) => format!("token {token}"),
+        Decision::Use(..) => "uses".into(),
         Decision::Set(..) => "settings".into(),
         Decision::Note => "nothing".into(),
     }
@@ -574,7 +702,8 @@ const fn mistake_of(decision: &Decision) -> Mistake {
         | Decision::Release(_, mistake)
         | Decision::Confirm(_, mistake)
         | Decision::Prolong(_, mistake)
-        | Decision::Change(_, mistake) => *mistake,
+        | Decision::Change(_, mistake)
+        | Decision::Grant(.., mistake) => *mistake,
         _ => Mistake::None,
     }
 }
@@ -585,6 +714,7 @@ fn apply_mistake(write: &mut Write, mistake: Mistake) {
         Write::Code(code) => &mut code.version,
         Write::Activation(one) => &mut one.version,
         Write::Server(server) => &mut server.version,
+        Write::AccessToken(token) => &mut token.version,
         _ => return,
     };
     match mistake {

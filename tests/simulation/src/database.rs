@@ -449,12 +449,9 @@ impl Tables {
                 self.access_tokens.insert(token.number, token);
             }
             Write::TokenUses(uses) => {
-                let latest = uses.iter().map(|(_, at)| *at).max().unwrap_or_default();
                 for (token, at) in uses {
-                    if let Some(token) = self.access_tokens.get_mut(&token)
-                        && is_news(token.last_used, at, latest)
-                    {
-                        token.last_used = at;
+                    if let Some(token) = self.access_tokens.get_mut(&token) {
+                        token.last_used = token.last_used.max(at);
                     }
                 }
             }
