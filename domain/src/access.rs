@@ -67,8 +67,8 @@ pub struct AccessToken {
     pub role: Role,
     /// The keyed hash of its text.
     pub secret: KeyedHash,
-    /// The keyed hash of the text before the last rotation, and the first second in which that text is
-    /// not good any more.
+    /// The keyed hash of an earlier text that is still good after a rotation, and the first second in which
+    /// it is not good any more.
     pub previous: Option<(KeyedHash, Timestamp)>,
     /// When it was created.
     pub created_at: Timestamp,
@@ -125,13 +125,16 @@ impl AccessToken {
         Err(Refusal::InvalidField(words))
     }
 
-    /// Whether `given` is the hash of its text, or of the text before a rotation that is still good at
-    /// `now`. Compares in constant time.
+    /// Whether `given` is the hash of its text, or of an earlier text that is still good at `now`. Compares
+    /// in constant time.
     pub fn has_secret(&self, given: &KeyedHash, now: Timestamp) -> bool {
-        let is_before = |(hash, until): &(KeyedHash, Timestamp)| {
-            hash.ct_eq(given) && now.is_before(*until, Self::MAX_GRACE)
-        };
-        self.secret.ct_eq(given) || self.previous.as_ref().is_some_and(is_before)
+        let is_earlier = |(hash, _): (KeyedHash, _)| hash.ct_eq(given);
+        self.secret.ct_eq(given) || self.earlier(now).is_some_and(is_earlier)
+    }
+
+    /// Returns the earlier text that is still good at `now`, and its end.
+    pub fn earlier(&self, now: Timestamp) -> Option<(KeyedHash, Timestamp)> {
+        self.previous.filter(|(_, until)| now.is_before(*until, Self::MAX_GRACE))
     }
 
     /// Checks whether it is good at `now` for a caller at `from`; `None` for a caller on this machine.
@@ -153,11 +156,18 @@ impl AccessToken {
         }
     }
 
-    /// Returns it with another secret. The secret of now stays good until `grace_until`, which is at most
-    /// [`Self::MAX_GRACE`] ahead.
+    /// Returns it with another secret. The secret of now stays good for `grace` seconds, at most
+    /// [`Self::MAX_GRACE`]; after 0 no earlier one is good.
+    ///
+    /// If the grace of another rotation still runs, the oldest secret stays good in its place, until the
+    /// later of the two ends: the answer with the secret of now may have been lost, and then only the oldest
+    /// one is in use.
     #[must_use]
-    pub fn rotate(&self, secret: KeyedHash, grace_until: Timestamp) -> Self {
-        Self { secret, previous: Some((self.secret, grace_until)), ..self.changed() }
+    pub fn rotate(&self, secret: KeyedHash, grace: u64, now: Timestamp) -> Self {
+        let until = now.plus(grace);
+        let oldest = self.earlier(now).map(|(hash, end)| (hash, end.max(until)));
+        let kept = oldest.unwrap_or((self.secret, until));
+        Self { secret, previous: (grace > 0).then_some(kept), ..self.changed() }
     }
 
     /// Returns it as revoked; `None` if it already is.
@@ -353,13 +363,33 @@ mod tests {
     #[test]
     fn after_a_rotation_the_old_text_is_good_for_its_grace_alone() {
         let (old, new) = (KeyedHash([1; 16]), KeyedHash([2; 16]));
-        let token = token().rotate(new, NOW.plus(60));
+        let token = token().rotate(new, 60, NOW);
         assert!(token.has_secret(&new, NOW.plus(1000)));
         assert!(token.has_secret(&old, NOW.plus(59)));
         assert!(!token.has_secret(&old, NOW.plus(60)));
         assert!(!token.has_secret(&KeyedHash([3; 16]), NOW));
-        let by_a_wrong_clock = token.rotate(old, NOW.plus(10 * AccessToken::MAX_GRACE));
+        assert!(!token.rotate(old, 0, NOW).has_secret(&new, NOW));
+        let by_a_wrong_clock =
+            token.rotate(KeyedHash([3; 16]), 60, NOW.plus(10 * AccessToken::MAX_GRACE));
         assert!(!by_a_wrong_clock.has_secret(&new, NOW));
+    }
+
+    #[test]
+    fn a_repeated_rotation_keeps_the_secret_in_use_until_the_later_end() {
+        let [used, lost, last] = [1, 2, 3].map(|byte| KeyedHash([byte; 16]));
+        for (first, second, end) in [(600, 60, 600), (60, 600, 610)] {
+            let token = token().rotate(lost, first, NOW).rotate(last, second, NOW.plus(10));
+            assert!(token.has_secret(&used, NOW.plus(end - 1)));
+            assert!(!token.has_secret(&used, NOW.plus(end)));
+            assert!(
+                !token.has_secret(&lost, NOW.plus(10)) && token.has_secret(&last, NOW.plus(10))
+            );
+        }
+        let rotated = token().rotate(lost, 60, NOW);
+        let void = rotated.rotate(last, 0, NOW.plus(10));
+        assert!(!void.has_secret(&used, NOW.plus(10)) && !void.has_secret(&lost, NOW.plus(10)));
+        let after = rotated.rotate(last, 60, NOW.plus(60));
+        assert!(after.has_secret(&lost, NOW.plus(60)) && !after.has_secret(&used, NOW.plus(60)));
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Row {
         let AccessToken { number, name, role, networks, addresses, .. } = &entry.token;
         let token = &entry.token;
         let last_used = Some(entry.last_used()).filter(|used| used.0 > 0);
-        let old_secret = token.previous.filter(|(hash, _)| token.has_secret(hash, now));
+        let old_secret = token.earlier(now);
         Self {
             id: number.0,
             name: name.clone(),

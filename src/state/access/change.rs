@@ -215,12 +215,16 @@ impl Tokens {
             let most = AccessToken::MAX_GRACE;
             return Err(refused(format!("grace_seconds must be a number from 0 to {most}.")));
         }
-        let until = now.plus(grace);
-        let detail = match grace {
-            0 => "the old secret is void".to_owned(),
-            _ => format!("the old secret is good until {}", rfc3339(until)),
+        let before = self.open(number)?;
+        let token = before.rotate(secret, grace, now);
+        let detail = match token.previous {
+            None => "the old secret is void".to_owned(),
+            Some((kept, until)) => {
+                let which = if kept == before.secret { "old" } else { "oldest" };
+                format!("the {which} secret is good until {}", rfc3339(until))
+            }
         };
-        Ok(Some((self.open(number)?.rotate(secret, until), Action::TokenRotated, detail)))
+        Ok(Some((token, Action::TokenRotated, detail)))
     }
 
     fn revoke(&self, number: TokenNumber, now: Timestamp) -> Result<Change, AccessError> {
@@ -332,8 +336,8 @@ impl AccessTokens {
         self.apply(Some(number), change, by, from).await
     }
 
-    /// Gives a token another text, which is returned this once. The text before stays good for `grace`
-    /// seconds.
+    /// Gives a token another text, which is returned this once. An earlier text stays good for `grace`
+    /// seconds: see [`AccessToken::rotate`].
     ///
     /// # Errors
     /// As [`Self::change`].
