@@ -48,7 +48,7 @@ pub enum Identity {
     /// The token is good.
     Known(Caller),
     /// The token is genuine, but not good.
-    NotGood(WhyNot, KeyedHash),
+    NotGood(WhyNot, Caller),
     /// The token has the form of an access token, and something in it is wrong.
     Mistyped(KeyedHash),
     /// The token is none of this server's.
@@ -56,20 +56,21 @@ pub enum Identity {
 }
 
 impl Identity {
-    /// Returns what a check-in brings. A token that is not good any more may still be the one that
-    /// registered the server: its agent goes on, as it would without a token.
+    /// Returns what a check-in brings. A token that is not good any more is still the one that enrolled its
+    /// servers: their agents go on, as they would without a token.
     pub fn bearer(&self) -> Bearer {
         match self {
             Self::Nobody => Bearer::Nobody,
-            Self::Known(Caller { holder: Holder::CommandLine | Holder::Master, .. }) => {
-                Bearer::Master
-            }
-            Self::Known(caller) => {
-                caller.enrols_for().map_or(Bearer::Token(caller.secret), Bearer::Access)
-            }
-            Self::NotGood(_, secret) | Self::Mistyped(secret) | Self::Wrong(secret) => {
-                Bearer::Token(*secret)
-            }
+            Self::Known(caller) | Self::NotGood(_, caller) => caller.bearer(),
+            Self::Mistyped(secret) | Self::Wrong(secret) => Bearer::Token(*secret),
+        }
+    }
+
+    /// Returns the role of an access token that is good.
+    pub fn role(&self) -> Option<Role> {
+        match self {
+            Self::Known(caller) => caller.role(),
+            _ => None,
         }
     }
 
@@ -122,6 +123,15 @@ impl Caller {
         match &self.holder {
             Holder::Token(entry) if entry.token.role == Role::Enrol => Some(entry.token.number),
             _ => None,
+        }
+    }
+
+    fn bearer(&self) -> Bearer {
+        match &self.holder {
+            Holder::CommandLine | Holder::Master => Bearer::Master,
+            Holder::Token(_) => {
+                self.enrols_for().map_or(Bearer::Token(self.secret), Bearer::Access)
+            }
         }
     }
 

@@ -166,12 +166,10 @@ impl AccessTokens {
         }
         let tokens = self.tokens.load();
         let Some(entry) = tokens.find(secret, now) else { return Identity::Wrong(*secret) };
+        let caller = Caller { holder: Holder::Token(Arc::clone(entry)), secret: *secret };
         match entry.token.is_good(now, from) {
-            Ok(()) => {
-                let holder = Holder::Token(Arc::clone(entry));
-                Identity::Known(Caller { holder, secret: *secret })
-            }
-            Err(why) => Identity::NotGood(why, *secret),
+            Ok(()) => Identity::Known(caller),
+            Err(why) => Identity::NotGood(why, caller),
         }
     }
 }
