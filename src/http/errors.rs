@@ -7,7 +7,7 @@ use super::access::Denied;
 use actix_web::http::StatusCode;
 use iptunnel_actors::Failure;
 use iptunnel_domain::Refusal;
-use iptunnel_domain::access::WhyNot;
+use iptunnel_domain::access::{Role, WhyNot};
 
 /// An error as the API returns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +74,18 @@ impl ApiError {
             }
             Denied::Slowed(retry_after) => Refusal::RateLimited { retry_after }.into(),
         }
+    }
+
+    /// A check-in with a good access token of this role that has not enrolled the server.
+    pub fn token_of_others(role: Role) -> Self {
+        let message = match role {
+            Role::Enrol => "This token belongs to other servers.".to_owned(),
+            _ => format!(
+                "This token has the role {}. A check-in needs the token that registered the server, or none.",
+                role.name()
+            ),
+        };
+        Self { message, ..Refusal::Unauthorized.into() }
     }
 
     /// A check-in of a revoked server, with the status that the operator has configured.

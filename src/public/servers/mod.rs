@@ -23,7 +23,7 @@ use iptunnel_actors::Answer;
 use iptunnel_actors::server_registry::{CheckIn, CheckedIn, Register, RegisterInstalled};
 use iptunnel_domain::address::{caller_network, parse_public_ip};
 use iptunnel_domain::lookup::Purpose;
-use iptunnel_domain::server::{Bearer, Credential, EnrolledBy, Server, ServerId};
+use iptunnel_domain::server::{Credential, EnrolledBy, Server, ServerId};
 use iptunnel_domain::{Refusal, Timestamp, ticket};
 use listing::ListedServer;
 use serde::{Deserialize, Serialize};
@@ -339,7 +339,10 @@ async fn check_in(state: &State, request: &HttpRequest, id: &str) -> Result<Chec
     let bearer = identity.bearer();
     let outcome = state.wait(state.handles.check_in(CheckIn { id, bearer, now })).await.outcome?;
     identity.note_use(now);
-    if let (Err(Refusal::Unauthorized), Bearer::Token(_)) = (&outcome, bearer) {
+    if outcome == Err(Refusal::Unauthorized) {
+        if let Some(role) = identity.role() {
+            return Err(ApiError::token_of_others(role));
+        }
         // It is slowed as anywhere, but check-ins have no limit: the answer stays the same.
         let _ = state.wrong_tokens.note(from, Listener::Public, now).await;
     }
