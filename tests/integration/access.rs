@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 
 /// A token as a test knows it.
 #[derive(Clone, Debug)]
-struct Token {
-    id: u64,
-    text: String,
+pub struct Token {
+    pub id: u64,
+    pub text: String,
 }
 
 fn admin(app: &TestApp, token: &str, method: &str, path: &str, body: &Value) -> Answer {
@@ -21,12 +21,12 @@ fn admin(app: &TestApp, token: &str, method: &str, path: &str, body: &Value) -> 
     send(request.bearer_auth(token).body(body.to_string()))
 }
 
-fn by_master(app: &TestApp, method: &str, path: &str, body: &Value) -> Answer {
+pub fn by_master(app: &TestApp, method: &str, path: &str, body: &Value) -> Answer {
     admin(app, &app.master(), method, path, body)
 }
 
 /// Creates a token, and waits until every server knows it.
-fn create(app: &TestApp, body: &Value) -> Token {
+pub fn create(app: &TestApp, body: &Value) -> Token {
     let created = by_master(app, "POST", "/admin/tokens", body);
     assert_eq!(created.status, 201, "{}", created.text);
     let id = created.json()["data"]["id"].as_u64().unwrap();
@@ -35,13 +35,13 @@ fn create(app: &TestApp, body: &Value) -> Token {
     token
 }
 
-fn with_role(app: &TestApp, role: Role) -> Token {
+pub fn with_role(app: &TestApp, role: Role) -> Token {
     create(app, &json!({"name": format!("the {}", role.name()), "role": role.name()}))
 }
 
 /// Waits until every server accepts a token, or none does. A token that is not good is refused as such,
 /// before its role is looked at.
-fn wait_for(app: &TestApp, token: &Token, good: bool) {
+pub fn wait_for(app: &TestApp, token: &Token, good: bool) {
     wait_until("all servers know the token", || {
         (0..3 * app.servers()).all(|_| {
             let answer = app.get_as(&token.text, "/status?limit=1");
@@ -54,11 +54,11 @@ fn wait_for(app: &TestApp, token: &Token, good: bool) {
     }
 }
 
-fn change(app: &TestApp, token: &Token, body: &Value) -> Answer {
+pub fn change(app: &TestApp, token: &Token, body: &Value) -> Answer {
     by_master(app, "PATCH", &format!("/admin/tokens/{}", token.id), body)
 }
 
-fn revoke(app: &TestApp, token: &Token) -> Answer {
+pub fn revoke(app: &TestApp, token: &Token) -> Answer {
     by_master(app, "POST", &format!("/admin/tokens/{}/revoke", token.id), &json!({}))
 }
 

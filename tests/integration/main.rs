@@ -48,6 +48,7 @@ mod servers_v2;
 mod shutdown;
 mod smoke;
 mod terminal;
+mod token_servers;
 mod watch;
 mod wire;
 mod wrong_tokens;

@@ -1,0 +1,185 @@
+//! Enrolling access tokens: which servers are theirs, and what becomes of those.
+
+use crate::access::{Token, by_master, change, create, revoke, wait_for, with_role};
+use crate::harness::{Answer, TestApp, wait_until};
+use iptunnel_domain::access::Role;
+use serde_json::{Value, json};
+
+const LEGACY: &str = "/register";
+const V2: &str = "/api/v2/servers/register";
+
+/// The end of tokens that expire in a test.
+const END: &str = "2030-03-18";
+
+fn enrolling(app: &TestApp, name: &str, terms: Value) -> Token {
+    let mut wanted = terms;
+    wanted["name"] = json!(name);
+    wanted["role"] = json!("enrol");
+    create(app, &wanted)
+}
+
+fn register(app: &TestApp, token: &str, ip: &str) -> Answer {
+    app.post(LEGACY, &json!({"token": token, "ip": ip, "hostname": "ns1"}))
+}
+
+/// Registers a server, and returns its id.
+fn registered(app: &TestApp, token: &str, ip: &str) -> String {
+    let answer = register(app, token, ip);
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    app.settle();
+    answer.json()["server_id"].as_str().unwrap().to_owned()
+}
+
+fn rotate(app: &TestApp, token: &Token, grace: u64) -> Token {
+    let path = format!("/admin/tokens/{}/rotate", token.id);
+    let rotated = by_master(app, "POST", &path, &json!({"grace_seconds": grace}));
+    assert_eq!(rotated.status, 200, "{}", rotated.text);
+    let new = Token { id: token.id, text: rotated.data("token") };
+    wait_for(app, &new, true);
+    new
+}
+
+fn check_in(app: &TestApp, token: &str, id: &str) -> Answer {
+    app.post_as(token, "/checkin", &json!({"server_id": id}))
+}
+
+#[test]
+fn a_server_checks_in_with_the_rotated_token_also_when_that_is_not_good_any_more() {
+    let app = TestApp::start();
+    let revoked: fn(&TestApp, &Token) = |app, token| {
+        assert_eq!(revoke(app, token).status, 200);
+    };
+    let narrowed: fn(&TestApp, &Token) = |app, token| {
+        assert_eq!(change(app, token, &json!({"networks": ["10.0.0.0/8"]})).status, 200);
+    };
+    let expired: fn(&TestApp, &Token) = |app, _| app.clock.advance(2 * 86_400);
+    for (name, ends, terms, ip) in [
+        ("revoked", revoked, json!({}), "9.9.9.1"),
+        ("narrowed", narrowed, json!({}), "9.9.9.2"),
+        ("expired", expired, json!({"expires_at": END}), "9.9.9.3"),
+    ] {
+        let first = enrolling(&app, name, terms);
+        let id = registered(&app, &first.text, ip);
+        let second = rotate(&app, &first, 0);
+        assert_eq!(check_in(&app, &second.text, &id).status, 200, "{name}");
+        ends(&app, &second);
+        wait_for(&app, &second, false);
+        let answer = check_in(&app, &second.text, &id);
+        assert_eq!(answer.status, 200, "{name}: {}", answer.text);
+        assert_eq!(register(&app, &second.text, ip).status, 403, "{name}");
+    }
+}
+
+#[test]
+fn a_token_that_is_not_good_checks_in_no_server_of_another_one() {
+    let app = TestApp::start();
+    let (one, two) = (enrolling(&app, "one", json!({})), enrolling(&app, "two", json!({})));
+    let id = registered(&app, &one.text, "9.9.9.1");
+    revoke(&app, &two);
+    wait_for(&app, &two, false);
+    assert_eq!(check_in(&app, &two.text, &id).status, 401);
+}
+
+#[test]
+fn a_token_enrols_no_more_servers_than_it_may() {
+    let app = TestApp::start();
+    let token = enrolling(&app, "two", json!({"max_servers": 2}));
+    let first = registered(&app, &token.text, "9.9.9.1");
+    registered(&app, &token.text, "9.9.9.2");
+    let full = app.post(V2, &json!({"token": token.text, "ip": "9.9.9.3"}));
+    assert_eq!(full.told(), (403, "too_many_servers".into()), "{}", full.text);
+    let legacy = register(&app, &token.text, "9.9.9.3");
+    assert_eq!(legacy.status, 403);
+    assert!(legacy.text.contains("as many servers as it may"), "{}", legacy.text);
+    registered(&app, &token.text, "9.9.9.1");
+    assert_eq!(app.post_as(&app.master(), "/revoke", &json!({"server_id": first})).status, 200);
+    app.settle();
+    registered(&app, &token.text, "9.9.9.3");
+}
+
+#[test]
+fn a_check_in_with_a_good_token_of_something_else_says_so_and_is_no_wrong_token() {
+    let app = TestApp::start();
+    let (one, two) = (enrolling(&app, "one", json!({})), enrolling(&app, "two", json!({})));
+    let operate = with_role(&app, Role::Operate);
+    let id = registered(&app, &one.text, "9.9.9.1");
+    let count = || app.metric("iptunnel_wrong_tokens_total{listener=\"public\"}");
+    let before = count();
+    let begun = std::time::Instant::now();
+    for _ in 0..12 {
+        let refused = check_in(&app, &operate.text, &id);
+        assert_eq!(refused.status, 401);
+        assert!(refused.text.contains("This token has the role operate"), "{}", refused.text);
+    }
+    let refused = check_in(&app, &two.text, &id);
+    assert_eq!(refused.status, 401);
+    assert!(refused.text.contains("This token belongs to other servers"), "{}", refused.text);
+    let path = format!("/api/v2/servers/{id}/check-in");
+    let refused = app.post_as(&two.text, &path, &json!({}));
+    assert_eq!(refused.told(), (401, "unauthorized".into()));
+    assert!(refused.text.contains("This token belongs to other servers"), "{}", refused.text);
+    assert!(begun.elapsed().as_secs() < 2, "no good token is slowed: {:?}", begun.elapsed());
+    assert_eq!(count(), before);
+    revoke(&app, &two);
+    wait_for(&app, &two, false);
+    let before = count();
+    for wrong in [two.text.as_str(), "wrong"] {
+        assert_eq!(check_in(&app, wrong, &id).status, 401);
+    }
+    assert_eq!(count(), before + 2.0);
+}
+
+#[test]
+fn after_two_rotations_whose_answers_were_lost_the_secret_in_use_is_still_good() {
+    let app = TestApp::start();
+    let used = enrolling(&app, "one", json!({}));
+    rotate(&app, &used, 600);
+    let last = rotate(&app, &used, 60);
+    wait_for(&app, &used, true);
+    app.clock.advance(60);
+    wait_for(&app, &used, true);
+    app.clock.advance(540);
+    wait_for(&app, &used, false);
+    wait_for(&app, &last, true);
+}
+
+#[test]
+fn a_deleted_server_is_not_shown() {
+    let app = TestApp::start_with(|settings| {
+        settings.push(("servers.forget_after_days", "1".into()));
+    });
+    let id = registered(&app, &app.master(), "9.9.9.1");
+    let path = format!("/api/v2/servers/{id}");
+    assert_eq!(app.get_as(&app.master(), &path).status, 200);
+    // A revoked one stays on record when it is deleted.
+    assert_eq!(app.post_as(&app.master(), "/revoke", &json!({"server_id": id})).status, 200);
+    app.settle();
+    app.clock.advance(2 * 86_400);
+    wait_until("the server is deleted", || {
+        app.get_as(&app.master(), "/status").json()["count"] == 0
+    });
+    let shown = app.get_as(&app.master(), &path);
+    assert_eq!(shown.told(), (404, "server_not_found".into()), "{}", shown.text);
+}
+
+#[test]
+fn an_enrolling_token_pages_through_its_own_servers_among_many() {
+    let app = TestApp::start();
+    let (one, two) = (enrolling(&app, "one", json!({})), enrolling(&app, "two", json!({})));
+    for number in 1..=9 {
+        let token = if number % 3 == 0 { &one } else { &two };
+        registered(&app, &token.text, &format!("9.9.9.{number}"));
+    }
+    let ips = |list: &Value| -> Vec<String> {
+        let servers = list["servers"].as_array().unwrap().iter();
+        servers.map(|server| server["ip"].as_str().unwrap().to_owned()).collect()
+    };
+    let whole = app.get_as(&one.text, "/status").json();
+    assert_eq!(whole["count"], 3);
+    assert_eq!(ips(&whole), ["9.9.9.9", "9.9.9.6", "9.9.9.3"]);
+    let first = app.get_as(&one.text, "/status?limit=2").json();
+    assert_eq!(ips(&first), ["9.9.9.9", "9.9.9.6"]);
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let last = app.get_as(&one.text, &format!("/status?limit=2&cursor={cursor}")).json();
+    assert_eq!((ips(&last), &last["next_cursor"]), (vec!["9.9.9.3".to_owned()], &Value::Null));
+}
