@@ -175,6 +175,7 @@ fn with(number: u8, credential: Credential) -> Register {
         credential,
         code: None,
         max_servers: 0,
+        is_good: Arc::new(|_| true),
         by: "office".into(),
         from: FROM,
         now: NOW,

@@ -56,6 +56,9 @@ impl Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TokenNumber(pub u32);
 
+/// Says whether the access token with this number is good, wherever it is used from.
+pub type IsGood = dyn Fn(TokenNumber) -> bool + Send + Sync;
+
 /// The record of an access token. It never contains the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessToken {

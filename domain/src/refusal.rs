@@ -57,6 +57,8 @@ pub enum Refusal {
     ServerRevoked(ServerId),
     /// The ticket or install token has registered a server before, or a later one has.
     CredentialUsed,
+    /// Another access token, which is still good, has enrolled the server.
+    ServerOfAnotherToken,
     /// The access token may not enrol more servers.
     TooManyServers,
 }

@@ -1,6 +1,6 @@
 //! A registered server: its identity, its last check-in, and whether it is revoked or deleted.
 
-use crate::access::TokenNumber;
+use crate::access::{IsGood, TokenNumber};
 use crate::audit::ActivationName;
 use crate::lookup::{KeyedHash, LookupKey, Purpose};
 use crate::{Refusal, Timestamp, Version};
@@ -190,16 +190,21 @@ impl Server {
     ///
     /// # Errors
     /// [`Refusal::ServerRevoked`] if it is revoked: registering again does not undo a revocation.
+    /// [`Refusal::ServerOfAnotherToken`] if it belongs to another access token than that of the credential.
     /// [`Refusal::CredentialUsed`] if the credential is good once and this server has registered with
     /// it or with a later one.
     pub fn register_again(
         &self,
         hostname: String,
         credential: &Credential,
+        is_good: &IsGood,
         now: Timestamp,
     ) -> Result<Option<Self>, Refusal> {
         if self.revoked {
             return Err(Refusal::ServerRevoked(self.id));
+        }
+        if self.belongs_to_another(credential.by, is_good) {
+            return Err(Refusal::ServerOfAnotherToken);
         }
         let is_same = self.token.is_some_and(|token| token.ct_eq(&credential.hash));
         // A date in the future is not believed: a wrong clock wrote it.
@@ -226,6 +231,17 @@ impl Server {
             server = Self { deleted: false, registered_at: now, note: String::new(), ..server };
         }
         Ok(Some(server))
+    }
+
+    /// Whether another access token than `by` has enrolled it and is still good. Access tokens and their
+    /// tickets lie on installed machines: one that is stolen must not take the servers of the others over.
+    fn belongs_to_another(&self, by: EnrolledBy, is_good: &IsGood) -> bool {
+        match (self.enrolled_by, by) {
+            (EnrolledBy::Token(owner), EnrolledBy::Token(asking)) => {
+                owner != asking && !self.deleted && is_good(owner)
+            }
+            _ => false,
+        }
     }
 
     /// The longest note kept, in characters.
@@ -368,6 +384,7 @@ fn short(hash: KeyedHash) -> [u8; 8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::activation::ActivationNumber;
     use proptest::prelude::*;
 
     const NOW: Timestamp = Timestamp(1_000_000);
@@ -392,7 +409,7 @@ mod tests {
         credential: &Credential,
         now: Timestamp,
     ) -> Result<Option<Server>, Refusal> {
-        server.register_again("ns2".into(), credential, now)
+        server.register_again("ns2".into(), credential, &|_| true, now)
     }
 
     fn listed() -> Listed {
@@ -440,6 +457,32 @@ mod tests {
         let later = again(&server, &ticket(2, 1001), NOW).unwrap().unwrap();
         assert_eq!((later.hostname.as_str(), later.version), ("ns2", 2));
         assert_eq!(again(&later, &ticket(1, 1000), NOW), Err(Refusal::CredentialUsed));
+    }
+
+    #[test]
+    fn an_access_token_takes_over_no_server_of_another_one_that_is_good() {
+        let of = |number| EnrolledBy::Token(TokenNumber(number));
+        let by = |by| Credential { by, ..master() };
+        let (own, others) =
+            (by(of(7)), [by(of(8)), Credential { by: of(8), ..ticket(1, NOW.0 * 2000) }]);
+        let server = registered(&own, NOW);
+        for other in &others {
+            assert_eq!(again(&server, other, NOW), Err(Refusal::ServerOfAnotherToken));
+            let after = server.register_again("ns2".into(), other, &|number| number.0 != 7, NOW);
+            assert_eq!(
+                after.unwrap().unwrap().enrolled_by,
+                of(8),
+                "its token is not good any more"
+            );
+            assert!(again(&registered(&master(), NOW), other, NOW).is_ok());
+        }
+        let activation =
+            by(EnrolledBy::Activation(ActivationName { number: ActivationNumber(1), digits: 1 }));
+        for allowed in [&own, &master(), &activation] {
+            assert!(again(&server, allowed, NOW).is_ok(), "{allowed:?}");
+        }
+        let Some(Deletion::Hide(deleted)) = server.delete(NOW) else { panic!("removed") };
+        assert!(again(&deleted, &others[0], NOW).is_ok(), "the operator has given it up");
     }
 
     #[test]

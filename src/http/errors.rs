@@ -260,6 +260,12 @@ impl From<Refusal> for ApiError {
                 "credential_used",
                 "This ticket or install token has been used. Please get a new one.",
             ),
+            Refusal::ServerOfAnotherToken => (
+                FORBIDDEN,
+                "server_of_another_token",
+                "Another access token has enrolled this server. Ask the operator to delete the server or to \
+                 revoke that token.",
+            ),
             Refusal::TooManyServers => (
                 FORBIDDEN,
                 "too_many_servers",

@@ -490,6 +490,9 @@ fn an_enrolling_token_has_no_more_servers_than_it_may() {
     app.settle();
     let second = register("9.9.9.2");
     assert!(second.status == 403 && second.text.contains("as many servers"), "{}", second.text);
+    let body = json!({"token": token.text, "ip": "9.9.9.2"});
+    let second = app.post("/api/v2/servers/register", &body);
+    assert_eq!(second.told(), (403, "too_many_servers".into()), "{}", second.text);
     assert_eq!(register("9.9.9.1").status, 200, "the same server again");
     let body = json!({"server_id": first.json()["server_id"]});
     assert_eq!(app.post_as(&app.master(), "/revoke", &body).status, 200);

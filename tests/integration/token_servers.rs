@@ -43,6 +43,12 @@ fn check_in(app: &TestApp, token: &str, id: &str) -> Answer {
     app.post_as(token, "/checkin", &json!({"server_id": id}))
 }
 
+fn note(app: &TestApp, id: &str, note: &str) {
+    let noted =
+        by_master(app, "POST", &format!("/admin/servers/{id}/note"), &json!({"note": note}));
+    assert_eq!(noted.status, 200, "{}", noted.text);
+}
+
 #[test]
 fn a_server_checks_in_with_the_rotated_token_also_when_that_is_not_good_any_more() {
     let app = TestApp::start();
@@ -78,23 +84,6 @@ fn a_token_that_is_not_good_checks_in_no_server_of_another_one() {
     revoke(&app, &two);
     wait_for(&app, &two, false);
     assert_eq!(check_in(&app, &two.text, &id).status, 401);
-}
-
-#[test]
-fn a_token_enrols_no_more_servers_than_it_may() {
-    let app = TestApp::start();
-    let token = enrolling(&app, "two", json!({"max_servers": 2}));
-    let first = registered(&app, &token.text, "9.9.9.1");
-    registered(&app, &token.text, "9.9.9.2");
-    let full = app.post(V2, &json!({"token": token.text, "ip": "9.9.9.3"}));
-    assert_eq!(full.told(), (403, "too_many_servers".into()), "{}", full.text);
-    let legacy = register(&app, &token.text, "9.9.9.3");
-    assert_eq!(legacy.status, 403);
-    assert!(legacy.text.contains("as many servers as it may"), "{}", legacy.text);
-    registered(&app, &token.text, "9.9.9.1");
-    assert_eq!(app.post_as(&app.master(), "/revoke", &json!({"server_id": first})).status, 200);
-    app.settle();
-    registered(&app, &token.text, "9.9.9.3");
 }
 
 #[test]
@@ -182,4 +171,65 @@ fn an_enrolling_token_pages_through_its_own_servers_among_many() {
     let cursor = first["next_cursor"].as_str().unwrap();
     let last = app.get_as(&one.text, &format!("/status?limit=2&cursor={cursor}")).json();
     assert_eq!((ips(&last), &last["next_cursor"]), (vec!["9.9.9.3".to_owned()], &Value::Null));
+}
+
+#[test]
+fn no_enrolling_token_takes_over_a_server_of_another_one_that_is_good() {
+    let app = TestApp::start();
+    let (one, two) = (enrolling(&app, "one", json!({})), enrolling(&app, "two", json!({})));
+    let id = registered(&app, &one.text, "9.9.9.1");
+    note(&app, &id, "Ada's");
+    for (path, refused) in [(LEGACY, register(&app, &two.text, "9.9.9.1")), {
+        let body = json!({"token": two.text, "ip": "9.9.9.1"});
+        (V2, app.post(V2, &body))
+    }] {
+        assert_eq!(refused.status, 403, "{path}: {}", refused.text);
+        assert!(refused.text.contains("Another access token"), "{path}: {}", refused.text);
+        assert!(!refused.text.contains("Ada"), "{path}: {}", refused.text);
+    }
+    assert_eq!(check_in(&app, &one.text, &id).status, 200, "it still is the server of the first");
+    assert_eq!(registered(&app, &one.text, "9.9.9.1"), id);
+    // The master token may take it over, and a token may take it from the master token.
+    assert_eq!(registered(&app, &app.master(), "9.9.9.1"), id);
+    assert_eq!(registered(&app, &two.text, "9.9.9.1"), id);
+    assert_eq!(register(&app, &one.text, "9.9.9.1").status, 403);
+}
+
+#[test]
+fn a_server_of_a_token_that_is_not_good_registers_with_another_one() {
+    let app = TestApp::start();
+    let old = enrolling(&app, "old", json!({}));
+    let short = enrolling(&app, "short", json!({"expires_at": END}));
+    let new = enrolling(&app, "new", json!({}));
+    let ids = [registered(&app, &old.text, "9.9.9.1"), registered(&app, &short.text, "9.9.9.2")];
+    revoke(&app, &old);
+    wait_for(&app, &old, false);
+    app.clock.advance(2 * 86_400);
+    wait_for(&app, &short, false);
+    assert_eq!(registered(&app, &new.text, "9.9.9.1"), ids[0]);
+    assert_eq!(registered(&app, &new.text, "9.9.9.2"), ids[1]);
+}
+
+#[test]
+fn an_enrolling_token_is_never_shown_the_note_of_a_server() {
+    let app = TestApp::start();
+    let token = enrolling(&app, "one", json!({}));
+    let id = registered(&app, &token.text, "9.9.9.1");
+    note(&app, &id, "Ada's");
+    app.settle();
+    let body = json!({"token": token.text, "ip": "9.9.9.1"});
+    let listed = app.get_as(&token.text, "/status").json()["servers"][0].clone();
+    for (path, server) in [
+        (LEGACY, app.post(LEGACY, &body).json()),
+        (V2, app.post(V2, &body).json()["data"].clone()),
+        ("/status", listed),
+        (
+            "/status?limit=1",
+            app.get_as(&token.text, "/status?limit=1").json()["servers"][0].clone(),
+        ),
+    ] {
+        assert_eq!((&server["server_id"], &server["note"]), (&json!(id), &json!("")), "{path}");
+    }
+    let seen = app.get_as(&app.master(), "/status").json()["servers"][0]["note"].clone();
+    assert_eq!(seen, "Ada's", "the note is still there");
 }

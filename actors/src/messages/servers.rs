@@ -2,10 +2,12 @@
 
 use crate::messages::Command;
 use iptunnel_domain::Timestamp;
+use iptunnel_domain::access::IsGood;
 use iptunnel_domain::activation::ActivationId;
 use iptunnel_domain::code::CodeHash;
 use iptunnel_domain::server::{Bearer, Credential, Listed, Server, ServerId};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// Registers a server, or registers it again. Sent by the HTTP edge, which has checked the credential;
 /// answered when it is on disk.
@@ -20,6 +22,8 @@ pub struct Register {
     pub credential: Credential,
     /// The number of servers that the access token may have enrolled; 0 for no bound.
     pub max_servers: u32,
+    /// Says which access tokens keep their servers from other ones.
+    pub is_good: Arc<IsGood>,
     /// The code whose activation vouches for the machine, for the code's story.
     pub code: Option<CodeHash>,
     /// The name of the access token that was shown, or that made the ticket; empty if none.

@@ -560,8 +560,9 @@ impl ServerRegistry {
     ) {
         // It may have another id than its address: then its changes stand under that.
         let Some(work) = self.park(server.id, work) else { return };
-        let Register { hostname, credential, now, .. } = &work.command;
-        let next = match server.register_again(hostname.clone(), credential, *now) {
+        let Register { hostname, credential, is_good, now, .. } = &work.command;
+        let next = match server.register_again(hostname.clone(), credential, is_good.as_ref(), *now)
+        {
             // These answers depend on what was read.
             Err(refusal) => return self.answer(work, Err(refusal)),
             Ok(None) => return self.answer(work, Ok(server)),

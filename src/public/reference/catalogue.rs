@@ -25,7 +25,7 @@ const fn doc(code: &'static str, meaning: &'static str, remedy: &'static str) ->
 }
 
 /// All codes, by status.
-pub const ERRORS: [ErrorDoc; 33] = [
+pub const ERRORS: [ErrorDoc; 34] = [
     doc(
         "invalid_body",
         "The request has no body.",
@@ -109,6 +109,11 @@ pub const ERRORS: [ErrorDoc; 33] = [
         "The ticket or install token has registered a server before, or the server has registered \
          with a later one since. Each is good once.",
         "Get a new ticket. If the response to the registration was lost, repeat it with the same ticket.",
+    ),
+    doc(
+        "server_of_another_token",
+        "Another access token, which is still good, has enrolled the server at this address.",
+        "Use that token or a ticket of it. Or ask the operator to delete the server or to revoke that token.",
     ),
     doc(
         "too_many_servers",
@@ -225,6 +230,7 @@ pub fn samples() -> Vec<ApiError> {
         Refusal::ActivationNotFound,
         Refusal::ServerNotFound,
         Refusal::CredentialUsed,
+        Refusal::ServerOfAnotherToken,
         Refusal::TooManyServers,
     ];
     refusals.extend(ServerId::parse("0123456789abcdef").map(Refusal::ServerRevoked));
@@ -279,10 +285,11 @@ mod tests {
             | Refusal::ServerNotFound
             | Refusal::ServerRevoked(_)
             | Refusal::CredentialUsed
+            | Refusal::ServerOfAnotherToken
             | Refusal::TooManyServers => true,
         }
     }
-    const REFUSALS: usize = 25;
+    const REFUSALS: usize = 26;
 
     #[test]
     fn exactly_the_codes_that_occur_are_explained() {

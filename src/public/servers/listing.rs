@@ -126,7 +126,12 @@ impl Walk {
         self.done = page.len() < PAGE;
         self.before = page.last().map(|last| last.number).or(self.before);
         let seen = page.into_iter().map(|server| self.servers.as_last_seen(server, self.now));
-        Ok(seen.filter(|server| self.filter.matches(server)).collect())
+        let mut found: Vec<_> = seen.filter(|server| self.filter.matches(server)).collect();
+        if self.filter.enrolled_by.is_some() {
+            // The caller's token lies on machines, which the operator's notes are not for.
+            found.iter_mut().for_each(|server| server.note.clear());
+        }
+        Ok(found)
     }
 }
 

@@ -193,11 +193,16 @@ enum Registration {
 }
 
 impl Registration {
+    /// Sends it. The answer goes to the machine, which the operator's note is not for.
     async fn send(self, state: &State) -> Answer<Server> {
-        match self {
+        let mut answer = match self {
             Self::Vouched(command) => state.wait(state.handles.register(command)).await,
             Self::Installed(command) => state.wait(state.handles.register_installed(command)).await,
+        };
+        if let Ok(Ok(server)) = &mut answer.outcome {
+            server.note.clear();
         }
+        answer
     }
 }
 
@@ -229,6 +234,7 @@ async fn read_registration(
         hostname,
         credential,
         max_servers: 0,
+        is_good: state.access.good_ones(now),
         code: None,
         by: String::new(),
         from: caller_network(from),

@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use caller::{Caller, Holder, Identity};
 use iptunnel_actors::Handles;
 use iptunnel_domain::Timestamp;
-use iptunnel_domain::access::{AccessToken, Role, TokenForm, TokenNumber};
+use iptunnel_domain::access::{AccessToken, IsGood, Role, TokenForm, TokenNumber};
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -143,6 +143,15 @@ impl AccessTokens {
     pub fn name_of(&self, number: TokenNumber) -> String {
         let entry = self.by_number(number);
         entry.map_or_else(|| format!("token {number}"), |entry| entry.token.name.clone())
+    }
+
+    /// Returns what says which tokens are good at `now`, wherever they are used from.
+    pub fn good_ones(&self, now: Timestamp) -> Arc<IsGood> {
+        let tokens = self.tokens.load_full();
+        Arc::new(move |number| {
+            let entry = tokens.by_number.get(&number);
+            entry.is_some_and(|entry| entry.token.is_good(now, None).is_ok())
+        })
     }
 
     /// Returns the token with this number.
