@@ -235,6 +235,19 @@ impl Servers {
         page.map(|(place, number)| (place, ServerNumber(number))).collect()
     }
 
+    /// Returns the numbers of at most `limit` of the servers that match `filter` and were registered before
+    /// `before`, the newest first. It takes as long as [`Self::page`].
+    pub fn newest(
+        &self,
+        filter: &Filter,
+        before: Option<ServerNumber>,
+        limit: usize,
+    ) -> Vec<ServerNumber> {
+        let after = before.map(|ServerNumber(number)| u64::from(u32::MAX - number));
+        let page = self.page(filter, Sort::Newest, after, limit).into_iter();
+        page.map(|(_, number)| number).collect()
+    }
+
     /// Returns how many servers match `filter`, and the numbers of at most `limit` of them behind the first
     /// `skip`, the newest first.
     ///
