@@ -140,20 +140,42 @@ fn seconds(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "must be a number, alone or with s, m, h or d".into())
 }
 
-/// Returns the id of the token with this name that is not revoked, or with this id.
+/// Returns the id of the token with this id or name. Of several with this name, that is the one in use; if
+/// none is, the newest. No name is a number.
 fn id_of(server: &Server, token: &str) -> Result<String, String> {
     let list = server.get("/tokens", &[])?;
     let all = rows(&list, "tokens")?;
-    let named = all.iter().filter(|row| field(row, "state") != "revoked");
-    let mut ids = named.filter(|row| field(row, "name") == token).map(|row| field(row, "id"));
-    match (ids.next(), ids.next()) {
-        (Some(id), None) => Ok(id),
-        (Some(_), Some(_)) => Err(format!("{token}: several tokens have this name; give an id")),
-        (None, _) => {
-            let is_id = |row: &&Value| field(row, "id") == token;
-            let found = all.iter().find(is_id).map(|row| field(row, "id"));
-            found.ok_or_else(|| format!("{token}: there is no such token; `tokens list` shows all"))
+    let meant =
+        all.iter().filter(|row| [field(row, "id"), field(row, "name")].contains(&token.into()));
+    let found = meant.max_by_key(|row| {
+        (field(row, "state") != "revoked", row.get("id").and_then(Value::as_u64))
+    });
+    let found = found.map(|row| field(row, "id"));
+    found.ok_or_else(|| format!("{token}: there is no such token; `tokens list` shows all"))
+}
+
+/// Revokes a token; `with_servers`: and its servers, until none is left. Returns the last answer, with how
+/// many servers were revoked in all.
+fn revoke(server: &Server, id: &str, with_servers: bool) -> Result<Value, String> {
+    let (path, body) = (format!("/tokens/{id}/revoke"), json!({"servers": with_servers}));
+    let mut revoked = 0;
+    loop {
+        let mut answer = server.post(&path, &body)?;
+        let count = |name: &str| answer.get(name).and_then(Value::as_u64).unwrap_or_default();
+        let (left, gone) = (count("servers"), count("servers_revoked"));
+        revoked += gone;
+        if with_servers && left > 0 {
+            let words = format!("{revoked} servers revoked; {left} are left");
+            if gone == 0 {
+                return Err(format!("{words}; please repeat it"));
+            }
+            remark(&words);
+            continue;
         }
+        if let Some(all) = answer.get_mut("servers_revoked") {
+            *all = revoked.into();
+        }
+        return Ok(answer);
     }
 }
 
@@ -223,8 +245,7 @@ pub fn tokens(config: &Config, output: Output, action: Tokens) -> Result<(), Str
         }
         Tokens::Revoke { token, servers } => {
             let id = id_of(&server, &token)?;
-            let revoked =
-                server.post(&format!("/tokens/{id}/revoke"), &json!({"servers": servers}))?;
+            let revoked = revoke(&server, &id, servers)?;
             show_state(output, &revoked)?;
             let (left, gone) = (field(&revoked, "servers"), field(&revoked, "servers_revoked"));
             if servers {

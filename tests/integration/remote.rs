@@ -309,7 +309,8 @@ fn tokens_are_made_listed_changed_rotated_and_revoked_from_the_command_line() {
     assert!(rotated.status.success() && rotated.stdout != secret.as_bytes(), "{}", said(&rotated));
     assert!(said(&far(&["servers", "list"])).contains("The token is not valid."));
     assert_eq!(asked(&server, &["tokens", "revoke", "Ada"]), "Ada revoked\n");
-    let unknown = ask(&server, &["tokens", "revoke", "Ada"]);
+    assert_eq!(asked(&server, &["tokens", "revoke", "Ada"]), "Ada revoked\n", "repeats are safe");
+    let unknown = ask(&server, &["tokens", "revoke", "Bob"]);
     assert!(said(&unknown).contains("there is no such token"), "{}", said(&unknown));
     let wrong = ask(&server, &["tokens", "create", "x", "--role", "root"]);
     assert_eq!(wrong.status.code(), Some(2), "{}", said(&wrong));
@@ -330,7 +331,7 @@ fn whoever_revokes_an_enrolling_token_is_told_of_its_servers() {
     assert!(asked(&server, &["servers", "list"]).contains("fleet"));
     let revoked = ask(&server, &["tokens", "revoke", "fleet"]);
     assert!(said(&revoked).contains("2 servers"), "{}", said(&revoked));
-    let again = ask(&server, &["tokens", "revoke", "1", "--servers"]);
+    let again = ask(&server, &["tokens", "revoke", "fleet", "--servers"]);
     assert!(said(&again).contains("servers revoked with it: 2"), "{}", said(&again));
     assert_eq!(asked_json(&server, &["servers", "list", "--show", "revoked"])["count"], 2);
 }
@@ -380,4 +381,21 @@ fn the_command_line_imports_a_listing_and_deletes_servers() {
     ] {
         assert_eq!(ask(&server, &wrong).status.code(), Some(2), "{wrong:?}");
     }
+}
+
+#[test]
+fn a_revoked_token_is_meant_by_its_name_only_while_no_other_has_that() {
+    let server = Process::start(&[]);
+    let create = || asked(&server, &["tokens", "create", "fleet", "--role", "enrol"]);
+    for _ in 0..2 {
+        create();
+        asked(&server, &["tokens", "revoke", "fleet"]);
+    }
+    create();
+    let revoked_now = || {
+        let revoked = ["--output", "json", "tokens", "revoke", "fleet"];
+        serde_json::from_str::<Value>(&asked(&server, &revoked)).unwrap()["id"].clone()
+    };
+    assert_eq!(revoked_now(), 3, "the one in use");
+    assert_eq!(revoked_now(), 3, "the one revoked last");
 }

@@ -91,7 +91,7 @@ struct WithText<'a> {
     row: Row,
 }
 
-/// A revoked token, and how many of its servers were revoked with it.
+/// A revoked token, and how many of its servers this request has revoked. `servers` is how many are left.
 #[derive(Serialize)]
 struct Revoked {
     #[serde(flatten)]
@@ -183,7 +183,7 @@ pub async fn rotate(
 }
 
 /// `POST /admin/tokens/{id}/revoke`. With `"servers": true` the servers that it has enrolled are revoked
-/// too.
+/// too, for some seconds. The client repeats that until none is left.
 pub async fn revoke(
     console: Data<Console>,
     request: HttpRequest,

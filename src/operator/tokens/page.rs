@@ -215,7 +215,8 @@ pub async fn revoke(
     back(&console, &request, &operator, revoked.await).await
 }
 
-/// `POST /console/{key}/access/revoke-servers`: revokes the servers that a token has enrolled.
+/// `POST /console/{key}/access/revoke-servers`: revokes servers that a token has enrolled, for some seconds.
+/// The page shows how many are left.
 pub async fn revoke_enrolled(
     console: Data<Console>,
     request: HttpRequest,
