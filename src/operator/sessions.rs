@@ -14,7 +14,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The lifetime of a session in seconds, however much it is used: one working day.
 const LIFETIME: u64 = 12 * 3600;
-/// The most sessions. Beyond that, the oldest ends.
+/// The most sessions of one token. Beyond that, its own oldest ends, so no token ends the sessions of others
+/// by logging in again and again.
+const MOST_OF_TOKEN: usize = 20;
+/// The most sessions: those of fifty such tokens. Beyond that, the oldest ends.
 const MOST: usize = 1000;
 /// The longest name of a browser that is kept, in characters.
 const BROWSER: usize = 200;
@@ -76,12 +79,8 @@ impl Sessions {
     ) {
         session.browser = session.browser.chars().take(BROWSER).collect();
         let mut sessions = self.open_ones(is_good, session.opened);
-        if sessions.len() >= MOST {
-            let oldest = sessions.iter().min_by_key(|(_, session)| session.opened);
-            if let Some(oldest) = oldest.map(|(cookie, _)| *cookie) {
-                sessions.remove(&oldest);
-            }
-        }
+        make_room(&mut sessions, MOST_OF_TOKEN, |other| other.secret == session.secret);
+        make_room(&mut sessions, MOST, |_| true);
         sessions.insert(cookie, session);
     }
 
@@ -116,6 +115,22 @@ impl Sessions {
         let before = sessions.len();
         sessions.retain(|_, session| session.id != id);
         sessions.len() < before
+    }
+}
+
+/// Ends the oldest of the sessions that `counts` picks, if there are `most`.
+fn make_room(
+    sessions: &mut HashMap<KeyedHash, Session>,
+    most: usize,
+    counts: impl Fn(&Session) -> bool,
+) {
+    let picked = || sessions.iter().filter(|(_, session)| counts(session));
+    if picked().count() < most {
+        return;
+    }
+    let oldest = picked().min_by_key(|(_, session)| session.opened).map(|(cookie, _)| *cookie);
+    if let Some(oldest) = oldest {
+        sessions.remove(&oldest);
     }
 }
 
@@ -183,11 +198,27 @@ mod tests {
     fn when_there_are_too_many_sessions_the_oldest_ends() {
         let sessions = Sessions::default();
         for number in 0..MOST as u32 + 3 {
-            sessions.open(hash(number), session(number, START.plus(u64::from(number))), good);
+            let session = session(number, START.plus(u64::from(number)));
+            // Each token has ten.
+            sessions.open(hash(number), Session { secret: hash(number / 10), ..session }, good);
         }
         let all = sessions.list(good, START.plus(2000));
         assert_eq!((all.len(), all[0].id.as_str(), all[MOST - 1].id.as_str()), (MOST, "1002", "3"));
         assert_eq!(all[0].browser.len(), BROWSER);
         assert!(sessions.end("3") && !sessions.end("3"));
+    }
+
+    #[test]
+    fn a_token_with_too_many_sessions_ends_its_own_oldest() {
+        let sessions = Sessions::default();
+        let other = Session { secret: hash(9), ..session(5000, START) };
+        sessions.open(hash(5000), other, good);
+        for number in 1..=MOST_OF_TOKEN as u32 + 1 {
+            sessions.open(hash(number), session(number, START.plus(u64::from(number))), good);
+        }
+        let all = sessions.list(good, START.plus(100));
+        assert_eq!(all.len(), MOST_OF_TOKEN + 1);
+        let is_open = |id: &str| all.iter().any(|session| session.id == id);
+        assert!(is_open("5000") && !is_open("1") && is_open("2"));
     }
 }

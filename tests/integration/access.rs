@@ -591,3 +591,19 @@ fn tokens_are_made_changed_and_ended_on_the_page() {
     assert_eq!(form(&app, &person, "access/revoke", "id=1").status, 303);
     wait_for(&app, &new, false);
 }
+
+#[test]
+fn a_token_that_logs_in_again_and_again_ends_no_session_of_others() {
+    let app = TestApp::start();
+    let chief = session(&app, &with_role(&app, Role::Admin).text);
+    let view = with_role(&app, Role::View);
+    let first = session(&app, &view.text);
+    app.clock.advance(1);
+    for _ in 0..20 {
+        session(&app, &view.text);
+    }
+    assert_eq!(page(&app, &chief, "now").status, 200);
+    assert_eq!(page(&app, &first, "now").header("location"), "/console/login");
+    let list = admin(&app, &view.text, "GET", "/admin/sessions", &json!({})).json();
+    assert_eq!(list["data"]["sessions"].as_array().unwrap().len(), 21, "{list}");
+}
