@@ -117,6 +117,12 @@ impl ApiError {
         Self::new(StatusCode::PRECONDITION_FAILED, "precondition_failed", message)
     }
 
+    /// An access token has changed since the client read it.
+    pub fn token_has_changed() -> Self {
+        let message = "The access token has changed since it was read. Please read it again.";
+        Self::new(StatusCode::PRECONDITION_FAILED, "precondition_failed", message)
+    }
+
     /// A change of settings without the version that it is based on.
     pub fn condition_required() -> Self {
         let message = "If-Match with the ETag of GET /admin/config is required.";

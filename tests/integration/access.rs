@@ -607,3 +607,34 @@ fn a_token_that_logs_in_again_and_again_ends_no_session_of_others() {
     let list = admin(&app, &view.text, "GET", "/admin/sessions", &json!({})).json();
     assert_eq!(list["data"]["sessions"].as_array().unwrap().len(), 21, "{list}");
 }
+
+/// The version of a token that the page has in its form.
+fn version_on(page: &str, id: u64) -> String {
+    let id = format!("name=\"id\" value=\"{id}\"><input type=\"hidden\" name=\"version\" value=\"");
+    let (_, rest) = page.split_once(&id).expect("a form with the version of the token");
+    rest.split_once('"').unwrap().0.to_owned()
+}
+
+#[test]
+fn a_form_that_was_opened_before_another_change_changes_nothing() {
+    let app = TestApp::start();
+    let person = session(&app, &app.master());
+    let token = create(&app, &json!({"name": "fleet", "role": "enrol", "max_servers": 5}));
+    let version = version_on(&page(&app, &person, "access").text, token.id);
+    assert_eq!(change(&app, &token, &json!({"networks": ["127.0.0.1"]})).status, 200);
+    let stale = format!("id={}&version={version}&name=fleet&networks=&max_servers=5", token.id);
+    let refused = form(&app, &person, "access/change", &stale);
+    assert_eq!(refused.status, 412, "{}", refused.text);
+    assert!(refused.text.contains("has changed since"), "{}", refused.text);
+    let row = |app: &TestApp| {
+        let list = by_master(app, "GET", "/admin/tokens", &json!({})).json();
+        list["data"]["tokens"][0].clone()
+    };
+    assert_eq!(row(&app)["networks"], json!(["127.0.0.1/32"]));
+    // The form of an operator who has seen that.
+    let version = version_on(&refused.text, token.id);
+    let fresh = format!("id={}&version={version}&name=west&networks=127.0.0.1", token.id);
+    assert_eq!(form(&app, &person, "access/change", &fresh).status, 303);
+    let row = row(&app);
+    assert_eq!((&row["name"], &row["max_servers"]), (&json!("west"), &json!(5)), "{row}");
+}

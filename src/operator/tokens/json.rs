@@ -61,6 +61,7 @@ impl Fields {
             Some(_) => return Err(invalid("expires_at must be a string or null.")),
         };
         Ok(Terms {
+            version: None,
             name: None,
             expires_at,
             networks: self.texts("networks")?.map(|texts| networks(&texts)).transpose()?,

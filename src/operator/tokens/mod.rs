@@ -15,7 +15,7 @@ use iptunnel_actors::server_registry::{Filter, Sort};
 use iptunnel_domain::access::{AccessToken, Role, TokenNumber, WhyNot};
 use iptunnel_domain::address::Network;
 use iptunnel_domain::server::ServerId;
-use iptunnel_domain::{Refusal, Timestamp};
+use iptunnel_domain::{Refusal, Timestamp, Version};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::future::ready;
@@ -53,6 +53,9 @@ struct Row {
     max_servers: u32,
     /// The servers that it has enrolled and that are not revoked.
     servers: usize,
+    /// The version, for the form of the page.
+    #[serde(skip)]
+    version: Version,
 }
 
 impl Row {
@@ -79,6 +82,7 @@ impl Row {
             addresses: addresses.clone(),
             max_servers: token.max_servers,
             servers,
+            version: token.version,
         }
     }
 }
@@ -87,6 +91,7 @@ impl From<AccessError> for ApiError {
     fn from(error: AccessError) -> Self {
         match error {
             AccessError::NotFound => Self::token_not_found(),
+            AccessError::HasChanged => Self::token_has_changed(),
             AccessError::Refused(refusal) => refusal.into(),
             AccessError::Failed(failure) => failure.into(),
             AccessError::BrokenOff => Self::internal(),

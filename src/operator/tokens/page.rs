@@ -13,6 +13,7 @@ use actix_web::http::StatusCode;
 use actix_web::web::{Data, Form};
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
+use iptunnel_domain::Version;
 use serde::Deserialize;
 
 impl Row {
@@ -56,17 +57,20 @@ const ROLES: [(&str, &str); 4] = [
     ("admin", "operate, and changes settings, tokens and sessions"),
 ];
 
-/// The fields of a form about a token. The lists are separated by commas or blanks.
+/// The fields of a form about a token. A term that is not sent stays as it is; one that is sent empty ends.
+/// The lists are separated by commas or blanks.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub struct TokenForm {
     id: String,
-    name: String,
+    /// The version of the token that the form shows.
+    version: Option<Version>,
+    name: Option<String>,
     role: String,
-    expires_at: String,
-    networks: String,
-    addresses: String,
-    max_servers: String,
+    expires_at: Option<String>,
+    networks: Option<String>,
+    addresses: Option<String>,
+    max_servers: Option<String>,
     grace_hours: String,
 }
 
@@ -77,18 +81,21 @@ impl TokenForm {
             parts.filter(|part| !part.is_empty()).map(str::to_owned).collect()
         };
         let most = || invalid("max_servers must be a whole number that is not negative.");
+        let day = |text: &str| match text.trim() {
+            "" => Ok(None),
+            text => end(text).map(Some),
+        };
+        let bound = |text: &str| match text.trim() {
+            "" => Ok(0),
+            text => text.parse().map_err(|_| most()),
+        };
         Ok(Terms {
-            name: None,
-            expires_at: Some(match self.expires_at.trim() {
-                "" => None,
-                text => Some(end(text)?),
-            }),
-            networks: Some(networks(&list(&self.networks))?),
-            addresses: Some(addresses(&list(&self.addresses))?),
-            max_servers: Some(match self.max_servers.trim() {
-                "" => 0,
-                text => text.parse().map_err(|_| most())?,
-            }),
+            version: self.version,
+            name: self.name.clone(),
+            expires_at: self.expires_at.as_deref().map(day).transpose()?,
+            networks: self.networks.as_deref().map(|text| networks(&list(text))).transpose()?,
+            addresses: self.addresses.as_deref().map(|text| addresses(&list(text))).transpose()?,
+            max_servers: self.max_servers.as_deref().map(bound).transpose()?,
         })
     }
 
@@ -156,7 +163,7 @@ pub async fn create(
     form: Form<TokenForm>,
 ) -> HttpResponse {
     let created = async {
-        let (name, role) = (form.name.clone(), role(&form.role)?);
+        let (name, role) = (form.name.clone().unwrap_or_default(), role(&form.role)?);
         let wanted = NewToken { name, role, terms: form.terms()? };
         let (by, from) = operator.who();
         let (entry, text) = console.state.access.create(wanted, by, from).await?;
@@ -174,10 +181,10 @@ pub async fn change(
 ) -> HttpResponse {
     let changed = async {
         let (number, (by, from)) = (number(&form.id)?, operator.who());
-        let mut terms = Terms { name: Some(form.name.clone()), ..form.terms()? };
+        let mut terms = form.terms()?;
         let end = console.state.access.by_number(number).and_then(|entry| entry.token.expires_at);
-        let is_same_day = |end| rfc3339(end).starts_with(form.expires_at.trim());
-        if !form.expires_at.trim().is_empty() && end.is_some_and(is_same_day) {
+        let day = form.expires_at.as_deref().map(str::trim).filter(|day| !day.is_empty());
+        if day.zip(end).is_some_and(|(day, end)| rfc3339(end).starts_with(day)) {
             // The form knows the day alone. What nobody has changed keeps its time.
             terms.expires_at = None;
         }
@@ -230,13 +237,18 @@ pub async fn revoke_enrolled(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use actix_web::web::Query;
 
     #[test]
-    fn what_a_form_leaves_empty_is_no_bound() {
-        let terms = TokenForm::default().terms().unwrap();
-        assert_eq!((terms.expires_at, terms.max_servers), (Some(None), Some(0)));
-        let form =
-            TokenForm { networks: "10.0.0.0/8, 2001:db8::/32\n".into(), ..TokenForm::default() };
-        assert_eq!(form.terms().unwrap().networks.unwrap().len(), 2);
+    fn what_a_form_leaves_empty_is_no_bound_and_what_it_does_not_have_stays() {
+        let terms = |form: &str| Query::<TokenForm>::from_query(form).unwrap().terms().unwrap();
+        let empty = terms("expires_at=&networks=&addresses=&max_servers=");
+        assert_eq!((empty.expires_at, empty.max_servers), (Some(None), Some(0)));
+        assert_eq!((empty.networks, empty.addresses), (Some(vec![]), Some(vec![])));
+        let none = terms("id=1");
+        assert_eq!((none.expires_at, none.max_servers), (None, None));
+        assert_eq!((none.networks, none.addresses), (None, None));
+        let two = terms("networks=10.0.0.0/8,+2001:db8::/32%0A");
+        assert_eq!(two.networks.unwrap().len(), 2);
     }
 }

@@ -11,7 +11,7 @@ use iptunnel_domain::address::Network;
 use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
 use iptunnel_domain::time::Timer;
-use iptunnel_domain::{Refusal, Timestamp};
+use iptunnel_domain::{Refusal, Timestamp, Version};
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -48,6 +48,8 @@ pub struct NewToken {
 /// The terms of a token. `None` leaves one as it is.
 #[derive(Clone, Debug, Default)]
 pub struct Terms {
+    /// The version of the token that a change is based on. `None`: any.
+    pub version: Option<Version>,
     /// Another name, as it was typed.
     pub name: Option<String>,
     /// The first second in which the token is not good any more; `Some(None)`: it has no end.
@@ -81,6 +83,8 @@ impl TokenText {
 pub enum AccessError {
     /// No token has this number.
     NotFound,
+    /// The token has changed since the caller read it.
+    HasChanged,
     /// The change is not allowed.
     Refused(Refusal),
     /// The store refused the change, or its outcome is unknown.
@@ -179,6 +183,9 @@ impl Tokens {
         now: Timestamp,
     ) -> Result<Change, AccessError> {
         let before = self.open(number)?;
+        if terms.version.is_some_and(|version| version != before.version) {
+            return Err(AccessError::HasChanged);
+        }
         let mut token = before.changed();
         if let Some(name) = &terms.name {
             token.name = self.name(name, Some(number))?;
