@@ -313,6 +313,7 @@ fn a_bad_field_of_a_token_is_named_and_nothing_is_made() {
         (json!({"name": "a"}), "role is required"),
         (with("name", json!("a\nb")), "name must"),
         (with("name", json!("x".repeat(65))), "name must"),
+        (with("name", json!("12")), "name must"),
         (with("role", json!("root")), "role must"),
         (with("expires_at", json!("2020-01-01")), "expires_at must"),
         (with("expires_at", json!("soon")), "expires_at must"),
@@ -439,8 +440,10 @@ fn tokens_and_their_last_uses_survive_a_restart() {
 #[test]
 fn an_enrolling_token_registers_sees_and_checks_in_its_own_servers_alone() {
     let app = TestApp::start();
-    let (one, two) =
-        (with_role(&app, Role::Enrol), create(&app, &json!({"name": "2", "role": "enrol"})));
+    let (one, two) = (
+        with_role(&app, Role::Enrol),
+        create(&app, &json!({"name": "the other", "role": "enrol"})),
+    );
     let register =
         |token: &str, ip: &str| app.post("/register", &json!({"token": token, "ip": ip}));
     let id = |answer: &Answer| answer.json()["server_id"].as_str().unwrap().to_owned();

@@ -133,6 +133,9 @@ impl Tokens {
         if RESERVED.iter().any(|reserved| name.eq_ignore_ascii_case(reserved)) {
             return Err(refused(format!("name must not be {}.", name.to_lowercase())));
         }
+        if name.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(refused("name must not be a number: commands take that for an id."));
+        }
         let is_taken = self.by_number.values().any(|entry| {
             let token = &entry.token;
             token.name == name && token.revoked_at.is_none() && Some(token.number) != of
@@ -574,7 +577,7 @@ mod tests {
         let addresses: Vec<_> = (0..AccessToken::ADDRESSES as u32).map(address).collect();
         let full = |number: u32| {
             let token = Tokens::default().create(
-                &wanted(&number.to_string(), Role::Enrol),
+                &wanted(&format!("fleet {number}"), Role::Enrol),
                 KeyedHash([1; 16]),
                 NOW,
             );

@@ -139,10 +139,12 @@ impl AccessTokens {
         }
     }
 
-    /// Returns the name of a token; its number if it is not known.
+    /// Returns the name of a token; its number if it is not known. A revoked one has both: another token may
+    /// have its name by now.
     pub fn name_of(&self, number: TokenNumber) -> String {
-        let entry = self.by_number(number);
-        entry.map_or_else(|| format!("token {number}"), |entry| entry.token.name.clone())
+        let Some(entry) = self.by_number(number) else { return format!("token {number}") };
+        let AccessToken { name, revoked_at, .. } = &entry.token;
+        revoked_at.map_or_else(|| name.clone(), |_| format!("{name} (token {number})"))
     }
 
     /// Returns what says which tokens are good at `now`, wherever they are used from.
