@@ -40,7 +40,7 @@ use std::future::{Ready, ready};
 use std::net::{IpAddr, Ipv4Addr};
 
 const COOKIE: &str = "console";
-/// The end of the path that a page fetches on a timer. Such a request is not a use of the session.
+/// The end of the route that a page fetches on a timer. Such a request is not a use of the session.
 const BY_ITSELF: &str = "/now/live";
 
 /// An operator that has passed the gate. A handler behind no gate has none.
@@ -107,7 +107,7 @@ impl Operator {
         rule: &Rule,
     ) -> Result<Self, HttpResponse> {
         let key = request.match_info().get("key").unwrap_or_default();
-        let by_person = !request.path().ends_with(BY_ITSELF);
+        let by_person = !rule.path.ends_with(BY_ITSELF);
         let (key_hash, from) = (hash_of(console, key), peer(request));
         // The browser sends a cookie of this name that another port of the host has set, too.
         let found = cookies(request, COOKIE)
@@ -129,7 +129,8 @@ impl Gate for Operator {
         let Some(console) = request.app_data::<Data<Console>>() else {
             return Err(failure(ApiError::internal()));
         };
-        let operator = if request.path().starts_with("/console") {
+        // By the rule: the router has decoded the path, which can be written in several ways.
+        let operator = if rule.path.starts_with("/console") {
             Self::of_session(request, console, rule).await?
         } else {
             Self::of_program(request, console, rule).await?

@@ -105,7 +105,8 @@ pub async fn read<T: Send + 'static>(
 
 /// Makes an error response: a page for the console, JSON for `/admin`.
 pub fn failed(request: &HttpRequest, error: &ApiError) -> HttpResponse {
-    if request.path().starts_with("/console") { error_page(error) } else { failure(error.clone()) }
+    let is_page = request.match_pattern().is_some_and(|route| route.starts_with("/console"));
+    if is_page { error_page(error) } else { failure(error.clone()) }
 }
 
 /// Converts an RFC 3339 time to the form used in tables. Times stay in UTC.

@@ -641,3 +641,13 @@ fn a_form_that_was_opened_before_another_change_changes_nothing() {
     let row = row(&app);
     assert_eq!((&row["name"], &row["max_servers"]), (&json!("west"), &json!(5)), "{row}");
 }
+
+#[test]
+fn a_page_takes_no_token_instead_of_a_session_however_its_path_is_written() {
+    let app = TestApp::start();
+    let answer = admin(&app, &app.master(), "GET", "/%63onsole/x/access", &json!({}));
+    assert!(!answer.text.contains("Access tokens"), "{}", answer.text);
+    let request = browser().get(format!("{}/%63onsole/x/access", app.admin));
+    let answer = send(request.bearer_auth(app.master()));
+    assert_eq!((answer.status, answer.header("location")), (303, "/console/login"));
+}

@@ -230,7 +230,7 @@ impl Gate for PublicGate {
                 request.extensions_mut().insert(caller);
                 Ok(())
             }
-            Err(denied) if is_v2(request.path()) => Err(failure(ApiError::denied(denied, false))),
+            Err(denied) if is_v2(rule.path) => Err(failure(ApiError::denied(denied, false))),
             Err(denied) => Err(legacy_failure(ApiError::denied(denied, true))),
         }
     }
