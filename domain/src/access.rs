@@ -173,9 +173,14 @@ impl AccessToken {
         Self { secret, previous: (grace > 0).then_some(kept), ..self.changed() }
     }
 
-    /// Returns it as revoked; `None` if it already is.
+    /// Returns it as revoked, without its lists, which nobody asks for any more; `None` if it already is.
     pub fn revoke(&self, now: Timestamp) -> Option<Self> {
-        self.revoked_at.is_none().then(|| Self { revoked_at: Some(now), ..self.changed() })
+        self.revoked_at.is_none().then(|| Self {
+            revoked_at: Some(now),
+            networks: Vec::new(),
+            addresses: Vec::new(),
+            ..self.changed()
+        })
     }
 
     /// Returns it with another name; `None` if it already has this name.

@@ -19,8 +19,11 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
-/// The most tokens that are kept, revoked ones included: about 5 MB of memory, without their lists.
+/// The most tokens that are not revoked: about 5 MB of memory, without their lists.
 const MOST: usize = 10_000;
+/// The most tokens that are kept, with those that are revoked, which name servers and have no lists: about
+/// 25 MB of memory. A new token every day takes more than a century to get there.
+const MOST_KEPT: usize = 50_000;
 /// The most networks and addresses of all tokens together: about 20 MB of memory.
 const MOST_LISTED: usize = 100_000;
 /// The names that stand for callers without an access token. See [`Caller::shown`].
@@ -152,8 +155,13 @@ impl Tokens {
         secret: KeyedHash,
         now: Timestamp,
     ) -> Result<Change, AccessError> {
-        if self.by_number.len() >= MOST {
-            return Err(refused(format!("There are {MOST} tokens, which is the most.")));
+        let in_use = self.by_number.values().filter(|entry| entry.token.revoked_at.is_none());
+        if in_use.count() >= MOST {
+            return Err(refused(format!("{MOST} tokens are in use, which is the most.")));
+        }
+        if self.by_number.len() >= MOST_KEPT {
+            let words = "tokens have been made, revoked ones included, which is the most";
+            return Err(refused(format!("{MOST_KEPT} {words}.")));
         }
         let last = self.by_number.last_key_value().map_or(0, |(last, _)| last.0);
         let token = AccessToken {
@@ -596,6 +604,33 @@ mod tests {
         };
         let refused = tokens.create(&new, KeyedHash([2; 16]), NOW).unwrap_err();
         assert!(words(refused).contains("100000 entries"));
+    }
+
+    #[test]
+    fn revoked_tokens_make_room_for_others_and_keep_no_lists() {
+        let tokens = |count: u32, revoked_at| {
+            let one =
+                Tokens::default().create(&wanted("fleet", Role::Enrol), KeyedHash([1; 16]), NOW);
+            let one = AccessToken { revoked_at, ..one.unwrap().unwrap().0 };
+            let all = (1..=count).map(|number| AccessToken {
+                number: TokenNumber(number),
+                name: format!("fleet {number}"),
+                networks: vec![Network::parse("10.0.0.0/8").unwrap()],
+                addresses: vec![IpAddr::from([1, 2, 3, 4])],
+                ..one.clone()
+            });
+            Tokens::of(all.collect(), NOW, &Tokens::default())
+        };
+        let create = |tokens: &Tokens| {
+            tokens.create(&wanted("one more", Role::View), KeyedHash([2; 16]), NOW).map(drop)
+        };
+        let full = tokens(MOST as u32, None);
+        assert!(words(create(&full).unwrap_err()).contains("10000 tokens are in use"));
+        assert_eq!(create(&tokens(MOST as u32, Some(NOW))), Ok(()));
+        let kept = tokens(MOST_KEPT as u32, Some(NOW));
+        assert!(words(create(&kept).unwrap_err()).contains("50000 tokens have been made"));
+        let revoked = full.revoke(TokenNumber(1), NOW).unwrap().unwrap().0;
+        assert!(revoked.networks.is_empty() && revoked.addresses.is_empty());
     }
 
     #[test]
