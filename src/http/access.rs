@@ -62,6 +62,8 @@ pub enum Denied {
     Mistyped,
     /// The token is genuine, but not good. Only its holder is told so.
     NotGood(WhyNot),
+    /// The ticket is genuine, and its time is over.
+    TicketOver,
     /// The role of the token is not among those that may use the route.
     Role {
         /// The role of the token.

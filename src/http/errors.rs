@@ -62,14 +62,16 @@ impl ApiError {
             Denied::Mistyped => unauthorized(
                 "The token is mistyped: a character is wrong or missing. Please copy it again.",
             ),
+            Denied::TicketOver => unauthorized("This ticket has expired. Please get a new one."),
             Denied::NotGood(WhyNot::Revoked) => unauthorized("This token was revoked."),
             Denied::NotGood(WhyNot::Expired) => unauthorized("This token has expired."),
             Denied::NotGood(WhyNot::WrongNetwork) => {
                 unauthorized("This token may not be used from this address.")
             }
             Denied::Role { has, least } => {
+                let has = has.name();
                 let message =
-                    format!("This token has the role {}. This needs {least}.", has.name());
+                    format!("This token has the role {has}. This request needs the role {least}.");
                 Self::new(StatusCode::FORBIDDEN, "forbidden", message)
             }
             Denied::Slowed(retry_after) => Refusal::RateLimited { retry_after }.into(),

@@ -3,12 +3,14 @@
 
 use super::access::Rule;
 use super::errors::ApiError;
-use super::respond::{failure_for, method_not_allowed};
+use super::respond::{failure, failure_for, method_not_allowed};
 use actix_web::dev::ServiceRequest;
+use actix_web::error::PayloadError;
 use actix_web::http::Method;
 use actix_web::http::uri::{PathAndQuery, Uri};
 use actix_web::web::{Payload, resource, route};
-use actix_web::{FromRequest, Handler, HttpRequest, HttpResponse, Resource, Route, guard};
+use actix_web::{Error, FromRequest, Handler, HttpRequest, HttpResponse, Resource, Route, guard};
+use iptunnel_domain::Refusal;
 use std::marker::PhantomData;
 
 /// Makes doubled slashes in the path of a request one, and drops those at its end. Clients put their
@@ -183,7 +185,19 @@ where
     }
     match Args::from_request(&request, &mut body.into_inner()).await {
         Ok(read) => handler.call(read).await,
-        Err(error) => HttpResponse::from_error(error),
+        Err(error) => unreadable(error.into()),
+    }
+}
+
+/// Answers a request that a handler cannot take.
+fn unreadable(error: Error) -> HttpResponse {
+    match error.as_error() {
+        // The limit depends on the route.
+        Some(PayloadError::Overflow) => failure(ApiError {
+            message: "The request body is too large.".to_owned(),
+            ..Refusal::BodyTooLarge.into()
+        }),
+        _ => HttpResponse::from_error(error),
     }
 }
 

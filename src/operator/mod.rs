@@ -34,9 +34,10 @@ pub mod socket;
 pub mod tokens;
 
 use crate::http::access::OPERATORS;
+use crate::http::body::MAX_BODY;
 use crate::http::page::{asset, asset_paths};
 use crate::http::routing::{Routes, nothing_here};
-use actix_web::error::InternalError;
+use actix_web::error::{InternalError, UrlencodedError};
 use actix_web::http::Method;
 use actix_web::web::{FormConfig, QueryConfig, ServiceConfig, route, scope};
 use actix_web::{HttpRequest, HttpResponse, Scope};
@@ -115,16 +116,25 @@ fn pages_of_session(routes: &OperatorsRoutes) -> Scope {
 /// Defines the console and the JSON routes.
 fn console_routes(routes: &OperatorsRoutes, config: &mut ServiceConfig) {
     let (get, post) = (|| Method::GET, || Method::POST);
-    let unusable = |request: &HttpRequest, words: String| {
-        let answer = failed(request, &Refusal::InvalidField(words).into());
+    let unusable = |request: &HttpRequest, refusal: Refusal| {
+        let answer = failed(request, &refusal.into());
         InternalError::from_response("an unusable request", answer).into()
     };
+    // Some errors of the parsers end with a full stop.
+    let why = |what: &str, error: String| {
+        let error = error.trim_end_matches('.');
+        Refusal::InvalidField(format!("The {what} cannot be read: {error}."))
+    };
     config
-        .app_data(FormConfig::default().error_handler(move |error, request| {
-            unusable(request, format!("The form cannot be read: {error}."))
+        .app_data(FormConfig::default().limit(MAX_BODY).error_handler(move |error, request| {
+            let refusal = match error {
+                UrlencodedError::Overflow { .. } => Refusal::BodyTooLarge,
+                error => why("form", error.to_string()),
+            };
+            unusable(request, refusal)
         }))
         .app_data(QueryConfig::default().error_handler(move |error, request| {
-            unusable(request, format!("The query cannot be read: {error}."))
+            unusable(request, why("query", error.to_string()))
         }))
         .service(routes.at("/", "console", (get(), first_page)))
         .service(routes.at("/console", "console", (get(), first_page)))

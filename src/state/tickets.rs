@@ -6,7 +6,7 @@ use crate::http::access::Denied;
 use crate::http::errors::ApiError;
 use crate::os::random_bytes;
 use iptunnel_domain::Timestamp;
-use iptunnel_domain::access::{Role, TokenNumber, WhyNot};
+use iptunnel_domain::access::{Role, TokenNumber};
 use iptunnel_domain::lookup::Purpose;
 use iptunnel_domain::server::{Credential, EnrolledBy};
 use iptunnel_domain::ticket::Ticket;
@@ -66,7 +66,7 @@ impl State {
     ) -> Result<(Credential, Arc<Entry>), Denied> {
         let ticket = Ticket::verify(text, address, &self.live.lookup).ok_or(Denied::Wrong)?;
         if ticket.life().is_over(now) {
-            return Err(Denied::NotGood(WhyNot::Expired));
+            return Err(Denied::TicketOver);
         }
         let entry = self.access.by_number(ticket.token).ok_or(Denied::Wrong)?;
         entry.token.is_good(now, None).map_err(Denied::NotGood)?;

@@ -318,7 +318,7 @@ fn a_bad_field_of_a_token_is_named_and_nothing_is_made() {
         (with("expires_at", json!("2020-01-01")), "expires_at must"),
         (with("expires_at", json!("soon")), "expires_at must"),
         (with("networks", json!(["10.0.0.1/8"])), "networks must"),
-        (with("networks", json!(vec!["10.0.0.0/8"; 65])), "networks may"),
+        (with("networks", json!(vec!["10.0.0.0/8"; 65])), "networks may have at most 64 entries."),
         (with("addresses", json!(["1.2.3.4"])), "addresses are"),
         (with("max_servers", json!(1)), "max_servers is"),
         (with("max_severs", json!(1)), "max_severs is not known"),
@@ -650,4 +650,40 @@ fn a_page_takes_no_token_instead_of_a_session_however_its_path_is_written() {
     let request = browser().get(format!("{}/%63onsole/x/access", app.admin));
     let answer = send(request.bearer_auth(app.master()));
     assert_eq!((answer.status, answer.header("location")), (303, "/console/login"));
+}
+
+#[test]
+fn a_token_takes_the_longest_lists_on_the_page_and_as_json_and_not_much_more() {
+    let app = TestApp::start();
+    let person = session(&app, &app.master());
+    let addresses: Vec<String> =
+        (0..1024).map(|n| format!("2001:db8:ffff:ffff:ffff:ffff:ffff:{:x}", 0xf000 + n)).collect();
+    create(&app, &json!({"name": "as JSON", "role": "enrol", "addresses": addresses}));
+    let list = addresses.join(", ");
+    let body = form_urlencoded::Serializer::new(String::new())
+        .extend_pairs([("name", "page"), ("role", "enrol"), ("addresses", &list)])
+        .finish();
+    let made = form(&app, &person, "access/create", &body);
+    assert_eq!(made.status, 200, "{} bytes", body.len());
+    let long = "x".repeat(70_000);
+    let refused = form(&app, &person, "access/create", &format!("name={long}&role=view"));
+    assert_eq!(refused.status, 413, "{}", refused.text);
+    assert!(refused.text.contains("larger than 64 KiB."), "{}", refused.text);
+    let body = json!({"name": "x".repeat(300_000), "role": "view"});
+    let refused = by_master(&app, "POST", "/admin/tokens", &body);
+    assert_eq!(refused.told(), (413, "request_too_large".into()), "{}", refused.text);
+}
+
+#[test]
+fn the_page_speaks_of_the_hours_that_were_typed() {
+    let app = TestApp::start();
+    let person = session(&app, &app.master());
+    let token = with_role(&app, Role::View);
+    for hours in ["2000", "99999999999999999999", "-1", "x"] {
+        let body = format!("id={}&grace_hours={hours}", token.id);
+        let refused = form(&app, &person, "access/rotate", &body);
+        assert_eq!(refused.status, 422, "{hours}");
+        let words = "The hours must be a whole number from 0 to 720.";
+        assert!(refused.text.contains(words), "{hours}: {}", refused.text);
+    }
 }

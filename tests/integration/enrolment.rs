@@ -254,6 +254,7 @@ fn a_ticket_is_good_once_for_its_address_and_its_time() {
     app.clock.advance(600);
     let over = app.post(V2, &registration(&second, "8.8.8.8"));
     assert_eq!(over.told(), (401, "unauthorized".into()));
+    assert!(over.text.contains("This ticket has expired."), "{}", over.text);
     let third = ask_from(&app, "8.8.8.8").data("ticket");
     assert_eq!(id(&app.post(V2, &registration(&third, "8.8.8.8"))), server);
 }

@@ -303,7 +303,11 @@ fn tokens_are_made_listed_changed_rotated_and_revoked_from_the_command_line() {
     assert!(list.status.success(), "{}", said(&list));
     let refused = far(&["config", "set", "codes.ttl_seconds=77"]);
     assert!(!refused.status.success(), "{}", said(&refused));
-    assert!(said(&refused).contains("has the role view. This needs admin."), "{}", said(&refused));
+    assert!(
+        said(&refused).contains("has the role view. This request needs the role admin."),
+        "{}",
+        said(&refused)
+    );
 
     let rotated = ask(&server, &["tokens", "rotate", "Ada", "--grace", "0"]);
     assert!(rotated.status.success() && rotated.stdout != secret.as_bytes(), "{}", said(&rotated));

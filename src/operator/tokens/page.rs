@@ -14,6 +14,7 @@ use actix_web::web::{Data, Form};
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
 use iptunnel_domain::Version;
+use iptunnel_domain::access::AccessToken;
 use serde::Deserialize;
 
 impl Row {
@@ -102,10 +103,13 @@ impl TokenForm {
     fn grace(&self) -> Result<u64, ApiError> {
         match self.grace_hours.trim() {
             "" => Ok(GRACE),
-            text => text
-                .parse::<u64>()
-                .map(|hours| hours.saturating_mul(3600))
-                .map_err(|_| invalid("The hours must be a whole number that is not negative.")),
+            text => {
+                let most = AccessToken::MAX_GRACE / 3600;
+                let hours = text.parse::<u64>().ok().filter(|hours| *hours <= most);
+                let words =
+                    || invalid(format!("The hours must be a whole number from 0 to {most}."));
+                hours.map(|hours| hours * 3600).ok_or_else(words)
+            }
         }
     }
 }

@@ -216,7 +216,7 @@ impl Tokens {
         let others = self.by_number.values().map(|entry| &entry.token);
         let others = others.filter(|other| other.number != token.number);
         if others.map(length).sum::<usize>() + length(token) > MOST_LISTED {
-            let words = "networks and addresses of all tokens together may have";
+            let words = "networks and addresses of all tokens together may have at most";
             return Err(refused(format!("{words} {MOST_LISTED} entries.")));
         }
         Ok(())
@@ -276,13 +276,19 @@ fn with_terms(
     }
     if let Some(networks) = &terms.networks {
         if networks.len() > AccessToken::NETWORKS {
-            return Err(refused(format!("networks may have {} entries.", AccessToken::NETWORKS)));
+            return Err(refused(format!(
+                "networks may have at most {} entries.",
+                AccessToken::NETWORKS
+            )));
         }
         token.networks.clone_from(networks);
     }
     if let Some(addresses) = &terms.addresses {
         if addresses.len() > AccessToken::ADDRESSES {
-            return Err(refused(format!("addresses may have {} entries.", AccessToken::ADDRESSES)));
+            return Err(refused(format!(
+                "addresses may have at most {} entries.",
+                AccessToken::ADDRESSES
+            )));
         }
         if !enrols && !addresses.is_empty() {
             return Err(refused("addresses are for tokens with the role enrol only."));
