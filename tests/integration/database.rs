@@ -27,10 +27,11 @@ impl Database {
         Some(Arc::new(Self { url: format!("{cluster}/{name}"), cluster, name }))
     }
 
-    /// Returns how many servers are registered and how many of them are revoked.
+    /// Returns how many servers are registered and how many of them are revoked. Deleted ones do not count.
     pub fn registered(&self) -> [i64; 2] {
         connected(self.url.clone(), async |client| {
-            let sql = "SELECT count(*), count(*) FILTER (WHERE revoked) FROM server";
+            let sql =
+                "SELECT count(*), count(*) FILTER (WHERE revoked) FROM server WHERE NOT deleted";
             let row = client.query_one(sql, &[]).await.unwrap();
             [row.get(0), row.get(1)]
         })

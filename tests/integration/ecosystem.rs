@@ -1,7 +1,7 @@
 //! The ecosystem's own clients, unmodified: the main stack's installer, the agents that it installs, and
 //! its updater. Requests are sent as these programs send them.
 
-use crate::harness::{Answer, TestApp, send};
+use crate::harness::{Answer, TestApp, send, wait_until};
 use crate::wire::raw;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -128,4 +128,72 @@ fn the_installers_file_cannot_be_one_of_the_secrets() {
         error.contains("installer.script") && error.contains("auth.lookup_key_file"),
         "{error}"
     );
+}
+
+/// Runs curl as the main stack's installer does. Returns what it prints, and whether it succeeded.
+fn curl(app: &TestApp, path: &str, body: Option<&str>) -> (bool, String) {
+    let mut command = std::process::Command::new("curl");
+    command.args(["-4", "-sf", "--max-time", "15", "--noproxy", "*"]);
+    if let Some(body) = body {
+        command.args(["-X", "POST", "-H", "Content-Type: application/json", "-d", body]);
+    }
+    let output = command.arg(format!("{}{path}", app.url)).output().unwrap();
+    (output.status.success(), String::from_utf8(output.stdout).unwrap())
+}
+
+/// Takes the value of a field out of JSON as the installer does, which has no parser at hand.
+fn value_of(json: &str, field: &str) -> String {
+    let (_, rest) = json.split_once(&format!("\"{field}\":\"")).unwrap_or_else(|| panic!("{json}"));
+    rest.split_once('"').unwrap().0.to_owned()
+}
+
+#[test]
+fn the_main_stacks_installer_agent_and_updater_go_their_whole_way_with_curl() {
+    let script = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(script.path(), "#!/usr/bin/env bash\n").unwrap();
+    let app = TestApp::start_with(|c| {
+        c.push(("server.allow_private_ips", "true".into()));
+        c.push(("installer.script", script.path().display().to_string()));
+        c.push(("installer.version", "2026.03.31".into()));
+    });
+    assert_eq!(curl(&app, "/healthz", None), (true, r#"{"status":"ok"}"#.into()));
+    let (issue, ip) = ("/api/v2/install-tickets/issue", "127.0.0.1");
+    assert!(!curl(&app, issue, Some("{}")).0, "the address is not listed yet");
+    assert!(!curl(&app, "/authorize", None).0);
+    let token = json!({"name": "office", "role": "enrol", "addresses": [ip]});
+    let request = app.client.post(format!("{}/admin/tokens", app.admin)).bearer_auth(app.master());
+    let created = send(request.body(token.to_string()));
+    assert_eq!(created.status, 201, "{}", created.text);
+    wait_until("every server knows the address", || {
+        (0..3 * app.servers()).all(|_| curl(&app, "/authorize", None).0)
+    });
+
+    let (granted, answer) = curl(&app, issue, Some("{}"));
+    assert!(granted);
+    let ticket = value_of(&answer, "ticket");
+    assert_eq!(value_of(&answer, "name"), "office");
+    let (granted, answer) = curl(&app, "/authorize", None);
+    assert!(granted && value_of(&answer, "client") == "office", "{answer}");
+    let body = json!({"token": ticket, "ip": ip, "hostname": "ns1.example.com"}).to_string();
+    let (registered, answer) = curl(&app, "/api/v2/servers/register", Some(&body));
+    assert!(registered, "{answer}");
+    let id = value_of(&answer, "server_id");
+    app.settle();
+    let (registered, answer) = curl(&app, "/register", Some(&body));
+    assert!(registered && value_of(&answer, "server_id") == id, "{answer}");
+
+    let (alive, answer) = curl(&app, &format!("/api/v2/servers/{id}/check-in"), Some("{}"));
+    assert!(alive && value_of(&answer, "status") == "ok", "{answer}");
+    let named = json!({"server_id": id}).to_string();
+    assert!(curl(&app, "/checkin", Some(&named)).0);
+
+    let (told, answer) = curl(&app, "/version.json", None);
+    assert!(told && value_of(&answer, "version") == "2026.03.31", "{answer}");
+    assert_eq!(curl(&app, "/api/v2/version", None), (true, answer.clone()));
+    let (loaded, text) = curl(&app, "/iptunnel-install.sh", None);
+    assert!(loaded && sha256(&text) == value_of(&answer, "sha256"), "{answer}");
+
+    app.post_as(&app.master(), "/revoke", &json!({"server_id": id}));
+    app.settle();
+    assert!(!curl(&app, "/register", Some(&body)).0, "a revocation is sticky");
 }

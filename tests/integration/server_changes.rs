@@ -140,6 +140,67 @@ fn servers_that_are_gone_are_shown_first_and_deleted_then() {
     assert_eq!(answer.told(), (422, "validation_error".into()));
 }
 
+/// A session of the console: the beginning of its addresses, and its cookie.
+fn log_in(app: &TestApp) -> (String, String) {
+    let browser = browser();
+    let login = browser.post(format!("{}/console/login", app.admin));
+    let form = "application/x-www-form-urlencoded";
+    let opened = send(login.header("content-type", form).body(format!("token={}", app.master())));
+    assert_eq!(opened.status, 303, "{}", opened.text);
+    let base = opened.header("location").strip_suffix("/now").unwrap().to_owned();
+    (base, opened.header("set-cookie").split(';').next().unwrap().to_owned())
+}
+
+fn browser() -> reqwest::blocking::Client {
+    let never = reqwest::redirect::Policy::none();
+    reqwest::blocking::Client::builder().no_proxy().redirect(never).build().unwrap()
+}
+
+fn form(app: &TestApp, (base, cookie): &(String, String), path: &str, body: &str) -> Answer {
+    let request = browser().post(format!("{}{base}/{path}", app.admin)).header("cookie", cookie);
+    let request = request.header("content-type", "application/x-www-form-urlencoded");
+    send(request.body(body.to_owned()))
+}
+
+#[test]
+fn the_console_changes_what_is_ticked_and_deletes_what_is_gone_after_a_look_at_it() {
+    let app = TestApp::start();
+    let mut session = log_in(&app);
+    let look = |(base, cookie): &(String, String), path: &str| {
+        send(browser().get(format!("{}{base}/{path}", app.admin)).header("cookie", cookie))
+    };
+    let ids: Vec<String> = (1..4).map(|number| register(&app, number)).collect();
+    assert!(
+        look(&session, "servers")
+            .text
+            .contains(&format!("form=\"several\" name=\"server_id\" value=\"{}\"", ids[0]))
+    );
+    let ticked = format!("server_id={}&server_id={}", ids[0], ids[1]);
+    let changed = form(&app, &session, "servers/several", &format!("action=revoke&{ticked}"));
+    assert_eq!(changed.status, 303, "{}", changed.text);
+    app.settle();
+    assert_eq!(shown(&app, "revoked").len(), 2);
+    let nothing = form(&app, &session, "servers/several", "action=revoke");
+    assert_eq!(nothing.status, 422);
+    assert!(nothing.text.contains("Please tick the servers first."), "{}", nothing.text);
+    let body = format!("action=note&note=moved&{ticked}&server_id=0123456789abcdef");
+    let some = form(&app, &session, "servers/several", &body);
+    assert!(some.text.contains("2 of 3 servers were changed"), "{}", some.text);
+    let one = form(&app, &session, "servers/delete", &format!("back=x&server_id={}", ids[2]));
+    assert_eq!(one.status, 303, "{}", one.text);
+    app.settle();
+    app.clock.advance(3 * DAY);
+    // The session has ended.
+    session = log_in(&app);
+    let preview = look(&session, "servers/unseen?days=2");
+    assert!(preview.text.contains("Yes, delete all 2"), "{}", preview.text);
+    let gone = form(&app, &session, "servers/unseen", "days=2");
+    assert_eq!(gone.status, 303, "{}", gone.text);
+    wait_until("they are gone", || shown(&app, "all").is_empty());
+    assert_eq!(shown(&app, "deleted").len(), 2, "the revoked ones");
+    assert_eq!(look(&session, "servers/unseen?days=x").status, 422);
+}
+
 /// A row of an old server's listing.
 fn old(number: u32) -> Value {
     json!({
