@@ -5,7 +5,7 @@ pub use crate::messages::activations::{Activated, Confirm, Release, ReleaseOutco
 use crate::Failure;
 use crate::code_registry::begin;
 use crate::handles::Handles;
-use crate::memory::attempts::{not_activated, prechecked, refused};
+use crate::memory::attempts::{not_activated, prechecked, refused, spent};
 use crate::memory::record_cache::{
     self, CacheOwner, CachedRecord, Eviction, Loaded, RecordCache, begin_change, forward_change,
     run_ahead,
@@ -20,13 +20,16 @@ use crate::runtime::metrics::{ActorMetrics, Metrics, Transitions};
 use crate::runtime::tuning::ActorSettings;
 use arc_swap::ArcSwap;
 use iptunnel_domain::activation::{
-    Activation as Record, ActivationId, ActivationNumber, Release as Verdict, Request,
+    Activation as Record, ActivationId, ActivationNumber, Holder, Release as Verdict, Request,
     Resume as Resumption,
 };
 use iptunnel_domain::audit::{Action, Actor as Who, Event};
+use iptunnel_domain::code::CodeHash;
+use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Credential, EnrolledBy, Server};
 use iptunnel_domain::{Refusal, Timestamp, Version};
 use iptunnel_storage::{Change, ReadError, Store, Write};
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -64,6 +67,10 @@ impl CachedRecord for Record {
     }
 }
 
+/// The most attempts on spent codes of which it is remembered that they were reported, 32 bytes each. Then
+/// all are forgotten, and may be reported again.
+const TRIED: usize = 10_000;
+
 /// The only writer of activations.
 pub(crate) struct Activation {
     activations: RecordCache<Record>,
@@ -72,6 +79,8 @@ pub(crate) struct Activation {
     metrics: ActorMetrics,
     observed: Metrics,
     transitions: Transitions,
+    /// Spent codes, and the machines that have tried them and were reported.
+    tried: HashSet<(CodeHash, KeyedHash)>,
     ended: bool,
 }
 
@@ -88,6 +97,7 @@ impl Activation {
             metrics: observed.actor("activation"),
             observed: observed.clone(),
             transitions: observed.transitions(),
+            tried: HashSet::new(),
             ended: false,
         }
     }
@@ -125,6 +135,28 @@ impl Activation {
             return None;
         }
         Some((work, activation))
+    }
+
+    /// Keeps an attempt of `holder` on a code that is in use. If another machine has used the code, the
+    /// audit log has it too: once for each code and machine.
+    fn note_attempt(
+        &mut self,
+        attempt: Event,
+        holder: &Holder,
+        used_by: &Record,
+        refusal: Option<&Refusal>,
+    ) {
+        let is_other = used_by.request.holder.machine != holder.machine;
+        if is_other && matches!(refusal, Some(Refusal::CodeUsed)) {
+            self.observed.spent_codes_tried.inc();
+            if self.tried.len() >= TRIED {
+                self.tried.clear();
+            }
+            if self.tried.insert((used_by.code, holder.machine)) {
+                self.handles.alarms.add(spent(&attempt, used_by));
+            }
+        }
+        self.handles.attempts.add(attempt);
     }
 
     /// Answers a command that changes nothing, once the state that the answer depends on is on disk.
@@ -289,7 +321,8 @@ impl Receive<Work<PrecheckHeld, Record>> for Activation {
         if let (Err(_), Some(limit)) = (&decision, work.reply.limit_reached()) {
             return work.reply.refuse(limit);
         }
-        self.handles.attempts.add(prechecked(asked, decision.as_ref().map(|&()| ())));
+        let attempt = prechecked(asked, decision.as_ref().map(|&()| ()));
+        self.note_attempt(attempt, &asked.holder, &activation, decision.as_ref().err());
         self.answer(work, decision);
     }
 }
@@ -311,7 +344,9 @@ impl Receive<Work<Resume, Record>> for Activation {
         }
         match resumed {
             Err(refusal) => {
-                self.handles.attempts.add(not_activated(activate, &refusal));
+                let attempt = not_activated(activate, &refusal);
+                let holder = &activate.request.holder;
+                self.note_attempt(attempt, holder, &activation, Some(&refusal));
                 self.answer(work, Err(refusal));
             }
             Ok(Resumption::Repeat) => {

@@ -3,6 +3,7 @@
 use crate::Failure;
 use crate::activation::{self, Activation, Confirm, Release};
 use crate::code_registry::CodeRegistry;
+use crate::memory::alarms::Alarms;
 use crate::memory::attempts::{Gathered, RefusedEarly};
 use crate::memory::counters::Counters;
 use crate::memory::limit_counter::{LimitCounter, LimitCounterThread};
@@ -18,13 +19,13 @@ use crate::runtime::reader::Reader;
 use crate::runtime::reply::{Pending, Permits, Reply};
 use crate::runtime::tuning::ActorSettings;
 use crate::server_registry::{
-    self, CheckIn, Delete, DeleteUnseen, Import, Imported, Recovered, Register, RegisterInstalled,
-    Registered, ServerRegistry, Servers, SetNote, SetRevoked,
+    self, CheckIn, CloneReported, Delete, DeleteUnseen, Heard, Import, Imported, Recovered,
+    Register, RegisterInstalled, Registered, ServerRegistry, Servers, SetNote, SetRevoked,
 };
 use actix::{Arbiter, AsyncContext, Context};
 use arc_swap::ArcSwap;
 use iptunnel_domain::access::{AccessToken, TokenNumber};
-use iptunnel_domain::audit::Event;
+use iptunnel_domain::audit::{Action, Event};
 use iptunnel_domain::lookup::LookupKey;
 use iptunnel_domain::server::ServerId;
 use iptunnel_domain::{Refusal, Timestamp};
@@ -99,6 +100,7 @@ pub struct Handles {
     /// The limit counter; only where servers share the store.
     pub(crate) limit_counter: Option<LimitCounter>,
     pub(crate) attempts: Gathered,
+    pub(crate) alarms: Alarms,
     /// Registered servers that another process changed and whose records could not be read yet. They
     /// are read again at the next tick.
     pub(crate) missed: Mutex<HashSet<ServerId>>,
@@ -227,6 +229,7 @@ impl Restored {
             limit_counter,
             missed: Mutex::default(),
             attempts: Gathered::new(observed.attempts_not_kept.clone()),
+            alarms: Alarms::new(observed.alarms_not_kept.clone()),
             permits,
             quick_permits,
             health: Arc::clone(&health),
@@ -438,6 +441,20 @@ impl Handles {
         }
     }
 
+    /// Writes the gathered alarms to the audit log.
+    fn flush_alarms(self: &Arc<Self>) {
+        let events = self.alarms.take();
+        if events.is_empty() {
+            return;
+        }
+        let writes = events.iter().cloned().map(Arc::new).map(Write::Audit).collect();
+        let handles = Arc::clone(self);
+        self.persistence.commit(Change(writes), None, move |committed| match committed {
+            Committed::Written | Committed::Failed(Failure::OutcomeUnknown) => {}
+            Committed::Conflict | Committed::Failed(_) => handles.alarms.take_back(events),
+        });
+    }
+
     /// Returns all registered servers, for reading.
     pub fn servers(&self) -> &Arc<Servers> {
         &self.servers
@@ -464,16 +481,25 @@ impl Handles {
 
     /// Handles an event from any server of the cluster, so that memory follows the store soon.
     pub fn heard(self: &Arc<Self>, event: &Event) {
-        if let Some(server) = event.server
-            && self.is_shared()
-        {
-            server_registry::follow(self, server);
+        if !self.is_shared() {
+            return;
+        }
+        match (event.action, event.server) {
+            (Action::FleetSilent, _) => {
+                self.server_registry.send(Heard::of(event));
+            }
+            (Action::CloneSeen, Some(id)) => {
+                self.server_registry.send(CloneReported(id, event.at));
+            }
+            (_, Some(id)) => server_registry::follow(self, id),
+            _ => {}
         }
     }
 
     /// Sends the time to every actor.
     pub fn tick(self: &Arc<Self>, now: Timestamp) {
         self.flush_attempts();
+        self.flush_alarms();
         self.health.note_commits_flow(self.persistence.writes_for() < STUCK_AFTER);
         let missed =
             std::mem::take(&mut *self.missed.lock().unwrap_or_else(PoisonError::into_inner));
@@ -486,8 +512,9 @@ impl Handles {
 
     /// Shuts the actors down in the order in which messages pass them. Persistence is last, once
     /// everything is on disk. Requests must have stopped before.
-    pub async fn stop(&self) {
+    pub async fn stop(self: &Arc<Self>) {
         self.flush_attempts();
+        self.flush_alarms();
         let (done, ended) = oneshot::channel();
         self.rate_limiter.send(Shutdown(done));
         // An error means that an actor had already ended. Then there is nothing to wait for.

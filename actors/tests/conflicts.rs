@@ -18,6 +18,7 @@ use iptunnel_domain::activation::{
 use iptunnel_domain::address::HostName;
 use iptunnel_domain::audit::{Action, Actor, Event, Head};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
+use iptunnel_domain::fleet::Silence;
 use iptunnel_domain::limit::{Limits, Policy, Subject};
 use iptunnel_domain::lookup::{KeyedHash, LookupKey};
 use iptunnel_domain::server::{Bearer, Credential, EnrolledBy, Server, ServerId, ServerNumber};
@@ -361,6 +362,7 @@ fn parts(store: &Arc<Shared>, permits: usize) -> Dependencies {
 fn tuning() -> ActorSettings {
     ActorSettings {
         forget_after_seconds: 0,
+        silence: Silence { interval: 86_400, after_intervals: 3, share_percent: 20 },
         lifetimes: Lifetimes::default(),
         limits: Limits::new(|_| 100, 1000),
         retention_seconds: 86_400,
@@ -448,7 +450,7 @@ fn registration(number: u8, hostname: &str) -> Register {
 }
 
 fn check_in(number: u8, now: Timestamp) -> CheckIn {
-    CheckIn { id: server_id(number), bearer: Bearer::Nobody, now }
+    CheckIn { id: server_id(number), bearer: Bearer::Nobody, from: FROM, now }
 }
 
 /// A release. `proven` says whether the caller has proven to know the activation.
@@ -1049,7 +1051,8 @@ fn a_server_whose_commits_are_refused_never_answers_not_found() {
         let (code, id) = (CodeHash(KeyedHash([4; 16])), ActivationId(4));
         let (holder, life) = (holder(1), Lifetimes::default());
         let precheck = || PrecheckCode { code, holder, from: FROM, life, now: NOW };
-        let check_in = || CheckIn { id: server_id(4), bearer: Bearer::Nobody, now: NOW };
+        let check_in =
+            || CheckIn { id: server_id(4), bearer: Bearer::Nobody, from: FROM, now: NOW };
         let asks: [&dyn Fn() -> PendingOutcome; 6] = [
             &|| Box::pin(outcome_of(test.limited(precheck()))),
             &|| Box::pin(outcome_of(test.activate(code, 1))),

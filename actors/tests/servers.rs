@@ -11,12 +11,14 @@ use iptunnel_actors::{
     ActorSettings, Batches, Dependencies, Failure, Handles, Health, Metrics, Pending,
 };
 use iptunnel_domain::access::TokenNumber;
+use iptunnel_domain::audit::{Action, Event};
+use iptunnel_domain::fleet::Silence;
 use iptunnel_domain::limit::Limits;
 use iptunnel_domain::lookup::{KeyedHash, LookupKey};
 use iptunnel_domain::server::{Bearer, Credential, EnrolledBy, Listed, Server, ServerId};
 use iptunnel_domain::time::Lifetimes;
 use iptunnel_domain::{Refusal, Timestamp};
-use iptunnel_storage::{Disks, EmbeddedStore, Records, Store};
+use iptunnel_storage::{AuditLog, Disks, EmbeddedStore, Records, Store};
 use rand_core::SeedableRng;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -79,7 +81,34 @@ impl TestServer {
         bearer: Bearer,
         now: Timestamp,
     ) -> Result<CheckedIn, Refusal> {
-        self.ask(|handles| handles.check_in(CheckIn { id, bearer, now }))
+        self.check_in_from(FROM, id, bearer, now)
+    }
+
+    fn check_in_from(
+        &mut self,
+        from: IpAddr,
+        id: ServerId,
+        bearer: Bearer,
+        now: Timestamp,
+    ) -> Result<CheckedIn, Refusal> {
+        self.ask(|handles| handles.check_in(CheckIn { id, bearer, from, now }))
+    }
+
+    /// Lets the time pass, with what is done then.
+    fn tick(&mut self, now: Timestamp) {
+        self.actors.handles().tick(now);
+        self.run();
+    }
+
+    /// Returns the events of this kind, in their order.
+    fn logged(&self, action: Action) -> Vec<Event> {
+        let mut events = Vec::new();
+        let each = &mut |entry: iptunnel_storage::Entry| {
+            events.extend((entry.event.action == action).then_some(entry.event));
+            true
+        };
+        self.store.audit_from(1, each).unwrap();
+        events
     }
 
     fn set_revoked(&mut self, id: ServerId, revoked: bool) -> Result<(), Refusal> {
@@ -144,6 +173,7 @@ fn parts(store: &Arc<EmbeddedStore>, tuning: &Arc<ArcSwap<ActorSettings>>) -> De
 fn tuning() -> ActorSettings {
     ActorSettings {
         forget_after_seconds: 0,
+        silence: Silence { interval: 86_400, after_intervals: 3, share_percent: 20 },
         lifetimes: Lifetimes::default(),
         limits: Limits::new(|_| 100, 1000),
         retention_seconds: DAY,
@@ -446,4 +476,104 @@ fn the_clock_deletes_a_few_unseen_servers_each_minute_if_that_is_set() {
     assert_eq!(left, [50, 50, 50, 0, 0]);
     let last = test.events().pop().unwrap();
     assert_eq!((last.0, last.1.as_str()), ("server_deleted", ""));
+}
+
+const HOUR: u64 = 3600;
+
+fn network(last: u8) -> IpAddr {
+    IpAddr::from([8, 8, 4, last])
+}
+
+/// Starts a server on which servers check in once an hour.
+fn hourly() -> TestServer {
+    let test = TestServer::start();
+    let silence = Silence { interval: HOUR, after_intervals: 3, share_percent: 50 };
+    test.tuning.store(Arc::new(ActorSettings { silence, ..tuning() }));
+    test
+}
+
+#[test]
+fn two_networks_within_an_interval_are_one_clone_event_and_the_next_interval_has_another() {
+    let mut test = hourly();
+    let id = test.register(with(1, master())).unwrap().id;
+    let check_in = |test: &mut TestServer, from, seconds| {
+        test.check_in_from(network(from), id, Bearer::Nobody, NOW.plus(seconds)).unwrap();
+        test.tick(NOW.plus(seconds));
+    };
+    check_in(&mut test, 1, 10);
+    assert_eq!(test.logged(Action::CloneSeen), []);
+    for seconds in [20, 30, 40] {
+        check_in(&mut test, 2, seconds);
+        check_in(&mut test, 1, seconds + 5);
+    }
+    let logged = test.logged(Action::CloneSeen);
+    assert_eq!(logged.len(), 1, "{logged:?}");
+    assert_eq!((logged[0].from, logged[0].address), (Some(network(2)), Some(network(1))));
+    assert_eq!(logged[0].server, Some(id));
+    assert_eq!(logged[0].detail, "10 s after a check-in from 8.8.4.1");
+    check_in(&mut test, 2, HOUR + 10);
+    check_in(&mut test, 1, HOUR + 20);
+    assert_eq!(test.logged(Action::CloneSeen).len(), 2);
+}
+
+#[test]
+fn a_server_that_moves_is_no_clone() {
+    let mut test = hourly();
+    let id = test.register(with(1, master())).unwrap().id;
+    for (number, from) in [1, 1, 2, 2].into_iter().enumerate() {
+        // Agents are some minutes early or late.
+        let now = NOW.plus(number as u64 * (HOUR - 300));
+        test.check_in_from(network(from), id, Bearer::Nobody, now).unwrap();
+        test.tick(now);
+    }
+    assert_eq!(test.logged(Action::CloneSeen), []);
+}
+
+#[test]
+fn a_token_that_is_not_the_servers_is_a_clone_of_it_and_stays_refused() {
+    let mut test = hourly();
+    let id = test.register(with(1, ticket(1, 0))).unwrap().id;
+    test.check_in(id, Bearer::Token(KeyedHash([1; 16])), NOW.plus(1)).unwrap();
+    let stale = Bearer::Token(KeyedHash([9; 16]));
+    let refused = test.check_in(id, stale, NOW.plus(2));
+    assert_eq!(refused, Err(Refusal::Unauthorized));
+    test.tick(NOW.plus(3));
+    let logged = test.logged(Action::CloneSeen);
+    assert_eq!(logged.len(), 1);
+    assert!(logged[0].detail.ends_with("and was refused"), "{}", logged[0].detail);
+}
+
+#[test]
+fn a_silent_fleet_is_one_event_when_it_begins_and_one_when_it_is_over() {
+    let mut test = hourly();
+    let ids = [1, 2, 3, 4].map(|number| test.register(with(number, master())).unwrap().id);
+    let log = |test: &TestServer| -> Vec<(String, String)> {
+        let logged = test.logged(Action::FleetSilent).into_iter();
+        logged.map(|event| (event.subject, event.detail)).collect()
+    };
+    // Nobody can have been heard before the start.
+    for seconds in [0, HOUR, 3 * HOUR - 10] {
+        test.tick(NOW.plus(seconds));
+    }
+    assert_eq!(log(&test), []);
+    test.check_in(ids[0], Bearer::Nobody, NOW.plus(3 * HOUR)).unwrap();
+    test.check_in(ids[1], Bearer::Nobody, NOW.plus(3 * HOUR)).unwrap();
+    test.set_revoked(ids[3], true).unwrap();
+    test.tick(NOW.plus(3 * HOUR + 10));
+    assert_eq!(log(&test), [], "one of three is less than half");
+    for seconds in [6, 7, 8] {
+        test.tick(NOW.plus(seconds * HOUR + 60));
+        test.tick(NOW.plus(seconds * HOUR + 90));
+    }
+    let begun = log(&test);
+    assert_eq!(begun.len(), 1, "{begun:?}");
+    assert_eq!(begun[0].0, "silent");
+    assert_eq!(begun[0].1, "3 of 3 servers have not checked in for more than 10800 s");
+    for id in &ids[..3] {
+        test.check_in(*id, Bearer::Nobody, NOW.plus(8 * HOUR + 100)).unwrap();
+    }
+    test.tick(NOW.plus(8 * HOUR + 110));
+    test.tick(NOW.plus(8 * HOUR + 120));
+    let over = log(&test);
+    assert_eq!((over.len(), over[1].0.as_str()), (2, "over"));
 }

@@ -262,7 +262,8 @@ pub struct Event {
     pub activation: Option<ActivationName>,
     /// The server that it is about.
     pub server: Option<ServerId>,
-    /// The public address that was bound or registered.
+    /// The public address that was bound or registered; for a clone the network of the machine that
+    /// checked in before.
     pub address: Option<IpAddr>,
     /// The readable name of what it is about: a code's hint, a host name, a setting.
     pub subject: String,

@@ -9,6 +9,7 @@
 //! * [`activation`]: the record that a machine consumed a code: open, confirmed or released
 //! * [`server`]: a registered server, its check-ins and its revocation
 //! * [`ticket`]: what lets one machine register once
+//! * [`fleet`]: two machines that check in as one server, and many servers that are silent
 //! * [`limit`]: fixed-window limits as arithmetic
 //! * [`address`]: host names, public addresses, and a caller's network
 //! * [`audit`]: the audit log: events in a hash chain that reveals tampering
@@ -21,6 +22,7 @@ pub mod activation;
 pub mod address;
 pub mod audit;
 pub mod code;
+pub mod fleet;
 pub mod hex;
 pub mod limit;
 pub mod lookup;

@@ -124,6 +124,8 @@ pub(super) static KEYS: &[Key] = &[
     live("servers.revoked_checkin_status", Kind::Number(&[200, 403])),
     live("servers.next_checkin_seconds", whole(" of seconds", 1, 2_592_000)),
     live("servers.forget_after_days", whole(" of days", 0, 3650)),
+    live("servers.silent_after_intervals", whole(" of intervals", 1, 1000)),
+    live("servers.silent_share_percent", whole(" of percent", 0, 100)),
     fixed("actors.code_registry.queue", QUEUE),
     live("actors.code_registry.batch", BATCH),
     fixed("actors.activation.queue", QUEUE),

@@ -168,6 +168,10 @@ pub struct Servers {
     pub next_checkin_seconds: u64,
     /// Days without a check-in after which a server is deleted by itself; 0 for never.
     pub forget_after_days: u64,
+    /// Check-in intervals without a check-in after which a server is silent.
+    pub silent_after_intervals: u64,
+    /// The share of silent servers that is an event, in percent; 0 for never.
+    pub silent_share_percent: u64,
 }
 
 /// The size of one actor.

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use iptunnel_actors::{ActorSettings, Batches};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::audit::{Action, Actor, Event};
+use iptunnel_domain::fleet::Silence;
 use iptunnel_domain::lookup::{KeyedHash, LookupKey, Purpose};
 use std::net::IpAddr;
 use std::path::Path;
@@ -37,6 +38,11 @@ fn actor_settings(config: &Config) -> ActorSettings {
         retention_seconds: config.storage.retention_days.saturating_mul(86_400),
         checkin_flush_seconds: config.servers.checkin_flush_seconds,
         forget_after_seconds: config.servers.forget_after_days.saturating_mul(86_400),
+        silence: Silence {
+            interval: config.servers.next_checkin_seconds,
+            after_intervals: config.servers.silent_after_intervals,
+            share_percent: config.servers.silent_share_percent,
+        },
         batches: Batches {
             code_registry: actors.code_registry.batch,
             activation: actors.activation.batch,

@@ -113,6 +113,22 @@ pub(crate) fn not_activated(asked: &Activate, refusal: &Refusal) -> Event {
     }
 }
 
+/// Returns the event that a machine tried a code that another machine has used, for the audit log. `attempt`
+/// is the event of its refused attempt.
+pub(crate) fn spent(attempt: &Event, used_by: &Activation) -> Event {
+    let Event { at, from, code, identity, .. } = *attempt;
+    let host = used_by.request.binding.hostname.as_str();
+    Event {
+        code,
+        identity,
+        activation: Some(used_by.at.into()),
+        address: attempt.address,
+        subject: attempt.subject.clone(),
+        detail: format!("used by {host}"),
+        ..Event::new(Action::SpentCodeTried, Actor::Installer, at, from)
+    }
+}
+
 /// Returns the event of a refused command on an activation.
 pub(crate) fn refused(
     action: Action,

@@ -1,5 +1,6 @@
-//! What actors keep in memory: cached records, counters, and unwritten check-ins and attempts.
+//! What actors keep in memory: cached records, counters, and unwritten check-ins, attempts and alarms.
 
+pub(crate) mod alarms;
 pub(crate) mod attempts;
 pub(crate) mod check_ins;
 pub(crate) mod counters;

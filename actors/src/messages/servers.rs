@@ -64,6 +64,8 @@ pub struct CheckIn {
     pub id: ServerId,
     /// The bearer of the token that came with it.
     pub bearer: Bearer,
+    /// The address the request came from.
+    pub from: IpAddr,
     /// When the request arrived.
     pub now: Timestamp,
 }

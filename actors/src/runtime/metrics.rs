@@ -50,12 +50,16 @@ pub struct Metrics {
     transitions: Family<TransitionLabel, Counter>,
     limits: Family<LimitLabel, Counter>,
     pub(crate) attempts_not_kept: Counter,
+    pub(crate) alarms_not_kept: Counter,
+    pub(crate) clone_check_ins: Counter,
+    pub(crate) spent_codes_tried: Counter,
     pub(crate) commits: Counter,
     pub(crate) commit_seconds: Histogram,
     pub(crate) codes_in_memory: Gauge,
     pub(crate) activations_in_memory: Gauge,
     pub(crate) counters_in_memory: Gauge,
     pub(crate) servers: Gauge,
+    pub(crate) servers_silent: Gauge,
 }
 
 /// The counters of what happens to codes.
@@ -96,12 +100,16 @@ impl Metrics {
             transitions: Family::default(),
             limits: Family::default(),
             attempts_not_kept: Counter::default(),
+            alarms_not_kept: Counter::default(),
+            clone_check_ins: Counter::default(),
+            spent_codes_tried: Counter::default(),
             commits: Counter::default(),
             commit_seconds: seconds(),
             codes_in_memory: Gauge::default(),
             activations_in_memory: Gauge::default(),
             counters_in_memory: Gauge::default(),
             servers: Gauge::default(),
+            servers_silent: Gauge::default(),
         };
         registry.register("actor_queue_depth", "Messages waiting for an actor", it.depth.clone());
         registry.register("actor_messages", "Messages an actor has taken", it.messages.clone());
@@ -117,6 +125,21 @@ impl Metrics {
             "Attempts on codes that came too fast to be written down",
             it.attempts_not_kept.clone(),
         );
+        registry.register(
+            "alarms_not_kept",
+            "Clones and spent codes that came too fast to be entered into the audit log",
+            it.alarms_not_kept.clone(),
+        );
+        registry.register(
+            "clone_check_ins",
+            "Check-ins that a second machine must have sent under the id of a server",
+            it.clone_check_ins.clone(),
+        );
+        registry.register(
+            "spent_codes_tried",
+            "Attempts on a code by another machine than the one that has used it",
+            it.spent_codes_tried.clone(),
+        );
         registry.register("persistence_commits", "Synced commits", it.commits.clone());
         registry.register_with_unit(
             "persistence_commit",
@@ -129,6 +152,11 @@ impl Metrics {
         registry.register("activations_in_memory", "Activations held in memory", activations);
         registry.register("limit_counters", "Counters tracked", it.counters_in_memory.clone());
         registry.register("servers", "Registered servers", it.servers.clone());
+        registry.register(
+            "servers_silent",
+            "Servers, not revoked, that have not checked in for servers.silent_after_intervals",
+            it.servers_silent.clone(),
+        );
         it
     }
 

@@ -1,5 +1,6 @@
 //! The settings of the actors, which may change while the server runs.
 
+use iptunnel_domain::fleet::Silence;
 use iptunnel_domain::limit::Limits;
 use iptunnel_domain::time::Lifetimes;
 
@@ -16,6 +17,8 @@ pub struct ActorSettings {
     pub checkin_flush_seconds: u64,
     /// The seconds after which a server that was not seen is deleted; 0 for never.
     pub forget_after_seconds: u64,
+    /// How often servers check in, and when many of them are silent.
+    pub silence: Silence,
     /// How much each actor does in one step.
     pub batches: Batches,
 }

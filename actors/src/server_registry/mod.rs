@@ -6,8 +6,10 @@
 //! Check-ins go the other way: they are answered at once and written together, a little later.
 
 mod changes;
+mod clones;
 mod import;
 mod published;
+mod silence;
 mod sweep;
 mod together;
 
@@ -17,6 +19,8 @@ pub use crate::messages::servers::{
 };
 pub(crate) use published::Registered;
 pub use published::{Filter, Servers, Sort};
+pub(crate) use silence::Heard;
+pub use silence::Silent;
 
 use crate::Failure;
 use crate::handles::Handles;
@@ -31,13 +35,16 @@ use crate::runtime::reply::Reply;
 use crate::runtime::tuning::ActorSettings;
 use actix::Message;
 use arc_swap::ArcSwap;
+use clones::{Differs, Reported};
 use iptunnel_domain::access::TokenNumber;
 use iptunnel_domain::audit::{Action, Actor as Who, Event};
-use iptunnel_domain::server::{EnrolledBy, Server, ServerId, ServerNumber};
+use iptunnel_domain::fleet::{Difference, Source};
+use iptunnel_domain::server::{Bearer, EnrolledBy, Server, ServerId, ServerNumber};
 use iptunnel_domain::time::Timer;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{Change, CheckIn as Seen, ReadError, Store, Write};
 use published::{Flags, Live, Owners};
+use silence::Watch;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
@@ -53,6 +60,13 @@ impl Message for Found {
 struct SeenElsewhere(Vec<(ServerId, Timestamp)>);
 
 impl Message for SeenElsewhere {
+    type Result = ();
+}
+
+/// Another process has reported a clone of this server, at this time.
+pub(crate) struct CloneReported(pub(crate) ServerId, pub(crate) Timestamp);
+
+impl Message for CloneReported {
     type Result = ();
 }
 
@@ -145,6 +159,9 @@ pub(crate) struct ServerRegistry {
     flush: Timer,
     /// When servers are next looked for that were not seen for too long.
     sweep: Timer,
+    /// The clones that were reported not long ago.
+    reported: Reported,
+    silence: Watch,
     /// The time of the last tick.
     now: Timestamp,
     tuning: Arc<ArcSwap<ActorSettings>>,
@@ -172,6 +189,8 @@ impl ServerRegistry {
             unwritten: CheckIns::default(),
             flush: Timer::default(),
             sweep: Timer::default(),
+            reported: Reported::default(),
+            silence: Watch::from(now),
             now,
             tuning,
             handles,
@@ -258,6 +277,10 @@ impl ServerRegistry {
         if let Some(before) = before.filter(|before| before.number == server.number) {
             let (now, known) = (self.now, before.last_checkin());
             live.set_last_checkin(live.last_checkin().or_later(known, now));
+            // After a new registration the next check-in may come from anywhere.
+            if live.key == before.key {
+                live.source = before.source;
+            }
         }
         self.owners.note(server, before.as_ref(), &live);
         self.servers.insert(server.id, live);
@@ -476,18 +499,30 @@ impl Receive<Work<CheckIn, Server>> for ServerRegistry {
             drop(live);
             return self.answer(work, Err(Refusal::ServerNotFound));
         }
-        let Work { command: CheckIn { bearer, now, .. }, reply, .. } = work;
+        let Work { command, reply, .. } = work;
+        let CheckIn { bearer, from, now, .. } = command;
+        let (last, last_at) = (live.source, live.last_checkin());
         if !live.key.accepts(&bearer) {
+            drop(live);
+            if let Bearer::Token(_) = bearer {
+                let how = Difference::Token;
+                self.report_clone(&command, &Differs { how, last, last_at, refused: true });
+            }
             return reply.refuse(Refusal::Unauthorized);
         }
         if live.flags.has(Flags::REVOKED) {
             return reply.grant(CheckedIn::Revoked);
         }
+        let source = Source::of(from, &bearer);
+        live.source = last.then(source);
         if live.last_checkin().or_later(now, now) != live.last_checkin() {
             live.set_last_checkin(now);
             self.unwritten.note(id, Seen { server: live.number, at: now });
         }
         drop(live);
+        if let Some(how) = last.difference(source) {
+            self.report_clone(&command, &Differs { how, last, last_at, refused: false });
+        }
         reply.grant(CheckedIn::Active);
     }
 }
@@ -654,9 +689,19 @@ impl Receive<SeenElsewhere> for ServerRegistry {
         for (id, at) in &seen {
             if let Some(mut live) = self.servers.live.get_mut(id) {
                 let last = live.last_checkin().or_later(*at, self.now);
-                live.set_last_checkin(last);
+                if last != live.last_checkin() {
+                    live.set_last_checkin(last);
+                    live.source = Source::default();
+                }
             }
         }
+    }
+}
+
+impl Receive<CloneReported> for ServerRegistry {
+    fn receive(&mut self, CloneReported(id, at): CloneReported) {
+        self.metrics.taken();
+        self.reported.note(id, at);
     }
 }
 
@@ -723,6 +768,8 @@ impl Receive<Tick> for ServerRegistry {
         self.now = now;
         let tuning = self.tuning.load_full();
         self.sweep_if_due(tuning.forget_after_seconds);
+        self.reported.forget_old(now, tuning.silence.interval);
+        self.look_for_silence();
         if self.flush.is_due(now, tuning.checkin_flush_seconds) {
             let step = tuning.batches.server_registry;
             let flushed = self.unwritten.flush(&self.handles, step);

@@ -1,16 +1,18 @@
 //! The registered servers in memory, published for readers.
 
+use super::silence::Silent;
 use dashmap::DashMap;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::access::TokenNumber;
+use iptunnel_domain::fleet::Source;
 use iptunnel_domain::server::{CheckInKey, Server, ServerId, ServerNumber};
 use iptunnel_storage::{ReadError, Store};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
-/// The part of a server that is in memory: 24 bytes.
+/// The part of a server that is in memory: 32 bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Live {
     pub(super) number: ServerNumber,
@@ -21,6 +23,9 @@ pub(super) struct Live {
     /// The lower bits of the record's version. They show whether a record read from disk is outdated.
     pub(super) version: u16,
     pub(super) flags: Flags,
+    /// Where its last check-in came from. Not known after a start, nor while another server has taken a
+    /// later one.
+    pub(super) source: Source,
 }
 
 /// What is true of a server, one bit each.
@@ -61,6 +66,7 @@ impl Live {
             key: CheckInKey::of(server),
             version: server.version as u16,
             flags: Flags::of(server),
+            source: Source::default(),
         };
         live.set_last_checkin(server.last_checkin);
         live
@@ -96,6 +102,8 @@ pub struct Servers {
     pub(super) live: DashMap<ServerId, Live>,
     /// The number of those that are not deleted. Counting the map would lock each of its shards.
     count: AtomicUsize,
+    /// How many are silent.
+    pub(super) silent: Mutex<Silent>,
 }
 
 /// Shards of the map, 128 bytes each. A listing locks one after the other, and the actors wait for the
@@ -104,7 +112,11 @@ const SHARDS: usize = 4096;
 
 impl Default for Servers {
     fn default() -> Self {
-        Self { live: DashMap::with_shard_amount(SHARDS), count: AtomicUsize::new(0) }
+        Self {
+            live: DashMap::with_shard_amount(SHARDS),
+            count: AtomicUsize::new(0),
+            silent: Mutex::default(),
+        }
     }
 }
 
@@ -390,8 +402,8 @@ mod tests {
     }
 
     #[test]
-    fn memory_keeps_24_bytes_of_a_server() {
-        assert_eq!(size_of::<Live>(), 24);
+    fn memory_keeps_32_bytes_of_a_server() {
+        assert_eq!(size_of::<Live>(), 32);
     }
 
     #[test]

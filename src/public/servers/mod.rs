@@ -343,7 +343,8 @@ async fn check_in(state: &State, request: &HttpRequest, id: &str) -> Result<Chec
     let from = address_of(request, &state.proxies);
     let identity = state.access.identify(token_of(request), from, now);
     let bearer = identity.bearer();
-    let outcome = state.wait(state.handles.check_in(CheckIn { id, bearer, now })).await.outcome?;
+    let command = CheckIn { id, bearer, from, now };
+    let outcome = state.wait(state.handles.check_in(command)).await.outcome?;
     identity.note_use(now);
     if outcome == Err(Refusal::Unauthorized) {
         if let Some(role) = identity.role() {

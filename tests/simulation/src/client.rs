@@ -194,7 +194,8 @@ pub fn send(
             waiting(handles.register(register)?, |_| Heard::Registered)
         }
         Asked::CheckIn { agent } => {
-            let check_in = CheckIn { id: server_id(*agent), bearer: Bearer::Nobody, now };
+            let (id, bearer) = (server_id(*agent), Bearer::Nobody);
+            let check_in = CheckIn { id, bearer, from: FROM, now };
             waiting(handles.check_in(check_in)?, |answer| match answer {
                 CheckedIn::Active => Heard::Active,
                 CheckedIn::Revoked => Heard::Revoked,

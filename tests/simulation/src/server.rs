@@ -6,6 +6,7 @@ use arc_swap::ArcSwap;
 use iptunnel_actors::stepped::{Step, Stepped};
 use iptunnel_actors::{ActorSettings, Batches, Dependencies, Handles, Health, Metrics};
 use iptunnel_domain::Timestamp;
+use iptunnel_domain::fleet::Silence;
 use iptunnel_domain::limit::Limits;
 use iptunnel_domain::lookup::LookupKey;
 use iptunnel_domain::time::Lifetimes;
@@ -75,6 +76,7 @@ impl Site {
         let health = Arc::new(Health::default());
         let tuning = ActorSettings {
             forget_after_seconds: 0,
+            silence: Silence { interval: 86_400, after_intervals: 3, share_percent: 20 },
             lifetimes: life(),
             limits: common.limits,
             retention_seconds: 90 * 86_400,

@@ -1,0 +1,146 @@
+//! Silent servers: how many there are, and when they are so many that operators are told.
+
+use super::published::Flags;
+use super::{ServerRegistry, Servers};
+use crate::runtime::mailbox::Receive;
+use actix::Message;
+use iptunnel_domain::Timestamp;
+use iptunnel_domain::audit::{Action, Actor as Who, Event};
+use iptunnel_domain::time::Timer;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+
+/// Seconds between two counts. Each examines all servers, on a reader thread: a million take about 50 ms.
+const PAUSE: u64 = 5;
+
+/// The subject of the event that a fleet is silent.
+const BEGINS: &str = "silent";
+/// The subject of the event that it is not silent any more.
+const ENDS: &str = "over";
+
+/// How many servers are silent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Silent {
+    /// The servers that have not checked in for long.
+    pub servers: u64,
+    /// All servers that are not revoked.
+    pub of: u64,
+    /// The seconds after which a server is silent.
+    pub after_seconds: u64,
+    /// Whether they are so many that operators were told.
+    pub is_fleet: bool,
+}
+
+/// The servers were counted.
+struct Counted {
+    servers: u64,
+    of: u64,
+}
+
+impl Message for Counted {
+    type Result = ();
+}
+
+/// Another server has reported that the fleet is silent, or is not any more.
+pub(crate) struct Heard(bool);
+
+impl Heard {
+    /// Returns the message about an event of [`Action::FleetSilent`].
+    pub(crate) fn of(event: &Event) -> Self {
+        Self(event.subject == BEGINS)
+    }
+}
+
+impl Message for Heard {
+    type Result = ();
+}
+
+/// What the registry knows of silence.
+pub(super) struct Watch {
+    /// When it started: who was silent before cannot be known.
+    started: Timestamp,
+    count: Timer,
+    is_counting: Arc<AtomicBool>,
+    is_silent: bool,
+}
+
+impl Watch {
+    pub(super) fn from(started: Timestamp) -> Self {
+        let (count, is_counting) = (Timer::default(), Arc::default());
+        Self { started, count, is_counting, is_silent: false }
+    }
+}
+
+impl Servers {
+    /// Returns how many servers are silent, as last counted.
+    pub fn silent(&self) -> Silent {
+        *self.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns how many servers that are not revoked were last seen before `instant`, and how many there
+    /// are.
+    fn unseen_since(&self, instant: Timestamp) -> (u64, u64) {
+        let live = self.live.iter();
+        live.filter(|live| !live.flags.has(Flags::REVOKED) && !live.flags.has(Flags::DELETED))
+            .fold((0, 0), |(silent, all), live| {
+                (silent + u64::from(live.last_checkin() < instant), all + 1)
+            })
+    }
+}
+
+impl ServerRegistry {
+    /// Counts the silent servers on another thread, if it is time.
+    pub(super) fn look_for_silence(&mut self) {
+        let is_due = self.silence.count.is_due(self.now, PAUSE);
+        if !is_due || self.silence.is_counting.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let instant = self.tuning.load().silence.since(self.now);
+        let (servers, handles) = (Arc::clone(&self.servers), Arc::clone(&self.handles));
+        let is_counting = Arc::clone(&self.silence.is_counting);
+        self.handles.reader.run(move |_| {
+            let (silent, of) = servers.unseen_since(instant);
+            handles.server_registry.send(Counted { servers: silent, of });
+            is_counting.store(false, Ordering::Relaxed);
+        });
+    }
+
+    /// Whether every server has had the time to check in since this one started.
+    fn has_listened(&self, seconds: u64) -> bool {
+        let heard_until = self.silence.started.plus(seconds);
+        !self.now.is_before(heard_until, seconds)
+    }
+}
+
+impl Receive<Counted> for ServerRegistry {
+    fn receive(&mut self, Counted { servers, of }: Counted) {
+        self.metrics.taken();
+        self.observed.servers_silent.set(servers.cast_signed());
+        let rule = self.tuning.load().silence;
+        let was = self.silence.is_silent;
+        let is_silent = rule.is_fleet_silent(was, servers, of);
+        if is_silent != was && (was || self.has_listened(rule.seconds())) {
+            let seconds = rule.seconds();
+            let event = Event {
+                subject: if is_silent { BEGINS } else { ENDS }.to_owned(),
+                detail: format!(
+                    "{servers} of {of} servers have not checked in for more than {seconds} s"
+                ),
+                ..Event::new(Action::FleetSilent, Who::Agent, self.now, None)
+            };
+            if self.handles.alarms.add(event) {
+                self.silence.is_silent = is_silent;
+            }
+        }
+        let (after_seconds, is_fleet) = (rule.seconds(), self.silence.is_silent);
+        let silent = Silent { servers, of, after_seconds, is_fleet };
+        *self.servers.silent.lock().unwrap_or_else(PoisonError::into_inner) = silent;
+    }
+}
+
+impl Receive<Heard> for ServerRegistry {
+    fn receive(&mut self, Heard(is_silent): Heard) {
+        self.metrics.taken();
+        self.silence.is_silent = is_silent;
+    }
+}
