@@ -19,6 +19,7 @@ use crate::public::{self, ROUTES, reference};
 use crate::secrets::{SecretError, lookup_key};
 use crate::state::State;
 use crate::state::access::AccessTokens;
+use crate::state::attention::Attention;
 use crate::state::live::Live;
 use crate::state::settings::{OnChange, Settings};
 use crate::state::tickets::TicketTimes;
@@ -200,6 +201,7 @@ fn start(
         proxies: Proxies(loaded.config.server.trusted_proxies.clone()),
         tickets: TicketTimes::default(),
         watchers: Arc::new(Watchers::default()),
+        attention: Arc::new(Attention::default()),
         wrong_tokens: WrongTokens::new(&mut registry),
         live,
     });
@@ -384,6 +386,7 @@ fn start_background_tasks(
         spawn(history.keep(registry, Arc::clone(&health))),
         spawn(keep_wrong_tokens(state.clone())),
         spawn(keep_token_uses(state.clone())),
+        spawn(read_attention(state.clone())),
     ];
     let store = Arc::clone(state.handles.store());
     if store.shared().is_some() {
@@ -406,9 +409,11 @@ fn follow_the_store(state: &State) -> (Arc<Notify>, Arc<Notify>) {
     let of_tokens = Arc::clone(&tokens_changed);
     let (watchers, handles) = (Arc::clone(&state.watchers), Arc::clone(&state.handles));
     let (health, changed) = (Arc::clone(&state.health), Arc::clone(&settings_changed));
+    let attention = Arc::clone(&state.attention);
     let shared = state.handles.store().shared().is_some();
     state.handles.store().follow(Box::new(move |event| {
         watchers.tell(event);
+        attention.hear(event);
         handles.heard(event);
         match event.action {
             Action::SettingChanged => changed.notify_one(),
@@ -426,6 +431,13 @@ fn follow_the_store(state: &State) -> (Arc<Notify>, Arc<Notify>) {
 
 async fn keep_wrong_tokens(state: Data<State>) {
     state.keep_wrong_tokens().await;
+}
+
+/// Reads what needs a person from the log of the last day.
+async fn read_attention(state: Data<State>) {
+    let (attention, now) = (Arc::clone(&state.attention), state.clock.now());
+    // A store that cannot be read has been logged.
+    let _ = state.read_store(move |store| attention.read(store, now)).await;
 }
 
 async fn keep_token_uses(state: Data<State>) {

@@ -82,6 +82,12 @@ async fn search(console: &Console, find: &Find) -> Result<Hit, ApiError> {
     Ok(Hit::Many(found.await?))
 }
 
+/// Whether an entry of the log belongs to the story of its code. That another machine has tried the code is
+/// there already, as an attempt.
+fn is_of_code(event: &Event) -> bool {
+    event.action != Action::SpentCodeTried
+}
+
 /// What the text of a search may be an id of.
 struct Ids {
     machine: KeyedHash,
@@ -115,6 +121,7 @@ fn scan(store: &dyn Store, before: u64, text: &str, ids: &Ids) -> Result<Found, 
         looked += 1;
         let (number, event) = (entry.head.entries, entry.event);
         let matches = text.is_empty() || mentions(&event, text) || ids.include(&event);
+        let matches = matches && is_of_code(&event);
         if let Some(code) = event.code.filter(|code| matches && seen.insert(*code)) {
             hits.push((code, event));
         }
@@ -200,7 +207,7 @@ fn timeline(
         looked += 1;
         cut_short = entry.event.at <= over && looked >= AMONG;
         let goes_on = entry.event.at <= over && !cut_short;
-        if entry.event.code == Some(hash) {
+        if entry.event.code == Some(hash) && is_of_code(&entry.event) {
             events.push(entry.event);
         }
         goes_on

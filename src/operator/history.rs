@@ -131,7 +131,13 @@ fn derive(before: &Snapshot, after: &Snapshot, seconds: f64) -> BTreeMap<String,
             "actor_batch_size_count" => {
                 batches.entry(line.label("actor").into()).or_default()[1] += grown;
             }
-            "codes_in_memory" | "activations_in_memory" | "servers" | "store_epoch" => {
+            "codes_in_memory"
+            | "activations_in_memory"
+            | "servers"
+            | "servers_silent"
+            | "store_epoch"
+            | "store_primaries"
+            | "servers_with_other_secrets" => {
                 add(line.name.into(), *value);
             }
             _ => {}

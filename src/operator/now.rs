@@ -9,6 +9,7 @@ use crate::http::errors::ApiError;
 use crate::http::page::html;
 use crate::http::respond::success;
 use crate::http::story::CodeStage;
+use crate::state::attention::Line;
 use actix_web::http::StatusCode;
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
@@ -128,6 +129,8 @@ struct ActorRow {
 /// The figures of the page.
 #[derive(Serialize)]
 pub struct Now {
+    /// What needs a person.
+    attention: Vec<Line>,
     requests_per_second: f64,
     p50_ms: Option<f64>,
     p99_ms: Option<f64>,
@@ -139,12 +142,31 @@ pub struct Now {
     commit_p50_ms: Option<f64>,
     commit_p99_ms: Option<f64>,
     servers: f64,
+    /// The servers, not revoked, that have not checked in for `servers.silent_after_intervals`.
+    servers_silent: u64,
     codes_in_memory: f64,
     activations_in_memory: f64,
     /// The store's epoch: 1, plus one for each time it was found to be an earlier state or was
     /// fenced.
     store_epoch: f64,
     installs: Installs,
+}
+
+/// Returns the present faults of the store, in sentences.
+fn store_faults(console: &Console, figure: impl Fn(&str) -> f64) -> Vec<String> {
+    let faults = [
+        (!console.state.health.is_ready(), "This server is not ready: its log and doctor say why."),
+        (
+            figure("store_primaries") > 1.0,
+            "More than one host of the database says that it is the primary.",
+        ),
+        (
+            figure("servers_with_other_secrets") > 0.0,
+            "Other servers on the database have other signing keys or another master token.",
+        ),
+    ];
+    let present = faults.into_iter().filter(|(is_present, _)| *is_present);
+    present.map(|(_, words)| words.to_owned()).collect()
 }
 
 async fn now(console: &Console) -> Result<Now, ApiError> {
@@ -190,7 +212,10 @@ async fn now(console: &Console) -> Result<Now, ApiError> {
         messages_per_second: or_zero(&format!("messages:{actor}")),
         batch: figure(&format!("batch:{actor}")),
     });
+    let silent = console.state.handles.servers().silent();
+    let faults = store_faults(console, or_zero);
     Ok(Now {
+        attention: console.state.attention.lines(faults, &silent, time),
         requests_per_second: or_zero("requests"),
         p50_ms: figure("p50:all"),
         p99_ms: figure("p99:all"),
@@ -202,6 +227,7 @@ async fn now(console: &Console) -> Result<Now, ApiError> {
         commit_p50_ms: figure("p50:commit"),
         commit_p99_ms: figure("p99:commit"),
         servers: or_zero("servers"),
+        servers_silent: silent.servers,
         codes_in_memory: or_zero("codes_in_memory"),
         activations_in_memory: or_zero("activations_in_memory"),
         store_epoch: or_zero("store_epoch"),

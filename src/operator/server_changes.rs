@@ -332,7 +332,7 @@ async fn preview(console: &Console, days: u64) -> Result<Unseen, ApiError> {
         let mut first = Vec::with_capacity(FIRST);
         for (_, number) in servers.page(&filter, Sort::SeenFirst, None, FIRST) {
             let server = store.server(number)?.map(|server| servers.as_last_seen(server, now));
-            first.extend(server.map(|server| row(&state, server, before)));
+            first.extend(server.map(|server| row(&state, None, server, before)));
         }
         Ok(Unseen { days, before: rfc3339(before), count: servers.count(&filter), first })
     })

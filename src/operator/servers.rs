@@ -6,26 +6,31 @@ use crate::http::errors::ApiError;
 use crate::http::page::html;
 use crate::http::respond::{rfc3339, success};
 use crate::state::State;
-use crate::state::servers::{contains, look_through};
+use crate::state::attention::Cloned;
+use crate::state::servers::{self, contains, look_through};
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
 use iptunnel_actors::server_registry::{Filter, Servers, Sort};
-use iptunnel_domain::server::{EnrolledBy, Server, ServerNumber};
+use iptunnel_domain::server::{EnrolledBy, Server, ServerId, ServerNumber};
 use iptunnel_domain::{Refusal, Timestamp};
-use iptunnel_storage::{ReadError, Records};
+use iptunnel_storage::{ReadError, Records, Store};
 use serde::{Deserialize, Serialize};
+use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Servers per page.
 const PAGE: usize = 50;
 
 /// The states to filter by: value and label.
-pub static SHOWS: [(&str, &str); 5] = [
+pub static SHOWS: [(&str, &str); 7] = [
     ("all", "all"),
     ("live", "live"),
     ("stale", "stale"),
+    ("silent", "silent"),
+    ("cloned", "cloned"),
     ("revoked", "revoked"),
     ("deleted", "deleted and revoked"),
 ];
@@ -66,6 +71,9 @@ pub(super) struct Row {
     pub(super) registered_at: String,
     pub(super) last_checkin: String,
     pub(super) state: &'static str,
+    /// That two machines may be checking in as this server, if that was seen in the last day.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) clone: Option<Cloned>,
     /// Who enrolled it: the name of a token, or where else its credential came from. Empty: not known.
     pub(super) enrolled_by: String,
     pub(super) note: String,
@@ -95,9 +103,19 @@ fn filter(
         "all" => Filter::default(),
         "live" => Filter { revoked: Some(false), seen_since: Some(stale), ..Filter::default() },
         "stale" => Filter { revoked: Some(false), seen_before: Some(stale), ..Filter::default() },
+        "silent" => {
+            let silent = console.state.live.tuning.load().silence.since(now);
+            Filter { revoked: Some(false), seen_before: Some(silent), ..Filter::default() }
+        }
+        // The clones are few, and are looked up by their ids.
+        "cloned" => Filter::default(),
         "revoked" => Filter { revoked: Some(true), ..Filter::default() },
         "deleted" => Filter { deleted: true, revoked: Some(true), ..Filter::default() },
-        _ => return Err(invalid("show must be all, live, stale, revoked or deleted.")),
+        _ => {
+            return Err(invalid(
+                "show must be all, live, stale, silent, cloned, revoked or deleted.",
+            ));
+        }
     };
     Ok((filter, stale))
 }
@@ -116,14 +134,20 @@ async fn list(console: &Console, query: &ServersQuery) -> Result<List, ApiError>
     let state = console.state.clone();
     let servers = Arc::clone(console.state.handles.servers());
     let text = query.text.trim().to_lowercase();
+    let clones = console.state.attention.clones(now);
+    let only_clones = query.show == "cloned";
     read(console, move |store| {
-        let count = servers.count(&filter);
-        let (found, next) = if text.is_empty() {
+        let count = if only_clones { clones.len() } else { servers.count(&filter) };
+        let (found, next) = if only_clones {
+            (cloned(store, &servers, &clones, &text, now)?, None)
+        } else if text.is_empty() {
             sorted(store, &servers, &filter, sort, cursor, now)?
         } else {
             search(store, &servers, &filter, &text, cursor, now)?
         };
-        let servers = found.into_iter().map(|server| row(&state, server, stale)).collect();
+        let of = |server: &Server| clones.get(&server.id).cloned();
+        let servers = found.into_iter().map(|server| row(&state, of(&server), server, stale));
+        let servers = servers.collect();
         Ok(List { count, servers, next_cursor: next.map(|place| place.to_string()) })
     })
     .await
@@ -151,6 +175,21 @@ fn sorted(
         found.extend(store.server(number)?.map(|server| servers.as_last_seen(server, now)));
     }
     Ok((found, next))
+}
+
+/// Returns the servers as which two machines may be checking in, the newest first.
+fn cloned(
+    store: &dyn Store,
+    servers: &Servers,
+    clones: &HashMap<ServerId, Cloned>,
+    text: &str,
+    now: Timestamp,
+) -> Result<Vec<Server>, ReadError> {
+    let ids: Vec<ServerId> = clones.keys().copied().collect();
+    let mut found = servers::read(store, servers, &ids, now)?;
+    found.retain(|server| contains(server, text));
+    found.sort_unstable_by_key(|server| Reverse(server.number));
+    Ok(found)
 }
 
 /// Returns a page of servers that contain `text`, newest first.
@@ -185,7 +224,7 @@ fn enrolled_by(state: &State, by: EnrolledBy) -> String {
     }
 }
 
-pub(super) fn row(state: &State, server: Server, stale: Timestamp) -> Row {
+pub(super) fn row(state: &State, clone: Option<Cloned>, server: Server, stale: Timestamp) -> Row {
     let shown = if server.deleted {
         "deleted"
     } else if server.revoked {
@@ -203,6 +242,7 @@ pub(super) fn row(state: &State, server: Server, stale: Timestamp) -> Row {
         registered_at: rfc3339(server.registered_at),
         last_checkin: rfc3339(server.last_checkin),
         state: shown,
+        clone,
         note: server.note,
     }
 }

@@ -1,11 +1,13 @@
 //! The state that both listeners share.
 //!
 //! * [`access`]: access tokens, and who may do what
+//! * [`attention`]: what needs a person
 //! * [`live`]: the values in effect; [`settings`]: changes them while the server runs
 //! * [`servers`]: commands on servers that both listeners offer
 //! * [`watchers`]: the pages that watch codes; [`wrong_tokens`]: wrong tokens, which it slows and notes
 
 pub mod access;
+pub mod attention;
 pub mod live;
 pub mod servers;
 pub mod settings;
@@ -19,6 +21,7 @@ use crate::http::errors::ApiError;
 use crate::os::Clock;
 use access::AccessTokens;
 use actix_web::web::{Payload, block};
+use attention::Attention;
 use iptunnel_actors::{Answer, Failure, Handles, Health, Pending};
 use iptunnel_domain::audit::Event;
 use iptunnel_storage::{ReadError, Store};
@@ -49,6 +52,8 @@ pub struct State {
     pub tickets: TicketTimes,
     /// The pages that watch codes.
     pub watchers: Arc<Watchers>,
+    /// The events that need a person.
+    pub attention: Arc<Attention>,
     /// The wrong tokens that were sent.
     pub wrong_tokens: WrongTokens,
 }

@@ -3,10 +3,10 @@
 use super::State;
 use crate::http::errors::ApiError;
 use crate::state::access::caller::Caller;
-use iptunnel_actors::server_registry::{Delete, SetNote, SetRevoked};
-use iptunnel_domain::Refusal;
+use iptunnel_actors::server_registry::{Delete, Servers, SetNote, SetRevoked};
 use iptunnel_domain::server::{Server, ServerId, ServerNumber};
-use iptunnel_storage::{ReadError, Records};
+use iptunnel_domain::{Refusal, Timestamp};
+use iptunnel_storage::{ReadError, Records, Store};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -58,17 +58,30 @@ pub fn contains(server: &Server, text: &str) -> bool {
 pub async fn find(state: &State, id: &str) -> Result<Server, ApiError> {
     let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
     let (servers, now) = (Arc::clone(state.handles.servers()), state.clock.now());
-    let found = state.read_store(move |store| {
-        let found = match (store.shared(), servers.number_of(id)) {
-            // Another server may have registered it just now.
-            (Some(shared), _) => shared.servers_of(&[id])?.pop().flatten(),
-            (None, Some(number)) => store.server(number)?,
-            (None, None) => None,
-        };
-        let shown = found.filter(|server| !server.deleted);
-        Ok(shown.map(|server| servers.as_last_seen(server, now)))
-    });
-    Ok(found.await?.ok_or(Refusal::ServerNotFound)?)
+    let found = state.read_store(move |store| read(store, &servers, &[id], now));
+    Ok(found.await?.pop().ok_or(Refusal::ServerNotFound)?)
+}
+
+/// Returns those of the servers with these ids that exist and are not deleted, with the times of their last check-ins.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn read(
+    store: &dyn Store,
+    servers: &Servers,
+    ids: &[ServerId],
+    now: Timestamp,
+) -> Result<Vec<Server>, ReadError> {
+    let found = match store.shared() {
+        // Another server may have registered them just now.
+        Some(shared) => shared.servers_of(ids)?,
+        None => {
+            let numbers = ids.iter().filter_map(|id| servers.number_of(*id));
+            numbers.map(|number| store.server(number)).collect::<Result<_, _>>()?
+        }
+    };
+    let shown = found.into_iter().flatten().filter(|server| !server.deleted);
+    Ok(shown.map(|server| servers.as_last_seen(server, now)).collect())
 }
 
 /// Writes a note on the server with this id, for a caller at the address `from`.

@@ -91,17 +91,31 @@ impl Minute {
         let count_of_rest = rest.iter().map(|(_, count)| u64::from(*count)).sum::<u64>();
         let mut events: Vec<Event> = networks
             .into_iter()
-            .map(|(network, count)| event(Some(network), format!("{count} in a minute")))
+            .map(|(network, count)| event(Some(network), format!("{count}{IN_A_MINUTE}")))
             .collect();
         if !rest.is_empty() {
             let detail = format!(
-                "{} in a minute, from other networks",
+                "{}{IN_A_MINUTE}, from other networks",
                 count_of_rest + u64::from(self.others)
             );
             events.push(event(None, detail));
         }
         events
     }
+}
+
+/// What an entry of the audit log says behind its count.
+const IN_A_MINUTE: &str = " in a minute";
+
+/// Returns how many wrong tokens an entry of the audit log counts; 0 if it counts none.
+pub fn count_of(event: &Event) -> u64 {
+    let count = event.detail.split_once(IN_A_MINUTE).and_then(|(count, _)| count.parse().ok());
+    count.unwrap_or_default()
+}
+
+/// Whether an entry of the audit log counts so many that its network was slowed.
+pub fn is_burst(event: &Event) -> bool {
+    count_of(event) > u64::from(AT_ONCE)
 }
 
 #[derive(Default)]

@@ -21,6 +21,7 @@ mod enrolment;
 mod envelopes;
 mod failover;
 mod faults;
+mod fleet;
 mod forwarded;
 mod harness;
 mod histories;
