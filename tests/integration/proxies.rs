@@ -157,7 +157,7 @@ fn before_two_servers(check: impl Fn(Kind, &Proxy)) {
     let server = || {
         TestApp::start_with(|c| {
             c.push(("server.trusted_proxies", "127.0.0.1".into()));
-            c.push(("limits.precheck_per_ip_day", "2".into()));
+            c.push(("limits.precheck_per_ip_day", "10".into()));
         })
     };
     let servers = [server(), server()];
@@ -182,8 +182,8 @@ fn requests_pass_and_the_caller_chooses_neither_its_id_nor_its_address() {
             })
             .collect();
         assert!(ids.iter().all(|id| id.len() >= 32 && id != "mine"), "{kind:?}: {ids:?}");
-        // Two servers with two prechecks each: the fifth of one address is refused at the latest.
-        let told: Vec<u16> = (0..5)
+        // Two servers with ten prechecks each: the 21st of one address is refused at the latest.
+        let told: Vec<u16> = (0..21)
             .map(|number| {
                 let header = format!("X-Forwarded-For: 9.9.9.{number}\r\n");
                 proxy.ask(&format!("POST {V2}"), &header, b"{}").status
