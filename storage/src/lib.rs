@@ -38,6 +38,7 @@ pub use watermark::Watermark;
 /// What is stored, as bytes: for tests that feed it damaged ones.
 pub mod stored {
     pub use crate::record::{
-        decode_activation, decode_changes, decode_code, decode_server, encode_changes,
+        decode_access_token, decode_activation, decode_changes, decode_code, decode_server,
+        encode_changes,
     };
 }

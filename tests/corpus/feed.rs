@@ -259,6 +259,7 @@ pub fn rows(bytes: &[u8]) -> Verdict {
     let code = stored::decode_code(1, bytes).map(drop);
     let activation = stored::decode_activation(1, bytes).map(drop);
     let server = stored::decode_server(1, bytes).map(drop);
+    let token = stored::decode_access_token(1, bytes, iptunnel_domain::Timestamp(0)).map(drop);
     let event = Event::decode(bytes);
     if let Some((event, rest)) = &event {
         let mut written = Vec::new();
@@ -267,6 +268,6 @@ pub fn rows(bytes: &[u8]) -> Verdict {
     }
     match event {
         Some(_) => Ok(()),
-        None => code.or(activation).or(server).map_err(refused),
+        None => code.or(activation).or(server).or(token).map_err(refused),
     }
 }
