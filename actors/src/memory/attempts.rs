@@ -123,7 +123,7 @@ pub(crate) fn spent(attempt: &Event, used_by: &Activation) -> Event {
         identity,
         activation: Some(used_by.at.into()),
         address: attempt.address,
-        subject: attempt.subject.clone(),
+        subject: host.to_owned(),
         detail: format!("used by {host}"),
         ..Event::new(Action::SpentCodeTried, Actor::Installer, at, from)
     }
