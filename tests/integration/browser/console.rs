@@ -94,7 +94,7 @@ fn a_server_is_revoked_and_restored_after_a_confirmation() {
     app.post("/register", &body);
     let window = logged_in(&app);
     go(&window, &app, "servers");
-    let state = "tbody td:nth-child(5)";
+    let state = "tbody td:nth-child(6)";
     assert_eq!(window.text(state), "live");
     window.click("tbody summary");
     window.click("tbody .danger");
