@@ -247,6 +247,7 @@ async fn open_session(
 /// `POST /console/{key}/logout`
 pub async fn logout(console: Data<Console>, operator: Operator) -> HttpResponse {
     // It may have ended meanwhile.
-    let _ = console.end_session(&operator.session, &operator).await;
+    let _ =
+        console.end_session(&operator.session, operator.caller.token_name(), operator.from).await;
     see("/console/login")
 }

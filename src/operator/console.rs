@@ -1,6 +1,5 @@
 //! State and helpers that the console's handlers share.
 
-use super::auth::Operator;
 use super::history::History;
 use super::sessions::{Session, Sessions};
 use crate::http::errors::ApiError;
@@ -15,6 +14,7 @@ use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{ReadError, Store};
 use prometheus_client::registry::Registry;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 /// The pages: path and name, in the order of the menu.
@@ -73,19 +73,19 @@ impl Console {
         self.sessions.list(self.is_good(now), now)
     }
 
-    /// Ends a session and enters that into the audit log.
+    /// Ends a session and enters that into the audit log. `by` is the name of the caller's access token.
     ///
     /// # Errors
     /// No session has this id.
-    pub async fn end_session(&self, id: &str, operator: &Operator) -> Result<(), ApiError> {
+    pub async fn end_session(&self, id: &str, by: &str, from: IpAddr) -> Result<(), ApiError> {
         if !self.sessions.end(id) {
             return Err(ApiError::not_found());
         }
         let now = self.state.clock.now();
         let event = Event {
             subject: id.to_owned(),
-            by: operator.caller.token_name().to_owned(),
-            ..Event::new(Action::SessionEnded, Actor::Operator, now, Some(operator.from))
+            by: by.to_owned(),
+            ..Event::new(Action::SessionEnded, Actor::Operator, now, Some(from))
         };
         self.state.enter(vec![event]).await;
         Ok(())
