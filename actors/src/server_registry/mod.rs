@@ -18,9 +18,9 @@ pub use crate::messages::servers::{
     RegisterInstalled, SetNote, SetRevoked,
 };
 pub(crate) use published::Registered;
+pub use published::Silent;
 pub use published::{Filter, Servers, Sort};
 pub(crate) use silence::Heard;
-pub use silence::Silent;
 
 use crate::Failure;
 use crate::handles::Handles;

@@ -1,6 +1,5 @@
 //! The registered servers in memory, published for readers.
 
-use super::silence::Silent;
 use dashmap::DashMap;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::access::TokenNumber;
@@ -95,6 +94,19 @@ impl Live {
     pub(super) fn set_last_checkin(&mut self, at: Timestamp) {
         self.last_checkin = u32::try_from(at.0).unwrap_or(u32::MAX);
     }
+}
+
+/// How many servers are silent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Silent {
+    /// The servers that have not checked in for long.
+    pub servers: u64,
+    /// All servers that are not revoked.
+    pub of: u64,
+    /// The seconds after which a server is silent.
+    pub after_seconds: u64,
+    /// Whether they are so many that operators were told.
+    pub is_fleet: bool,
 }
 
 /// All registered servers that are on disk, for reading.

@@ -1,6 +1,6 @@
 //! Silent servers: how many there are, and when they are so many that operators are told.
 
-use super::published::Flags;
+use super::published::{Flags, Silent};
 use super::{ServerRegistry, Servers};
 use crate::runtime::mailbox::Receive;
 use actix::Message;
@@ -17,19 +17,6 @@ const PAUSE: u64 = 5;
 const BEGINS: &str = "silent";
 /// The subject of the event that it is not silent any more.
 const ENDS: &str = "over";
-
-/// How many servers are silent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Silent {
-    /// The servers that have not checked in for long.
-    pub servers: u64,
-    /// All servers that are not revoked.
-    pub of: u64,
-    /// The seconds after which a server is silent.
-    pub after_seconds: u64,
-    /// Whether they are so many that operators were told.
-    pub is_fleet: bool,
-}
 
 /// The servers were counted.
 struct Counted {
