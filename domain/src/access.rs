@@ -52,6 +52,10 @@ impl Role {
     }
 }
 
+/// The longest time for which a credential that is good once can be used, in seconds: tickets are good
+/// for at most an hour, install tokens for an hour after the confirm.
+pub const ONE_TIME_SECONDS: u64 = 3600;
+
 /// The number of an access token in the order of creation, from 1. It is never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TokenNumber(pub u32);

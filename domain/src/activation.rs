@@ -1,9 +1,9 @@
 //! The activation: the record that a machine consumed a code. It is open, then confirmed or released.
 
+use crate::access::ONE_TIME_SECONDS;
 use crate::address::HostName;
 use crate::code::{Code, CodeHash};
 use crate::lookup::KeyedHash;
-use crate::server::ONE_TIME_SECONDS;
 use crate::time::{Lifespan, Lifetimes, Timestamp};
 use crate::{Refusal, Version};
 use std::fmt;
@@ -48,6 +48,35 @@ pub struct ActivationRef {
     pub number: ActivationNumber,
     /// Its id in the API.
     pub id: ActivationId,
+}
+
+/// The name of an activation in the log: its number, and the part of its id that may be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ActivationName {
+    /// Its number in the order of opening.
+    pub number: ActivationNumber,
+    /// The first four of its id's sixteen hexadecimal digits.
+    pub digits: u16,
+}
+
+impl From<ActivationRef> for ActivationName {
+    fn from(at: ActivationRef) -> Self {
+        Self { number: at.number, digits: (at.id.0 >> 48) as u16 }
+    }
+}
+
+impl ActivationName {
+    /// Whether `id` begins with the same digits.
+    pub const fn may_be(&self, id: ActivationId) -> bool {
+        self.digits == (id.0 >> 48) as u16
+    }
+}
+
+impl fmt::Display for ActivationName {
+    /// Writes the first eight characters of its id.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "act_{:04x}", self.digits)
+    }
 }
 
 /// The machine that sends a request: hashes of its machine id and of its SSH fingerprint.

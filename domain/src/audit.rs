@@ -6,13 +6,12 @@
 //! it with a [`Head`] that was saved elsewhere.
 
 use crate::Timestamp;
-use crate::activation::{ActivationId, ActivationNumber, ActivationRef};
+use crate::activation::{ActivationName, ActivationNumber};
 use crate::code::CodeHash;
 use crate::hex::{bytes_of, hex};
 use crate::lookup::KeyedHash;
 use crate::server::ServerId;
 use sha2::{Digest, Sha256};
-use std::fmt;
 use std::net::IpAddr;
 
 /// The kind of event. The numbers are part of the format on disk.
@@ -209,35 +208,6 @@ impl Actor {
     /// Returns the actor with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|actor| actor.name() == name)
-    }
-}
-
-/// The name of an activation in the log: its number, and the part of its id that may be shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ActivationName {
-    /// Its number in the order of opening.
-    pub number: ActivationNumber,
-    /// The first four of its id's sixteen hexadecimal digits.
-    pub digits: u16,
-}
-
-impl From<ActivationRef> for ActivationName {
-    fn from(at: ActivationRef) -> Self {
-        Self { number: at.number, digits: (at.id.0 >> 48) as u16 }
-    }
-}
-
-impl ActivationName {
-    /// Whether `id` begins with the same digits.
-    pub const fn may_be(&self, id: ActivationId) -> bool {
-        self.digits == (id.0 >> 48) as u16
-    }
-}
-
-impl fmt::Display for ActivationName {
-    /// Writes the first eight characters of its id.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "act_{:04x}", self.digits)
     }
 }
 

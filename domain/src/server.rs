@@ -1,7 +1,7 @@
 //! A registered server: its identity, its last check-in, and whether it is revoked or deleted.
 
-use crate::access::{IsGood, TokenNumber};
-use crate::audit::ActivationName;
+use crate::access::{IsGood, ONE_TIME_SECONDS, TokenNumber};
+use crate::activation::ActivationName;
 use crate::lookup::{KeyedHash, LookupKey, Purpose};
 use crate::{Refusal, Timestamp, Version};
 use std::fmt;
@@ -72,10 +72,6 @@ pub struct Credential {
     /// milliseconds since the Unix epoch. `None` for one that is good many times.
     pub made_ms: Option<u64>,
 }
-
-/// The longest time for which a credential that is good once can be used, in seconds: tickets are good
-/// for at most an hour, install tokens for an hour after the confirm.
-pub const ONE_TIME_SECONDS: u64 = 3600;
 
 impl Credential {
     /// Returns when it was made; for one that is good many times the end of the second `now`. So every

@@ -5,10 +5,9 @@
 //! ticket is stored. That each is good once follows from the record of the server at that address (see
 //! [`Server::register_again`](crate::server::Server::register_again)).
 
-use crate::access::TokenNumber;
+use crate::access::{ONE_TIME_SECONDS, TokenNumber};
 use crate::hex::{bytes_of, hex};
 use crate::lookup::{LookupKey, Purpose};
-use crate::server::ONE_TIME_SECONDS;
 use crate::time::{Lifespan, Timestamp};
 use std::net::IpAddr;
 use subtle::ConstantTimeEq;

@@ -141,8 +141,8 @@ impl Row {
 
     /// Parses the row back into its event. `None` if a field is invalid.
     pub fn event(&self) -> Option<Event> {
+        use iptunnel_domain::activation::ActivationName;
         use iptunnel_domain::activation::ActivationNumber;
-        use iptunnel_domain::audit::ActivationName;
         use iptunnel_domain::code::CodeHash;
         use iptunnel_domain::lookup::KeyedHash;
         use iptunnel_domain::server::ServerId;

@@ -7,11 +7,11 @@
 use crate::{Change, CheckIn, Counter, CounterRow, ReadError, Setting, Write};
 use iptunnel_domain::access::{AccessToken, Role, TokenNumber};
 use iptunnel_domain::activation::{
-    Activation, ActivationId, ActivationNumber, ActivationRef, ActivationState, Binding, Holder,
-    Request,
+    Activation, ActivationId, ActivationName, ActivationNumber, ActivationRef, ActivationState,
+    Binding, Holder, Request,
 };
 use iptunnel_domain::address::{HostName, Network};
-use iptunnel_domain::audit::{ActivationName, Event};
+use iptunnel_domain::audit::Event;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
 use iptunnel_domain::limit::Policy;
 use iptunnel_domain::lookup::KeyedHash;

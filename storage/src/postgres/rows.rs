@@ -5,11 +5,11 @@ use crate::ReadError;
 use deadpool_postgres::GenericClient;
 use iptunnel_domain::access::{AccessToken, Role, TokenNumber};
 use iptunnel_domain::activation::{
-    Activation, ActivationId, ActivationNumber, ActivationRef, ActivationState, Binding, Holder,
-    Request,
+    Activation, ActivationId, ActivationName, ActivationNumber, ActivationRef, ActivationState,
+    Binding, Holder, Request,
 };
 use iptunnel_domain::address::{HostName, Network};
-use iptunnel_domain::audit::{Action, ActivationName, Actor, Event};
+use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{EnrolledBy, Server, ServerId, ServerNumber};
