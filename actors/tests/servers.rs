@@ -455,27 +455,71 @@ fn servers_that_were_not_seen_for_long_are_deleted_together_and_the_others_stay(
     );
 }
 
+/// Ticks every ten minutes from `from` until so many seconds later.
+fn tick_through(test: &mut TestServer, from: Timestamp, seconds: u64) -> Timestamp {
+    for later in (0..=seconds).step_by(600) {
+        tick(test, from.plus(later));
+    }
+    from.plus(seconds)
+}
+
+fn tick(test: &mut TestServer, at: Timestamp) -> usize {
+    test.actors.handles().tick(at);
+    test.run();
+    // The next step of the sweep follows on the time of this tick.
+    test.actors.handles().tick(at);
+    test.run();
+    test.listed()
+}
+
+/// Starts a server with a list of servers that were last seen 40 days ago, and with the setting that the
+/// clock deletes servers after 30 days.
+fn with_unseen(count: u8) -> TestServer {
+    let mut test = TestServer::start();
+    let seen = Timestamp(NOW.0 - 40 * DAY);
+    let list: Vec<Listed> =
+        (1..=count).map(|n| Listed { last_checkin: seen, ..in_list(n.into(), n) }).collect();
+    test.import(&list);
+    test.tuning.store(Arc::new(ActorSettings { forget_after_seconds: 30 * DAY, ..tuning() }));
+    test
+}
+
 #[test]
 fn the_clock_deletes_a_few_unseen_servers_each_minute_if_that_is_set() {
-    let mut test = TestServer::start();
-    let list: Vec<Listed> = (1..=150)
-        .map(|n| Listed { last_checkin: Timestamp(NOW.0 - 40 * DAY), ..in_list(n.into(), n) })
-        .collect();
-    test.import(&list);
-    let tick = |test: &mut TestServer, at: Timestamp| {
-        test.actors.handles().tick(at);
-        test.run();
-        // The next step of the sweep follows on the time of this tick.
-        test.actors.handles().tick(at);
-        test.run();
-        test.listed()
-    };
-    assert_eq!(tick(&mut test, NOW), 150);
-    test.tuning.store(Arc::new(ActorSettings { forget_after_seconds: 30 * DAY, ..tuning() }));
-    let left = [0, 1, 59, 61, 200].map(|later| tick(&mut test, NOW.plus(later)));
+    let mut test = with_unseen(150);
+    let now = tick_through(&mut test, NOW, 3 * DAY - 1);
+    assert_eq!(test.listed(), 150, "each is given three intervals to check in");
+    let left = [1, 2, 60, 62, 200].map(|later| tick(&mut test, now.plus(later)));
     assert_eq!(left, [50, 50, 50, 0, 0]);
-    let last = test.events().pop().unwrap();
-    assert_eq!((last.0, last.1.as_str()), ("server_deleted", ""));
+    let events = test.events();
+    let deleted =
+        events.iter().filter(|(action, by, _)| *action == "server_deleted" && by.is_empty());
+    assert_eq!(deleted.count(), 150);
+}
+
+#[test]
+fn after_a_step_of_the_clock_servers_are_given_time_to_check_in_again() {
+    let mut test = with_unseen(10);
+    let now = tick_through(&mut test, NOW, 3 * DAY - 1);
+    let ahead = now.plus(20 * DAY);
+    assert_eq!(tick(&mut test, ahead), 10, "the clock was set ahead");
+    assert_eq!(tick(&mut test, now.plus(2)), 10, "and back");
+    let now = tick_through(&mut test, now.plus(2), 3 * DAY - 600);
+    assert_eq!(test.listed(), 10);
+    assert_eq!(tick(&mut test, now.plus(600)), 0);
+}
+
+#[test]
+fn a_server_that_was_restored_is_given_time_to_check_in() {
+    let mut test = with_unseen(2);
+    let now = tick_through(&mut test, NOW, DAY);
+    test.set_revoked(ServerId(2), true).unwrap();
+    let now = tick_through(&mut test, now, 2 * DAY - 600);
+    test.set_revoked(ServerId(2), false).unwrap();
+    assert_eq!(tick(&mut test, now.plus(600)), 1);
+    tick_through(&mut test, now.plus(600), 3 * DAY - 1200);
+    assert_eq!(test.listed(), 1);
+    assert_eq!(tick(&mut test, now.plus(3 * DAY)), 0);
 }
 
 const HOUR: u64 = 3600;

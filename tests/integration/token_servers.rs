@@ -1,7 +1,7 @@
 //! Enrolling access tokens: which servers are theirs, and what becomes of those.
 
 use crate::access::{Token, by_master, change, create, revoke, wait_for, with_role};
-use crate::harness::{Answer, TestApp, wait_until};
+use crate::harness::{Answer, TestApp, send, wait_until};
 use iptunnel_domain::access::Role;
 use serde_json::{Value, json};
 
@@ -134,21 +134,25 @@ fn after_two_rotations_whose_answers_were_lost_the_secret_in_use_is_still_good()
 
 #[test]
 fn a_deleted_server_is_not_shown() {
-    let app = TestApp::start_with(|settings| {
-        settings.push(("servers.forget_after_days", "1".into()));
-    });
-    let id = registered(&app, &app.master(), "9.9.9.1");
-    let path = format!("/api/v2/servers/{id}");
-    assert_eq!(app.get_as(&app.master(), &path).status, 200);
-    // A revoked one stays on record when it is deleted.
-    assert_eq!(app.post_as(&app.master(), "/revoke", &json!({"server_id": id})).status, 200);
-    app.settle();
-    app.clock.advance(2 * 86_400);
-    wait_until("the server is deleted", || {
-        app.get_as(&app.master(), "/status").json()["count"] == 0
-    });
-    let shown = app.get_as(&app.master(), &path);
-    assert_eq!(shown.told(), (404, "server_not_found".into()), "{}", shown.text);
+    let app = TestApp::start();
+    for is_revoked in [false, true] {
+        let id = registered(&app, &app.master(), "9.9.9.1");
+        let path = format!("/api/v2/servers/{id}");
+        assert_eq!(app.get_as(&app.master(), &path).status, 200);
+        if is_revoked {
+            // A revoked one stays on record when it is deleted.
+            let body = json!({"server_id": id});
+            assert_eq!(app.post_as(&app.master(), "/revoke", &body).status, 200);
+        }
+        app.settle();
+        let delete = app.client.delete(format!("{}{path}", app.url)).bearer_auth(app.master());
+        assert_eq!(send(delete).status, 200);
+        wait_until("every server knows", || {
+            (0..app.servers()).all(|_| app.get_as(&app.master(), "/status").json()["count"] == 0)
+        });
+        let shown = app.get_as(&app.master(), &path);
+        assert_eq!(shown.told(), (404, "server_not_found".into()), "{}", shown.text);
+    }
 }
 
 #[test]

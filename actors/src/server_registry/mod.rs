@@ -48,6 +48,7 @@ use silence::Watch;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
+use sweep::Sweep;
 
 /// A record as read from the store, in this generation of the store.
 struct Found(Server, u32);
@@ -157,8 +158,7 @@ pub(crate) struct ServerRegistry {
     /// The unwritten check-ins: the last one of each server.
     unwritten: CheckIns,
     flush: Timer,
-    /// When servers are next looked for that were not seen for too long.
-    sweep: Timer,
+    sweep: Sweep,
     /// The clones that were reported not long ago.
     reported: Reported,
     silence: Watch,
@@ -188,7 +188,7 @@ impl ServerRegistry {
             changing: HashMap::new(),
             unwritten: CheckIns::default(),
             flush: Timer::default(),
-            sweep: Timer::default(),
+            sweep: Sweep::from(now),
             reported: Reported::default(),
             silence: Watch::from(now),
             now,
@@ -280,6 +280,9 @@ impl ServerRegistry {
             // After a new registration the next check-in may come from anywhere.
             if live.key == before.key {
                 live.source = before.source;
+            }
+            if before.flags.has(Flags::REVOKED) && !live.flags.has(Flags::REVOKED) {
+                self.sweep.note_restored(server.id, now);
             }
         }
         self.owners.note(server, before.as_ref(), &live);

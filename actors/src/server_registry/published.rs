@@ -351,6 +351,9 @@ impl Owners {
     pub(super) fn note(&mut self, server: &Server, before: Option<&Live>, now: &Live) {
         if now.flags.has(Flags::IMPORTED) {
             self.at.insert(server.address_id, server.id);
+        } else {
+            // Another process may have deleted the imported server that was there.
+            self.at.remove(&server.address_id);
         }
         self.count(before.and_then(Live::enrolled_by), now.enrolled_by());
     }

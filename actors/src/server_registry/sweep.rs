@@ -11,7 +11,9 @@ use actix::Message;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::audit::{Action, Actor as Who, Event};
 use iptunnel_domain::server::{Deletion, Server, ServerId, ServerNumber};
+use iptunnel_domain::time::Timer;
 use iptunnel_storage::{ReadError, Store};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -20,6 +22,47 @@ const PAUSE: u64 = 60;
 /// The servers that the clock deletes at once. They are few: where the clock is wrong, there is time to
 /// notice it.
 const FEW: usize = 100;
+/// The shortest time in seconds for which this process has listened before the clock deletes: a day.
+const LISTEN: u64 = 86_400;
+/// The longest time in seconds between two ticks, which come each second. After a longer one the clock
+/// was set, or the machine has slept.
+const GAP: u64 = 600;
+
+/// When the clock deletes servers. A server that could not check in, because this program was away or its
+/// clock was wrong, is not deleted for that.
+pub(super) struct Sweep {
+    timer: Timer,
+    /// Since when servers could check in here without a gap.
+    listening_since: Timestamp,
+    last_tick: Timestamp,
+    /// When servers were restored: a revoked server that checks in is not seen.
+    restored: HashMap<ServerId, Timestamp>,
+}
+
+impl Sweep {
+    pub(super) fn from(now: Timestamp) -> Self {
+        let (timer, restored) = (Timer::default(), HashMap::new());
+        Self { timer, listening_since: now, last_tick: now, restored }
+    }
+
+    /// Notes that a server was restored.
+    pub(super) fn note_restored(&mut self, id: ServerId, now: Timestamp) {
+        self.restored.insert(id, now);
+    }
+
+    /// Whether servers are to be looked for at `now`. Every server is given so many seconds to check in.
+    fn is_due(&mut self, now: Timestamp, seconds: u64) -> bool {
+        if now < self.last_tick || now.since(self.last_tick) > GAP {
+            self.listening_since = now;
+        }
+        self.last_tick = now;
+        if now.since(self.listening_since) < seconds || !self.timer.is_due(now, PAUSE) {
+            return false;
+        }
+        self.restored.retain(|_, at| now.since(*at) < seconds);
+        true
+    }
+}
 
 /// Servers that were not seen since `before`, as read from the store.
 struct Unseen {
@@ -41,7 +84,8 @@ impl Message for Unseen {
 impl ServerRegistry {
     /// Looks for servers that were not seen for `after` seconds, if it is time. 0: never.
     pub(super) fn sweep_if_due(&mut self, after: u64) {
-        if after > 0 && self.sweep.is_due(self.now, PAUSE) {
+        let listen = self.tuning.load().silence.seconds().max(LISTEN);
+        if self.sweep.is_due(self.now, listen) && after > 0 {
             let unseen = Unseen {
                 servers: Vec::new(),
                 before: Timestamp(self.now.0.saturating_sub(after)),
@@ -120,7 +164,8 @@ impl Receive<Unseen> for ServerRegistry {
         for server in servers {
             let is_unseen = |this: &Self| {
                 let live = this.servers.live.get(&server.id);
-                live.is_some_and(|live| live.last_checkin() < before)
+                live.is_some_and(|live| live.last_checkin().max(server.last_checkin) < before)
+                    && !(reply.is_none() && this.sweep.restored.contains_key(&server.id))
             };
             if self.changing.contains_key(&server.id) || !self.is_fresh(&server) || !is_unseen(self)
             {
