@@ -6,7 +6,7 @@ use super::servers::{Row, invalid, row};
 use crate::http::errors::ApiError;
 use crate::http::page::html;
 use crate::http::respond::{rfc3339, success};
-use crate::state::servers::{delete, set_note, set_revoked};
+use crate::state::servers::{delete, numbered, set_note, set_revoked};
 use actix_web::http::StatusCode;
 use actix_web::web::{Bytes, Data, Form, Path, Query};
 use actix_web::{HttpRequest, HttpResponse};
@@ -329,11 +329,10 @@ async fn preview(console: &Console, days: u64) -> Result<Unseen, ApiError> {
     let filter = Filter { seen_before: Some(before), ..Filter::default() };
     let (state, servers) = (console.state.clone(), Arc::clone(console.state.handles.servers()));
     read(console, move |store| {
-        let mut first = Vec::with_capacity(FIRST);
-        for (_, number) in servers.page(&filter, Sort::SeenFirst, None, FIRST) {
-            let server = store.server(number)?.map(|server| servers.as_last_seen(server, now));
-            first.extend(server.map(|server| row(&state, None, server, before)));
-        }
+        let page = servers.page(&filter, Sort::SeenFirst, None, FIRST);
+        let numbers = page.into_iter().map(|(_, number)| number);
+        let first = numbered(store, &servers, numbers, now)?;
+        let first = first.into_iter().map(|server| row(&state, None, server, before)).collect();
         Ok(Unseen { days, before: rfc3339(before), count: servers.count(&filter), first })
     })
     .await

@@ -170,11 +170,8 @@ fn sorted(
     let more = page.len() > PAGE;
     page.truncate(PAGE);
     let next = page.last().filter(|_| more).map(|(place, _)| *place);
-    let mut found = Vec::with_capacity(page.len());
-    for (_, number) in page {
-        found.extend(store.server(number)?.map(|server| servers.as_last_seen(server, now)));
-    }
-    Ok((found, next))
+    let numbers = page.into_iter().map(|(_, number)| number);
+    Ok((servers::numbered(store, servers, numbers, now)?, next))
 }
 
 /// Returns the servers as which two machines may be checking in, the newest first.

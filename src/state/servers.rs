@@ -84,6 +84,23 @@ pub fn read(
     Ok(shown.map(|server| servers.as_last_seen(server, now)).collect())
 }
 
+/// Returns those of the servers with these numbers that exist, with the times of their last check-ins.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn numbered(
+    store: &dyn Records,
+    servers: &Servers,
+    numbers: impl IntoIterator<Item = ServerNumber>,
+    now: Timestamp,
+) -> Result<Vec<Server>, ReadError> {
+    let mut found = Vec::new();
+    for number in numbers {
+        found.extend(store.server(number)?.map(|server| servers.as_last_seen(server, now)));
+    }
+    Ok(found)
+}
+
 /// Writes a note on the server with this id, for a caller at the address `from`.
 ///
 /// # Errors

@@ -126,14 +126,16 @@ struct Matches {
 }
 
 /// Returns a page in the order of registration. Reads no more rows than it returns.
-fn page(store: &dyn Store, servers: &Servers, listing: &Listing) -> Result<Matches, ReadError> {
+fn page(
+    store: &dyn Store,
+    servers: &Servers,
+    listing: &Listing,
+    now: Timestamp,
+) -> Result<Matches, ReadError> {
     let limit = listing.per_page as usize;
     let (total, numbers) = servers.page_at(&listing.filter, listing.skipped(), limit);
-    let mut found = Vec::with_capacity(numbers.len());
-    for number in numbers {
-        found.extend(store.server(number)?);
-    }
-    Ok(Matches { servers: found, total, is_cut: false })
+    let servers = servers::numbered(store, servers, numbers, now)?;
+    Ok(Matches { servers, total, is_cut: false })
 }
 
 /// Returns a page of the servers that contain a text. Looks at the newest [`SEARCHED`] servers. One whose
@@ -211,10 +213,7 @@ async fn list_of(state: &State, request: &HttpRequest) -> Result<HttpResponse, A
     });
     let found = state.read_store(move |store| {
         if listing.search.is_empty() {
-            let mut found = page(store, &servers, &listing)?;
-            let seen = found.servers.into_iter().map(|server| servers.as_last_seen(server, now));
-            found.servers = seen.collect();
-            Ok(found)
+            page(store, &servers, &listing, now)
         } else {
             search(store, &servers, &listing, named, now)
         }
