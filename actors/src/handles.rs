@@ -248,7 +248,13 @@ impl Restored {
         };
         let shared = || Arc::clone(&handles);
         let actors = Actors {
-            rate_limiter: RateLimiter::new(counters, Arc::clone(&tuning), shared(), &observed),
+            rate_limiter: RateLimiter::new(
+                counters,
+                Arc::clone(&tuning),
+                shared(),
+                &observed,
+                parts.now,
+            ),
             code_registry: CodeRegistry::new(
                 Numbers::new(frontier.code.0, process),
                 Numbers::new(frontier.activation.0, process),

@@ -70,7 +70,7 @@ impl Lifespan {
     }
 }
 
-/// A timer for work that repeats after a pause of some seconds. A new timer is due at once.
+/// A timer for work that repeats after a pause of some seconds. The default timer is due at once.
 ///
 /// A timer set further ahead than its own pause is due, so a clock that was briefly ahead delays the
 /// work by at most one pause.
@@ -80,6 +80,11 @@ pub struct Timer {
 }
 
 impl Timer {
+    /// Returns a timer that is due at `next` for the first time.
+    pub const fn due_at(next: Timestamp) -> Self {
+        Self { next }
+    }
+
     /// Whether it is due at `now`. If so, sets it to `pause` seconds later.
     pub const fn is_due(&mut self, now: Timestamp, pause: u64) -> bool {
         if now.is_before(self.next, pause) {

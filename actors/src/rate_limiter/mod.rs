@@ -97,6 +97,7 @@ impl RateLimiter {
         tuning: Arc<ArcSwap<ActorSettings>>,
         handles: Arc<Handles>,
         observed: &Metrics,
+        now: Timestamp,
     ) -> Self {
         Self {
             counters,
@@ -108,7 +109,7 @@ impl RateLimiter {
             ticks: 0,
             to_flush: 0,
             reached: Reached::default(),
-            forget: Timer::default(),
+            forget: Timer::due_at(now.plus(shared::FORGET_EVERY)),
             ended: false,
         }
     }

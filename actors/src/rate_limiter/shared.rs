@@ -77,7 +77,7 @@ impl Reached {
 }
 
 /// Seconds between two deletions of counters of ended windows from a shared store.
-const FORGET_EVERY: u64 = 60;
+pub(super) const FORGET_EVERY: u64 = 60;
 
 /// A request with the shared store's decision.
 struct Weighed<C: LimitedCommand> {

@@ -137,10 +137,14 @@ impl Shared for PostgresStore {
 
     fn forget_counters(&self, now: Timestamp, most: u32) -> Result<(), ReadError> {
         self.read(move |client| async move {
+            // The database's clock must agree: a server whose clock is wrong, or whose request was long
+            // on its way, would delete what the others count by now.
             let sql = format!(
                 "DELETE FROM counter WHERE (key, window_end) IN (
                      SELECT key, window_end FROM counter
-                     WHERE window_end <= $1 OR window_end > $1 + interval '25 hours' LIMIT {FORGET}
+                     WHERE window_end <= LEAST($1, clock_timestamp())
+                         OR window_end > GREATEST($1, clock_timestamp()) + interval '25 hours'
+                     LIMIT {FORGET}
                      FOR UPDATE SKIP LOCKED)"
             );
             let some = client.prepare_cached(&sql).await.map_err(unreadable)?;

@@ -905,6 +905,12 @@ fn times_from_a_wrong_future_clock_do_not_stay() {
     let late = Event { at: Timestamp(month), ..event(7) };
     commit(&store, &[Change(vec![Write::Audit(Arc::new(late))])]);
     assert_eq!(store.audit_head().unwrap().entries, 2);
+    // What it counted is right for it; the others' counters stay.
+    store.forget_counters(Timestamp(month), 1000).unwrap();
+    store.forget_counters(Timestamp(1), 1000).unwrap();
+    let mut kept = 0;
+    store.each_counter(&mut |_, _| kept += 1).unwrap();
+    assert_eq!(kept, 1, "a server whose clock is wrong deletes none that count");
     // Then it is right again.
     store.forget_counters(Timestamp(now.cast_unsigned()), 1000).unwrap();
     let mut ends = Vec::new();

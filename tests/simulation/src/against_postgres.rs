@@ -33,7 +33,7 @@ use std::sync::Arc;
 /// The number of codes, registered servers, settings and limits in each sequence.
 const KINDS: u8 = 3;
 /// The start time of all sequences.
-const BEGUN: Timestamp = Timestamp(1_800_000_000);
+const BEGUN: Timestamp = Timestamp(1_700_000_000);
 /// A number of no server.
 const NO_NUMBER: ServerNumber = ServerNumber(i32::MAX as u32);
 
@@ -268,7 +268,7 @@ impl Sequence {
     }
 
     fn limit(&self, limit: u8, allowed: u32) -> Counted {
-        let ends = [100, 200, 30 * 3600];
+        let ends = [100, 200, 20 * 3600];
         Counted {
             key: spread(self.base + u64::from(limit)),
             policy: Policy::ALL[usize::from(limit) % Policy::ALL.len()],
