@@ -9,6 +9,7 @@
 //! * [`activation`]: the record that a machine consumed a code: open, confirmed or released
 //! * [`server`]: a registered server, its check-ins and its revocation
 //! * [`ticket`]: what lets one machine register once
+//! * [`agent_token`]: the secret with which a server checks in
 //! * [`fleet`]: two machines that check in as one server, and many servers that are silent
 //! * [`limit`]: fixed-window limits as arithmetic
 //! * [`address`]: host names, public addresses, and a caller's network
@@ -20,6 +21,7 @@
 pub mod access;
 pub mod activation;
 pub mod address;
+pub mod agent_token;
 pub mod audit;
 pub mod code;
 pub mod fleet;

@@ -64,7 +64,8 @@ pub enum EnrolledBy {
 /// What a machine registers with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credential {
-    /// The keyed hash of its text.
+    /// The keyed hash of what its check-ins show from now on: of the agent token that the machine has made
+    /// for itself, or of the text of this credential.
     pub hash: KeyedHash,
     /// Who vouches for the machine.
     pub by: EnrolledBy,
@@ -98,8 +99,8 @@ pub struct Server {
     pub registered_at: Timestamp,
     /// When it last registered or checked in.
     pub last_checkin: Timestamp,
-    /// The keyed hash of the token of its last registration; `None` if it was imported and has not
-    /// registered since.
+    /// The keyed hash of what its check-ins show: the agent token or the token of its last registration.
+    /// `None` if it was imported and has not registered since.
     pub token: Option<KeyedHash>,
     /// Who vouched for it in its last registration.
     pub enrolled_by: EnrolledBy,
@@ -181,8 +182,8 @@ impl Server {
     }
 
     /// Returns the server as registered again, with its new host name and credential. `None` if the
-    /// credential is good once and is that of its last registration: then its answer was lost, and is
-    /// given again.
+    /// credential is good once and is that of its last registration, with the same agent token: then its
+    /// answer was lost, and is given again.
     ///
     /// # Errors
     /// [`Refusal::ServerRevoked`] if it is revoked: registering again does not undo a revocation.
@@ -202,7 +203,9 @@ impl Server {
         if self.belongs_to_another(credential.by, is_good) {
             return Err(Refusal::ServerOfAnotherToken);
         }
-        let is_same = self.token.is_some_and(|token| token.ct_eq(&credential.hash));
+        // A machine that registers with a new ticket may keep its agent token: then only the date differs.
+        let is_same = self.token.is_some_and(|token| token.ct_eq(&credential.hash))
+            && credential.made_ms == Some(self.credential_ms);
         // A date in the future is not believed: a wrong clock wrote it.
         let is_ahead = Timestamp(self.credential_ms / 1000).is_ahead_of(now);
         let earlier = if is_ahead { 0 } else { self.credential_ms };
@@ -455,6 +458,32 @@ mod tests {
         assert_eq!(again(&later, &ticket(1, 1000), NOW), Err(Refusal::CredentialUsed));
     }
 
+    /// A machine's own agent token, brought with a ticket.
+    fn with_agent(agent: u8, made_ms: u64) -> Credential {
+        ticket(agent, made_ms)
+    }
+
+    #[test]
+    fn a_repeat_needs_the_same_ticket_and_the_same_agent_token() {
+        let server = registered(&with_agent(1, 1000), NOW);
+        assert_eq!(again(&server, &with_agent(1, 1000), NOW), Ok(None));
+        for other in [with_agent(2, 1000), with_agent(1, 999), with_agent(2, 999)] {
+            assert_eq!(again(&server, &other, NOW), Err(Refusal::CredentialUsed), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_later_ticket_registers_a_machine_again_that_keeps_its_agent_token() {
+        let server = registered(&with_agent(1, 1000), NOW);
+        let later = again(&server, &with_agent(1, 1001), NOW).unwrap().unwrap();
+        assert_eq!((later.hostname.as_str(), later.credential_ms), ("ns2", 1001));
+        assert_eq!(CheckInKey::of(&later), CheckInKey::of(&server));
+        assert_eq!(again(&later, &with_agent(1, 1001), NOW), Ok(None));
+        for used in [with_agent(1, 1000), with_agent(2, 1001)] {
+            assert_eq!(again(&later, &used, NOW), Err(Refusal::CredentialUsed), "{used:?}");
+        }
+    }
+
     #[test]
     fn an_access_token_takes_over_no_server_of_another_one_that_is_good() {
         let of = |number| EnrolledBy::Token(TokenNumber(number));
@@ -551,11 +580,11 @@ mod tests {
         /// Whatever happens to the server in between, and wherever its clock stands within the hour.
         #[test]
         fn a_ticket_never_changes_a_server_twice(
-            steps in prop::collection::vec((0u8..6, 1u64..50, 0u64..60), 1..40),
+            steps in prop::collection::vec((0u8..6, 1u64..50, 0u64..60, 0u8..3), 1..40),
         ) {
             let (mut server, mut now) = (registered(&master(), NOW), NOW);
             let mut used = std::collections::HashSet::new();
-            for (step, which, later) in steps {
+            for (step, which, later, agent) in steps {
                 now = now.plus(later);
                 let made_ms = NOW.0 * 1000 + which * 1000;
                 let next = match step {
@@ -569,7 +598,9 @@ mod tests {
                     // No ticket comes before it is made: its time is not begun, so it is refused before.
                     _ if made_ms > now.0 * 1000 => None,
                     _ => {
-                        let next = again(&server, &ticket(which as u8, made_ms), now).ok().flatten();
+                        // With an agent token of three, or without one.
+                        let hash = if agent == 0 { which as u8 } else { 200 + agent };
+                        let next = again(&server, &ticket(hash, made_ms), now).ok().flatten();
                         if next.is_some() {
                             prop_assert!(used.insert(which), "used twice");
                         }

@@ -83,7 +83,7 @@ impl ApiError {
         let message = match role {
             Role::Enrol => "This token belongs to other servers.".to_owned(),
             _ => format!(
-                "This token has the role {}. A check-in needs the token that registered the server, or none.",
+                "This token has the role {}. A check-in needs the token of the server itself, or none.",
                 role.name()
             ),
         };

@@ -103,7 +103,9 @@ fn optional_install_token() -> ObjectBuilder {
 }
 
 fn enrolling_token() -> ObjectBuilder {
-    text(FIELD, "ACCESS_TOKEN", "An access token with the role enrol, or the master token.")
+    let description = "An access token with the role enrol, an install ticket, the install token of a \
+                       confirmed install, or the master token.";
+    text(FIELD, "ACCESS_TOKEN", description)
 }
 
 fn ticket_address() -> ObjectBuilder {
@@ -133,6 +135,16 @@ fn client_id() -> ObjectBuilder {
 
 fn server_hostname() -> ObjectBuilder {
     cut(Server::HOSTNAME_BYTES, "ns1.example.com", "The server's host name.")
+}
+
+fn agent_token() -> ObjectBuilder {
+    let description = "A secret that the machine has made for itself, for its check-ins. Keep it on the \
+                       machine before the request: then a request whose response was lost can be repeated.";
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some("^ipa_[0-9a-f]{48}$"))
+        .examples(["ipa_00112233445566778899aabbccddeeff0011223344556677"])
+        .description(Some(description))
 }
 
 fn server_id() -> ObjectBuilder {
@@ -209,6 +221,8 @@ pub struct RegisterRequest {
     ip: String,
     #[schema(schema_with = server_hostname, required = false)]
     hostname: Option<String>,
+    #[schema(schema_with = agent_token, required = false)]
+    agent_token: Option<String>,
 }
 
 /// The body of a request for an install ticket.

@@ -89,6 +89,112 @@ fn an_install_token_registers_the_address_that_was_bound_and_no_other() {
     id(&app.post(V2, &registration(&token, &machine.public_ip)));
 }
 
+/// Agent tokens of two machines.
+const AGENT: &str = "ipa_0123456789abcdef0123456789abcdef0123456789abcdef";
+const ANOTHER: &str = "ipa_fedcba9876543210fedcba9876543210fedcba9876543210";
+
+/// Checks in with a token and returns the status. On all servers the answer must be the same.
+fn check_in(app: &TestApp, server: &str, token: &str) -> u16 {
+    let path = format!("/api/v2/servers/{server}/check-in");
+    let ask = || app.post_as(token, &path, &json!({})).status;
+    let status = ask();
+    assert!((1..app.servers()).all(|_| ask() == status), "{path}");
+    status
+}
+
+#[test]
+fn a_machine_checks_in_with_its_own_agent_token_and_with_no_other() {
+    let app = TestApp::start();
+    let machine = Machine::new(1);
+    let token = installed(&app, &machine).token;
+    let body = with(registration(&token, &machine.public_ip), "agent_token", AGENT);
+    let server = id(&app.post(V2, &body));
+    for (token, status) in [(AGENT, 200), (&*token, 401), (ANOTHER, 401), (&*app.master(), 200)] {
+        assert_eq!(check_in(&app, &server, token), status);
+    }
+    wait_until("the second machine is seen", || entries(&app, "clone_seen") > 0);
+    let app = app.restart();
+    assert_eq!((check_in(&app, &server, AGENT), check_in(&app, &server, ANOTHER)), (200, 401));
+}
+
+#[test]
+fn a_lost_answer_is_given_again_for_the_same_token_and_agent_token_alone() {
+    let app = TestApp::start();
+    let machine = Machine::new(1);
+    let token = installed(&app, &machine).token;
+    let plain = registration(&token, &machine.public_ip);
+    let body = with(plain.clone(), "agent_token", AGENT);
+    let server = id(&app.post(V2, &body));
+    for path in [V2, LEGACY, V2] {
+        assert_eq!(id(&app.post(path, &body)), server, "{path}");
+    }
+    for other in [plain, with(body.clone(), "agent_token", ANOTHER)] {
+        assert_eq!(app.post(V2, &other).told(), (403, "credential_used".into()));
+        assert_eq!(app.post(LEGACY, &other).status, 403);
+    }
+    assert_eq!(entries(&app, "server_registered"), 1);
+    let app = app.restart();
+    assert_eq!(id(&app.post(LEGACY, &body)), server);
+}
+
+#[test]
+fn a_second_install_keeps_or_replaces_the_agent_token() {
+    let app = TestApp::start();
+    let machine = Machine::new(1);
+    let mut used = Vec::new();
+    for agent in [AGENT, AGENT, ANOTHER] {
+        app.clock.advance(60);
+        let token = installed(&app, &machine).token;
+        let body = with(registration(&token, &machine.public_ip), "agent_token", agent);
+        let server = id(&app.post(V2, &body));
+        // Also on a server that has heard of the install before this one only.
+        assert_eq!(check_in(&app, &server, agent), 200, "{agent}");
+        for old in &used {
+            assert_eq!(app.post(V2, old).told(), (403, "credential_used".into()));
+        }
+        used.push(body);
+    }
+    let server = id(&app.post(V2, &used[2]));
+    assert_eq!((check_in(&app, &server, AGENT), check_in(&app, &server, ANOTHER)), (401, 200));
+}
+
+#[test]
+fn tickets_access_tokens_and_the_master_token_bring_agent_tokens_too() {
+    let app = behind_a_proxy();
+    let (_, access) = enrolling(&app, json!({"addresses": ["8.8.8.8"]}));
+    let ticket = ask_from(&app, "8.8.8.8").data("ticket");
+    for (token, ip, again) in
+        [(&ticket, "8.8.8.8", 403), (&access, "8.8.4.4", 200), (&app.master(), "1.1.1.1", 200)]
+    {
+        let body = with(registration(token, ip), "agent_token", AGENT);
+        let server = id(&app.post(V2, &body));
+        assert_eq!(id(&app.post(LEGACY, &body)), server);
+        assert_eq!((check_in(&app, &server, AGENT), check_in(&app, &server, ANOTHER)), (200, 401));
+        let other = app.post(V2, &with(body, "agent_token", ANOTHER));
+        assert_eq!(other.status, again, "{}", other.text);
+    }
+}
+
+#[test]
+fn an_agent_token_of_a_wrong_form_is_refused_before_anything_is_used_up() {
+    let app = TestApp::start();
+    let machine = Machine::new(1);
+    let token = installed(&app, &machine).token;
+    let body = registration(&token, &machine.public_ip);
+    let forms =
+        [json!(""), json!("ipa_"), json!(AGENT[4..]), json!(AGENT.to_uppercase()), json!([])];
+    let (long, other) = (json!(format!("{AGENT}0")), json!(AGENT.replace("ipa_", "ipt_")));
+    for form in forms.into_iter().chain([long, other]) {
+        let body = with(body.clone(), "agent_token", form.clone());
+        let refused = app.post(V2, &body);
+        assert_eq!(refused.told(), (422, "validation_error".into()), "{form}");
+        assert!(refused.json()["error"]["message"].as_str().unwrap().starts_with("agent_token"));
+        let refused = app.post(LEGACY, &body);
+        assert!(refused.status == 400 && refused.text.contains("agent_token"), "{}", refused.text);
+    }
+    id(&app.post(V2, &with(body, "agent_token", AGENT)));
+}
+
 #[test]
 fn the_token_of_a_released_install_registers_nothing() {
     let app = TestApp::start();

@@ -195,10 +195,17 @@ fn use_the_console(server: &Process, secrets: &mut Secrets) {
 fn use_servers(server: &Process, secrets: &mut Secrets) {
     let api = &server.api;
     let wrong = secrets.keep("wrong-master-token-of-somebody");
-    for token in [&api.master, &wrong] {
-        let body = json!({"token": token, "ip": "1.2.3.4", "hostname": "a.example.com"});
+    let agent = secrets.keep(format!("ipa_{}", "0123456789ab".repeat(4)));
+    secrets.keep(&agent[4..]);
+    for token in [&api.master, &wrong, &agent] {
+        let body = json!({"token": token, "ip": "1.2.3.4", "hostname": "a.example.com", "agent_token": agent});
         let registered = api.post("/register", &body).unwrap();
         let id = registered.json()["server_id"].as_str().unwrap_or("0123456789abcdef").to_owned();
+        for agent_token in [agent.to_uppercase(), format!("{agent}0"), agent[1..].to_owned()] {
+            let wrong_form = json!({"token": token, "ip": "1.2.3.4", "agent_token": agent_token});
+            api.post("/register", &wrong_form).unwrap();
+            api.post("/api/v2/servers/register", &wrong_form).unwrap();
+        }
         for path in [
             "/checkin".to_owned(),
             format!("/api/v2/servers/{id}/check-in"),

@@ -484,7 +484,9 @@ impl Receive<Work<CheckIn, Server>> for ServerRegistry {
         self.metrics.taken();
         let Some(mut work) = self.current(work) else { return };
         let id = work.command.id;
-        match self.found(id, &mut work) {
+        let found = self.found(id, &mut work);
+        let was_read = found.is_some();
+        match found {
             Some(Some(server)) => {
                 self.is_fresh(&server);
             }
@@ -501,6 +503,11 @@ impl Receive<Work<CheckIn, Server>> for ServerRegistry {
         if live.is_as_if_gone() {
             drop(live);
             return self.answer(work, Err(Refusal::ServerNotFound));
+        }
+        if self.is_shared() && !was_read && !live.key.accepts(&work.command.bearer) {
+            drop(live);
+            // Another server may have registered it again just now, with another token.
+            return self.look_up(work, ServerKey::Id(id), None);
         }
         let Work { command, reply, .. } = work;
         let CheckIn { bearer, from, now, .. } = command;

@@ -45,7 +45,7 @@ pub const ERRORS: [ErrorDoc; 34] = [
         "unauthorized",
         "The operation needs a token. None was sent, or the token is not valid for it.",
         "Send Authorization: Bearer with an access token. The message says what is wrong with the token \
-         that was sent. For a check-in, send the token that registered the server, or no Authorization.",
+         that was sent. For a check-in, send the server's agent token or the token that registered it, or no Authorization.",
     ),
     doc(
         "forbidden",
@@ -108,7 +108,8 @@ pub const ERRORS: [ErrorDoc; 34] = [
         "credential_used",
         "The ticket or install token has registered a server before, or the server has registered \
          with a later one since. Each is good once.",
-        "Get a new ticket. If the response to the registration was lost, repeat it with the same ticket.",
+        "Get a new ticket. If the response to the registration was lost, repeat it with the same ticket and \
+         the same agent_token.",
     ),
     doc(
         "server_of_another_token",

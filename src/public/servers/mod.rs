@@ -22,7 +22,8 @@ use actix_web::{HttpRequest, HttpResponse};
 use iptunnel_actors::Answer;
 use iptunnel_actors::server_registry::{CheckIn, CheckedIn, Register, RegisterInstalled};
 use iptunnel_domain::address::{caller_network, parse_public_ip};
-use iptunnel_domain::lookup::Purpose;
+use iptunnel_domain::agent_token::is_agent_token;
+use iptunnel_domain::lookup::{KeyedHash, Purpose};
 use iptunnel_domain::server::{Credential, EnrolledBy, Server, ServerId};
 use iptunnel_domain::{Refusal, Timestamp, ticket};
 use listing::ListedServer;
@@ -40,6 +41,8 @@ struct ServerBody<'a> {
     ip: Field<'a>,
     #[serde(borrow)]
     hostname: Field<'a>,
+    #[serde(borrow)]
+    agent_token: Field<'a>,
     #[serde(borrow)]
     server_id: Field<'a>,
 }
@@ -121,7 +124,8 @@ fn server_id(bytes: &Body) -> Result<String, HttpResponse> {
     tag = "Main stack",
     summary = "Register a server",
     description = "Registers the server with this address. A repeated registration of the same address gets \
-        the same id and updates the host name.",
+        the same id and updates the host name. With agent_token the machine checks in with a secret of its \
+        own from then on, and no longer with the token that registered it.",
     request_body = RegisterRequest,
     responses((
             status = 200,
@@ -223,6 +227,9 @@ async fn read_registration(
         Ok(hostname) => hostname.into_owned(),
         Err(_) => return Err(invalid("hostname must be a string.".into())),
     };
+    let agent_token = read_agent_token(state, body.agent_token).map_err(invalid)?;
+    // What its check-ins show from now on.
+    let shown = |hash| agent_token.unwrap_or(hash);
     let parse = || {
         let allow_private = state.live.config.load().server.allow_private_ips;
         let message = "ip must be an IPv4 or IPv6 address that the Internet can reach.";
@@ -249,12 +256,13 @@ async fn read_registration(
             Ok(found) => found,
             Err(why) => return Err(denied(refused(why).await)),
         };
+        let credential = Credential { hash: shown(credential.hash), ..credential };
         let (max_servers, by) = (made_by.token.max_servers, made_by.token.name.clone());
         made_by.note_use(now);
         return Ok(Registration::Vouched(Register { max_servers, by, ..register(ip, credential) }));
     }
     if let Some(pass) = state.live.tokens.load().verify_install(&token) {
-        let hash = state.live.lookup.hash(Purpose::Token, token.as_bytes());
+        let hash = shown(state.live.lookup.hash(Purpose::Token, token.as_bytes()));
         // The activation says who vouches for it, and since when.
         let credential = Credential { hash, by: EnrolledBy::Unknown, made_ms: Some(0) };
         let register = register(parse()?, credential);
@@ -264,12 +272,25 @@ async fn read_registration(
     let identity = state.access.identify(&token, from, now);
     let admitted = state.admit(identity, family.rule(), (from, Listener::Public)).await;
     let caller = admitted.map_err(denied)?;
-    let credential = Credential { hash: caller.secret, by: caller.enrols_as(), made_ms: None };
+    let (hash, by) = (shown(caller.secret), caller.enrols_as());
+    let credential = Credential { hash, by, made_ms: None };
     Ok(Registration::Vouched(Register {
         max_servers: caller.max_servers(),
         by: caller.token_name().to_owned(),
         ..register(parse()?, credential)
     }))
+}
+
+/// Returns the keyed hash of the agent token in a registration, if there is one; or the problem.
+fn read_agent_token(state: &State, field: Field<'_>) -> Result<Option<KeyedHash>, String> {
+    if field == Field::Absent {
+        return Ok(None);
+    }
+    let token = field.check("agent_token", FIELD)?;
+    if !is_agent_token(&token) {
+        return Err("agent_token must be ipa_ and 48 hexadecimal digits in lower case.".into());
+    }
+    Ok(Some(state.live.lookup.hash(Purpose::Token, token.as_bytes())))
 }
 
 /// `POST /checkin`
@@ -280,7 +301,7 @@ async fn read_registration(
     tag = "Main stack",
     summary = "Check in",
     description = "Reports that the server is alive. The Authorization header is optional. If sent, it must \
-        carry the token that registered the server, or the master token.",
+        carry the agent token of the server, or else the token that registered it; or the master token.",
     request_body = ServerRequest,
     responses((
             status = 200,
@@ -376,8 +397,8 @@ pub(super) fn id_and_verb(path: &str) -> Option<(&str, &str)> {
     tag = "Servers",
     summary = "Check a server in",
     description = "Reports that the server is alive. The body is optional. If sent, it must be a JSON \
-        object. The Authorization header is optional too. If sent, it must carry the token that \
-        registered the server, or the master token.",
+        object. The Authorization header is optional too. If sent, it must carry the agent token of the \
+        server, or else the token that registered it; or the master token.",
     params(("server_id" = String, Path, description = "The id from the registration.", example = "0123456789abcdef")),
     responses((
         status = 200,

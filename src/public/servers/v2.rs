@@ -285,7 +285,8 @@ pub async fn delete(state: Data<State>, request: HttpRequest, caller: Caller) ->
     tag = "Servers",
     summary = "Register a server",
     description = "Registers the server with this address. A repeated registration of the same address gets \
-        the same id and updates the host name.",
+        the same id and updates the host name. With agent_token the machine checks in with a secret of its \
+        own from then on, and no longer with the token that registered it.",
     request_body = RegisterRequest,
     responses((status = 200, description = "The server is registered.", body = Success<ServerEntry>)),
 )]
