@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use crate::failure::{Context, Failure, Result};
 use crate::limits_memory::MAX_CALLERS;
+use crate::versus::Compared;
 
 /// The default number of rounds: the smallest with a meaningful median.
 const ROUNDS: u32 = 3;
@@ -27,6 +28,8 @@ Measures the activation server under load. Usage: scripts/bench [OPTIONS], or ca
                       the cost of a million servers that check in once a minute
   --postgres-programs PATH   the folder of PostgreSQL's programs for --peers and --postgres; scripts/bench finds it
   --against PATH      measure only activates, in turns with another program; with --postgres: on one database each
+  --step NAME         with --against on the embedded engine, instead of activate: check-in (with the access token that
+                      has enrolled the server, if the program knows such tokens) or register (likewise with a ticket)
   --connections N     with --against: use only this number of connections (1, 64 or 256)
   --help              show this text";
 
@@ -60,6 +63,8 @@ pub struct Options {
     pub count: u64,
     /// Compares with this program instead.
     pub against: Option<PathBuf>,
+    /// The step to compare.
+    pub step: Compared,
     /// The only number of connections to compare over, if any.
     pub connections: Option<usize>,
     /// Compares with PostgreSQL instead.
@@ -84,6 +89,7 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
         limits_memory: false,
         count: 10_000_000,
         against: None,
+        step: Compared::Activate,
         connections: None,
         peers: false,
         postgres: false,
@@ -101,6 +107,13 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
             "--server" => options.server = value(&argument, arguments.next())?.into(),
             "--dir" => options.directory = Some(value(&argument, arguments.next())?.into()),
             "--against" => options.against = Some(value(&argument, arguments.next())?.into()),
+            "--step" => {
+                let name = value(&argument, arguments.next())?;
+                let step = Compared::named(&name);
+                options.step = step.context(format!(
+                    "--step needs activate, check-in or register, not {name:?}"
+                ))?;
+            }
             "--connections" => {
                 options.connections = Some(at_least_one(&argument, arguments.next())?);
             }

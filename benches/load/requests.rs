@@ -10,6 +10,8 @@ pub struct RequestWriter {
     host: String,
     /// The caller's address in the requests, for a server that trusts its proxy.
     pub forwarded_for: Option<String>,
+    /// The token in the `Authorization` header.
+    pub bearer: Option<String>,
     body: Vec<u8>,
     request: Vec<u8>,
 }
@@ -18,7 +20,7 @@ impl RequestWriter {
     /// Creates a writer of requests with `host` in the `Host` header.
     pub fn new(host: String) -> Self {
         let (body, request) = (Vec::with_capacity(2048), Vec::with_capacity(4096));
-        Self { host, forwarded_for: None, body, request }
+        Self { host, forwarded_for: None, bearer: None, body, request }
     }
 
     /// The last request.
@@ -70,6 +72,11 @@ impl RequestWriter {
         }
         if let Some(address) = &self.forwarded_for {
             for part in ["X-Forwarded-For: ", address, "\r\n"] {
+                self.request.extend_from_slice(part.as_bytes());
+            }
+        }
+        if let Some(token) = &self.bearer {
+            for part in ["Authorization: Bearer ", token, "\r\n"] {
                 self.request.extend_from_slice(part.as_bytes());
             }
         }

@@ -109,7 +109,7 @@ pub async fn run(server: &Server, workspace: &Workspace, quick: bool) -> Result<
         rows.extend(section.rows());
     }
     let mut section = Section::begin(server, CHECK_IN_CONNECTIONS, healthz_for).await?;
-    let registrations = Registration::all(workspace.master_token()?, SERVERS / scale);
+    let registrations = Registration::all(&workspace.master_token()?, SERVERS / scale);
     let registered = section.measure(steps::REGISTER, registrations).await?;
     rows.extend(section.rows());
     let mut section = Section::begin(server, CHECK_IN_CONNECTIONS, healthz_for).await?;

@@ -2,6 +2,7 @@
 //! it, so steps in the wrong order do not compile.
 
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::client::string_field;
@@ -26,7 +27,12 @@ pub struct Machine {
 impl Machine {
     /// All machines, in order.
     pub fn all() -> impl Iterator<Item = Self> {
-        (0_u32..).map(|number| {
+        Self::numbered(0..u32::MAX)
+    }
+
+    /// The machines with these numbers.
+    pub fn numbered(numbers: Range<u32>) -> impl Iterator<Item = Self> {
+        numbers.map(|number| {
             let (first, second) = (scatter(u64::from(number)), scatter(!u64::from(number)));
             Self {
                 id: format!("{first:016x}{second:016x}"),
@@ -88,10 +94,14 @@ pub struct Registration {
 
 impl Registration {
     /// The first `count` servers, to be registered with the operator's `token`.
-    pub fn all(token: String, count: usize) -> Vec<Self> {
+    pub fn all(token: &str, count: usize) -> Vec<Self> {
+        Self::numbered(token, 0..count.try_into().unwrap_or(u32::MAX))
+    }
+
+    /// The servers with these numbers.
+    pub fn numbered(token: &str, numbers: Range<u32>) -> Vec<Self> {
         let token: Arc<str> = token.into();
-        (0_u32..)
-            .take(count)
+        numbers
             .map(|number| Self {
                 token: Arc::clone(&token),
                 ip: Ipv4Addr::from_bits(0x2e00_0000 + number).to_string(),
@@ -100,6 +110,18 @@ impl Registration {
             .collect()
     }
 }
+
+/// An operator's client asks for the ticket of a server. With it instead of the token, the server registers.
+pub const TICKET: Step<Registration, Registration> = Step {
+    name: "ticket",
+    status: 201,
+    write: |registration, _, request| {
+        request.post_json("/api/v2/install-tickets/issue", &[("ip", &registration.ip)]);
+    },
+    read: |registration, body| {
+        Some(Registration { token: string_field(body, "ticket")?.into(), ..registration })
+    },
+};
 
 /// The path for a server's check-ins.
 #[derive(Clone)]

@@ -30,7 +30,7 @@ pub struct Registered {
 pub async fn register(bench: &Bench<'_>, count: usize) -> Result<Registered> {
     eprintln!("registering {count} servers");
     let server = bench.start().await?;
-    let registrations = Registration::all(bench.workspace.master_token()?, count);
+    let registrations = Registration::all(&bench.workspace.master_token()?, count);
     let outcome = measure(&server, registrations).await;
     server.finish(outcome).await
 }

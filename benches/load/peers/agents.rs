@@ -76,7 +76,7 @@ async fn measure(fleet: &Fleet, cluster: &Cluster, quick: bool) -> Result<Findin
     let agents = if quick { AGENTS / 10 } else { AGENTS };
     eprintln!("registering {agents} servers");
     let mut callers = fleet.callers(CONNECTIONS).await?;
-    let mut registrations = Registration::all(fleet.workspace.master_token()?, agents);
+    let mut registrations = Registration::all(&fleet.workspace.master_token()?, agents);
     let mut paths = Vec::with_capacity(agents);
     while !registrations.is_empty() {
         let some = registrations.split_off(registrations.len().saturating_sub(AGENTS / 10));

@@ -143,7 +143,7 @@ async fn measure_check_ins(options: &Options, cluster: &Cluster) -> Result<[Summ
 
 async fn check_in(mut callers: Vec<Caller>, token: String, quick: bool) -> Result<Summary> {
     let agents = if quick { AGENTS / 10 } else { AGENTS };
-    let registrations = Registration::all(token, agents);
+    let registrations = Registration::all(&token, agents);
     let (paths, _) = closed_loop::run(steps::REGISTER, &mut callers, registrations).await?;
     // The step is long enough that check-ins are also written during it.
     let paths = (0..CHECK_IN_TURNS).flat_map(|_| paths.iter().cloned()).collect();
