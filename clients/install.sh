@@ -389,51 +389,38 @@ write_file() {
 save() {
   STEP=$1
   write_file "$LIB/$PRODUCT.state" 600 << EOT || fail 8 "$LIB/$PRODUCT.state cannot be written: is the disk full?"
-step=$STEP
-installed=$INSTALLED
-hint=$HINT
-hostname=$HOST_NAME
-ip=$IP
-code=$CODE
-activation=$ACTIVATION
-token=$TOKEN
+STEP=$STEP
+INSTALLED=$INSTALLED
+HINT=$HINT
+KEPT_NAME=$HOST_NAME
+KEPT_IP=$IP
+KEPT_CODE=${STEP:+$CODE}
+ACTIVATION=$ACTIVATION
+TOKEN=${STEP:+$TOKEN}
 EOT
 }
 
-load() {
-  STEP='' INSTALLED='' HINT='' KEPT_CODE='' KEPT_NAME='' KEPT_IP='' ACTIVATION='' TOKEN=''
-  [ -f "$LIB/$PRODUCT.state" ] || return 0
-  while IFS='=' read -r key content; do
-    case $key in
-      step) STEP=$content ;;
-      installed) INSTALLED=$content ;;
-      hint) HINT=$content ;;
-      hostname) KEPT_NAME=$content ;;
-      ip) KEPT_IP=$content ;;
-      code) KEPT_CODE=$content ;;
-      activation) ACTIVATION=$content ;;
-      token) TOKEN=$content ;;
-    esac
-  done < "$LIB/$PRODUCT.state"
+# Sets variables from a file of lines `key=value`: FILE KEY... A key that is not there becomes empty.
+read_values() {
+  file=$1
+  shift
+  for key in "$@"; do
+    content=$(sed -n "s/^$key=//p" "$file" 2> /dev/null | head -n 1)
+    eval "$key=\$content"
+  done
 }
 
-# Forgets what an installation held. A finished installation stays finished.
+load() { read_values "$LIB/$PRODUCT.state" STEP INSTALLED HINT KEPT_NAME KEPT_IP KEPT_CODE ACTIVATION TOKEN; }
+
+# Nothing is held any more. A finished installation stays finished.
 forget() {
-  CODE='' ACTIVATION='' TOKEN=''
-  if [ -n "$INSTALLED" ]; then save ''; else STEP='' && rm -f "$LIB/$PRODUCT.state"; fi
+  STEP='' ACTIVATION='' TOKEN=''
+  [ -z "$DRY_RUN" ] || return 0
+  if [ -n "$INSTALLED" ]; then save ''; else rm -f "$LIB/$PRODUCT.state"; fi
 }
 
-# What the agent knows: SERVER_ID and its server.
-load_agent() {
-  SERVER_ID='' AGENT_URL=''
-  [ -f "$ETC/agent.conf" ] || return 0
-  while IFS='=' read -r key content; do
-    case $key in
-      server_url) AGENT_URL=$content ;;
-      server_id) SERVER_ID=$content ;;
-    esac
-  done < "$ETC/agent.conf"
-}
+# What the agent knows: its server and its id there.
+load_agent() { read_values "$ETC/agent.conf" AGENT_URL SERVER_ID; }
 
 # The first characters and the last ones of the code, as the server shows it.
 hint_of() { say "$1" | sed 's/^\(.\{11\}\).*\(.\{6\}\)$/\1...\2/'; }
@@ -527,18 +514,12 @@ take_self() {
 take_lock() {
   boot=$(cat /proc/sys/kernel/random/boot_id 2> /dev/null)
   say "$$ $boot" > "$LIB/lock.$$"
-  for attempt in 1 2; do
-    if ln "$LIB/lock.$$" "$LIB/lock" 2> /dev/null; then
-      rm -f "$LIB/lock.$$"
-      HAS_LOCK=yes
-      return 0
-    fi
-    read -r holder holder_boot < "$LIB/lock" || holder=0
-    if [ "$holder_boot" = "$boot" ] && kill -0 "$holder" 2> /dev/null; then break; fi
-    rm -f "$LIB/lock"
-  done
+  holder='' holder_boot=''
+  [ ! -f "$LIB/lock" ] || read -r holder holder_boot < "$LIB/lock"
+  if [ "$holder_boot" != "$boot" ] || ! kill -0 "${holder:-$$}" 2> /dev/null; then rm -f "$LIB/lock"; fi
+  ln "$LIB/lock.$$" "$LIB/lock" 2> /dev/null && HAS_LOCK=yes
   rm -f "$LIB/lock.$$"
-  fail 8 "another installer is running on this machine (process $holder, attempt $attempt)."
+  [ -n "$HAS_LOCK" ] || fail 8 "another installer is running on this machine (process $holder)."
 }
 
 clean_up() {
@@ -551,7 +532,7 @@ open_work() {
     WORK=$(mktemp -d) || fail 8 'no temporary folder can be made.'
     return 0
   fi
-  mkdir -p "$LIB" && chmod 700 "$LIB" || fail 8 "$LIB cannot be made: is the disk full or read-only?"
+  { mkdir -p "$LIB" && chmod 700 "$LIB"; } || fail 8 "$LIB cannot be made: is the disk full or read-only?"
   take_lock
   rm -rf "$LIB/work"
   mkdir "$LIB/work" || fail 8 "$LIB/work cannot be made: is the disk full?"
@@ -676,11 +657,9 @@ settle() {
   esac
   TRIES=2
   # The answer to activate is lost: the same machine may ask again, and then knows what to give back.
-  if [ "$STEP" = activating ]; then
+  if [ "$STEP" = activating ] && [ -n "$PRECHECK_TOKEN" ]; then
     activate
-    case $? in
-      1) forget && warn 'The code was not used.' && return 0 ;;
-    esac
+    [ $? != 1 ] || { forget && warn 'The code was not used.' && return 0; }
   fi
   RELEASED=''
   [ -z "$ACTIVATION" ] || release
@@ -773,41 +752,28 @@ run_payload() {
   return "$status"
 }
 
-# Takes the code for this machine, and a new one from the person if the server refuses this one.
+# Takes the code for this machine. On a terminal a person may give another if the server refuses it.
 obtain() {
   while :; do
     precheck
-    case $? in
-      0) ;;
-      1)
-        case $CODE_OF_ERROR in
-          install_code_* | product_mismatch | validation_error)
-            can_ask || refused 'Checking the code'
-            warn "The server refuses this code: $MESSAGE"
-            [ -z "$STEP" ] || forget
-            ask_code
-            continue
-            ;;
-        esac
-        refused 'Checking the code'
-        ;;
-      *) unanswered 'Checking the code' ;;
-    esac
+    verdict=$?
+    [ "$verdict" != 2 ] || unanswered 'Checking the code'
+    if [ "$verdict" = 1 ]; then
+      forget # whatever was begun before: the machine that holds a code is let through
+      can_ask || refused 'Checking the code'
+      case $CODE_OF_ERROR in install_code_* | product_mismatch | validation_error) ;; *) refused 'Checking the code' ;; esac
+      warn "The server refuses this code: $MESSAGE"
+      ask_code
+      continue
+    fi
     [ -z "$DRY_RUN" ] || return 0
-    HINT=$(hint_of "$CODE")
     save activating
     activate
     case $? in
-      0)
-        save activated
-        return 0
-        ;;
+      0) save activated && return 0 ;;
       1)
-        forget_code=$CODE
-        forget # refused: nothing is held
-        CODE=$forget_code
-        [ "$CODE_OF_ERROR" != precheck_token_invalid ] || continue
-        refused 'Activating'
+        forget # refused, so nothing is held
+        [ "$CODE_OF_ERROR" = precheck_token_invalid ] || refused 'Activating'
         ;;
       *) unanswered 'Activating' ;;
     esac
@@ -842,11 +808,7 @@ finish_code() {
         *) refused 'Confirming' ;;
       esac
       ;;
-    *)
-      warn "Confirming: $WHY."
-      release
-      [ "$RELEASED" = confirmed ] || unanswered 'Confirming'
-      ;;
+    *) unanswered 'Confirming' ;;
   esac
   save confirmed
 }
@@ -854,7 +816,7 @@ finish_code() {
 # Registers this machine with a token of its own, which is on disk before it is sent: a lost answer is
 # asked for again with the same token.
 register() {
-  mkdir -p "$ETC" && chmod 755 "$ETC" || fail 8 "$ETC cannot be made: is the disk full?"
+  { mkdir -p "$ETC" && chmod 755 "$ETC"; } || fail 8 "$ETC cannot be made: is the disk full?"
   [ -s "$ETC/agent.token" ] || say "ipa_$(random_hex 24)" | write_file "$ETC/agent.token" 600 || fail 8 "$ETC/agent.token cannot be written."
   cat > "$WORK/send" << EOT
 {"token":"$TOKEN","ip":"$IP","hostname":"$HOST_NAME","agent_token":"$(cat "$ETC/agent.token")"}
@@ -879,8 +841,8 @@ write_agent() {
   mkdir -p "$(dirname "$AGENT")" "$ETC" || fail 8 "$(dirname "$AGENT") cannot be made: is the disk full?"
   write_file "$AGENT" 755 < "$WORK/self" || fail 8 "$AGENT cannot be written: is the disk full?"
   write_file "$ETC/agent.conf" 644 << EOT || fail 8 "$ETC/agent.conf cannot be written: is the disk full?"
-server_url=$SERVER_URL
-server_id=$SERVER_ID
+AGENT_URL=$SERVER_URL
+SERVER_ID=$SERVER_ID
 EOT
   # Whoever installs again wants the agent to run: what it was told before is void.
   rm -f "$AGENT_LIB/status" "$LIB/revoked"
@@ -905,7 +867,7 @@ OnFailure=iptunnel-revoked.service
 
 [Service]
 Type=oneshot
-ExecStart=/usr/local/sbin/iptunnel-agent run
+ExecStart=/usr/local/sbin/iptunnel-agent run --unit
 $user
 StateDirectory=iptunnel-agent
 StateDirectoryMode=0700
@@ -969,7 +931,7 @@ start_agent() {
     first_check_in
     say "Nothing was started, because of --root. To check in once: $AGENT --root $ROOT run"
   elif has_systemd; then
-    units && systemctl daemon-reload || fail 8 "$UNITS cannot be written, or systemd refuses it."
+    { units && systemctl daemon-reload; } || fail 8 "$UNITS cannot be written, or systemd refuses it."
     if [ -n "$NO_START" ]; then
       say 'Start it with: systemctl enable --now iptunnel-agent.timer'
     else
@@ -1033,11 +995,8 @@ install() {
       say "An installation was begun before ($STEP). This goes on with it."
     elif [ -z "$DRY_RUN" ]; then
       say 'An installation with another code was begun before. This gives it up.'
-      new_code=$CODE
       [ -z "$ACTIVATION" ] || release
-      CODE=''
       forget
-      CODE=$new_code
     fi
   fi
   choose_binding
@@ -1068,7 +1027,8 @@ install() {
 # Sets up the agent of a confirmed and registered installation.
 finish() {
   write_agent
-  INSTALLED=yes CODE='' TOKEN=''
+  INSTALLED=yes
+  [ -z "$CODE" ] || HINT=$(hint_of "$CODE")
   start_agent
   save ''
   say "Done: $PRODUCT is installed. This machine is server $SERVER_ID at $SERVER_URL."
@@ -1135,29 +1095,22 @@ remove_agent() {
 # What is known of check-ins: STATE is ok, failing, refused (the server does not know this machine) or
 # revoked. Times are seconds since 1970.
 load_status() {
-  STATE='' LAST_TRY=0 LAST_OK=0 NEXT=0 FAILURES=0 SAID=''
-  [ -f "$AGENT_LIB/status" ] || return 0
-  while IFS='=' read -r key content; do
-    case $key in
-      state) STATE=$content ;;
-      last_try) LAST_TRY=$content ;;
-      last_ok) LAST_OK=$content ;;
-      next) NEXT=$content ;;
-      failures) FAILURES=$content ;;
-      said) SAID=$content ;;
-    esac
-  done < "$AGENT_LIB/status"
+  read_values "$AGENT_LIB/status" STATE LAST_TRY LAST_OK NEXT FAILURES SAID
+  for key in LAST_TRY LAST_OK NEXT FAILURES; do
+    eval "content=\$$key"
+    case $content in '' | *[!0-9]*) eval "$key=0" ;; esac
+  done
 }
 
 save_status() {
   mkdir -p "$AGENT_LIB"
   write_file "$AGENT_LIB/status" 600 << EOT
-state=$STATE
-last_try=$LAST_TRY
-last_ok=$LAST_OK
-next=$NEXT
-failures=$FAILURES
-said=$SAID
+STATE=$STATE
+LAST_TRY=$LAST_TRY
+LAST_OK=$LAST_OK
+NEXT=$NEXT
+FAILURES=$FAILURES
+SAID=$SAID
 EOT
 }
 
@@ -1255,7 +1208,10 @@ agent() {
   [ -n "$SERVER_ID" ] || { warn "This machine is not registered: $ETC/agent.conf is missing." && exit 8; }
   SERVER_URL=$AGENT_URL
   case $1 in
-    status) say "Server $SERVER_ID at $SERVER_URL" && show_status ;;
+    status)
+      is_root || fail 8 'this needs root.'
+      say "Server $SERVER_ID at $SERVER_URL" && show_status
+      ;;
     revoked) after_revocation ;;
     uninstall) uninstall_all ;;
     *)
@@ -1272,7 +1228,7 @@ run_agent() {
   if [ "$1" = --now ] || is_due; then check_in; fi
   [ "$STATE" = revoked ] || return 0
   # Under systemd this failure starts iptunnel-revoked.service, which is root.
-  [ -z "${CREDENTIALS_DIRECTORY:-}" ] || exit 3
+  [ "$1" != --unit ] || exit 3
   after_revocation
 }
 
@@ -1303,7 +1259,7 @@ options() {
   while [ $# -gt 0 ]; do
     case $1 in
       --code-file | --ip | --hostname | --server | --product | --root | --timeout | --tries)
-        [ $# -ge 2 ] && [ -n "$2" ] || fail 2 "$1 needs a value."
+        [ -n "${2:-}" ] || fail 2 "$1 needs a value."
         ;;
     esac
     case $1 in
@@ -1350,7 +1306,7 @@ main() {
   umask 077
   PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
   YES='' DRY_RUN='' UNINSTALL='' NO_START='' CODE='' CODE_FILE='' IP='' HOST_NAME='' ROOT='' TIMEOUT=15 TRIES=6
-  WORK='' HAS_LOCK='' CHILD='' STEP='' SEEN_IP='' FAMILY='' IS_LARGE='' MACHINE_ID='' RETRY_AFTER=''
+  WORK='' HAS_LOCK='' CHILD='' STEP='' SEEN_IP='' FAMILY='' IS_LARGE='' MACHINE_ID='' RETRY_AFTER='' PRECHECK_TOKEN=''
   trap clean_up EXIT
   set_paths
   case ${0##*/} in
