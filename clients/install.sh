@@ -522,6 +522,7 @@ take_lock() {
   [ -n "$HAS_LOCK" ] || fail 8 "another installer is running on this machine (process $holder)."
 }
 
+# shellcheck disable=SC2317,SC2329 # the trap calls it
 clean_up() {
   [ -z "$WORK" ] || rm -rf "$WORK"
   [ -z "$HAS_LOCK" ] || rm -f "$LIB/lock"
@@ -683,6 +684,7 @@ settle() {
   esac
 }
 
+# shellcheck disable=SC2317,SC2329 # the trap calls it
 interrupted() {
   trap '' INT TERM HUP
   if [ -n "$CHILD" ]; then
@@ -1286,9 +1288,10 @@ options() {
   done
   SERVER_URL=${SERVER_URL%/}
   case $SERVER_URL in
-    *[!A-Za-z0-9:/._~%\[\]-]* | http://*\?* | https:// | http://) fail 2 "\"$SERVER_URL\" is not the address of a server." ;;
+    @*) fail 2 'give the server with --server, such as https://get.example.com.' ;;
+    *[!A-Za-z0-9:/._~%\[\]-]* | *://) fail 2 "\"$SERVER_URL\" is not the address of a server." ;;
     http://* | https://*) ;;
-    *) fail 2 'give the server with --server, such as https://get.example.com.' ;;
+    *) fail 2 "\"$SERVER_URL\" does not begin with https:// (or http://)." ;;
   esac
   case $PRODUCT in '' | *[!a-z0-9-]*) fail 2 'give the product with --product, such as slowdns.' ;; esac
   case $CODE_VARIABLE in
@@ -1304,7 +1307,7 @@ options() {
 main() {
   set -u
   umask 077
-  PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+  PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
   YES='' DRY_RUN='' UNINSTALL='' NO_START='' CODE='' CODE_FILE='' IP='' HOST_NAME='' ROOT='' TIMEOUT=15 TRIES=6
   WORK='' HAS_LOCK='' CHILD='' STEP='' SEEN_IP='' FAMILY='' IS_LARGE='' MACHINE_ID='' RETRY_AFTER='' PRECHECK_TOKEN=''
   trap clean_up EXIT

@@ -30,6 +30,7 @@ mod install_binding;
 mod install_life;
 mod install_race;
 mod install_tokens;
+mod installer;
 mod limits;
 mod observed;
 mod pages;

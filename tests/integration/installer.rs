@@ -1,0 +1,582 @@
+//! The real `clients/install.sh` against the real server: below a folder of its own, with each shell and
+//! with both HTTP clients.
+
+use crate::harness::{Machine, PATIENCE, TestApp, send, wait_until, with};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Instant;
+use tempfile::TempDir;
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/install.sh");
+
+/// The shells that the script is written for, as one calls them.
+const SHELLS: [&[&str]; 3] = [&["dash"], &["bash", "--posix"], &["busybox", "ash"]];
+
+/// The tools that the script may find on a machine, but for the HTTP clients.
+const TOOLS: [&str; 39] = [
+    "awk",
+    "base64",
+    "basename",
+    "bash",
+    "busybox",
+    "cat",
+    "chmod",
+    "cp",
+    "dash",
+    "date",
+    "df",
+    "dirname",
+    "env",
+    "grep",
+    "head",
+    "hostname",
+    "id",
+    "ln",
+    "mkdir",
+    "mktemp",
+    "mv",
+    "nohup",
+    "od",
+    "pidof",
+    "rm",
+    "rmdir",
+    "sed",
+    "sh",
+    "sha256sum",
+    "sleep",
+    "sort",
+    "sync",
+    "tail",
+    "touch",
+    "tr",
+    "uname",
+    "wc",
+    "xargs",
+    "setsid",
+];
+
+/// Where a tool is on this machine.
+fn find(tool: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap();
+    std::env::split_paths(&path).map(|folder| folder.join(tool)).find(|file| file.is_file())
+}
+
+/// A machine: a folder below which is installed, and the tools that it has.
+struct Host {
+    folder: TempDir,
+    ip: String,
+    shell: &'static [&'static str],
+}
+
+/// What came of a run.
+struct Ended {
+    status: i32,
+    /// Both outputs.
+    said: String,
+}
+
+impl Ended {
+    fn of(output: &Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let said = text(&output.stdout) + &text(&output.stderr);
+        Self { status: output.status.code().unwrap_or(-1), said }
+    }
+    /// Requires this status and these words.
+    #[track_caller]
+    fn with(&self, status: i32, words: &[&str]) -> &Self {
+        assert_eq!(self.status, status, "{}", self.said);
+        for word in words {
+            assert!(self.said.contains(word), "\"{word}\" is missing: {}", self.said);
+        }
+        self
+    }
+}
+
+impl Host {
+    fn new() -> Self {
+        Self::with_client(SHELLS[0], "curl")
+    }
+
+    /// A machine with only this HTTP client.
+    fn with_client(shell: &'static [&'static str], client: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(1);
+        let folder = TempDir::new().unwrap();
+        let tools = folder.path().join("tools");
+        fs::create_dir(&tools).unwrap();
+        for tool in TOOLS.iter().copied().chain([client]) {
+            if let Some(file) = find(tool) {
+                std::os::unix::fs::symlink(file, tools.join(tool)).unwrap();
+            }
+        }
+        let ip = format!("127.0.1.{}", COUNT.fetch_add(1, Ordering::SeqCst) % 250 + 1);
+        Self { folder, ip, shell }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.folder.path().join("root")
+    }
+    fn file(&self, name: &str) -> String {
+        fs::read_to_string(self.root().join(name)).unwrap_or_default()
+    }
+    fn has(&self, name: &str) -> bool {
+        self.root().join(name).exists()
+    }
+    fn mode(&self, name: &str) -> u32 {
+        fs::metadata(self.root().join(name)).unwrap().permissions().mode() & 0o7777
+    }
+
+    /// Runs a file with this machine's shell and tools. It has no terminal, whoever runs the tests.
+    fn run_file(&self, file: &Path) -> Command {
+        let mut command = Command::new("setsid");
+        command.args(self.shell).arg(file).stdin(Stdio::null());
+        command.env_clear().env("PATH", self.folder.path().join("tools"));
+        command.current_dir(self.folder.path());
+        command
+    }
+
+    /// The installer, unattended, with short patience.
+    fn installer(&self, url: &str) -> Command {
+        let mut command = self.run_file(Path::new(SCRIPT));
+        command.args(["--server", url, "--product", "slowdns", "--root"]).arg(self.root());
+        command.args(["--yes", "--hostname", "ns1.example.com", "--ip", &self.ip]);
+        command.args(["--timeout", "20", "--tries", "2"]);
+        command
+    }
+
+    /// Installs with a code, which is given in a file.
+    fn install(&self, url: &str, code: &str) -> Ended {
+        Ended::of(&self.with_code(url, code).output().unwrap())
+    }
+    fn with_code(&self, url: &str, code: &str) -> Command {
+        let file = self.folder.path().join("code");
+        fs::write(&file, format!("{code}\n")).unwrap();
+        let mut command = self.installer(url);
+        command.arg("--code-file").arg(file);
+        command
+    }
+
+    /// Runs the agent's command.
+    fn agent(&self, arguments: &[&str]) -> Ended {
+        let mut command = self.run_file(&self.root().join("usr/local/sbin/iptunnel-agent"));
+        command.arg("--root").arg(self.root()).args(arguments);
+        Ended::of(&command.output().unwrap())
+    }
+    /// A value that a file of the installer or the agent has.
+    fn value(&self, file: &str, key: &str) -> String {
+        let text = self.file(file);
+        let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        line.unwrap_or_default().to_owned()
+    }
+    fn server_id(&self) -> String {
+        self.value("etc/iptunnel/agent.conf", "SERVER_ID")
+    }
+    fn agent_state(&self) -> String {
+        self.value("var/lib/iptunnel-agent/status", "STATE")
+    }
+}
+
+/// A server for machines with loopback addresses.
+fn server() -> TestApp {
+    server_with(|_| {})
+}
+
+fn server_with(change: impl FnOnce(&mut Vec<(&'static str, String)>)) -> TestApp {
+    TestApp::start_with(|c| {
+        c.push(("server.allow_private_ips", "true".into()));
+        change(c);
+    })
+}
+
+/// A server that hands out this setup script.
+fn server_with_payload(folder: &TempDir, script: &str) -> TestApp {
+    set_payload(folder, script);
+    let folder = folder.path().display().to_string();
+    server_with(|c| c.push(("installer.payloads", folder)))
+}
+
+fn set_payload(folder: &TempDir, script: &str) {
+    fs::write(folder.path().join("slowdns.sh"), format!("#!/bin/sh\n{script}\n")).unwrap();
+}
+
+/// The list of registered servers.
+fn listed(app: &TestApp) -> Vec<Value> {
+    app.get_as(&app.master(), "/status").json()["servers"].as_array().unwrap().clone()
+}
+
+/// Whether a machine that has never been here can use the code.
+fn is_good(app: &TestApp, code: &str) -> bool {
+    Machine::new(99).precheck(app, code).status == 200
+}
+
+#[test]
+fn it_installs_registers_and_checks_in_with_every_shell_and_both_clients() {
+    let app = server();
+    let pairs: Vec<_> =
+        SHELLS.iter().flat_map(|shell| ["curl", "wget"].map(|client| (*shell, client))).collect();
+    std::thread::scope(|scope| {
+        for (shell, client) in pairs {
+            let app = &app;
+            scope.spawn(move || {
+                let host = Host::with_client(shell, client);
+                let code = app.issue();
+                let ended = host.install(&app.url, &code);
+                ended.with(0, &["Check-in: ok", "Done: slowdns is installed", "no setup script"]);
+                assert!(!is_good(app, &code));
+                assert_eq!(host.server_id().len(), 16, "{shell:?} {client}");
+                assert_eq!(host.agent_state(), "ok", "{shell:?} {client}");
+                for (name, mode) in [
+                    ("etc/iptunnel", 0o755),
+                    ("etc/iptunnel/agent.conf", 0o644),
+                    ("etc/iptunnel/agent.token", 0o600),
+                    ("usr/local/sbin/iptunnel-agent", 0o755),
+                    ("var/lib/iptunnel", 0o700),
+                    ("var/lib/iptunnel/machine-id", 0o600),
+                    ("var/lib/iptunnel/slowdns.state", 0o600),
+                    ("etc/systemd/system/iptunnel-agent.timer", 0o644),
+                ] {
+                    assert_eq!(host.mode(name), mode, "{name}");
+                }
+                let kept = host.file("var/lib/iptunnel/slowdns.state");
+                assert!(
+                    !kept.contains(&code) && !kept.contains("eyJ"),
+                    "a spent secret stays: {kept}"
+                );
+                assert!(!host.has("var/lib/iptunnel/work") && !host.has("var/lib/iptunnel/lock"));
+            });
+        }
+    });
+    assert_eq!(listed(&app).len(), 6);
+}
+
+#[test]
+fn each_refusal_has_its_status_and_its_words_and_leaves_nothing_behind() {
+    let app = server_with(|c| {
+        c.push(("products.slowdns", "SD".into()));
+        c.push(("products.other", "OT".into()));
+    });
+    let used = app.issue();
+    let activation = Machine::new(1).install(&app, &used);
+    let worn = app.issue();
+    for _ in 0..5 {
+        Machine::new(2).install(&app, &worn).release(&app);
+    }
+    let other = app.browser("other").issue().data("install_code");
+    let expired = app.issue();
+    app.clock.advance(200);
+    let fresh = app.issue();
+    let cases = [
+        ("IPT-SD-AAAAAA-BBBBBB-CCCCCC", 3, "does not know this code"),
+        (&*used, 3, "used by another machine"),
+        (&*worn, 3, "too many times"),
+        (&*other, 3, "another product"),
+        ("IPT-SD-1", 3, "looks like IPT-SD-"),
+        ("a \"code\"", 3, "not an install code"),
+    ];
+    for (code, status, words) in cases {
+        let host = Host::new();
+        host.install(&app.url, code).with(status, &[words]);
+        assert!(!host.has("var/lib/iptunnel/slowdns.state"), "{words}");
+        assert!(!host.has("etc/iptunnel") && !host.has("usr/local/sbin/iptunnel-agent"), "{words}");
+    }
+    activation.confirm(&app);
+    app.clock.advance(100);
+    Host::new().install(&app.url, &expired).with(3, &["expired", "Get a new one at"]);
+    let host = Host::new();
+    let wrong =
+        Ended::of(&host.with_code(&app.url, &fresh).args(["--ip", "1.2.3.4.5"]).output().unwrap());
+    wrong.with(2, &["1.2.3.4.5", "--ip"]);
+    assert!(is_good(&app, &fresh));
+}
+
+#[test]
+fn a_limit_says_when_to_come_back() {
+    let app = server_with(|c| c.push(("limits.activate_per_ip_day", "0".into())));
+    let code = app.issue();
+    let host = Host::new();
+    host.install(&app.url, &code).with(5, &["limit", "Come back in", "hours, at 20"]);
+    assert!(is_good(&app, &code), "nothing was consumed");
+    assert!(!host.has("var/lib/iptunnel/slowdns.state"));
+}
+
+#[test]
+fn a_dry_run_changes_nothing_and_says_what_would_be_done() {
+    let app = server();
+    let code = app.issue();
+    let host = Host::new();
+    let dry =
+        |code: &str| Ended::of(&host.with_code(&app.url, code).arg("--dry-run").output().unwrap());
+    dry(&code).with(0, &["The code is good", "nothing was changed", "ns1.example.com"]);
+    dry("IPT-SD-AAAAAA-BBBBBB-CCCCCC").with(3, &["does not know"]);
+    assert!(!host.root().exists());
+    assert!(is_good(&app, &code));
+    host.install(&app.url, &code).with(0, &[]);
+    let before = host.file("var/lib/iptunnel/slowdns.state");
+    dry(&app.issue()).with(0, &["The code is good"]);
+    assert_eq!(host.file("var/lib/iptunnel/slowdns.state"), before);
+}
+
+#[test]
+fn without_a_terminal_it_says_what_is_missing() {
+    let app = server();
+    let code = app.issue();
+    let host = Host::new();
+    let bare = |arguments: &[&str]| {
+        let mut command = host.run_file(Path::new(SCRIPT));
+        command
+            .args(["--root"])
+            .arg(host.root())
+            .args(arguments)
+            .env("SLOWDNS_INSTALL_CODE", &code);
+        Ended::of(&command.output().unwrap())
+    };
+    bare(&["--product", "slowdns"]).with(2, &["--server"]);
+    bare(&["--server", &app.url]).with(2, &["--product"]);
+    bare(&["--frobnicate"]).with(2, &["no option --frobnicate"]);
+    bare(&["--ip"]).with(2, &["--ip needs a value"]);
+    bare(&["--help"]).with(0, &["Exit status", "--dry-run"]);
+    let here = ["--server", &app.url, "--product", "slowdns", "--ip", "127.0.0.1", "--hostname"];
+    bare(&[&here[..], &["ns1"]].concat()).with(2, &["full host name"]);
+    bare(&[&here[..], &["ns1.example.com"]].concat()).with(2, &["--yes"]);
+    assert!(is_good(&app, &code));
+    bare(&[&here[..], &["ns1.example.com", "--yes"]].concat()).with(0, &[]);
+}
+
+#[test]
+fn a_server_that_cannot_be_reached_costs_nothing_and_is_explained() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", nobody.local_addr().unwrap());
+    drop(nobody);
+    for client in ["curl", "wget"] {
+        let host = Host::with_client(SHELLS[0], client);
+        let ended = host.install(&url, "IPT-SD-AAAAAA-BBBBBB-CCCCCC");
+        ended.with(4, &["no connection", "Try 2 of 2", "still good"]);
+        let ended = host
+            .install(&format!("http://{}.example", "a".repeat(70)), "IPT-SD-AAAAAA-BBBBBB-CCCCCC");
+        ended.with(4, &["aaa.example cannot be resolved"]);
+    }
+    let none = Host::with_client(SHELLS[0], "true");
+    none.install(&url, "IPT-SD-AAAAAA-BBBBBB-CCCCCC").with(8, &["curl or GNU wget", "apt-get"]);
+}
+
+#[test]
+fn installing_again_replaces_the_agent_and_keeps_the_identity_without_a_code() {
+    let app = server();
+    let host = Host::new();
+    let code = app.issue();
+    host.install(&app.url, &code).with(0, &[]);
+    let kept = |host: &Host| (host.server_id(), host.file("etc/iptunnel/agent.token"));
+    let before = kept(&host);
+    fs::write(host.root().join("usr/local/sbin/iptunnel-agent"), "an older one").unwrap();
+    let again = Ended::of(&host.installer(&app.url).output().unwrap());
+    again.with(0, &["is installed on this machine", "Done"]);
+    assert_eq!(kept(&host), before);
+    assert_eq!(host.file("usr/local/sbin/iptunnel-agent"), fs::read_to_string(SCRIPT).unwrap());
+    host.install(&app.url, &code).with(0, &["is installed on this machine"]);
+    // A new code installs anew, as the same server. A bad one changes nothing.
+    host.install(&app.url, "IPT-SD-AAAAAA-BBBBBB-CCCCCC").with(3, &[]);
+    assert_eq!(host.agent(&["run", "--now"]).status, 0);
+    assert_eq!(host.agent_state(), "ok");
+    app.clock.advance(1);
+    host.install(&app.url, &app.issue()).with(0, &["no setup script"]);
+    assert_eq!(kept(&host), before);
+    assert_eq!(listed(&app).len(), 1);
+}
+
+#[test]
+fn the_agent_checks_in_when_it_is_time_and_backs_off_when_nobody_answers() {
+    let mut app = server_with(|c| c.push(("servers.next_checkin_seconds", "3600".into())));
+    let host = Host::new();
+    host.install(&app.url, &app.issue()).with(0, &[]);
+    let number = |key: &str| -> i64 {
+        host.value("var/lib/iptunnel-agent/status", key).parse().unwrap_or_else(|_| panic!("{key}"))
+    };
+    let pause = number("NEXT") - number("LAST_TRY");
+    assert!((3240..=3600).contains(&pause), "{pause} s, which is not 3600 less up to a tenth");
+    let first = host.file("var/lib/iptunnel-agent/status");
+    assert_eq!(host.agent(&["run"]).said, "", "it is not yet time");
+    assert_eq!(host.file("var/lib/iptunnel-agent/status"), first);
+    host.agent(&["status"]).with(0, &["Agent: ok", "Last check-in: 20", "Next check-in: 20"]);
+
+    app.stop().unwrap();
+    for (failures, longest) in [(1, 60), (2, 120), (3, 240)] {
+        assert_eq!(host.agent(&["run", "--now"]).status, 0);
+        assert_eq!((host.agent_state(), number("FAILURES")), ("failing".into(), failures));
+        let pause = number("NEXT") - number("LAST_TRY");
+        assert!(
+            (longest * 9 / 10..=longest).contains(&pause),
+            "{pause} s after {failures} failures"
+        );
+    }
+    host.agent(&["status"]).with(0, &["Agent: failing", "no connection", "Failed 3 times"]);
+    // A clock that is set back does not silence it.
+    let later = host.file("var/lib/iptunnel-agent/status").replace("LAST_TRY=1", "LAST_TRY=9");
+    fs::write(host.root().join("var/lib/iptunnel-agent/status"), later).unwrap();
+    host.agent(&["run"]);
+    assert_eq!(number("FAILURES"), 4);
+}
+
+#[test]
+fn a_revoked_machine_stops_at_its_next_check_in_and_runs_its_hook_once() {
+    let app = server();
+    for status in [403, 200] {
+        app.reload_now(|config| config.servers.revoked_checkin_status = status);
+        let host = Host::new();
+        host.install(&app.url, &app.issue()).with(0, &[]);
+        let hook = host.root().join("etc/iptunnel/on-revoked");
+        fs::write(&hook, "#!/bin/sh\necho stopped >> \"$IPTUNNEL_ROOT/hook\"\n").unwrap();
+        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+        app.post_as(&app.master(), "/revoke", &json!({"server_id": host.server_id()}));
+        app.settle();
+        let told = host.agent(&["run", "--now"]);
+        told.with(0, &["has revoked this machine", "The agent stops"]);
+        for _ in 0..2 {
+            assert_eq!(host.agent(&["run", "--now"]).said, "");
+        }
+        assert_eq!(host.agent(&["loop"]).status, 0, "the loop ends");
+        assert_eq!(host.file("hook"), "stopped\n");
+        host.agent(&["status"]).with(0, &["Agent: revoked", "restore"]);
+        // Restored, and installed again: it checks in under its old id.
+        let path = format!("/api/v2/servers/{}/restore", host.server_id());
+        assert_eq!(app.post_as(&app.master(), &path, &json!({})).status, 200);
+        app.settle();
+        Ended::of(&host.installer(&app.url).output().unwrap()).with(0, &["Check-in: ok"]);
+    }
+}
+
+#[test]
+fn a_machine_that_the_server_does_not_know_tries_once_a_day() {
+    let app = server();
+    let host = Host::new();
+    host.install(&app.url, &app.issue()).with(0, &[]);
+    fs::write(host.root().join("etc/iptunnel/agent.token"), format!("ipa_{}\n", "0".repeat(48)))
+        .unwrap();
+    host.agent(&["run", "--now"]).with(0, &["Check-in: refused"]);
+    let number =
+        |key: &str| host.value("var/lib/iptunnel-agent/status", key).parse::<i64>().unwrap();
+    assert!(number("NEXT") - number("LAST_TRY") >= 86400 * 9 / 10);
+}
+
+#[test]
+fn uninstalling_removes_everything_and_says_what_it_leaves() {
+    let app = server();
+    let host = Host::new();
+    host.install(&app.url, &app.issue()).with(0, &[]);
+    let id = host.server_id();
+    let mut command = host.installer(&app.url);
+    let ended = Ended::of(&command.arg("--uninstall").output().unwrap());
+    ended.with(0, &["Uninstalled", "still lists", &id]);
+    for name in [
+        "etc/iptunnel",
+        "var/lib/iptunnel",
+        "var/lib/iptunnel-agent",
+        "usr/local/sbin/iptunnel-agent",
+    ] {
+        assert!(!host.has(name), "{name} stays");
+    }
+    assert!(!host.has("etc/systemd/system/iptunnel-agent.service"));
+    let again = Ended::of(&host.installer(&app.url).arg("--uninstall").output().unwrap());
+    again.with(0, &["Nothing is installed"]);
+    // The agent does the same, without the installer at hand.
+    app.clock.advance(1);
+    host.install(&app.url, &app.issue()).with(0, &[]);
+    host.agent(&["uninstall"]).with(0, &["Uninstalled"]);
+    assert!(!host.has("var/lib/iptunnel") && !host.has("etc/iptunnel"));
+}
+
+#[test]
+fn shellcheck_finds_nothing() {
+    let mut scripts = vec![PathBuf::from(SCRIPT)];
+    let examples = Path::new(SCRIPT).with_file_name("examples");
+    scripts.extend(fs::read_dir(examples).unwrap().map(|entry| entry.unwrap().path()));
+    let output = Command::new("shellcheck").args(&scripts).output().unwrap();
+    assert!(output.status.success(), "{}", Ended::of(&output).said);
+}
+
+/// The result of the script's JSON reader for a text, by this awk.
+fn flattened(awk: &str, json: &str) -> Option<String> {
+    let script = fs::read_to_string(SCRIPT).unwrap();
+    let functions = script.strip_suffix("main \"$@\"; exit\n").unwrap();
+    let folder = TempDir::new().unwrap();
+    let called = format!("{functions}awk() {{ {awk} \"$@\"; }}\nflatten\n");
+    fs::write(folder.path().join("script"), called).unwrap();
+    fs::write(folder.path().join("json"), json).unwrap();
+    let input = fs::File::open(folder.path().join("json")).unwrap();
+    let mut command = Command::new("dash");
+    let output = command.arg(folder.path().join("script")).stdin(input).output().unwrap();
+    output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+}
+
+/// The kinds of awk that this machine has.
+fn awks() -> Vec<&'static str> {
+    let all = [
+        ("mawk", "mawk"),
+        ("gawk", "gawk"),
+        ("original-awk", "original-awk"),
+        ("busybox", "busybox awk"),
+    ];
+    let found = all.iter().filter(|(tool, _)| find(tool).is_some());
+    let found: Vec<_> = found.map(|(_, call)| *call).collect();
+    assert!(found.contains(&"busybox awk"));
+    found
+}
+
+#[test]
+fn it_reads_json_without_a_parser_at_hand() {
+    let cases = [
+        (
+            r#"{"data":{"a":"b"},"meta":{"message":"OK"}}"#,
+            "data={\ndata.a=b\nmeta={\nmeta.message=OK\n",
+        ),
+        (" {\r\n \"n\" :\t-1.5e3 , \"t\":true,\"z\":null}\n", "n=-1.5e3\nt=true\nz=null\n"),
+        (r#"{"a":["x",{"b":[]}],"c":{}}"#, "a=[\na.0=x\na.1={\na.1.b=[\nc={\n"),
+        (r#"{"a":"\"\\\/\u0041\u00e9\u20ac\ud83d\ude00"}"#, "a=\"\\/A\u{e9}\u{20ac}\u{1f600}\n"),
+        (r#"{"a":"1\n\t\u0000\u001b\u007f2\r"}"#, "a=1     2 \n"),
+        (r#"{"a":"b=c","error.code":"x","\ndata":1}"#, "a=b=c\nerror.code=x\n data=1\n"),
+        ("{\"a\":\"\u{e9}\u{1f600} }{\"}", "a=\u{e9}\u{1f600} }{\n"),
+        ("{}", ""),
+    ];
+    let deep = format!("{{\"a\":{}1{}}}", "[".repeat(40), "]".repeat(40));
+    let broken = [
+        "",
+        "[]",
+        "\"a\"",
+        "{",
+        "{}}",
+        "{} x",
+        "{\"a\"}",
+        "{\"a\":}",
+        "{\"a\":1,}",
+        "{a:1}",
+        "{\"a\":\"\n\"}",
+        "{\"a\":\"\\x\"}",
+        "{\"a\":\"\\u12g4\"}",
+        "{\"a\":\"\\ud83d\\u0041\"}",
+        "{\"a\":tru}",
+        "<html></html>",
+        "{\"a\":[1,2}",
+        &deep,
+    ];
+    let answer = r#"{"data":{"id":"act_\u0031","list":[1,{"x":null}]},"meta":{"message":"It is \"done\"."}}"#;
+    for awk in awks() {
+        for (json, lines) in &cases {
+            assert_eq!(flattened(awk, json).as_deref(), Some(*lines), "{awk}: {json}");
+        }
+        for json in broken {
+            assert_eq!(flattened(awk, json), None, "{awk}: {json}");
+        }
+        for cut in 1..answer.len() {
+            assert_eq!(flattened(awk, &answer[..cut]), None, "{awk}: cut at {cut}");
+        }
+        assert!(flattened(awk, answer).unwrap().contains("data.id=act_1\n"), "{awk}");
+    }
+}
