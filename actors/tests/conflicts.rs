@@ -920,7 +920,8 @@ fn a_revocation_that_was_lost_holds_nobody_up() {
 fn a_server_whose_registration_was_lost_is_not_found_and_registers_again() {
     with_test_server(async |test| {
         let never = granted(test.register(2, "a")).await;
-        test.sees_and_loses(Server { id: server_id(1), ..never }).await;
+        let (id, address_id) = (server_id(1), server_id(1));
+        test.sees_and_loses(Server { id, address_id, ..never }).await;
         let check_in = || test.handles.check_in(check_in(1, NOW)).unwrap();
         assert_eq!(outcome_of(check_in()).await, Ok(Err(Refusal::ServerNotFound)));
         assert_eq!(outcome_of(test.revoke(1)).await, Ok(Err(Refusal::ServerNotFound)));

@@ -13,9 +13,10 @@ use iptunnel_actors::{
 use iptunnel_domain::access::TokenNumber;
 use iptunnel_domain::audit::{Action, Event};
 use iptunnel_domain::fleet::Silence;
+use iptunnel_domain::import::Listed;
 use iptunnel_domain::limit::Limits;
 use iptunnel_domain::lookup::{KeyedHash, LookupKey};
-use iptunnel_domain::server::{Bearer, Credential, EnrolledBy, Listed, Server, ServerId};
+use iptunnel_domain::server::{Bearer, Credential, EnrolledBy, Server, ServerId};
 use iptunnel_domain::time::Lifetimes;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{AuditLog, Disks, EmbeddedStore, Records, Store};
@@ -26,6 +27,8 @@ use std::sync::Arc;
 const NOW: Timestamp = Timestamp(1_800_000_000);
 const FROM: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(9, 9, 9, 9));
 const DAY: u64 = 86_400;
+const DELETED: Filter =
+    Filter { revoked: None, seen_before: None, seen_since: None, enrolled_by: None, deleted: true };
 /// The access token of most tests.
 const TOKEN: TokenNumber = TokenNumber(7);
 
@@ -336,7 +339,7 @@ fn a_deleted_revoked_server_stays_revoked_until_it_is_restored_by_its_id() {
     test.set_revoked(id, true).unwrap();
     test.delete(id, NOW.plus(9 * DAY)).unwrap();
     test.restart();
-    assert_eq!((test.listed(), test.count(Filter { deleted: true, ..Filter::default() })), (0, 1));
+    assert_eq!((test.listed(), test.count(DELETED)), (0, 1));
     assert_eq!(test.register(with(1, master())), Err(Refusal::ServerRevoked(id)));
     assert_eq!(test.check_in(id, Bearer::Nobody, NOW), Ok(CheckedIn::Revoked));
     assert_eq!(test.delete(id, NOW), Err(Refusal::ServerNotFound));
@@ -395,7 +398,9 @@ fn importing_again_changes_what_has_changed_in_the_list_alone() {
     test.restart();
     let third = test.import(&revoked);
     let changed_here = vec![ServerId(1), ServerId(2)];
-    assert_eq!(third, Imported { changed: 1, changed_here, ..Imported::default() });
+    let not_revoked = changed_here.clone();
+    let expected = Imported { changed: 1, changed_here, not_revoked, ..Imported::default() };
+    assert_eq!(third, expected);
     assert_eq!(test.check_in(ServerId(1), Bearer::Nobody, NOW), Ok(CheckedIn::Active));
     assert_eq!(test.check_in(ServerId(3), Bearer::Nobody, NOW), Ok(CheckedIn::Revoked));
 }
@@ -418,6 +423,121 @@ fn an_address_that_is_registered_here_or_twice_in_the_list_is_named_and_left_alo
     assert_eq!(test.register(with(7, master())).map(|server| server.id), Ok(beside.id));
     let stranger = test.register(with(6, master())).unwrap();
     assert_eq!(stranger.id, address_id(ip(7)));
+}
+
+#[test]
+fn the_address_of_a_deleted_server_is_imported_at_once_and_its_used_ticket_stays_used() {
+    let mut test = TestServer::start();
+    let here = test.register(with(1, ticket(9, 500))).unwrap();
+    let list = [in_list(0xABC, 1)];
+    let taken = Imported { address_taken: vec![ServerId(0xABC)], ..Imported::default() };
+    assert_eq!(test.import(&list), taken);
+    test.delete(here.id, NOW).unwrap();
+    assert_eq!(test.import_with(&list, true).new, 1);
+    assert_eq!(test.import(&list), Imported { new: 1, ..Imported::default() });
+    for restarts in [false, true] {
+        if restarts {
+            test.restart();
+        }
+        let not_found = Err(Refusal::ServerNotFound);
+        assert_eq!(test.check_in(here.id, Bearer::Nobody, NOW), not_found, "{restarts}");
+        assert_eq!(test.set_revoked(here.id, true), Err(Refusal::ServerNotFound));
+        assert_eq!(test.check_in(ServerId(0xABC), Bearer::Nobody, NOW), Ok(CheckedIn::Active));
+        assert_eq!(test.register(with(1, ticket(9, 500))), Err(Refusal::CredentialUsed));
+        assert_eq!((test.listed(), test.count(DELETED)), (1, 0));
+    }
+    // What the list changes later makes the ticket no better.
+    let noted = [Listed { note: "later".into(), ..in_list(0xABC, 1) }];
+    assert_eq!(test.import(&noted).changed, 1);
+    assert_eq!(test.register(with(1, ticket(9, 500))), Err(Refusal::CredentialUsed));
+    let again = test.register(with(1, ticket(8, 400))).unwrap();
+    assert_eq!((again.id, again.note.as_str()), (ServerId(0xABC), "later"));
+}
+
+#[test]
+fn a_server_imported_at_the_address_of_a_deleted_revoked_one_is_revoked_until_it_is_restored() {
+    let mut test = TestServer::start();
+    let here = test.register(with(1, master())).unwrap();
+    test.set_revoked(here.id, true).unwrap();
+    test.delete(here.id, NOW).unwrap();
+    let list = [in_list(0xABC, 1)];
+    let still_revoked = vec![ServerId(0xABC)];
+    let imported = test.import(&list);
+    assert_eq!(imported, Imported { new: 1, still_revoked, ..Imported::default() });
+    assert_eq!(test.import(&list).changed_here, [ServerId(0xABC)], "the list undoes nothing");
+    test.restart();
+    let refused = Err(Refusal::ServerRevoked(ServerId(0xABC)));
+    assert_eq!(test.register(with(1, master())), refused);
+    assert_eq!(test.check_in(ServerId(0xABC), Bearer::Nobody, NOW), Ok(CheckedIn::Revoked));
+    test.set_revoked(ServerId(0xABC), false).unwrap();
+    assert_eq!(test.register(with(1, master())).map(|server| server.id), Ok(ServerId(0xABC)));
+}
+
+#[test]
+fn an_imported_server_that_was_deleted_here_is_not_imported_again_while_that_is_remembered() {
+    let mut test = TestServer::start();
+    let list = [in_list(1, 1), in_list(2, 2)];
+    test.import(&list);
+    test.delete(ServerId(1), NOW).unwrap();
+    test.restart();
+    let again = test.import(&list);
+    let changed_here = vec![ServerId(1)];
+    assert_eq!(again, Imported { unchanged: 1, changed_here, ..Imported::default() });
+    assert_eq!(test.listed(), 1);
+    // The machine may come back. This is for it to decide.
+    assert_eq!(test.register(with(1, master())).map(|server| server.id), Ok(ServerId(1)));
+    test.delete(ServerId(1), NOW).unwrap();
+    // Another server that the list has at its address is not the one that was deleted.
+    assert_eq!(test.import(&[in_list(3, 1)]).new, 1);
+    assert_eq!(test.listed(), 2);
+}
+
+#[test]
+fn the_clock_forgets_a_deleted_server_after_the_retention_whatever_else_it_deletes() {
+    let mut test = TestServer::start();
+    let revoked = test.register(with(4, master())).unwrap().id;
+    test.set_revoked(revoked, true).unwrap();
+    test.import(&[in_list(1, 1), in_list(2, 2)]);
+    for id in [revoked, ServerId(1)] {
+        test.delete(id, NOW.plus(60)).unwrap();
+    }
+    let registered = test.register(with(3, ticket(9, 500))).unwrap().id;
+    test.delete(registered, NOW).unwrap();
+    assert_eq!(test.count(DELETED), 3);
+    // It listens for three intervals first, and the retention here is a day.
+    let now = tick_through(&mut test, NOW, 3 * DAY - 600);
+    assert_eq!(test.count(DELETED), 3);
+    tick_through(&mut test, now, 1200);
+    assert_eq!((test.count(DELETED), test.listed()), (1, 1), "the revoked one stays");
+    test.restart();
+    assert_eq!(test.import(&[in_list(1, 1)]).new, 1);
+    assert_eq!(test.check_in(revoked, Bearer::Nobody, NOW), Ok(CheckedIn::Revoked));
+}
+
+#[test]
+fn no_revocation_in_a_list_is_lost_without_a_word() {
+    let mut test = TestServer::start();
+    let elsewhere = test.register(with(4, master())).unwrap();
+    test.import(&[in_list(1, 1), in_list(2, 2), in_list(3, 3)]);
+    test.note(ServerId(2)).unwrap();
+    let revoked = |id, number| Listed { revoked: true, ..in_list(id, number) };
+    let moved = [revoked(1, 9), revoked(2, 2), revoked(3, 3), revoked(5, 4), in_list(6, 6)];
+    let imported = test.import(&moved);
+    let expected = Imported {
+        new: 1,
+        changed: 1,
+        changed_here: vec![ServerId(2)],
+        other_address: vec![ServerId(1)],
+        address_taken: vec![ServerId(5)],
+        not_revoked: vec![ServerId(1), ServerId(2), ServerId(5)],
+        ..Imported::default()
+    };
+    assert_eq!(imported, expected);
+    for id in [ServerId(1), ServerId(2), elsewhere.id] {
+        assert_eq!(test.check_in(id, Bearer::Nobody, NOW), Ok(CheckedIn::Active));
+        test.set_revoked(id, true).unwrap();
+    }
+    assert_eq!(test.import(&moved).not_revoked, [], "they are revoked here too");
 }
 
 #[test]
@@ -449,10 +569,7 @@ fn servers_that_were_not_seen_for_long_are_deleted_together_and_the_others_stay(
     }
     assert_eq!(deleted, [99, 0]);
     test.restart();
-    assert_eq!(
-        (test.listed(), test.count(Filter { deleted: true, ..Filter::default() })),
-        (101, 1)
-    );
+    assert_eq!((test.listed(), test.count(DELETED)), (101, 99));
 }
 
 /// Ticks every ten minutes from `from` until so many seconds later.

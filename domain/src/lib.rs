@@ -8,6 +8,7 @@
 //! * [`code`]: the install code, its written form and its states (issued, consumed, expired)
 //! * [`activation`]: the record that a machine consumed a code: open, confirmed or released
 //! * [`server`]: a registered server, its check-ins and its revocation
+//! * [`import`]: servers that are taken over from another program's list
 //! * [`ticket`]: what lets one machine register once
 //! * [`agent_token`]: the secret with which a server checks in
 //! * [`fleet`]: two machines that check in as one server, and many servers that are silent
@@ -26,6 +27,7 @@ pub mod audit;
 pub mod code;
 pub mod fleet;
 pub mod hex;
+pub mod import;
 pub mod limit;
 pub mod lookup;
 pub mod refusal;

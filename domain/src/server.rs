@@ -97,7 +97,8 @@ pub struct Server {
     pub hostname: String,
     /// When it first registered.
     pub registered_at: Timestamp,
-    /// When it last registered or checked in.
+    /// When it last registered or checked in. If it is deleted and not revoked: when it was deleted, since
+    /// nothing else of it is shown.
     pub last_checkin: Timestamp,
     /// The keyed hash of what its check-ins show: the agent token or the token of its last registration.
     /// `None` if it was imported and has not registered since.
@@ -109,8 +110,8 @@ pub struct Server {
     pub credential_ms: u64,
     /// Whether its registration was revoked.
     pub revoked: bool,
-    /// Whether it was deleted. Its record stays so that the deletion undoes no revocation and makes no
-    /// used ticket good again.
+    /// Whether it was deleted. Its record stays so that the deletion undoes no revocation, makes no used
+    /// ticket good again, and is not undone by an import.
     pub deleted: bool,
     /// Whether it was changed here: registered, revoked, restored, noted or deleted. Another import
     /// then leaves it alone.
@@ -119,25 +120,6 @@ pub struct Server {
     pub note: String,
     /// The number of times the record was written; check-ins do not count.
     pub version: Version,
-}
-
-/// A server in the list of another program, to be imported.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
-    /// Its id there, which it keeps.
-    pub id: ServerId,
-    /// Its address.
-    pub ip: IpAddr,
-    /// Its host name, at most [`Server::HOSTNAME_BYTES`]; may be empty.
-    pub hostname: String,
-    /// When it first registered there.
-    pub registered_at: Timestamp,
-    /// When it last registered or checked in there.
-    pub last_checkin: Timestamp,
-    /// Whether it was revoked there.
-    pub revoked: bool,
-    /// The note there, at most [`Server::NOTE`] characters.
-    pub note: String,
 }
 
 /// What becomes of the record of a server that is deleted.
@@ -150,8 +132,9 @@ pub enum Deletion {
 }
 
 impl Server {
-    /// The longest host name kept, in bytes: the limit of RFC 1035 section 2.3.4 in text form.
-    pub const HOSTNAME_BYTES: usize = 253;
+    /// The longest host name kept, in characters, whichever way it comes in: what RFC 1035 section 2.3.4
+    /// allows in text form. Whatever else it consists of is kept as sent.
+    pub const HOSTNAME: usize = 253;
 
     /// Returns a new server, registered at `now`.
     pub fn register(
@@ -261,64 +244,47 @@ impl Server {
     }
 
     /// Returns what becomes of its record when it is deleted at `now`; `None` if it already is deleted.
+    /// That of an imported server stays as well, so that its list does not bring it back.
     pub fn delete(&self, now: Timestamp) -> Option<Deletion> {
         if self.deleted {
             None
-        } else if self.revoked || !self.is_past_replay(now) {
+        } else if self.revoked {
             Some(Deletion::Hide(Self { deleted: true, ..self.changed() }))
+        } else if self.was_imported() || !self.is_past_replay(now) {
+            Some(Deletion::Hide(Self { deleted: true, last_checkin: now, ..self.changed() }))
         } else {
             Some(Deletion::Remove)
         }
     }
 
-    /// Whether a deleted server's record has no use any more: it is not revoked, and the tickets that
-    /// it has used have run out.
-    pub fn is_removable(&self, now: Timestamp) -> bool {
-        self.deleted && !self.revoked && self.is_past_replay(now)
+    /// Returns what becomes of its record when it is deleted at `now` because it was not seen for long.
+    /// Nobody has decided that: a list may bring an imported server back.
+    pub fn forget(&self, now: Timestamp) -> Option<Deletion> {
+        match self.delete(now) {
+            Some(Deletion::Hide(_)) if !self.revoked && self.is_past_replay(now) => {
+                Some(Deletion::Remove)
+            }
+            end => end,
+        }
+    }
+
+    /// Whether a deleted server's record has no use any more: it is not revoked, the tickets that it has
+    /// used have run out, and it was deleted more than `retention` seconds ago.
+    pub fn is_removable(&self, now: Timestamp, retention: u64) -> bool {
+        let is_over = now.distance(self.last_checkin) > retention;
+        self.deleted && !self.revoked && self.is_past_replay(now) && is_over
+    }
+
+    /// Whether it came from another program's list, as far as its record tells: a server whose id there is
+    /// that of its address here is not told from others once it has registered here.
+    fn was_imported(&self) -> bool {
+        self.id != self.address_id || self.enrolled_by == EnrolledBy::Import
     }
 
     /// Whether every ticket that was made up to its last registration has run out. Also if the clock was
     /// set back since by less than a ticket's time.
     fn is_past_replay(&self, now: Timestamp) -> bool {
-        let made = Timestamp(self.credential_ms / 1000);
-        now.since(made).max(made.since(now)) > ONE_TIME_SECONDS
-    }
-
-    /// Returns a new server that is taken over from another program's list.
-    pub fn import(number: ServerNumber, address_id: ServerId, listed: Listed) -> Self {
-        let Listed { id, ip, hostname, registered_at, last_checkin, revoked, note } = listed;
-        Self {
-            number,
-            id,
-            address_id,
-            ip,
-            hostname,
-            registered_at,
-            last_checkin,
-            token: None,
-            enrolled_by: EnrolledBy::Import,
-            credential_ms: 0,
-            revoked,
-            deleted: false,
-            changed_here: false,
-            note,
-            version: 1,
-        }
-    }
-
-    /// Returns the server as the list of another program has it now; `None` if there is nothing to
-    /// change. A server that was changed here stays as it is: the list does not undo that. It also
-    /// keeps its address.
-    pub fn import_again(&self, listed: Listed) -> Option<Self> {
-        if self.changed_here || self.ip != listed.ip {
-            return None;
-        }
-        let version = self.version.saturating_add(1);
-        let last_checkin = self.last_checkin.max(listed.last_checkin);
-        let server =
-            Self { version, last_checkin, ..Self::import(self.number, self.address_id, listed) };
-        let is_news = Self { version: self.version, ..server.clone() } != *self;
-        is_news.then_some(server)
+        now.distance(Timestamp(self.credential_ms / 1000)) > ONE_TIME_SECONDS
     }
 
     fn changed(&self) -> Self {
@@ -384,6 +350,7 @@ fn short(hash: KeyedHash) -> [u8; 8] {
 mod tests {
     use super::*;
     use crate::activation::ActivationNumber;
+    use crate::import::{Known, Listed, Takeover};
     use proptest::prelude::*;
 
     const NOW: Timestamp = Timestamp(1_000_000);
@@ -411,15 +378,24 @@ mod tests {
         server.register_again("ns2".into(), credential, &|_| true, now)
     }
 
-    fn listed() -> Listed {
-        Listed {
-            id: ServerId(9),
+    /// The server that an import puts in the place of this one, if any.
+    fn imported_at(server: &Server, id: ServerId) -> Option<Server> {
+        let listed = Listed {
+            id,
             ip: IP,
             hostname: "ns1".into(),
             registered_at: Timestamp(5),
             last_checkin: Timestamp(6),
             revoked: false,
             note: "old".into(),
+        };
+        let by_id = (server.id == id).then(|| server.clone());
+        let known = Known { by_id, at_address: Some(server.clone()) };
+        match Takeover::decide(listed, server.address_id, &known, ServerNumber(9)) {
+            Takeover::New(server) | Takeover::Replaces(server, _) | Takeover::Changed(server) => {
+                Some(server)
+            }
+            Takeover::Unchanged | Takeover::LeftAlone { .. } => None,
         }
     }
 
@@ -533,12 +509,31 @@ mod tests {
         assert_eq!(server.delete(NOW.plus(3601)), Some(Deletion::Remove));
         let Some(Deletion::Hide(hidden)) = server.delete(NOW.plus(3600)) else { panic!("removed") };
         assert_eq!(hidden.delete(NOW), None);
-        assert!(!hidden.is_removable(NOW.plus(3600)) && hidden.is_removable(NOW.plus(3601)));
+        let deleted_at = NOW.plus(3600);
+        assert_eq!(hidden.last_checkin, deleted_at);
+        assert!(!hidden.is_removable(deleted_at, 0) && !hidden.is_removable(deleted_at.plus(9), 9));
+        assert!(hidden.is_removable(deleted_at.plus(10), 9));
+        assert!(hidden.is_removable(Timestamp(NOW.0 - 9000), 9), "it was dated by a wrong clock");
         let set_back = Timestamp(NOW.0 - 60);
         assert!(matches!(server.delete(set_back), Some(Deletion::Hide(_))));
         assert_eq!(again(&hidden, &ticket(1, NOW.0 * 1000), NOW), Err(Refusal::CredentialUsed));
         let new = again(&hidden, &master(), NOW.plus(5)).unwrap().unwrap();
         assert_eq!((new.deleted, new.registered_at), (false, NOW.plus(5)));
+    }
+
+    #[test]
+    fn a_deleted_server_that_was_imported_is_hidden_unless_the_clock_deletes_it() {
+        let native = registered(&master(), NOW);
+        let kept_its_id = Server { id: ServerId(9), ..native.clone() };
+        let not_registered_since = Server { enrolled_by: EnrolledBy::Import, ..native };
+        for server in [kept_its_id, not_registered_since] {
+            assert!(matches!(server.delete(NOW.plus(9999)), Some(Deletion::Hide(_))));
+            assert_eq!(server.forget(NOW.plus(9999)), Some(Deletion::Remove));
+            let at_once = server.forget(NOW.plus(9));
+            assert!(matches!(at_once, Some(Deletion::Hide(_))), "its ticket is good");
+            let revoked = server.set_revoked(true).unwrap();
+            assert!(matches!(revoked.forget(NOW.plus(9999)), Some(Deletion::Hide(_))));
+        }
     }
 
     #[test]
@@ -548,39 +543,17 @@ mod tests {
             panic!("removed")
         };
         assert_eq!(again(&hidden, &master(), NOW), Err(Refusal::ServerRevoked(hidden.id)));
-        assert!(!hidden.is_removable(NOW.plus(99_999)));
+        assert_eq!(hidden.last_checkin, revoked.last_checkin);
+        assert!(!hidden.is_removable(NOW.plus(99_999), 0));
         let restored = hidden.set_revoked(false).unwrap();
         assert_eq!((restored.revoked, restored.deleted), (false, false));
-    }
-
-    #[test]
-    fn an_imported_server_follows_its_list_until_it_is_changed_here() {
-        let server = Server::import(ServerNumber(3), ServerId(1), listed());
-        assert_eq!(server.import_again(listed()), None);
-        let revoked = Listed { revoked: true, ..listed() };
-        let again = server.import_again(revoked.clone()).unwrap();
-        assert!(again.revoked && again.version == 2 && again.number == server.number);
-        let earlier = Listed { last_checkin: Timestamp(1), ..listed() };
-        assert_eq!(server.import_again(earlier), None);
-        let restored = again.set_revoked(false).unwrap();
-        assert_eq!(restored.import_again(revoked), None);
-    }
-
-    #[test]
-    fn an_imported_server_checks_in_with_any_token_until_it_registers() {
-        let server = Server::import(ServerNumber(3), ServerId(1), listed());
-        let key = CheckInKey::of(&server);
-        assert!(key.accepts(&Bearer::Token(KeyedHash([5; 16]))));
-        assert!(key.accepts(&Bearer::Access(TokenNumber(1))));
-        let server = again(&server, &ticket(1, 0), NOW);
-        assert_eq!(server, Err(Refusal::CredentialUsed), "no ticket is as old as the epoch");
     }
 
     proptest! {
         /// Whatever happens to the server in between, and wherever its clock stands within the hour.
         #[test]
         fn a_ticket_never_changes_a_server_twice(
-            steps in prop::collection::vec((0u8..6, 1u64..50, 0u64..60, 0u8..3), 1..40),
+            steps in prop::collection::vec((0u8..7, 1u64..50, 0u64..60, 0u8..3), 1..40),
         ) {
             let (mut server, mut now) = (registered(&master(), NOW), NOW);
             let mut used = std::collections::HashSet::new();
@@ -595,6 +568,7 @@ mod tests {
                         _ => None,
                     },
                     3 => again(&server, &master(), now).ok().flatten(),
+                    4 => imported_at(&server, ServerId(which)),
                     // No ticket comes before it is made: its time is not begun, so it is refused before.
                     _ if made_ms > now.0 * 1000 => None,
                     _ => {

@@ -18,6 +18,12 @@ impl Timestamp {
         self.0.saturating_sub(earlier.0)
     }
 
+    /// Returns the seconds between two dates, whichever is the earlier one. A date in
+    /// the future is no younger than one as long ago.
+    pub const fn distance(self, other: Self) -> u64 {
+        self.0.abs_diff(other.0)
+    }
+
     /// Whether this date is more than [`SLACK`] after `now`, so that a wrong clock must have written
     /// it.
     pub const fn is_ahead_of(self, now: Self) -> bool {

@@ -9,53 +9,46 @@ use actix_web::http::StatusCode;
 use actix_web::web::{Bytes, Data};
 use actix_web::{HttpRequest, HttpResponse};
 use iptunnel_actors::server_registry::{Import, Imported};
-use iptunnel_domain::address::parse_public_ip;
-use iptunnel_domain::server::{Listed, Server, ServerId};
+use iptunnel_domain::import::{List, Listed, Row};
+use iptunnel_domain::server::ServerId;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::HashSet;
 
 /// The most servers of one request.
 pub const STEP: usize = Import::STEP;
 
-/// Reads one server of a list.
+/// Reads the fields of one server of a list.
 ///
 /// # Errors
 /// The name of a field, and what is wrong with it.
-fn listed(row: &Value, allow_private: bool) -> Result<Listed, String> {
-    let absent = |name: &str| row.get(name).is_none_or(|value| value.is_null() || value == "");
+fn row(value: &Value) -> Result<Row<'_>, String> {
+    let absent = |name: &str| value.get(name).is_none_or(|field| field.is_null() || field == "");
     let text = |name: &str| {
         if absent(name) {
             return Ok("");
         }
-        row.get(name).and_then(Value::as_str).ok_or_else(|| format!("{name} must be a string"))
+        value.get(name).and_then(Value::as_str).ok_or_else(|| format!("{name} must be a string"))
     };
     let time = |name: &str| {
         parse_time(text(name)?)
             .ok_or_else(|| format!("{name} must be a time like 2026-03-31T12:00:00+00:00"))
     };
-    let id =
-        ServerId::parse(text("server_id")?).ok_or("server_id must be 16 hexadecimal digits")?;
-    let ip = parse_public_ip(text("ip")?, allow_private)
-        .ok_or("ip must be an IPv4 or IPv6 address that the Internet can reach")?;
-    let (hostname, note) = (text("hostname")?, text("note")?);
-    if hostname.len() > Server::HOSTNAME_BYTES {
-        return Err(format!("hostname must be at most {} bytes long", Server::HOSTNAME_BYTES));
-    }
-    if note.chars().count() > Server::NOTE {
-        return Err(format!("note must be at most {} characters long", Server::NOTE));
-    }
-    let registered_at = time("registered_at")?;
-    let last_checkin = if absent("last_checkin") { registered_at } else { time("last_checkin")? };
-    let revoked = match row.get("revoked") {
+    let revoked = match value.get("revoked") {
         None | Some(Value::Null | Value::Bool(false)) => false,
         Some(Value::Bool(true)) => true,
         Some(number) if number.as_u64() == Some(0) => false,
         Some(number) if number.as_u64() == Some(1) => true,
         Some(_) => return Err("revoked must be 0 or 1".into()),
     };
-    let (hostname, note) = (hostname.to_owned(), note.to_owned());
-    Ok(Listed { id, ip, hostname, registered_at, last_checkin, revoked, note })
+    Ok(Row {
+        server_id: text("server_id")?,
+        ip: text("ip")?,
+        hostname: text("hostname")?,
+        registered_at: time("registered_at")?,
+        last_checkin: if absent("last_checkin") { None } else { Some(time("last_checkin")?) },
+        revoked,
+        note: text("note")?,
+    })
 }
 
 /// Reads the servers of a list.
@@ -63,20 +56,12 @@ fn listed(row: &Value, allow_private: bool) -> Result<Listed, String> {
 /// # Errors
 /// The first row that cannot be taken over, and why. Then none is.
 pub fn read(rows: &[Value], allow_private: bool) -> Result<Vec<Listed>, String> {
-    let (mut ids, mut addresses) = (HashSet::new(), HashSet::new());
-    let mut all = Vec::with_capacity(rows.len());
-    for (place, row) in rows.iter().enumerate() {
-        let refused = |why: &str| format!("servers[{place}]: {why}.");
-        let server = listed(row, allow_private).map_err(|why| refused(&why))?;
-        if !ids.insert(server.id) {
-            return Err(refused("server_id is that of an earlier row"));
-        }
-        if !addresses.insert(server.ip) {
-            return Err(refused("ip is that of an earlier row"));
-        }
-        all.push(server);
+    let mut list = List::default();
+    for (place, value) in rows.iter().enumerate() {
+        let added = row(value).and_then(|row| list.add(&row, allow_private));
+        added.map_err(|why| format!("servers[{place}]: {why}."))?;
     }
-    Ok(all)
+    Ok(list.into_rows())
 }
 
 /// The body of a request.
@@ -95,8 +80,14 @@ struct Done {
     unchanged: usize,
     /// The servers that were changed here since. They stay as they are.
     changed_here: Vec<String>,
+    /// The servers that have another address here. They are left alone.
+    other_address: Vec<String>,
     /// The servers whose address another server has here. They are not taken over.
     address_taken: Vec<String>,
+    /// Those of the three lists above that are revoked in the list, and not here.
+    not_revoked: Vec<String>,
+    /// New servers that are revoked here and not in the list.
+    still_revoked: Vec<String>,
 }
 
 impl From<Imported> for Done {
@@ -107,7 +98,10 @@ impl From<Imported> for Done {
             changed: imported.changed,
             unchanged: imported.unchanged,
             changed_here: names(imported.changed_here),
+            other_address: names(imported.other_address),
             address_taken: names(imported.address_taken),
+            not_revoked: names(imported.not_revoked),
+            still_revoked: names(imported.still_revoked),
         }
     }
 }
@@ -152,7 +146,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn row() -> Value {
+    fn sent() -> Value {
         json!({
             "server_id": "00112233445566ff", "ip": "8.8.8.8", "hostname": "ns1.example.com",
             "registered_at": "2026-03-31T12:00:00+00:00",
@@ -162,20 +156,18 @@ mod tests {
 
     #[test]
     fn a_row_of_a_status_listing_is_read_as_it_is() {
-        let read = listed(&row(), false).unwrap();
+        let one = |value: Value| read(&[value], false).unwrap().remove(0);
+        let row = one(sent());
         assert_eq!(
-            (read.id, read.ip.to_string()),
+            (row.id, row.ip.to_string()),
             (ServerId(0x0011_2233_4455_66ff), "8.8.8.8".into())
         );
-        assert_eq!((read.registered_at.0, read.last_checkin.0), (1_774_958_400, 1_774_958_700));
-        assert_eq!(
-            (read.revoked, &*read.hostname, &*read.note),
-            (true, "ns1.example.com", "moved")
-        );
+        assert_eq!((row.registered_at.0, row.last_checkin.0), (1_774_958_400, 1_774_958_700));
+        assert_eq!((row.revoked, &*row.hostname, &*row.note), (true, "ns1.example.com", "moved"));
         let bare = json!({"server_id": "00112233445566ff", "ip": "8.8.8.8",
             "registered_at": "2026-03-31T12:00:00+00:00", "last_checkin": null, "revoked": false});
-        let read = listed(&bare, false).unwrap();
-        assert_eq!((read.revoked, read.last_checkin), (false, read.registered_at));
+        let row = one(bare);
+        assert_eq!((row.revoked, row.last_checkin), (false, row.registered_at));
     }
 
     #[test]
@@ -193,17 +185,17 @@ mod tests {
             ("revoked", json!("1")),
             ("note", json!("x".repeat(501))),
         ] {
-            let mut bad = row();
+            let mut bad = sent();
             bad["server_id"] = "00112233445566fe".into();
             bad["ip"] = "8.8.4.4".into();
             bad[field] = value.clone();
-            let error = read(&[row(), bad], false).unwrap_err();
+            let error = read(&[sent(), bad], false).unwrap_err();
             assert!(error.starts_with(&format!("servers[1]: {field} ")), "{value}: {error}");
         }
         for (field, value) in [("server_id", "00112233445566FE"), ("ip", "8.8.4.4")] {
-            let mut twin = row();
+            let mut twin = sent();
             twin[field] = value.into();
-            let error = read(&[row(), twin], false).unwrap_err();
+            let error = read(&[sent(), twin], false).unwrap_err();
             assert!(error.contains("of an earlier row"), "{error}");
         }
         assert!(read(&[json!([])], false).is_err());

@@ -134,7 +134,7 @@ fn client_id() -> ObjectBuilder {
 }
 
 fn server_hostname() -> ObjectBuilder {
-    cut(Server::HOSTNAME_BYTES, "ns1.example.com", "The server's host name.")
+    cut(Server::HOSTNAME, "ns1.example.com", "The server's host name.")
 }
 
 fn agent_token() -> ObjectBuilder {

@@ -255,3 +255,90 @@ fn one_bad_row_refuses_the_import_and_is_named() {
         assert_eq!(post(&app, "import", &wrong).told(), (422, "validation_error".into()));
     }
 }
+
+/// The ids of rows.
+fn ids_of(rows: &[Value]) -> Value {
+    rows.iter().map(|row| row["server_id"].clone()).collect()
+}
+
+#[test]
+fn whoever_deletes_the_server_at_an_address_can_import_that_at_once() {
+    let app = TestApp::start();
+    let (here, revoked) = (register(&app, 1), register(&app, 3));
+    let rows = [old(1), old(3)];
+    let import = || post(&app, "import", &json!({"servers": rows})).json()["data"].clone();
+    assert_eq!(import()["address_taken"], ids_of(&rows));
+    app.post_as(&app.master(), "/revoke", &json!({"server_id": revoked}));
+    app.settle();
+    for id in [&here, &revoked] {
+        assert_eq!(delete(&app, id).status, 200);
+    }
+    let done = import();
+    assert_eq!((&done["new"], &done["address_taken"]), (&json!(2), &json!([])), "{done}");
+    assert_eq!(done["still_revoked"], ids_of(&rows[1..]));
+    app.settle();
+    let listed = app.get_as(&app.master(), "/status").json();
+    let mut kept = [old(3), old(1)];
+    kept[0]["revoked"] = 1.into();
+    let mut listed = listed["servers"].as_array().unwrap().clone();
+    listed.sort_by_key(|row| row["ip"] != kept[0]["ip"]);
+    assert_eq!(listed, kept);
+    let check_in = |id: &Value| app.post("/checkin", &json!({"server_id": id})).status;
+    assert_eq!(check_in(&rows[0]["server_id"]), 200);
+    assert_eq!(check_in(&rows[1]["server_id"]), 403);
+    wait_until("the deleted ones are gone", || check_in(&json!(here)) == 404);
+    assert!(shown(&app, "deleted").is_empty());
+    assert_eq!(try_register(&app, 1).data("server_id"), rows[0]["server_id"]);
+    assert_eq!(try_register(&app, 3).told(), (403, "revoked".into()));
+}
+
+#[test]
+fn an_import_neither_brings_a_deleted_server_back_nor_loses_a_revocation_without_a_word() {
+    let app = TestApp::start();
+    let rows: Vec<Value> = [1, 3, 4].map(old).into();
+    let import = |rows: &[Value]| {
+        let done = post(&app, "import", &json!({"servers": rows})).json()["data"].clone();
+        app.settle();
+        done
+    };
+    assert_eq!(import(&rows)["new"], json!(3));
+    app.clock.advance(2 * 3600);
+    let deleted = rows[0]["server_id"].as_str().unwrap();
+    assert_eq!(delete(&app, deleted).status, 200);
+    assert_eq!(delete(&app, deleted).told(), (404, "server_not_found".into()));
+    assert_eq!(import(&rows)["changed_here"], ids_of(&rows[..1]));
+    assert_eq!(shown(&app, "all").len(), 2);
+    let moved = &rows[1]["server_id"];
+    let mut later = rows.clone();
+    for row in &mut later {
+        row["revoked"] = 1.into();
+    }
+    later[1]["ip"] = ip(9).into();
+    let done = import(&later);
+    assert_eq!(done["changed"], json!(2), "{done}");
+    assert_eq!(done["other_address"], json!([moved]));
+    assert_eq!(done["not_revoked"], json!([moved]));
+    assert_eq!(shown(&app, "revoked"), [rows[2]["server_id"].as_str().unwrap()]);
+    wait_until("the deleted one is revoked", || shown(&app, "deleted") == [deleted]);
+}
+
+#[test]
+fn the_list_of_this_server_is_one_that_it_takes() {
+    let app = TestApp::start();
+    let long = "ä".repeat(300);
+    let legacy = json!({"token": app.master(), "ip": ip(1), "hostname": long});
+    assert_eq!(app.post("/register", &legacy).status, 200);
+    let other = json!({"token": app.master(), "ip": ip(2), "hostname": format!("x{long}")});
+    assert_eq!(app.post("/api/v2/servers/register", &other).status, 200);
+    app.settle();
+    let listed = app.get_as(&app.master(), "/status").json()["servers"].clone();
+    let names = listed.as_array().unwrap().iter().map(|row| row["hostname"].as_str().unwrap());
+    assert_eq!(names.map(|name| name.chars().count()).collect::<Vec<_>>(), [253, 253]);
+    // Their records are not kept so long after they have registered.
+    app.clock.advance(2 * 3600);
+    for row in listed.as_array().unwrap() {
+        assert_eq!(delete(&app, row["server_id"].as_str().unwrap()).status, 200);
+    }
+    let done = post(&app, "import", &json!({"servers": listed})).json();
+    assert_eq!(done["data"]["new"], json!(2), "{done}");
+}

@@ -5,7 +5,8 @@ use iptunnel_domain::Timestamp;
 use iptunnel_domain::access::IsGood;
 use iptunnel_domain::activation::ActivationId;
 use iptunnel_domain::code::CodeHash;
-use iptunnel_domain::server::{Bearer, Credential, Listed, Server, ServerId};
+use iptunnel_domain::import::Listed;
+use iptunnel_domain::server::{Bearer, Credential, Server, ServerId};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -201,17 +202,13 @@ pub struct Imported {
     /// Servers that were changed here since, by an operator or by their registration. They stay as they
     /// are.
     pub changed_here: Vec<ServerId>,
+    /// Servers of the list that have another address here. They are left alone.
+    pub other_address: Vec<ServerId>,
     /// Servers of the list whose address another server has here. They are not imported.
     pub address_taken: Vec<ServerId>,
-}
-
-impl Imported {
-    /// Adds what the next message has done.
-    pub fn add(&mut self, next: Self) {
-        self.new += next.new;
-        self.changed += next.changed;
-        self.unchanged += next.unchanged;
-        self.changed_here.extend(next.changed_here);
-        self.address_taken.extend(next.address_taken);
-    }
+    /// Those of the three lists above that are revoked in the list, and not here.
+    pub not_revoked: Vec<ServerId>,
+    /// New servers that are revoked here and not in the list, since a revoked server was deleted here at
+    /// their address.
+    pub still_revoked: Vec<ServerId>,
 }

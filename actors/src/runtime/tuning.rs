@@ -11,7 +11,7 @@ pub struct ActorSettings {
     pub lifetimes: Lifetimes,
     /// The limit of each policy.
     pub limits: Limits,
-    /// The retention of closed codes and activations, in seconds.
+    /// The retention of closed codes and activations and of deleted servers, in seconds.
     pub retention_seconds: u64,
     /// Seconds between two writes of check-ins to the store.
     pub checkin_flush_seconds: u64,

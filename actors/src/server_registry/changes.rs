@@ -92,7 +92,8 @@ impl ServerRegistry {
             return self.look_up(work, key, None);
         }
         let looked_up = found.is_some();
-        let found = found.flatten().filter(|server| self.is_fresh(server));
+        // A record may have been given to another server while it was read.
+        let found = found.flatten().filter(|server| server.id == id && self.is_fresh(server));
         let Some(server) = found else {
             return match self.servers.number_of(id) {
                 Some(number) if looked_up => self.look_up_again(work, key, Some(number)),

@@ -91,18 +91,33 @@ enum Next {
     Is(Server),
     /// It is removed; this is what it was.
     Gone(Server),
+    /// Another server is written over it. The deleted one had this id.
+    Replaced(Server, ServerId),
 }
 
 impl Next {
     const fn server(&self) -> &Server {
         match self {
-            Self::Is(server) | Self::Gone(server) => server,
+            Self::Is(server) | Self::Gone(server) | Self::Replaced(server, _) => server,
         }
+    }
+
+    fn into_server(self) -> Server {
+        match self {
+            Self::Is(server) | Self::Gone(server) | Self::Replaced(server, _) => server,
+        }
+    }
+
+    /// Returns the ids under which commands may wait for it. One may stand there twice.
+    const fn ids(&self) -> [ServerId; 3] {
+        let (Self::Is(server) | Self::Gone(server) | Self::Replaced(server, _)) = self;
+        let was = if let Self::Replaced(_, was) = self { *was } else { server.id };
+        [server.id, server.address_id, was]
     }
 
     fn write(&self) -> Write {
         match self {
-            Self::Is(server) => Write::Server(server.clone()),
+            Self::Is(server) | Self::Replaced(server, _) => Write::Server(server.clone()),
             Self::Gone(server) => Write::ForgetServer(server.number, server.version),
         }
     }
@@ -122,8 +137,8 @@ impl Message for Written {
     type Result = ();
 }
 
-/// A record of the server with this id and address could not be written.
-struct NotWritten(ServerId, ServerId);
+/// A record could not be written. Commands may wait for it under these ids.
+struct NotWritten([ServerId; 3]);
 
 impl Message for NotWritten {
     type Result = ();
@@ -153,7 +168,7 @@ pub(crate) struct ServerRegistry {
     /// The generation of the store that memory follows.
     generation: u32,
     /// Servers with a pending change, by their ids. That of an import stands under the id of the address
-    /// as well.
+    /// as well, and under that of the deleted server whose record it takes.
     changing: HashMap<ServerId, Changing>,
     /// The unwritten check-ins: the last one of each server.
     unwritten: CheckIns,
@@ -223,10 +238,17 @@ impl ServerRegistry {
         }
     }
 
+    /// Returns what memory has of a server, or of the one that has its record now, under another id.
+    fn known(&self, server: &Server) -> Option<Live> {
+        let live = |id| self.servers.live.get(&id).map(|live| *live);
+        let there = || self.at(server.address_id).and_then(live);
+        live(server.id).or_else(|| there().filter(|live| live.number == server.number))
+    }
+
     /// Whether a record that was read is not older than memory. A newer one, written by another process,
     /// is published.
     fn is_fresh(&mut self, server: &Server) -> bool {
-        let known = self.servers.live.get(&server.id).filter(|live| !live.flags.has(Flags::VOID));
+        let known = self.known(server).filter(|live| !live.flags.has(Flags::VOID));
         let Some((number, known)) = known.map(|live| (live.number, live.version)) else {
             self.publish(server);
             return true;
@@ -272,6 +294,7 @@ impl ServerRegistry {
 
     /// Publishes the record on disk for readers and check-ins.
     fn publish(&mut self, server: &Server) {
+        self.forget_replaced(server);
         let mut live = Live::of(server);
         let before = self.servers.live.get(&server.id).map(|live| *live);
         if let Some(before) = before.filter(|before| before.number == server.number) {
@@ -287,6 +310,15 @@ impl ServerRegistry {
         }
         self.owners.note(server, before.as_ref(), &live);
         self.servers.insert(server.id, live);
+    }
+
+    /// Forgets the deleted server at the address of this one if this one has its record.
+    fn forget_replaced(&mut self, server: &Server) {
+        let there = self.at(server.address_id).filter(|id| *id != server.id);
+        if let Some(there) = there {
+            let address = Some(server.address_id);
+            self.forget_if(there, address, |live| live.number == server.number);
+        }
     }
 
     /// Forgets a server if `is_gone` says so.
@@ -371,9 +403,8 @@ impl ServerRegistry {
         C: Command,
         Self: Receive<Work<C, Server>>,
     {
-        let server = next.server();
-        let (id, address) = (server.id, server.address_id);
-        self.changing.entry(id).or_default();
+        let ids = next.ids();
+        self.changing.entry(next.server().id).or_default();
         let handles = Arc::clone(&self.handles);
         let change = Change(vec![next.write(), Write::Audit(Arc::new(event))]);
         let generation = self.generation_of(&mut work.reply);
@@ -382,7 +413,7 @@ impl ServerRegistry {
                 let answer = Box::new(|server| grant(work.reply, server));
                 return written(&handles, next, generation, answer);
             }
-            handles.server_registry.send::<NotWritten>(NotWritten(id, address));
+            handles.server_registry.send::<NotWritten>(NotWritten(ids));
             if let Committed::Failed(failure) = committed {
                 work.reply.fail(failure);
             } else if let Some(work) = work.again() {
@@ -431,7 +462,7 @@ fn written(
         }
         // The record is written, and is read at the next request for it or at the next tick.
         Ok(None) | Err(_) => {
-            back.server_registry.send(NotWritten(new.id, new.address_id));
+            back.server_registry.send(NotWritten(Next::Is(new.clone()).ids()));
             back.missed.lock().unwrap_or_else(PoisonError::into_inner).insert(new.id);
             answer(new);
         }
@@ -750,24 +781,21 @@ impl Receive<Written> for ServerRegistry {
         self.metrics.taken();
         if generation >= self.generation {
             match &next {
-                Next::Is(server) => self.publish(server),
+                Next::Is(server) | Next::Replaced(server, _) => self.publish(server),
                 Next::Gone(server) => self.forget_if(server.id, Some(server.address_id), |_| true),
             }
         }
         self.observed.servers.set(self.servers.len() as i64);
-        let (Next::Is(server) | Next::Gone(server)) = next;
-        let (id, address) = (server.id, server.address_id);
-        answer(server);
-        self.has_ended(id);
-        self.has_ended(address);
+        let ids = next.ids();
+        answer(next.into_server());
+        ids.into_iter().for_each(|id| self.has_ended(id));
     }
 }
 
 impl Receive<NotWritten> for ServerRegistry {
-    fn receive(&mut self, NotWritten(id, address): NotWritten) {
+    fn receive(&mut self, NotWritten(ids): NotWritten) {
         self.metrics.taken();
-        self.has_ended(id);
-        self.has_ended(address);
+        ids.into_iter().for_each(|id| self.has_ended(id));
     }
 }
 
@@ -777,7 +805,7 @@ impl Receive<Tick> for ServerRegistry {
         self.observed.servers.set(self.servers.len() as i64);
         self.now = now;
         let tuning = self.tuning.load_full();
-        self.sweep_if_due(tuning.forget_after_seconds);
+        self.sweep_if_due();
         self.reported.forget_old(now, tuning.silence.interval);
         self.look_for_silence();
         if self.flush.is_due(now, tuning.checkin_flush_seconds) {

@@ -77,14 +77,15 @@ impl Live {
         self.key.access_token().filter(|_| counts)
     }
 
-    /// Whether it is deleted, and its record is kept for its used ticket alone.
+    /// Whether it is deleted, and its record is kept only for its used ticket, or so that no import brings
+    /// it back.
     pub(super) fn is_as_if_gone(&self) -> bool {
         self.flags.has(Flags::DELETED) && !self.flags.has(Flags::REVOKED)
     }
 
-    /// Whether it is deleted, and revoked, so that its record is kept.
-    pub(super) fn is_kept_hidden(&self) -> bool {
-        self.flags.has(Flags::REVOKED) && self.flags.has(Flags::DELETED)
+    /// Whether it is deleted, and its record is kept.
+    pub(super) fn is_hidden(&self) -> bool {
+        self.flags.has(Flags::DELETED)
     }
 
     pub(super) fn last_checkin(&self) -> Timestamp {

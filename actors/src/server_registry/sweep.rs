@@ -1,6 +1,8 @@
-//! Deletes servers that were not seen for long: for an operator, or by the clock.
+//! Deletes servers that were not seen for long, for an operator or by the clock. The clock also removes the
+//! records of deleted servers that were kept for long enough.
 
 use super::changes::deletion;
+use super::published::Live;
 use super::together::Together;
 use super::{DeleteUnseen, ServerRegistry, Servers, happened};
 use crate::Failure;
@@ -64,10 +66,13 @@ impl Sweep {
     }
 }
 
-/// Servers that were not seen since `before`, as read from the store.
+/// Servers to delete, as read from the store.
 struct Unseen {
     servers: Vec<Server>,
+    /// Those that were not seen since then.
     before: Timestamp,
+    /// The seconds for which the record of a deleted server is kept. `None` if such records stay.
+    retention: Option<u64>,
     now: Timestamp,
     who: Who,
     by: String,
@@ -82,13 +87,20 @@ impl Message for Unseen {
 }
 
 impl ServerRegistry {
-    /// Looks for servers that were not seen for `after` seconds, if it is time. 0: never.
-    pub(super) fn sweep_if_due(&mut self, after: u64) {
-        let listen = self.tuning.load().silence.seconds().max(LISTEN);
-        if self.sweep.is_due(self.now, listen) && after > 0 {
+    /// Looks for servers that were not seen for long, where that is set, and for records of deleted
+    /// servers that were kept for long enough, if it is time.
+    pub(super) fn sweep_if_due(&mut self) {
+        let tuning = self.tuning.load_full();
+        let listen = tuning.silence.seconds().max(LISTEN);
+        if self.sweep.is_due(self.now, listen) {
+            let before = match tuning.forget_after_seconds {
+                0 => Timestamp(0),
+                after => Timestamp(self.now.0.saturating_sub(after)),
+            };
             let unseen = Unseen {
                 servers: Vec::new(),
-                before: Timestamp(self.now.0.saturating_sub(after)),
+                before,
+                retention: Some(tuning.retention_seconds),
                 now: self.now,
                 who: Who::Administrator,
                 by: String::new(),
@@ -104,7 +116,8 @@ impl ServerRegistry {
     fn look_for(&self, mut unseen: Unseen, limit: usize) {
         let (servers, handles) = (Arc::clone(&self.servers), Arc::clone(&self.handles));
         self.handles.reader.run(move |store| {
-            let found = servers.unseen(unseen.before, limit);
+            let deleted = unseen.retention.map(|kept| (unseen.now, kept));
+            let found = servers.unseen(unseen.before, deleted, limit);
             if found.is_empty() && unseen.reply.is_none() {
                 return;
             }
@@ -124,7 +137,7 @@ impl ServerRegistry {
 }
 
 /// Reads servers. Their order is that of `keys`.
-pub(super) fn read(
+fn read(
     store: &dyn Store,
     keys: &[(ServerId, ServerNumber)],
 ) -> Result<Vec<Option<Server>>, ReadError> {
@@ -142,6 +155,8 @@ impl Receive<Work<DeleteUnseen>> for ServerRegistry {
         let unseen = Unseen {
             servers: Vec::new(),
             before,
+            // The clock alone forgets what an operator has deleted.
+            retention: None,
             now,
             who: Who::Operator,
             by,
@@ -156,31 +171,31 @@ impl Receive<Work<DeleteUnseen>> for ServerRegistry {
 impl Receive<Unseen> for ServerRegistry {
     fn receive(&mut self, unseen: Unseen) {
         self.metrics.taken();
-        let Unseen { servers, before, now, who, by, from, generation, reply } = unseen;
+        let Unseen { servers, before, retention, now, who, by, from, generation, reply } = unseen;
         if generation < self.generation {
             return reply.into_iter().for_each(|reply| reply.fail(Failure::StorageUnavailable));
         }
         let mut next = Vec::with_capacity(servers.len());
         for server in servers {
-            let is_unseen = |this: &Self| {
-                let live = this.servers.live.get(&server.id);
-                live.is_some_and(|live| live.last_checkin().max(server.last_checkin) < before)
-                    && !(reply.is_none() && this.sweep.restored.contains_key(&server.id))
-            };
-            if self.changing.contains_key(&server.id) || !self.is_fresh(&server) || !is_unseen(self)
-            {
+            if self.changing.contains_key(&server.id) || !self.is_fresh(&server) {
                 continue;
             }
-            let end = match server.delete(now) {
-                None if server.is_removable(now) => Some(Deletion::Remove),
-                end => end,
+            let live = self.servers.live.get(&server.id);
+            let is_unseen =
+                live.is_some_and(|live| live.last_checkin().max(server.last_checkin) < before);
+            let was_restored = self.sweep.restored.contains_key(&server.id);
+            let (end, detail) = match &reply {
+                _ if server.deleted => {
+                    let is_over = retention.is_some_and(|kept| server.is_removable(now, kept));
+                    (is_over.then_some(Deletion::Remove), "deleted before".to_owned())
+                }
+                Some(_) if is_unseen => (server.delete(now), not_seen_since(before)),
+                None if is_unseen && !was_restored => (server.forget(now), not_seen_since(before)),
+                _ => continue,
             };
             if let Some(end) = deletion(end, &server) {
-                let event = Event {
-                    detail: format!("not seen since {}", before.0),
-                    ..happened(Action::ServerDeleted, (who, &by), &server, now, from)
-                };
-                next.push((end, event));
+                let event = happened(Action::ServerDeleted, (who, &by), &server, now, from);
+                next.push((end, Event { detail, ..event }));
             }
         }
         match reply {
@@ -197,15 +212,36 @@ impl Receive<Unseen> for ServerRegistry {
     }
 }
 
+fn not_seen_since(before: Timestamp) -> String {
+    format!("not seen since {}", before.0)
+}
+
 impl Servers {
-    /// Returns at most `limit` servers that were last seen before `before` and are not hidden already,
-    /// those not seen for longest first.
+    /// Returns at most `limit` servers that were last seen before `before`, those not seen for longest
+    /// first. With the time and a retention in seconds also those that were deleted so long ago, unless
+    /// they are revoked.
     ///
-    /// It examines all servers: a million take about 50 ms.
-    fn unseen(&self, before: Timestamp, limit: usize) -> Vec<(ServerId, ServerNumber)> {
-        let live = self.live.iter();
-        let mut found: Vec<_> = live
-            .filter(|live| live.last_checkin() < before && !live.is_kept_hidden())
+    /// It examines all servers, unless there can be none: a million take about 50 ms.
+    fn unseen(
+        &self,
+        before: Timestamp,
+        deleted: Option<(Timestamp, u64)>,
+        limit: usize,
+    ) -> Vec<(ServerId, ServerNumber)> {
+        if before == Timestamp(0) && self.live.len() == self.len() {
+            return Vec::new();
+        }
+        let is_over = |live: &Live| {
+            if !live.is_hidden() {
+                return live.last_checkin() < before;
+            }
+            let is_old = |(now, kept)| live.last_checkin().distance(now) > kept;
+            live.is_as_if_gone() && deleted.is_some_and(is_old)
+        };
+        let mut found: Vec<_> = self
+            .live
+            .iter()
+            .filter(|live| is_over(live))
             .map(|live| (live.last_checkin(), *live.key(), live.number))
             .collect();
         found.sort_unstable_by_key(|(seen, id, _)| (*seen, *id));

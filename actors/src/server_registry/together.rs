@@ -52,9 +52,10 @@ impl ServerRegistry {
         generation: u32,
         together: &Together<A>,
     ) {
-        let (id, address) = (next.server().id, next.server().address_id);
-        self.changing.entry(id).or_default();
-        self.changing.entry(address).or_default();
+        let ids = next.ids();
+        for id in ids {
+            self.changing.entry(id).or_default();
+        }
         let handles = Arc::clone(&self.handles);
         let together = Together(Arc::clone(&together.0));
         let change = Change(vec![next.write(), Write::Audit(Arc::new(event))]);
@@ -72,7 +73,7 @@ impl ServerRegistry {
                 Committed::Failed(failure) => failure,
             };
             together.has_ended(Some(failure));
-            handles.server_registry.send::<NotWritten>(NotWritten(id, address));
+            handles.server_registry.send::<NotWritten>(NotWritten(ids));
         });
     }
 }

@@ -223,7 +223,7 @@ async fn read_registration(
     let body: ServerBody<'_> = fields(bytes)?;
     let token = body.token.check("token", FIELD).map_err(invalid)?;
     let address = body.ip.check("ip", FIELD).map_err(invalid)?;
-    let hostname = match body.hostname.optional("hostname", Server::HOSTNAME_BYTES) {
+    let hostname = match body.hostname.optional("hostname", Server::HOSTNAME) {
         Ok(hostname) => hostname.into_owned(),
         Err(_) => return Err(invalid("hostname must be a string.".into())),
     };

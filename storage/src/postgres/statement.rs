@@ -201,13 +201,14 @@ impl<'a> Statement<'a> {
     }
 
     /// Updates `columns` of the rows with the number and version in `of` that fulfil `and`.
-    fn update<const N: usize>(
+    fn update(
         &mut self,
         table: &str,
         of: impl IntoIterator<Item = Column<'a>>,
         and: &str,
-        columns: [Column<'a>; N],
+        columns: impl IntoIterator<Item = Column<'a>>,
     ) {
+        let columns: Vec<Column<'a>> = columns.into_iter().collect();
         self.part(&format!("UPDATE {table} SET "));
         for (name, _) in &columns {
             let _ = write!(self.sql, "{name} = a.{name}, ");
@@ -393,9 +394,7 @@ impl<'a> Statement<'a> {
 
     /// Inserts servers; the database assigns their numbers.
     fn new_servers(&mut self, servers: &[&'a Server]) {
-        let id = || {
-            column("id", Type::BYTEA_ARRAY, servers, |server| server.id.0.to_be_bytes().to_vec())
-        };
+        let id = || server_id(servers);
         // Another server may have been faster.
         let written = self.insert_part(
             "server",
@@ -415,7 +414,9 @@ impl<'a> Statement<'a> {
         let place =
             |name| column(name, Type::INT4_ARRAY, servers, |server| server.number.0.cast_signed());
         let of = [place("number"), before(servers, |server| server.version)];
-        self.update("server", of, "", described(servers));
+        // An imported server may take the record of a deleted one.
+        let columns = std::iter::once(server_id(servers)).chain(described(servers));
+        self.update("server", of, "", columns);
         self.part("UPDATE presence SET last_seen = a.last_seen");
         self.source([place("number"), times("last_seen", servers, |server| server.last_checkin)]);
         self.push(" WHERE presence.server = a.number");
@@ -511,6 +512,10 @@ fn state<'a>(all: &[&'a Activation]) -> [Column<'a>; 2] {
         column("state", Type::TEXT_ARRAY, all, |one| state_name(one.state)),
         column("closed_at", Type::TIMESTAMPTZ_ARRAY, all, |one| closed_at(one.state)),
     ]
+}
+
+fn server_id<'a>(servers: &[&'a Server]) -> Column<'a> {
+    column("id", Type::BYTEA_ARRAY, servers, |server| server.id.0.to_be_bytes().to_vec())
 }
 
 /// The columns of a server, without its number and id.

@@ -230,9 +230,16 @@ fn servers_of_all_kinds_are_found_by_id_and_by_address_and_forgotten() {
     let moved = Server { address_id: ServerId(77), version: 2, ..imported.clone() };
     let forget = |version| Change(vec![Write::ForgetServer(imported.number, version)]);
     assert_eq!(commit(&store, &[change(&moved)]), [Written]);
-    assert_eq!(store.servers_at(&[ServerId(77)]).unwrap(), [Some(moved)]);
-    assert_eq!(commit(&store, &[forget(1), forget(2), forget(2)]), [Conflict, Written, Conflict]);
-    assert_eq!(store.servers_of(&[imported.id]).unwrap(), [None]);
+    assert_eq!(store.servers_at(&[ServerId(77)]).unwrap(), [Some(moved.clone())]);
+    let renamed = Server { id: ServerId(78), version: 3, ..moved };
+    let neighbour = found.iter().find(|server| server.id != imported.id).unwrap();
+    let other = Server { id: ServerId(79), address_id: ServerId(79), ..neighbour.clone() };
+    let taken = Server { id: ServerId(79), version: 2, ..neighbour.clone() };
+    let batch = [change(&other), change(&taken), change(&renamed)];
+    assert_eq!(commit(&store, &batch), [Written, Conflict, Written], "the id is taken");
+    assert_eq!(store.servers_of(&[ServerId(78), imported.id]).unwrap(), [Some(renamed), None]);
+    assert_eq!(commit(&store, &[forget(2), forget(3), forget(3)]), [Conflict, Written, Conflict]);
+    assert_eq!(store.servers_of(&[ServerId(78)]).unwrap(), [None]);
 }
 
 #[test]

@@ -17,9 +17,10 @@ use iptunnel_domain::activation::{
 use iptunnel_domain::address::HostName;
 use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber, CodeState, ProductLetters};
+use iptunnel_domain::import::Listed;
 use iptunnel_domain::limit::Policy;
 use iptunnel_domain::lookup::KeyedHash;
-use iptunnel_domain::server::{EnrolledBy, Listed, Server, ServerId, ServerNumber};
+use iptunnel_domain::server::{EnrolledBy, Server, ServerId, ServerNumber};
 use iptunnel_domain::{Timestamp, Version};
 use iptunnel_storage::{
     AuditLog, Change, CheckIn, CheckInOf, Counted, Epochs, PostgresStore, Setting, Shared, Store,
