@@ -1,6 +1,6 @@
 //! `import`: takes over servers from another server's list.
 
-use super::client::Server;
+use super::client::{Answer, Server};
 use super::terminal::{Output, remark, tell};
 use crate::config::Config;
 use crate::operator::import::{STEP, read};
@@ -72,13 +72,16 @@ fn requests(rows: &[Value]) -> Vec<&[Value]> {
 }
 
 /// What all requests have done.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Sum {
     new: u64,
     changed: u64,
     unchanged: u64,
     changed_here: Vec<Value>,
+    other_address: Vec<Value>,
     address_taken: Vec<Value>,
+    not_revoked: Vec<Value>,
+    still_revoked: Vec<Value>,
 }
 
 impl Sum {
@@ -90,29 +93,118 @@ impl Sum {
         self.changed += count("changed");
         self.unchanged += count("unchanged");
         self.changed_here.extend(list("changed_here"));
+        self.other_address.extend(list("other_address"));
         self.address_taken.extend(list("address_taken"));
+        self.not_revoked.extend(list("not_revoked"));
+        self.still_revoked.extend(list("still_revoked"));
     }
 
     fn json(&self) -> Value {
         json!({
             "new": self.new, "changed": self.changed, "unchanged": self.unchanged,
-            "changed_here": self.changed_here, "address_taken": self.address_taken,
+            "changed_here": self.changed_here, "other_address": self.other_address,
+            "address_taken": self.address_taken, "not_revoked": self.not_revoked,
+            "still_revoked": self.still_revoked,
         })
+    }
+
+    fn words(&self, would: &str) -> String {
+        format!(
+            "{} {would}new, {} {would}changed, {} as before, {} changed here since and left alone",
+            self.new,
+            self.changed,
+            self.unchanged,
+            self.changed_here.len()
+        )
+    }
+
+    /// Whether rows are left out.
+    fn leaves_out(&self) -> bool {
+        !self.other_address.is_empty() || !self.address_taken.is_empty()
+    }
+
+    /// Returns what is not taken over and needs a person, and what to do about it.
+    fn problems(&self, rows: &[Value]) -> Vec<String> {
+        let named = |ids: &[Value], problem: fn(String) -> String| {
+            (!ids.is_empty()).then(|| problem(some(ids, rows)))
+        };
+        let problems = [
+            named(&self.address_taken, |ids| {
+                format!(
+                    "other servers have the addresses of {ids} here: find them with `iptunnel-server servers \
+                     list --text ADDRESS` and delete them, or take these rows out of the file"
+                )
+            }),
+            named(&self.other_address, |ids| {
+                format!("{ids}: known here at another address; take these rows out of the file")
+            }),
+            named(&self.not_revoked, |ids| {
+                format!(
+                    "{ids}: revoked in the file and not here; revoke them with `iptunnel-server servers revoke \
+                     ID`, unless they were restored here"
+                )
+            }),
+        ];
+        problems.into_iter().flatten().collect()
     }
 }
 
-/// Returns the first of some ids, for a message.
-fn some(ids: &[Value]) -> String {
-    let named: Vec<&str> = ids.iter().filter_map(Value::as_str).take(NAMED).collect();
+/// Returns the first of some ids, each with its address in the file, for a message.
+fn some(ids: &[Value], rows: &[Value]) -> String {
+    let text = |row: &Value, name: &str| row.get(name).and_then(Value::as_str).map(str::to_owned);
+    let address = |id: &str| {
+        let is_it = |row: &&Value| {
+            text(row, "server_id").is_some_and(|other| other.eq_ignore_ascii_case(id))
+        };
+        rows.iter().find(is_it).and_then(|row| text(row, "ip")).unwrap_or_default()
+    };
+    let named: Vec<String> = ids
+        .iter()
+        .filter_map(Value::as_str)
+        .take(NAMED)
+        .map(|id| format!("{id} ({})", address(id)))
+        .collect();
     let rest = ids.len() - named.len();
     let more = if rest > 0 { format!(" and {rest} more") } else { String::new() };
     named.join(", ") + &more
 }
 
-fn send(server: &Server, requests: &[&[Value]], dry_run: bool) -> Result<Sum, String> {
-    let mut sum = Sum::default();
+/// An import that has stopped between two requests.
+#[derive(Debug)]
+struct Stopped {
+    /// What was done before.
+    sum: Sum,
+    /// The rows of the requests before.
+    rows: usize,
+    /// Why it stopped.
+    why: String,
+}
+
+impl Stopped {
+    fn words(&self, all: usize) -> String {
+        format!(
+            "the import has stopped after {} of {all} rows: {}; done before: {}; of the next rows some may be done \
+             as well; run the same command again: it does nothing twice",
+            self.rows,
+            self.why,
+            self.sum.words("")
+        )
+    }
+}
+
+/// Sends requests with `post`, and returns what all of them have done.
+fn send(
+    post: impl Fn(&Value) -> Answer,
+    requests: &[&[Value]],
+    dry_run: bool,
+) -> Result<Sum, Stopped> {
+    let (mut sum, mut sent) = (Sum::default(), 0);
     for rows in requests {
-        sum.add(&server.post("/import", &json!({"servers": rows, "dry_run": dry_run}))?);
+        match post(&json!({"servers": rows, "dry_run": dry_run})) {
+            Ok(done) => sum.add(&done),
+            Err(why) => return Err(Stopped { sum, rows: sent, why }),
+        }
+        sent += rows.len();
     }
     Ok(sum)
 }
@@ -120,39 +212,50 @@ fn send(server: &Server, requests: &[&[Value]], dry_run: bool) -> Result<Sum, St
 /// Imports the servers of a file. All rows are checked before the first one is written.
 ///
 /// # Errors
-/// A message that names the row that cannot be taken over, or says why the command failed.
+/// A message that names the row that cannot be taken over; or that says why the command failed, what was
+/// done before, and what to do; or that names what was not taken over.
 pub fn import(config: &Config, output: Output, file: &Path, dry_run: bool) -> Result<(), String> {
     let rows = rows_of(&text_of(file)?)?;
     read(&rows, config.server.allow_private_ips)?;
     let (server, requests) = (Server::of(config)?, requests(&rows));
-    let planned = send(&server, &requests, true)?;
-    if !planned.address_taken.is_empty() && !dry_run {
-        return Err(format!(
-            "nothing was imported: other servers have the addresses of {} here; delete them here, or take \
-             these rows out of the file",
-            some(&planned.address_taken)
-        ));
+    let post = |body: &Value| server.post("/import", body);
+    let planned = send(post, &requests, true)
+        .map_err(|stopped| format!("nothing was imported: {}", stopped.why))?;
+    if planned.leaves_out() && !dry_run {
+        return Err(format!("nothing was imported: {}", planned.problems(&rows).join("; ")));
     }
-    let sum = if dry_run { planned } else { send(&server, &requests, false)? };
+    let done = if dry_run { Ok(planned) } else { send(post, &requests, false) };
+    let sum = match done {
+        Ok(sum) => sum,
+        Err(stopped) => {
+            if output == Output::Json {
+                tell(&stopped.sum.json().to_string())?;
+            }
+            return Err(stopped.words(rows.len()));
+        }
+    };
+    report(output, &sum, &rows, dry_run)?;
+    match sum.problems(&rows) {
+        problems if problems.is_empty() => Ok(()),
+        problems => Err(problems.join("; ")),
+    }
+}
+
+/// Prints what was done, or would be.
+fn report(output: Output, sum: &Sum, rows: &[Value], dry_run: bool) -> Result<(), String> {
     if output == Output::Json {
         return tell(&sum.json().to_string());
     }
     let would = if dry_run { "would be " } else { "" };
-    tell(&format!(
-        "{} servers: {} {would}new, {} {would}changed, {} as before, {} changed here since and left alone",
-        rows.len(),
-        sum.new,
-        sum.changed,
-        sum.unchanged,
-        sum.changed_here.len()
-    ))?;
+    tell(&format!("{} servers: {}", rows.len(), sum.words(would)))?;
     if !sum.changed_here.is_empty() {
-        remark(&format!("changed here since: {}", some(&sum.changed_here)));
+        remark(&format!("changed here since: {}", some(&sum.changed_here, rows)));
     }
-    if !sum.address_taken.is_empty() {
+    if !sum.still_revoked.is_empty() {
         remark(&format!(
-            "not to be imported, because other servers have their addresses here: {}",
-            some(&sum.address_taken)
+            "revoked, because a revoked server was deleted here at the same address: {}; restore them with \
+             `iptunnel-server servers restore ID` if they are to register",
+            some(&sum.still_revoked, rows)
         ));
     }
     Ok(())
@@ -173,6 +276,60 @@ mod tests {
             assert!(json!(request).to_string().len() <= BYTES + 2);
         }
         assert!(requests(&[]).is_empty());
+    }
+
+    fn done(new: u64, more: Value) -> Value {
+        let mut done = json!({"new": new, "changed": 0, "unchanged": 0});
+        done.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        done
+    }
+
+    #[test]
+    fn an_import_that_stops_says_what_was_done_before_and_what_to_do() {
+        let rows: Vec<Value> = (0..2500).map(|n| json!({"n": n})).collect();
+        let requests = requests(&rows);
+        let post = |body: &Value| match body["servers"][0]["n"].as_u64() {
+            Some(2000) => Err("The server is overloaded.".to_owned()),
+            _ => Ok(done(999, json!({"changed_here": ["0123456789abcdef"]}))),
+        };
+        let stopped = send(post, &requests, false).unwrap_err();
+        assert_eq!((stopped.sum.new, stopped.sum.changed_here.len()), (1998, 2));
+        let words = stopped.words(rows.len());
+        for part in [
+            "stopped after 2000 of 2500 rows: The server is overloaded.",
+            "done before: 1998 new, 0 changed, 0 as before, 2 changed here",
+            "run the same command again",
+        ] {
+            assert!(words.contains(part), "{words}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_is_named_with_its_address_and_with_what_to_do() {
+        let id = |n: u64| format!("{n:016x}");
+        let rows: Vec<Value> = (0..20)
+            .map(|n| json!({"server_id": id(0xA0 + n).to_uppercase(), "ip": format!("8.8.8.{n}")}))
+            .collect();
+        let of = |name: &str, count: u64| {
+            let ids: Vec<String> = (0..count).map(|n| id(0xA0 + n)).collect();
+            let post = |_: &Value| Ok(done(0, json!({name: ids})));
+            send(post, &[&rows], true).unwrap()
+        };
+        assert!(of("changed_here", 1).problems(&rows).is_empty());
+        for (name, leaves_out, advice) in [
+            ("address_taken", true, "servers list --text ADDRESS` and delete them"),
+            ("other_address", true, "take these rows out of the file"),
+            ("not_revoked", false, "servers revoke ID`"),
+        ] {
+            let sum = of(name, 12);
+            assert_eq!(sum.leaves_out(), leaves_out, "{name}");
+            let problems = sum.problems(&rows);
+            assert_eq!(problems.len(), 1);
+            let first = format!("{} (8.8.8.0), {} (8.8.8.1)", id(0xA0), id(0xA1));
+            for part in [&first, "(8.8.8.9) and 2 more", advice] {
+                assert!(problems[0].contains(part), "{}", problems[0]);
+            }
+        }
     }
 
     #[test]

@@ -121,8 +121,11 @@ Examples:
     ///
     /// FILE holds what the old server's GET /status has answered, without limit. Ids, addresses, host names,
     /// notes, revocations and times are kept, so agents go on under their ids. All rows are checked first: one
-    /// bad row refuses all. The command can be repeated: servers that were changed here since stay as they
-    /// are. It needs the role admin.
+    /// bad row refuses all, and so does a row whose address another server has here. The command can be
+    /// repeated: servers that were changed here since stay as they are. It needs the role admin.
+    ///
+    /// The exit status is 1 if a row was left out, or if a server is revoked in FILE and not here; standard
+    /// error names it. With --dry-run too.
     #[command(after_help = "\
 Examples:
   curl -H \"Authorization: Bearer $TOKEN\" https://old.example.com/status > status.json

@@ -369,6 +369,20 @@ fn the_command_line_imports_a_listing_and_deletes_servers() {
     assert_eq!(asked_json(&server, &["servers", "list"])["count"], 0);
     assert!(import(&[]).starts_with("3 servers: 3 new, 0 changed, 0 as before"));
     assert!(import(&[]).starts_with("3 servers: 0 new, 0 changed, 3 as before"));
+    let mut twin = row(1);
+    twin["server_id"] = "00000000000000aa".into();
+    twin["revoked"] = 1.into();
+    write(vec![twin, row(4)]);
+    for more in [&[][..], &["--dry-run"]] {
+        let file = list.display().to_string();
+        let output = ask(&server, &[&["import", &file], more].concat());
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let error = String::from_utf8_lossy(&output.stderr);
+        let named = "00000000000000aa (8.8.8.1)";
+        assert!(error.contains(&format!("the addresses of {named} here")), "{error}");
+        assert!(error.contains(&format!("{named}: revoked in the file and not here")), "{error}");
+    }
+    assert_eq!(asked_json(&server, &["servers", "list"])["count"], 3, "nothing was imported");
     let ids = [1, 2].map(|number| format!("{number:016x}"));
     let deleted = asked(&server, &["servers", "delete", &ids[0], &ids[1]]);
     assert_eq!(deleted, format!("{} deleted\n{} deleted\n", ids[0], ids[1]));
