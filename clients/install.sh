@@ -368,12 +368,11 @@ set_paths() {
   AGENT=$ROOT/usr/local/sbin/iptunnel-agent
   AGENT_LIB=${STATE_DIRECTORY:-$ROOT/var/lib/iptunnel-agent}
   UNITS=$ROOT/etc/systemd/system
-  CRON=$ROOT/etc/cron.d/iptunnel-agent
 }
 
 # Writes standard input to a file as a whole or not at all: FILE MODE.
 write_file() {
-  if cat > "$1.new" && chmod "$2" "$1.new" && { sync "$1.new" 2> /dev/null || sync; } && mv -f "$1.new" "$1"; then
+  if (umask 077 && cat > "$1.new") && chmod "$2" "$1.new" && { sync "$1.new" 2> /dev/null || sync; } && mv -f "$1.new" "$1"; then
     return 0
   fi
   rm -f "$1.new"
@@ -688,7 +687,7 @@ settle() {
 interrupted() {
   trap '' INT TERM HUP
   if [ -n "$CHILD" ]; then
-    kill "$CHILD" 2> /dev/null
+    kill -s TERM -- "-$CHILD" 2> /dev/null || kill "$CHILD" 2> /dev/null
     wait "$CHILD" 2> /dev/null
   fi
   [ -n "$STEP" ] || fail 7 'interrupted. No code was used.'
@@ -740,11 +739,12 @@ fetch_payload() {
 # Runs the setup script: install or uninstall. In the background, so that a signal is heard at once.
 run_payload() {
   (
-    umask 022
     cd "${ROOT:-/}" || exit 1
     IPTUNNEL_PRODUCT=$PRODUCT IPTUNNEL_IP=$IP IPTUNNEL_HOSTNAME=$HOST_NAME IPTUNNEL_SERVER_URL=$SERVER_URL
     IPTUNNEL_ACTIVATION=$ACTIVATION IPTUNNEL_MACHINE_ID=$MACHINE_ID IPTUNNEL_ROOT=$ROOT
     export IPTUNNEL_PRODUCT IPTUNNEL_IP IPTUNNEL_HOSTNAME IPTUNNEL_SERVER_URL IPTUNNEL_ACTIVATION IPTUNNEL_MACHINE_ID IPTUNNEL_ROOT
+    # A process group of its own, so that a signal reaches what the script has started as well.
+    if command -v setsid > /dev/null; then exec setsid "$LIB/$PRODUCT.payload" "$1"; fi
     exec "$LIB/$PRODUCT.payload" "$1"
   ) < /dev/null &
   CHILD=$!
@@ -851,7 +851,16 @@ EOT
 }
 
 has_systemd() { [ -z "$ROOT" ] && [ -d /run/systemd/system ] && command -v systemctl > /dev/null; }
-has_cron() { [ -z "$ROOT" ] && { pidof cron || pidof crond || pidof cronie; } > /dev/null 2>&1; }
+has_cron() { [ -z "$ROOT" ] && command -v crontab > /dev/null && { pidof cron || pidof crond; } > /dev/null 2>&1; }
+
+# Replaces the agent's line in root's crontab by this one, or by none.
+set_cron() {
+  {
+    crontab -l 2> /dev/null | grep -v "$AGENT"
+    [ -z "$1" ] || say "$1"
+  } > "$WORK/crontab"
+  crontab - < "$WORK/crontab"
+}
 
 # LoadCredential= came with systemd 247. Before, the agent runs as root without any capability.
 units() {
@@ -943,11 +952,8 @@ start_agent() {
     fi
   elif [ -n "$NO_START" ]; then
     say "Start it with: $AGENT loop"
-  elif has_cron && [ -d /etc/cron.d ]; then
-    say "* * * * * root $AGENT run" | write_file "$CRON" 644 || fail 8 "$CRON cannot be written."
-    first_check_in
-  elif has_cron && [ -f /etc/crontabs/root ]; then
-    grep -q iptunnel-agent /etc/crontabs/root || say "* * * * * $AGENT run" >> /etc/crontabs/root
+  elif has_cron; then
+    set_cron "* * * * * $AGENT run" || fail 8 "root's crontab cannot be changed."
     first_check_in
   else
     first_check_in
@@ -1038,8 +1044,8 @@ finish() {
 
 # ---------------------------------------------------------------- uninstalling
 
+# Uninstalls one product, and the agent with the last one.
 uninstall() {
-  is_root || fail 8 'this needs root, or --root DIR.'
   [ -d "$LIB" ] || { say 'Nothing is installed.' && return 0; }
   [ -z "$DRY_RUN" ] || { say "This would undo the setup script of $PRODUCT and remove the installer's files." && return 0; }
   can_ask || [ -n "$YES" ] || fail 2 'there is no terminal to ask. Give --yes to uninstall unattended.'
@@ -1047,14 +1053,30 @@ uninstall() {
     question "Uninstall $PRODUCT? [y/N] "
     case $REPLY in [Yy]*) ;; *) fail 7 'you did not say yes. Nothing was changed.' ;; esac
   fi
-  open_work
-  MACHINE_ID=$(cat "$LIB/machine-id" 2> /dev/null)
-  load_agent
+  begin_uninstall
   uninstall_product
   for other in "$LIB"/*.state; do
     [ ! -f "$other" ] || { say "The agent stays: ${other##*/} needs it." && return 0; }
   done
   remove_agent
+}
+
+uninstall_all() {
+  begin_uninstall
+  for state in "$LIB"/*.state; do
+    [ -f "$state" ] || continue
+    PRODUCT=${state##*/}
+    PRODUCT=${PRODUCT%.state}
+    uninstall_product
+  done
+  remove_agent
+}
+
+begin_uninstall() {
+  is_root || fail 8 'this needs root, or --root DIR.'
+  open_work
+  MACHINE_ID=$(cat "$LIB/machine-id" 2> /dev/null)
+  load_agent
 }
 
 uninstall_product() {
@@ -1076,12 +1098,9 @@ uninstall_product() {
 
 remove_agent() {
   if has_systemd; then systemctl --quiet disable --now iptunnel-agent.timer iptunnel-agent.service 2> /dev/null; fi
-  if [ -z "$ROOT" ] && grep -q iptunnel-agent /etc/crontabs/root 2> /dev/null; then
-    grep -v iptunnel-agent /etc/crontabs/root > "$WORK/crontab"
-    cat "$WORK/crontab" > /etc/crontabs/root
-  fi
+  if has_cron; then set_cron ''; fi
   # A loop ends once its configuration is gone.
-  rm -f "$UNITS/iptunnel-agent.service" "$UNITS/iptunnel-agent.timer" "$UNITS/iptunnel-revoked.service" "$CRON" \
+  rm -f "$UNITS/iptunnel-agent.service" "$UNITS/iptunnel-agent.timer" "$UNITS/iptunnel-revoked.service" \
     "$ETC/agent.conf" "$ETC/agent.token" "$AGENT"
   if has_systemd; then systemctl daemon-reload; fi
   rm -rf "$AGENT_LIB" "$ROOT/var/lib/private/iptunnel-agent"
@@ -1105,7 +1124,7 @@ load_status() {
 }
 
 save_status() {
-  mkdir -p "$AGENT_LIB"
+  mkdir -p "$AGENT_LIB" && chmod 700 "$AGENT_LIB"
   write_file "$AGENT_LIB/status" 600 << EOT
 STATE=$STATE
 LAST_TRY=$LAST_TRY
@@ -1152,10 +1171,13 @@ check_in() {
       ;;
     *) SAID=$WHY && back_off ;;
   esac
-  [ "$STATE" != revoked ] || SAID='revoked'
+  [ "$STATE" != revoked ] || SAID=revoked
   save_status || warn "The status cannot be written to $AGENT_LIB: is the disk full?"
-  [ "$STATE" = "$before" ] || say "Check-in: $STATE ($SAID)"
+  [ "$STATE" = "$before" ] || say "Check-in: $STATE$(words)"
 }
+
+# What the server said, where that is more than the state.
+words() { [ "$SAID" = "$STATE" ] || say "${SAID:+ ($SAID)}"; }
 
 # From one minute to one hour, longer each time, or what the server asks for.
 back_off() {
@@ -1173,8 +1195,7 @@ is_due() { [ "$(now)" -ge "$NEXT" ] || [ "$(now)" -lt "$LAST_TRY" ]; }
 after_revocation() {
   load_status
   [ "$STATE" = revoked ] || return 0
-  if has_systemd; then systemctl --quiet disable --now iptunnel-agent.timer; fi
-  rm -f "$CRON"
+  if has_systemd; then systemctl --quiet disable --now iptunnel-agent.timer; elif has_cron; then set_cron ''; fi
   [ ! -e "$LIB/revoked" ] && now > "$LIB/revoked" || return 0
   say 'The server has revoked this machine. The agent stops.'
   [ -x "$ETC/on-revoked" ] || return 0
@@ -1184,7 +1205,7 @@ after_revocation() {
 show_status() {
   load_status
   if [ "$LAST_OK" = 0 ]; then last=never; else last=$(at_time "$LAST_OK"); fi
-  say "Agent: ${STATE:-not yet run}${SAID:+ (the server: $SAID)}. Last check-in: $last."
+  say "Agent: ${STATE:-not yet run}$(words). Last check-in: $last."
   case $STATE in
     ok) say "Next check-in: $(at_time "$NEXT")." ;;
     failing | refused) say "Failed $FAILURES times. Next try: $(at_time "$NEXT")." ;;
@@ -1242,19 +1263,6 @@ loop_agent() {
   done
 }
 
-uninstall_all() {
-  is_root || fail 8 'this needs root, or --root DIR.'
-  open_work
-  MACHINE_ID=$(cat "$LIB/machine-id" 2> /dev/null)
-  for state in "$LIB"/*.state; do
-    [ -f "$state" ] || continue
-    PRODUCT=${state##*/}
-    PRODUCT=${PRODUCT%.state}
-    uninstall_product
-  done
-  remove_agent
-}
-
 # ---------------------------------------------------------------- the command line
 
 options() {
@@ -1306,7 +1314,7 @@ options() {
 
 main() {
   set -u
-  umask 077
+  umask 022
   PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
   YES='' DRY_RUN='' UNINSTALL='' NO_START='' CODE='' CODE_FILE='' IP='' HOST_NAME='' ROOT='' TIMEOUT=15 TRIES=6
   WORK='' HAS_LOCK='' CHILD='' STEP='' SEEN_IP='' FAMILY='' IS_LARGE='' MACHINE_ID='' RETRY_AFTER='' PRECHECK_TOKEN=''
