@@ -14,7 +14,8 @@ use crate::operator::history::History;
 use crate::operator::socket::{self, SocketError, SocketFile};
 use crate::operator::{self, signed_heads};
 use crate::os::{Clock, NoRandomness, random_bytes, seeded_generator};
-use crate::public::installer::Installer;
+use crate::public::scripts::Scripts;
+use crate::public::setup::Installers;
 use crate::public::{self, ROUTES, reference};
 use crate::secrets::{SecretError, lookup_key};
 use crate::state::State;
@@ -492,13 +493,15 @@ fn public_server(
     let places = Places::new(of_one, size.connections, state.proxies.clone());
     let rules = rules(&state, &observer, places, ended);
     let reference = Data::new(reference::of(&config));
-    let installer = Data::new(Installer::default());
+    let scripts = Data::new(Scripts::default());
+    let installers = Data::new(Installers::of(&config));
     connection::serve(Sockets::tcp(socket), size, rules, move || {
         App::new()
             .app_data(state.clone())
             .app_data(observer.clone())
             .app_data(reference.clone())
-            .app_data(installer.clone())
+            .app_data(scripts.clone())
+            .app_data(installers.clone())
             .wrap(from_fn(around))
             .configure(|routes| public::routes(routes, &config.products))
     })

@@ -302,20 +302,33 @@ impl Activation {
     /// [`Refusal::ActivationNotFound`] if it was released, [`Refusal::InvalidField`] if it is bound to another
     /// address, [`Refusal::TokenInvalid`] if it is not confirmed, or was confirmed too long ago.
     pub fn enrols(&self, ip: IpAddr, now: Timestamp) -> Result<Timestamp, Refusal> {
+        let confirmed_at = self.confirmed_lately(now)?;
+        if self.request.binding.public_ip != ip {
+            let message = "ip must be the address that the installation was activated for.";
+            return Err(Refusal::InvalidField(message.into()));
+        }
+        Ok(confirmed_at)
+    }
+
+    /// Returns when the installation was confirmed, if that was less than an hour ago.
+    fn confirmed_lately(&self, now: Timestamp) -> Result<Timestamp, Refusal> {
         let confirmed_at = match self.state {
             ActivationState::Confirmed(at) => at,
             ActivationState::Released(_) => return Err(Refusal::ActivationNotFound),
             ActivationState::Open => return Err(Refusal::TokenInvalid),
         };
         let life = Lifespan { from: confirmed_at, until: confirmed_at.plus(ONE_TIME_SECONDS) };
-        if life.is_over(now) {
-            return Err(Refusal::TokenInvalid);
-        }
-        if self.request.binding.public_ip != ip {
-            let message = "ip must be the address that the installation was activated for.";
-            return Err(Refusal::InvalidField(message.into()));
-        }
-        Ok(confirmed_at)
+        if life.is_over(now) { Err(Refusal::TokenInvalid) } else { Ok(confirmed_at) }
+    }
+
+    /// Checks that the machine may load what it installs: while the activation is open, and for an hour from
+    /// the confirm. The caller has already verified the token.
+    ///
+    /// # Errors
+    /// [`Refusal::ActivationNotFound`] if it was released, [`Refusal::TokenInvalid`] if it has lapsed, or was
+    /// confirmed too long ago.
+    pub fn installs(&self, now: Timestamp) -> Result<(), Refusal> {
+        if self.is_open(now) { Ok(()) } else { self.confirmed_lately(now).map(drop) }
     }
 
     /// Releases the activation if it is still open, so that the code can be given back.
@@ -414,6 +427,20 @@ mod tests {
         assert!(matches!(confirmed.enrols(there, NOW.plus(60)), Err(Refusal::InvalidField(_))));
         let Release::GiveBack(released) = open.release(NOW).unwrap() else { panic!() };
         assert_eq!(released.enrols(here, NOW), Err(Refusal::ActivationNotFound));
+    }
+
+    #[test]
+    fn a_machine_may_load_what_it_installs_until_an_hour_after_the_confirm() {
+        let (_, open) = opened();
+        let lapses = NOW.plus(600);
+        assert_eq!(open.installs(Timestamp(lapses.0 - 1)), Ok(()));
+        assert_eq!(open.installs(lapses), Err(Refusal::TokenInvalid));
+        let confirmed = open.confirm(NOW.plus(60)).unwrap();
+        let end = NOW.plus(60 + ONE_TIME_SECONDS);
+        assert_eq!(confirmed.installs(Timestamp(end.0 - 1)), Ok(()));
+        assert_eq!(confirmed.installs(end), Err(Refusal::TokenInvalid));
+        let Release::GiveBack(released) = open.release(NOW).unwrap() else { panic!() };
+        assert_eq!(released.installs(NOW), Err(Refusal::ActivationNotFound));
     }
 
     #[test]

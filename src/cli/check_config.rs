@@ -1,10 +1,11 @@
-//! `check-config`: refuses what a start would refuse.
+//! `check-config`: refuses what a start would refuse, and remarks on what installers would miss.
 
 use super::error::CliError;
-use super::terminal::tell;
+use super::terminal::{remark, tell};
 use crate::app::RunError;
 use crate::config::{Backend, Config};
 use crate::operator::signed_heads::is_of_other_key;
+use crate::public::scripts;
 use crate::secrets::{self, lookup_key};
 use crate::store::error::StoreError;
 use crate::store::examine::embedded_store;
@@ -12,7 +13,8 @@ use crate::store::{first_start, watermark};
 use iptunnel_storage::{Finding, Grade, PostgresStore};
 
 /// Checks what a start needs beside the configuration: the secrets, the mark, the embedded store, and
-/// the address of the database. Nothing is changed, and the database is not asked.
+/// the address of the database. Nothing is changed, and the database is not asked. What does not keep a
+/// server from starting, such as a payload that cannot be read, is a remark.
 ///
 /// # Errors
 /// The reason why a start would fail.
@@ -27,6 +29,10 @@ pub fn check_config(config: &Config) -> Result<(), CliError> {
         if has_store == Some(true) {
             check_lookup_key(config).map_err(RunError::Store)?;
         }
+    }
+    let findings = scripts::examine(config).into_iter();
+    for Finding { what, why, mend, .. } in findings.filter(|one| one.grade != Grade::Good) {
+        remark(&format!("warning: {what}; {why}; {mend}"));
     }
     Ok(tell("The configuration is valid.")?)
 }

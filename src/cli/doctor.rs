@@ -3,6 +3,7 @@
 use super::terminal::{Output, tell};
 use crate::config::{Backend, Config};
 use crate::operator::signed_heads::is_of_other_key;
+use crate::public::scripts;
 use crate::secrets::lookup_key;
 use crate::state::live::read_secrets;
 use crate::store::agreement::{hash_of_lookup_key, in_common};
@@ -26,10 +27,11 @@ const fn word(grade: Grade) -> &'static str {
 /// # Errors
 /// The database cannot be reached, or a finding is bad.
 pub fn examine(config: &Config, output: Output) -> Result<(), String> {
-    let findings = match config.storage.backend {
+    let mut findings = match config.storage.backend {
         Backend::Postgres => of_database(config)?,
         Backend::Redb => of_files(config),
     };
+    findings.extend(scripts::examine(config));
     let has = |grade: Grade| findings.iter().any(|finding| finding.grade == grade);
     let (breaks, stops) = (has(Grade::Breaks), has(Grade::Stops));
     show(&findings, output)?;

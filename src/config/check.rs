@@ -382,12 +382,17 @@ fn shared_file(config: &Config) -> Option<String> {
         ("auth.lookup_key_file", auth.lookup_key_file.clone()),
         ("auth.master_token_file", auth.master_token_file.clone()),
         ("admin.socket", config.admin.socket.clone()),
-        // Everybody can load it, so it must not be one of the secrets.
-        ("installer.script", config.installer.script.clone()),
     ];
-    let mut named = files.iter().enumerate().filter(|(_, (_, file))| !file.as_os_str().is_empty());
-    named.find_map(|(place, (name, file))| {
-        let (other, _) = files.iter().take(place).find(|(_, other)| is_same(other, file))?;
+    // Everybody can load the script, and whoever has a code the payloads. So they must not be one of the
+    // secrets. They may be one file.
+    let script = ("installer.script", config.installer.script.clone());
+    let payloads = config.products.iter().filter_map(|one| config.installer.payload(&one.name));
+    let payloads = payloads.map(|file| ("installer.payloads", file));
+    let own = files.iter().enumerate().map(|(place, file)| (file.clone(), place));
+    let handed_out = std::iter::once(script).chain(payloads).map(|file| (file, files.len()));
+    let mut all = own.chain(handed_out).filter(|((_, file), _)| !file.as_os_str().is_empty());
+    all.find_map(|((name, file), before)| {
+        let (other, _) = files.iter().take(before).find(|(_, other)| is_same(other, &file))?;
         let shown = shown(name, &file.display().to_string().into());
         Some(format!("{name} = {shown}: must be another file than {other}"))
     })

@@ -44,6 +44,8 @@ pub(super) enum Kind {
     File,
     /// The path of a file, or nothing.
     OptionalFile,
+    /// The path of a folder, or empty.
+    OptionalFolder,
     /// Two letters.
     Letters,
     /// Any text.
@@ -99,6 +101,7 @@ pub(super) static KEYS: &[Key] = &[
     fixed(ANY_PRODUCT, Kind::Letters),
     live("pages.install_command", Kind::Text),
     live("pages.unattended_command", Kind::Text),
+    fixed("installer.payloads", Kind::OptionalFolder),
     fixed("installer.script", Kind::OptionalFile),
     live("installer.version", Kind::Text),
     live("installer.notes", Kind::Text),
@@ -201,7 +204,9 @@ impl Kind {
             Self::Socket => text.is_some_and(|path| path.len() <= SOCKET && !path.contains('\0')),
             Self::Networks => value.as_array().is_some_and(|all| all.iter().all(is_network)),
             Self::File => text.is_some_and(|path| !path.is_empty() && !path.contains('\0')),
-            Self::OptionalFile => text.is_some_and(|path| !path.contains('\0')),
+            Self::OptionalFile | Self::OptionalFolder => {
+                text.is_some_and(|path| !path.contains('\0'))
+            }
             Self::Letters => text.and_then(ProductLetters::parse).is_some(),
             Self::Text | Self::Secret => text.is_some_and(|text| text.chars().count() <= LONGEST),
         }
@@ -215,7 +220,12 @@ impl Kind {
             Self::Whole { .. } | Self::Number(_) => trimmed.parse().ok().map(Value::Integer),
             Self::Switch => trimmed.to_ascii_lowercase().parse().ok().map(Value::Boolean),
             Self::Networks => read_list(trimmed),
-            Self::File | Self::OptionalFile | Self::Socket | Self::Text | Self::Secret => None,
+            Self::File
+            | Self::OptionalFile
+            | Self::OptionalFolder
+            | Self::Socket
+            | Self::Text
+            | Self::Secret => None,
             Self::Word(_) | Self::Listener | Self::Url | Self::Origin | Self::Letters => {
                 Some(trimmed.into())
             }
@@ -247,6 +257,7 @@ impl fmt::Display for Kind {
             ),
             Self::File => f.write_str("the path of a file"),
             Self::OptionalFile => f.write_str("empty, or the path of a file"),
+            Self::OptionalFolder => f.write_str("empty, or the path of a folder"),
             Self::Letters => f.write_str("two letters from A to Z"),
             Self::Text | Self::Secret => write!(f, "a string of at most {LONGEST} characters"),
         }

@@ -27,7 +27,7 @@ pub struct Config {
     pub products: Vec<Product>,
     /// The texts of pages.
     pub pages: Pages,
-    /// The main stack's installer.
+    /// What is handed out to installers.
     pub installer: Installer,
     /// Seconds from a page's visit until its cookie expires.
     pub session_ttl_seconds: u64,
@@ -141,16 +141,27 @@ pub struct Pages {
     pub unattended_command: String,
 }
 
-/// The main stack's installer, which this server hands out.
+/// What this server hands out to installers: the payloads of products, and the main stack's installer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Installer {
-    /// The file of the script. Empty: there is none.
+    /// The folder with the payloads of products, one `{product}.sh` each. Empty: there is none.
+    pub payloads: PathBuf,
+    /// The file of the main stack's installer. Empty: there is none.
     pub script: PathBuf,
     /// The version that is announced. Empty: none.
     pub version: String,
     /// What is new in this version.
     pub notes: String,
+}
+
+impl Installer {
+    /// Returns the file of a product's payload. `None`: there is no folder of payloads. A product's name is
+    /// a file's name too.
+    pub fn payload(&self, product: &str) -> Option<PathBuf> {
+        let has_folder = !self.payloads.as_os_str().is_empty();
+        has_folder.then(|| self.payloads.join(format!("{product}.sh")))
+    }
 }
 
 /// Servers that check in.

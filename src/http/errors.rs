@@ -38,6 +38,12 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "not_found", "There is nothing at this address.")
     }
 
+    /// The product has no payload, or it cannot be sent. Its installer goes on without one.
+    pub fn payload_not_found() -> Self {
+        let message = "There is no payload for this product.";
+        Self::new(StatusCode::NOT_FOUND, "payload_not_found", message)
+    }
+
     /// The path exists, but not with this method.
     pub fn method_not_allowed() -> Self {
         let message = "This address does not take this method.";

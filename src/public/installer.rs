@@ -1,6 +1,7 @@
 //! The main stack's installer and its version, for the updater on servers that it has set up. The file is
 //! the operator's.
 
+use super::scripts::{KIND, Script, Scripts};
 use crate::http::errors::ApiError;
 use crate::http::page::tagged;
 use crate::http::respond::{failure_for, json};
@@ -8,96 +9,20 @@ use crate::state::State;
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, block};
 use actix_web::{HttpRequest, HttpResponse};
-use bytes::Bytes;
-use iptunnel_domain::hex::hex;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
-use std::fs::{File, Metadata};
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use utoipa::ToSchema;
 
 /// The path of the script, which its updater knows.
 pub const SCRIPT: &str = "/iptunnel-install.sh";
-/// The largest script, in bytes. It is kept in memory once.
-const LARGEST: u64 = 4 << 20;
-
-/// A script as it was read.
-struct Script {
-    stamp: Stamp,
-    content: Bytes,
-    /// The SHA-256 of the content, in hexadecimal digits.
-    digest: String,
-}
-
-/// What changes when a file changes: device, file, size, and the times of both changes.
-type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
-
-fn stamp(file: &Metadata) -> Stamp {
-    let modified = (file.mtime(), file.mtime_nsec());
-    (file.dev(), file.ino(), file.size(), modified, (file.ctime(), file.ctime_nsec()))
-}
-
-/// The installer's file, read again when it has changed.
-#[derive(Default)]
-pub struct Installer {
-    script: Mutex<Option<Arc<Script>>>,
-    /// The last problem, so that each is logged once.
-    problem: Mutex<String>,
-}
-
-impl Installer {
-    /// Returns the script. Logs why it cannot be read.
-    fn script(&self, path: &Path) -> Option<Arc<Script>> {
-        let read = self.read(path);
-        let problem = read.as_ref().err().map(ToString::to_string).unwrap_or_default();
-        let mut last = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
-        if *last != problem {
-            last.clone_from(&problem);
-            if !problem.is_empty() {
-                let file = path.display();
-                tracing::error!(%file, problem, "the file of installer.script cannot be sent");
-            }
-        }
-        read.ok()
-    }
-
-    fn read(&self, path: &Path) -> io::Result<Arc<Script>> {
-        // Opening a pipe would wait for ever.
-        if !path.metadata()?.is_file() {
-            return Err(io::Error::other("it is not a regular file"));
-        }
-        let file = File::open(path)?;
-        let before = stamp(&file.metadata()?);
-        let mut known = self.script.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(script) = known.as_ref().filter(|script| script.stamp == before) {
-            return Ok(Arc::clone(script));
-        }
-        let mut content = Vec::new();
-        (&file).take(LARGEST + 1).read_to_end(&mut content)?;
-        if content.len() as u64 > LARGEST {
-            return Err(io::Error::other(format!("it is larger than {LARGEST} bytes")));
-        }
-        if stamp(&file.metadata()?) != before {
-            return Err(io::Error::other("it is being written"));
-        }
-        let digest = hex(&Sha256::digest(&content));
-        let script = Arc::new(Script { stamp: before, content: content.into(), digest });
-        *known = Some(Arc::clone(&script));
-        Ok(script)
-    }
-}
-
 /// Returns the configured script, read on a thread that may block.
-async fn script(state: &State, installer: &Data<Installer>) -> Option<Arc<Script>> {
+async fn script(state: &State, scripts: &Data<Scripts>) -> Option<Arc<Script>> {
     let path = state.live.config.load().installer.script.clone();
     if path.as_os_str().is_empty() {
         return None;
     }
-    let installer = installer.clone();
-    block(move || installer.script(&path)).await.ok().flatten()
+    let scripts = scripts.clone();
+    block(move || scripts.get(&path, "installer.script")).await.ok().flatten()
 }
 
 /// `GET /iptunnel-install.sh`
@@ -119,13 +44,13 @@ async fn script(state: &State, installer: &Data<Installer>) -> Option<Arc<Script
 )]
 pub async fn installer(
     state: Data<State>,
-    installer: Data<Installer>,
+    scripts: Data<Scripts>,
     request: HttpRequest,
 ) -> HttpResponse {
-    match script(&state, &installer).await {
+    match script(&state, &scripts).await {
         Some(script) => {
-            let kind = "text/x-shellscript; charset=utf-8";
-            tagged(&request, &format!("\"{}\"", script.digest), kind, script.content.clone())
+            let tag = format!("\"{}\"", script.hex_digest());
+            tagged(&request, &tag, KIND, script.content.clone())
         }
         None => failure_for(&request, ApiError::not_found()),
     }
@@ -149,21 +74,18 @@ pub(super) struct Version<'a> {
     sha256: &'a str,
 }
 
-async fn announce(
-    state: &State,
-    installer: &Data<Installer>,
-    request: &HttpRequest,
-) -> HttpResponse {
+async fn announce(state: &State, scripts: &Data<Scripts>, request: &HttpRequest) -> HttpResponse {
     let config = state.live.config.load_full();
     let version = &config.installer.version;
     let script = match version.is_empty() {
         true => None,
-        false => script(state, installer).await,
+        false => script(state, scripts).await,
     };
     let Some(script) = script else { return failure_for(request, ApiError::not_found()) };
     let url = format!("{}{SCRIPT}", config.server.public_url.origin());
     let notes = &config.installer.notes;
-    json(StatusCode::OK, &Version { version, notes, url, sha256: &script.digest })
+    let sha256 = &script.hex_digest();
+    json(StatusCode::OK, &Version { version, notes, url, sha256 })
 }
 
 /// `GET /version.json`
@@ -178,10 +100,10 @@ async fn announce(
 )]
 pub async fn version(
     state: Data<State>,
-    installer: Data<Installer>,
+    scripts: Data<Scripts>,
     request: HttpRequest,
 ) -> HttpResponse {
-    announce(&state, &installer, &request).await
+    announce(&state, &scripts, &request).await
 }
 
 /// `GET /api/v2/version`
@@ -196,43 +118,8 @@ pub async fn version(
 )]
 pub async fn v2_version(
     state: Data<State>,
-    installer: Data<Installer>,
+    scripts: Data<Scripts>,
     request: HttpRequest,
 ) -> HttpResponse {
-    announce(&state, &installer, &request).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fs;
-
-    #[test]
-    fn a_changed_script_is_read_again_and_an_unchanged_one_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("install.sh");
-        let installer = Installer::default();
-        fs::write(&path, "one").unwrap();
-        let first = installer.script(&path).unwrap();
-        assert!(Arc::ptr_eq(&first, &installer.script(&path).unwrap()));
-        fs::write(&path, "another").unwrap();
-        let second = installer.script(&path).unwrap();
-        assert_eq!((&first.content[..], &second.content[..]), (&b"one"[..], &b"another"[..]));
-        assert_ne!(first.digest, second.digest);
-    }
-
-    #[test]
-    fn what_is_no_file_or_too_large_is_not_sent() {
-        let folder = tempfile::tempdir().unwrap();
-        let installer = Installer::default();
-        assert!(installer.script(&folder.path().join("missing")).is_none());
-        assert!(installer.script(folder.path()).is_none());
-        assert!(installer.script(Path::new("/dev/zero")).is_none());
-        let path = folder.path().join("large");
-        File::create(&path).unwrap().set_len(LARGEST).unwrap();
-        assert_eq!(installer.script(&path).unwrap().content.len() as u64, LARGEST);
-        File::create(&path).unwrap().set_len(LARGEST + 1).unwrap();
-        assert!(installer.script(&path).is_none());
-        assert!(installer.problem.lock().unwrap().contains("larger than"));
-    }
+    announce(&state, &scripts, &request).await
 }

@@ -4,6 +4,7 @@
 //!   [`watch`]: live progress of a code
 //! * [`install`], [`servers`]: the API for installers and servers; [`field_limits`]: the maximum length
 //!   of their fields
+//! * [`setup`]: what a machine loads to install itself; [`scripts`]: the operator's files
 //! * [`tickets`]: install tickets
 //! * [`reference`](mod@reference): the API reference, made from the handlers; [`requests`]: request
 //!   schemas for it
@@ -18,8 +19,10 @@ pub mod installer;
 pub mod pages;
 pub mod reference;
 pub mod requests;
+pub mod scripts;
 pub mod servers;
 pub mod session;
+pub mod setup;
 pub mod tickets;
 pub mod watch;
 
@@ -35,8 +38,9 @@ use actix_web::http::Method;
 use actix_web::web::{Data, ServiceConfig, resource, route, scope};
 
 /// The names of the public routes.
-pub const ROUTES: [&str; 29] = [
+pub const ROUTES: [&str; 32] = [
     "activate",
+    "address",
     "asset",
     "authorize",
     "check_in",
@@ -46,12 +50,14 @@ pub const ROUTES: [&str; 29] = [
     "document",
     "events",
     "healthz",
+    "install_script",
     "installer",
     "installer_version",
     "issue",
     "landing",
     "main_stack_healthz",
     "page",
+    "payload",
     "precheck",
     "readyz",
     "register",
@@ -142,6 +148,7 @@ pub fn routes(config: &mut ServiceConfig, products: &[Product]) {
         )
         .service(routes.at(TICKETS.path, "ticket_issue", (M::POST, tickets::issue)))
         .service(routes.at("/authorize", "authorize", (M::GET, tickets::authorize)))
+        .service(routes.at("/api/v2/address", "address", (M::GET, setup::address)))
         .service(routes.at("/api/v2/healthz", "healthz", (M::GET, health::healthz)))
         .service(routes.at("/readyz", "readyz", (M::GET, health::readyz)))
         .service(routes.at("/docs", "docs", (M::GET, reference::handlers::page)))
@@ -177,6 +184,8 @@ fn product_routes(config: &mut ServiceConfig, product: &Product) {
         routes.at("/api/v2/{product}/install/activate", "activate", (M::POST, install::activate)),
         routes.at("/api/v2/{product}/install/confirm", "confirm", (M::POST, install::confirm)),
         routes.at("/api/v2/{product}/install/release", "release", (M::POST, install::release)),
+        routes.at("/api/v2/{product}/install/payload", "payload", (M::GET, setup::payload)),
+        routes.at("/{product}/install.sh", "install_script", (M::GET, setup::install_script)),
         // GET shows the page; POST issues a code without a script.
         routes.both("/{product}", "page", (M::GET, codes::page), (M::POST, codes::issue_page)),
         routes.at("/{product}/events", "events", (M::GET, watch::events)),

@@ -40,6 +40,8 @@ struct CodePage<'a> {
     title: &'a str,
     command: &'a str,
     unattended: &'a str,
+    /// Whether the command loads our own installer, which the page then describes.
+    is_own: bool,
     issued: Option<IssuedView>,
     refused: Option<String>,
 }
@@ -59,8 +61,11 @@ pub enum PageMessage {
     Refused(ApiError),
 }
 
+/// Where a command loads our own installer from.
+const OWN_INSTALLER: &str = "{public_url}/{product}/install.sh";
+
 /// Returns the environment variable that passes the code to an unattended installer.
-fn variable(product: &str) -> String {
+pub fn variable(product: &str) -> String {
     format!("{}_INSTALL_CODE", product.to_ascii_uppercase().replace('-', "_"))
 }
 
@@ -98,6 +103,7 @@ pub fn code_page(
         title: title_of(&product.name),
         command: &command,
         unattended: &unattended,
+        is_own: pages.install_command.contains(OWN_INSTALLER),
         issued,
         refused,
     };

@@ -88,7 +88,7 @@ impl State {
         match block(move || read(store.as_ref())).await {
             Ok(Ok(found)) => Ok(found),
             Ok(Err(error)) => {
-                tracing::error!(%error, "the store could not be read for a listing");
+                tracing::error!(%error, "the store could not be read for a request");
                 Err(Failure::StorageUnavailable.into())
             }
             Err(_) => Err(ApiError::internal()),

@@ -136,6 +136,24 @@ fn doctor_does_not_touch_an_embedded_store() {
 }
 
 #[test]
+fn doctor_and_check_config_say_which_payload_is_missing_and_do_not_fail() {
+    let folder = folder();
+    fs::create_dir(folder.path().join("payloads")).unwrap();
+    let ask = |command| {
+        let output = run(folder.path(), &[command, "--set", "installer.payloads=payloads"]);
+        assert!(output.status.success(), "{}", said(&output));
+        said(&output)
+    };
+    let missing = "payloads/slowdns.sh, which installer.payloads needs, does not exist";
+    for command in ["check-config", "doctor"] {
+        assert!(ask(command).contains(missing), "{command}");
+    }
+    fs::write(folder.path().join("payloads/slowdns.sh"), "exit 0\n").unwrap();
+    assert!(!ask("check-config").contains("payloads"));
+    assert!(ask("doctor").contains("payloads/slowdns.sh can be sent"));
+}
+
+#[test]
 fn healthcheck_succeeds_exactly_while_the_server_is_ready() {
     let mut server = Process::start(&[]);
     let address = format!("admin.bind={}", server.api.admin.trim_start_matches("http://"));

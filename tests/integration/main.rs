@@ -47,6 +47,7 @@ mod server_changes;
 mod servers;
 mod servers_status;
 mod servers_v2;
+mod setup;
 mod shutdown;
 mod smoke;
 mod terminal;

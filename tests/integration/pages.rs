@@ -84,8 +84,8 @@ fn without_scripts_the_form_issues_a_usable_code() {
     assert_eq!(page.status, 201, "{}", page.text);
     let code = code_on(&page).to_owned();
     assert!(page.text.contains("Valid until 17:51:40 (UTC)"), "{}", page.text);
-    assert!(page.text.contains(&format!("/slowdns/install.sh | sudo bash -s -- {code}")));
-    assert!(page.text.contains(&format!("SLOWDNS_INSTALL_CODE={code} bash")));
+    assert!(page.text.contains(&format!("/slowdns/install.sh | sudo sh -s -- {code}")));
+    assert!(page.text.contains(&format!("SLOWDNS_INSTALL_CODE={code} sh -s -- --yes")));
     crate::harness::Machine::new(1).install(&app, &code);
 }
 

@@ -22,7 +22,9 @@ fn another(key: &key::Key) -> String {
         (Kind::Url, _) => "https://get.example.com".into(),
         (Kind::Networks, _) => "10.0.0.0/8".into(),
         (Kind::Letters, _) => "XY".into(),
-        (Kind::File | Kind::OptionalFile | Kind::Socket, _) => "elsewhere".into(),
+        (Kind::File | Kind::OptionalFile | Kind::OptionalFolder | Kind::Socket, _) => {
+            "elsewhere".into()
+        }
         (Kind::Origin, _) => "http://127.0.0.1:80".into(),
         (Kind::Text, _) => "run {code}".into(),
         (Kind::Secret, _) => String::new(),

@@ -25,7 +25,7 @@ const fn doc(code: &'static str, meaning: &'static str, remedy: &'static str) ->
 }
 
 /// All codes, by status.
-pub const ERRORS: [ErrorDoc; 34] = [
+pub const ERRORS: [ErrorDoc; 35] = [
     doc(
         "invalid_body",
         "The request has no body.",
@@ -136,6 +136,11 @@ pub const ERRORS: [ErrorDoc; 34] = [
         "No server is registered under this id.",
         "Register the server. The response has the id.",
     ),
+    doc(
+        "payload_not_found",
+        "The operator has no payload for the product, or the server cannot read it.",
+        "Set up the check-ins without a payload.",
+    ),
     doc("not_found", "The path does not exist.", "Compare the path with this reference."),
     doc(
         "method_not_allowed",
@@ -239,6 +244,7 @@ pub fn samples() -> Vec<ApiError> {
     let role = Denied::Role { has: Role::View, least: Role::Operate.name().to_owned() };
     let others = [
         ApiError::not_found(),
+        ApiError::payload_not_found(),
         ApiError::method_not_allowed(),
         ApiError::internal(),
         ApiError::denied(role, false),
@@ -298,7 +304,7 @@ mod tests {
         let occurring: BTreeSet<&str> = samples().iter().map(|sample| sample.code).collect();
         let explained: BTreeSet<&str> = ERRORS.iter().map(|error| error.code).collect();
         assert_eq!(occurring, explained);
-        assert_eq!((samples().len(), ERRORS.len()), (REFUSALS + 10, occurring.len()));
+        assert_eq!((samples().len(), ERRORS.len()), (REFUSALS + 11, occurring.len()));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::{example, handlers};
 use crate::config::Product;
 use crate::http::access::{PUBLIC, Rule};
 use crate::http::errors::ApiError;
-use crate::public::{codes, health, install, installer, servers, tickets};
+use crate::public::{codes, health, install, installer, servers, setup, tickets};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use utoipa::OpenApi;
@@ -27,6 +27,9 @@ use utoipa::OpenApi;
         install::activate,
         install::confirm,
         install::release,
+        setup::install_script,
+        setup::address,
+        setup::payload,
         servers::v2_check_in,
         servers::v2::list,
         servers::v2::one,
@@ -135,8 +138,11 @@ fn security_schemes(products: &[&str]) -> Value {
     let description =
         "An access token with one of the roles that the operation names, or the master token.";
     schemes.insert("access_token".into(), bearer(description));
-    let description = "The token with which the server was registered, or the master token.";
+    let description =
+        "The server's agent token, or else the token that registered it; or the master token.";
     schemes.insert("server_token".into(), bearer(description));
+    let description = "The install token of an activation.";
+    schemes.insert("install_token".into(), bearer(description));
     schemes.into()
 }
 
@@ -149,6 +155,7 @@ fn security(needs: Needs, rule: Option<&Rule>, products: &[&str]) -> Vec<Value> 
         }
         Needs::BrowserSession => products.iter().map(|name| json!({cookie(name): []})).collect(),
         Needs::PerhapsToken => vec![json!({}), json!({"server_token": []})],
+        Needs::InstallToken => vec![json!({"install_token": []})],
     }
 }
 

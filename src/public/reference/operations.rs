@@ -9,6 +9,8 @@ pub enum Needs {
     BrowserSession,
     /// An optional token.
     PerhapsToken,
+    /// The install token of an activation.
+    InstallToken,
 }
 
 /// One operation.
@@ -46,7 +48,7 @@ const fn operation(
 }
 
 /// All operations, in the order of the reference.
-pub const OPERATIONS: [Operation; 25] = [
+pub const OPERATIONS: [Operation; 28] = [
     operation(
         "issue",
         "issue",
@@ -159,6 +161,24 @@ pub const OPERATIONS: [Operation; 25] = [
             "overloaded",
             "storage_unavailable",
             "outcome_unknown",
+        ],
+    ),
+    operation("install_script", "install_script", "", Needs::Role, false, &["not_found"]),
+    operation("address", "address", "Your address", Needs::Role, false, &[]),
+    operation(
+        "payload",
+        "payload",
+        "",
+        Needs::InstallToken,
+        false,
+        &[
+            "product_mismatch",
+            "token_invalid",
+            "activation_not_found",
+            "payload_not_found",
+            "not_found",
+            "internal_error",
+            "storage_unavailable",
         ],
     ),
     operation(
