@@ -9,6 +9,9 @@ const api = `/api/v2/${form.dataset.product}/code/issue`;
 let timer = 0;
 let stream = null;
 let hint = "";
+// For how long an installed server is expected to check in, in milliseconds. Not all installers register it.
+const EXPECTED = 600000;
+let expected = 0;
 // After a precheck in time the installation may continue when the code itself has expired.
 let isCarried = false;
 
@@ -46,6 +49,7 @@ async function ask(mayRenew) {
 }
 
 function stopWatching() {
+  clearTimeout(expected);
   if (stream) stream.close();
   stream = null;
 }
@@ -88,7 +92,7 @@ function hold(text) {
 }
 
 function steps(reached) {
-  const order = ["issued", "prechecked", "activated", "confirmed"];
+  const order = ["issued", "prechecked", "activated", "confirmed", "registered", "checked_in"];
   const last = order.indexOf(reached);
   for (const step of at("steps").children) {
     step.classList.toggle("done", order.indexOf(step.dataset.step) <= last);
@@ -104,6 +108,8 @@ function showState(update) {
     prechecked: ["The installer has checked the code. It is valid.", false],
     activated: [`${update.hostname} is using the code. The installation is running.`, false],
     confirmed: [`${update.hostname} is installed.`, true],
+    registered: [`${update.hostname} is installed and registered. Its first check-in comes next.`, true],
+    checked_in: [`${update.hostname} is installed and has checked in.`, true],
     released: ["The installation did not finish. The code is valid again.", false],
   };
   if (update.state === "expired") return expire();
@@ -111,10 +117,12 @@ function showState(update) {
   if (texts[update.state]) news(...texts[update.state]);
   if (update.state === "activated") hold("In use.");
   if (update.state === "released") countDown(update.ttl_seconds);
-  if (update.state === "confirmed") {
+  if (["confirmed", "registered", "checked_in"].includes(update.state)) {
     hold("Used.");
-    stopWatching();
+    clearTimeout(expected);
+    expected = setTimeout(stopWatching, EXPECTED);
   }
+  if (update.state === "checked_in") stopWatching();
 }
 
 function watch() {

@@ -497,7 +497,9 @@ impl Handles {
             (Action::CloneSeen, Some(id)) => {
                 self.server_registry.send(CloneReported(id, event.at));
             }
-            (_, Some(id)) => server_registry::follow(self, id),
+            (action, Some(id)) => {
+                server_registry::follow(self, id, action == Action::ServerCheckedIn);
+            }
             _ => {}
         }
     }
@@ -509,7 +511,7 @@ impl Handles {
         self.health.note_commits_flow(self.persistence.writes_for() < STUCK_AFTER);
         let missed =
             std::mem::take(&mut *self.missed.lock().unwrap_or_else(PoisonError::into_inner));
-        missed.into_iter().for_each(|server| server_registry::follow(self, server));
+        missed.into_iter().for_each(|server| server_registry::follow(self, server, false));
         self.rate_limiter.send(Tick(now));
         self.code_registry.send(Eviction::Tick(now));
         self.activation.send(Eviction::Tick(now));

@@ -80,11 +80,13 @@ pub enum Action {
     TokenRevoked = 33,
     /// Another machine tried a code that had been used.
     SpentCodeTried = 34,
+    /// A server that an installation has registered checked in for the first time since.
+    ServerCheckedIn = 35,
 }
 
 impl Action {
     /// All actions that this program writes.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::CodeIssued,
         Self::Activated,
         Self::Replaced,
@@ -109,6 +111,7 @@ impl Action {
         Self::TokenRotated,
         Self::TokenRevoked,
         Self::SpentCodeTried,
+        Self::ServerCheckedIn,
         Self::PrecheckPassed,
         Self::PrecheckRefused,
         Self::ActivateRefused,
@@ -144,6 +147,7 @@ impl Action {
             Self::TokenRotated => "token_rotated",
             Self::TokenRevoked => "token_revoked",
             Self::SpentCodeTried => "spent_code_tried",
+            Self::ServerCheckedIn => "server_checked_in",
             Self::PrecheckPassed => "precheck_passed",
             Self::PrecheckRefused => "precheck_refused",
             Self::ActivateRefused => "activate_refused",

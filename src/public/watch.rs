@@ -2,7 +2,8 @@
 //!
 //! A stream belongs to the browser session that got the code. It needs the session's cookie and
 //! covers only codes whose record names that session. It sends the state of a code at once, and
-//! again when the store's change feed reports a change.
+//! again when the store's change feed reports a change. After the confirm it goes on to the server that the
+//! installation registers, and to its first check-in.
 //!
 //! The little that a stream sends fits into the buffers of the operating system for a long time, so
 //! the deadline of unread answers never comes. So a stream lasts no longer than an idle connection,
@@ -21,15 +22,15 @@ use actix_web::cookie::{Cookie, SameSite};
 use actix_web::web::{Bytes, Data};
 use actix_web::{HttpRequest, HttpResponse};
 use iptunnel_domain::Timestamp;
-use iptunnel_domain::activation::Stage;
+use iptunnel_domain::activation::{Activation, Stage};
 use iptunnel_domain::audit::Action;
 use iptunnel_domain::code::{Code, CodeHash, CodeState};
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
-use iptunnel_storage::{AuditLog, ReadError, Records};
+use iptunnel_domain::server::{EnrolledBy, ServerId};
+use iptunnel_storage::{AuditLog, ReadError};
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -41,6 +42,9 @@ const LONGEST: u64 = 30 * 60;
 /// How often a stream reads the state without a change, to see expiries and to keep the connection
 /// open.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How often it does while the installed server is expected to register and to check in, which are no
+/// changes of the code.
+const LOOK_SOON: Duration = Duration::from_secs(1);
 /// Milliseconds until a page reconnects after its stream broke.
 const RETRY_MS: u32 = 3000;
 /// Milliseconds until a page opens its next stream where nothing is wrong.
@@ -102,22 +106,50 @@ const fn state_name(stage: CodeStage, prechecked: bool) -> &'static str {
     }
 }
 
+/// The states after which the installed server is expected.
+const EXPECTED: [&str; 2] = ["confirmed", "registered"];
+
+/// Returns how far the server of a confirmed activation is. `None` if it has not registered.
+///
+/// With an embedded store, a server that was imported under another id than that of its address is not
+/// found.
+fn server_state(state: &State, by: &Activation) -> Result<Option<&'static str>, ReadError> {
+    let (store, servers) = (state.handles.store(), state.handles.servers());
+    let address = ServerId::of(by.request.binding.public_ip, &state.live.lookup);
+    let server = match store.shared() {
+        Some(shared) => shared.servers_at(&[address])?.pop().flatten(),
+        None => servers.number_of(address).map_or(Ok(None), |number| store.server(number))?,
+    };
+    let own = EnrolledBy::Activation(by.at.into());
+    let server = server.filter(|server| server.enrolled_by == own && !server.deleted);
+    Ok(server.map(|server| match servers.has_checked_in(server.id) {
+        true => "checked_in",
+        false => "registered",
+    }))
+}
+
 /// Returns the current state of a code. `None` if the code is deleted or belongs to another
 /// session.
 fn read_status(
-    store: &dyn Records,
+    state: &State,
     hash: CodeHash,
     session: KeyedHash,
     prechecked: bool,
     now: Timestamp,
 ) -> Result<Option<(Code, CodeStatus)>, ReadError> {
+    let store = state.handles.store();
     let code = store.code(hash)?.filter(|code| code.session.ct_eq(&session));
     let Some(code) = code else { return Ok(None) };
     let by = match code.state {
         CodeState::Consumed(by) => store.activation(by.id)?,
         CodeState::Issued => None,
     };
-    let state = state_name(CodeStage::of(&code, by.as_ref(), now), prechecked);
+    let stage = CodeStage::of(&code, by.as_ref(), now);
+    let server = match (&by, stage) {
+        (Some(by), CodeStage::Used(Some(Stage::Confirmed))) => server_state(state, by)?,
+        _ => None,
+    };
+    let state = server.unwrap_or(state_name(stage, prechecked));
     let hostname = by.map(|by| by.request.binding.hostname.as_str().to_owned());
     let status = CodeStatus {
         hint: String::new(),
@@ -162,7 +194,7 @@ type Statuses = Result<Vec<(CodeHash, CodeStatus)>, ReadError>;
 impl Stream {
     /// Reads the current states of the codes.
     async fn read_statuses(&self) -> Statuses {
-        let store = Arc::clone(self.state.handles.store());
+        let state = self.state.clone();
         let (session, now) = (self.place.session, self.state.clock.now());
         let prechecked = &self.place.watcher.prechecked;
         let codes: Vec<(CodeHash, String, bool)> = self
@@ -173,12 +205,20 @@ impl Stream {
         let read = move || {
             let mut all = Vec::new();
             for (hash, hint, prechecked) in codes {
-                let found = read_status(store.as_ref(), hash, session, prechecked, now)?;
+                let found = read_status(&state, hash, session, prechecked, now)?;
                 all.extend(found.map(|(_, status)| (hash, CodeStatus { hint, ..status })));
             }
             Ok(all)
         };
         actix_web::web::block(read).await.unwrap_or_else(|e| Err(ReadError(e.to_string())))
+    }
+
+    /// Returns how long the stream waits for a change before it reads the states again.
+    fn pause(&self) -> Duration {
+        let is_expected = |watched: &Watched| {
+            watched.sent.as_ref().is_some_and(|(state, _)| EXPECTED.contains(state))
+        };
+        if self.codes.iter().any(is_expected) { LOOK_SOON } else { LOOK_EVERY }
     }
 
     /// Returns the next text to send. `None`: the stream has ended.
@@ -188,7 +228,7 @@ impl Stream {
         }
         if !std::mem::take(&mut self.is_first) {
             // Waits for a change or the next regular read.
-            let look = self.lasts.min(Instant::now() + LOOK_EVERY);
+            let look = self.lasts.min(Instant::now() + self.pause());
             let _ = timeout_at(look, self.place.watcher.nudge.notified()).await;
         }
         if self.place.is_closed() {
@@ -251,13 +291,13 @@ pub async fn events(
         return failure(ApiError::too_many_watch());
     };
     let found = {
-        let (store, codes) = (Arc::clone(state.handles.store()), place.codes.clone());
+        let (state, codes) = (state.clone(), place.codes.clone());
         let find = move || {
+            let store = state.handles.store();
             let mut found = VecDeque::new();
             let mut prechecked = Vec::new();
             for hash in codes {
-                let Some((code, _)) = read_status(store.as_ref(), hash, session, false, now)?
-                else {
+                let Some((code, _)) = read_status(&state, hash, session, false, now)? else {
                     continue;
                 };
                 if was_prechecked(store.as_ref(), &code)? {

@@ -1,6 +1,7 @@
 //! The event stream that shows a code's progress on its page.
 
 use crate::harness::{Answer, Browser, Machine, PATIENCE, TestApp, alone, send, wait_until};
+use serde_json::json;
 use std::io::{BufRead, BufReader};
 use std::sync::mpsc::{Receiver, channel};
 
@@ -94,6 +95,68 @@ fn a_page_sees_every_state_of_its_code() {
     again.confirm(&app);
     assert_eq!(watch.state(), "confirmed");
     // A new stream sends the current state at once.
+    assert_eq!(Watch::open(&app, &browser).state(), "confirmed");
+}
+
+#[test]
+fn a_page_sees_its_server_register_and_check_in_for_the_first_time() {
+    let app = TestApp::start();
+    let (browser, code) = issued(&app);
+    let watch = Watch::open(&app, &browser);
+    let machine = Machine::new(1);
+    let token = {
+        let activation = machine.install(&app, &code);
+        activation.confirm(&app);
+        activation.token
+    };
+    let until = |watch: &Watch, state: &str| {
+        let mut seen = watch.next();
+        while seen["state"] != state {
+            seen = watch.next();
+        }
+        seen
+    };
+    until(&watch, "confirmed");
+    let agent = format!("ipa_{}", "0123456789ab".repeat(4));
+    let body = json!({"token": token, "ip": machine.public_ip, "agent_token": agent});
+    let server = app.post("/api/v2/servers/register", &body).data("server_id");
+    assert_eq!(until(&watch, "registered")["hostname"], "ns1.example.com");
+    let check_in = |token: &str| {
+        app.post_as(token, &format!("/api/v2/servers/{server}/check-in"), &json!({})).status
+    };
+    assert_eq!(check_in("another"), 401);
+    let later = Watch::open(&app, &browser);
+    assert_eq!(later.state(), "registered", "a wrong token is no check-in");
+    // Within the same second as the registration.
+    assert_eq!(check_in(&agent), 200);
+    assert_eq!(until(&watch, "checked_in")["hostname"], "ns1.example.com");
+    until(&later, "checked_in");
+    // Another server may not have heard of it yet.
+    until(&Watch::open(&app, &browser), "checked_in");
+    let logged = || {
+        let path = "/admin/audit?action=server_checked_in";
+        let request = app.client.get(format!("{}{path}", app.admin)).bearer_auth(app.master());
+        send(request).json()["data"]["entries"].as_array().unwrap().clone()
+    };
+    wait_until("it is in the log", || !logged().is_empty());
+    assert_eq!(logged()[0]["server"], server);
+}
+
+#[test]
+fn a_page_does_not_take_the_server_of_another_install_for_its_own() {
+    let app = TestApp::start();
+    let (browser, code) = issued(&app);
+    let machine = Machine::new(1);
+    let register = |token: &str| {
+        let body = json!({"token": token, "ip": machine.public_ip});
+        assert_eq!(app.post("/api/v2/servers/register", &body).status, 200);
+    };
+    machine.install(&app, &code).confirm(&app);
+    app.clock.advance(1);
+    let other = machine.install(&app, &app.issue());
+    other.confirm(&app);
+    register(&other.token);
+    app.settle();
     assert_eq!(Watch::open(&app, &browser).state(), "confirmed");
 }
 

@@ -37,6 +37,7 @@ use actix::Message;
 use arc_swap::ArcSwap;
 use clones::{Differs, Reported};
 use iptunnel_domain::access::TokenNumber;
+use iptunnel_domain::address::caller_network;
 use iptunnel_domain::audit::{Action, Actor as Who, Event};
 use iptunnel_domain::fleet::{Difference, Source};
 use iptunnel_domain::server::{Bearer, EnrolledBy, Server, ServerId, ServerNumber};
@@ -50,8 +51,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 use sweep::Sweep;
 
-/// A record as read from the store, in this generation of the store.
-struct Found(Server, u32);
+/// A record as read from the store, in this generation of the store; and whether its server has checked in
+/// since it registered.
+struct Found(Server, u32, bool);
 
 impl Message for Found {
     type Result = ();
@@ -297,6 +299,9 @@ impl ServerRegistry {
         self.forget_replaced(server);
         let mut live = Live::of(server);
         let before = self.servers.live.get(&server.id).map(|live| *live);
+        let is_registered_as_before =
+            |before: &&Live| before.number == server.number && before.key == live.key;
+        live.await_check_in(server, before.as_ref().filter(is_registered_as_before));
         if let Some(before) = before.filter(|before| before.number == server.number) {
             let (now, known) = (self.now, before.last_checkin());
             live.set_last_checkin(live.last_checkin().or_later(known, now));
@@ -423,13 +428,16 @@ impl ServerRegistry {
     }
 }
 
-/// Reads the record of a server again that another process may have changed.
-pub(crate) fn follow(handles: &Arc<Handles>, id: ServerId) {
+/// Reads the record of a server again that another process may have changed. `has_checked_in` says whether
+/// the first check-in since its registration was there.
+pub(crate) fn follow(handles: &Arc<Handles>, id: ServerId, has_checked_in: bool) {
     let back = Arc::clone(handles);
     let generation = handles.persistence.generation();
     handles.reader.find(ServerKey::Id(id), move |found| {
         let missed = match found {
-            Ok(Some(server)) => !back.server_registry.send(Found(server, generation)),
+            Ok(Some(server)) => {
+                !back.server_registry.send(Found(server, generation, has_checked_in))
+            }
             Ok(None) => !back.server_registry.send(Gone(id, generation)),
             // The next tick tries again.
             Err(_) => true,
@@ -556,15 +564,35 @@ impl Receive<Work<CheckIn, Server>> for ServerRegistry {
         }
         let source = Source::of(from, &bearer);
         live.source = last.then(source);
+        let is_first = live.flags.has(Flags::AWAITED);
+        live.flags.set(Flags::AWAITED, false);
         if live.last_checkin().or_later(now, now) != live.last_checkin() {
             live.set_last_checkin(now);
             self.unwritten.note(id, Seen { server: live.number, at: now });
         }
         drop(live);
+        if is_first {
+            self.note_first_check_in(&command);
+        }
         if let Some(how) = last.difference(source) {
             self.report_clone(&command, &Differs { how, last, last_at, refused: false });
         }
         reply.grant(CheckedIn::Active);
+    }
+}
+
+impl ServerRegistry {
+    /// Writes to the log that an installed server has checked in for the first time. No request waits for it.
+    fn note_first_check_in(&self, check_in: &CheckIn) {
+        let CheckIn { id, from, now, .. } = *check_in;
+        let from = Some(caller_network(from));
+        let event = Event {
+            server: Some(id),
+            ..Event::new(Action::ServerCheckedIn, Who::Agent, now, from)
+        };
+        let change = Change(vec![Write::Audit(Arc::new(event))]);
+        // If the store refuses it, only other servers do not hear of it.
+        self.handles.persistence.commit(change, None, |_| {});
     }
 }
 
@@ -747,10 +775,14 @@ impl Receive<CloneReported> for ServerRegistry {
 }
 
 impl Receive<Found> for ServerRegistry {
-    fn receive(&mut self, Found(server, generation): Found) {
+    fn receive(&mut self, Found(server, generation, has_checked_in): Found) {
         self.metrics.taken();
         if generation >= self.generation {
             self.is_fresh(&server);
+            if let Some(mut live) = self.servers.live.get_mut(&server.id).filter(|_| has_checked_in)
+            {
+                live.flags.set(Flags::AWAITED, false);
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use dashmap::DashMap;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::access::TokenNumber;
 use iptunnel_domain::fleet::Source;
-use iptunnel_domain::server::{CheckInKey, Server, ServerId, ServerNumber};
+use iptunnel_domain::server::{CheckInKey, EnrolledBy, Server, ServerId, ServerNumber};
 use iptunnel_storage::{ReadError, Store};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -39,6 +39,8 @@ impl Flags {
     pub(super) const VOID: Self = Self(4);
     /// Its id is not that of its address.
     pub(super) const IMPORTED: Self = Self(8);
+    /// An installation has registered it, and it has not checked in since.
+    pub(super) const AWAITED: Self = Self(16);
 
     const fn of(server: &Server) -> Self {
         let mut flags = Self(0);
@@ -86,6 +88,14 @@ impl Live {
     /// Whether it is deleted, and its record is kept.
     pub(super) fn is_hidden(&self) -> bool {
         self.flags.has(Flags::DELETED)
+    }
+
+    /// Notes what is known of its check-ins since it registered. `before` is what memory had of it before, if
+    /// it is still registered with the same.
+    pub(super) fn await_check_in(&mut self, server: &Server, before: Option<&Self>) {
+        let is_installed = matches!(server.enrolled_by, EnrolledBy::Activation(_));
+        let is_awaited = before.is_none_or(|before| before.flags.has(Flags::AWAITED));
+        self.flags.set(Flags::AWAITED, is_installed && is_awaited);
     }
 
     pub(super) fn last_checkin(&self) -> Timestamp {
@@ -307,6 +317,12 @@ impl Servers {
         self.live.get(&id).map(|live| live.number)
     }
 
+    /// Returns whether a server that an installation has registered has checked in since, as far as memory
+    /// knows it.
+    pub fn has_checked_in(&self, id: ServerId) -> bool {
+        self.live.get(&id).is_some_and(|live| !live.flags.has(Flags::AWAITED))
+    }
+
     /// Returns a record read from disk, with the time of its last check-in, which may not be on disk
     /// yet.
     pub fn as_last_seen(&self, mut server: Server, now: Timestamp) -> Server {
@@ -391,7 +407,11 @@ impl Registered {
         let mut last_number = store.frontier()?.server;
         store.each_server(&mut |server| {
             last_number = last_number.max(Some(server.number));
-            let live = Live::of(&server);
+            let mut live = Live::of(&server);
+            // A check-in within the second of the registration is not told apart.
+            if server.last_checkin == server.registered_at {
+                live.await_check_in(&server, None);
+            }
             owners.note(&server, None, &live);
             servers.insert(server.id, live);
         })?;
@@ -407,7 +427,7 @@ impl Registered {
 mod tests {
     use super::*;
     use iptunnel_domain::lookup::KeyedHash;
-    use iptunnel_domain::server::{Credential, EnrolledBy};
+    use iptunnel_domain::server::Credential;
 
     fn live(number: u32) -> Live {
         let credential =

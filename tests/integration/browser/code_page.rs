@@ -2,6 +2,7 @@
 
 use super::driver::Window;
 use crate::harness::{Machine, TestApp};
+use std::process::{Command, Stdio};
 
 pub fn open(app: &TestApp) -> Window {
     let window = Window::open();
@@ -22,7 +23,7 @@ fn a_whole_installation_shows_on_the_open_page() {
     window.click("#issue");
     let code = shown_code(&window);
     assert!(window.text("#left").starts_with("Valid for "), "{}", window.text("#left"));
-    assert!(window.text("#command").contains(&format!("bash -s -- {code}")));
+    assert!(window.text("#command").contains(&format!("sudo sh -s -- {code}")));
     window.check_looks("code-issued");
     let machine = Machine::new(1);
     let token = machine.prechecked(&app, &code);
@@ -41,6 +42,46 @@ fn a_whole_installation_shows_on_the_open_page() {
     window.wait_for("#news", |text| text == "ns1.example.com is installed.");
     assert_eq!(window.text("#left"), "Used.");
     window.check_looks("code-installed");
+}
+
+#[test]
+fn the_page_shows_an_installation_by_its_own_command_to_the_first_check_in() {
+    let payloads = tempfile::tempdir().unwrap();
+    let payload = "#!/bin/sh\necho \"$1 $IPTUNNEL_HOSTNAME\" > \"$IPTUNNEL_ROOT/payload-ran\"\n";
+    std::fs::write(payloads.path().join("slowdns.sh"), payload).unwrap();
+    let app = TestApp::start_with(|c| {
+        c.push(("installer.payloads", payloads.path().display().to_string()));
+    });
+    let window = open(&app);
+    window.click("#issue");
+    shown_code(&window);
+    let machine = tempfile::tempdir().unwrap();
+    let root = machine.path().display();
+    // The command of the page, at the port of this test, and without the rights of root.
+    let shown = window.text("#command");
+    let here = shown.replace(app.config.server.public_url.as_str(), &app.url);
+    assert!(
+        here.contains(&format!("curl -fsSL {}/slowdns/install.sh | sudo sh", app.url)),
+        "{shown}"
+    );
+    let options =
+        format!("--yes --root {root} --server {} --ip 1.2.3.4 --hostname ns1.example.com", app.url);
+    let command = format!("{} {options}", here.replace("| sudo sh", "| sh"));
+    let installed =
+        Command::new("sh").args(["-c", &command]).stdin(Stdio::null()).output().unwrap();
+    let told = String::from_utf8_lossy(&installed.stdout).into_owned()
+        + &String::from_utf8_lossy(&installed.stderr);
+    assert!(installed.status.success(), "{told}");
+    let ran = std::fs::read_to_string(machine.path().join("payload-ran")).unwrap();
+    assert_eq!(ran, "install ns1.example.com\n");
+    window.wait_for("#news", |text| text == "ns1.example.com is installed and has checked in.");
+    let done = "return document.querySelectorAll('#steps li.done').length";
+    assert_eq!(window.script(done), 6, "all steps are done");
+    assert_eq!(window.text("#left"), "Used.");
+    window.check_looks("code-checked-in");
+    window.width(360);
+    assert!(!window.scrolls_sideways());
+    window.check_looks("code-checked-in-narrow");
 }
 
 #[test]
