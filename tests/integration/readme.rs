@@ -1,16 +1,19 @@
 //! The documents are right: the README's tour is pasted into a shell as it stands, with the default
 //! limits, and the guide for operators names every setting.
 
+use crate::harness::{send, wait_until};
 use crate::process::Process;
 use iptunnel_server::config::Layers;
 use std::process::Command;
 
-/// The block of shell commands below a heading of the README.
-fn block_under(heading: &str) -> String {
-    let readme = include_str!("../../README.md");
-    let (_, below) = readme.split_once(heading).expect("the heading");
-    let (_, block) = below.split_once("```sh\n").expect("a block");
-    block.split_once("```").expect("its end").0.to_owned()
+const README: &str = include_str!("../../README.md");
+const PAYLOADS: &str = include_str!("../../docs/payloads.md");
+
+/// The next block of this kind below some words of a document.
+fn block_under<'a>(document: &'a str, words: &str, kind: &str) -> &'a str {
+    let (_, below) = document.split_once(words).expect("the words");
+    let (_, block) = below.split_once(&format!("```{kind}\n")).expect("a block");
+    block.split_once("```").expect("its end").0
 }
 
 /// A server with the default limits, but for these settings.
@@ -21,10 +24,17 @@ fn server(set: &[&str]) -> Process {
     Process::start_in(std::sync::Arc::new(tempfile::tempdir().unwrap()), arguments)
 }
 
-/// Pastes the tour into a shell, and returns whether it succeeded, its output and its errors.
+/// Pastes the tour into a shell. See [`paste`].
 fn tour(server: &Process) -> (bool, String, String) {
+    paste(server, block_under(README, "## One whole installation", "sh"))
+}
+
+/// Pastes commands into a shell in the folder of the server, and returns whether they succeeded, their
+/// output and their errors.
+fn paste(server: &Process, commands: &str) -> (bool, String, String) {
     let output = Command::new("bash")
-        .args(["-c", &block_under("## One whole installation with curl")])
+        .args(["-c", commands])
+        .current_dir(server.folder.path())
         .env("SERVER", &server.api.url)
         .env("MASTER_TOKEN_FILE", server.folder.path().join("data/master.token"))
         .output()
@@ -35,12 +45,25 @@ fn tour(server: &Process) -> (bool, String, String) {
 
 #[test]
 fn the_tour_can_be_pasted_as_it_stands() {
-    let (ended_well, said, complaints) = tour(&server(&[]));
+    let process = server(&[]);
+    let server_api = &process.api;
+    let (ended_well, said, complaints) = tour(&process);
     assert!(ended_well, "{said}\n{complaints}");
     assert!(said.contains("code: IPT-SD-"), "{said}");
-    assert!(said.contains("installation: confirmed"), "{said}");
-    assert!(said.contains(r#""message":"Check-in accepted""#), "{said}");
     assert!(said.contains(r#"{"count":1,"servers":["#), "{said}");
+    let server = said.lines().last().and_then(|line| serde_json::from_str(line).ok());
+    let server: serde_json::Value = server.unwrap_or_else(|| panic!("{said}"));
+    let server = &server["servers"][0];
+    assert_eq!(
+        (&server["ip"], &server["hostname"]),
+        (&"1.2.3.4".into(), &"ns1.example.com".into())
+    );
+    let id = server["server_id"].as_str().unwrap();
+    let audit = format!("{}/admin/audit?action=server_checked_in", server_api.admin);
+    let request = server_api.client.get(audit).bearer_auth(&server_api.master);
+    wait_until("its first check-in is in the log", || {
+        send(request.try_clone().unwrap()).json()["data"]["entries"][0]["server"] == id
+    });
 }
 
 #[test]
@@ -49,12 +72,31 @@ fn the_tour_stops_with_the_words_of_the_error_at_a_limit() {
     assert!(tour(&issue).0);
     let (ended_well, said, complaints) = tour(&issue);
     assert_eq!((ended_well, &*said), (false, ""), "{complaints}");
-    let line =
-        complaints.strip_prefix("The server says: ").unwrap_or_else(|| panic!("{complaints}"));
-    assert!(!line.contains('{') && line.trim_end().ends_with('.'), "{line}");
+    let words = "Too many requests. Please wait before trying again.";
+    assert!(complaints.starts_with("The server says: ") && complaints.contains(words));
     let (ended_well, said, complaints) = tour(&server(&["limits.activate_per_ip_day=0"]));
     assert!(!ended_well && said.starts_with("code: IPT-SD-"), "{said}\n{complaints}");
-    assert!(complaints.starts_with("The server says: "), "{complaints}");
+    assert!(complaints.contains("Come back in "), "{complaints}");
+}
+
+#[test]
+fn the_example_of_a_payload_can_be_followed_word_for_word() {
+    let server = server(&["installer.payloads=payloads"]);
+    let paste = |commands: &str| {
+        let (ended_well, said, complaints) = paste(&server, commands);
+        assert!(ended_well, "{said}\n{complaints}");
+    };
+    paste(block_under(PAYLOADS, "First the payload:", "sh"));
+    let cookie = server.api.cookie().unwrap();
+    let code = server.api.issue_with(&cookie).unwrap().data("install_code");
+    let shown = block_under(PAYLOADS, "Try it without root", "text").trim();
+    let here = shown.replace("http://127.0.0.1:8080", &server.api.url).replace("CODE", &code);
+    paste(&format!("{here} --yes --server {}", server.api.url));
+    let machine = server.folder.path().join("look");
+    let page = machine.join("var/www/slowdns/index.html");
+    assert_eq!(std::fs::read_to_string(&page).unwrap(), "<h1>ns1.example.com</h1>\n");
+    paste(block_under(PAYLOADS, "To undo it:", "sh"));
+    assert!(!page.exists() && !machine.join("etc/nginx/conf.d/slowdns.conf").exists());
 }
 
 #[test]
