@@ -207,10 +207,13 @@ impl Reader<'_> {
             path.replace("{product}", self.product).replace("{server_id}", "0123456789abcdef");
         let mut line = match method {
             "get" => format!("curl {}{path}", self.origin),
-            _ => format!("curl -X POST {}{path}", self.origin),
+            _ => format!("curl -X {} {}{path}", method.to_uppercase(), self.origin),
         };
         if self.schemes(operation).any(|(name, _)| name == "access_token") {
             line.push_str(" \\\n  -H 'Authorization: Bearer ACCESS_TOKEN'");
+        }
+        if self.schemes(operation).any(|(name, _)| name == "install_token") {
+            line.push_str(" \\\n  -H 'Authorization: Bearer INSTALL_TOKEN'");
         }
         if self.schemes(operation).any(|(_, scheme)| is_cookie(scheme)) {
             let page = format!("{}/{}", self.origin, self.product);
