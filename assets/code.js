@@ -50,6 +50,7 @@ async function ask(mayRenew) {
 
 function stopWatching() {
   clearTimeout(expected);
+  expected = 0;
   if (stream) stream.close();
   stream = null;
 }
@@ -119,8 +120,8 @@ function showState(update) {
   if (update.state === "released") countDown(update.ttl_seconds);
   if (["confirmed", "registered", "checked_in"].includes(update.state)) {
     hold("Used.");
-    clearTimeout(expected);
-    expected = setTimeout(stopWatching, EXPECTED);
+    // The next stream tells the state again, which does not prolong it.
+    expected ||= setTimeout(stopWatching, EXPECTED);
   }
   if (update.state === "checked_in") stopWatching();
 }

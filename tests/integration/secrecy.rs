@@ -116,6 +116,7 @@ fn use_everything(server: &Process, secrets: &mut Secrets) {
                 format!("/api/v2/servers/{path}/check-in"),
                 format!("/status?cursor={path}&limit={path}"),
                 format!("/slowdns?code={path}"),
+                "/api/v2/slowdns/install/payload".to_owned(),
             ] {
                 let request = api.client.get(format!("{}{url}", api.url));
                 let request = request.header("x-request-id", path).header("cookie", path);

@@ -78,6 +78,7 @@ fn the_page_shows_an_installation_by_its_own_command_to_the_first_check_in() {
     let done = "return document.querySelectorAll('#steps li.done').length";
     assert_eq!(window.script(done), 6, "all steps are done");
     assert_eq!(window.text("#left"), "Used.");
+    window.width(1100);
     window.check_looks("code-checked-in");
     window.width(360);
     assert!(!window.scrolls_sideways());
