@@ -68,9 +68,8 @@ fn the_tour_can_be_pasted_as_it_stands() {
 
 #[test]
 fn the_tour_stops_with_the_words_of_the_error_at_a_limit() {
-    let issue = server(&["limits.issue_per_ip_hour=1"]);
-    assert!(tour(&issue).0);
-    let (ended_well, said, complaints) = tour(&issue);
+    // Not after a first code: the hour might end between the two.
+    let (ended_well, said, complaints) = tour(&server(&["limits.issue_per_ip_hour=0"]));
     assert_eq!((ended_well, &*said), (false, ""), "{complaints}");
     let words = "Too many requests. Please wait before trying again.";
     assert!(complaints.starts_with("The server says: ") && complaints.contains(words));
