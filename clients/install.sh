@@ -10,6 +10,7 @@ PRODUCT='@product@'
 CODE_VARIABLE='@variable@'
 
 VERSION='1.0.0'
+LAST_LINE='{ main "$@"; exit; }'
 
 usage() {
   cat <<'EOT'
@@ -304,7 +305,7 @@ judge() {
       return 2
       ;;
     script200)
-      [ "$(tail -n 1 "$WORK/body")" != 'main "$@"; exit' ] || return 0
+      [ "$(tail -n 1 "$WORK/body")" != "$LAST_LINE" ] || return 0
       WHY='the answer was cut, or is not this installer'
       return 2
       ;;
@@ -498,7 +499,7 @@ check_server() {
 
 # Brings this file itself to $WORK/self, to be the agent: from where it was started, or from the server.
 take_self() {
-  if [ -f "$0" ] && [ "$(tail -n 1 "$0")" = 'main "$@"; exit' ]; then
+  if [ -f "$0" ] && [ "$(tail -n 1 "$0")" = "$LAST_LINE" ]; then
     cp "$0" "$WORK/self" && return 0
   fi
   IS_LARGE=yes
@@ -704,7 +705,8 @@ refused() {
     install_code_max_activations) fail 3 "this code has been tried too many times. $new_code" ;;
     product_mismatch) fail 3 "this code is for another product than $PRODUCT. $new_code" ;;
     validation_error) fail 3 "the server does not take this: $MESSAGE A code looks like IPT-SD-XXXXXX-XXXXXX-XXXXXX." ;;
-    activation_not_found | token_invalid | precheck_token_invalid | token_mismatch)
+    activation_not_found) fail 4 'the server has given this installation up meanwhile. Run the same command again.' ;;
+    token_invalid | precheck_token_invalid | token_mismatch)
       fail 3 "the time for this installation is over ($MESSAGE). $new_code" ;;
     invalid_binding) fail 2 "the server does not take host name $HOST_NAME or address $IP: $MESSAGE Give others with --hostname or --ip." ;;
     rate_limit_exceeded)
@@ -761,6 +763,8 @@ obtain() {
     verdict=$?
     [ "$verdict" != 2 ] || unanswered 'Checking the code'
     if [ "$verdict" = 1 ]; then
+      # What this machine held was held for too long.
+      [ -z "$STEP" ] || [ "$CODE_OF_ERROR" != install_code_used ] || CODE_OF_ERROR=token_invalid
       forget # whatever was begun before: the machine that holds a code is let through
       can_ask || refused 'Checking the code'
       case $CODE_OF_ERROR in install_code_* | product_mismatch | validation_error) ;; *) refused 'Checking the code' ;; esac
@@ -1018,15 +1022,12 @@ install() {
     say 'This was a dry run: nothing was changed.'
     return 0
   fi
-  # What is still open from before is finished; where the server has given it up, it is begun again.
-  case $STEP in
-    confirming) finish_code || STEP='' ;;
-    activated | payload) set_up_product && { finish_code || STEP=''; } ;;
-  esac
+  # What was held before is asked for again: the server gives its holder the same activation, or a new one
+  # after a release that came late.
+  [ "$STEP" != confirming ] || finish_code || STEP=''
   if [ "$STEP" != confirmed ]; then
-    obtain
-    set_up_product
-    finish_code || refused 'Confirming'
+    obtain && set_up_product
+    finish_code || { obtain && set_up_product && finish_code; } || refused 'Confirming'
   fi
   register
   finish
@@ -1335,4 +1336,4 @@ main() {
 }
 
 # The last line: a download that was cut runs nothing.
-main "$@"; exit
+{ main "$@"; exit; }

@@ -505,7 +505,7 @@ fn shellcheck_finds_nothing() {
 /// The result of the script's JSON reader for a text, by this awk.
 fn flattened(awk: &str, json: &str) -> Option<String> {
     let script = fs::read_to_string(SCRIPT).unwrap();
-    let functions = script.strip_suffix("main \"$@\"; exit\n").unwrap();
+    let functions = script.strip_suffix("{ main \"$@\"; exit; }\n").unwrap();
     let folder = TempDir::new().unwrap();
     let called = format!("{functions}awk() {{ {awk} \"$@\"; }}\nflatten\n");
     fs::write(folder.path().join("script"), called).unwrap();
