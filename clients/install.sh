@@ -809,6 +809,7 @@ finish_code() {
         # An earlier confirm may have come through, and the token run out since. Release tells.
         token_invalid)
           release
+          [ -n "$RELEASED" ] || unanswered 'Confirming'
           [ "$RELEASED" = confirmed ] || { forget && fail 3 "the setup took longer than the server waits. Get a new code at $SERVER_URL/$PRODUCT and run this again."; }
           ;;
         *) refused 'Confirming' ;;
