@@ -1257,8 +1257,10 @@ run_agent() {
   after_revocation
 }
 
+# Ends once the agent is uninstalled, or another loop has begun, as after an upgrade.
 loop_agent() {
-  while [ -f "$ETC/agent.conf" ]; do
+  mkdir -p "$AGENT_LIB" && say "$$" > "$AGENT_LIB/loop"
+  while [ -f "$ETC/agent.conf" ] && [ "$(cat "$AGENT_LIB/loop" 2> /dev/null)" = "$$" ]; do
     run_agent ''
     [ "$STATE" != revoked ] || break
     pause 10
