@@ -155,6 +155,10 @@ impl Client {
         Self { patience, ..self }
     }
 
+    pub(crate) fn hurried(&self) -> Self {
+        self.clone().with_patience(self.patience.shortened())
+    }
+
     /// With the version that the operator sees: the installer's, of at most 64 characters.
     #[must_use]
     pub fn with_installer(self, name_and_version: impl Into<String>) -> Self {

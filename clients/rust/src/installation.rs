@@ -1,6 +1,5 @@
 //! One installation, from the code to the registered server.
 
-use crate::Patience;
 use crate::client::{Activation, Binding, CheckIn, Client, Machine, Payload, Released};
 use crate::error::{Error, Step};
 use crate::secret::{AgentToken, Code, PrecheckToken};
@@ -354,7 +353,7 @@ impl State {
 impl<S: Store> Drop for Installation<S> {
     fn drop(&mut self) {
         if self.releases {
-            self.client = self.client.clone().with_patience(Patience::short());
+            self.client = self.client.hurried();
             // If it gets no answer, the state says what is left to do.
             let _ = self.give_back();
         }

@@ -41,10 +41,15 @@ impl Patience {
         Self { tries: 1, ..Self::default() }
     }
 
-    /// For a last word, when an installation is dropped: two short tries.
-    pub(crate) fn short() -> Self {
+    /// For a last word, when an installation is dropped: at most two short tries.
+    pub(crate) fn shortened(self) -> Self {
         let [per_try, whole] = [5, 10].map(Duration::from_secs);
-        Self { tries: 2, per_try, whole, ..Self::default() }
+        Self {
+            tries: self.tries.min(2),
+            per_try: self.per_try.min(per_try),
+            whole: self.whole.min(whole),
+            ..self
+        }
     }
 
     /// Returns the pause after try number `tried` (the first is 1). `chance` spreads it over the upper half
