@@ -1,6 +1,7 @@
 //! A server in the test's process, with its own folder and a clock that the test sets.
 
 use crate::database::Database;
+use iptunnel_client::{Binding, Code, Network, Patience};
 use iptunnel_server::app::{self, Environment, Signal};
 use iptunnel_server::config::{Config, Layers, Sources};
 use iptunnel_server::os::{Clock, Reading, SetBacks, SystemClock, TimeSource};
@@ -416,6 +417,15 @@ impl TestApp {
         browser
     }
 
+    /// The client crate, for tests in which the bytes of an installer do not matter. It repeats nothing, so
+    /// it hides no answer that a test should see.
+    pub fn installer(&self) -> iptunnel_client::Client {
+        let patience = Patience { per_try: PATIENCE, ..Patience::once() };
+        let client = iptunnel_client::Client::new(&self.url, "slowdns").unwrap();
+        let client = client.over(Network::direct(&self.url).unwrap()).with_patience(patience);
+        client.with_installer("2026.03.31")
+    }
+
     /// Issues a new code, as a person gets it.
     pub fn issue(&self) -> String {
         let answer = self.browser("slowdns").issue();
@@ -562,13 +572,30 @@ impl Machine {
     pub fn activate(&self, app: &TestApp, code: &str, precheck_token: &str) -> Answer {
         app.post("/api/v2/slowdns/install/activate", &self.activate_body(code, precheck_token))
     }
+    /// Who the machine is, for the client crate.
+    pub fn identity(&self) -> iptunnel_client::Machine {
+        let (id, ssh_fingerprint) = (self.machine_id.clone(), self.fingerprint.clone());
+        iptunnel_client::Machine { id, ssh_fingerprint }
+    }
+    /// Where the machine is reached, for the client crate.
+    pub fn binding(&self) -> Binding {
+        let (hostname, public_ip) = (self.hostname.clone(), self.public_ip.parse().unwrap());
+        Binding { hostname, public_ip }
+    }
+    /// Prechecks, which must succeed; returns the token.
+    pub fn prechecked(&self, app: &TestApp, code: &str) -> String {
+        let token = app.installer().precheck(&Code::new(code), &self.identity());
+        token.unwrap_or_else(|error| panic!("{error}")).reveal().to_owned()
+    }
     /// Precheck and activate, both of which must succeed.
     pub fn install(&self, app: &TestApp, code: &str) -> Activation {
-        let prechecked = self.precheck(app, code);
-        assert_eq!(prechecked.status, 200, "{}", prechecked.text);
-        let activated = self.activate(app, code, &prechecked.data("precheck_token"));
-        assert_eq!(activated.status, 200, "{}", activated.text);
-        Activation { id: activated.data("activation_id"), token: activated.data("install_token") }
+        let (client, code, machine) = (app.installer(), Code::new(code), self.identity());
+        let activated = client
+            .precheck(&code, &machine)
+            .and_then(|token| client.activate(&code, &machine, &self.binding(), &token));
+        let activated = activated.unwrap_or_else(|error| panic!("{error}"));
+        let [id, token] = [activated.id.reveal(), activated.token.reveal()].map(str::to_owned);
+        Activation { id, token }
     }
 }
 
@@ -643,15 +670,6 @@ impl TestApp {
                 answer.header("ratelimit-policy").contains(&format!("q={flag};"))
             })
         });
-    }
-}
-
-impl Machine {
-    /// Prechecks, which must succeed; returns the token.
-    pub fn prechecked(&self, app: &TestApp, code: &str) -> String {
-        let answer = self.precheck(app, code);
-        assert_eq!(answer.status, 200, "{}", answer.text);
-        answer.data("precheck_token")
     }
 }
 
