@@ -5,6 +5,8 @@
 mod access;
 mod browser;
 mod cli;
+mod client;
+mod client_crash;
 mod clock;
 mod cluster;
 mod codes;
