@@ -203,6 +203,28 @@ fn an_installation_that_fails_or_is_dropped_leaves_a_code_for_another_machine() 
 }
 
 #[test]
+fn the_payload_of_the_server_is_fetched_and_run_by_the_example() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let script = "echo \"$1 $IPTUNNEL_HOSTNAME $IPTUNNEL_IP\" > \"$IPTUNNEL_ROOT/ran\"\n";
+    std::fs::write(folder.path().join("slowdns.sh"), script).unwrap();
+    let payloads = folder.path().display().to_string();
+    let app = TestApp::start_with(|c| c.push(("installer.payloads", payloads)));
+    let client = client(&app, &Kept::default());
+    assert_eq!(client.address().unwrap().to_string(), "127.0.0.1");
+    let root = tempfile::TempDir::new().unwrap();
+    let Binding { hostname, public_ip } = binding(1);
+    let expected = format!("install {hostname} {public_ip}\n");
+    let (public_ip, path) = (Some(public_ip), root.path().to_owned());
+    let order = example::Order { client, hostname, public_ip, folder: path };
+    let code = app.issue();
+    let installed = example::install(&order, || Ok(Code::new(&code)));
+    // Over several servers the check-in may come to one that has not heard of the registration yet.
+    assert!(installed.is_ok() || app.servers() > 1, "{installed:?}");
+    assert_eq!(std::fs::read_to_string(root.path().join("ran")).unwrap(), expected);
+    assert_eq!(registered(&app), 1);
+}
+
+#[test]
 fn the_example_installs_and_says_so_and_run_again_it_needs_no_code() {
     let app = TestApp::start();
     let folder = tempfile::TempDir::new().unwrap();
