@@ -47,6 +47,12 @@ impl Store for Kept {
 }
 
 impl Kept {
+    /// A machine that was started again, with the state that it kept.
+    fn revive(&self) {
+        let mut life = self.0.lock().unwrap();
+        (life.is_dead, life.next) = (false, None);
+    }
+
     /// A network to `url` that obeys the plan.
     fn network(&self, url: &str) -> impl Transport + use<> {
         let (this, network) = (self.clone(), Network::direct(url).unwrap());
@@ -170,7 +176,7 @@ fn a_machine_that_dies_at_any_request_goes_on_from_the_state_it_kept() {
         app.settle();
         assert!(!(ran && first.check_in().is_ok()), "{note}");
         drop(first);
-        (machine.0.lock().unwrap().is_dead, machine.0.lock().unwrap().next) = (false, None);
+        machine.revive();
         let mut second = installation(&client, &machine, &code, number);
         run(&mut second, number).unwrap_or_else(|error| panic!("{note}: {error}"));
         app.settle();
