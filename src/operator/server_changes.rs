@@ -330,10 +330,10 @@ async fn preview(console: &Console, days: u64) -> Result<Unseen, ApiError> {
     let (state, servers) = (console.state.clone(), Arc::clone(console.state.handles.servers()));
     read(console, move |store| {
         let page = servers.page(&filter, Sort::SeenFirst, None, FIRST);
-        let numbers = page.into_iter().map(|(_, number)| number);
-        let first = numbered(store, &servers, numbers, now)?;
+        let numbers: Vec<_> = page.servers.iter().map(|placed| placed.number).collect();
+        let first = numbered(store, &servers, &numbers, now)?;
         let first = first.into_iter().map(|server| row(&state, None, server, before)).collect();
-        Ok(Unseen { days, before: rfc3339(before), count: servers.count(&filter), first })
+        Ok(Unseen { days, before: rfc3339(before), count: page.count, first })
     })
     .await
 }

@@ -12,7 +12,7 @@ use actix_web::http::StatusCode;
 use actix_web::web::{Data, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
-use iptunnel_actors::server_registry::{Filter, Servers, Sort};
+use iptunnel_actors::server_registry::{self, Filter, Servers, Sort};
 use iptunnel_domain::server::{EnrolledBy, Server, ServerId, ServerNumber};
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{ReadError, Records, Store};
@@ -137,13 +137,13 @@ async fn list(console: &Console, query: &ServersQuery) -> Result<List, ApiError>
     let clones = console.state.attention.clones(now);
     let only_clones = query.show == "cloned";
     read(console, move |store| {
-        let count = if only_clones { clones.len() } else { servers.count(&filter) };
-        let (found, next) = if only_clones {
-            (cloned(store, &servers, &clones, &text, now)?, None)
+        let (count, (found, next)) = if only_clones {
+            (clones.len(), (cloned(store, &servers, &clones, &text, now)?, None))
         } else if text.is_empty() {
             sorted(store, &servers, &filter, sort, cursor, now)?
         } else {
-            search(store, &servers, &filter, &text, cursor, now)?
+            let found = search(store, &servers, &filter, &text, cursor, now)?;
+            (servers.count(&filter), found)
         };
         let of = |server: &Server| clones.get(&server.id).cloned();
         let servers = found.into_iter().map(|server| row(&state, of(&server), server, stale));
@@ -156,7 +156,7 @@ async fn list(console: &Console, query: &ServersQuery) -> Result<List, ApiError>
 /// Servers, and the cursor of the next page.
 type Found = (Vec<Server>, Option<u64>);
 
-/// Returns a page in the order of `sort`.
+/// Returns how many servers match, and a page of them in the order of `sort`.
 fn sorted(
     store: &dyn Records,
     servers: &Servers,
@@ -164,14 +164,15 @@ fn sorted(
     sort: Sort,
     cursor: Option<u64>,
     now: Timestamp,
-) -> Result<Found, ReadError> {
-    // Reads one more than it shows, to know whether there is a next page.
-    let mut page = servers.page(filter, sort, cursor, PAGE + 1);
+) -> Result<(usize, Found), ReadError> {
+    // Takes one more than it shows, to know whether there is a next page.
+    let server_registry::Page { count, servers: mut page } =
+        servers.page(filter, sort, cursor, PAGE + 1);
     let more = page.len() > PAGE;
     page.truncate(PAGE);
-    let next = page.last().filter(|_| more).map(|(place, _)| *place);
-    let numbers = page.into_iter().map(|(_, number)| number);
-    Ok((servers::numbered(store, servers, numbers, now)?, next))
+    let next = page.last().filter(|_| more).map(|placed| placed.place);
+    let numbers: Vec<_> = page.iter().map(|placed| placed.number).collect();
+    Ok((count, (servers::numbered(store, servers, &numbers, now)?, next)))
 }
 
 /// Returns the servers as which two machines may be checking in, the newest first.

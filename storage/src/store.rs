@@ -96,6 +96,10 @@ pub trait Records: Send + Sync {
     }
     /// Returns the server with this number.
     fn server(&self, number: ServerNumber) -> Result<Option<Server>, ReadError>;
+    /// Returns the servers with these numbers, in the order of `numbers`.
+    fn servers_numbered(&self, numbers: &[ServerNumber]) -> Result<Vec<Option<Server>>, ReadError> {
+        numbers.iter().map(|number| self.server(*number)).collect()
+    }
     /// Returns at most `limit` servers that were registered before `before`, the newest first.
     fn servers_before(
         &self,

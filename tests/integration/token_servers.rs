@@ -1,7 +1,7 @@
 //! Enrolling access tokens: which servers are theirs, and what becomes of those.
 
 use crate::access::{Token, by_master, change, create, revoke, wait_for, with_role};
-use crate::harness::{Answer, TestApp, send, wait_until};
+use crate::harness::{Answer, TestApp, at_once, send, wait_until};
 use iptunnel_domain::access::Role;
 use serde_json::{Value, json};
 
@@ -175,6 +175,13 @@ fn an_enrolling_token_pages_through_its_own_servers_among_many() {
     let cursor = first["next_cursor"].as_str().unwrap();
     let last = app.get_as(&one.text, &format!("/status?limit=2&cursor={cursor}")).json();
     assert_eq!((ips(&last), &last["next_cursor"]), (vec!["9.9.9.3".to_owned()], &Value::Null));
+    let rest = app.get_as(&one.text, &format!("/status?cursor={cursor}")).json();
+    assert_eq!((ips(&rest), &rest["count"]), (vec!["9.9.9.3".to_owned()], &json!(3)));
+    let stale = app.get_as(&one.text, "/status?limit=1&stale=1").json();
+    assert_eq!(stale, json!({"count": 0, "servers": []}));
+    // Requests of one token take turns, and all are answered.
+    let answers = at_once(12, |_| app.get_as(&one.text, "/status").json());
+    assert!(answers.iter().all(|answer| answer == &whole), "{answers:?}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub use crate::messages::servers::{
 };
 pub(crate) use published::Registered;
 pub use published::Silent;
-pub use published::{Filter, Servers, Sort};
+pub use published::{Filter, Page, Placed, Servers, Sort};
 pub(crate) use silence::Heard;
 
 use crate::Failure;

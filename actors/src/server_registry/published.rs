@@ -171,6 +171,57 @@ pub enum Sort {
     SeenFirst,
 }
 
+/// A page of a listing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// How many servers match, on this page and on others.
+    pub count: usize,
+    /// The servers of the page, in their order.
+    pub servers: Vec<Placed>,
+}
+
+/// A server, and where it stands in the order of a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Placed {
+    /// The place, with which the next page begins. It is not the number of servers before it.
+    pub place: u64,
+    /// The server's number.
+    pub number: ServerNumber,
+    /// The server's id.
+    pub id: ServerId,
+}
+
+/// The smallest of many values, at most `limit` of them. It takes no memory for the others.
+pub(super) struct Smallest<T> {
+    largest_first: BinaryHeap<T>,
+    limit: usize,
+}
+
+impl<T: Ord> Smallest<T> {
+    pub(super) const fn new(limit: usize) -> Self {
+        Self { largest_first: BinaryHeap::new(), limit }
+    }
+
+    pub(super) fn add(&mut self, value: T) {
+        self.largest_first.push(value);
+        if self.largest_first.len() > self.limit {
+            self.largest_first.pop();
+        }
+    }
+
+    pub(super) fn sorted(self) -> Vec<T> {
+        self.largest_first.into_sorted_vec()
+    }
+}
+
+/// Keeps the smallest values, at most `limit`, in any order.
+fn keep_smallest<T: Ord>(values: &mut Vec<T>, limit: usize) {
+    if limit < values.len() {
+        values.select_nth_unstable(limit);
+        values.truncate(limit);
+    }
+}
+
 impl Filter {
     /// Whether a server matches.
     pub fn matches(&self, server: &Server) -> bool {
@@ -234,25 +285,15 @@ impl Servers {
         enrolled
     }
 
-    /// Returns at most `limit` of the servers that match `filter`, in the order of `sort`, each with its
-    /// place in that order. Only servers behind the place `after` are returned.
+    /// Returns at most `limit` of the servers that match `filter`, in the order of `sort`. Only servers behind
+    /// the place `after` are returned; all are counted.
     ///
     /// It examines all servers: a million take about 50 ms.
-    pub fn page(
-        &self,
-        filter: &Filter,
-        sort: Sort,
-        after: Option<u64>,
-        limit: usize,
-    ) -> Vec<(u64, ServerNumber)> {
-        let mut first = BinaryHeap::with_capacity(limit + 1);
-        for entry in &self.live {
-            let live = entry.value();
-            let seen = live.last_checkin;
-            if !filter.matches_live(live) {
-                continue;
-            }
-            let number = live.number.0;
+    pub fn page(&self, filter: &Filter, sort: Sort, after: Option<u64>, limit: usize) -> Page {
+        let (mut count, mut first) = (0, Smallest::new(limit));
+        for entry in self.live.iter().filter(|entry| filter.matches_live(entry.value())) {
+            count += 1;
+            let (number, seen) = (entry.number.0, entry.last_checkin);
             let place = match sort {
                 Sort::Newest => u64::from(u32::MAX - number),
                 Sort::Oldest => u64::from(number),
@@ -260,27 +301,32 @@ impl Servers {
                 Sort::SeenFirst => u64::from(seen) << 32 | u64::from(number),
             };
             if after.is_none_or(|after| place > after) {
-                first.push((place, number));
-                if first.len() > limit {
-                    first.pop();
-                }
+                first.add(Placed { place, number: entry.number, id: *entry.key() });
             }
         }
-        let page = first.into_sorted_vec().into_iter();
-        page.map(|(place, number)| (place, ServerNumber(number))).collect()
+        Page { count, servers: first.sorted() }
     }
 
-    /// Returns the numbers of at most `limit` of the servers that match `filter` and were registered before
-    /// `before`, the newest first. It takes as long as [`Self::page`].
+    /// Returns how many servers match `filter`, and the numbers of at most `limit` of those that were
+    /// registered before `before`, the newest first.
+    ///
+    /// It examines all servers, and takes four bytes for each match: a million take about 50 ms.
     pub fn newest(
         &self,
         filter: &Filter,
         before: Option<ServerNumber>,
         limit: usize,
-    ) -> Vec<ServerNumber> {
-        let after = before.map(|ServerNumber(number)| u64::from(u32::MAX - number));
-        let page = self.page(filter, Sort::Newest, after, limit).into_iter();
-        page.map(|(_, number)| number).collect()
+    ) -> (usize, Vec<ServerNumber>) {
+        let (mut count, mut numbers) = (0, Vec::new());
+        for entry in self.live.iter().filter(|entry| filter.matches_live(entry.value())) {
+            count += 1;
+            if before.is_none_or(|before| entry.number < before) {
+                numbers.push(Reverse(entry.number));
+            }
+        }
+        keep_smallest(&mut numbers, limit);
+        numbers.sort_unstable();
+        (count, numbers.into_iter().map(|Reverse(number)| number).collect())
     }
 
     /// Returns how many servers match `filter`, and the numbers of at most `limit` of them behind the first
@@ -298,16 +344,14 @@ impl Servers {
         let mut numbers: Vec<_> = entries.map(|entry| Reverse(entry.number)).collect();
         let count = numbers.len();
         // Sorts no more than it has to: first what is before the page, then the page alone.
-        let behind = |numbers: &mut Vec<Reverse<ServerNumber>>, place| {
-            if place < numbers.len() {
-                numbers.select_nth_unstable(place);
+        keep_smallest(&mut numbers, skip.saturating_add(limit));
+        let mut page = match numbers.len() {
+            len if skip < len => {
+                numbers.select_nth_unstable(skip);
+                numbers.split_off(skip)
             }
+            _ => Vec::new(),
         };
-        let end = skip.saturating_add(limit);
-        behind(&mut numbers, end);
-        numbers.truncate(end);
-        behind(&mut numbers, skip);
-        let mut page = numbers.split_off(skip.min(numbers.len()));
         page.sort_unstable();
         (count, page.into_iter().map(|Reverse(number)| number).collect())
     }
@@ -461,6 +505,21 @@ mod tests {
         assert_eq!(page(all, usize::MAX, 3), (10, vec![]));
         let revoked = Filter { revoked: Some(true), ..all };
         assert_eq!(page(revoked, 1, 100), (5, vec![6, 4, 2, 0]));
+        let newest = |filter, before: Option<u32>, limit| {
+            let (count, page) = servers.newest(&filter, before.map(ServerNumber), limit);
+            (count, page.into_iter().map(|number| number.0).collect::<Vec<_>>())
+        };
+        assert_eq!(newest(all, None, 3), (10, vec![9, 8, 7]));
+        assert_eq!(newest(revoked, Some(6), usize::MAX), (5, vec![4, 2, 0]));
+        assert_eq!(newest(revoked, Some(0), 1), (5, vec![]));
+        let sorted = |sort, after, limit| {
+            let Page { count, servers } = servers.page(&revoked, sort, after, limit);
+            (count, servers.into_iter().map(|placed| placed.number.0).collect::<Vec<_>>())
+        };
+        assert_eq!(sorted(Sort::Oldest, None, 2), (5, vec![0, 2]));
+        assert_eq!(sorted(Sort::Oldest, Some(2), 2), (5, vec![4, 6]));
+        assert_eq!(sorted(Sort::Newest, None, 9), (5, vec![8, 6, 4, 2, 0]));
+        assert_eq!(sorted(Sort::SeenFirst, None, 0), (5, vec![]));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! records of deleted servers that were kept for long enough.
 
 use super::changes::deletion;
-use super::published::Live;
+use super::published::{Live, Smallest};
 use super::together::Together;
 use super::{DeleteUnseen, ServerRegistry, Servers, happened};
 use crate::Failure;
@@ -143,7 +143,7 @@ fn read(
 ) -> Result<Vec<Option<Server>>, ReadError> {
     match store.shared() {
         Some(shared) => shared.servers_of(&keys.iter().map(|(id, _)| *id).collect::<Vec<_>>()),
-        None => keys.iter().map(|(_, number)| store.server(*number)).collect(),
+        None => store.servers_numbered(&keys.iter().map(|(_, number)| *number).collect::<Vec<_>>()),
     }
 }
 
@@ -238,14 +238,10 @@ impl Servers {
             let is_old = |(now, kept)| live.last_checkin().distance(now) > kept;
             live.is_as_if_gone() && deleted.is_some_and(is_old)
         };
-        let mut found: Vec<_> = self
-            .live
-            .iter()
-            .filter(|live| is_over(live))
-            .map(|live| (live.last_checkin(), *live.key(), live.number))
-            .collect();
-        found.sort_unstable_by_key(|(seen, id, _)| (*seen, *id));
-        found.truncate(limit);
-        found.into_iter().map(|(_, id, number)| (id, number)).collect()
+        let mut first = Smallest::new(limit);
+        for live in self.live.iter().filter(|live| is_over(live)) {
+            first.add((live.last_checkin(), *live.key(), live.number));
+        }
+        first.sorted().into_iter().map(|(_, id, number)| (id, number)).collect()
     }
 }

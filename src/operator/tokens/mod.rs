@@ -4,12 +4,13 @@ pub mod json;
 pub mod page;
 
 use super::auth::Operator;
-use super::console::{Console, read};
+use super::console::Console;
 use crate::http::errors::ApiError;
 use crate::http::respond::{parse_time, rfc3339};
 use crate::state::access::Entry;
 use crate::state::access::change::AccessError;
 use crate::state::servers::set_revoked;
+use actix_web::web::block;
 use futures_util::{StreamExt, stream};
 use iptunnel_actors::server_registry::{Filter, Sort};
 use iptunnel_domain::access::{AccessToken, Role, TokenNumber, WhyNot};
@@ -26,7 +27,7 @@ use std::time::{Duration, Instant};
 /// The seconds for which the secret before a rotation stays good, unless the request says otherwise: one
 /// day, in which operators can hand out the new one.
 const GRACE: u64 = 86_400;
-/// Servers that are read at a time to be revoked.
+/// Servers that are looked for at a time to be revoked.
 const STEP: usize = 1000;
 /// Servers that are revoked at the same time: they share commits, and leave permits to others.
 const AT_ONCE: usize = 64;
@@ -102,7 +103,7 @@ impl From<AccessError> for ApiError {
 async fn rows(console: &Console) -> Result<Vec<Row>, ApiError> {
     let entries = console.state.access.list().await?;
     let servers = Arc::clone(console.state.handles.servers());
-    let enrolled = actix_web::web::block(move || servers.enrolled()).await;
+    let enrolled = block(move || servers.enrolled()).await;
     let enrolled: HashMap<_, _> = enrolled.map_err(|_| ApiError::internal())?;
     let now = console.state.clock.now();
     let count = |entry: &Entry| enrolled.get(&entry.token.number).copied().unwrap_or_default();
@@ -112,7 +113,7 @@ async fn rows(console: &Console) -> Result<Vec<Row>, ApiError> {
 async fn row(console: &Console, entry: &Entry) -> Result<Row, ApiError> {
     let filter = of_token(entry.token.number);
     let servers = Arc::clone(console.state.handles.servers());
-    let count = actix_web::web::block(move || servers.count(&filter)).await;
+    let count = block(move || servers.count(&filter)).await;
     let count = count.map_err(|_| ApiError::internal())?;
     Ok(Row::of(entry, count, console.state.clock.now()))
 }
@@ -134,24 +135,17 @@ async fn revoke_servers(
     let mut after = None;
     loop {
         let servers = Arc::clone(console.state.handles.servers());
-        let page = read(console, move |store| {
-            let page = servers.page(&of_token(number), Sort::Oldest, after, STEP);
-            let last = page.last().map(|(place, _)| *place);
-            let mut ids = Vec::with_capacity(page.len());
-            for (_, number) in page {
-                ids.extend(store.server(number)?.map(|server| server.id));
-            }
-            Ok((ids, last))
-        });
-        let (ids, last) = page.await?;
+        let page = block(move || servers.page(&of_token(number), Sort::Oldest, after, STEP));
+        let page = page.await.map_err(|_| ApiError::internal())?.servers;
+        let last = page.last().map(|placed| placed.place);
         let Some(last) = last.filter(|_| Instant::now() < end) else { return Ok(revoked) };
         after = Some(last);
         let revoke = |id: ServerId| async move {
             set_revoked(&console.state, &id.to_string(), true, operator.who()).await
         };
         // Those that have begun run to their end.
-        let in_time = stream::iter(ids).take_while(|_| ready(Instant::now() < end));
-        let mut done = in_time.map(revoke).buffer_unordered(AT_ONCE);
+        let in_time = stream::iter(page).take_while(|_| ready(Instant::now() < end));
+        let mut done = in_time.map(|placed| revoke(placed.id)).buffer_unordered(AT_ONCE);
         while let Some(one) = done.next().await {
             match one {
                 Ok(_) => revoked += 1,

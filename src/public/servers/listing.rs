@@ -4,6 +4,7 @@ use crate::http::errors::ApiError;
 use crate::http::respond::{LegacyFailure, json, legacy_failure, rfc3339};
 use crate::state::State;
 use crate::state::access::caller::Caller;
+use crate::state::servers::numbered;
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Query};
 use actix_web::{HttpRequest, HttpResponse};
@@ -15,13 +16,11 @@ use iptunnel_domain::server::{Server, ServerNumber};
 use iptunnel_storage::{ReadError, Store};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use tokio::time::timeout;
 use utoipa::ToSchema;
 
 /// Servers per read of the store while a listing streams: about 100 KB.
 const PAGE: usize = 512;
-/// The most numbers of servers that are taken from memory at a time, 4 bytes each. To look for them takes
-/// up to 50 ms with a million servers.
-const AHEAD: usize = 32 * PAGE;
 /// The largest `limit`.
 const MAX_LIMIT: usize = 1000;
 
@@ -112,51 +111,73 @@ impl Listing {
     }
 }
 
-/// Iterates over the servers of a listing, newest first, one page of the store at a time. Of the servers of
-/// one access token only those are read: its holder, a machine, must not make the server read all.
+/// Where the servers of a listing come from.
+enum Source {
+    /// The store: all that were registered before this one.
+    Before(Option<ServerNumber>),
+    /// Memory, which has looked through all servers once. These are left.
+    These(std::vec::IntoIter<ServerNumber>),
+}
+
+/// Iterates over the servers of a listing, newest first, one page of the store at a time.
 struct Walk {
     store: Arc<dyn Store>,
     servers: Arc<Servers>,
     filter: Filter,
-    before: Option<ServerNumber>,
-    /// How many numbers to take from memory at a time.
-    at_once: usize,
-    /// The numbers of the next servers, if those are taken from memory.
-    ahead: Vec<ServerNumber>,
+    from: Source,
+    /// The last of these servers, if there may be others after it.
+    more: Option<ServerNumber>,
+    /// Servers per read of the store.
+    step: usize,
     now: Timestamp,
     done: bool,
 }
 
 impl Walk {
-    fn read_any(&mut self) -> Result<Vec<Server>, ReadError> {
-        let page = self.store.servers_before(self.before, PAGE)?;
-        self.done = page.len() < PAGE;
-        self.before = page.last().map(|last| last.number).or(self.before);
-        Ok(page)
-    }
-
-    fn read_own(&mut self) -> Result<Vec<Server>, ReadError> {
-        if self.ahead.is_empty() {
-            self.ahead = self.servers.newest(&self.filter, self.before, self.at_once);
-        }
-        let numbers = self.ahead.drain(..self.ahead.len().min(PAGE));
-        self.done = numbers.len() == 0;
-        let mut page = Vec::with_capacity(numbers.len());
-        for number in numbers {
-            self.before = Some(number);
-            page.extend(self.store.server(number)?);
-        }
-        Ok(page)
+    /// Looks at the servers for a listing once. Returns how many match, and the walk through them.
+    ///
+    /// Where few may match, memory says which, so that no other rows are read: the servers of one access
+    /// token, whose holder is a machine, and a page of those that match a filter.
+    fn begin(
+        store: Arc<dyn Store>,
+        servers: Arc<Servers>,
+        listing: &Listing,
+        now: Timestamp,
+    ) -> (usize, Self) {
+        let Listing { filter, limit, before } = *listing;
+        // One more than requested, to know whether there is a next page.
+        let most = limit.map_or(usize::MAX, |limit| limit + 1);
+        let is_filtered = filter != Filter::default();
+        let (count, from, more) =
+            if filter.enrolled_by.is_some() || (is_filtered && limit.is_some()) {
+                let (count, numbers) = servers.newest(&filter, before, most);
+                let more = if numbers.len() == most { numbers.last().copied() } else { None };
+                (count, Source::These(numbers.into_iter()), more)
+            } else {
+                (servers.count(&filter), Source::Before(before), None)
+            };
+        let step = PAGE.min(most);
+        (count, Self { store, servers, filter, from, more, step, now, done: false })
     }
 
     /// Returns the matches among the next servers. The result can be empty before the end.
     fn next(&mut self) -> Result<Vec<Server>, ReadError> {
-        let page = match self.filter.enrolled_by {
-            Some(_) => self.read_own()?,
-            None => self.read_any()?,
+        let page = match &mut self.from {
+            Source::Before(before) => {
+                let page = self.store.servers_before(*before, self.step)?;
+                self.done = page.len() < self.step;
+                *before = page.last().map(|last| last.number).or(*before);
+                page.into_iter().map(|server| self.servers.as_last_seen(server, self.now)).collect()
+            }
+            Source::These(numbers) => {
+                let some: Vec<_> = numbers.by_ref().take(self.step).collect();
+                self.done = numbers.len() == 0;
+                numbered(self.store.as_ref(), &self.servers, &some, self.now)?
+            }
         };
-        let seen = page.into_iter().map(|server| self.servers.as_last_seen(server, self.now));
-        let mut found: Vec<_> = seen.filter(|server| self.filter.matches(server)).collect();
+        // It may have changed since memory was looked at.
+        let mut found: Vec<_> =
+            page.into_iter().filter(|server| self.filter.matches(server)).collect();
         if self.filter.enrolled_by.is_some() {
             // The caller's token lies on machines, which the operator's notes are not for.
             found.iter_mut().for_each(|server| server.note.clear());
@@ -205,20 +226,21 @@ pub async fn status(state: Data<State>, request: HttpRequest, caller: Caller) ->
         Ok(listing) => listing,
         Err(message) => return legacy_failure(ApiError::bad_request(message)),
     };
-    let walk = Walk {
-        store: Arc::clone(state.handles.store()),
-        servers: Arc::clone(state.handles.servers()),
-        filter: listing.filter,
-        before: listing.before,
-        // One more than requested, to know whether there is a next page.
-        at_once: listing.limit.map_or(AHEAD, |limit| limit + 1),
-        ahead: Vec::new(),
-        now,
-        done: false,
+    // Held until the servers have been looked at. A machine that asks again and again occupies one thread.
+    let turn = caller.listing_turn();
+    let _turn = match &turn {
+        None => None,
+        Some(turn) => match timeout(state.live.patience(), turn.lock()).await {
+            Ok(turn) => Some(turn),
+            Err(_) => return legacy_failure(iptunnel_actors::Failure::Overloaded),
+        },
     };
-    match listing.limit {
-        Some(limit) => one_page(walk, limit).await,
-        None => stream(walk).await,
+    let limit = listing.limit;
+    let (store, servers) = (Arc::clone(state.handles.store()), Arc::clone(state.handles.servers()));
+    let begin = move || Walk::begin(store, servers, &listing, now);
+    match limit {
+        Some(limit) => one_page(begin, limit).await,
+        None => stream(begin).await,
     }
 }
 
@@ -234,18 +256,23 @@ pub(in crate::public) struct StatusPage {
     next_cursor: Option<String>,
 }
 
-async fn one_page(mut walk: Walk, limit: usize) -> HttpResponse {
+async fn one_page(
+    begin: impl FnOnce() -> (usize, Walk) + Send + 'static,
+    limit: usize,
+) -> HttpResponse {
     let collected = actix_web::web::block(move || {
-        let count = walk.servers.count(&walk.filter);
+        let (count, mut walk) = begin();
         let mut servers = Vec::new();
         // Reads one more than requested, to know whether there is a next page.
         while servers.len() <= limit && !walk.done {
             servers.extend(walk.next()?);
         }
-        let more = servers.len() > limit;
-        servers.truncate(limit);
-        let last = servers.last().map(|server| server.number.0.to_string());
-        let next_cursor = last.filter(|_| more);
+        let mut last = walk.more;
+        if servers.len() > limit {
+            servers.truncate(limit);
+            last = servers.last().map(|server| server.number);
+        }
+        let next_cursor = last.map(|number| number.0.to_string());
         let servers = servers.into_iter().map(ListedServer::of).collect();
         Ok::<_, ReadError>(StatusPage { count, servers, next_cursor })
     })
@@ -263,9 +290,9 @@ fn unreadable(error: &ReadError) -> HttpResponse {
 }
 
 /// Streams all matches, with one page at a time in memory.
-async fn stream(walk: Walk) -> HttpResponse {
+async fn stream(begin: impl FnOnce() -> (usize, Walk) + Send + 'static) -> HttpResponse {
     let counted = actix_web::web::block(move || {
-        let count = walk.servers.count(&walk.filter);
+        let (count, walk) = begin();
         next_chunk(walk, format!("{{\"count\":{count},\"servers\":["), true)
     })
     .await;

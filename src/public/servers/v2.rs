@@ -134,7 +134,7 @@ fn page(
 ) -> Result<Matches, ReadError> {
     let limit = listing.per_page as usize;
     let (total, numbers) = servers.page_at(&listing.filter, listing.skipped(), limit);
-    let servers = servers::numbered(store, servers, numbers, now)?;
+    let servers = servers::numbered(store, servers, &numbers, now)?;
     Ok(Matches { servers, total, is_cut: false })
 }
 

@@ -19,6 +19,7 @@ use iptunnel_domain::{Refusal, Timestamp};
 use std::future::{Ready, ready};
 use std::net::IpAddr;
 use std::sync::Arc;
+use tokio::sync::Mutex;
 
 /// A caller that has shown a token which is good.
 #[derive(Clone, Debug)]
@@ -122,6 +123,17 @@ impl Caller {
     pub fn enrols_for(&self) -> Option<TokenNumber> {
         match &self.holder {
             Holder::Token(entry) if entry.token.role == Role::Enrol => Some(entry.token.number),
+            _ => None,
+        }
+    }
+
+    /// Returns what it locks to list servers, if its access token sees its own alone: to find them among all
+    /// takes long, so one request of a token does it at a time.
+    pub fn listing_turn(&self) -> Option<Arc<Mutex<()>>> {
+        match &self.holder {
+            Holder::Token(entry) if entry.token.role == Role::Enrol => {
+                Some(Arc::clone(&entry.listing))
+            }
             _ => None,
         }
     }

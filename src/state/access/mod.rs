@@ -29,6 +29,8 @@ pub struct Entry {
     pub token: AccessToken,
     /// When it was last used. The next entry of the same token shares it.
     used: Arc<LastUse>,
+    /// Locked while its servers are looked for. Shared as well.
+    listing: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -76,12 +78,13 @@ impl Tokens {
         for token in tokens {
             let known = before.by_number.get(&token.number);
             let used = known.map_or_else(Arc::default, |known| Arc::clone(&known.used));
+            let listing = known.map_or_else(Arc::default, |known| Arc::clone(&known.listing));
             // A request may note a use at the same time. It is not lost.
             let _ = used.at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |known| {
                 Some(Timestamp(known).or_later(token.last_used, now).0)
             });
             used.written.store(token.last_used.0, Ordering::Relaxed);
-            let entry = Arc::new(Entry { token, used });
+            let entry = Arc::new(Entry { token, used, listing });
             let token = &entry.token;
             for secret in std::iter::once(token.secret).chain(token.previous.map(|(hash, _)| hash))
             {
@@ -231,5 +234,17 @@ mod tests {
         assert_eq!(of(&after), 20, "another server has seen a later use");
         let after = Tokens::of(vec![token(1, NOW.0 + 1000)], NOW, &after);
         assert_eq!(of(&after), 20, "no date in the future is believed");
+    }
+
+    #[test]
+    fn a_change_of_a_token_gives_it_no_second_turn_to_list_servers() {
+        let before = Tokens::of(vec![token(1, 0), token(2, 0)], NOW, &Tokens::default());
+        let turn =
+            |tokens: &Tokens, number| Arc::clone(&tokens.by_number[&TokenNumber(number)].listing);
+        let listing = turn(&before, 1);
+        let _listing = listing.try_lock().unwrap();
+        let after = Tokens::of(vec![token(1, 5), token(2, 0)], NOW, &before);
+        assert!(turn(&after, 1).try_lock().is_err());
+        assert!(turn(&after, 2).try_lock().is_ok());
     }
 }

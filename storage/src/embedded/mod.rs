@@ -614,6 +614,10 @@ impl Records for EmbeddedStore {
         self.engine_with(Pending::last_of_servers)?.server(number)
     }
 
+    fn servers_numbered(&self, numbers: &[ServerNumber]) -> Result<Vec<Option<Server>>, ReadError> {
+        self.engine_with(Pending::last_of_servers)?.servers_numbered(numbers)
+    }
+
     fn servers_before(
         &self,
         before: Option<ServerNumber>,

@@ -465,7 +465,15 @@ impl Records for PostgresStore {
     }
 
     fn server(&self, number: ServerNumber) -> Result<Option<Server>, ReadError> {
-        Ok(self.servers("number = $1", vec![Box::new(number.0.cast_signed())])?.pop())
+        Ok(self.servers_numbered(&[number])?.pop().flatten())
+    }
+
+    fn servers_numbered(&self, numbers: &[ServerNumber]) -> Result<Vec<Option<Server>>, ReadError> {
+        let keys: Vec<i32> = numbers.iter().map(|number| number.0.cast_signed()).collect();
+        let found = self.servers("number = ANY ($1)", vec![Box::new(keys)])?;
+        let found: HashMap<ServerNumber, Server> =
+            found.into_iter().map(|server| (server.number, server)).collect();
+        Ok(numbers.iter().map(|number| found.get(number).cloned()).collect())
     }
 
     fn servers_before(

@@ -16,7 +16,7 @@ use iptunnel_domain::activation::Activation;
 use iptunnel_domain::audit::{Event, Head};
 use iptunnel_domain::code::{Code, CodeState};
 use iptunnel_domain::limit::Policy;
-use iptunnel_domain::server::{Server, ServerId};
+use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use iptunnel_domain::{Timestamp, Version};
 use proxy::{Mishap, Proxy};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -219,6 +219,11 @@ fn servers_of_all_kinds_are_found_by_id_and_by_address_and_forgotten() {
     let found = store.servers_of(&ids).unwrap();
     assert_eq!(store.servers_at(&addresses).unwrap(), found);
     let found: Vec<Server> = found.into_iter().flatten().collect();
+    let mut numbers: Vec<ServerNumber> = found.iter().rev().map(|server| server.number).collect();
+    numbers.insert(1, ServerNumber(u32::MAX));
+    let mut wanted: Vec<_> = found.iter().rev().cloned().map(Some).collect();
+    wanted.insert(1, None);
+    assert_eq!(store.servers_numbered(&numbers).unwrap(), wanted);
     for (found, wanted) in found.iter().zip(&all) {
         assert_eq!(found, &Server { number: found.number, ..wanted.clone() });
     }

@@ -104,6 +104,9 @@ impl<S: Store> Records for Layer<S> {
     fn server(&self, number: ServerNumber) -> Read<Option<Server>> {
         self.inner.server(number)
     }
+    fn servers_numbered(&self, numbers: &[ServerNumber]) -> Read<Vec<Option<Server>>> {
+        self.inner.servers_numbered(numbers)
+    }
     fn servers_before(&self, before: Option<ServerNumber>, limit: usize) -> Read<Vec<Server>> {
         self.inner.servers_before(before, limit)
     }

@@ -409,9 +409,21 @@ impl Records for RedbStore {
     }
 
     fn server(&self, number: ServerNumber) -> Result<Option<Server>, ReadError> {
-        let next = ServerNumber(number.0.saturating_add(1));
-        let newest = self.servers_before(Some(next), 1)?.into_iter().next();
-        Ok(newest.filter(|server| server.number == number))
+        Ok(self.servers_numbered(&[number])?.pop().flatten())
+    }
+
+    fn servers_numbered(&self, numbers: &[ServerNumber]) -> Result<Vec<Option<Server>>, ReadError> {
+        let read = self.begin_read()?;
+        let table = read.open_table(SERVERS).map_err(unreadable)?;
+        let check_ins = read.open_table(CHECK_INS).map_err(unreadable)?;
+        let mut page = pages::CheckInReader::new(&check_ins);
+        let find = |number: &ServerNumber| {
+            let Some(row) = table.get(number.0).map_err(unreadable)? else { return Ok(None) };
+            let mut server = record::decode_server(number.0, row.value())?;
+            server.last_checkin = server.last_checkin.max(page.at(server.number)?);
+            Ok(Some(server))
+        };
+        numbers.iter().map(find).collect()
     }
 
     fn servers_before(

@@ -246,6 +246,12 @@ fn servers_are_listed_newest_first_page_by_page() {
         }
     }
     assert_eq!(numbers, (0..2500).rev().collect::<Vec<_>>());
+    let wanted = [7, 2500, 1500, 0, u32::MAX].map(ServerNumber);
+    let found = store.servers_numbered(&wanted).unwrap().into_iter();
+    let found: Vec<_> =
+        found.map(|server| server.map(|server| (server.number.0, server.last_checkin.0))).collect();
+    assert_eq!(found, [Some((7, 7)), None, Some((1500, 9_000)), Some((0, 0)), None]);
+    assert_eq!(store.server(ServerNumber(1500)).unwrap().unwrap().last_checkin.0, 9_000);
 }
 
 #[test]
