@@ -713,28 +713,55 @@ fn a_silent_fleet_is_one_event_when_it_begins_and_one_when_it_is_over() {
         logged.map(|event| (event.subject, event.detail)).collect()
     };
     // Nobody can have been heard before the start.
-    for seconds in [0, HOUR, 3 * HOUR - 10] {
-        test.tick(NOW.plus(seconds));
-    }
+    let now = tick_through(&mut test, NOW, 3 * HOUR - 10);
     assert_eq!(log(&test), []);
-    test.check_in(ids[0], Bearer::Nobody, NOW.plus(3 * HOUR)).unwrap();
-    test.check_in(ids[1], Bearer::Nobody, NOW.plus(3 * HOUR)).unwrap();
+    test.check_in(ids[0], Bearer::Nobody, now.plus(10)).unwrap();
+    test.check_in(ids[1], Bearer::Nobody, now.plus(10)).unwrap();
     test.set_revoked(ids[3], true).unwrap();
-    test.tick(NOW.plus(3 * HOUR + 10));
+    let now = tick_through(&mut test, now.plus(20), 0);
     assert_eq!(log(&test), [], "one of three is less than half");
-    for seconds in [6, 7, 8] {
-        test.tick(NOW.plus(seconds * HOUR + 60));
-        test.tick(NOW.plus(seconds * HOUR + 90));
-    }
+    let now = tick_through(&mut test, now, 5 * HOUR);
     let begun = log(&test);
     assert_eq!(begun.len(), 1, "{begun:?}");
     assert_eq!(begun[0].0, "silent");
     assert_eq!(begun[0].1, "3 of 3 servers have not checked in for more than 10800 s");
     for id in &ids[..3] {
-        test.check_in(*id, Bearer::Nobody, NOW.plus(8 * HOUR + 100)).unwrap();
+        test.check_in(*id, Bearer::Nobody, now.plus(10)).unwrap();
     }
-    test.tick(NOW.plus(8 * HOUR + 110));
-    test.tick(NOW.plus(8 * HOUR + 120));
+    tick(&mut test, now.plus(20));
     let over = log(&test);
     assert_eq!((over.len(), over[1].0.as_str()), (2, "over"));
+}
+
+#[test]
+fn no_fleet_is_silent_because_the_clock_was_set_and_one_that_is_stays_so() {
+    let mut test = hourly();
+    let ids = [1, 2].map(|number| test.register(with(number, master())).unwrap().id);
+    let log = |test: &TestServer| -> Vec<String> {
+        test.logged(Action::FleetSilent).into_iter().map(|event| event.subject).collect()
+    };
+    // Checks in once an hour for some hours, and returns the time then.
+    let hours = |test: &mut TestServer, mut now: Timestamp, hours: u64| {
+        for _ in 0..hours {
+            for id in ids {
+                test.check_in(id, Bearer::Nobody, now).unwrap();
+            }
+            now = tick_through(test, now, HOUR);
+        }
+        now
+    };
+    let now = hours(&mut test, NOW, 4);
+    let ahead = tick_through(&mut test, now.plus(20 * DAY), HOUR / 2);
+    assert_eq!(log(&test), Vec::<String>::new(), "the clock was set ahead");
+    hours(&mut test, ahead, 4);
+    let now = tick_through(&mut test, now.plus(600), HOUR / 2);
+    assert_eq!(log(&test), Vec::<String>::new(), "and back");
+    let now = hours(&mut test, now, 4);
+    assert_eq!(log(&test), Vec::<String>::new());
+    let now = tick_through(&mut test, now, 4 * HOUR);
+    assert_eq!(log(&test), ["silent"]);
+    let now = tick_through(&mut test, Timestamp(now.0 - 10 * HOUR), HOUR);
+    assert_eq!(log(&test), ["silent"], "nobody has checked in since the clock was set back");
+    hours(&mut test, now, 1);
+    assert_eq!(log(&test), ["silent", "over"]);
 }

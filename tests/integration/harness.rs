@@ -326,12 +326,17 @@ impl TestApp {
 
     /// The sum of a metric over all servers, 0 where it has no value yet.
     pub fn metric(&self, name: &str) -> f64 {
+        self.metrics(name).into_iter().sum()
+    }
+
+    /// A metric of each server.
+    pub fn metrics(&self, name: &str) -> Vec<f64> {
         let of_server = |server: &Running| {
             let text = send(self.client.get(format!("{}/metrics", server.admin))).text;
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
             line.map_or(0.0, |value| value.parse::<f64>().unwrap())
         };
-        self.servers.iter().map(of_server).sum()
+        self.servers.iter().map(of_server).collect()
     }
 
     /// Waits until all servers give the same answer, and one that satisfies `check`.

@@ -8,6 +8,7 @@
 mod changes;
 mod clones;
 mod import;
+mod listening;
 mod published;
 mod silence;
 mod sweep;
@@ -44,6 +45,7 @@ use iptunnel_domain::server::{Bearer, EnrolledBy, Server, ServerId, ServerNumber
 use iptunnel_domain::time::Timer;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{Change, CheckIn as Seen, ReadError, Store, Write};
+use listening::Listening;
 use published::{Flags, Live, Owners};
 use silence::Watch;
 use std::collections::HashMap;
@@ -179,6 +181,7 @@ pub(crate) struct ServerRegistry {
     /// The clones that were reported not long ago.
     reported: Reported,
     silence: Watch,
+    listening: Listening,
     /// The time of the last tick.
     now: Timestamp,
     tuning: Arc<ArcSwap<ActorSettings>>,
@@ -205,9 +208,10 @@ impl ServerRegistry {
             changing: HashMap::new(),
             unwritten: CheckIns::default(),
             flush: Timer::default(),
-            sweep: Sweep::from(now),
+            sweep: Sweep::default(),
             reported: Reported::default(),
-            silence: Watch::from(now),
+            silence: Watch::default(),
+            listening: Listening::from(now),
             now,
             tuning,
             handles,
@@ -836,6 +840,7 @@ impl Receive<Tick> for ServerRegistry {
         self.metrics.taken();
         self.observed.servers.set(self.servers.len() as i64);
         self.now = now;
+        self.listening.note(now);
         let tuning = self.tuning.load_full();
         self.sweep_if_due();
         self.reported.forget_old(now, tuning.silence.interval);

@@ -43,19 +43,11 @@ impl Message for Heard {
 }
 
 /// What the registry knows of silence.
+#[derive(Default)]
 pub(super) struct Watch {
-    /// When it started: who was silent before cannot be known.
-    started: Timestamp,
     count: Timer,
     is_counting: Arc<AtomicBool>,
     is_silent: bool,
-}
-
-impl Watch {
-    pub(super) fn from(started: Timestamp) -> Self {
-        let (count, is_counting) = (Timer::default(), Arc::default());
-        Self { started, count, is_counting, is_silent: false }
-    }
 }
 
 impl Servers {
@@ -64,13 +56,15 @@ impl Servers {
         *self.silent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns how many servers that are not revoked were last seen before `instant`, and how many there
-    /// are.
-    fn unseen_since(&self, instant: Timestamp) -> (u64, u64) {
+    /// Returns how many servers that are not revoked are not known to have been seen since `instant`, and
+    /// how many there are. A check-in that is dated after `now` does not count: it was dated by another
+    /// clock, or before this one was set back.
+    fn unseen_since(&self, instant: Timestamp, now: Timestamp) -> (u64, u64) {
+        let is_unseen = |at: Timestamp| at < instant || at.is_ahead_of(now);
         let live = self.live.iter();
         live.filter(|live| !live.flags.has(Flags::REVOKED) && !live.flags.has(Flags::DELETED))
             .fold((0, 0), |(silent, all), live| {
-                (silent + u64::from(live.last_checkin() < instant), all + 1)
+                (silent + u64::from(is_unseen(live.last_checkin())), all + 1)
             })
     }
 }
@@ -82,20 +76,14 @@ impl ServerRegistry {
         if !is_due || self.silence.is_counting.swap(true, Ordering::Relaxed) {
             return;
         }
-        let instant = self.tuning.load().silence.since(self.now);
+        let (now, instant) = (self.now, self.tuning.load().silence.since(self.now));
         let (servers, handles) = (Arc::clone(&self.servers), Arc::clone(&self.handles));
         let is_counting = Arc::clone(&self.silence.is_counting);
         self.handles.reader.run(move |_| {
-            let (silent, of) = servers.unseen_since(instant);
+            let (silent, of) = servers.unseen_since(instant, now);
             handles.server_registry.send(Counted { servers: silent, of });
             is_counting.store(false, Ordering::Relaxed);
         });
-    }
-
-    /// Whether every server has had the time to check in since this one started.
-    fn has_listened(&self, seconds: u64) -> bool {
-        let heard_until = self.silence.started.plus(seconds);
-        !self.now.is_before(heard_until, seconds)
     }
 }
 
@@ -106,7 +94,7 @@ impl Receive<Counted> for ServerRegistry {
         let rule = self.tuning.load().silence;
         let was = self.silence.is_silent;
         let is_silent = rule.is_fleet_silent(was, servers, of);
-        if is_silent != was && (was || self.has_listened(rule.seconds())) {
+        if is_silent != was && (was || self.listening.covers(rule.seconds())) {
             let seconds = rule.seconds();
             let event = Event {
                 subject: if is_silent { BEGINS } else { ENDS }.to_owned(),

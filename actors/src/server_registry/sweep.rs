@@ -26,39 +26,25 @@ const PAUSE: u64 = 60;
 const FEW: usize = 100;
 /// The shortest time in seconds for which this process has listened before the clock deletes: a day.
 const LISTEN: u64 = 86_400;
-/// The longest time in seconds between two ticks, which come each second. After a longer one the clock
-/// was set, or the machine has slept.
-const GAP: u64 = 600;
 
 /// When the clock deletes servers. A server that could not check in, because this program was away or its
 /// clock was wrong, is not deleted for that.
+#[derive(Default)]
 pub(super) struct Sweep {
     timer: Timer,
-    /// Since when servers could check in here without a gap.
-    listening_since: Timestamp,
-    last_tick: Timestamp,
     /// When servers were restored: a revoked server that checks in is not seen.
     restored: HashMap<ServerId, Timestamp>,
 }
 
 impl Sweep {
-    pub(super) fn from(now: Timestamp) -> Self {
-        let (timer, restored) = (Timer::default(), HashMap::new());
-        Self { timer, listening_since: now, last_tick: now, restored }
-    }
-
     /// Notes that a server was restored.
     pub(super) fn note_restored(&mut self, id: ServerId, now: Timestamp) {
         self.restored.insert(id, now);
     }
 
-    /// Whether servers are to be looked for at `now`. Every server is given so many seconds to check in.
+    /// Whether servers are to be looked for at `now`. A restored one is given so many seconds to check in.
     fn is_due(&mut self, now: Timestamp, seconds: u64) -> bool {
-        if now < self.last_tick || now.since(self.last_tick) > GAP {
-            self.listening_since = now;
-        }
-        self.last_tick = now;
-        if now.since(self.listening_since) < seconds || !self.timer.is_due(now, PAUSE) {
+        if !self.timer.is_due(now, PAUSE) {
             return false;
         }
         self.restored.retain(|_, at| now.since(*at) < seconds);
@@ -92,7 +78,7 @@ impl ServerRegistry {
     pub(super) fn sweep_if_due(&mut self) {
         let tuning = self.tuning.load_full();
         let listen = tuning.silence.seconds().max(LISTEN);
-        if self.sweep.is_due(self.now, listen) {
+        if self.listening.covers(listen) && self.sweep.is_due(self.now, listen) {
             let before = match tuning.forget_after_seconds {
                 0 => Timestamp(0),
                 after => Timestamp(self.now.0.saturating_sub(after)),
