@@ -1,6 +1,10 @@
-//! The maximum length of fields in characters, for the handlers and the API reference.
+//! What fields may be, for the handlers and the API reference: their maximum length in characters, and
+//! which addresses servers may have.
 
 use iptunnel_domain::address::HostName;
+
+/// Why no server can register at an address, and no ticket is made for it.
+pub const UNREACHABLE: &str = "ip must be an IPv4 or IPv6 address that the Internet can reach.";
 
 /// The longest machine id, in characters.
 pub const MACHINE_ID: usize = 128;

@@ -1,6 +1,6 @@
 //! Install tickets over HTTP: what the main stack's installer asks for when it has no token.
 
-use super::field_limits::{ADDRESS, FIELD};
+use super::field_limits::{ADDRESS, FIELD, UNREACHABLE};
 use super::requests::TicketRequest;
 use crate::http::access::{Denied, TICKETS};
 use crate::http::body::{Field, fields};
@@ -134,8 +134,13 @@ impl Wanted {
 
 /// Refuses an address at which no server could register.
 fn public(address: Option<IpAddr>) -> Result<IpAddr, Refusal> {
-    let message = "ip must be an IPv4 or IPv6 address that the Internet can reach.";
-    address.ok_or_else(|| invalid(message.into()))
+    address.ok_or_else(|| invalid(UNREACHABLE.into()))
+}
+
+/// Returns the caller's own address, if a server could register at it.
+fn own(state: &State, from: IpAddr) -> Result<IpAddr, Refusal> {
+    let allow_private = state.live.config.load().server.allow_private_ips;
+    public(parse_public_ip(&from.to_string(), allow_private))
 }
 
 fn no_client() -> Refusal {
@@ -233,11 +238,7 @@ async fn issued(
     now: Timestamp,
 ) -> Result<TicketData, ApiError> {
     let entry = client_of(state, request, from, wanted, now).await?;
-    let own = || {
-        let allow_private = state.live.config.load().server.allow_private_ips;
-        public(parse_public_ip(&from.to_string(), allow_private))
-    };
-    let address = wanted.address.map_or_else(own, Ok)?;
+    let address = wanted.address.map_or_else(|| own(state, from), Ok)?;
     let (id, ttl_seconds) = (entry.token.number, wanted.ttl_seconds);
     let ticket = state.make_ticket(id, address, ttl_seconds)?;
     entry.note_use(now);
@@ -256,7 +257,7 @@ async fn issued(
         list. A rate limit applies to each address.",
     responses(
         (status = 200, description = "The ticket.", body = Authorized),
-        (status = 404, description = "No access token has this address in its list.", body = NotAuthorized),
+        (status = 404, description = "No access token has this address in its list, or the Internet cannot reach it.", body = NotAuthorized),
     ),
 )]
 pub async fn authorize(state: Data<State>, request: HttpRequest) -> HttpResponse {
@@ -273,10 +274,16 @@ pub async fn authorize(state: Data<State>, request: HttpRequest) -> HttpResponse
 
 fn authorized(state: &State, from: IpAddr, now: Timestamp) -> HttpResponse {
     let ip = from.to_string();
-    let Some(entry) = state.access.of_address(from, now) else {
-        let message = "Ask the operator to add this address to an access token.";
-        let answer = NotAuthorized { error: "IP not pre-authorized", ip, message };
-        return json(StatusCode::NOT_FOUND, &answer);
+    let entry = match (own(state, from), state.access.of_address(from, now)) {
+        (Ok(_), Some(entry)) => entry,
+        (own, _) => {
+            let message = match own {
+                Ok(_) => "Ask the operator to add this address to an access token.",
+                Err(_) => UNREACHABLE,
+            };
+            let answer = NotAuthorized { error: "IP not pre-authorized", ip, message };
+            return json(StatusCode::NOT_FOUND, &answer);
+        }
     };
     let id = entry.token.number;
     match state.make_ticket(id, from, Ticket::TTL) {

@@ -343,6 +343,25 @@ fn authorize_gives_a_ticket_to_a_listed_address_and_404_to_any_other() {
 }
 
 #[test]
+fn no_ticket_is_made_for_an_address_at_which_no_server_can_register() {
+    let app = behind_a_proxy();
+    let (_, text) = enrolling(&app, json!({"addresses": ["10.0.0.1", "fd12::1"]}));
+    let words = app.post(LEGACY, &registration(&text, "10.0.0.1")).json()["error"].clone();
+    for address in ["10.0.0.1", "fd12::1"] {
+        let refused = authorize_from(&app, address);
+        assert_eq!((refused.status, &refused.json()["message"]), (404, &words), "{address}");
+        assert_eq!(refused.json()["error"], "IP not pre-authorized");
+        let refused = ask_from(&app, address);
+        assert_eq!(refused.told(), (422, "validation_error".into()), "{address}");
+        assert_eq!(refused.json()["error"]["message"], words, "{address}");
+        let refused = app.post_as(&text, ISSUE, &json!({"ip": address}));
+        assert_eq!(refused.json()["error"]["message"], words, "{address}");
+    }
+    let unlisted = authorize_from(&app, "10.0.0.2");
+    assert_eq!((unlisted.status, &unlisted.json()["message"]), (404, &words));
+}
+
+#[test]
 fn a_ticket_is_good_once_for_its_address_and_its_time() {
     let app = behind_a_proxy();
     enrolling(&app, json!({"addresses": ["8.8.8.8"]}));

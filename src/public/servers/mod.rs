@@ -10,7 +10,7 @@ use crate::http::errors::ApiError;
 use crate::http::respond::{
     LegacyFailure, Success, failure, failure_for, json, legacy_failure, success,
 };
-use crate::public::field_limits::FIELD;
+use crate::public::field_limits::{FIELD, UNREACHABLE};
 use crate::public::requests::{RegisterRequest, ServerRequest};
 use crate::state::State;
 use crate::state::access::caller::Caller;
@@ -232,8 +232,7 @@ async fn read_registration(
     let shown = |hash| agent_token.unwrap_or(hash);
     let parse = || {
         let allow_private = state.live.config.load().server.allow_private_ips;
-        let message = "ip must be an IPv4 or IPv6 address that the Internet can reach.";
-        parse_public_ip(&address, allow_private).ok_or_else(|| invalid(message.into()))
+        parse_public_ip(&address, allow_private).ok_or_else(|| invalid(UNREACHABLE.into()))
     };
     let register = |ip, credential| Register {
         address_id: ServerId::of(ip, &state.live.lookup),
