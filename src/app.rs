@@ -437,8 +437,10 @@ async fn keep_wrong_tokens(state: Data<State>) {
 /// Reads what needs a person from the log of the last day.
 async fn read_attention(state: Data<State>) {
     let (attention, now) = (Arc::clone(&state.attention), state.clock.now());
+    let health = Arc::clone(&state.health);
+    let goes_on = move || !health.is_draining() && !health.has_failed();
     // A store that cannot be read has been logged.
-    let _ = state.read_store(move |store| attention.read(store, now)).await;
+    let _ = state.read_store(move |store| attention.read(store, now, goes_on)).await;
 }
 
 async fn keep_token_uses(state: Data<State>) {

@@ -10,7 +10,7 @@ use iptunnel_actors::server_registry::Silent;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::audit::{Action, Event};
 use iptunnel_domain::server::ServerId;
-use iptunnel_storage::{ReadError, Store};
+use iptunnel_storage::{AuditLog, ReadError};
 use serde::Serialize;
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -21,8 +21,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const DAY: u64 = 86_400;
 /// The most events of one kind that are kept, about 300 bytes each.
 const KEPT: usize = 1000;
-/// The most entries of the log that a start reads, the newest: about 100 ms.
-const READ: usize = 100_000;
+/// The most entries of the log that a start reads, the newest: about ten seconds of one thread. An import
+/// of the largest fleet has a million.
+const READ: usize = 10_000_000;
+/// The entries that are read at once: about 100 ms, after which a server that stops reads no more.
+const STEP: usize = 100_000;
+/// So many entries in a row that are older than a day are the end of it. Fewer may be of a server whose
+/// clock was wrong.
+const OLDER: usize = 100_000;
 /// The most lines of one kind. One more sums up the others.
 const LINES: usize = 10;
 
@@ -84,20 +90,40 @@ impl Attention {
         events.truncate(KEPT);
     }
 
-    /// Notes what the log has of the last day, after a start.
+    /// Notes what the log has of the last day, after a start, until `goes_on` says no.
     ///
     /// # Errors
     /// The log cannot be read.
-    pub fn read(&self, store: &dyn Store, now: Timestamp) -> Result<(), ReadError> {
-        let (mut found, mut looked) = (Vec::new(), 0);
-        store.audit_before(u64::MAX, &mut |entry| {
-            looked += 1;
-            let is_recent = is_recent(&entry.event, now);
-            if is_recent && needs_person(&entry.event) {
-                found.push(entry.event);
+    pub fn read(
+        &self,
+        log: &dyn AuditLog,
+        now: Timestamp,
+        goes_on: impl Fn() -> bool,
+    ) -> Result<(), ReadError> {
+        let (mut before, mut older, mut read) = (u64::MAX, 0, 0);
+        while read < READ && older < OLDER && goes_on() {
+            let (mut found, mut looked) = (Vec::new(), 0);
+            log.audit_before(before, &mut |entry| {
+                looked += 1;
+                before = entry.head.entries;
+                let is_recent = is_recent(&entry.event, now);
+                older = if is_recent { 0 } else { older + 1 };
+                if is_recent && needs_person(&entry.event) {
+                    found.push(entry.event);
+                }
+                looked < STEP
+            })?;
+            self.note_earlier(found);
+            if looked < STEP {
+                break;
             }
-            is_recent && looked < READ
-        })?;
+            read += looked;
+        }
+        Ok(())
+    }
+
+    /// Notes events, the newest first, that are earlier than those that are kept.
+    fn note_earlier(&self, found: Vec<Event>) {
         let mut kept = self.lock();
         for event in found {
             let events = kept.entry(event.action).or_default();
@@ -106,7 +132,6 @@ impl Attention {
                 events.push_back(event);
             }
         }
-        Ok(())
     }
 
     /// Returns the clones of the last day, by server.
@@ -271,9 +296,12 @@ fn span(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use iptunnel_domain::audit::Actor;
+    use iptunnel_domain::audit::{Actor, ChainHash, Head};
     use iptunnel_domain::code::CodeHash;
     use iptunnel_domain::lookup::KeyedHash;
+    use iptunnel_storage::{Attempts, Entry};
+    use std::cell::Cell;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     const NOW: Timestamp = Timestamp(1_900_000_000);
 
@@ -331,6 +359,74 @@ mod tests {
         let kinds: Vec<_> = lines.iter().map(|line| line.kind).collect();
         assert_eq!(kinds, ["store", "silent", "clone"]);
         assert_eq!(lines[1].text, "3 of 4 servers have not checked in for more than 3 hours.");
+    }
+
+    /// A log of so many entries that counts what is read. Each entry is made from its number.
+    struct Log(usize, fn(usize) -> Event, AtomicUsize);
+
+    impl AuditLog for Log {
+        fn audit_head(&self) -> Result<Head, ReadError> {
+            Ok(Head { entries: self.0 as u64, hash: ChainHash([0; 32]) })
+        }
+        fn audit_from(&self, _: u64, _: &mut dyn FnMut(Entry) -> bool) -> Result<(), ReadError> {
+            Ok(())
+        }
+        fn audit_before(
+            &self,
+            before: u64,
+            each: &mut dyn FnMut(Entry) -> bool,
+        ) -> Result<(), ReadError> {
+            for number in (1..before.min(self.0 as u64 + 1)).rev() {
+                self.2.fetch_add(1, Ordering::Relaxed);
+                let head = Head { entries: number, hash: ChainHash([0; 32]) };
+                if !each(Entry { event: (self.1)(number as usize), head }) {
+                    break;
+                }
+            }
+            Ok(())
+        }
+        fn audit_number_at(&self, _: Timestamp) -> Result<u64, ReadError> {
+            Ok(1)
+        }
+        fn attempts(&self, _: CodeHash) -> Result<Attempts, ReadError> {
+            Ok(Attempts::default())
+        }
+    }
+
+    /// Returns what is shown after a start on this log, and how many entries were read.
+    fn started(length: usize, entry: fn(usize) -> Event) -> (Vec<String>, usize) {
+        let (attention, log) = (Attention::default(), Log(length, entry, AtomicUsize::new(0)));
+        attention.read(&log, NOW, || true).unwrap();
+        (texts(&attention), log.2.into_inner())
+    }
+
+    #[test]
+    fn a_start_finds_what_needs_a_person_behind_an_import_and_behind_wrong_dates() {
+        let length = 400_000;
+        let (texts, read) = started(length, |number| match number {
+            1 => event(Action::StoreFenced, DAY - 1),
+            2..300_000 => event(Action::ServerImported, 60),
+            300_000..399_999 => event(Action::CodeIssued, 30 * DAY),
+            399_999 => event(Action::CodeIssued, 10),
+            _ => event(Action::CodeIssued, NOW.0),
+        });
+        assert_eq!((texts.len(), read), (1, length));
+    }
+
+    #[test]
+    fn a_start_reads_no_more_of_the_log_than_the_last_day_nor_after_the_server_has_stopped() {
+        let length = OLDER + 5 * STEP;
+        let (texts, read) = started(length, |number| match number {
+            number if number > OLDER + 5 * STEP - 3 => event(Action::StoreFenced, 60),
+            _ => event(Action::StoreFenced, 2 * DAY),
+        });
+        assert_eq!(texts.len(), 1);
+        assert!(read <= OLDER + 2 * STEP, "{read}");
+        let log = Log(length, |_| event(Action::CodeIssued, 1), AtomicUsize::new(0));
+        let times = Cell::new(0);
+        let goes_on = || times.replace(times.get() + 1) < 2;
+        Attention::default().read(&log, NOW, goes_on).unwrap();
+        assert_eq!(log.2.into_inner(), 2 * STEP);
     }
 
     #[test]
