@@ -6,7 +6,7 @@ use super::servers::{Row, invalid, row};
 use crate::http::errors::ApiError;
 use crate::http::page::html;
 use crate::http::respond::{rfc3339, success};
-use crate::state::servers::{delete, numbered, set_note, set_revoked};
+use crate::state::servers::{self, delete, numbered, set_note, set_revoked};
 use actix_web::http::StatusCode;
 use actix_web::web::{Bytes, Data, Form, Path, Query};
 use actix_web::{HttpRequest, HttpResponse};
@@ -59,6 +59,20 @@ impl Change {
             Self::Restore => "active",
             Self::Note(_) => "noted",
             Self::Delete => "deleted",
+        }
+    }
+
+    /// Returns what it means for servers, for a person who is asked first. `None`: nobody is asked.
+    const fn meaning(&self) -> Option<&'static str> {
+        match self {
+            Self::Revoke => Some(
+                "They stop at their next check-in, and cannot register until they are restored.",
+            ),
+            Self::Restore => Some("They can register and check in again."),
+            Self::Note(_) => None,
+            Self::Delete => Some(
+                "Deleted servers can register again. Revoked ones stay revoked until they are restored.",
+            ),
         }
     }
 
@@ -126,10 +140,15 @@ pub struct ServerForm {
     note: String,
 }
 
-/// Redirects to the page that the form came from. Other targets are not allowed.
-fn back(operator: &Operator, to: &str) -> HttpResponse {
+/// Returns the address of the page that the form came from. Other targets are not allowed.
+fn origin(operator: &Operator, to: String) -> String {
     let page = format!("{}/servers", operator.base);
-    see(if to.starts_with(&page) { to } else { &page })
+    if to.starts_with(&page) { to } else { page }
+}
+
+/// Redirects to the page that the form came from.
+fn back(operator: &Operator, to: &str) -> HttpResponse {
+    see(&origin(operator, to.to_owned()))
 }
 
 async fn by_form(
@@ -194,7 +213,46 @@ fn check_ids(ids: &[String]) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// `POST /console/{key}/servers/several`: what is ticked on the page.
+#[derive(Template)]
+#[template(path = "console/several.html")]
+struct SeveralPage<'a> {
+    page: &'static str,
+    operator: &'a Operator,
+    title: String,
+    meaning: &'static str,
+    action: &'a str,
+    ids: &'a [String],
+    /// The first of the servers.
+    first: Vec<Row>,
+    back: String,
+}
+
+/// Asks whether several servers are to be changed.
+async fn confirm(
+    console: &Console,
+    operator: &Operator,
+    (action, meaning): (&str, &'static str),
+    ids: &[String],
+    to: String,
+) -> Result<HttpResponse, ApiError> {
+    let now = console.state.clock.now();
+    let hours = console.state.live.config.load().servers.stale_after_hours;
+    let stale = Timestamp(now.0.saturating_sub(hours.saturating_mul(3600)));
+    let wanted: Vec<_> = ids.iter().filter_map(|id| ServerId::parse(id)).take(FIRST).collect();
+    let (state, servers) = (console.state.clone(), Arc::clone(console.state.handles.servers()));
+    let first = read(console, move |store| {
+        let found = servers::read(store, &servers, &wanted, now)?;
+        Ok(found.into_iter().map(|server| row(&state, None, server, stale)).collect::<Vec<_>>())
+    });
+    let (first, back) = (first.await?, origin(operator, to));
+    let (verb, count) = (action.get(..1).unwrap_or_default().to_uppercase(), ids.len());
+    let rest = action.get(1..).unwrap_or_default();
+    let title = format!("{verb}{rest} {count} server{}", if count == 1 { "" } else { "s" });
+    let page = SeveralPage { page: "servers", operator, title, meaning, action, ids, first, back };
+    Ok(html(StatusCode::OK, &page))
+}
+
+/// `POST /console/{key}/servers/several`: what is ticked on the page. Asks first, unless it is a note.
 pub async fn several(
     console: Data<Console>,
     request: HttpRequest,
@@ -202,11 +260,13 @@ pub async fn several(
     body: Bytes,
 ) -> HttpResponse {
     let (mut to, mut action, mut note, mut ids) = (String::new(), String::new(), None, Vec::new());
+    let mut is_confirmed = false;
     for (name, value) in form_urlencoded::parse(&body) {
         match name.as_ref() {
             "back" => to = value.into_owned(),
             "action" => action = value.into_owned(),
             "note" => note = Some(value.trim().to_owned()),
+            "confirmed" => is_confirmed = value == "yes",
             "server_id" => ids.push(value.into_owned()),
             _ => {}
         }
@@ -215,10 +275,15 @@ pub async fn several(
         let none = || invalid("Please tick the servers first.");
         if ids.is_empty() { Err(none()) } else { check_ids(&ids).map(|()| change) }
     });
-    let made = match change {
-        Ok(change) => change.make_to_all(&console, &operator, &ids).await,
+    let change = match change {
+        Ok(change) => change,
         Err(error) => return failed(&request, &error),
     };
+    if let Some(meaning) = change.meaning().filter(|_| !is_confirmed) {
+        let asked = confirm(&console, &operator, (action.as_str(), meaning), &ids, to).await;
+        return asked.unwrap_or_else(|error| failed(&request, &error));
+    }
+    let made = change.make_to_all(&console, &operator, &ids).await;
     match made.failed.first() {
         None => back(&operator, &to),
         Some(first) => {
@@ -356,7 +421,7 @@ async fn delete_unseen(
     let (before, begun) = (before(console, days), Instant::now());
     let (caller, from) = operator.who();
     let command =
-        DeleteUnseen { before, by: caller.token_name().to_owned(), from, now: state.clock.now() };
+        DeleteUnseen { before, by: caller.shown().to_owned(), from, now: state.clock.now() };
     let mut deleted = 0;
     while begun.elapsed() < DELETES_FOR {
         match state.wait(state.handles.delete_unseen(command.clone())).await.outcome?? {

@@ -176,7 +176,20 @@ fn the_console_changes_what_is_ticked_and_deletes_what_is_gone_after_a_look_at_i
             .contains(&format!("form=\"several\" name=\"server_id\" value=\"{}\"", ids[0]))
     );
     let ticked = format!("server_id={}&server_id={}", ids[0], ids[1]);
-    let changed = form(&app, &session, "servers/several", &format!("action=revoke&{ticked}"));
+    for (action, meaning) in
+        [("revoke", "stop at"), ("restore", "check in again"), ("delete", "stay revoked")]
+    {
+        let body = format!("action={action}&back=https://elsewhere.example&{ticked}");
+        let asked = form(&app, &session, "servers/several", &body);
+        assert_eq!(asked.status, 200, "{}", asked.text);
+        for words in [meaning, &format!("Yes, {action} all 2"), "s1.example.com", &ids[1]] {
+            assert!(asked.text.contains(words), "{words}: {}", asked.text);
+        }
+        assert!(!asked.text.contains("elsewhere"), "{}", asked.text);
+    }
+    assert_eq!(shown(&app, "live").len(), 3, "a question changes nothing");
+    let body = format!("action=revoke&confirmed=yes&{ticked}");
+    let changed = form(&app, &session, "servers/several", &body);
     assert_eq!(changed.status, 303, "{}", changed.text);
     app.settle();
     assert_eq!(shown(&app, "revoked").len(), 2);

@@ -104,6 +104,14 @@ fn a_server_is_revoked_and_restored_after_a_confirmation() {
     window.click("tbody .danger");
     window.wait_for(state, |text| text == "live");
     assert_eq!(app.post("/register", &body).status, 200);
+    // The same for those that are ticked.
+    window.click("main summary");
+    window.click("tbody [type=checkbox]");
+    window.click("#several button");
+    window.wait_for("h1", |text| text == "Revoke 1 server?");
+    window.check_looks("console-several");
+    window.click("main .danger");
+    window.wait_for(state, |text| text == "revoked");
 }
 
 #[test]
