@@ -224,7 +224,8 @@ pub struct Event {
     pub action: Action,
     /// Who caused it.
     pub actor: Actor,
-    /// The name of the access token that was shown; empty if none was.
+    /// The name of the access token that was shown; `master token` or `command line` for a caller without
+    /// one; empty if nobody has shown anything, and in old entries of these two.
     pub by: String,
     /// The network that it came from, if known.
     pub from: Option<IpAddr>,

@@ -229,10 +229,7 @@ async fn open_session(
     console.open_session(hash_of(console, &secret), session);
     let event = Event::new(Action::LoggedIn, Actor::Operator, now, Some(from));
     // The operator is let in even if the store refuses the entry: the console shows why it does.
-    console
-        .state
-        .enter(vec![Event { subject: id, by: caller.token_name().to_owned(), ..event }])
-        .await;
+    console.state.enter(vec![Event { subject: id, by: caller.shown().to_owned(), ..event }]).await;
     let cookie = Cookie::build(COOKIE, secret)
         // A browser does not even send it to another port, unless it is asked for this very path there.
         .path(format!("/console/{key}"))
@@ -247,7 +244,6 @@ async fn open_session(
 /// `POST /console/{key}/logout`
 pub async fn logout(console: Data<Console>, operator: Operator) -> HttpResponse {
     // It may have ended meanwhile.
-    let _ =
-        console.end_session(&operator.session, operator.caller.token_name(), operator.from).await;
+    let _ = console.end_session(&operator.session, operator.caller.shown(), operator.from).await;
     see("/console/login")
 }

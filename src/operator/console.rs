@@ -73,7 +73,7 @@ impl Console {
         self.sessions.list(self.is_good(now), now)
     }
 
-    /// Ends a session and enters that into the audit log. `by` is the name of the caller's access token.
+    /// Ends a session and enters that into the audit log. `by` is the caller's name.
     ///
     /// # Errors
     /// No session has this id.

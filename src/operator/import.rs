@@ -134,7 +134,7 @@ async fn import(console: &Console, operator: &Operator, body: &[u8]) -> Result<I
     let command = Import {
         servers: servers.collect(),
         dry_run,
-        by: caller.token_name().to_owned(),
+        by: caller.shown().to_owned(),
         from,
         now: state.clock.now(),
     };

@@ -114,7 +114,7 @@ pub async fn set_note(
         let message = format!("note must be at most {} characters.", Server::NOTE);
         return Err(Refusal::InvalidField(message).into());
     }
-    let (by, now) = (caller.token_name().to_owned(), state.clock.now());
+    let (by, now) = (caller.shown().to_owned(), state.clock.now());
     let command = SetNote { id, note, by, from, now };
     state.wait(state.handles.set_note(command)).await.outcome??;
     Ok(id)
@@ -131,7 +131,7 @@ pub async fn delete(
     (caller, from): (&Caller, IpAddr),
 ) -> Result<ServerId, ApiError> {
     let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
-    let (by, now) = (caller.token_name().to_owned(), state.clock.now());
+    let (by, now) = (caller.shown().to_owned(), state.clock.now());
     let command = Delete { id, by, from, now };
     state.wait(state.handles.delete_server(command)).await.outcome??;
     Ok(id)
@@ -148,7 +148,7 @@ pub async fn set_revoked(
     (caller, from): (&Caller, IpAddr),
 ) -> Result<ServerId, ApiError> {
     let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
-    let (by, now) = (caller.token_name().to_owned(), state.clock.now());
+    let (by, now) = (caller.shown().to_owned(), state.clock.now());
     let command = SetRevoked { id, revoked, by, from, now };
     state.wait(state.handles.set_revoked(command)).await.outcome??;
     Ok(id)

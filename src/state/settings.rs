@@ -285,7 +285,7 @@ impl Settings {
         tag: Option<String>,
         (caller, from): (&Caller, IpAddr),
     ) -> Result<Arc<InForce>, SettingsError> {
-        let (settings, by) = (Arc::clone(self), caller.token_name().to_owned());
+        let (settings, by) = (Arc::clone(self), caller.shown().to_owned());
         let change = actix_web::rt::spawn(async move {
             settings.keep_and_apply(&wanted, tag.as_deref(), (&by, from)).await
         });

@@ -275,7 +275,7 @@ async fn read_registration(
     let credential = Credential { hash, by, made_ms: None };
     Ok(Registration::Vouched(Register {
         max_servers: caller.max_servers(),
-        by: caller.token_name().to_owned(),
+        by: caller.shown().to_owned(),
         ..register(parse()?, credential)
     }))
 }

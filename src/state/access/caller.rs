@@ -30,6 +30,11 @@ pub struct Caller {
     pub secret: KeyedHash,
 }
 
+/// The name of a caller on the server's socket.
+pub const COMMAND_LINE: &str = "command line";
+/// The name of a caller with the master token.
+pub const MASTER_TOKEN: &str = "master token";
+
 /// What a caller has shown.
 #[derive(Clone, Debug)]
 pub enum Holder {
@@ -102,19 +107,11 @@ impl Caller {
         self.role().is_none_or(|role| role.permits(least))
     }
 
-    /// Returns the name of its access token, for the audit log. Empty without one.
-    pub fn token_name(&self) -> &str {
-        match &self.holder {
-            Holder::CommandLine | Holder::Master => "",
-            Holder::Token(entry) => &entry.token.name,
-        }
-    }
-
-    /// Returns who it is, for people.
+    /// Returns who it is, for people and for the audit log. No access token has one of these names.
     pub fn shown(&self) -> &str {
         match &self.holder {
-            Holder::CommandLine => "administrator",
-            Holder::Master => "master token",
+            Holder::CommandLine => COMMAND_LINE,
+            Holder::Master => MASTER_TOKEN,
             Holder::Token(entry) => &entry.token.name,
         }
     }

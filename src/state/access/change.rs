@@ -1,7 +1,7 @@
 //! Changes of access tokens. Only one runs at a time. Each is written together with its entry in the audit
 //! log, and then takes effect. Other servers on the database hear of the entry and read the tokens again.
 
-use super::caller::Caller;
+use super::caller::{COMMAND_LINE, Caller, MASTER_TOKEN};
 use super::{AccessTokens, Entry, Tokens};
 use crate::http::respond::rfc3339;
 use crate::os::random_bytes;
@@ -26,8 +26,9 @@ const MOST: usize = 10_000;
 const MOST_KEPT: usize = 50_000;
 /// The most networks and addresses of all tokens together: about 20 MB of memory.
 const MOST_LISTED: usize = 100_000;
-/// The names that stand for callers without an access token. See [`Caller::shown`].
-const RESERVED: [&str; 2] = ["administrator", "master token"];
+/// The names that stand for callers without an access token, see [`Caller::shown`], or might be taken for
+/// one.
+const RESERVED: [&str; 3] = [COMMAND_LINE, MASTER_TOKEN, "administrator"];
 /// How often a change is tried when other servers change the same token.
 const TRIES: u32 = 3;
 /// The longest time to read the tokens again.
@@ -406,7 +407,7 @@ impl AccessTokens {
         by: &Caller,
         from: IpAddr,
     ) -> Result<Arc<Entry>, AccessError> {
-        let (tokens, by) = (Arc::clone(self), by.token_name().to_owned());
+        let (tokens, by) = (Arc::clone(self), by.shown().to_owned());
         let applied = actix_web::rt::spawn(async move {
             tokens.keep_and_publish(number, change, &by, from).await
         });
