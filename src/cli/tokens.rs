@@ -207,6 +207,33 @@ fn show_state(output: Output, data: &Value) -> Result<(), String> {
     tell(&format!("{} {}", field(data, "name"), field(data, "state")))
 }
 
+/// Writes in words what a row of a table would show as `[]`, as 0 or not at all.
+fn in_words(row: &mut Value) {
+    let networks: Vec<String> = match row.get("networks").and_then(Value::as_array) {
+        Some(networks) => networks.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        None => Vec::new(),
+    };
+    let enrols = field(row, "role") == Role::Enrol.name();
+    let most = match field(row, "max_servers") {
+        _ if !enrols => String::new(),
+        most if most == "0" => "no bound".to_owned(),
+        most => most,
+    };
+    let servers = if enrols { field(row, "servers") } else { String::new() };
+    let never = |name: &str| Some(field(row, name)).filter(|time| !time.is_empty());
+    let (used, end) = (never("last_used_at"), never("expires_at"));
+    let words = [
+        ("networks", if networks.is_empty() { "any network".into() } else { networks.join(", ") }),
+        ("max_servers", most),
+        ("servers", servers),
+        ("last_used_at", used.unwrap_or_else(|| "never".into())),
+        ("expires_at", end.unwrap_or_else(|| "never".into())),
+    ];
+    if let Some(row) = row.as_object_mut() {
+        row.extend(words.map(|(name, text)| (name.to_owned(), Value::String(text))));
+    }
+}
+
 /// Lists tokens, or changes one.
 ///
 /// # Errors
@@ -231,7 +258,12 @@ pub fn tokens(config: &Config, output: Output, action: Tokens) -> Result<(), Str
                 "max_servers",
                 "networks",
             ];
-            write(output, &server.get("/tokens", &[])?, "tokens", &columns)
+            let mut list = server.get("/tokens", &[])?;
+            if output != Output::Json {
+                let rows = list.get_mut("tokens").and_then(Value::as_array_mut);
+                rows.into_iter().flatten().for_each(in_words);
+            }
+            write(output, &list, "tokens", &columns)
         }
         Tokens::Change { token, name, terms } => {
             let id = id_of(&server, &token)?;
@@ -263,6 +295,22 @@ pub fn tokens(config: &Config, output: Output, action: Tokens) -> Result<(), Str
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_says_in_words_what_has_no_bound() {
+        let shown = |mut row: Value| {
+            in_words(&mut row);
+            ["networks", "max_servers", "servers", "expires_at"].map(|name| field(&row, name))
+        };
+        let row = |role: &str, most: u32, networks: &[&str]| {
+            json!({"role": role, "max_servers": most, "servers": 3, "networks": networks,
+                "last_used_at": null, "expires_at": null})
+        };
+        assert_eq!(shown(row("enrol", 0, &[])), ["any network", "no bound", "3", "never"]);
+        let two = ["10.0.0.0/8", "fd00::/8"];
+        assert_eq!(shown(row("enrol", 5, &two)), ["10.0.0.0/8, fd00::/8", "5", "3", "never"]);
+        assert_eq!(shown(row("view", 0, &[])), ["any network", "", "", "never"]);
+    }
 
     #[test]
     fn a_grace_is_a_number_with_or_without_a_unit() {

@@ -280,13 +280,25 @@ fn tokens_are_made_listed_changed_rotated_and_revoked_from_the_command_line() {
     assert!(String::from_utf8_lossy(&made.stderr).contains("shown this once"));
     let list = asked(&server, &["tokens", "list"]);
     assert!(list.contains("Ada Lovelace") && !list.contains("ipt_"), "{list}");
+    let words = ["never", "any network"];
+    assert!(words.iter().all(|word| list.contains(word)) && !list.contains("no bound"), "{list}");
+    let enrol = ["tokens", "create", "fleet", "--role", "enrol", "--network", "10.0.0.0/8"];
+    asked(&server, &[&enrol[..], &["--network", "2001:db8::/32"]].concat());
+    let list = asked(&server, &["tokens", "list"]);
+    assert!(list.contains("10.0.0.0/8, 2001:db8::/32") && list.contains("no bound"), "{list}");
+    let log = asked_json(&server, &["audit", "list"])["entries"][0].clone();
+    assert_eq!((&log["action"], &log["by"]), (&json!("token_created"), &json!("command line")));
     let changed = ["tokens", "change", "Ada Lovelace", "--name", "Ada", "--network", "127.0.0.0/8"];
     assert_eq!(
         asked(&server, &[&changed[..], &["--expires", "2090-01-01"]].concat()),
         "Ada good\n"
     );
     let row = asked_json(&server, &["tokens", "list"])["tokens"][0].clone();
-    assert_eq!(row["networks"], json!(["127.0.0.0/8"]), "{row}");
+    assert_eq!(
+        (&row["networks"], &row["max_servers"]),
+        (&json!(["127.0.0.0/8"]), &json!(0)),
+        "{row}"
+    );
     assert_eq!(row["expires_at"], "2090-01-01T00:00:00+00:00", "{row}");
     asked(&server, &["tokens", "change", "1", "--network", "any", "--expires", "never"]);
     let row = asked_json(&server, &["tokens", "list"])["tokens"][0].clone();
