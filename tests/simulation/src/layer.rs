@@ -31,6 +31,14 @@ impl<S: Store> Layer<S> {
     pub const fn inner(&self) -> &S {
         &self.inner
     }
+
+    /// A server as it is read.
+    fn as_read(&self, mut server: Server) -> Server {
+        if server.deleted && self.planted.has(Fault::ForgetTickets) {
+            (server.token, server.credential_ms) = (None, 0);
+        }
+        server
+    }
 }
 
 type Read<T> = Result<T, ReadError>;
@@ -102,10 +110,11 @@ impl<S: Store> Records for Layer<S> {
         self.inner.activations(ids)
     }
     fn server(&self, number: ServerNumber) -> Read<Option<Server>> {
-        self.inner.server(number)
+        Ok(self.inner.server(number)?.map(|server| self.as_read(server)))
     }
     fn servers_numbered(&self, numbers: &[ServerNumber]) -> Read<Vec<Option<Server>>> {
-        self.inner.servers_numbered(numbers)
+        let servers = self.inner.servers_numbered(numbers)?.into_iter();
+        Ok(servers.map(|server| server.map(|server| self.as_read(server))).collect())
     }
     fn servers_before(&self, before: Option<ServerNumber>, limit: usize) -> Read<Vec<Server>> {
         self.inner.servers_before(before, limit)

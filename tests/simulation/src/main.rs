@@ -118,3 +118,17 @@ fn main() -> ExitCode {
     }
     if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticket_that_registers_a_second_server_is_found() {
+        let planted = Planted(vec![Fault::ForgetTickets]);
+        let found =
+            (1..=60).flat_map(|seed| world::run(seed, Kind::Alone, &planted, false).violations);
+        let mut twice = found.filter(|violation| violation.contains("has registered two servers"));
+        assert!(twice.next().is_some());
+    }
+}

@@ -21,6 +21,8 @@ pub enum Fault {
     KeepCharges,
     /// A start reads revoked servers as not revoked.
     ForgetRevoked,
+    /// The record of a deleted server does not say which ticket the server has used.
+    ForgetTickets,
     /// The watermark is ahead of the commits.
     MarkAhead,
 }
