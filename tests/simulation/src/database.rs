@@ -278,18 +278,16 @@ impl Cluster {
     fn judge(&self, process: u32, changes: &[Change]) -> Judged {
         let mut scratch = self.primary.clone();
         let mut next_server = self.next_server;
-        let (mut verdicts, mut writes) = (Vec::with_capacity(changes.len()), Vec::new());
+        let (mut verdicts, mut writes) = (vec![Verdict::Conflict; changes.len()], Vec::new());
         let mut rows = BTreeSet::from([Row::Process(process)]);
-        for change in changes {
+        for (place, change) in in_rounds(changes) {
             rows.extend(change.0.iter().filter_map(row));
             if scratch.holds(change, &self.planted) {
                 for write in &change.0 {
                     scratch.write(process, write.clone(), &mut next_server);
                     writes.push(write.clone());
                 }
-                verdicts.push(Verdict::Written);
-            } else {
-                verdicts.push(Verdict::Conflict);
+                verdicts[place] = Verdict::Written;
             }
         }
         Judged { verdicts, writes, rows }
@@ -309,6 +307,27 @@ fn closed_by(Change(writes): &Change) -> Option<ActivationRef> {
         Write::Activation(activation) if activation.version > 1 => Some(activation.at),
         _ => None,
     })
+}
+
+/// Returns the changes, each with its place in the batch, in the order in which they are written: a later
+/// change of a server comes after the first changes of all others. If two servers want the same address, the
+/// order decides.
+fn in_rounds(changes: &[Change]) -> Vec<(usize, &Change)> {
+    let server_of = |change: &Change| {
+        change.0.iter().find_map(|write| match write {
+            Write::Server(server) => Some(server.id),
+            _ => None,
+        })
+    };
+    let servers: Vec<Option<ServerId>> = changes.iter().map(server_of).collect();
+    let round = |(place, _): &(usize, &Change)| {
+        let of_same =
+            |earlier: &&Option<ServerId>| earlier.is_some() && **earlier == servers[*place];
+        servers[..*place].iter().filter(of_same).count()
+    };
+    let mut ordered: Vec<(usize, &Change)> = changes.iter().enumerate().collect();
+    ordered.sort_by_key(round);
+    ordered
 }
 
 /// Whether a server was seen after the known time, or the known time lies in the future.
@@ -371,9 +390,10 @@ impl Tables {
                 !self.servers.contains_key(&server.id) && self.is_free(server)
             }
             Write::Server(server) => {
-                let before = self.servers.get(&server.id);
-                before.is_some_and(|before| before.version + 1 == server.version)
-                    && self.is_free(server)
+                // A server that was deleted and has registered again has another number.
+                let decided_on =
+                    |one: &Server| one.number == server.number && one.version + 1 == server.version;
+                self.servers.get(&server.id).is_some_and(decided_on) && self.is_free(server)
             }
             Write::ForgetCode(number, version) => {
                 self.codes.get(&number.0).is_some_and(|code| code.version == *version)
@@ -427,7 +447,6 @@ impl Tables {
                     server.number = ServerNumber(*next_server);
                     *next_server += 1;
                 } else if let Some(before) = self.servers.get(&server.id) {
-                    server.number = before.number;
                     let (known, seen) = (before.last_checkin, server.last_checkin);
                     server.last_checkin = if is_news(known, seen, seen) { seen } else { known };
                 }
