@@ -21,8 +21,11 @@ use clap::Parser;
 use coverage::{Coverage, State};
 use planted::{Fault, Planted};
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::process::ExitCode;
-use world::Kind;
+use std::sync::mpsc::{Receiver, sync_channel};
+use world::{Kind, Outcome};
 
 /// Runs simulated worlds and reports the violations found.
 #[derive(Parser)]
@@ -53,6 +56,9 @@ struct Options {
 const WORLDS: [(&str, Kind); 3] =
     [("shared", Kind::Shared), ("asynchronous", Kind::Asynchronous), ("alone", Kind::Alone)];
 
+/// How many outcomes a thread may be ahead of the one that is looked at.
+const AHEAD: usize = 8;
+
 /// The number of seeds listed for each kind of violation.
 const SHOWN: usize = 8;
 
@@ -62,6 +68,28 @@ fn kind_of(violation: &str) -> String {
     let words = first.split_once(": ").map_or(first, |(_, words)| words);
     let words = words.split_whitespace().filter(|word| word.chars().all(|c| !c.is_ascii_digit()));
     words.take(12).collect::<Vec<_>>().join(" ")
+}
+
+/// Runs a world with each of the seeds, on all processors. Returns the outcomes in the order of the seeds.
+fn outcomes(
+    seeds: Range<u64>,
+    kind: Kind,
+    planted: &Planted,
+    traced: bool,
+) -> impl Iterator<Item = (u64, Outcome)> {
+    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let of_thread = |first: usize| {
+        let (send, receive) = sync_channel(AHEAD);
+        let (own, planted) = (seeds.clone().skip(first).step_by(threads), planted.clone());
+        std::thread::spawn(move || {
+            own.map(|seed| world::run(seed, kind, &planted, traced))
+                .try_for_each(|outcome| send.send(outcome))
+        });
+        receive
+    };
+    let threads: Vec<Receiver<Outcome>> = (0..threads).map(of_thread).collect();
+    let places = (0..threads.len()).cycle();
+    seeds.zip(places).map(move |(seed, place)| (seed, threads[place].recv().unwrap()))
 }
 
 fn main() -> ExitCode {
@@ -78,8 +106,7 @@ fn main() -> ExitCode {
         }
         let (mut steps, mut requests) = (0, 0);
         let mut found: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-        for seed in seeds.clone() {
-            let outcome = world::run(seed, kind, &planted, options.seed.is_some());
+        for (seed, outcome) in outcomes(seeds.clone(), kind, &planted, options.seed.is_some()) {
             coverage.add(&outcome.coverage);
             steps += outcome.steps;
             requests += outcome.requests;
