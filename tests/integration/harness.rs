@@ -255,9 +255,12 @@ impl TestApp {
         let running_admin = running[0].admin.clone();
         let mut client = Client::builder().no_proxy();
         let mut url = format!("http://{}", addresses[0]);
-        if count > 1 {
-            // Each request has its own connection, so it goes to the next server.
+        if count > 1 || config.server.idle_timeout < PATIENCE {
+            // Each request has its own connection: it goes to the next server, and to none that the server
+            // closes just then, because it was idle.
             client = client.pool_max_idle_per_host(0);
+        }
+        if count > 1 {
             url = format!("http://{}", spread(addresses));
         }
         let client = client.build().unwrap();
