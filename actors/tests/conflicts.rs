@@ -41,7 +41,7 @@ type PendingOutcome = std::pin::Pin<Box<dyn Future<Output = Outcome<()>>>>;
 const NOW: Timestamp = Timestamp(1_000_000);
 const FROM: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 const PERMITS: usize = 64;
-const DEADLINE: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(30);
 const GRANTED: Outcome<()> = Ok(Ok(()));
 const OVERLOADED: Outcome<()> = Err(Failure::Overloaded);
 const UNAVAILABLE: Outcome<()> = Err(Failure::StorageUnavailable);

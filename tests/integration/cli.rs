@@ -168,7 +168,7 @@ fn healthcheck_succeeds_exactly_while_the_server_is_ready() {
 fn a_copy_into_a_folder_that_is_missing_says_what_to_do() {
     let mut server = Process::start(&[]);
     server.signal(Signal::SIGTERM);
-    server.ends_within(Duration::from_secs(10)).unwrap();
+    server.ends_within(Duration::from_secs(20)).unwrap();
     let arguments = ["copy", "--from", "redb", "--to", "redb:missing/copy.redb"];
     let said = said(&run(server.folder.path(), &arguments));
     assert!(said.contains("no folder missing") && said.contains("--to"), "{said}");
@@ -213,7 +213,7 @@ fn secret_files_are_for_their_owner_alone_and_so_is_the_store() {
     let mut server = Process::start(&[]);
     server.api.issue();
     server.signal(Signal::SIGTERM);
-    server.ends_within(Duration::from_secs(10)).expect("an end");
+    server.ends_within(Duration::from_secs(20)).expect("an end");
     let store = ["", ".journal", ".mark", ".heads"].map(|end| format!("iptunnel.redb{end}"));
     let secrets = ["signing.keys", "lookup.key", "master.token"].map(str::to_owned);
     for name in secrets.into_iter().chain(store) {
@@ -410,7 +410,7 @@ fn sighup_reloads_keys_and_tokens_of_an_older_key_stay_valid_until_it_is_pruned(
     let new = api.activate(&machine, &api.issue());
     assert_eq!(confirm(&new).status, 200);
     server.signal(Signal::SIGTERM);
-    assert!(server.ends_within(Duration::from_secs(10)).expect("an end").success());
+    assert!(server.ends_within(Duration::from_secs(20)).expect("an end").success());
 }
 
 #[test]

@@ -388,7 +388,7 @@ fn a_restored_backup_makes_no_used_code_valid_again() {
     let data = server.folder.path().join("data");
     let stop = |server: &mut Process| {
         server.signal(nix::sys::signal::Signal::SIGTERM);
-        assert!(server.ends_within(Duration::from_secs(10)).unwrap().success());
+        assert!(server.ends_within(Duration::from_secs(20)).unwrap().success());
     };
     stop(&mut server);
     let files = ["iptunnel.redb", "iptunnel.redb.journal"];
@@ -425,7 +425,7 @@ fn a_new_epoch_voids_codes_and_open_activations() {
     let mut server = Process::start(&[]);
     let code = server.api.issue();
     server.signal(nix::sys::signal::Signal::SIGTERM);
-    assert!(server.ends_within(Duration::from_secs(10)).unwrap().success());
+    assert!(server.ends_within(Duration::from_secs(20)).unwrap().success());
     let fenced = crate::process::run(server.folder.path(), &["fence", "--yes"]);
     assert!(crate::process::said(&fenced).contains("epoch 2"), "{fenced:?}");
     let server = server.again();

@@ -3,7 +3,7 @@
 
 use crate::cluster::Cluster;
 use crate::crash::{Load, Stories, check_all, rounds, seed};
-use crate::harness::{Machine, spread, wait_until};
+use crate::harness::{Machine, PATIENCE, spread, wait_until};
 use crate::process::{Api, Chance, Process, usual_flags};
 use nix::sys::signal::Signal;
 use reqwest::blocking::Client;
@@ -66,7 +66,7 @@ impl Servers {
             let begun = std::time::Instant::now();
             while server.api.ready() != Some(200) {
                 let waited = begun.elapsed();
-                assert!(waited < Duration::from_secs(20), "not ready: {}", server.output());
+                assert!(waited < PATIENCE, "not ready: {}", server.output());
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
@@ -380,7 +380,7 @@ fn a_restored_database_makes_no_used_code_valid_and_keeps_its_servers() {
     let stop = |servers: &mut Servers| {
         for server in &mut servers.all {
             server.signal(Signal::SIGTERM);
-            assert!(server.ends_within(Duration::from_secs(10)).unwrap().success());
+            assert!(server.ends_within(Duration::from_secs(20)).unwrap().success());
         }
     };
     let again = |servers: &Servers| {
@@ -434,7 +434,7 @@ fn a_server_moves_all_its_data_to_a_database_and_back() {
     let activated = server.api.activate(&Machine::new(1), &spent);
     let stop = |server: &mut Process| {
         server.signal(Signal::SIGTERM);
-        assert!(server.ends_within(Duration::from_secs(10)).unwrap().success());
+        assert!(server.ends_within(Duration::from_secs(20)).unwrap().success());
     };
     let folder = Arc::clone(&server.folder);
     let url = format!("storage.url={}", url(&[cluster.address()]));

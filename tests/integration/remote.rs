@@ -89,7 +89,7 @@ fn whoever_fills_the_operators_listener_keeps_no_command_out() {
     assert!(held.len() > 500, "{} are open", held.len());
     let begun = Instant::now();
     asked(&server, &["servers", "list"]);
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn an_edited_shortened_or_truncated_audit_log_is_detected() {
     let server = {
         let mut old = server;
         old.signal(nix::sys::signal::Signal::SIGTERM);
-        assert!(old.ends_within(std::time::Duration::from_secs(10)).unwrap().success());
+        assert!(old.ends_within(std::time::Duration::from_secs(20)).unwrap().success());
         assert!(fs::read_to_string(&heads).unwrap().contains("\"entries\":4"));
         old.again()
     };
@@ -222,7 +222,7 @@ fn commands_use_the_socket_without_a_token_and_an_address_with_it() {
     let answer = server.api.get(&format!("{}/admin/now", server.api.admin)).unwrap();
     assert_eq!(answer.status, 401);
     server.signal(nix::sys::signal::Signal::SIGTERM);
-    assert!(server.ends_within(std::time::Duration::from_secs(10)).unwrap().success());
+    assert!(server.ends_within(std::time::Duration::from_secs(20)).unwrap().success());
     assert!(!socket.exists(), "it goes with the server");
 }
 

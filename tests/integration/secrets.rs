@@ -28,7 +28,7 @@ fn stopped() -> Process {
     let mut server = Process::start(&[]);
     server.api.issue();
     server.signal(Signal::SIGTERM);
-    assert!(server.ends_within(Duration::from_secs(10)).unwrap().success());
+    assert!(server.ends_within(Duration::from_secs(20)).unwrap().success());
     server
 }
 
