@@ -270,6 +270,10 @@ fn enrolling(app: &TestApp, more: Value) -> (u64, String) {
     wait_until("all servers know the token", || {
         (0..3 * app.servers()).all(|_| app.get_as(&text, "/status?limit=1").status == 200)
     });
+    if app.servers() > 1 {
+        // One that did not know it yet has counted it as wrong. This must not slow what follows.
+        app.clock.advance(60);
+    }
     (created.json()["data"]["id"].as_u64().unwrap(), text)
 }
 
@@ -427,8 +431,6 @@ fn whoever_shows_a_token_gets_tickets_for_other_addresses() {
         let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
         assert!(message.starts_with(field), "{message}");
     }
-    // A server that did not know the token yet has counted it as a wrong one.
-    app.clock.advance(60);
     assert_eq!(ask("wrong", json!({})).told(), (401, "unauthorized".into()));
 }
 
