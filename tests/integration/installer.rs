@@ -1,20 +1,19 @@
 //! The real `clients/install.sh` against the real server: below a folder of its own, with each shell and
 //! with both HTTP clients.
 
-use crate::harness::{Machine, PATIENCE, TestApp, send, wait_until, with};
+use crate::harness::{Machine, PATIENCE, TestApp, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use tempfile::TempDir;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/install.sh");
@@ -115,7 +114,7 @@ impl Host {
         fs::create_dir(&tools).unwrap();
         for tool in TOOLS.iter().copied().chain([client]) {
             if let Some(file) = find(tool) {
-                std::os::unix::fs::symlink(file, tools.join(tool)).unwrap();
+                symlink(file, tools.join(tool)).unwrap();
             }
         }
         let ip = format!("127.0.1.{}", COUNT.fetch_add(1, Ordering::SeqCst) % 250 + 1);
@@ -137,8 +136,13 @@ impl Host {
 
     /// Runs a file with this machine's shell and tools. It has no terminal, whoever runs the tests.
     fn run_file(&self, file: &Path) -> Command {
-        let mut command = Command::new("setsid");
-        command.args(self.shell).arg(file).stdin(Stdio::null());
+        // Whoever runs the tests may ignore signals.
+        let mut command = Command::new("env");
+        command
+            .args(["--default-signal=INT,TERM,HUP", "setsid"])
+            .args(self.shell)
+            .arg(file)
+            .stdin(Stdio::null());
         command.env_clear().env("PATH", self.folder.path().join("tools"));
         command.current_dir(self.folder.path());
         command
@@ -502,18 +506,35 @@ fn shellcheck_finds_nothing() {
     assert!(output.status.success(), "{}", Ended::of(&output).said);
 }
 
-/// The result of the script's JSON reader for a text, by this awk.
-fn flattened(awk: &str, json: &str) -> Option<String> {
+/// Runs a function of the script on this input.
+fn call(function: &str, input: &str) -> Option<String> {
     let script = fs::read_to_string(SCRIPT).unwrap();
     let functions = script.strip_suffix("{ main \"$@\"; exit; }\n").unwrap();
     let folder = TempDir::new().unwrap();
-    let called = format!("{functions}awk() {{ {awk} \"$@\"; }}\nflatten\n");
-    fs::write(folder.path().join("script"), called).unwrap();
-    fs::write(folder.path().join("json"), json).unwrap();
-    let input = fs::File::open(folder.path().join("json")).unwrap();
+    let (script, file) = (folder.path().join("script"), folder.path().join("input"));
+    fs::write(&script, format!("{functions}{function}\n")).unwrap();
+    fs::write(&file, input).unwrap();
     let mut command = Command::new("dash");
-    let output = command.arg(folder.path().join("script")).stdin(input).output().unwrap();
+    let output = command.arg(script).stdin(fs::File::open(file).unwrap()).output().unwrap();
     output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+}
+
+/// The result of the script's JSON reader for a text, by this awk.
+fn flattened(awk: &str, json: &str) -> Option<String> {
+    call(&format!("awk() {{ {awk} \"$@\"; }}\nflatten"), json)
+}
+
+#[test]
+fn it_reads_the_date_of_a_server_without_the_help_of_date() {
+    for (date, seconds) in [
+        ("Thu, 01 Jan 1970 00:00:00 GMT", "0"),
+        ("Tue, 29 Feb 2000 12:34:56 GMT", "951827696"),
+        ("Fri, 31 Dec 2027 23:59:59 GMT", "1830297599"),
+        ("Sun, 01 Mar 2026 00:00:00 GMT", "1772323200"),
+        ("Sun, 17 Mar 2030 17:46:40 GMT", "1900000000"),
+    ] {
+        assert_eq!(call(&format!("seconds_of '{date}'"), "").as_deref(), Some(seconds), "{date}");
+    }
 }
 
 /// The kinds of awk that this machine has.
@@ -579,4 +600,284 @@ fn it_reads_json_without_a_parser_at_hand() {
         }
         assert!(flattened(awk, answer).unwrap().contains("data.id=act_1\n"), "{awk}");
     }
+}
+
+/// What a [`front`] does with the first request for its path.
+#[derive(Clone)]
+enum Fault {
+    /// It reads the answer and never passes it on.
+    HoldAnswer,
+    /// It replaces this text in the answer.
+    Replace(&'static str, &'static str),
+}
+
+/// Stands in front of the server, and fails at requests for `path`: at the first one that it holds, at each
+/// one that it changes. Returns its address, and what hears of it.
+fn front(app: &TestApp, path: &str, fault: Fault) -> (String, Receiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (server, path) = (app.url.trim_start_matches("http://").to_owned(), path.to_owned());
+    let (struck, hear) = channel();
+    let struck = Arc::new(std::sync::Mutex::new(Some(struck)));
+    std::thread::spawn(move || {
+        for caller in listener.incoming() {
+            let (Ok(caller), server, path) = (caller, server.clone(), path.clone()) else { return };
+            let (fault, struck) = (fault.clone(), struck.clone());
+            std::thread::spawn(move || pass(caller, &server, &path, &fault, &struck));
+        }
+    });
+    (url, hear)
+}
+
+/// Passes one connection on, or fails at it.
+fn pass(
+    mut caller: TcpStream,
+    server: &str,
+    path: &str,
+    fault: &Fault,
+    struck: &std::sync::Mutex<Option<Sender<()>>>,
+) -> Option<()> {
+    let mut chunk = [0; 65536];
+    let length = caller.read(&mut chunk).ok()?;
+    let head = String::from_utf8_lossy(&chunk[..length]).into_owned();
+    let is_meant = head.lines().next()?.contains(path);
+    let mut server = TcpStream::connect(server).ok()?;
+    server.write_all(&chunk[..length]).ok()?;
+    let (mut from, mut to) = (caller.try_clone().ok()?, server.try_clone().ok()?);
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut from, &mut to);
+        let _ = to.shutdown(Shutdown::Write);
+    });
+    let mut holds = false;
+    loop {
+        let length = server.read(&mut chunk).ok().filter(|length| *length > 0)?;
+        match fault {
+            Fault::Replace(old, new) if is_meant => {
+                let text = String::from_utf8_lossy(&chunk[..length]).replace(old, new);
+                caller.write_all(text.as_bytes()).ok()?;
+            }
+            Fault::HoldAnswer if is_meant && !holds => {
+                if let Some(struck) = struck.lock().unwrap().take() {
+                    holds = true;
+                    struck.send(()).ok()?;
+                } else {
+                    caller.write_all(&chunk[..length]).ok()?;
+                }
+            }
+            _ if holds => {}
+            _ => caller.write_all(&chunk[..length]).ok()?,
+        }
+    }
+}
+
+/// A setup script that says that it has begun, and ends when it may.
+const WAITING: &str = "[ \"$1\" = install ] || exit 0
+: > \"$IPTUNNEL_ROOT/begun\"
+while [ ! -e \"$IPTUNNEL_ROOT/may-end\" ]; do sleep 0.1; done
+echo \"$IPTUNNEL_ROOT\" > \"$IPTUNNEL_ROOT/product\"";
+
+fn begin(mut command: Command) -> Child {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn send_signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+}
+
+#[test]
+fn an_installer_that_is_killed_at_any_step_goes_on_when_it_is_run_again() {
+    let payloads = TempDir::new().unwrap();
+    let app = server_with_payload(&payloads, "echo 1 >> \"$IPTUNNEL_ROOT/product\"");
+    let steps = [
+        "install/precheck",
+        "install/activate",
+        "install/payload",
+        "install/confirm",
+        "servers/register",
+        "/check-in",
+    ];
+    std::thread::scope(|scope| {
+        for step in steps {
+            let app = &app;
+            scope.spawn(move || {
+                let host = Host::new();
+                let code = app.issue();
+                let (url, held) = front(app, step, Fault::HoldAnswer);
+                let mut child = begin(host.with_code(&url, &code));
+                held.recv_timeout(PATIENCE).unwrap();
+                // As a power cut does: with all that it has started.
+                let group = -i32::try_from(child.id()).unwrap();
+                kill(Pid::from_raw(group), Signal::SIGKILL).unwrap();
+                child.wait().unwrap();
+                let again = Ended::of(&host.with_code(&url, &code).output().unwrap());
+                again.with(0, &["Done: slowdns is installed"]);
+                assert_eq!(host.agent_state(), "ok", "{step}");
+                assert!(host.has("product"), "{step}");
+                assert!(!is_good(app, &code), "{step}");
+                assert!(!host.has("var/lib/iptunnel/work"), "{step}");
+            });
+        }
+    });
+    assert_eq!(listed(&app).len(), steps.len(), "one server for each machine");
+}
+
+#[test]
+fn a_signal_gives_the_code_back() {
+    let payloads = TempDir::new().unwrap();
+    let app = server_with_payload(&payloads, WAITING);
+    std::thread::scope(|scope| {
+        for (signal, shell) in
+            [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().zip(SHELLS)
+        {
+            let app = &app;
+            scope.spawn(move || {
+                let host = Host::with_client(shell, "curl");
+                let code = app.issue();
+                let child = begin(host.with_code(&app.url, &code));
+                wait_until("the setup script has begun", || host.has("begun"));
+                send_signal(&child, signal);
+                let ended = Ended::of(&child.wait_with_output().unwrap());
+                ended.with(7, &["interrupted", "given back"]);
+                assert!(is_good(app, &code), "{signal}");
+                assert!(!host.has("product"), "the setup script was stopped");
+                fs::write(host.root().join("may-end"), "").unwrap();
+                host.install(&app.url, &code).with(0, &[]);
+            });
+        }
+    });
+}
+
+#[test]
+fn a_signal_while_the_answer_to_activate_is_awaited_gives_the_code_back() {
+    let app = server();
+    let host = Host::new();
+    let code = app.issue();
+    let (url, held) = front(&app, "install/activate", Fault::HoldAnswer);
+    let mut command = host.with_code(&url, &code);
+    command.args(["--timeout", "6"]);
+    let child = begin(command);
+    held.recv_timeout(PATIENCE).unwrap();
+    send_signal(&child, Signal::SIGTERM);
+    let ended = Ended::of(&child.wait_with_output().unwrap());
+    ended.with(7, &["interrupted", "given back"]);
+    assert!(is_good(&app, &code));
+}
+
+#[test]
+fn a_setup_script_that_fails_gives_the_code_back_and_may_be_mended() {
+    let payloads = TempDir::new().unwrap();
+    let app = server_with_payload(&payloads, "echo 'no room' >&2; exit 3");
+    let host = Host::new();
+    let code = app.issue();
+    let ended = host.install(&app.url, &code);
+    ended.with(6, &["no room", "failed with status 3", "given back"]);
+    assert!(is_good(&app, &code));
+    assert!(!host.has("var/lib/iptunnel/slowdns.state") && !host.has("etc/iptunnel"));
+    let script = "case $1 in install) env > \"$IPTUNNEL_ROOT/product\" ;; *) rm \"$IPTUNNEL_ROOT/product\" ;; esac";
+    set_payload(&payloads, script);
+    host.install(&app.url, &code).with(0, &[]);
+    let env = host.file("product");
+    for (name, value) in [("PRODUCT", "slowdns"), ("IP", &host.ip), ("HOSTNAME", "ns1.example.com")]
+    {
+        assert!(env.contains(&format!("IPTUNNEL_{name}={value}\n")), "{env}");
+    }
+    assert!(
+        env.contains("IPTUNNEL_ACTIVATION=act_") && env.contains("IPTUNNEL_MACHINE_ID=ipm-"),
+        "{env}"
+    );
+    assert!(!env.contains(&code) && !env.contains("eyJ"), "{env}");
+    let ended = Ended::of(&host.installer(&app.url).arg("--uninstall").output().unwrap());
+    ended.with(0, &["Undoing the setup script", "Uninstalled"]);
+    assert!(!host.has("product"));
+}
+
+#[test]
+fn a_setup_script_with_another_checksum_is_not_run() {
+    let payloads = TempDir::new().unwrap();
+    let app = server_with_payload(&payloads, ": > \"$IPTUNNEL_ROOT/good\"");
+    for client in ["curl", "wget"] {
+        let host = Host::with_client(SHELLS[0], client);
+        let code = app.issue();
+        let (url, _heard) = front(&app, "install/payload", Fault::Replace("/good", "/evil"));
+        let ended = host.install(&url, &code);
+        ended.with(6, &["checksum", "Try 2 of 2", "given back"]);
+        assert!(!host.has("good") && !host.has("evil"));
+        assert!(is_good(&app, &code));
+        host.install(&app.url, &code).with(0, &[]);
+        assert!(host.has("good"));
+    }
+}
+
+#[test]
+fn an_installation_that_took_too_long_needs_a_new_code() {
+    let payloads = TempDir::new().unwrap();
+    let app = server_with_payload(&payloads, WAITING);
+    let host = Host::new();
+    let code = app.issue();
+    let child = begin(host.with_code(&app.url, &code));
+    wait_until("the setup script has begun", || host.has("begun"));
+    app.clock.advance(601);
+    fs::write(host.root().join("may-end"), "").unwrap();
+    let ended = Ended::of(&child.wait_with_output().unwrap());
+    ended.with(3, &["took longer", "new code"]);
+    assert!(!host.has("var/lib/iptunnel/slowdns.state"));
+    host.install(&app.url, &app.issue()).with(0, &[]);
+}
+
+#[test]
+fn secrets_are_on_no_command_line_and_in_no_output() {
+    let payloads = TempDir::new().unwrap();
+    let app = server_with_payload(&payloads, "echo set up");
+    for client in ["curl", "wget"] {
+        let host = Host::with_client(SHELLS[0], client);
+        let tools = host.folder.path().join("tools");
+        let log = host.folder.path().join("log");
+        for entry in fs::read_dir(&tools).unwrap() {
+            let tool = entry.unwrap().path();
+            let real = fs::read_link(&tool).unwrap();
+            fs::remove_file(&tool).unwrap();
+            let (log, real) = (log.display(), real.display());
+            let shim = format!("#!/bin/sh\necho \"$0 $*\" >> {log}\nexec {real} \"$@\"\n");
+            fs::write(&tool, shim).unwrap();
+            fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let code = app.issue();
+        let ended = host.install(&app.url, &code);
+        ended.with(0, &["set up"]);
+        let token = host.file("etc/iptunnel/agent.token");
+        let agent = host.agent(&["run", "--now"]);
+        let calls = fs::read_to_string(&log).unwrap();
+        assert!(calls.lines().filter(|line| line.contains(client)).count() > 5, "{calls}");
+        for secret in [&*code, "eyJ", token.trim(), "Bearer", "ipa_"] {
+            for text in [&calls, &ended.said, &agent.said] {
+                assert!(!text.contains(secret), "{secret}: {text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn on_a_terminal_it_asks_for_the_code_and_whether_to_go_on() {
+    let app = server();
+    let host = Host::new();
+    let play = |typed: &str| {
+        let root = host.root();
+        let run = format!(
+            "dash {SCRIPT} --server {} --product slowdns --ip {} --hostname ns1.example.com --root {}",
+            app.url,
+            host.ip,
+            root.display()
+        );
+        let mut command = Command::new("script");
+        command.args(["-qec", &run, "/dev/null"]).stdin(Stdio::piped());
+        let mut child = begin(command);
+        child.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
+        Ended::of(&child.wait_with_output().unwrap())
+    };
+    let code = app.issue();
+    play(&format!("{code}\nn\n")).with(7, &["Install code (from", "Go on?", "Nothing was changed"]);
+    assert!(is_good(&app, &code));
+    let typed = format!("IPT-SD-AAAAAA-BBBBBB-CCCCCC\ny\n{}\n", code.to_lowercase());
+    play(&typed).with(0, &["refuses this code", "Done"]);
+    assert!(!is_good(&app, &code));
 }
