@@ -216,17 +216,32 @@ fn with(number: u8, credential: Credential) -> Register {
 }
 
 fn master() -> Credential {
-    Credential { hash: KeyedHash([1; 16]), by: EnrolledBy::Master, made_ms: None }
+    Credential {
+        hash: KeyedHash([1; 16]),
+        by: EnrolledBy::Master,
+        made_ms: None,
+        from_its_address: false,
+    }
 }
 
 fn token() -> Credential {
-    Credential { hash: KeyedHash([2; 16]), by: EnrolledBy::Token(TOKEN), made_ms: None }
+    Credential {
+        hash: KeyedHash([2; 16]),
+        by: EnrolledBy::Token(TOKEN),
+        made_ms: None,
+        from_its_address: false,
+    }
 }
 
 /// A ticket that was made so many milliseconds ago.
 fn ticket(hash: u8, ago: u64) -> Credential {
     let made_ms = Some(NOW.0 * 1000 - ago);
-    Credential { hash: KeyedHash([hash; 16]), by: EnrolledBy::Token(TOKEN), made_ms }
+    Credential {
+        hash: KeyedHash([hash; 16]),
+        by: EnrolledBy::Token(TOKEN),
+        made_ms,
+        from_its_address: false,
+    }
 }
 
 fn in_list(id: u64, number: u8) -> Listed {

@@ -271,7 +271,12 @@ mod tests {
 
     fn ticket(hash: u8, made_ms: u64) -> Credential {
         let by = EnrolledBy::Token(TokenNumber(7));
-        Credential { hash: KeyedHash([hash; 16]), by, made_ms: Some(made_ms) }
+        Credential {
+            hash: KeyedHash([hash; 16]),
+            by,
+            made_ms: Some(made_ms),
+            from_its_address: false,
+        }
     }
 
     fn register_again(

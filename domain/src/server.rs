@@ -72,6 +72,8 @@ pub struct Credential {
     /// For a credential that is good once, a ticket or an install token: when it was made, in
     /// milliseconds since the Unix epoch. `None` for one that is good many times.
     pub made_ms: Option<u64>,
+    /// Whether the request came from the address that registers. That shows that the machine has it.
+    pub from_its_address: bool,
 }
 
 impl Credential {
@@ -166,11 +168,11 @@ impl Server {
 
     /// Returns the server as registered again, with its new host name and credential. `None` if the
     /// credential is good once and is that of its last registration, with the same agent token: then its
-    /// answer was lost, and is given again.
+    /// answer was lost, and is given again. Likewise if one that is good many times says nothing new.
     ///
     /// # Errors
     /// [`Refusal::ServerRevoked`] if it is revoked: registering again does not undo a revocation.
-    /// [`Refusal::ServerOfAnotherToken`] if it belongs to another access token than that of the credential.
+    /// [`Refusal::ServerOfAnotherToken`] if it belongs to somebody else.
     /// [`Refusal::CredentialUsed`] if the credential is good once and this server has registered with
     /// it or with a later one.
     pub fn register_again(
@@ -183,7 +185,7 @@ impl Server {
         if self.revoked {
             return Err(Refusal::ServerRevoked(self.id));
         }
-        if self.belongs_to_another(credential.by, is_good) {
+        if self.belongs_to_another(credential, is_good) {
             return Err(Refusal::ServerOfAnotherToken);
         }
         // A machine that registers with a new ticket may keep its agent token: then only the date differs.
@@ -199,6 +201,8 @@ impl Server {
             if is_same || credential.ms(now) <= earlier {
                 return Err(Refusal::CredentialUsed);
             }
+        } else if !is_ahead && !self.deleted && self.is_registered_as(&hostname, credential) {
+            return Ok(None);
         }
         let mut server = Self {
             hostname,
@@ -215,12 +219,27 @@ impl Server {
         Ok(Some(server))
     }
 
-    /// Whether another access token than `by` has enrolled it and is still good. Access tokens and their
-    /// tickets lie on installed machines: one that is stolen must not take the servers of the others over.
-    fn belongs_to_another(&self, by: EnrolledBy, is_good: &IsGood) -> bool {
-        match (self.enrolled_by, by) {
-            (EnrolledBy::Token(owner), EnrolledBy::Token(asking)) => {
-                owner != asking && !self.deleted && is_good(owner)
+    fn is_registered_as(&self, hostname: &str, credential: &Credential) -> bool {
+        self.token.is_some_and(|token| token.ct_eq(&credential.hash))
+            && self.enrolled_by == credential.by
+            && self.hostname == hostname
+    }
+
+    /// Whether it belongs to somebody else than the holder of `credential`. Access tokens and their tickets
+    /// lie on installed machines: one that is stolen must not take the servers of others over. And
+    /// everybody gets an install token on the page, for any address: it takes over no server of an access
+    /// token, and others only from their own address.
+    fn belongs_to_another(&self, credential: &Credential, is_good: &IsGood) -> bool {
+        if self.deleted || self.enrolled_by == credential.by {
+            return false;
+        }
+        let is_same = || self.token.is_some_and(|token| token.ct_eq(&credential.hash));
+        match (self.enrolled_by, credential.by) {
+            (EnrolledBy::Token(owner), EnrolledBy::Token(_) | EnrolledBy::Activation(_)) => {
+                is_good(owner)
+            }
+            (EnrolledBy::Activation(_), EnrolledBy::Token(_)) | (_, EnrolledBy::Activation(_)) => {
+                !credential.from_its_address && !is_same()
             }
             _ => false,
         }
@@ -357,12 +376,26 @@ mod tests {
     const IP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(1, 2, 3, 4));
 
     fn master() -> Credential {
-        Credential { hash: KeyedHash([99; 16]), by: EnrolledBy::Master, made_ms: None }
+        Credential {
+            hash: KeyedHash([99; 16]),
+            by: EnrolledBy::Master,
+            made_ms: None,
+            from_its_address: false,
+        }
     }
 
     fn ticket(hash: u8, made_ms: u64) -> Credential {
         let by = EnrolledBy::Token(TokenNumber(7));
-        Credential { hash: KeyedHash([hash; 16]), by, made_ms: Some(made_ms) }
+        Credential {
+            hash: KeyedHash([hash; 16]),
+            by,
+            made_ms: Some(made_ms),
+            from_its_address: false,
+        }
+    }
+
+    fn activation(number: u64) -> ActivationName {
+        ActivationName { number: ActivationNumber(number), digits: 0 }
     }
 
     fn registered(credential: &Credential, now: Timestamp) -> Server {
@@ -461,6 +494,45 @@ mod tests {
     }
 
     #[test]
+    fn a_stranger_takes_no_server_over_and_a_machine_that_has_the_address_does() {
+        let of =
+            |by, from_its_address| Credential { by, from_its_address, ..ticket(9, NOW.0 * 2000) };
+        let installed = EnrolledBy::Activation(activation(1));
+        let token = EnrolledBy::Token(TokenNumber(7));
+        let owned = |by| registered(&Credential { by, ..ticket(1, 1000) }, NOW);
+        let refused = Err(Refusal::ServerOfAnotherToken);
+        for owner in [installed, EnrolledBy::Master, EnrolledBy::Import, EnrolledBy::Unknown] {
+            let other = EnrolledBy::Activation(activation(2));
+            assert_eq!(again(&owned(owner), &of(other, false), NOW), refused, "{owner:?}");
+            assert_eq!(
+                again(&owned(owner), &of(other, true), NOW).unwrap().unwrap().enrolled_by,
+                other
+            );
+        }
+        assert_eq!(again(&owned(installed), &of(token, false), NOW), refused);
+        assert!(again(&owned(installed), &of(token, true), NOW).is_ok());
+        // A machine with a stolen token cannot move its server away from it.
+        for from_its_address in [false, true] {
+            assert_eq!(again(&owned(token), &of(installed, from_its_address), NOW), refused);
+        }
+        let deleted = Server { deleted: true, ..owned(token) };
+        assert!(again(&deleted, &of(installed, false), NOW).is_ok());
+    }
+
+    #[test]
+    fn a_registration_with_a_token_that_says_nothing_new_changes_nothing() {
+        let server = registered(&master(), NOW);
+        let same = server.hostname.clone();
+        let again = |hostname: &str, by: &Credential| {
+            server.register_again(hostname.into(), by, &|_| true, NOW.plus(60))
+        };
+        assert_eq!(again(&same, &master()), Ok(None));
+        assert!(again("other", &master()).unwrap().is_some());
+        let other = Credential { hash: KeyedHash([98; 16]), ..master() };
+        assert!(again(&same, &other).unwrap().is_some());
+    }
+
+    #[test]
     fn an_access_token_takes_over_no_server_of_another_one_that_is_good() {
         let of = |number| EnrolledBy::Token(TokenNumber(number));
         let by = |by| Credential { by, ..master() };
@@ -477,9 +549,7 @@ mod tests {
             );
             assert!(again(&registered(&master(), NOW), other, NOW).is_ok());
         }
-        let activation =
-            by(EnrolledBy::Activation(ActivationName { number: ActivationNumber(1), digits: 1 }));
-        for allowed in [&own, &master(), &activation] {
+        for allowed in [&own, &master()] {
             assert!(again(&server, allowed, NOW).is_ok(), "{allowed:?}");
         }
         let Some(Deletion::Hide(deleted)) = server.delete(NOW) else { panic!("removed") };
@@ -494,7 +564,7 @@ mod tests {
         let same_second = ticket(2, NOW.0 * 1000 + 999);
         assert_eq!(again(&server, &same_second, NOW), Err(Refusal::CredentialUsed));
         assert!(again(&server, &ticket(2, NOW.0 * 1000 + 1000), NOW).is_ok());
-        assert!(again(&server, &master(), NOW).unwrap().is_some(), "it is good many times");
+        assert_eq!(again(&server, &master(), NOW), Ok(None), "it is good many times");
     }
 
     #[test]

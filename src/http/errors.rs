@@ -272,13 +272,14 @@ impl From<Refusal> for ApiError {
             Refusal::CredentialUsed => (
                 FORBIDDEN,
                 "credential_used",
-                "This ticket or install token has been used. Please get a new one.",
+                "This ticket or install token has been used, or is older than the last registration of this \
+                 server. Please get a new one.",
             ),
             Refusal::ServerOfAnotherToken => (
                 FORBIDDEN,
                 "server_of_another_token",
-                "Another access token has enrolled this server. Ask the operator to delete the server or to \
-                 revoke that token.",
+                "This server belongs to another access token or installation. Ask the operator to delete \
+                 the server, or register it from its own address.",
             ),
             Refusal::TooManyServers => (
                 FORBIDDEN,

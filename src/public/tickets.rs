@@ -159,27 +159,34 @@ async fn charge(
     state.wait(state.handles.limited(|reply| Limited { subjects, command, now, reply })).await
 }
 
-/// Returns the access token that makes the ticket: of a caller without a token the one that has its address
-/// in its list, of an enrolling token this one, of an operator the one that is named.
-async fn client_of(
+/// Returns the access token that makes the ticket of a caller without a token: the one that has its address
+/// in its list.
+fn client_of_address(
     state: &State,
-    request: &HttpRequest,
     from: IpAddr,
     wanted: &Wanted,
     now: Timestamp,
 ) -> Result<Arc<Entry>, ApiError> {
-    let denied = |denied| ApiError::denied(denied, false);
-    let identity = state.access.identify(token_of(request), from, now);
-    if matches!(identity, Identity::Nobody) {
-        let entry = state.access.of_address(from, now).ok_or_else(|| denied(Denied::Missing))?;
-        if wanted.address.is_some_and(|address| address != from) {
-            let message = "ip must be absent, or the caller's own address, without a token.";
-            return Err(invalid(message.into()).into());
-        }
-        return Ok(entry);
+    let entry = state.access.of_address(from, now);
+    let entry = entry.ok_or_else(|| ApiError::denied(Denied::Missing, false))?;
+    if wanted.address.is_some_and(|address| address != from) {
+        let message = "ip must be absent, or the caller's own address, without a token.";
+        return Err(invalid(message.into()).into());
     }
-    let caller = state.admit(identity, &TICKETS, (from, Listener::Public)).await.map_err(denied)?;
-    match caller {
+    Ok(entry)
+}
+
+/// Returns the access token that makes the ticket of a caller with a token: of an enrolling token this one,
+/// of an operator the one that is named.
+async fn client_of_token(
+    state: &State,
+    identity: Identity,
+    from: IpAddr,
+    wanted: &Wanted,
+    now: Timestamp,
+) -> Result<Arc<Entry>, ApiError> {
+    let admitted = state.admit(identity, &TICKETS, (from, Listener::Public)).await;
+    match admitted.map_err(|denied| ApiError::denied(denied, false))? {
         Caller { holder: Holder::Token(entry), .. } if entry.token.role == Role::Enrol => {
             let is_own = wanted.client.is_none_or(|client| client == entry.token.number);
             if is_own { Ok(entry) } else { Err(no_client().into()) }
@@ -204,7 +211,8 @@ async fn client_of(
     description = "Makes a ticket with which one machine registers once: send it as token of a registration. \
         Without Authorization for the caller's own address, if an enrolling access token has it in its list. \
         With an enrolling access token for any address. With another token of the role operate for the \
-        enrolling token that client_id names. The body is optional. A rate limit applies to each address.",
+        enrolling token that client_id names. The body is optional. A rate limit applies to each address \
+        that asks without a token.",
     request_body = TicketRequest,
     responses((status = 201, description = "The ticket.", body = Success<TicketData>)),
 )]
@@ -216,28 +224,41 @@ pub async fn issue(state: Data<State>, request: HttpRequest, payload: Payload) -
     let body = if is_empty { Ok(TicketBody::default()) } else { fields(&bytes) };
     let allow_private = state.live.config.load().server.allow_private_ips;
     let wanted = body.and_then(|body| Wanted::read(body, allow_private));
+    let identity = state.access.identify(token_of(&request), from, now);
+    if !matches!(identity, Identity::Nobody) {
+        // The token bounds what its holder gets. Requests without one must not use that up.
+        let issued = async {
+            let wanted = wanted?;
+            let entry = client_of_token(&state, identity, from, &wanted, now).await?;
+            issued(&state, &entry, from, &wanted, now)
+        };
+        return answer(issued.await);
+    }
     let command = wanted.as_ref().map(|_| ChargeTicket).map_err(Clone::clone);
-    let answer = charge(&state, from, command, now).await;
-    let response = match (answer.outcome, wanted) {
-        (Ok(Ok(())), Ok(wanted)) => issued(&state, &request, from, &wanted, now).await,
+    let charged = charge(&state, from, command, now).await;
+    let response = match (charged.outcome, wanted) {
+        (Ok(Ok(())), Ok(wanted)) => client_of_address(&state, from, &wanted, now)
+            .and_then(|entry| issued(&state, &entry, from, &wanted, now)),
         (Ok(Err(refusal)), _) | (Ok(Ok(())), Err(refusal)) => Err(refusal.into()),
         (Err(error), _) => Err(error.into()),
     };
-    let response = match response {
-        Ok(data) => success(StatusCode::CREATED, data, "Install ticket issued"),
-        Err(error) => failure(error),
-    };
-    with_rates(response, answer.rates.as_ref(), now)
+    with_rates(answer(response), charged.rates.as_ref(), now)
 }
 
-async fn issued(
+fn answer(issued: Result<TicketData, ApiError>) -> HttpResponse {
+    match issued {
+        Ok(data) => success(StatusCode::CREATED, data, "Install ticket issued"),
+        Err(error) => failure(error),
+    }
+}
+
+fn issued(
     state: &State,
-    request: &HttpRequest,
+    entry: &Entry,
     from: IpAddr,
     wanted: &Wanted,
     now: Timestamp,
 ) -> Result<TicketData, ApiError> {
-    let entry = client_of(state, request, from, wanted, now).await?;
     let address = wanted.address.map_or_else(|| own(state, from), Ok)?;
     let (id, ttl_seconds) = (entry.token.number, wanted.ttl_seconds);
     let ticket = state.make_ticket(id, address, ttl_seconds)?;

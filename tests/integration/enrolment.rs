@@ -139,22 +139,25 @@ fn a_lost_answer_is_given_again_for_the_same_token_and_agent_token_alone() {
 
 #[test]
 fn a_second_install_keeps_or_replaces_the_agent_token() {
-    let app = TestApp::start();
+    let app = behind_a_proxy();
     let machine = Machine::new(1);
     let mut used = Vec::new();
     for agent in [AGENT, AGENT, ANOTHER] {
         app.clock.advance(60);
         let token = installed(&app, &machine).token;
         let body = with(registration(&token, &machine.public_ip), "agent_token", agent);
-        let server = id(&app.post(V2, &body));
+        let server = id(&post_from(&app, &machine.public_ip, &body));
         // Also on a server that has heard of the install before this one only.
         assert_eq!(check_in(&app, &server, agent), 200, "{agent}");
         for old in &used {
-            assert_eq!(app.post(V2, old).told(), (403, "credential_used".into()));
+            assert_eq!(
+                post_from(&app, &machine.public_ip, old).told(),
+                (403, "credential_used".into())
+            );
         }
         used.push(body);
     }
-    let server = id(&app.post(V2, &used[2]));
+    let server = id(&post_from(&app, &machine.public_ip, &used[2]));
     assert_eq!((check_in(&app, &server, AGENT), check_in(&app, &server, ANOTHER)), (401, 200));
 }
 
@@ -225,17 +228,19 @@ fn a_revoked_server_does_not_come_back_with_another_install() {
 
 #[test]
 fn a_second_install_on_a_machine_registers_it_again_and_the_first_token_is_used_up() {
-    let app = TestApp::start();
+    let app = behind_a_proxy();
     let machine = Machine::new(1);
     let first = installed(&app, &machine);
-    let server = id(&app.post(V2, &registration(&first.token, &machine.public_ip)));
+    let server =
+        id(&post_from(&app, &machine.public_ip, &registration(&first.token, &machine.public_ip)));
     app.settle();
     app.clock.advance(60);
     let second = installed(&app, &machine);
-    let again = app.post(V2, &registration(&second.token, &machine.public_ip));
+    let again =
+        post_from(&app, &machine.public_ip, &registration(&second.token, &machine.public_ip));
     assert_eq!(id(&again), server);
     app.settle();
-    let old = app.post(V2, &registration(&first.token, &machine.public_ip));
+    let old = post_from(&app, &machine.public_ip, &registration(&first.token, &machine.public_ip));
     assert_eq!(old.told(), (403, "credential_used".into()));
     assert_eq!(app.post(LEGACY, &registration(&first.token, &machine.public_ip)).status, 403);
 }
@@ -280,6 +285,58 @@ fn enrolling(app: &TestApp, more: Value) -> (u64, String) {
 /// A server behind a proxy, so that a request can come from any address.
 fn behind_a_proxy() -> TestApp {
     TestApp::start_with(|c| c.push(("server.trusted_proxies", "127.0.0.1".into())))
+}
+
+/// Registers as a machine does: from its own address.
+fn post_from(app: &TestApp, address: &str, body: &Value) -> Answer {
+    let request = app.client.post(format!("{}{V2}", app.url));
+    send(request.header("x-forwarded-for", address).body(body.to_string()))
+}
+
+#[test]
+fn a_strangers_install_takes_no_server_over() {
+    let app = behind_a_proxy();
+    let (victim, stranger) =
+        (Machine::new(1), Machine { public_ip: Machine::new(1).public_ip, ..Machine::new(2) });
+    let (_, office) = enrolling(&app, json!({}));
+    let first = installed(&app, &victim).token;
+    let body = with(registration(&first, &victim.public_ip), "agent_token", AGENT);
+    let server = id(&post_from(&app, &victim.public_ip, &body));
+    let of_token = id(&app.post(V2, &registration(&office, "9.9.9.9")));
+    app.settle();
+    app.clock.advance(60);
+    // Everybody gets a code, and may name any address.
+    let other = registration(&installed(&app, &stranger).token, &victim.public_ip);
+    let vouched = registration(&office, &victim.public_ip);
+    for (from, body) in [("1.0.0.1", &other), ("1.0.0.1", &vouched)] {
+        let refused = post_from(&app, from, body);
+        assert_eq!(refused.told(), (403, "server_of_another_token".into()));
+    }
+    assert_eq!(check_in(&app, &server, AGENT), 200, "it checks in as before");
+    // A machine cannot move its server away from the token that has enrolled it.
+    let own = Machine { public_ip: "9.9.9.9".into(), ..Machine::new(3) };
+    let body = registration(&installed(&app, &own).token, "9.9.9.9");
+    let refused = post_from(&app, "9.9.9.9", &body);
+    assert_eq!(refused.told(), (403, "server_of_another_token".into()));
+    assert_eq!(check_in(&app, &of_token, &office), 200);
+    // The address shows that it is the machine.
+    assert_eq!(id(&post_from(&app, &victim.public_ip, &other)), server);
+}
+
+#[test]
+fn repeated_registrations_with_a_token_are_no_entries_and_count_as_check_ins() {
+    let app = TestApp::start();
+    let body = registration(&app.master(), "9.9.9.9");
+    let server = id(&app.post(LEGACY, &body));
+    app.clock.advance(60);
+    for path in [LEGACY, V2, LEGACY] {
+        assert_eq!(id(&app.post(path, &body)), server);
+    }
+    assert_eq!(entries(&app, "server_registered"), 1);
+    wait_until("the check-in is known", || {
+        let listed = app.get_as(&app.master(), "/status").json();
+        listed["servers"][0]["last_checkin"] != listed["servers"][0]["registered_at"]
+    });
 }
 
 const ISSUE: &str = "/api/v2/install-tickets/issue";
@@ -435,12 +492,12 @@ fn whoever_shows_a_token_gets_tickets_for_other_addresses() {
 }
 
 #[test]
-fn tickets_are_limited_by_address_whatever_is_answered() {
+fn tickets_without_a_token_are_limited_by_address_whatever_is_answered() {
     let app = TestApp::start_with(|c| {
         c.push(("server.trusted_proxies", "127.0.0.1".into()));
         c.push(("limits.ticket_per_ip_hour", "2".into()));
     });
-    enrolling(&app, json!({"addresses": ["8.8.8.8"]}));
+    let (_, office) = enrolling(&app, json!({"addresses": ["8.8.8.8"]}));
     let granted = ask_from(&app, "8.8.8.8");
     assert_eq!(granted.status, 201);
     assert_eq!(granted.header("ratelimit-policy"), "\"ticket_per_ip_hour\";q=2;w=3600");
@@ -453,4 +510,8 @@ fn tickets_are_limited_by_address_whatever_is_answered() {
     for status in [404, 404, 429] {
         assert_eq!(authorize_from(&app, "8.8.4.4").status, status);
     }
+    // A token's holder does not pay for requests without one.
+    let request = app.client.post(format!("{}{ISSUE}", app.url)).bearer_auth(&office);
+    let asked = send(request.header("x-forwarded-for", "8.8.4.4").body("{}"));
+    assert_eq!(asked.status, 201, "{}", asked.text);
 }

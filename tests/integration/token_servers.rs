@@ -194,7 +194,11 @@ fn no_enrolling_token_takes_over_a_server_of_another_one_that_is_good() {
         (V2, app.post(V2, &body))
     }] {
         assert_eq!(refused.status, 403, "{path}: {}", refused.text);
-        assert!(refused.text.contains("Another access token"), "{path}: {}", refused.text);
+        assert!(
+            refused.text.contains("belongs to another access token"),
+            "{path}: {}",
+            refused.text
+        );
         assert!(!refused.text.contains("Ada"), "{path}: {}", refused.text);
     }
     assert_eq!(check_in(&app, &one.text, &id).status, 200, "it still is the server of the first");

@@ -673,6 +673,11 @@ impl ServerRegistry {
         {
             // These answers depend on what was read.
             Err(refusal) => return self.answer(work, Err(refusal)),
+            Ok(None) if credential.made_ms.is_none() => {
+                let server = Server { last_checkin: *now, ..server };
+                self.note_check_in(&server);
+                return self.answer(work, Ok(server));
+            }
             Ok(None) => return self.answer(work, Ok(server)),
             Ok(Some(next)) => next,
         };
@@ -682,6 +687,14 @@ impl ServerRegistry {
         };
         if let Some(work) = may(self, work).filter(|work| work.reply.claim()) {
             self.write_registered(work, next, !is_counted);
+        }
+    }
+
+    /// Takes a registration that says nothing new as a check-in.
+    fn note_check_in(&mut self, server: &Server) {
+        if let Some(mut live) = self.servers.live.get_mut(&server.id) {
+            live.set_last_checkin(server.last_checkin);
+            self.unwritten.note(server.id, Seen { server: server.number, at: server.last_checkin });
         }
     }
 

@@ -234,6 +234,7 @@ async fn read_registration(
         let allow_private = state.live.config.load().server.allow_private_ips;
         parse_public_ip(&address, allow_private).ok_or_else(|| invalid(UNREACHABLE.into()))
     };
+    let has = |ip: IpAddr| ip == from.to_canonical();
     let register = |ip, credential| Register {
         address_id: ServerId::of(ip, &state.live.lookup),
         ip,
@@ -255,7 +256,8 @@ async fn read_registration(
             Ok(found) => found,
             Err(why) => return Err(denied(refused(why).await)),
         };
-        let credential = Credential { hash: shown(credential.hash), ..credential };
+        let hash = shown(credential.hash);
+        let credential = Credential { hash, from_its_address: has(ip), ..credential };
         let (max_servers, by) = (made_by.token.max_servers, made_by.token.name.clone());
         made_by.note_use(now);
         return Ok(Registration::Vouched(Register { max_servers, by, ..register(ip, credential) }));
@@ -263,8 +265,9 @@ async fn read_registration(
     if let Some(pass) = state.live.tokens.load().verify_install(&token) {
         let hash = shown(state.live.lookup.hash(Purpose::Token, token.as_bytes()));
         // The activation says who vouches for it, and since when.
-        let credential = Credential { hash, by: EnrolledBy::Unknown, made_ms: Some(0) };
-        let register = register(parse()?, credential);
+        let (ip, by) = (parse()?, EnrolledBy::Unknown);
+        let credential = Credential { hash, by, made_ms: Some(0), from_its_address: has(ip) };
+        let register = register(ip, credential);
         let activation = pass.activation;
         return Ok(Registration::Installed(RegisterInstalled { activation, register }));
     }
@@ -272,11 +275,12 @@ async fn read_registration(
     let admitted = state.admit(identity, family.rule(), (from, Listener::Public)).await;
     let caller = admitted.map_err(denied)?;
     let (hash, by) = (shown(caller.secret), caller.enrols_as());
-    let credential = Credential { hash, by, made_ms: None };
+    let ip = parse()?;
+    let credential = Credential { hash, by, made_ms: None, from_its_address: has(ip) };
     Ok(Registration::Vouched(Register {
         max_servers: caller.max_servers(),
         by: caller.shown().to_owned(),
-        ..register(parse()?, credential)
+        ..register(ip, credential)
     }))
 }
 

@@ -177,8 +177,11 @@ pub fn send(
         Asked::Enrol { agent, ticket, made_ms } => {
             let by = EnrolledBy::Token(TokenNumber(1));
             let made_ms = Some(*made_ms);
-            let register =
-                registration(*agent, Credential { hash: hash(4, *ticket), by, made_ms }, now);
+            let register = registration(
+                *agent,
+                Credential { hash: hash(4, *ticket), by, made_ms, from_its_address: false },
+                now,
+            );
             waiting(handles.register(register)?, |server| Heard::Enrolled {
                 registered_at: server.registered_at,
             })
@@ -189,7 +192,12 @@ pub fn send(
             waiting(handles.delete_server(delete)?, |()| Heard::Deleted)
         }
         Asked::Register { agent } => {
-            let credential = Credential { hash: TOKEN, by: EnrolledBy::Master, made_ms: None };
+            let credential = Credential {
+                hash: TOKEN,
+                by: EnrolledBy::Master,
+                made_ms: None,
+                from_its_address: false,
+            };
             let register = registration(*agent, credential, now);
             waiting(handles.register(register)?, |_| Heard::Registered)
         }
