@@ -4,6 +4,8 @@ use crate::access::{Token, by_master, change, create, revoke, wait_for, with_rol
 use crate::harness::{Answer, TestApp, at_once, send, wait_until};
 use iptunnel_domain::access::Role;
 use serde_json::{Value, json};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 const LEGACY: &str = "/register";
 const V2: &str = "/api/v2/servers/register";
@@ -207,6 +209,41 @@ fn no_enrolling_token_takes_over_a_server_of_another_one_that_is_good() {
     assert_eq!(registered(&app, &app.master(), "9.9.9.1"), id);
     assert_eq!(registered(&app, &two.text, "9.9.9.1"), id);
     assert_eq!(register(&app, &one.text, "9.9.9.1").status, 403);
+}
+
+#[test]
+fn revoking_a_token_with_its_servers_leaves_none_that_registers_meanwhile() {
+    let app = TestApp::start();
+    let token = enrolling(&app, "office", json!({}));
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for lane in 1..=3 {
+            let (app, token, stop) = (&app, &token, &stop);
+            scope.spawn(move || {
+                let mut numbers = 1..250;
+                while !stop.load(Ordering::Relaxed)
+                    && let Some(number) = numbers.next()
+                {
+                    if register(app, &token.text, &format!("9.9.{lane}.{number}")).status != 200 {
+                        break;
+                    }
+                }
+            });
+        }
+        wait_until("some are registered", || {
+            app.get_as(&app.master(), "/status?limit=1").json()["count"].as_u64() > Some(5)
+        });
+        let path = format!("/admin/tokens/{}/revoke", token.id);
+        wait_until("none is left", || {
+            let answer = by_master(&app, "POST", &path, &json!({"servers": true})).json();
+            answer["data"]["servers"] == 0
+        });
+        stop.store(true, Ordering::Relaxed);
+    });
+    wait_until("all servers know it", || {
+        (0..3 * app.servers())
+            .all(|_| app.get_as(&app.master(), "/status?revoked=0&limit=1").json()["count"] == 0)
+    });
 }
 
 #[test]

@@ -23,6 +23,7 @@ use std::future::ready;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::time::sleep;
 
 /// The seconds for which the secret before a rotation stays good, unless the request says otherwise: one
 /// day, in which operators can hand out the new one.
@@ -34,6 +35,11 @@ const AT_ONCE: usize = 64;
 /// How long one request revokes servers. Whoever has more repeats it. A third of the time that the command
 /// line waits for an answer.
 const A_REQUEST: Duration = Duration::from_secs(5);
+/// How long another server on the database may go on to register servers with a revoked token: a second
+/// until it knows (docs/access.md), and one for registrations that are on their way.
+const BINDS: Duration = Duration::from_secs(2);
+/// The pause before servers that were registered meanwhile are looked for again.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// A token as lists show it.
 #[derive(Serialize)]
@@ -124,13 +130,16 @@ fn of_token(number: TokenNumber) -> Filter {
 }
 
 /// Revokes servers that a token has enrolled, as many as [`A_REQUEST`] allows. Returns how many. A repeat
-/// goes on with those that are left.
+/// goes on with those that are left. The token has just been revoked: on a shared store it waits for those
+/// that other servers still register.
 async fn revoke_servers(
     console: &Console,
     operator: &Operator,
     number: TokenNumber,
 ) -> Result<usize, ApiError> {
-    let end = Instant::now() + A_REQUEST;
+    let begun = Instant::now();
+    let end = begun + A_REQUEST;
+    let is_shared = console.state.handles.store().shared().is_some();
     let mut revoked = 0;
     let mut after = None;
     loop {
@@ -138,6 +147,11 @@ async fn revoke_servers(
         let page = block(move || servers.page(&of_token(number), Sort::Oldest, after, STEP));
         let page = page.await.map_err(|_| ApiError::internal())?.servers;
         let last = page.last().map(|placed| placed.place);
+        if last.is_none() && is_shared && begun.elapsed() < BINDS {
+            sleep(LOOK_AGAIN).await;
+            after = None;
+            continue;
+        }
         let Some(last) = last.filter(|_| Instant::now() < end) else { return Ok(revoked) };
         after = Some(last);
         let revoke = |id: ServerId| async move {
