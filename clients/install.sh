@@ -828,8 +828,11 @@ register() {
   cat > "$WORK/send" << EOT
 {"token":"$TOKEN","ip":"$IP","hostname":"$HOST_NAME","agent_token":"$(cat "$ETC/agent.token")"}
 EOT
+  # A server that is known there already is given only to a machine that comes from its address.
+  case $SEEN_IP in *:*) ;; "$IP") FAMILY=ipv4 ;; esac
   ask 'Registering' json POST /api/v2/servers/register
-  case $? in
+  registered=$? FAMILY=''
+  case $registered in
     0) SERVER_ID=$(field data.server_id) ;;
     1)
       case $CODE_OF_ERROR in
