@@ -591,6 +591,12 @@ fn tokens_are_made_changed_and_ended_on_the_page() {
     let new = secret(&rotated.text);
     wait_for(&app, &new, true);
     wait_for(&app, &token, false);
+    // The page is loaded again: the form is sent once more.
+    let version =
+        shown.rsplit("name=\"version\" value=\"").next().unwrap().split('"').next().unwrap();
+    let again = format!("id=1&grace_hours=0&version={version}");
+    assert_eq!(form(&app, &person, "access/rotate", &again).status, 412);
+    wait_for(&app, &new, true);
     assert_eq!(form(&app, &person, "access/revoke", "id=1").status, 303);
     wait_for(&app, &new, false);
 }

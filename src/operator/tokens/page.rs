@@ -207,7 +207,8 @@ pub async fn rotate(
 ) -> HttpResponse {
     let rotated = async {
         let (number, (by, from)) = (number(&form.id)?, operator.who());
-        let (entry, text) = console.state.access.rotate(number, form.grace()?, by, from).await?;
+        let based = (form.grace()?, form.version);
+        let (entry, text) = console.state.access.rotate(number, based, by, from).await?;
         Ok(Some((row(&console, &entry).await?, text)))
     };
     shown_page(&console, &request, &operator, rotated.await).await

@@ -145,7 +145,9 @@ impl Tokens {
             token.name == name && token.revoked_at.is_none() && Some(token.number) != of
         });
         if is_taken {
-            return Err(refused("name is taken by another token that is not revoked."));
+            return Err(refused(
+                "name is taken by another token that is not revoked. If its secret was lost, rotate it.",
+            ));
         }
         Ok(name)
     }
@@ -194,10 +196,7 @@ impl Tokens {
         terms: &Terms,
         now: Timestamp,
     ) -> Result<Change, AccessError> {
-        let before = self.open(number)?;
-        if terms.version.is_some_and(|version| version != before.version) {
-            return Err(AccessError::HasChanged);
-        }
+        let before = self.current(number, terms.version)?;
         let mut token = before.changed();
         if let Some(name) = &terms.name {
             token.name = self.name(name, Some(number))?;
@@ -209,6 +208,19 @@ impl Tokens {
             return Ok(None);
         }
         Ok(Some((token, Action::TokenChanged, differences.join("; "))))
+    }
+
+    /// Returns a token that can be changed, if it is the one on which the change is based.
+    fn current(
+        &self,
+        number: TokenNumber,
+        version: Option<Version>,
+    ) -> Result<&AccessToken, AccessError> {
+        let before = self.open(number)?;
+        if version.is_some_and(|version| version != before.version) {
+            return Err(AccessError::HasChanged);
+        }
+        Ok(before)
     }
 
     /// Checks that the lists of all tokens, with those of `token`, are not too long.
@@ -227,14 +239,14 @@ impl Tokens {
         &self,
         number: TokenNumber,
         secret: KeyedHash,
-        grace: u64,
+        (grace, version): (u64, Option<Version>),
         now: Timestamp,
     ) -> Result<Change, AccessError> {
         if grace > AccessToken::MAX_GRACE {
             let most = AccessToken::MAX_GRACE;
             return Err(refused(format!("grace_seconds must be a number from 0 to {most}.")));
         }
-        let before = self.open(number)?;
+        let before = self.current(number, version)?;
         let token = before.rotate(secret, grace, now);
         let detail = match token.previous {
             None => "the old secret is void".to_owned(),
@@ -362,19 +374,21 @@ impl AccessTokens {
     }
 
     /// Gives a token another text, which is returned this once. An earlier text stays good for `grace`
-    /// seconds: see [`AccessToken::rotate`].
+    /// seconds: see [`AccessToken::rotate`]. `version` is that of the token on which the request is based,
+    /// if it says so: a form that is sent again must not void the secret that it has just shown.
     ///
     /// # Errors
     /// As [`Self::change`].
     pub async fn rotate(
         self: &Arc<Self>,
         number: TokenNumber,
-        grace: u64,
+        (grace, version): (u64, Option<Version>),
         by: &Caller,
         from: IpAddr,
     ) -> Result<(Arc<Entry>, TokenText), AccessError> {
         let (text, secret) = self.new_text()?;
-        let change = move |tokens: &Tokens, now| tokens.rotate(number, secret, grace, now);
+        let based = (grace, version);
+        let change = move |tokens: &Tokens, now| tokens.rotate(number, secret, based, now);
         Ok((self.apply(Some(number), change, by, from).await?, text))
     }
 
@@ -656,7 +670,8 @@ mod tests {
         let renamed = change(&Terms { name: Some("west".into()), ..Terms::default() });
         assert_eq!(renamed.unwrap().unwrap().2, "name: fleet -> west");
         assert_eq!(change(&Terms { name: Some("fleet".into()), ..Terms::default() }), Ok(None));
-        let rotated = tokens.rotate(TokenNumber(1), KeyedHash([2; 16]), 0, NOW).unwrap().unwrap();
+        let rotated =
+            tokens.rotate(TokenNumber(1), KeyedHash([2; 16]), (0, None), NOW).unwrap().unwrap();
         assert_eq!((rotated.2.as_str(), rotated.0.version), ("the old secret is void", 2));
     }
 
@@ -685,7 +700,8 @@ mod tests {
             vec![],
             Tokens::default().create(&wanted("a", Role::View), KeyedHash([1; 16]), NOW).unwrap(),
         );
-        let long = tokens.rotate(TokenNumber(1), KeyedHash([2; 16]), u64::MAX, NOW).unwrap_err();
+        let long =
+            tokens.rotate(TokenNumber(1), KeyedHash([2; 16]), (u64::MAX, None), NOW).unwrap_err();
         assert!(words(long).starts_with("grace_seconds"));
         assert_eq!(tokens.revoke(TokenNumber(9), NOW), Err(AccessError::NotFound));
     }
