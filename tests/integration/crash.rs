@@ -361,7 +361,12 @@ fn a_server_killed_at_any_time_keeps_everything_acknowledged_and_nothing_half_do
     let mut chance = Chance::seeded(seed);
     let mut server = Process::start(&["codes.max_activations_per_code=255"]);
     let (mut codes, mut confirmed) = (0, Vec::new());
-    for round in 0..rounds() {
+    // On a busy machine a round may end before anything is confirmed.
+    let had_load = |codes, confirmed: &Vec<_>| codes > 20 && !confirmed.is_empty();
+    for round in 0..20 * rounds() {
+        if round >= rounds() && had_load(codes, &confirmed) {
+            break;
+        }
         let load = Load::start(server.api.clone(), round, seed);
         std::thread::sleep(Duration::from_millis(10 + chance.below(200)));
         server.kill();
@@ -377,7 +382,7 @@ fn a_server_killed_at_any_time_keeps_everything_acknowledged_and_nothing_half_do
         let released = finish(&server.api, "release", activation).unwrap();
         assert_eq!(released.data("status"), "confirmed", "(seed {seed})");
     }
-    assert!(codes > 20 && !confirmed.is_empty(), "there was a load: {codes} codes");
+    assert!(had_load(codes, &confirmed), "there was a load: {codes} codes");
 }
 
 #[test]

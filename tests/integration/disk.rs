@@ -16,6 +16,15 @@ pub struct BadDisks {
     journal: BadDisk,
 }
 
+/// The time for which a disk blocks.
+pub struct Blocked<'a>(&'a BadDisks);
+
+impl Drop for Blocked<'_> {
+    fn drop(&mut self) {
+        self.0.rows.release();
+    }
+}
+
 impl BadDisks {
     pub fn new() -> Self {
         let rows = BadDisk::new();
@@ -45,12 +54,12 @@ impl BadDisks {
         self.rows.revive(end);
         self.journal.revive(end);
     }
-    /// Blocks every sync until [`Self::release`].
-    pub fn block(&self) {
+    /// Blocks every sync until the guard is dropped, also when the test fails: a server cannot end
+    /// while it waits for its disk.
+    #[must_use]
+    pub fn block(&self) -> Blocked<'_> {
         self.rows.block();
-    }
-    pub fn release(&self) {
-        self.rows.release();
+        Blocked(self)
     }
     pub fn is_held_up(&self) -> bool {
         self.rows.is_held_up()
@@ -260,7 +269,7 @@ fn after_a_failed_sync_every_waiting_request_gets_a_reply_and_the_server_exits_w
     let activations: Vec<Activation> =
         (0..8).map(|n| Machine::new(n).install(&app, &app.issue())).collect();
     disk.settle();
-    disk.block();
+    let blocked = disk.block();
     let depth = "iptunnel_actor_queue_depth{actor=\"persistence\"} ";
     let api = api(&app);
     let confirm = |a: &Activation| {
@@ -277,7 +286,7 @@ fn after_a_failed_sync_every_waiting_request_gets_a_reply_and_the_server_exits_w
             line.unwrap().parse::<u32>().unwrap() >= 7
         });
         disk.fault(Fault::FailsSyncs);
-        disk.release();
+        drop(blocked);
         threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
     });
     app.ended().expect_err("the outcome of a commit is unknown until a restart");

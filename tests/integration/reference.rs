@@ -266,7 +266,7 @@ fn the_v2_listing_and_registration_are_as_documented() {
 fn install_tickets_are_as_documented() {
     let reference = Reference::start_with(|c| {
         c.push(("server.allow_private_ips", "true".into()));
-        c.push(("limits.ticket_per_ip_hour", "8".into()));
+        c.push(("limits.ticket_per_ip_hour", "7".into()));
     });
     let (app, path) = (&reference.app, "/api/v2/install-tickets/issue");
     let holds = |status, answer| reference.holds("ticket_issue", status, &answer);

@@ -121,7 +121,7 @@ fn sigint_shuts_down_cleanly_too() {
 
 /// A server whose deadline is two seconds, and a code with a precheck token.
 fn hurried(disk: &BadDisks) -> (TestApp, String, String) {
-    let app = on(disk, &[("server.request_timeout_ms", "2000")]);
+    let app = on(disk, &[("server.request_timeout_ms", "5000")]);
     let code = app.issue();
     let token = Machine::new(1).precheck(&app, &code).data("precheck_token");
     disk.settle();
@@ -140,9 +140,9 @@ fn an_activate_that_waits_for_the_store_at_its_deadline_is_outcome_unknown_and_i
 {
     let disk = BadDisks::new();
     let (app, code, token) = hurried(&disk);
-    disk.block();
+    let blocked = disk.block();
     let late = Machine::new(1).activate(&app, &code, &token);
-    disk.release();
+    drop(blocked);
     assert_eq!(late.told(), (503, "outcome_unknown".into()));
     assert!(late.header("retry-after").parse::<u64>().unwrap() > 0);
     wait_until("the commit is done", || transitions(&app, "activated") == 1);
@@ -158,24 +158,24 @@ fn an_activate_that_waits_for_the_store_at_its_deadline_is_outcome_unknown_and_i
 fn a_request_without_a_change_is_overloaded_at_its_deadline() {
     let disk = BadDisks::new();
     let (app, code, token) = hurried(&disk);
-    disk.block();
+    let blocked = disk.block();
     assert_eq!(Machine::new(1).activate(&app, &code, &token).code(), "outcome_unknown");
     let late = Machine::new(2).precheck(&app, &code);
     assert_eq!(late.told(), (503, "overloaded".into()));
-    disk.release();
+    drop(blocked);
 }
 
 #[test]
 fn the_charge_of_a_request_that_missed_its_deadline_is_given_back() {
     let disk = BadDisks::new();
-    let limit = [("limits.activate_per_machine_day", "1"), ("server.request_timeout_ms", "2000")];
+    let limit = [("limits.activate_per_machine_day", "1"), ("server.request_timeout_ms", "5000")];
     let app = on(&disk, &limit);
     let (code, machine) = (app.issue(), Machine::new(1));
     let token = machine.precheck(&app, &code).data("precheck_token");
     disk.settle();
-    disk.block();
+    let blocked = disk.block();
     assert_eq!(machine.activate(&app, &code, &token).code(), "outcome_unknown");
-    disk.release();
+    drop(blocked);
     wait_until("the commit is done", || transitions(&app, "activated") == 1);
     let mut told = machine.activate(&app, &code, &token).told();
     // The charge is given back just after the commit.
@@ -195,7 +195,7 @@ fn a_server_without_free_permits_refuses_at_once_and_recovers_with_the_disk() {
     let cookie = api.cookie().unwrap();
     let ask = || api.issue_with(&cookie).unwrap();
     disk.settle();
-    disk.block();
+    let blocked = disk.block();
     let early = Mutex::new(Vec::new());
     let all = std::thread::scope(|scope| {
         let ask_and_note = || {
@@ -209,7 +209,7 @@ fn a_server_without_free_permits_refuses_at_once_and_recovers_with_the_disk() {
         let refused = Machine::new(1).precheck(&app, &code);
         assert_eq!(refused.told(), (503, "overloaded".into()));
         assert!(refused.header("retry-after").parse::<u64>().unwrap() > 0);
-        disk.release();
+        drop(blocked);
         threads.into_iter().map(|thread| thread.join().unwrap().status).collect::<Vec<_>>()
     });
     assert_eq!(all.iter().filter(|status| **status == 201).count(), ROOM);
