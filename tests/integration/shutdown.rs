@@ -121,7 +121,7 @@ fn sigint_shuts_down_cleanly_too() {
 
 /// A server whose deadline is two seconds, and a code with a precheck token.
 fn hurried(disk: &BadDisks) -> (TestApp, String, String) {
-    let app = on(disk, &[("server.request_timeout_ms", "5000")]);
+    let app = on(disk, &[("server.request_timeout_ms", "2000")]);
     let code = app.issue();
     let token = Machine::new(1).precheck(&app, &code).data("precheck_token");
     disk.settle();
@@ -146,6 +146,8 @@ fn an_activate_that_waits_for_the_store_at_its_deadline_is_outcome_unknown_and_i
     assert_eq!(late.told(), (503, "outcome_unknown".into()));
     assert!(late.header("retry-after").parse::<u64>().unwrap() > 0);
     wait_until("the commit is done", || transitions(&app, "activated") == 1);
+    // A machine that is busy for seconds may have found that the store hangs.
+    wait_until("the store is there", || app.get("/readyz").status == 200);
     let activation = Machine::new(1).install(&app, &code);
     assert_eq!(transitions(&app, "activated"), 1, "the repeat opens no second one");
     assert_eq!(activation, Machine::new(1).install(&app, &code));
@@ -158,17 +160,21 @@ fn an_activate_that_waits_for_the_store_at_its_deadline_is_outcome_unknown_and_i
 fn a_request_without_a_change_is_overloaded_at_its_deadline() {
     let disk = BadDisks::new();
     let (app, code, token) = hurried(&disk);
-    let blocked = disk.block();
-    assert_eq!(Machine::new(1).activate(&app, &code, &token).code(), "outcome_unknown");
-    let late = Machine::new(2).precheck(&app, &code);
-    assert_eq!(late.told(), (503, "overloaded".into()));
-    drop(blocked);
+    let _blocked = disk.block();
+    std::thread::scope(|scope| {
+        let activate = || Machine::new(1).activate(&app, &code, &token);
+        let activate = scope.spawn(activate);
+        wait_until("the activate waits for the disk", || disk.is_held_up());
+        let late = Machine::new(2).precheck(&app, &code);
+        assert_eq!(late.told(), (503, "overloaded".into()));
+        assert_eq!(activate.join().unwrap().code(), "outcome_unknown");
+    });
 }
 
 #[test]
 fn the_charge_of_a_request_that_missed_its_deadline_is_given_back() {
     let disk = BadDisks::new();
-    let limit = [("limits.activate_per_machine_day", "1"), ("server.request_timeout_ms", "5000")];
+    let limit = [("limits.activate_per_machine_day", "1"), ("server.request_timeout_ms", "2000")];
     let app = on(&disk, &limit);
     let (code, machine) = (app.issue(), Machine::new(1));
     let token = machine.precheck(&app, &code).data("precheck_token");
@@ -177,6 +183,7 @@ fn the_charge_of_a_request_that_missed_its_deadline_is_given_back() {
     assert_eq!(machine.activate(&app, &code, &token).code(), "outcome_unknown");
     drop(blocked);
     wait_until("the commit is done", || transitions(&app, "activated") == 1);
+    wait_until("the store is there", || app.get("/readyz").status == 200);
     let mut told = machine.activate(&app, &code, &token).told();
     // The charge is given back just after the commit.
     wait_until("the charge is given back", || {
