@@ -95,6 +95,11 @@ struct Running {
     thread: JoinHandle<Result<(), String>>,
 }
 
+/// A part of the error where the store is open already.
+const LOCKED: &str = "another process has the store open";
+/// How long a lock may outlive its server: see [`TestApp::start_again`].
+const LOCK_PATIENCE: Duration = Duration::from_secs(20);
+
 /// The number of servers that share the database. Each connection goes to the next server.
 fn servers() -> usize {
     std::env::var("TEST_SERVERS").map_or(1, |count| count.parse().unwrap())
@@ -295,6 +300,19 @@ impl TestApp {
 
     /// Starts a stopped server's successor on the same folder.
     pub fn start_again(&self) -> Result<Self, String> {
+        // A program that another test starts holds, until it runs, what was open here: also a store's lock.
+        let begun = Instant::now();
+        loop {
+            match self.start_successor() {
+                Err(error) if error.contains(LOCKED) && begun.elapsed() < LOCK_PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn start_successor(&self) -> Result<Self, String> {
         let (config, folder) = (self.config.clone(), self.folder.clone());
         let (clock, make_disk) = (self.clock.clone(), self.make_disk.clone());
         Self::run_over(config, folder, clock, make_disk, self.database.clone())
