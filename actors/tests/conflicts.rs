@@ -439,17 +439,13 @@ fn registration(number: u8, hostname: &str) -> Register {
         address_id: server_id(number),
         ip: IpAddr::from([1, 2, 3, number]),
         hostname: hostname.to_owned(),
-        credential: Credential {
-            hash: KeyedHash([6; 16]),
-            by: EnrolledBy::Master,
-            made_ms: None,
-            from_its_address: false,
-        },
+        credential: Credential { hash: KeyedHash([6; 16]), by: EnrolledBy::Master, made_ms: None },
         max_servers: 0,
         is_good: Arc::new(|_| true),
         code: None,
         by: String::new(),
         from: FROM,
+        from_its_address: false,
         now: NOW,
     }
 }

@@ -211,37 +211,23 @@ fn with(number: u8, credential: Credential) -> Register {
         is_good: Arc::new(|_| true),
         by: "office".into(),
         from: FROM,
+        from_its_address: false,
         now: NOW,
     }
 }
 
 fn master() -> Credential {
-    Credential {
-        hash: KeyedHash([1; 16]),
-        by: EnrolledBy::Master,
-        made_ms: None,
-        from_its_address: false,
-    }
+    Credential { hash: KeyedHash([1; 16]), by: EnrolledBy::Master, made_ms: None }
 }
 
 fn token() -> Credential {
-    Credential {
-        hash: KeyedHash([2; 16]),
-        by: EnrolledBy::Token(TOKEN),
-        made_ms: None,
-        from_its_address: false,
-    }
+    Credential { hash: KeyedHash([2; 16]), by: EnrolledBy::Token(TOKEN), made_ms: None }
 }
 
 /// A ticket that was made so many milliseconds ago.
 fn ticket(hash: u8, ago: u64) -> Credential {
     let made_ms = Some(NOW.0 * 1000 - ago);
-    Credential {
-        hash: KeyedHash([hash; 16]),
-        by: EnrolledBy::Token(TOKEN),
-        made_ms,
-        from_its_address: false,
-    }
+    Credential { hash: KeyedHash([hash; 16]), by: EnrolledBy::Token(TOKEN), made_ms }
 }
 
 fn in_list(id: u64, number: u8) -> Listed {

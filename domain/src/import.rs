@@ -271,12 +271,7 @@ mod tests {
 
     fn ticket(hash: u8, made_ms: u64) -> Credential {
         let by = EnrolledBy::Token(TokenNumber(7));
-        Credential {
-            hash: KeyedHash([hash; 16]),
-            by,
-            made_ms: Some(made_ms),
-            from_its_address: false,
-        }
+        Credential { hash: KeyedHash([hash; 16]), by, made_ms: Some(made_ms) }
     }
 
     fn register_again(
@@ -284,7 +279,7 @@ mod tests {
         credential: &Credential,
         now: Timestamp,
     ) -> Result<Option<Server>, Refusal> {
-        server.register_again("ns2".into(), credential, &|_| true, now)
+        server.register_again("ns2".into(), credential, false, &|_| true, now)
     }
 
     /// A server that a ticket has registered here, deleted at once.

@@ -72,8 +72,6 @@ pub struct Credential {
     /// For a credential that is good once, a ticket or an install token: when it was made, in
     /// milliseconds since the Unix epoch. `None` for one that is good many times.
     pub made_ms: Option<u64>,
-    /// Whether the request came from the address that registers. That shows that the machine has it.
-    pub from_its_address: bool,
 }
 
 impl Credential {
@@ -169,6 +167,8 @@ impl Server {
     /// Returns the server as registered again, with its new host name and credential. `None` if the
     /// credential is good once and is that of its last registration, with the same agent token: then its
     /// answer was lost, and is given again. Likewise if one that is good many times says nothing new.
+    /// `from_its_address` says whether the request came from the address that registers: that shows that
+    /// the machine has it.
     ///
     /// # Errors
     /// [`Refusal::ServerRevoked`] if it is revoked: registering again does not undo a revocation.
@@ -179,18 +179,18 @@ impl Server {
         &self,
         hostname: String,
         credential: &Credential,
+        from_its_address: bool,
         is_good: &IsGood,
         now: Timestamp,
     ) -> Result<Option<Self>, Refusal> {
         if self.revoked {
             return Err(Refusal::ServerRevoked(self.id));
         }
-        if self.belongs_to_another(credential, is_good) {
+        if self.belongs_to_another(credential, from_its_address, is_good) {
             return Err(Refusal::ServerOfAnotherToken);
         }
         // A machine that registers with a new ticket may keep its agent token: then only the date differs.
-        let is_same = self.token.is_some_and(|token| token.ct_eq(&credential.hash))
-            && credential.made_ms == Some(self.credential_ms);
+        let is_same = self.shows(credential) && credential.made_ms == Some(self.credential_ms);
         // A date in the future is not believed: a wrong clock wrote it.
         let is_ahead = Timestamp(self.credential_ms / 1000).is_ahead_of(now);
         let earlier = if is_ahead { 0 } else { self.credential_ms };
@@ -220,26 +220,33 @@ impl Server {
     }
 
     fn is_registered_as(&self, hostname: &str, credential: &Credential) -> bool {
+        self.shows(credential) && self.enrolled_by == credential.by && self.hostname == hostname
+    }
+
+    /// Whether its check-ins show already what they would after a registration with `credential`.
+    fn shows(&self, credential: &Credential) -> bool {
         self.token.is_some_and(|token| token.ct_eq(&credential.hash))
-            && self.enrolled_by == credential.by
-            && self.hostname == hostname
     }
 
     /// Whether it belongs to somebody else than the holder of `credential`. Access tokens and their tickets
     /// lie on installed machines: one that is stolen must not take the servers of others over. And
     /// everybody gets an install token on the page, for any address: it takes over no server of an access
     /// token, and others only from their own address.
-    fn belongs_to_another(&self, credential: &Credential, is_good: &IsGood) -> bool {
+    fn belongs_to_another(
+        &self,
+        credential: &Credential,
+        from_its_address: bool,
+        is_good: &IsGood,
+    ) -> bool {
         if self.deleted || self.enrolled_by == credential.by {
             return false;
         }
-        let is_same = || self.token.is_some_and(|token| token.ct_eq(&credential.hash));
         match (self.enrolled_by, credential.by) {
             (EnrolledBy::Token(owner), EnrolledBy::Token(_) | EnrolledBy::Activation(_)) => {
                 is_good(owner)
             }
             (EnrolledBy::Activation(_), EnrolledBy::Token(_)) | (_, EnrolledBy::Activation(_)) => {
-                !credential.from_its_address && !is_same()
+                !from_its_address && !self.shows(credential)
             }
             _ => false,
         }
@@ -376,22 +383,12 @@ mod tests {
     const IP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(1, 2, 3, 4));
 
     fn master() -> Credential {
-        Credential {
-            hash: KeyedHash([99; 16]),
-            by: EnrolledBy::Master,
-            made_ms: None,
-            from_its_address: false,
-        }
+        Credential { hash: KeyedHash([99; 16]), by: EnrolledBy::Master, made_ms: None }
     }
 
     fn ticket(hash: u8, made_ms: u64) -> Credential {
         let by = EnrolledBy::Token(TokenNumber(7));
-        Credential {
-            hash: KeyedHash([hash; 16]),
-            by,
-            made_ms: Some(made_ms),
-            from_its_address: false,
-        }
+        Credential { hash: KeyedHash([hash; 16]), by, made_ms: Some(made_ms) }
     }
 
     fn activation(number: u64) -> ActivationName {
@@ -408,7 +405,7 @@ mod tests {
         credential: &Credential,
         now: Timestamp,
     ) -> Result<Option<Server>, Refusal> {
-        server.register_again("ns2".into(), credential, &|_| true, now)
+        server.register_again("ns2".into(), credential, false, &|_| true, now)
     }
 
     /// The server that an import puts in the place of this one, if any.
@@ -495,28 +492,27 @@ mod tests {
 
     #[test]
     fn a_stranger_takes_no_server_over_and_a_machine_that_has_the_address_does() {
-        let of =
-            |by, from_its_address| Credential { by, from_its_address, ..ticket(9, NOW.0 * 2000) };
+        let again = |server: Server, by, from_its_address| {
+            let credential = Credential { by, ..ticket(9, NOW.0 * 2000) };
+            server.register_again("ns2".into(), &credential, from_its_address, &|_| true, NOW)
+        };
         let installed = EnrolledBy::Activation(activation(1));
         let token = EnrolledBy::Token(TokenNumber(7));
         let owned = |by| registered(&Credential { by, ..ticket(1, 1000) }, NOW);
         let refused = Err(Refusal::ServerOfAnotherToken);
         for owner in [installed, EnrolledBy::Master, EnrolledBy::Import, EnrolledBy::Unknown] {
             let other = EnrolledBy::Activation(activation(2));
-            assert_eq!(again(&owned(owner), &of(other, false), NOW), refused, "{owner:?}");
-            assert_eq!(
-                again(&owned(owner), &of(other, true), NOW).unwrap().unwrap().enrolled_by,
-                other
-            );
+            assert_eq!(again(owned(owner), other, false), refused, "{owner:?}");
+            assert_eq!(again(owned(owner), other, true).unwrap().unwrap().enrolled_by, other);
         }
-        assert_eq!(again(&owned(installed), &of(token, false), NOW), refused);
-        assert!(again(&owned(installed), &of(token, true), NOW).is_ok());
+        assert_eq!(again(owned(installed), token, false), refused);
+        assert!(again(owned(installed), token, true).is_ok());
         // A machine with a stolen token cannot move its server away from it.
         for from_its_address in [false, true] {
-            assert_eq!(again(&owned(token), &of(installed, from_its_address), NOW), refused);
+            assert_eq!(again(owned(token), installed, from_its_address), refused);
         }
         let deleted = Server { deleted: true, ..owned(token) };
-        assert!(again(&deleted, &of(installed, false), NOW).is_ok());
+        assert!(again(deleted, installed, false).is_ok());
     }
 
     #[test]
@@ -524,7 +520,7 @@ mod tests {
         let server = registered(&master(), NOW);
         let same = server.hostname.clone();
         let again = |hostname: &str, by: &Credential| {
-            server.register_again(hostname.into(), by, &|_| true, NOW.plus(60))
+            server.register_again(hostname.into(), by, false, &|_| true, NOW.plus(60))
         };
         assert_eq!(again(&same, &master()), Ok(None));
         assert!(again("other", &master()).unwrap().is_some());
@@ -541,7 +537,8 @@ mod tests {
         let server = registered(&own, NOW);
         for other in &others {
             assert_eq!(again(&server, other, NOW), Err(Refusal::ServerOfAnotherToken));
-            let after = server.register_again("ns2".into(), other, &|number| number.0 != 7, NOW);
+            let after =
+                server.register_again("ns2".into(), other, false, &|number| number.0 != 7, NOW);
             assert_eq!(
                 after.unwrap().unwrap().enrolled_by,
                 of(8),

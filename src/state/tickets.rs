@@ -75,7 +75,7 @@ impl State {
         }
         let hash = self.live.lookup.hash(Purpose::Token, text.as_bytes());
         let by = EnrolledBy::Token(ticket.token);
-        Ok((Credential { hash, by, made_ms: Some(ticket.made_ms), from_its_address: false }, entry))
+        Ok((Credential { hash, by, made_ms: Some(ticket.made_ms) }, entry))
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Register {
     pub by: String,
     /// The address the request came from.
     pub from: IpAddr,
+    /// Whether that is the very address that registers.
+    pub from_its_address: bool,
     /// When the request arrived.
     pub now: Timestamp,
 }

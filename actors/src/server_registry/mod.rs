@@ -668,9 +668,10 @@ impl ServerRegistry {
     ) {
         // It may have another id than its address: then its changes stand under that.
         let Some(work) = self.park(server.id, work) else { return };
-        let Register { hostname, credential, is_good, now, .. } = &work.command;
-        let next = match server.register_again(hostname.clone(), credential, is_good.as_ref(), *now)
-        {
+        let Register { hostname, credential, from_its_address, is_good, now, .. } = &work.command;
+        let (hostname, is_good) = (hostname.clone(), is_good.as_ref());
+        let next = server.register_again(hostname, credential, *from_its_address, is_good, *now);
+        let next = match next {
             // These answers depend on what was read.
             Err(refusal) => return self.answer(work, Err(refusal)),
             Ok(None) if credential.made_ms.is_none() => {

@@ -474,12 +474,8 @@ mod tests {
     use iptunnel_domain::server::Credential;
 
     fn live(number: u32) -> Live {
-        let credential = Credential {
-            hash: KeyedHash([1; 16]),
-            by: EnrolledBy::Master,
-            made_ms: None,
-            from_its_address: false,
-        };
+        let credential =
+            Credential { hash: KeyedHash([1; 16]), by: EnrolledBy::Master, made_ms: None };
         let (id, ip) = (ServerId(0), std::net::IpAddr::from([1, 2, 3, 4]));
         let (number, now) = (ServerNumber(number), Timestamp(0));
         Live::of(&Server::register(number, id, (id, ip), "".into(), &credential, now))

@@ -234,7 +234,6 @@ async fn read_registration(
         let allow_private = state.live.config.load().server.allow_private_ips;
         parse_public_ip(&address, allow_private).ok_or_else(|| invalid(UNREACHABLE.into()))
     };
-    let has = |ip: IpAddr| ip == from.to_canonical();
     let register = |ip, credential| Register {
         address_id: ServerId::of(ip, &state.live.lookup),
         ip,
@@ -245,6 +244,7 @@ async fn read_registration(
         code: None,
         by: String::new(),
         from: caller_network(from),
+        from_its_address: ip == from.to_canonical(),
         now,
     };
     let denied = |denied| ApiError::denied(denied, family == Family::Legacy);
@@ -256,8 +256,7 @@ async fn read_registration(
             Ok(found) => found,
             Err(why) => return Err(denied(refused(why).await)),
         };
-        let hash = shown(credential.hash);
-        let credential = Credential { hash, from_its_address: has(ip), ..credential };
+        let credential = Credential { hash: shown(credential.hash), ..credential };
         let (max_servers, by) = (made_by.token.max_servers, made_by.token.name.clone());
         made_by.note_use(now);
         return Ok(Registration::Vouched(Register { max_servers, by, ..register(ip, credential) }));
@@ -265,9 +264,8 @@ async fn read_registration(
     if let Some(pass) = state.live.tokens.load().verify_install(&token) {
         let hash = shown(state.live.lookup.hash(Purpose::Token, token.as_bytes()));
         // The activation says who vouches for it, and since when.
-        let (ip, by) = (parse()?, EnrolledBy::Unknown);
-        let credential = Credential { hash, by, made_ms: Some(0), from_its_address: has(ip) };
-        let register = register(ip, credential);
+        let credential = Credential { hash, by: EnrolledBy::Unknown, made_ms: Some(0) };
+        let register = register(parse()?, credential);
         let activation = pass.activation;
         return Ok(Registration::Installed(RegisterInstalled { activation, register }));
     }
@@ -275,12 +273,11 @@ async fn read_registration(
     let admitted = state.admit(identity, family.rule(), (from, Listener::Public)).await;
     let caller = admitted.map_err(denied)?;
     let (hash, by) = (shown(caller.secret), caller.enrols_as());
-    let ip = parse()?;
-    let credential = Credential { hash, by, made_ms: None, from_its_address: has(ip) };
+    let credential = Credential { hash, by, made_ms: None };
     Ok(Registration::Vouched(Register {
         max_servers: caller.max_servers(),
         by: caller.shown().to_owned(),
-        ..register(ip, credential)
+        ..register(parse()?, credential)
     }))
 }
 

@@ -177,11 +177,8 @@ pub fn send(
         Asked::Enrol { agent, ticket, made_ms } => {
             let by = EnrolledBy::Token(TokenNumber(1));
             let made_ms = Some(*made_ms);
-            let register = registration(
-                *agent,
-                Credential { hash: hash(4, *ticket), by, made_ms, from_its_address: false },
-                now,
-            );
+            let register =
+                registration(*agent, Credential { hash: hash(4, *ticket), by, made_ms }, now);
             waiting(handles.register(register)?, |server| Heard::Enrolled {
                 registered_at: server.registered_at,
             })
@@ -192,12 +189,7 @@ pub fn send(
             waiting(handles.delete_server(delete)?, |()| Heard::Deleted)
         }
         Asked::Register { agent } => {
-            let credential = Credential {
-                hash: TOKEN,
-                by: EnrolledBy::Master,
-                made_ms: None,
-                from_its_address: false,
-            };
+            let credential = Credential { hash: TOKEN, by: EnrolledBy::Master, made_ms: None };
             let register = registration(*agent, credential, now);
             waiting(handles.register(register)?, |_| Heard::Registered)
         }
@@ -230,6 +222,7 @@ fn registration(agent: usize, credential: Credential, now: Timestamp) -> Registe
         is_good: Arc::new(|_| true),
         by: String::new(),
         from: FROM,
+        from_its_address: false,
         now,
     }
 }
