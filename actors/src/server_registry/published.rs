@@ -214,12 +214,25 @@ impl<T: Ord> Smallest<T> {
     }
 }
 
-/// Keeps the smallest values, at most `limit`, in any order.
-fn keep_smallest<T: Ord>(values: &mut Vec<T>, limit: usize) {
-    if limit < values.len() {
-        values.select_nth_unstable(limit);
-        values.truncate(limit);
+/// Returns at most `limit` of some numbers behind the newest `skip`, the newest first. Sorts no more than it
+/// has to: first what is before the end, then the page alone.
+fn newest_of(
+    mut numbers: Vec<Reverse<ServerNumber>>,
+    skip: usize,
+    limit: usize,
+) -> Vec<ServerNumber> {
+    let end = skip.saturating_add(limit);
+    if end < numbers.len() {
+        numbers.select_nth_unstable(end);
+        numbers.truncate(end);
     }
+    if skip >= numbers.len() {
+        return Vec::new();
+    }
+    numbers.select_nth_unstable(skip);
+    let mut page = numbers.split_off(skip);
+    page.sort_unstable();
+    page.into_iter().map(|Reverse(number)| number).collect()
 }
 
 impl Filter {
@@ -317,16 +330,12 @@ impl Servers {
         before: Option<ServerNumber>,
         limit: usize,
     ) -> (usize, Vec<ServerNumber>) {
-        let (mut count, mut numbers) = (0, Vec::new());
-        for entry in self.live.iter().filter(|entry| filter.matches_live(entry.value())) {
-            count += 1;
-            if before.is_none_or(|before| entry.number < before) {
-                numbers.push(Reverse(entry.number));
-            }
+        let mut numbers = self.matching(filter);
+        let count = numbers.len();
+        if let Some(before) = before {
+            numbers.retain(|Reverse(number)| *number < before);
         }
-        keep_smallest(&mut numbers, limit);
-        numbers.sort_unstable();
-        (count, numbers.into_iter().map(|Reverse(number)| number).collect())
+        (count, newest_of(numbers, 0, limit))
     }
 
     /// Returns how many servers match `filter`, and the numbers of at most `limit` of them behind the first
@@ -339,21 +348,13 @@ impl Servers {
         skip: usize,
         limit: usize,
     ) -> (usize, Vec<ServerNumber>) {
-        let matches = |live: &Live| filter.matches_live(live);
-        let entries = self.live.iter().filter(|entry| matches(entry.value()));
-        let mut numbers: Vec<_> = entries.map(|entry| Reverse(entry.number)).collect();
-        let count = numbers.len();
-        // Sorts no more than it has to: first what is before the page, then the page alone.
-        keep_smallest(&mut numbers, skip.saturating_add(limit));
-        let mut page = match numbers.len() {
-            len if skip < len => {
-                numbers.select_nth_unstable(skip);
-                numbers.split_off(skip)
-            }
-            _ => Vec::new(),
-        };
-        page.sort_unstable();
-        (count, page.into_iter().map(|Reverse(number)| number).collect())
+        let numbers = self.matching(filter);
+        (numbers.len(), newest_of(numbers, skip, limit))
+    }
+
+    fn matching(&self, filter: &Filter) -> Vec<Reverse<ServerNumber>> {
+        let entries = self.live.iter().filter(|entry| filter.matches_live(entry.value()));
+        entries.map(|entry| Reverse(entry.number)).collect()
     }
 
     /// Returns the number of the server with this id, as far as memory knows it.
