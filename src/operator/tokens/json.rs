@@ -177,7 +177,7 @@ pub async fn rotate(
         let grace = fields.number("grace_seconds")?.unwrap_or(GRACE);
         fields.end()?;
         let (by, from) = operator.who();
-        let made = console.state.access.rotate(number(&id)?, (grace, None), by, from).await?;
+        let made = console.state.access.rotate(number(&id)?, grace, None, by, from).await?;
         with_text(&console, StatusCode::OK, made, "Token rotated").await
     };
     answer(&request, rotated.await)

@@ -207,8 +207,8 @@ pub async fn rotate(
 ) -> HttpResponse {
     let rotated = async {
         let (number, (by, from)) = (number(&form.id)?, operator.who());
-        let based = (form.grace()?, form.version);
-        let (entry, text) = console.state.access.rotate(number, based, by, from).await?;
+        let (access, grace) = (&console.state.access, form.grace()?);
+        let (entry, text) = access.rotate(number, grace, form.version, by, from).await?;
         Ok(Some((row(&console, &entry).await?, text)))
     };
     shown_page(&console, &request, &operator, rotated.await).await

@@ -239,7 +239,8 @@ impl Tokens {
         &self,
         number: TokenNumber,
         secret: KeyedHash,
-        (grace, version): (u64, Option<Version>),
+        grace: u64,
+        version: Option<Version>,
         now: Timestamp,
     ) -> Result<Change, AccessError> {
         if grace > AccessToken::MAX_GRACE {
@@ -382,13 +383,13 @@ impl AccessTokens {
     pub async fn rotate(
         self: &Arc<Self>,
         number: TokenNumber,
-        (grace, version): (u64, Option<Version>),
+        grace: u64,
+        version: Option<Version>,
         by: &Caller,
         from: IpAddr,
     ) -> Result<(Arc<Entry>, TokenText), AccessError> {
         let (text, secret) = self.new_text()?;
-        let based = (grace, version);
-        let change = move |tokens: &Tokens, now| tokens.rotate(number, secret, based, now);
+        let change = move |tokens: &Tokens, now| tokens.rotate(number, secret, grace, version, now);
         Ok((self.apply(Some(number), change, by, from).await?, text))
     }
 
@@ -671,7 +672,7 @@ mod tests {
         assert_eq!(renamed.unwrap().unwrap().2, "name: fleet -> west");
         assert_eq!(change(&Terms { name: Some("fleet".into()), ..Terms::default() }), Ok(None));
         let rotated =
-            tokens.rotate(TokenNumber(1), KeyedHash([2; 16]), (0, None), NOW).unwrap().unwrap();
+            tokens.rotate(TokenNumber(1), KeyedHash([2; 16]), 0, None, NOW).unwrap().unwrap();
         assert_eq!((rotated.2.as_str(), rotated.0.version), ("the old secret is void", 2));
     }
 
@@ -701,7 +702,7 @@ mod tests {
             Tokens::default().create(&wanted("a", Role::View), KeyedHash([1; 16]), NOW).unwrap(),
         );
         let long =
-            tokens.rotate(TokenNumber(1), KeyedHash([2; 16]), (u64::MAX, None), NOW).unwrap_err();
+            tokens.rotate(TokenNumber(1), KeyedHash([2; 16]), u64::MAX, None, NOW).unwrap_err();
         assert!(words(long).starts_with("grace_seconds"));
         assert_eq!(tokens.revoke(TokenNumber(9), NOW), Err(AccessError::NotFound));
     }
