@@ -522,6 +522,14 @@ impl Actor for ServerRegistry {
     }
 }
 
+/// Notes that a server was there at `now`, unless it was seen later already.
+fn note_seen(live: &mut Live, id: ServerId, now: Timestamp, unwritten: &mut CheckIns) {
+    if live.last_checkin().or_later(now, now) != live.last_checkin() {
+        live.set_last_checkin(now);
+        unwritten.note(id, Seen { server: live.number, at: now });
+    }
+}
+
 impl Receive<Work<CheckIn, Server>> for ServerRegistry {
     fn receive(&mut self, work: Work<CheckIn, Server>) {
         self.metrics.taken();
@@ -570,10 +578,7 @@ impl Receive<Work<CheckIn, Server>> for ServerRegistry {
         live.source = last.then(source);
         let is_first = live.flags.has(Flags::AWAITED);
         live.flags.set(Flags::AWAITED, false);
-        if live.last_checkin().or_later(now, now) != live.last_checkin() {
-            live.set_last_checkin(now);
-            self.unwritten.note(id, Seen { server: live.number, at: now });
-        }
+        note_seen(&mut live, id, now, &mut self.unwritten);
         drop(live);
         if is_first {
             self.note_first_check_in(&command);
@@ -675,8 +680,11 @@ impl ServerRegistry {
             // These answers depend on what was read.
             Err(refusal) => return self.answer(work, Err(refusal)),
             Ok(None) if credential.made_ms.is_none() => {
+                // It counts as a check-in.
+                if let Some(mut live) = self.servers.live.get_mut(&server.id) {
+                    note_seen(&mut live, server.id, *now, &mut self.unwritten);
+                }
                 let server = Server { last_checkin: *now, ..server };
-                self.note_check_in(&server);
                 return self.answer(work, Ok(server));
             }
             Ok(None) => return self.answer(work, Ok(server)),
@@ -688,14 +696,6 @@ impl ServerRegistry {
         };
         if let Some(work) = may(self, work).filter(|work| work.reply.claim()) {
             self.write_registered(work, next, !is_counted);
-        }
-    }
-
-    /// Takes a registration that says nothing new as a check-in.
-    fn note_check_in(&mut self, server: &Server) {
-        if let Some(mut live) = self.servers.live.get_mut(&server.id) {
-            live.set_last_checkin(server.last_checkin);
-            self.unwritten.note(server.id, Seen { server: server.number, at: server.last_checkin });
         }
     }
 
