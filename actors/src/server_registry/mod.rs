@@ -6,10 +6,12 @@
 //! Check-ins go the other way: they are answered at once and written together, a little later.
 
 mod changes;
+mod check_ins;
 mod clones;
 mod import;
 mod listening;
 mod published;
+mod registration;
 mod silence;
 mod sweep;
 mod together;
@@ -36,15 +38,14 @@ use crate::runtime::reply::Reply;
 use crate::runtime::tuning::ActorSettings;
 use actix::Message;
 use arc_swap::ArcSwap;
-use clones::{Differs, Reported};
+use check_ins::SeenElsewhere;
+use clones::Reported;
 use iptunnel_domain::access::TokenNumber;
-use iptunnel_domain::address::caller_network;
 use iptunnel_domain::audit::{Action, Actor as Who, Event};
-use iptunnel_domain::fleet::{Difference, Source};
-use iptunnel_domain::server::{Bearer, EnrolledBy, Server, ServerId, ServerNumber};
+use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use iptunnel_domain::time::Timer;
 use iptunnel_domain::{Refusal, Timestamp};
-use iptunnel_storage::{Change, CheckIn as Seen, ReadError, Store, Write};
+use iptunnel_storage::{Change, ReadError, Store, Write};
 use listening::Listening;
 use published::{Flags, Live, Owners};
 use silence::Watch;
@@ -61,13 +62,6 @@ impl Message for Found {
     type Result = ();
 }
 
-/// Check-ins that other processes have taken.
-struct SeenElsewhere(Vec<(ServerId, Timestamp)>);
-
-impl Message for SeenElsewhere {
-    type Result = ();
-}
-
 /// Another process has reported a clone of this server, at this time.
 pub(crate) struct CloneReported(pub(crate) ServerId, pub(crate) Timestamp);
 
@@ -79,13 +73,6 @@ impl Message for CloneReported {
 struct Gone(ServerId, u32);
 
 impl Message for Gone {
-    type Result = ();
-}
-
-/// A registration, and how many servers its access token has enrolled in a shared store.
-struct Counted(Work<Register, Server>, u64);
-
-impl Message for Counted {
     type Result = ();
 }
 
@@ -498,263 +485,9 @@ fn happened(
     }
 }
 
-fn registered(server: &Server, asked: &Register) -> Event {
-    let activation = match asked.credential.by {
-        EnrolledBy::Activation(name) => Some(name),
-        _ => None,
-    };
-    Event {
-        activation,
-        code: asked.code,
-        ..happened(
-            Action::ServerRegistered,
-            (Who::Agent, &asked.by),
-            server,
-            asked.now,
-            Some(asked.from),
-        )
-    }
-}
-
 impl Actor for ServerRegistry {
     fn has_ended(&self) -> bool {
         self.ended
-    }
-}
-
-/// Notes that a server was there at `now`, unless it was seen later already.
-fn note_seen(live: &mut Live, id: ServerId, now: Timestamp, unwritten: &mut CheckIns) {
-    if live.last_checkin().or_later(now, now) != live.last_checkin() {
-        live.set_last_checkin(now);
-        unwritten.note(id, Seen { server: live.number, at: now });
-    }
-}
-
-impl Receive<Work<CheckIn, Server>> for ServerRegistry {
-    fn receive(&mut self, work: Work<CheckIn, Server>) {
-        self.metrics.taken();
-        let Some(mut work) = self.current(work) else { return };
-        let id = work.command.id;
-        let found = self.found(id, &mut work);
-        let was_read = found.is_some();
-        match found {
-            Some(Some(server)) => {
-                self.is_fresh(&server);
-            }
-            // Another server may have registered it just now.
-            None if self.lacks(id) => return self.look_up(work, ServerKey::Id(id), None),
-            Some(None) if self.lacks(id) => {
-                return self.answer(work, Err(Refusal::ServerNotFound));
-            }
-            _ => {}
-        }
-        let Some(mut live) = self.servers.live.get_mut(&id) else {
-            return work.reply.refuse(Refusal::ServerNotFound);
-        };
-        if live.is_as_if_gone() {
-            drop(live);
-            return self.answer(work, Err(Refusal::ServerNotFound));
-        }
-        if self.is_shared() && !was_read && !live.key.accepts(&work.command.bearer) {
-            drop(live);
-            // Another server may have registered it again just now, with another token.
-            return self.look_up(work, ServerKey::Id(id), None);
-        }
-        let Work { command, reply, .. } = work;
-        let CheckIn { bearer, from, now, .. } = command;
-        let (last, last_at) = (live.source, live.last_checkin());
-        if !live.key.accepts(&bearer) {
-            drop(live);
-            if let Bearer::Token(_) = bearer {
-                let how = Difference::Token;
-                self.report_clone(&command, &Differs { how, last, last_at, refused: true });
-            }
-            return reply.refuse(Refusal::Unauthorized);
-        }
-        if live.flags.has(Flags::REVOKED) {
-            return reply.grant(CheckedIn::Revoked);
-        }
-        let source = Source::of(from, &bearer);
-        live.source = last.then(source);
-        let is_first = live.flags.has(Flags::AWAITED);
-        live.flags.set(Flags::AWAITED, false);
-        note_seen(&mut live, id, now, &mut self.unwritten);
-        drop(live);
-        if is_first {
-            self.note_first_check_in(&command);
-        }
-        if let Some(how) = last.difference(source) {
-            self.report_clone(&command, &Differs { how, last, last_at, refused: false });
-        }
-        reply.grant(CheckedIn::Active);
-    }
-}
-
-impl ServerRegistry {
-    /// Writes to the log that an installed server has checked in for the first time. No request waits for it.
-    fn note_first_check_in(&self, check_in: &CheckIn) {
-        let CheckIn { id, from, now, .. } = *check_in;
-        let from = Some(caller_network(from));
-        let event = Event {
-            server: Some(id),
-            ..Event::new(Action::ServerCheckedIn, Who::Agent, now, from)
-        };
-        let change = Change(vec![Write::Audit(Arc::new(event))]);
-        // If the store refuses it, only other servers do not hear of it.
-        self.handles.persistence.commit(change, None, |_| {});
-    }
-}
-
-impl Receive<Work<Register, Server>> for ServerRegistry {
-    fn receive(&mut self, work: Work<Register, Server>) {
-        self.metrics.taken();
-        self.register(work, None);
-    }
-}
-
-impl Receive<Counted> for ServerRegistry {
-    fn receive(&mut self, Counted(work, enrolled): Counted) {
-        self.metrics.taken();
-        self.register(work, Some(enrolled));
-    }
-}
-
-impl ServerRegistry {
-    /// Registers a server. `enrolled` is how many servers its access token has enrolled in a shared store,
-    /// if that was counted.
-    fn register(&mut self, work: Work<Register, Server>, enrolled: Option<u64>) {
-        let address = work.command.address_id;
-        let id = self.at(address).unwrap_or(address);
-        let Some(mut work) = self.current(work).and_then(|work| self.park(id, work)) else {
-            return;
-        };
-        let key = ServerKey::Address(address);
-        let found = self.found(id, &mut work);
-        if found.is_none() && self.at(address).is_none_or(|id| self.lacks(id)) && self.is_shared() {
-            return self.look_up(work, key, None);
-        }
-        let number = self.at(address).and_then(|id| self.servers.number_of(id));
-        match (found, number) {
-            (None | Some(None), None) => self.register_new(work, enrolled),
-            (Some(Some(server)), _) if self.is_fresh(&server) => {
-                self.register_again(work, server, enrolled);
-            }
-            (None, number) => self.look_up(work, key, number),
-            (Some(_), number) => self.look_up_again(work, key, number),
-        }
-    }
-
-    fn register_new(&mut self, work: Work<Register, Server>, enrolled: Option<u64>) {
-        let Some(work) = self.may_enrol(work, None, enrolled).filter(|work| work.reply.claim())
-        else {
-            return;
-        };
-        let Register { address_id, ip, hostname, credential, now, .. } = &work.command;
-        let mut id = *address_id;
-        // An imported server may have this id, at another address.
-        while self.servers.live.contains_key(&id) {
-            id = ServerId(id.0.wrapping_add(1));
-        }
-        if id != *address_id {
-            self.owners.expect(*address_id, id);
-        }
-        let number = ServerNumber(self.next_number);
-        let place = (*address_id, *ip);
-        let server = Server::register(number, id, place, hostname.clone(), credential, *now);
-        self.next_number += 1;
-        self.write_registered(work, server, true);
-    }
-
-    fn register_again(
-        &mut self,
-        work: Work<Register, Server>,
-        server: Server,
-        enrolled: Option<u64>,
-    ) {
-        // It may have another id than its address: then its changes stand under that.
-        let Some(work) = self.park(server.id, work) else { return };
-        let Register { hostname, credential, from_its_address, is_good, now, .. } = &work.command;
-        let (hostname, is_good) = (hostname.clone(), is_good.as_ref());
-        let next = server.register_again(hostname, credential, *from_its_address, is_good, *now);
-        let next = match next {
-            // These answers depend on what was read.
-            Err(refusal) => return self.answer(work, Err(refusal)),
-            Ok(None) if credential.made_ms.is_none() => {
-                // It counts as a check-in.
-                if let Some(mut live) = self.servers.live.get_mut(&server.id) {
-                    note_seen(&mut live, server.id, *now, &mut self.unwritten);
-                }
-                let server = Server { last_checkin: *now, ..server };
-                return self.answer(work, Ok(server));
-            }
-            Ok(None) => return self.answer(work, Ok(server)),
-            Ok(Some(next)) => next,
-        };
-        let is_counted = server.enrolled_by == credential.by && !server.deleted;
-        let may = |this: &mut Self, work| {
-            if is_counted { Some(work) } else { this.may_enrol(work, Some(server), enrolled) }
-        };
-        if let Some(work) = may(self, work).filter(|work| work.reply.claim()) {
-            self.write_registered(work, next, !is_counted);
-        }
-    }
-
-    /// Returns the registration of one more server, if its access token may enrol it.
-    fn may_enrol(
-        &mut self,
-        mut work: Work<Register, Server>,
-        found: Option<Server>,
-        enrolled: Option<u64>,
-    ) -> Option<Work<Register, Server>> {
-        let EnrolledBy::Token(token) = work.command.credential.by else { return Some(work) };
-        if work.command.max_servers == 0 {
-            return Some(work);
-        }
-        let pending = |changing: &Changing| changing.enrols == Some(token);
-        let enrolled = match (self.is_shared(), enrolled) {
-            (false, _) => {
-                let pending = self.changing.values().filter(|changing| pending(changing)).count();
-                self.owners.enrolled(token) + pending as u64
-            }
-            // The database may have counted the one that is pending.
-            (true, _) if self.changing.values().any(pending) => {
-                let id = self.changing.iter().find(|(_, one)| pending(one)).map(|(id, _)| *id)?;
-                return self.park(id, work);
-            }
-            (true, Some(enrolled)) => enrolled,
-            (true, None) => {
-                work.found = Some(found);
-                self.count_enrolled(work, token);
-                return None;
-            }
-        };
-        if enrolled < u64::from(work.command.max_servers) {
-            return Some(work);
-        }
-        self.answer(work, Err(Refusal::TooManyServers));
-        None
-    }
-
-    /// Counts the servers that an access token has enrolled in a shared store, and then goes on.
-    fn count_enrolled(&self, work: Work<Register, Server>, token: TokenNumber) {
-        let (reader, back) = (self.handles.reader.clone(), Arc::clone(&self.handles));
-        self.handles.reader.run(move |store| {
-            let Some(shared) = store.shared() else { return };
-            match reader.noted(shared.enrolled(token)) {
-                Ok(enrolled) => {
-                    back.server_registry.send(Counted(work, enrolled));
-                }
-                Err(_) => work.reply.fail(Failure::StorageUnavailable),
-            }
-        });
-    }
-
-    fn write_registered(&mut self, work: Work<Register, Server>, server: Server, enrols: bool) {
-        let event = registered(&server, &work.command);
-        if let EnrolledBy::Token(token) = server.enrolled_by {
-            self.changing.entry(server.id).or_default().enrols = enrols.then_some(token);
-        }
-        self.write(Next::Is(server), event, work, Reply::grant);
     }
 }
 
@@ -767,21 +500,6 @@ impl ServerRegistry {
     fn lacks(&self, id: ServerId) -> bool {
         let is_void = |live: &Live| live.flags.has(Flags::VOID) || live.is_as_if_gone();
         self.is_shared() && self.servers.live.get(&id).is_none_or(|live| is_void(&live))
-    }
-}
-
-impl Receive<SeenElsewhere> for ServerRegistry {
-    fn receive(&mut self, SeenElsewhere(seen): SeenElsewhere) {
-        self.metrics.taken();
-        for (id, at) in &seen {
-            if let Some(mut live) = self.servers.live.get_mut(id) {
-                let last = live.last_checkin().or_later(*at, self.now);
-                if last != live.last_checkin() {
-                    live.set_last_checkin(last);
-                    live.source = Source::default();
-                }
-            }
-        }
     }
 }
 
