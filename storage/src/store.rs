@@ -57,8 +57,8 @@ pub trait Shared: Send + Sync {
     fn primaries(&self) -> u32 {
         1
     }
-    /// Deletes the counters whose windows are over by `now` and by the store's clock. Where more than `most` are left, also deletes
-    /// those that have counted least and have not reached their limit.
+    /// Deletes the counters whose windows are over by `now` and by the store's clock. Where more than
+    /// `most` are left, also deletes those that have counted least and have not reached their limit.
     fn forget_counters(&self, now: Timestamp, most: u32) -> Result<(), ReadError>;
     /// Returns the time of the store's clock, in milliseconds since the Unix epoch.
     fn clock(&self) -> Result<u64, ReadError>;
