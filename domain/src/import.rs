@@ -225,19 +225,20 @@ impl Server {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::Refusal;
     use crate::access::TokenNumber;
     use crate::lookup::KeyedHash;
-    use crate::server::{CheckInKey, Credential, Deletion};
+    use crate::server::tests::{again as register_again, ticket};
+    use crate::server::{CheckInKey, Deletion};
     use proptest::prelude::*;
 
     const NOW: Timestamp = Timestamp(1_000_000);
     const IP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(8, 8, 8, 8));
     const ADDRESS: ServerId = ServerId(1);
 
-    fn listed() -> Listed {
+    pub(crate) fn listed() -> Listed {
         Listed {
             id: ServerId(9),
             ip: IP,
@@ -267,19 +268,6 @@ mod tests {
 
     fn left_alone(why: LeftAlone, is_not_revoked: bool) -> Takeover {
         Takeover::LeftAlone { why, is_not_revoked }
-    }
-
-    fn ticket(hash: u8, made_ms: u64) -> Credential {
-        let by = EnrolledBy::Token(TokenNumber(7));
-        Credential { hash: KeyedHash([hash; 16]), by, made_ms: Some(made_ms) }
-    }
-
-    fn register_again(
-        server: &Server,
-        credential: &Credential,
-        now: Timestamp,
-    ) -> Result<Option<Server>, Refusal> {
-        server.register_again("ns2".into(), credential, false, &|_| true, now)
     }
 
     /// A server that a ticket has registered here, deleted at once.

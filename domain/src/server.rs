@@ -373,9 +373,10 @@ fn short(hash: KeyedHash) -> [u8; 8] {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::activation::ActivationNumber;
+    use crate::import::tests::listed;
     use crate::import::{Known, Listed, Takeover};
     use proptest::prelude::*;
 
@@ -386,7 +387,7 @@ mod tests {
         Credential { hash: KeyedHash([99; 16]), by: EnrolledBy::Master, made_ms: None }
     }
 
-    fn ticket(hash: u8, made_ms: u64) -> Credential {
+    pub(crate) fn ticket(hash: u8, made_ms: u64) -> Credential {
         let by = EnrolledBy::Token(TokenNumber(7));
         Credential { hash: KeyedHash([hash; 16]), by, made_ms: Some(made_ms) }
     }
@@ -400,7 +401,7 @@ mod tests {
         Server::register(ServerNumber(1), id, (id, IP), "ns1".into(), credential, now)
     }
 
-    fn again(
+    pub(crate) fn again(
         server: &Server,
         credential: &Credential,
         now: Timestamp,
@@ -410,15 +411,7 @@ mod tests {
 
     /// The server that an import puts in the place of this one, if any.
     fn imported_at(server: &Server, id: ServerId) -> Option<Server> {
-        let listed = Listed {
-            id,
-            ip: IP,
-            hostname: "ns1".into(),
-            registered_at: Timestamp(5),
-            last_checkin: Timestamp(6),
-            revoked: false,
-            note: "old".into(),
-        };
+        let listed = Listed { id, ip: IP, ..listed() };
         let by_id = (server.id == id).then(|| server.clone());
         let known = Known { by_id, at_address: Some(server.clone()) };
         match Takeover::decide(listed, server.address_id, &known, ServerNumber(9)) {
