@@ -5,7 +5,7 @@ use crate::escape::{escaped, escaped_lines};
 use std::fmt::Debug;
 use std::io::{self, IsTerminal, Write};
 use tracing::field::Field;
-use tracing_appender::non_blocking::{NonBlocking, WorkerGuard};
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
@@ -14,6 +14,10 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt};
+
+/// The lines that wait for a slow reader. The queue takes 40 bytes of memory for each, from the start on; the
+/// library's own 128,000 lines took 5 MB and a tenth of the time of a start.
+const WAITING: usize = 16_384;
 
 /// The running log. Dropping it writes the buffered lines.
 pub struct Logging {
@@ -75,7 +79,8 @@ impl Logging {
     /// Starts the log on standard error. A separate thread writes it, so that a slow reader does not
     /// delay the server. Lines that do not fit its buffer are dropped.
     pub fn start(format: LogFormat, level: LogLevel) -> Self {
-        let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
+        let (writer, guard) =
+            NonBlockingBuilder::default().buffered_lines_limit(WAITING).finish(std::io::stderr());
         let (level, handle) = reload::Layer::new(filter(level));
         let on_terminal = std::io::stderr().is_terminal();
         let as_text = match format {
