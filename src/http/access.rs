@@ -64,6 +64,8 @@ pub enum Denied {
     NotGood(WhyNot),
     /// The ticket is genuine, and its time is over.
     TicketOver,
+    /// The text has the form of a ticket, and it is none of this server's for this address.
+    TicketWrong,
     /// The role of the token is not among those that may use the route.
     Role {
         /// The role of the token.

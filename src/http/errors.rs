@@ -69,6 +69,9 @@ impl ApiError {
                 "The token is mistyped: a character is wrong or missing. Please copy it again.",
             ),
             Denied::TicketOver => unauthorized("This ticket has expired. Please get a new one."),
+            Denied::TicketWrong => unauthorized(
+                "The ticket is not valid for this address. Please get a new one for it.",
+            ),
             Denied::NotGood(WhyNot::Revoked) => unauthorized("This token was revoked."),
             Denied::NotGood(WhyNot::Expired) => unauthorized("This token has expired."),
             Denied::NotGood(WhyNot::WrongNetwork) => {

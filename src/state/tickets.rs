@@ -64,14 +64,14 @@ impl State {
         address: IpAddr,
         now: Timestamp,
     ) -> Result<(Credential, Arc<Entry>), Denied> {
-        let ticket = Ticket::verify(text, address, &self.live.lookup).ok_or(Denied::Wrong)?;
+        let ticket = Ticket::verify(text, address, &self.live.lookup).ok_or(Denied::TicketWrong)?;
         if ticket.life().is_over(now) {
             return Err(Denied::TicketOver);
         }
-        let entry = self.access.by_number(ticket.token).ok_or(Denied::Wrong)?;
+        let entry = self.access.by_number(ticket.token).ok_or(Denied::TicketWrong)?;
         entry.token.is_good(now, None).map_err(Denied::NotGood)?;
         if entry.token.role != Role::Enrol {
-            return Err(Denied::Wrong);
+            return Err(Denied::TicketWrong);
         }
         let hash = self.live.lookup.hash(Purpose::Token, text.as_bytes());
         let by = EnrolledBy::Token(ticket.token);
