@@ -315,6 +315,16 @@ fn with_terms(
         }
         token.max_servers = most;
     }
+    let is_inside =
+        |address: &IpAddr| token.networks.iter().any(|network| network.contains(*address));
+    if let Some(outside) = token.addresses.iter().find(|address| !is_inside(address))
+        && !token.networks.is_empty()
+        && (terms.networks.is_some() || terms.addresses.is_some())
+    {
+        return Err(refused(format!(
+            "addresses has {outside}, which is in none of the token's networks: it would get no tickets."
+        )));
+    }
     Ok(token)
 }
 
@@ -688,11 +698,13 @@ mod tests {
         let most = Terms { max_servers: Some(1), ..terms() };
         let network = Network::parse("10.0.0.0/8").unwrap();
         let networks = Terms { networks: Some(vec![network; 65]), ..terms() };
+        let outside = Terms { networks: Some(vec![network]), ..address.clone() };
         for (role, terms, word) in [
             (Role::View, past, "expires_at"),
             (Role::View, address, "addresses"),
             (Role::Admin, most, "max_servers"),
             (Role::Enrol, networks, "networks"),
+            (Role::Enrol, outside, "addresses has 1.2.3.4"),
         ] {
             let words = create(role, terms);
             assert!(words.starts_with(word), "{words}");
