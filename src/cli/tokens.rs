@@ -209,11 +209,14 @@ fn show_state(output: Output, data: &Value) -> Result<(), String> {
 
 /// Writes in words what a row of a table would show as `[]`, as 0 or not at all.
 fn in_words(row: &mut Value) {
-    let networks: Vec<String> = match row.get("networks").and_then(Value::as_array) {
-        Some(networks) => networks.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
-        None => Vec::new(),
+    let list = |name: &str, nothing: &str| {
+        let texts = row.get(name).and_then(Value::as_array).into_iter().flatten();
+        let texts: Vec<_> = texts.filter_map(Value::as_str).collect();
+        if texts.is_empty() { nothing.to_owned() } else { texts.join(", ") }
     };
     let enrols = field(row, "role") == Role::Enrol.name();
+    let (networks, addresses) =
+        (list("networks", "any network"), list("addresses", if enrols { "none" } else { "" }));
     let most = match field(row, "max_servers") {
         _ if !enrols => String::new(),
         most if most == "0" => "no bound".to_owned(),
@@ -223,7 +226,8 @@ fn in_words(row: &mut Value) {
     let never = |name: &str| Some(field(row, name)).filter(|time| !time.is_empty());
     let (used, end) = (never("last_used_at"), never("expires_at"));
     let words = [
-        ("networks", if networks.is_empty() { "any network".into() } else { networks.join(", ") }),
+        ("networks", networks),
+        ("addresses", addresses),
         ("max_servers", most),
         ("servers", servers),
         ("last_used_at", used.unwrap_or_else(|| "never".into())),
@@ -257,6 +261,8 @@ pub fn tokens(config: &Config, output: Output, action: Tokens) -> Result<(), Str
                 "servers",
                 "max_servers",
                 "networks",
+                "addresses",
+                "old_secret_until",
             ];
             let mut list = server.get("/tokens", &[])?;
             if output != Output::Json {
@@ -300,16 +306,18 @@ mod tests {
     fn a_table_says_in_words_what_has_no_bound() {
         let shown = |mut row: Value| {
             in_words(&mut row);
-            ["networks", "max_servers", "servers", "expires_at"].map(|name| field(&row, name))
+            ["networks", "addresses", "max_servers", "servers", "expires_at"]
+                .map(|name| field(&row, name))
         };
-        let row = |role: &str, most: u32, networks: &[&str]| {
+        let row = |role: &str, most: u32, networks: &[&str], addresses: &[&str]| {
             json!({"role": role, "max_servers": most, "servers": 3, "networks": networks,
-                "last_used_at": null, "expires_at": null})
+                "addresses": addresses, "last_used_at": null, "expires_at": null})
         };
-        assert_eq!(shown(row("enrol", 0, &[])), ["any network", "no bound", "3", "never"]);
-        let two = ["10.0.0.0/8", "fd00::/8"];
-        assert_eq!(shown(row("enrol", 5, &two)), ["10.0.0.0/8, fd00::/8", "5", "3", "never"]);
-        assert_eq!(shown(row("view", 0, &[])), ["any network", "", "", "never"]);
+        let unbound = shown(row("enrol", 0, &[], &[]));
+        assert_eq!(unbound, ["any network", "none", "no bound", "3", "never"]);
+        let bound = shown(row("enrol", 5, &["10.0.0.0/8", "fd00::/8"], &["10.0.0.1", "fd00::1"]));
+        assert_eq!(bound, ["10.0.0.0/8, fd00::/8", "10.0.0.1, fd00::1", "5", "3", "never"]);
+        assert_eq!(shown(row("view", 0, &[], &[])), ["any network", "", "", "", "never"]);
     }
 
     #[test]
