@@ -41,9 +41,12 @@ struct LastUse {
 }
 
 impl Entry {
-    /// Notes a use.
+    /// Notes a use. A second has thousands of them, on all threads: only the first writes, so that the threads
+    /// do not take the memory from each other.
     pub fn note_use(&self, now: Timestamp) {
-        self.used.at.store(now.0, Ordering::Relaxed);
+        if self.last_used() != now {
+            self.used.at.store(now.0, Ordering::Relaxed);
+        }
     }
 
     /// Returns when the token was last used.
