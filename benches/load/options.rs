@@ -29,7 +29,8 @@ Measures the activation server under load. Usage: scripts/bench [OPTIONS], or ca
   --postgres-programs PATH   the folder of PostgreSQL's programs for --peers and --postgres; scripts/bench finds it
   --against PATH      measure only activates, in turns with another program; with --postgres: on one database each
   --step NAME         with --against on the embedded engine, instead of activate: check-in (with the access token that
-                      has enrolled the server, if the program knows such tokens) or register (likewise with a ticket)
+                      has enrolled the server; with the master token, if the program knows no access tokens) or
+                      register (likewise with a ticket)
   --connections N     with --against: use only this number of connections (1, 64 or 256)
   --help              show this text";
 

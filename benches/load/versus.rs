@@ -195,7 +195,7 @@ impl<'a> Side<'a> {
                 if self.servers.is_empty() {
                     self.servers = self.run(steps::REGISTER, registrations()).await?.0;
                 }
-                self.authorize(enrolling.as_ref());
+                self.authorize(Some(token));
                 Inputs::CheckIn(std::mem::take(&mut self.servers))
             }
             Compared::Register if enrolling.is_some() => {
