@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use iptunnel_domain::address::caller_network;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
+use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -122,7 +123,11 @@ impl RequestIds {
 
     /// Makes a new id.
     pub fn make(&self) -> String {
-        format!("{:016x}", self.0.fetch_add(1, Ordering::Relaxed))
+        // As long as it gets: it becomes a header without a copy.
+        let mut id = String::with_capacity(16);
+        // Writing to a string cannot fail.
+        let _ = write!(id, "{:016x}", self.0.fetch_add(1, Ordering::Relaxed));
+        id
     }
 
     /// Returns the id that a trusted proxy set, else a new one.

@@ -6,6 +6,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -26,8 +27,17 @@ const NO_ROUTE: &str = "none";
 #[derive(Clone, Debug)]
 pub struct HttpMetrics {
     requests: Family<RouteStatus, Counter>,
-    seconds: Vec<(&'static str, Histogram)>,
-    elsewhere: Histogram,
+    routes: Vec<OfRoute>,
+    elsewhere: OfRoute,
+}
+
+/// The metrics of one route. They are looked up once, so that counting an answer does not lock the family.
+#[derive(Clone, Debug)]
+struct OfRoute {
+    name: &'static str,
+    seconds: Histogram,
+    /// The first status of a success, and its counter: a route has seldom two.
+    success: OnceLock<(StatusCode, Counter)>,
 }
 
 /// Makes a histogram with buckets from 50 µs to 3.3 s, each twice the one before.
@@ -47,18 +57,32 @@ impl HttpMetrics {
             Unit::Seconds,
             family.clone(),
         );
-        // Looked up once, so that counting an answer does not lock the family.
-        let of = |route| family.get_or_create_owned(&Route { route });
-        let seconds = routes.iter().map(|route| (*route, of(route))).collect();
-        Self { requests, seconds, elsewhere: of(NO_ROUTE) }
+        let of = |route| OfRoute {
+            name: route,
+            seconds: family.get_or_create_owned(&Route { route }),
+            success: OnceLock::new(),
+        };
+        let routes = routes.iter().map(|route| of(route)).collect();
+        Self { requests, routes, elsewhere: of(NO_ROUTE) }
     }
 
     /// Counts an answered request. Returns the route's name as it appears in the metrics.
     pub fn count(&self, route: Option<&str>, status: StatusCode, took: Duration) -> &'static str {
-        let known = self.seconds.iter().find(|(name, _)| Some(*name) == route);
-        let (route, histogram) = known.map_or((NO_ROUTE, &self.elsewhere), |(name, h)| (*name, h));
-        histogram.observe(took.as_secs_f64());
-        self.requests.get_or_create(&RouteStatus { route, status: status.as_u16() }).inc();
-        route
+        let known = self.routes.iter().find(|of| Some(of.name) == route);
+        let of = known.unwrap_or(&self.elsewhere);
+        of.seconds.observe(took.as_secs_f64());
+        let counter = || {
+            let labels = RouteStatus { route: of.name, status: status.as_u16() };
+            self.requests.get_or_create_owned(&labels)
+        };
+        if status.is_success() {
+            let (first, success) = of.success.get_or_init(|| (status, counter()));
+            if *first == status {
+                success.inc();
+                return of.name;
+            }
+        }
+        counter().inc();
+        of.name
     }
 }

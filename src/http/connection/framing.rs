@@ -7,6 +7,7 @@
 //!
 //! It also notices a chunk whose size cannot be read: the parser drops such a connection without a word.
 
+use memchr::memchr;
 use std::collections::VecDeque;
 
 /// The bytes of a first line that are kept to tell the API of its path: enough for a method, a host and
@@ -42,7 +43,9 @@ pub struct Framing {
     waiting: VecDeque<Vec<u8>>,
     /// The first bytes of the head whose request has begun last.
     current: Vec<u8>,
-    /// The first bytes of the line.
+    /// Memory for the first bytes of the next head.
+    spare: Vec<u8>,
+    /// The first bytes of a line that has not ended.
     line: Vec<u8>,
     /// The length of the body, and whether it comes in chunks, as far as the head has said it.
     length: u64,
@@ -79,21 +82,28 @@ impl Framing {
 
     /// Notes bytes up to the end of a line. Returns how many they are.
     fn heard_line(&mut self, bytes: &[u8]) -> usize {
-        let end = bytes.iter().position(|byte| *byte == b'\n');
+        let end = memchr(b'\n', bytes);
         let piece = end.and_then(|end| bytes.get(..=end)).unwrap_or(bytes);
         if self.part == Part::Head {
             self.heard_head(piece);
         }
-        fill(&mut self.line, piece, LINE);
+        let mut kept = std::mem::take(&mut self.line);
+        let line = if kept.is_empty() && end.is_some() {
+            piece.get(..LINE).unwrap_or(piece)
+        } else {
+            fill(&mut kept, piece, LINE);
+            &kept
+        };
         self.is_broken |= match self.part {
-            Part::ChunkSize => size_of_chunk(&self.line).is_none(),
-            Part::ChunkEnd => !self.line.trim_ascii().is_empty(),
+            Part::ChunkSize => size_of_chunk(line).is_none(),
+            Part::ChunkEnd => !line.trim_ascii().is_empty(),
             _ => false,
         };
         if end.is_some() {
-            self.line_ended();
-            self.line.clear();
+            self.line_ended(line.trim_ascii());
+            kept.clear();
         }
+        self.line = kept;
         piece.len()
     }
 
@@ -105,7 +115,7 @@ impl Framing {
             piece = head;
             self.has_begun = true;
             if self.waiting.len() < HEADS {
-                self.waiting.push_back(Vec::new());
+                self.waiting.push_back(std::mem::take(&mut self.spare));
             }
         }
         if let Some(beginning) = self.waiting.back_mut()
@@ -115,8 +125,7 @@ impl Framing {
         }
     }
 
-    fn line_ended(&mut self) {
-        let line = self.line.trim_ascii();
+    fn line_ended(&mut self, line: &[u8]) {
         match self.part {
             Part::Head if line.is_empty() => {
                 if std::mem::take(&mut self.has_begun) {
@@ -150,7 +159,9 @@ impl Framing {
 
     /// Notes that the next request has begun: the parser has read its head.
     pub fn request_begun(&mut self) {
-        self.current = self.waiting.pop_front().unwrap_or_default();
+        let next = self.waiting.pop_front().unwrap_or_default();
+        self.spare = std::mem::replace(&mut self.current, next);
+        self.spare.clear();
     }
 
     /// Returns how many heads have arrived, whole or in part, whose requests have not begun.

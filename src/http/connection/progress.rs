@@ -36,14 +36,17 @@ impl Progress {
         }
     }
 
-    /// The stage, and the instant at which it began.
+    /// The stage, and the instant at which it began, or for a request the instant at which its head began.
     pub(super) fn stage(&self) -> (Stage, Instant) {
         (self.stage.get(), self.since.get())
     }
 
     fn enter(&self, stage: Stage) {
         self.stage.set(stage);
-        self.since.set(Instant::now());
+        // A request has no deadline here, and to read the clock for each would show.
+        if stage != Stage::Request {
+            self.since.set(Instant::now());
+        }
     }
 
     /// Notes bytes that have arrived. Returns whether the only request that has no answer yet is broken.
