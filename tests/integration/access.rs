@@ -271,7 +271,7 @@ fn the_reference_names_the_roles_of_each_operation() {
 #[test]
 fn a_token_is_shown_once_and_described_ever_after() {
     let app = TestApp::start();
-    let body = json!({"name": "fleet", "role": "enrol", "networks": ["127.0.0.0/8"],
+    let body = json!({"name": "fleet", "role": "enrol", "networks": ["127.0.0.0/8", "203.0.113.0/24"],
         "addresses": ["203.0.113.7"], "max_servers": 5, "expires_at": "2031-01-01"});
     let token = create(&app, &body);
     assert!(token.text.starts_with("ipt_") && token.text.len() == 42);
@@ -283,7 +283,7 @@ fn a_token_is_shown_once_and_described_ever_after() {
         ("role", json!("enrol")),
         ("state", json!("good")),
         ("expires_at", json!("2031-01-01T00:00:00+00:00")),
-        ("networks", json!(["127.0.0.0/8"])),
+        ("networks", json!(["127.0.0.0/8", "203.0.113.0/24"])),
         ("addresses", json!(["203.0.113.7"])),
         ("max_servers", json!(5)),
         ("servers", json!(0)),
