@@ -148,6 +148,15 @@ pub fn open_folder_of(path: &Path) -> Option<(PathBuf, String)> {
     (mode & OPEN != 0).then(|| (folder, format!("{:04o}", mode & 0o7777)))
 }
 
+/// What changes when a file changes: device, file, size, and the times of both changes.
+pub type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
+
+/// Returns the stamp of a file.
+pub fn stamp(file: &fs::Metadata) -> Stamp {
+    let modified = (file.mtime(), file.mtime_nsec());
+    (file.dev(), file.ino(), file.size(), modified, (file.ctime(), file.ctime_nsec()))
+}
+
 fn new_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(path)
 }

@@ -2,7 +2,7 @@
 //! products.
 
 use crate::config::Config;
-use crate::private_file::open_folder_of;
+use crate::private_file::{Stamp, open_folder_of, stamp};
 use iptunnel_domain::hex::hex;
 use iptunnel_storage::{Finding, Grade};
 use nix::fcntl::OFlag;
@@ -33,14 +33,6 @@ impl Script {
     pub fn hex_digest(&self) -> String {
         hex(&self.digest)
     }
-}
-
-/// What changes when a file changes: device, file, size, and the times of both changes.
-type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
-
-fn stamp(file: &Metadata) -> Stamp {
-    let modified = (file.mtime(), file.mtime_nsec());
-    (file.dev(), file.ino(), file.size(), modified, (file.ctime(), file.ctime_nsec()))
 }
 
 /// Opens a regular file, perhaps through symbolic links. Does not wait for the other end of a pipe.
