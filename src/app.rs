@@ -1,6 +1,6 @@
 //! The composition root: creates all parts of the server, starts them in order and stops them in order.
 
-use crate::config::{Config, ConfigError, Layers, Loaded};
+use crate::config::{self, Config, ConfigError, Layers, Loaded};
 use crate::http::around::{Observer, around};
 use crate::http::caller::{Proxies, RequestIds, UntrustedProxies};
 use crate::http::connection::places::Places;
@@ -8,6 +8,8 @@ use crate::http::connection::{
     self, Figures as ConnectionFigures, Rules, Size, Sockets, descriptors,
 };
 use crate::http::metrics::HttpMetrics;
+use crate::http::tls::files::{FileError, Files};
+use crate::http::tls::{self, Certificates, Tls};
 use crate::operator::console::Console;
 use crate::operator::health::{bodies_arrive_in_time, refuse_unknown_hosts};
 use crate::operator::history::History;
@@ -33,6 +35,7 @@ use crate::store::examine::warn_of_open_folders;
 use crate::store::{files, watermark};
 use actix_web::App;
 use actix_web::dev::{Server, ServerHandle};
+use actix_web::http::header::HeaderValue;
 use actix_web::middleware::from_fn;
 use actix_web::rt::spawn;
 use actix_web::web::Data;
@@ -90,6 +93,9 @@ pub enum RunError {
     /// The socket for the command line cannot be made.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The certificate of a listener cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] FileError),
     /// A listener cannot be used.
     #[error("the server cannot listen: {0}")]
     Listen(#[from] std::io::Error),
@@ -128,7 +134,7 @@ pub async fn run(
     let running = start(layers, environment, on_change)?;
     started();
     tracing::info!(public = %running.public.address, admin = %running.admin.address, "the server is running");
-    let ended = serve(&running.state, &mut signals).await;
+    let ended = serve(&running, &mut signals).await;
     stop(running, ended).await
 }
 
@@ -142,6 +148,7 @@ struct Running {
     admin: Listener,
     /// The socket for the command line.
     socket: Option<SocketFile>,
+    certificates: Arc<Certificates>,
     /// The background tasks.
     tasks: Vec<JoinHandle<()>>,
     /// The tasks that write the store's mark and the signed heads of the audit log.
@@ -172,6 +179,8 @@ fn start(
     descriptors::provide(base.server.max_connections.get().saturating_add(OPERATORS_CONNECTIONS));
     let path = base.storage.path.clone();
     warn_of_open_folders(&base);
+    tls::examine::warn(&base, clock.now());
+    let certificates = Arc::new(certificates(&base, &mut registry, &*clock)?);
     let lookup = lookup_key(&base.auth.lookup_key_file)?;
     let store = open_store(&base, disks, &lookup, &*clock)?;
     let (commands, socket) = socket::of_server(&base)?.unzip();
@@ -208,25 +217,36 @@ fn start(
     });
     let observed = observers(&state, &mut registry)?;
     let console = console_of(&state, registry);
-    let tasks = start_background_tasks(&state, &console, figures);
+    let mut tasks = start_background_tasks(&state, &console, figures);
+    tasks.push(spawn(Arc::clone(&certificates).keep(Arc::clone(&state.clock))));
     let admin = Sockets { tcp: admin, commands };
     let admin = listen(
-        operators_server(admin, observed.operators, console.clone(), ended.clone())?,
+        operators_server(
+            (admin, certificates.operators.clone()),
+            observed.operators,
+            console.clone(),
+            ended.clone(),
+        )?,
         admin_address,
     );
+    let public = (public, certificates.public.clone());
     let public = listen(public_server(public, observed.public, &state, ended)?, public_address);
     let mark = watermark::keep(Arc::clone(state.handles.store()), path.clone(), epoch);
     let notes = [spawn(signed_heads::keep(console.clone())), spawn(mark)];
-    Ok(Running { state, console, path, public, admin, socket, tasks, notes })
+    Ok(Running { state, console, path, public, admin, socket, certificates, tasks, notes })
 }
 
 /// Waits for a signal to stop or for a failure, and reloads the configuration at each signal to do so.
-async fn serve(state: &State, signals: &mut mpsc::Receiver<Signal>) -> Result<(), RunError> {
+async fn serve(running: &Running, signals: &mut mpsc::Receiver<Signal>) -> Result<(), RunError> {
+    let state = &running.state;
     loop {
         tokio::select! {
             reason = state.health.failed() => return Err(RunError::Fatal(reason)),
             signal = signals.recv() => match signal {
-                Some(Signal::Reload(read)) => state.settings.reload(read).await,
+                Some(Signal::Reload(read)) => {
+                    state.settings.reload(read).await;
+                    running.certificates.reload(state.clock.now());
+                }
                 Some(Signal::Stop) | None => return Ok(()),
             },
         }
@@ -236,7 +256,7 @@ async fn serve(state: &State, signals: &mut mpsc::Receiver<Signal>) -> Result<()
 /// Shuts down: first the public listener, then the actors in the order of their messages, then the
 /// operators' listener, which only observes.
 async fn stop(running: Running, ended: Result<(), RunError>) -> Result<(), RunError> {
-    let Running { state, console, path, public, admin, socket, tasks, notes } = running;
+    let Running { state, console, path, public, admin, socket, tasks, notes, .. } = running;
     let (handles, grace) = (&state.handles, state.live.config.load().server.shutdown_grace);
     state.health.drain();
     state.watchers.close();
@@ -299,6 +319,20 @@ fn with_kept(layers: &Layers, kept: Vec<(String, String)>) -> Result<Loaded, Con
     Ok(loaded)
 }
 
+/// Reads the certificates of the listeners that speak HTTPS.
+fn certificates(
+    config: &Config,
+    registry: &mut Registry,
+    clock: &dyn Clock,
+) -> Result<Certificates, FileError> {
+    let figures = tls::Figures::new(registry);
+    let open = |files: Option<Files>| {
+        files.map(|files| Tls::open(files, &figures, clock.now()).map(Arc::new)).transpose()
+    };
+    let (public, operators) = (Files::of_public(config), Files::of_operators(config));
+    Ok(Certificates { public: open(public)?, operators: open(operators)? })
+}
+
 fn start_actors(
     store: Arc<dyn Store>,
     live: &Live,
@@ -337,7 +371,15 @@ struct Observers {
     operators: Data<Observer>,
 }
 
+/// Returns the value of `Strict-Transport-Security`. It is for all ports of the host, so there is none where
+/// browsers are to use plain HTTP.
+fn hsts(server: &config::Server) -> Option<HeaderValue> {
+    let value = HeaderValue::try_from(format!("max-age={}", server.hsts.as_secs()));
+    value.ok().filter(|_| server.public_url.is_https())
+}
+
 fn observers(state: &State, registry: &mut Registry) -> Result<Observers, NoRandomness> {
+    let hsts = hsts(&state.live.config.load().server);
     let observer = |listener, proxies, untrusted_proxies, metrics| {
         let request_ids = RequestIds::starting_at(u64::from_be_bytes(random_bytes()?));
         let health = Arc::clone(&state.health);
@@ -348,6 +390,7 @@ fn observers(state: &State, registry: &mut Registry) -> Result<Observers, NoRand
             request_ids,
             metrics,
             health,
+            hsts: hsts.clone(),
         }))
     };
     let untrusted_proxies = UntrustedProxies::default();
@@ -473,13 +516,15 @@ fn rules(
     observer: &Data<Observer>,
     places: Places,
     ended: ConnectionFigures,
+    tls: Option<Arc<Tls>>,
 ) -> Rules {
     let server = state.live.config.load().server.clone();
-    Rules::new(server.request_timeout, server.idle_timeout, places, ended, observer.clone())
+    let times = (server.request_timeout, server.idle_timeout);
+    Rules::new(times, places, ended, observer.clone(), tls, Arc::clone(&state.clock))
 }
 
 fn public_server(
-    socket: TcpListener,
+    (socket, tls): (TcpListener, Option<Arc<Tls>>),
     observer: Data<Observer>,
     state: &Data<State>,
     ended: ConnectionFigures,
@@ -493,7 +538,7 @@ fn public_server(
     };
     let of_one = limits.max_connections_per_ip.get();
     let places = Places::new(of_one, size.connections, state.proxies.clone());
-    let rules = rules(&state, &observer, places, ended);
+    let rules = rules(&state, &observer, places, ended, tls);
     let reference = Data::new(reference::of(&config));
     let scripts = Data::new(Scripts::default());
     let installers = Data::new(Installers::of(&config));
@@ -510,7 +555,7 @@ fn public_server(
 }
 
 fn operators_server(
-    sockets: Sockets,
+    (sockets, tls): (Sockets, Option<Arc<Tls>>),
     observer: Data<Observer>,
     console: Data<Console>,
     ended: ConnectionFigures,
@@ -518,7 +563,7 @@ fn operators_server(
     let connections = OPERATORS_CONNECTIONS;
     let size = Size { workers: OPERATORS_WORKERS, connections, grace: OPERATORS_GRACE };
     let places = Places::new(connections, connections, Proxies::default());
-    let rules = rules(&console.state, &observer, places, ended);
+    let rules = rules(&console.state, &observer, places, ended, tls);
     connection::serve(sockets, size, rules, move || {
         App::new()
             .app_data(console.clone())

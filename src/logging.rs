@@ -40,6 +40,8 @@ fn filter(level: LogLevel) -> Targets {
         .with_default(level)
         .with_target("actix_server", level.min(LevelFilter::WARN))
         .with_target("actix_http", of_parser)
+        // It logs each frame.
+        .with_target("h2", level.min(LevelFilter::WARN))
 }
 
 /// Writes a field of a line of text. What callers sent, such as a host name, may be in any of them.

@@ -4,7 +4,9 @@ use super::error::CliError;
 use super::terminal::{remark, tell};
 use crate::app::RunError;
 use crate::config::{Backend, Config};
+use crate::http::tls::{self, files::Files};
 use crate::operator::signed_heads::is_of_other_key;
+use crate::os::{Clock, SystemClock};
 use crate::public::scripts;
 use crate::secrets::{self, lookup_key};
 use crate::store::error::StoreError;
@@ -12,7 +14,7 @@ use crate::store::examine::embedded_store;
 use crate::store::{first_start, watermark};
 use iptunnel_storage::{Finding, Grade, PostgresStore};
 
-/// Checks what a start needs beside the configuration: the secrets, the mark, the embedded store, and
+/// Checks what a start needs beside the configuration: the secrets, the certificates, the mark, the embedded store, and
 /// the address of the database. Nothing is changed, and the database is not asked. What does not keep a
 /// server from starting, such as a payload that cannot be read, is a remark.
 ///
@@ -20,6 +22,9 @@ use iptunnel_storage::{Finding, Grade, PostgresStore};
 /// The reason why a start would fail.
 pub fn check_config(config: &Config) -> Result<(), CliError> {
     secrets::check(&config.auth)?;
+    Files::of_all(config)
+        .try_for_each(|files| files.read().map(drop))
+        .map_err(RunError::Certificate)?;
     check_store(config).map_err(RunError::Store)?;
     if config.storage.backend == Backend::Redb {
         let (Finding { grade, what, mend, .. }, has_store) = embedded_store(&config.storage.path);
@@ -30,7 +35,8 @@ pub fn check_config(config: &Config) -> Result<(), CliError> {
             check_lookup_key(config).map_err(RunError::Store)?;
         }
     }
-    let findings = scripts::examine(config).into_iter();
+    let of_tls = tls::examine::examine(config, SystemClock::default().now());
+    let findings = scripts::examine(config).into_iter().chain(of_tls);
     for Finding { what, why, mend, .. } in findings.filter(|one| one.grade != Grade::Good) {
         remark(&format!("warning: {what}; {why}; {mend}"));
     }

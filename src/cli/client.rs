@@ -3,13 +3,17 @@
 //! it uses that address and the master token.
 
 use super::transport::ToSocket;
-use crate::config::Config;
+use crate::config::{Config, PublicUrl};
+use crate::http::tls::files::read_certificates;
 use crate::operator::socket::path_of;
+use crate::private_file;
 use crate::secrets::{SecretError, master_token};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
+use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig, TlsProvider};
 use ureq::unversioned::resolver::DefaultResolver;
 use zeroize::Zeroizing;
 
@@ -58,18 +62,89 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The time that an answer may take beyond the server's own deadline for requests.
 const ON_THE_WAY: Duration = Duration::from_secs(5);
 
-/// Returns an HTTP client that does not treat an error status as an error.
-pub fn agent(config: &Config) -> ureq::Agent {
-    settings(config).into()
+/// Returns an HTTP client for `admin.url` that does not treat an error status as an error.
+///
+/// # Errors
+/// A file that TLS needs cannot be used.
+pub fn agent(config: &Config) -> Result<ureq::Agent, String> {
+    let is_https = PublicUrl::parse(&config.admin.url).is_some_and(|url| url.is_https());
+    let tls = if is_https { tls(config)? } else { TlsConfig::default() };
+    Ok(settings(config, tls).into())
 }
 
-fn settings(config: &Config) -> ureq::config::Config {
+/// Returns an HTTP client for the socket of a server, as [`agent`], and the socket's path for messages.
+///
+/// # Errors
+/// There is no socket.
+pub fn agent_of_socket(config: &Config) -> Result<(ureq::Agent, String), String> {
+    let path = path_of(config);
+    let place = path.display().to_string();
+    let found = path
+        .try_exists()
+        .map_err(|error| format!("{place}: {error}; run this command as the server's user"))?;
+    if !found {
+        return Err(format!(
+            "{place}: no server listens there; start it, or run this command in the server's folder, \
+             with its configuration and as its user; if its log says that it has no socket, use --url"
+        ));
+    }
+    let settings = settings(config, TlsConfig::default());
+    let agent = ureq::Agent::with_parts(settings, ToSocket(path), DefaultResolver::default());
+    Ok((agent, place))
+}
+
+/// An address that no resolver has to look up, for requests through the socket.
+pub const AT_SOCKET: &str = "http://127.0.0.1";
+
+fn settings(config: &Config, tls: TlsConfig) -> ureq::config::Config {
     ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_connect(Some(CONNECT_TIMEOUT))
         .timeout_recv_response(Some(config.server.request_timeout + ON_THE_WAY))
         .proxy(None)
+        .tls_config(tls)
         .build()
+}
+
+/// Returns whom to trust at `admin.url`, and what to show there.
+fn tls(config: &Config) -> Result<TlsConfig, String> {
+    let admin = &config.admin;
+    let certificates = |setting, path| {
+        let read = read_certificates(setting, path).map_err(|error| error.to_string())?;
+        Ok::<_, String>(read.iter().map(|one| Certificate::from_der(one).to_owned()).collect())
+    };
+    let roots: Vec<_> = if admin.url_ca.as_os_str().is_empty() {
+        let found = rustls_native_certs::load_native_certs().certs;
+        found.iter().map(|one| Certificate::from_der(one).to_owned()).collect()
+    } else {
+        certificates("admin.url_ca", &admin.url_ca)?
+    };
+    if roots.is_empty() {
+        return Err(
+            "this machine trusts no certificates; install the package ca-certificates, or name \
+                    those to trust in admin.url_ca"
+                .into(),
+        );
+    }
+    let shown = if admin.url_cert.as_os_str().is_empty() {
+        None
+    } else {
+        let chain: Vec<_> = certificates("admin.url_cert", &admin.url_cert)?;
+        let path = admin.url_key.display();
+        let key = private_file::read(&admin.url_key)
+            .map_err(|error| format!("admin.url_key: {path} cannot be read: {error}"))?
+            .ok_or_else(|| format!("admin.url_key: {path} does not exist; check the path"))?;
+        let key = PrivateKey::from_pem(&key).map_err(|_| {
+            format!("admin.url_key: {path} holds no private key in PEM that is not encrypted")
+        })?;
+        Some(ClientCert::new_with_certs(&chain, key))
+    };
+    Ok(TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .root_certs(RootCerts::from(roots))
+        .client_cert(shown)
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .build())
 }
 
 impl Server {
@@ -84,25 +159,12 @@ impl Server {
         }
         let place = config.admin.url.trim_end_matches('/').to_owned();
         let token = Some(master_token(&config.auth.master_token_file).map_err(of_command)?);
-        Ok(Self { agent: agent(config), url: format!("{place}/admin"), place, token })
+        Ok(Self { agent: agent(config)?, url: format!("{place}/admin"), place, token })
     }
 
     fn at_socket(config: &Config) -> Result<Self, String> {
-        let path = path_of(config);
-        let place = path.display().to_string();
-        let found = path
-            .try_exists()
-            .map_err(|error| format!("{place}: {error}; run this command as the server's user"))?;
-        if !found {
-            return Err(format!(
-                "{place}: no server listens there; start it, or run this command in the server's folder, \
-                 with its configuration and as its user; if its log says that it has no socket, use --url"
-            ));
-        }
-        let agent =
-            ureq::Agent::with_parts(settings(config), ToSocket(path), DefaultResolver::default());
-        // An address that no resolver has to look up. The connection goes to the socket in any case.
-        Ok(Self { agent, url: "http://127.0.0.1/admin".into(), place, token: None })
+        let (agent, place) = agent_of_socket(config)?;
+        Ok(Self { agent, url: format!("{AT_SOCKET}/admin"), place, token: None })
     }
 
     fn signed<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {

@@ -2,7 +2,9 @@
 
 use super::terminal::{Output, tell};
 use crate::config::{Backend, Config};
+use crate::http::tls;
 use crate::operator::signed_heads::is_of_other_key;
+use crate::os::{Clock, SystemClock};
 use crate::public::scripts;
 use crate::secrets::lookup_key;
 use crate::state::live::read_secrets;
@@ -32,6 +34,7 @@ pub fn examine(config: &Config, output: Output) -> Result<(), String> {
         Backend::Redb => of_files(config),
     };
     findings.extend(scripts::examine(config));
+    findings.extend(tls::examine::examine(config, SystemClock::default().now()));
     let has = |grade: Grade| findings.iter().any(|finding| finding.grade == grade);
     let (breaks, stops) = (has(Grade::Breaks), has(Grade::Stops));
     show(&findings, output)?;

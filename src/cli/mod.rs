@@ -81,14 +81,14 @@ pub struct Cli {
 enum Command {
     /// Run the server (the default)
     ///
-    /// SIGHUP reads the file, the signing keys and the master token again. SIGTERM ends the server
+    /// SIGHUP reads the file, the signing keys, the master token and the certificates again. SIGTERM ends the server
     /// after it has answered what it has accepted.
     #[command(after_help = "\
 Examples:
   iptunnel-server serve
   IPTUNNEL_SERVER__BIND=0.0.0.0:8080 iptunnel-server serve")]
     Serve,
-    /// Check the configuration and the secrets, and exit
+    /// Check the configuration, the secrets and the certificates, and exit
     ///
     /// Refuses what a start would refuse. Changes nothing, and does not ask the database.
     #[command(after_help = "\

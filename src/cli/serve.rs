@@ -3,7 +3,7 @@
 use super::error::CliError;
 use super::terminal::tell;
 use crate::app::{self, Environment, RunError, Signal};
-use crate::config::{Config, Layers, Sources};
+use crate::config::{Config, Layers, Product, Sources};
 use crate::logging::Logging;
 use crate::os::{Clock, SystemClock};
 use crate::private_file::make_folder_of;
@@ -13,6 +13,7 @@ use crate::store::first_start::make_secrets;
 use iptunnel_domain::Timestamp;
 use std::io::{IsTerminal, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -71,10 +72,12 @@ fn welcome(config: &Config, public: &TcpListener, admin: &TcpListener) -> Result
         listener.local_addr().map_err(|error| CliError::Other(error.to_string()))
     };
     let (public, admin) = (address(public)?, address(admin)?);
-    let pages: Vec<String> =
-        config.products.iter().map(|product| format!("http://{public}/{}", product.name)).collect();
+    let scheme = |cert: &Path| if cert.as_os_str().is_empty() { "http" } else { "https" };
+    let (of_public, of_admin) = (scheme(&config.server.tls_cert), scheme(&config.admin.tls_cert));
+    let page = |product: &Product| format!("{of_public}://{public}/{}", product.name);
+    let pages: Vec<String> = config.products.iter().map(page).collect();
     Ok(format!(
-        "Codes are issued at {}\nOperators look at http://{admin}/console",
+        "Codes are issued at {}\nOperators look at {of_admin}://{admin}/console",
         pages.join(" and ")
     ))
 }

@@ -329,6 +329,7 @@ fn contradictions(config: &Config) -> Vec<String> {
             config.admin.bind, config.server.bind
         ));
     }
+    problems.extend(tls_halves(config));
     problems.extend(shared_file(config));
     let storage = &config.storage;
     if storage.url.is_empty() != (storage.backend == Backend::Redb) {
@@ -352,6 +353,26 @@ fn contradictions(config: &Config) -> Vec<String> {
         }
     }
     problems
+}
+
+/// Returns the problems of settings of TLS that need each other.
+fn tls_halves(config: &Config) -> impl Iterator<Item = String> {
+    let (server, admin) = (&config.server, &config.admin);
+    [
+        ("server.tls_cert", &server.tls_cert, "server.tls_key", &server.tls_key),
+        ("server.tls_key", &server.tls_key, "server.tls_cert", &server.tls_cert),
+        ("admin.tls_cert", &admin.tls_cert, "admin.tls_key", &admin.tls_key),
+        ("admin.tls_key", &admin.tls_key, "admin.tls_cert", &admin.tls_cert),
+        ("admin.tls_client_ca", &admin.tls_client_ca, "admin.tls_cert", &admin.tls_cert),
+        ("admin.url_cert", &admin.url_cert, "admin.url_key", &admin.url_key),
+        ("admin.url_key", &admin.url_key, "admin.url_cert", &admin.url_cert),
+    ]
+    .into_iter()
+    .filter(|(_, one, _, other)| !one.as_os_str().is_empty() && other.as_os_str().is_empty())
+    .map(|(name, one, other, _)| {
+        let shown = shown(name, &one.display().to_string().into());
+        format!("{name} = {shown}: needs {other} beside it")
+    })
 }
 
 /// Returns whether two listeners cannot exist side by side. Port 0 is a free port of its own.
@@ -383,16 +404,25 @@ fn shared_file(config: &Config) -> Option<String> {
         ("auth.master_token_file", auth.master_token_file.clone()),
         ("admin.socket", config.admin.socket.clone()),
     ];
+    // Several listeners may have one key.
+    let keys = [
+        ("server.tls_key", config.server.tls_key.clone()),
+        ("admin.tls_key", config.admin.tls_key.clone()),
+        ("admin.url_key", config.admin.url_key.clone()),
+    ];
     // Everybody can load the script, and whoever has a code the payloads. So they must not be one of the
     // secrets. They may be one file.
     let script = ("installer.script", config.installer.script.clone());
     let payloads = config.products.iter().filter_map(|one| config.installer.payload(&one.name));
     let payloads = payloads.map(|file| ("installer.payloads", file));
     let own = files.iter().enumerate().map(|(place, file)| (file.clone(), place));
-    let handed_out = std::iter::once(script).chain(payloads).map(|file| (file, files.len()));
-    let mut all = own.chain(handed_out).filter(|((_, file), _)| !file.as_os_str().is_empty());
+    let others = [&files[..], &keys].concat();
+    let of_keys = keys.iter().map(|key| (key.clone(), files.len()));
+    let handed_out = std::iter::once(script).chain(payloads).map(|file| (file, others.len()));
+    let all = own.chain(of_keys).chain(handed_out);
+    let mut all = all.filter(|((_, file), _)| !file.as_os_str().is_empty());
     all.find_map(|((name, file), before)| {
-        let (other, _) = files.iter().take(before).find(|(_, other)| is_same(other, &file))?;
+        let (other, _) = others.iter().take(before).find(|(_, other)| is_same(other, &file))?;
         let shown = shown(name, &file.display().to_string().into());
         Some(format!("{name} = {shown}: must be another file than {other}"))
     })

@@ -39,6 +39,9 @@ impl From<RawServer> for Server {
         Self {
             bind: raw.bind,
             public_url: raw.public_url,
+            tls_cert: raw.tls_cert,
+            tls_key: raw.tls_key,
+            hsts: Duration::from_secs(raw.hsts_seconds),
             trusted_proxies: raw.trusted_proxies.into_iter().map(|network| network.0).collect(),
             allow_private_ips: raw.allow_private_ips,
             workers: NonZeroUsize::new(workers.min(MAX_WORKERS)).unwrap_or(NonZeroUsize::MIN),
@@ -56,6 +59,9 @@ impl From<&Server> for RawServer {
         Self {
             bind: server.bind,
             public_url: server.public_url.clone(),
+            tls_cert: server.tls_cert.clone(),
+            tls_key: server.tls_key.clone(),
+            hsts_seconds: server.hsts.as_secs(),
             trusted_proxies: server.trusted_proxies.iter().copied().map(Network).collect(),
             allow_private_ips: server.allow_private_ips,
             workers: server.workers.get(),

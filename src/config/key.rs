@@ -34,7 +34,7 @@ pub(super) enum Kind {
     Listener,
     /// The address of a site.
     Url,
-    /// The address of a listener without TLS, or nothing.
+    /// The address of a listener, or nothing.
     Origin,
     /// The path of a Unix socket, or nothing.
     Socket,
@@ -61,6 +61,9 @@ const LONGEST: usize = 2000;
 /// The longest path of a Unix socket in bytes: `sun_path` has 108, of which one is a zero (unix(7)).
 const SOCKET: usize = 107;
 
+/// Two years: what the list of sites that browsers know beforehand recommends (hstspreload.org).
+const MAX_HSTS: i64 = 63_072_000;
+
 /// The row for all keys of `[products]`, whose names the operator chooses.
 pub(super) const ANY_PRODUCT: &str = "products.*";
 /// The prefix of the keys of `[products]`.
@@ -79,6 +82,9 @@ const BATCH: Kind = whole("", 1, 65_536);
 pub(super) static KEYS: &[Key] = &[
     fixed("server.bind", Kind::Listener),
     fixed("server.public_url", Kind::Url),
+    fixed("server.tls_cert", Kind::OptionalFile),
+    fixed("server.tls_key", Kind::OptionalFile),
+    fixed("server.hsts_seconds", whole(" of seconds", 0, MAX_HSTS)),
     fixed("server.trusted_proxies", Kind::Networks),
     fixed("server.allow_private_ips", Kind::Switch),
     fixed("server.workers", whole("", 0, MAX_WORKERS as i64)),
@@ -88,8 +94,14 @@ pub(super) static KEYS: &[Key] = &[
     fixed("server.request_timeout_ms", whole(" of milliseconds", 100, 600_000)),
     fixed("server.shutdown_grace_seconds", whole(" of seconds", 1, 3600)),
     fixed("admin.bind", Kind::Listener),
+    fixed("admin.tls_cert", Kind::OptionalFile),
+    fixed("admin.tls_key", Kind::OptionalFile),
+    fixed("admin.tls_client_ca", Kind::OptionalFile),
     fixed("admin.socket", Kind::Socket),
     fixed("admin.url", Kind::Origin),
+    fixed("admin.url_ca", Kind::OptionalFile),
+    fixed("admin.url_cert", Kind::OptionalFile),
+    fixed("admin.url_key", Kind::OptionalFile),
     fixed("storage.backend", Kind::Word(&["redb", "postgres"])),
     fixed("storage.path", Kind::File),
     fixed("storage.url", Kind::Secret),
@@ -200,7 +212,9 @@ impl Kind {
             Self::Switch => value.is_bool(),
             Self::Listener => text.is_some_and(|text| text.parse::<SocketAddr>().is_ok()),
             Self::Url => text.and_then(PublicUrl::parse).is_some(),
-            Self::Origin => text.is_some_and(|text| text.is_empty() || is_plain_origin(text)),
+            Self::Origin => {
+                text.is_some_and(|text| text.is_empty() || PublicUrl::parse(text).is_some())
+            }
             Self::Socket => text.is_some_and(|path| path.len() <= SOCKET && !path.contains('\0')),
             Self::Networks => value.as_array().is_some_and(|all| all.iter().all(is_network)),
             Self::File => text.is_some_and(|path| !path.is_empty() && !path.contains('\0')),
@@ -249,7 +263,7 @@ impl fmt::Display for Kind {
                 "http:// or https://, a host and perhaps a port, without a path, like https://get.example.com",
             ),
             Self::Origin => f.write_str(
-                "empty, or http://, a host and perhaps a port, like http://127.0.0.1:9090",
+                "empty, or http:// or https://, a host and perhaps a port, like https://admin.example.com:9090",
             ),
             Self::Socket => write!(f, "empty, or the path of a socket of at most {SOCKET} bytes"),
             Self::Networks => f.write_str(
@@ -262,10 +276,6 @@ impl fmt::Display for Kind {
             Self::Text | Self::Secret => write!(f, "a string of at most {LONGEST} characters"),
         }
     }
-}
-
-fn is_plain_origin(text: &str) -> bool {
-    PublicUrl::parse(text).is_some_and(|url| !url.is_https())
 }
 
 fn is_network(value: &Value) -> bool {

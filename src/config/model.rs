@@ -50,6 +50,12 @@ pub struct Server {
     pub bind: SocketAddr,
     /// The address under which browsers reach it.
     pub public_url: PublicUrl,
+    /// The file of the certificate. Empty: plain HTTP.
+    pub tls_cert: PathBuf,
+    /// The file of the certificate's private key.
+    pub tls_key: PathBuf,
+    /// How long browsers use nothing but HTTPS after an answer over it.
+    pub hsts: Duration,
     /// The proxies whose `X-Forwarded-For` is trusted. An IPv4-mapped network is kept as its IPv4 network.
     pub trusted_proxies: Vec<IpNet>,
     /// Whether a server may be bound to an address that is not globally reachable.
@@ -75,10 +81,22 @@ pub struct Server {
 pub struct Admin {
     /// The address it listens on.
     pub bind: SocketAddr,
+    /// The file of the certificate. Empty: plain HTTP.
+    pub tls_cert: PathBuf,
+    /// The file of the certificate's private key.
+    pub tls_key: PathBuf,
+    /// The file of the certificates of those who sign callers' certificates. Empty: callers need none.
+    pub tls_client_ca: PathBuf,
     /// The Unix socket on which it listens for the command line. Empty: beside the store.
     pub socket: PathBuf,
     /// The address at which the command line reaches it, with the master token. Empty: the socket.
     pub url: String,
+    /// The file of the certificates that commands trust at that address. Empty: those that the machine trusts.
+    pub url_ca: PathBuf,
+    /// The file of the certificate that commands show there. Empty: they show none.
+    pub url_cert: PathBuf,
+    /// The file of the private key of that certificate.
+    pub url_key: PathBuf,
 }
 
 /// Where records are kept.

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -42,6 +43,10 @@ pub(super) struct Raw {
 pub(super) struct RawServer {
     pub(super) bind: SocketAddr,
     pub(super) public_url: PublicUrl,
+    pub(super) tls_cert: PathBuf,
+    pub(super) tls_key: PathBuf,
+    /// 180 days: the least that the usual tests of sites call strong (Qualys, SSL Server Rating Guide).
+    pub(super) hsts_seconds: u64,
     pub(super) trusted_proxies: Vec<Network>,
     pub(super) allow_private_ips: bool,
     pub(super) workers: usize,

@@ -40,6 +40,22 @@ impl PublicUrl {
         self.0.starts_with("https:")
     }
 
+    /// Returns the host, an IPv6 address without its brackets.
+    pub fn host(&self) -> &str {
+        let (_, authority) = self.0.split_once("://").unwrap_or_default();
+        let host = split_port(authority).map_or(authority, |(host, _)| host);
+        host.trim_start_matches('[').trim_end_matches(']')
+    }
+
+    /// Returns whether only browsers on this machine reach it: a loopback address, or a name that means one
+    /// (RFC 6761, section 6.3).
+    pub fn is_loopback(&self) -> bool {
+        let host = self.host();
+        let address = host.parse::<std::net::IpAddr>();
+        let is_name = host == "localhost" || host.ends_with(".localhost");
+        is_name || address.is_ok_and(|address| address.is_loopback())
+    }
+
     /// Returns the value of `Origin` that a browser on this address sends.
     pub fn origin(&self) -> &str {
         &self.0
@@ -114,6 +130,23 @@ mod tests {
             let url = PublicUrl::parse(given).unwrap();
             assert_eq!((url.as_str(), url.origin()), (kept, kept), "{given}");
             assert_eq!(url.is_https(), kept.starts_with("https"), "{given}");
+        }
+    }
+
+    #[test]
+    fn the_host_and_whether_it_is_this_machine_are_known() {
+        for (given, host, is_loopback) in [
+            ("http://127.0.0.1:8080", "127.0.0.1", true),
+            ("http://127.9.9.9", "127.9.9.9", true),
+            ("https://[::1]:443", "::1", true),
+            ("http://localhost", "localhost", true),
+            ("http://a.localhost:80", "a.localhost", true),
+            ("https://localhost.example.com", "localhost.example.com", false),
+            ("https://10.0.0.1:8443", "10.0.0.1", false),
+            ("https://[2600::1]", "2600::1", false),
+        ] {
+            let url = PublicUrl::parse(given).unwrap();
+            assert_eq!((url.host(), url.is_loopback()), (host, is_loopback), "{given}");
         }
     }
 

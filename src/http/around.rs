@@ -4,14 +4,17 @@
 use super::caller::{Proxies, RequestIds, UntrustedProxies};
 use super::metrics::HttpMetrics;
 use super::routing::{RouteName, forgive_slashes};
-use actix_web::Error;
+use super::tls::Secure;
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::ConnectionType;
-use actix_web::http::header::{HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use actix_web::http::header::{
+    HeaderName, HeaderValue, STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS,
+};
 use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::web::Data;
+use actix_web::{Error, HttpMessage};
 use iptunnel_actors::Health;
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,6 +34,8 @@ pub struct Observer {
     pub metrics: HttpMetrics,
     /// The health of the server.
     pub health: Arc<Health>,
+    /// The value of `Strict-Transport-Security` in answers over TLS (RFC 6797).
+    pub hsts: Option<HeaderValue>,
 }
 
 /// Forgives slashes, adds the request id and common headers, measures the time, and updates metrics and
@@ -49,6 +54,7 @@ pub async fn around(
         untrusted.notice(peer, request.headers(), &observer.proxies);
     }
     let id = observer.request_ids.of(peer, request.headers(), &observer.proxies);
+    let is_secure = request.extensions().contains::<Secure>();
     let mut response = next.call(request).await?;
 
     let (took, status) = (started.elapsed(), response.status());
@@ -60,6 +66,9 @@ pub async fn around(
     }
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Some(hsts) = observer.hsts.as_ref().filter(|_| is_secure) {
+        headers.insert(STRICT_TRANSPORT_SECURITY, hsts.clone());
+    }
     if let Ok(id) = HeaderValue::try_from(id) {
         headers.insert(HeaderName::from_static("x-request-id"), id);
     }

@@ -160,6 +160,12 @@ impl ApiError {
         Self::new(status, code, message)
     }
 
+    /// A request without TLS to a listener that speaks nothing else.
+    pub fn not_tls() -> Self {
+        let message = "This port speaks HTTPS: use an address that begins with https.";
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request", message)
+    }
+
     /// An error that should not happen.
     pub fn internal() -> Self {
         let message = "Something went wrong on the server.";

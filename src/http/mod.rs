@@ -7,6 +7,7 @@
 //! * [`access`]: the table of who may do what; [`routing`]: paths, their methods, and the gate in front of
 //!   them
 //! * [`around`]: middleware for every request; [`metrics`]: the HTTP metrics
+//! * [`tls`]: the certificates of the listeners
 //! * [`story`]: the stage of a code
 
 pub mod access;
@@ -22,3 +23,4 @@ pub mod page;
 pub mod respond;
 pub mod routing;
 pub mod story;
+pub mod tls;

@@ -20,6 +20,7 @@ use crate::http::errors::ApiError;
 use crate::http::page::{error_page, html};
 use crate::http::respond::failure;
 use crate::http::routing::Gate;
+use crate::http::tls::Secure;
 use crate::os::random_bytes;
 use crate::state::access::caller::{Caller, Identity};
 use crate::state::wrong_tokens::Listener;
@@ -235,6 +236,7 @@ async fn open_session(
         .path(format!("/console/{key}"))
         .http_only(true)
         .same_site(SameSite::Strict)
+        .secure(request.extensions().contains::<Secure>())
         .finish();
     let mut response = see(&format!("/console/{key}/now"));
     response.add_cookie(&cookie).map_err(|_| ApiError::internal())?;

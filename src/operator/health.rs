@@ -5,6 +5,7 @@ use super::console::{Console, failed};
 use crate::http::body::in_time;
 use crate::http::errors::ApiError;
 use crate::http::respond::{legacy_failure, readiness, text};
+use crate::http::tls::Secure;
 use actix_web::body::MessageBody;
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
 use actix_web::http::{StatusCode, Uri};
@@ -37,8 +38,9 @@ pub async fn metrics(console: Data<Console>) -> HttpResponse {
     }
 }
 
-/// Returns whether a `Host` is accepted: an IP address, `localhost`, or no header. This stops DNS
-/// rebinding: a foreign page whose name resolves to this listener sends its own name.
+/// Returns whether a `Host` is accepted without TLS: an IP address, `localhost`, or no header. This stops DNS
+/// rebinding: a foreign page whose name resolves to this listener sends its own name. Over TLS its browser has
+/// refused the certificate.
 fn knows_host(host: Option<&str>) -> bool {
     let Some(host) = host else { return true };
     let name = host.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
@@ -54,7 +56,7 @@ pub async fn refuse_unknown_hosts(
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let host = request.headers().get("host").map(|host| host.to_str().unwrap_or("?"));
-    if knows_host(host) {
+    if knows_host(host) || request.extensions().contains::<Secure>() {
         return Ok(next.call(request).await?.map_into_left_body());
     }
     let error = ApiError::unknown_host();

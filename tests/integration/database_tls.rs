@@ -1,26 +1,23 @@
 //! TLS connections to the database: `sslmode` has the same meaning as in libpq.
 
+use crate::certificates::FUNCTIONS;
 use crate::cluster::Cluster;
 use crate::process::{run, said};
 use tempfile::TempDir;
 
 /// A certificate for the name `localhost` only, signed by a CA, and another CA that signed nothing.
 const CERTIFICATES: &str = "
-    key='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'
-    for name in ca other; do
-        openssl req -x509 $key -days 2 -subj /CN=$name -keyout $name.key -out $name.crt
-    done
-    openssl req $key -subj /CN=localhost -keyout data/server.key -out server.csr
-    echo subjectAltName=DNS:localhost > names
-    openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 \\
-        -extfile names -out data/server.crt
+    authority ca
+    authority other
+    certificate server ca DNS:localhost 2
+    mv server.key server.crt data
     chmod 600 data/server.key
     echo 'hostssl all all 127.0.0.1/32 trust' > data/pg_hba.conf";
 
 #[test]
 fn each_sslmode_requires_the_same_as_in_libpq() {
     let cluster = Cluster::new();
-    cluster.shell(CERTIFICATES);
+    cluster.shell(&[FUNCTIONS, CERTIFICATES].concat());
     cluster.psql("ALTER SYSTEM SET ssl = on");
     cluster.stop();
     cluster.start();

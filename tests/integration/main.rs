@@ -4,6 +4,7 @@
 
 mod access;
 mod browser;
+mod certificates;
 mod cli;
 mod client;
 mod client_crash;
@@ -56,6 +57,7 @@ mod setup;
 mod shutdown;
 mod smoke;
 mod terminal;
+mod tls;
 mod token_servers;
 mod watch;
 mod wire;

@@ -130,7 +130,9 @@ fn an_unknown_name_is_told_with_the_nearest_known_one() {
         ("[product]\nvpn = 1", "product.vpn: unknown key; did you mean [products]?"),
         (
             "[admin]\nfrobnicate = 1",
-            "admin.frobnicate: unknown key; [admin] has admin.bind, admin.socket, admin.url",
+            "admin.frobnicate: unknown key; [admin] has admin.bind, admin.tls_cert, \
+             admin.tls_key, admin.tls_client_ca, admin.socket, admin.url, admin.url_ca, admin.url_cert, \
+             admin.url_key",
         ),
         ("[admin.bind]\nx = 1", "admin.bind.x: unknown key; did you mean admin.bind?"),
     ] {
@@ -152,6 +154,26 @@ fn all_problems_are_told_at_once_one_a_line() {
     .unwrap_err();
     assert_eq!(error.problems().len(), 5);
     assert_eq!(error.to_string().lines().count(), 5);
+}
+
+#[test]
+fn half_a_setting_of_tls_is_told_with_the_other_half() {
+    for (key, other) in [
+        ("server.tls_cert", "server.tls_key"),
+        ("server.tls_key", "server.tls_cert"),
+        ("admin.tls_key", "admin.tls_cert"),
+        ("admin.tls_client_ca", "admin.tls_cert"),
+        ("admin.url_cert", "admin.url_key"),
+    ] {
+        let told = format!("{key} = \"file\": needs {other} beside it");
+        assert_eq!(set(key, "file").unwrap_err().to_string(), told);
+        let both = [(key, "file"), (other, "file")];
+        let is_whole = load(None, &[], &both).is_ok();
+        assert_eq!(is_whole, key != "admin.tls_client_ca", "{key}");
+    }
+    let both = [("server.tls_cert", "x"), ("server.tls_key", "x"), ("installer.script", "x")];
+    let told = load(None, &[], &both).unwrap_err().to_string();
+    assert!(told.contains("must be another file than server.tls_key"), "{told}");
 }
 
 #[test]

@@ -4,22 +4,27 @@
 //! * [`stream`]: the deadlines of a connection, and the parser's refusals in the form of all others
 //!   ([`refusal`]); [`progress`]: what the stream and the requests above it know of each other, with
 //!   [`framing`], which tells heads from bodies
+//! * [`wire`]: TCP with or without TLS; [`http_2`]: HTTP/2, which only TLS brings
 //! * [`requests`]: around every request, what HTTP asks of a server
 //! * [`descriptors`]: the limit of open files
 
 pub mod descriptors;
 pub mod framing;
+mod http_2;
 pub mod places;
 mod progress;
 mod refusal;
 mod requests;
 mod stream;
+mod wire;
 
 use super::around::Observer;
+use super::tls::Tls;
+use crate::os::Clock;
 use actix_http::error::DispatchError;
 use actix_http::{Extensions, HttpService, KeepAlive, Request};
 use actix_service::{
-    IntoServiceFactory, ServiceFactoryExt, apply_fn_factory, fn_service, map_config,
+    IntoServiceFactory, ServiceFactoryExt, apply_fn_factory, fn_factory, fn_service, map_config,
 };
 use actix_web::body::MessageBody;
 use actix_web::dev::{AppConfig, Response, Server, Service, ServiceFactory};
@@ -34,11 +39,15 @@ use socket2::SockRef;
 use std::fmt::Debug;
 use std::future::ready;
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use stream::Stream;
+use stream::{ENOUGH, Stream};
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsAcceptor;
+use wire::Wire;
 
 /// Connections that wait to be accepted. The kernel allows fewer where `net.core.somaxconn` is lower.
 const BACKLOG: i32 = 4096;
@@ -51,8 +60,12 @@ const LONGEST_HEAD: Duration = Duration::from_secs(10);
 /// the caller gets the refusal.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// The first byte of a TLS connection: a handshake (RFC 8446, section 5.1).
+const TLS_BEGINS: u8 = 22;
+/// The bytes of a request without TLS that are looked at: enough for its path.
+const PLAIN: usize = 128;
+
 /// The rules for the connections of one listener.
-#[derive(Debug)]
 pub struct Rules {
     /// The longest time from the first byte of a head to its last.
     head: Duration,
@@ -63,19 +76,35 @@ pub struct Rules {
     places: Arc<Places>,
     figures: Figures,
     observer: Data<Observer>,
+    /// The certificate. `None`: plain HTTP.
+    tls: Option<Arc<Tls>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Debug for Rules {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { head, idle, answer, .. } = self;
+        f.debug_struct("Rules")
+            .field("head", head)
+            .field("idle", idle)
+            .field("answer", answer)
+            .finish()
+    }
 }
 
 impl Rules {
-    /// Makes the rules. `deadline` is that of a request: each of its parts ends within it.
+    /// Makes the rules. `deadline` is that of a request: each of its parts ends within it. So does the
+    /// handshake of TLS together with the beginning of the first head.
     pub fn new(
-        deadline: Duration,
-        idle: Duration,
+        (deadline, idle): (Duration, Duration),
         places: Places,
         figures: Figures,
         observer: Data<Observer>,
+        tls: Option<Arc<Tls>>,
+        clock: Arc<dyn Clock>,
     ) -> Self {
         let (head, places) = (deadline.min(LONGEST_HEAD), Arc::new(places));
-        Self { head, idle, answer: deadline, places, figures, observer }
+        Self { head, idle, answer: deadline, places, figures, observer, tls, clock }
     }
 }
 
@@ -90,6 +119,8 @@ pub struct Figures {
     no_place: Counter,
     slow_head: Counter,
     unread_answer: Counter,
+    handshake: Counter,
+    cancelled: Counter,
 }
 
 impl Figures {
@@ -97,13 +128,16 @@ impl Figures {
     pub fn new(registry: &mut Registry) -> Self {
         let family = Family::<Why, Counter>::default();
         let help = "Connections that the server ended: no_place (the network holds as many as one may), \
-                    slow_head, unread_answer";
+                    slow_head, unread_answer, handshake (TLS failed, or the caller spoke none), cancelled \
+                    (it has cancelled too many requests over HTTP/2)";
         registry.register("connections_ended", help, family.clone());
         let of = |why| family.get_or_create_owned(&Why { why });
         Self {
             no_place: of("no_place"),
             slow_head: of("slow_head"),
             unread_answer: of("unread_answer"),
+            handshake: of("handshake"),
+            cancelled: of("cancelled"),
         }
     }
 }
@@ -189,31 +223,99 @@ where
         }
     };
     let factory = move || {
-        let rules = Arc::clone(&rules);
-        let http = HttpService::build()
-            .graceful_shutdown_signal(shutdown.clone())
-            // The stream has the timers for this: those of the parser end with the first head.
-            .keep_alive(KeepAlive::Os)
-            .client_request_timeout(Duration::ZERO)
-            .client_disconnect_timeout(LINGER)
-            .on_connect_ext(|stream: &Stream, data: &mut Extensions| {
-                data.insert(stream.progress());
-            })
-            .h1(app());
-        fn_service(move |tcp: TcpStream| ready(admit(tcp, &rules))).and_then(http)
+        let (rules, app, shutdown) = (Arc::clone(&rules), app.clone(), shutdown.clone());
+        fn_factory(move || {
+            let (rules, app, shutdown) = (Arc::clone(&rules), app(), shutdown.clone());
+            async move {
+                // Both versions of HTTP share one.
+                let app = app.new_service(()).await;
+                let app = Rc::new(app.map_err(|error| tracing::error!(?error, "no service"))?);
+                let of_http_1 = Rc::clone(&app);
+                let http_1 = HttpService::build()
+                    .graceful_shutdown_signal(shutdown.clone())
+                    // The stream has the timers for this: those of the parser end with the first head.
+                    .keep_alive(KeepAlive::Os)
+                    .client_request_timeout(Duration::ZERO)
+                    .client_disconnect_timeout(LINGER)
+                    .on_connect_ext(|stream: &Stream, data: &mut Extensions| {
+                        data.insert(stream.progress());
+                    })
+                    .h1(fn_factory(move || ready(Ok::<_, ()>(Rc::clone(&of_http_1)))))
+                    .new_service(())
+                    .await;
+                let http_1 = Rc::new(http_1?);
+                Ok::<_, ()>(fn_service(move |tcp: TcpStream| {
+                    let (rules, app, http_1) =
+                        (Arc::clone(&rules), Rc::clone(&app), Rc::clone(&http_1));
+                    let is_draining = shutdown();
+                    async move {
+                        let (stream, peer, begun) = match admit(tcp, &rules).await? {
+                            Some(admitted) => admitted,
+                            None => return Ok(()),
+                        };
+                        if stream.is_http_2() {
+                            // In a box, so that other connections need no room for it.
+                            Box::pin(http_2::serve(stream, (peer, begun), rules, app, is_draining))
+                                .await;
+                            return Ok(());
+                        }
+                        http_1.call((stream, Some(peer))).await
+                    }
+                }))
+            }
+        })
     };
     Ok(server.listen("http", tcp, factory)?.run())
 }
 
-/// Gives a new connection its place, or closes it.
-fn admit(
+/// Gives a new connection its place, or closes it. Then shakes hands, where the listener speaks TLS. `None`: it
+/// has ended.
+async fn admit(
     tcp: TcpStream,
     rules: &Arc<Rules>,
-) -> Result<(Stream, Option<std::net::SocketAddr>), DispatchError> {
+) -> Result<Option<(Stream, SocketAddr, Instant)>, DispatchError> {
     let peer = tcp.peer_addr().map_err(DispatchError::Io)?;
     let Some(place) = rules.places.take(peer.ip()) else {
         rules.figures.no_place.inc();
         return Err(DispatchError::Io(io::ErrorKind::QuotaExceeded.into()));
     };
-    Ok((Stream::new(tcp, Arc::clone(rules), place), Some(peer)))
+    let begun = Instant::now();
+    let new = |wire| Stream::new(wire, Arc::clone(rules), place, begun);
+    let Some(tls) = &rules.tls else { return Ok(Some((new(Wire::Plain(tcp)), peer, begun))) };
+    match timeout_at(begun + rules.head, Box::pin(shake_hands(tcp, tls))).await {
+        Ok(Ok(Shaken::Tls(wire))) => return Ok(Some((new(wire), peer, begun))),
+        Ok(Ok(Shaken::Plain(tcp, beginning))) => {
+            rules.figures.handshake.inc();
+            new(Wire::Plain(tcp)).ask_for_tls(&beginning).await;
+        }
+        // Whoever only looks whether somebody listens closes at once.
+        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+        Ok(Err(error)) => {
+            rules.figures.handshake.inc();
+            tracing::debug!(%error, "a TLS handshake has failed");
+        }
+        Err(_) => {
+            rules.figures.slow_head.inc();
+        }
+    }
+    Ok(None)
+}
+
+/// How a handshake went.
+enum Shaken {
+    Tls(Wire),
+    /// The caller does not speak TLS. It has sent this much, which is not taken from the connection.
+    Plain(TcpStream, Vec<u8>),
+}
+
+async fn shake_hands(tcp: TcpStream, tls: &Tls) -> io::Result<Shaken> {
+    let mut beginning = [0; PLAIN];
+    let length = tcp.peek(&mut beginning).await?;
+    let beginning = beginning.get(..length).unwrap_or_default();
+    if beginning.first().is_some_and(|first| *first != TLS_BEGINS) {
+        return Ok(Shaken::Plain(tcp, beginning.to_owned()));
+    }
+    let mut stream = TlsAcceptor::from(tls.config()).accept(tcp).await?;
+    stream.get_mut().1.set_buffer_limit(Some(ENOUGH));
+    Ok(Shaken::Tls(Wire::Tls(Box::new(stream))))
 }

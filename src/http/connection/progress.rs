@@ -24,14 +24,17 @@ pub(super) enum Stage {
 pub struct Progress {
     stage: Cell<Stage>,
     since: Cell<Instant>,
+    is_secure: bool,
     framing: RefCell<Framing>,
 }
 
 impl Progress {
-    pub(super) fn new() -> Self {
+    /// `begun` is the instant at which the connection was accepted.
+    pub(super) fn new(begun: Instant, is_secure: bool) -> Self {
         Self {
             stage: Cell::new(Stage::New),
-            since: Cell::new(Instant::now()),
+            since: Cell::new(begun),
+            is_secure,
             framing: RefCell::default(),
         }
     }
@@ -39,6 +42,11 @@ impl Progress {
     /// The stage, and the instant at which it began, or for a request the instant at which its head began.
     pub(super) fn stage(&self) -> (Stage, Instant) {
         (self.stage.get(), self.since.get())
+    }
+
+    /// Whether the connection is one of TLS.
+    pub(super) const fn is_secure(&self) -> bool {
+        self.is_secure
     }
 
     fn enter(&self, stage: Stage) {
@@ -90,7 +98,7 @@ mod tests {
     use super::*;
 
     fn after(heads: &[&str]) -> Progress {
-        let progress = Progress::new();
+        let progress = Progress::new(Instant::now(), false);
         for head in heads {
             progress.heard(head.as_bytes());
         }
@@ -110,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_stage_begins_with_the_first_byte_and_ends_with_the_answer() {
-        let progress = Rc::new(Progress::new());
+        let progress = Rc::new(after(&[]));
         assert_eq!(progress.stage().0, Stage::New);
         progress.heard(b"POST /api/v2/x HTTP/1.1\r\nContent-Length: 6\r\n\r\n");
         assert_eq!(progress.stage().0, Stage::Head);
@@ -124,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_head_that_begins_behind_a_request_has_its_own_stage_and_path() {
-        let progress = Rc::new(Progress::new());
+        let progress = Rc::new(after(&[]));
         progress.heard(b"GET /status HTTP/1.1\r\n\r\nGET /api/v2/x");
         drop(Ongoing::begin(&progress));
         assert_eq!(progress.stage().0, Stage::Head);

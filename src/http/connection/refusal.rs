@@ -34,9 +34,10 @@ const TOO_LARGE: StatusCode = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
 
 /// Makes the answer to a request that cannot be read, in the envelope of its API. It ends the
 /// connection. Counts it like every other answer.
-pub(super) fn refusal(rules: &Rules, status: StatusCode, is_v2: bool) -> Bytes {
+pub(super) fn refusal(rules: &Rules, error: &ApiError, is_v2: bool) -> Bytes {
+    let status = error.status;
     rules.observer.metrics.count(None, status, Duration::ZERO);
-    let body = failure_text(is_v2, &ApiError::unreadable(status));
+    let body = failure_text(is_v2, error);
     let reason = status.canonical_reason().unwrap_or_default();
     let (code, length, id) = (status.as_u16(), body.len(), rules.observer.request_ids.make());
     let head = format!(

@@ -1,6 +1,7 @@
 //! Around every request of a listener: what HTTP asks of a server that the handlers need not know.
 
 use super::progress::{Ongoing, Progress};
+use crate::http::tls::Secure;
 use actix_http::{HttpMessage, Payload, Request};
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{Response, Service};
@@ -50,8 +51,13 @@ where
     if let Some(uri) = forgiven(request.uri()) {
         request.head_mut().uri = uri;
     }
+    // A request of HTTP/2 has neither, and has got its mark.
     let progress = request.conn_data::<Rc<Progress>>();
+    let is_secure = progress.is_some_and(|progress| progress.is_secure());
     let ongoing = progress.map(Ongoing::begin);
+    if is_secure {
+        request.extensions_mut().insert(Secure);
+    }
     let asks_for_upgrade = ignore_upgrade(&mut request);
     let is_old = request.version() < Version::HTTP_11;
     let has_body = !matches!(request.payload(), Payload::None);

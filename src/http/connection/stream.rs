@@ -1,13 +1,15 @@
-//! The stream below the HTTP parser. It gives the connection its deadlines, and the parser's own
-//! refusals the form of all others.
+//! The stream below the HTTP parser, and above TLS. It gives the connection its deadlines, and the refusals of
+//! the parser of HTTP/1.1 the form of all others.
 
 use super::Rules;
 use super::places::Place;
 use super::progress::{Progress, Stage};
 use super::refusal::{parsers_refusal, refusal};
+use super::wire::Wire;
+use crate::http::errors::ApiError;
 use actix_web::http::StatusCode;
-use actix_web::rt::net::TcpStream;
 use bytes::{Buf, Bytes};
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -17,8 +19,9 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A caller that takes this many bytes of an answer within the deadline is waited for again.
-const ENOUGH: usize = 16 * 1024;
+/// A caller that takes this many bytes of an answer within the deadline is waited for again. TLS holds no more
+/// than this back, so that what it holds is taken within the deadline too.
+pub(super) const ENOUGH: usize = 16 * 1024;
 /// The time for a refusal to reach a caller that is still sending. Closing earlier would reset the
 /// connection, and the caller would lose the refusal.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -38,10 +41,25 @@ enum Late {
 
 /// An answer that the caller does not read.
 #[derive(Debug)]
-struct Unread {
-    since: Instant,
+pub(super) struct Unread {
+    /// The instant from which on the caller is waited for.
+    pub(super) since: Instant,
     /// Bytes taken since then.
     taken: usize,
+}
+
+impl Unread {
+    pub(super) fn begin() -> Self {
+        Self { since: Instant::now(), taken: 0 }
+    }
+
+    /// Notes that the caller has taken so many bytes.
+    pub(super) fn took(&mut self, bytes: usize) {
+        self.taken += bytes;
+        if self.taken >= ENOUGH {
+            *self = Self::begin();
+        }
+    }
 }
 
 /// The end of a connection: a last answer, after which nothing is read any more.
@@ -55,7 +73,9 @@ struct Farewell {
 /// An accepted connection with its deadlines.
 #[derive(Debug)]
 pub struct Stream {
-    tcp: TcpStream,
+    wire: Wire,
+    /// HTTP/2 has its own deadlines, except for answers that are not read.
+    is_http_2: bool,
     progress: Rc<Progress>,
     rules: Arc<Rules>,
     timer: Pin<Box<Sleep>>,
@@ -65,16 +85,24 @@ pub struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(tcp: TcpStream, rules: Arc<Rules>, place: Place) -> Self {
+    /// `begun` is the instant at which the connection was accepted: a TLS handshake is part of the first head.
+    pub(super) fn new(wire: Wire, rules: Arc<Rules>, place: Place, begun: Instant) -> Self {
+        let is_secure = matches!(wire, Wire::Tls(_));
         Self {
-            tcp,
-            progress: Rc::new(Progress::new()),
-            timer: Box::pin(sleep_until(Instant::now() + rules.head)),
+            is_http_2: wire.is_http_2(),
+            wire,
+            progress: Rc::new(Progress::new(begun, is_secure)),
+            timer: Box::pin(sleep_until(begun + rules.head)),
             rules,
             unread: None,
             farewell: None,
             _place: place,
         }
+    }
+
+    /// Whether the caller has chosen HTTP/2.
+    pub(super) const fn is_http_2(&self) -> bool {
+        self.is_http_2
     }
 
     /// What the requests of this connection tell the stream.
@@ -86,6 +114,7 @@ impl Stream {
     fn deadline(&self) -> Option<(Instant, Late)> {
         let (stage, since) = self.progress.stage();
         let heard = match stage {
+            _ if self.is_http_2 => None,
             Stage::New => Some((since + self.rules.head.min(self.rules.idle), Late::Silent)),
             Stage::Idle => Some((since + self.rules.idle, Late::Silent)),
             Stage::Head => Some((since + self.rules.head, Late::Head)),
@@ -121,8 +150,19 @@ impl Stream {
 
     /// Ends the connection with a refusal that the HTTP parser would have sent without a body.
     fn refuse(&mut self, status: StatusCode) {
-        let answer = refusal(&self.rules, status, self.progress.is_v2());
+        self.refuse_with(&ApiError::unreadable(status));
+    }
+
+    fn refuse_with(&mut self, error: &ApiError) {
+        let answer = refusal(&self.rules, error, self.progress.is_v2());
         self.end(answer);
+    }
+
+    /// Ends a connection whose caller does not speak TLS, and has sent `beginning`.
+    pub(super) async fn ask_for_tls(mut self, beginning: &[u8]) {
+        self.progress.heard(beginning);
+        self.refuse_with(&ApiError::not_tls());
+        poll_fn(|cx| self.poll_farewell(cx)).await;
     }
 
     /// Sends the last answer, and throws away what still arrives until the caller has closed or the
@@ -132,23 +172,23 @@ impl Stream {
         if Instant::now() >= farewell.until || self.timer.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        let mut tcp = Pin::new(&mut self.tcp);
+        let mut wire = Pin::new(&mut self.wire);
         while !farewell.answer.is_empty() {
-            match ready!(tcp.as_mut().poll_write(cx, &farewell.answer)) {
+            match ready!(wire.as_mut().poll_write(cx, &farewell.answer)) {
                 Ok(sent @ 1..) => farewell.answer.advance(sent),
                 Ok(0) | Err(_) => return Poll::Ready(()),
             }
         }
         if !farewell.is_shut {
             farewell.is_shut = true;
-            if ready!(tcp.as_mut().poll_shutdown(cx)).is_err() {
+            if ready!(wire.as_mut().poll_shutdown(cx)).is_err() {
                 return Poll::Ready(());
             }
         }
         let mut space = [0; THROWN_AWAY];
         loop {
             let mut rest = ReadBuf::new(&mut space);
-            match ready!(tcp.as_mut().poll_read(cx, &mut rest)) {
+            match ready!(wire.as_mut().poll_read(cx, &mut rest)) {
                 Ok(()) if !rest.filled().is_empty() => {}
                 _ => return Poll::Ready(()),
             }
@@ -157,12 +197,10 @@ impl Stream {
 
     /// Notes that the caller has taken `sent` bytes, which is all there was if `is_all`.
     fn taken(&mut self, sent: usize, is_all: bool) {
-        let Some(unread) = &mut self.unread else { return };
-        unread.taken += sent;
         if is_all {
             self.unread = None;
-        } else if unread.taken >= ENOUGH {
-            self.unread = Some(Unread { since: Instant::now(), taken: 0 });
+        } else if let Some(unread) = &mut self.unread {
+            unread.took(sent);
         }
     }
 }
@@ -174,6 +212,9 @@ impl AsyncRead for Stream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.is_http_2 {
+            return Pin::new(&mut this.wire).poll_read(cx, buffer);
+        }
         if this.farewell.is_none() {
             match this.late(cx) {
                 Some(Late::Head) => {
@@ -190,7 +231,7 @@ impl AsyncRead for Stream {
             return this.poll_farewell(cx).map(Ok);
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut this.tcp).poll_read(cx, buffer))?;
+        ready!(Pin::new(&mut this.wire).poll_read(cx, buffer))?;
         if let Some(new) = buffer.filled().get(before..).filter(|new| !new.is_empty())
             && this.progress.heard(new)
         {
@@ -209,6 +250,15 @@ impl Stream {
         self.rules.figures.unread_answer.inc();
         io::Error::new(io::ErrorKind::TimedOut, "the caller does not read its answer")
     }
+
+    /// Waits for the caller to take what was not taken.
+    fn poll_unread<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        self.unread.get_or_insert_with(Unread::begin);
+        match self.late(cx) {
+            Some(Late::Answer) => Poll::Ready(Err(self.cut_off())),
+            _ => Poll::Pending,
+        }
+    }
 }
 
 impl AsyncWrite for Stream {
@@ -220,6 +270,7 @@ impl AsyncWrite for Stream {
         let this = &mut *self;
         let mut now = bytes;
         if this.farewell.is_none()
+            && !this.is_http_2
             && let Some((before, status)) = parsers_refusal(bytes)
         {
             // The end of the answer before goes first.
@@ -232,19 +283,13 @@ impl AsyncWrite for Stream {
             // The parser forgets the connection as soon as its own words are taken.
             return this.poll_farewell(cx).map(|()| Ok(bytes.len()));
         }
-        match Pin::new(&mut this.tcp).poll_write(cx, now) {
+        match Pin::new(&mut this.wire).poll_write(cx, now) {
             Poll::Ready(Ok(sent)) => {
                 this.taken(sent, sent == bytes.len());
                 Poll::Ready(Ok(sent))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => {
-                this.unread.get_or_insert_with(|| Unread { since: Instant::now(), taken: 0 });
-                match this.late(cx) {
-                    Some(Late::Answer) => Poll::Ready(Err(this.cut_off())),
-                    _ => Poll::Pending,
-                }
-            }
+            Poll::Pending => this.poll_unread(cx),
         }
     }
 
@@ -253,11 +298,17 @@ impl AsyncWrite for Stream {
         if self.farewell.is_none() && self.late(cx).is_some() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        Pin::new(&mut self.tcp).poll_flush(cx)
+        match Pin::new(&mut self.wire).poll_flush(cx) {
+            Poll::Ready(flushed) => {
+                self.unread = None;
+                Poll::Ready(flushed)
+            }
+            Poll::Pending => self.poll_unread(cx),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_farewell(cx));
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+        Pin::new(&mut self.wire).poll_shutdown(cx)
     }
 }
