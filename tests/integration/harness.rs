@@ -5,6 +5,7 @@ use iptunnel_client::{Binding, Code, Network, Patience};
 use iptunnel_server::app::{self, Environment, Signal};
 use iptunnel_server::config::{Config, Layers, Sources};
 use iptunnel_server::os::{Clock, Reading, SetBacks, SystemClock, TimeSource};
+use iptunnel_server::secrets::missing;
 use iptunnel_server::store::files::files;
 use iptunnel_server::store::first_start::make_secrets;
 use iptunnel_storage::Disks;
@@ -218,6 +219,12 @@ impl TestApp {
         let flags = flags.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         let config = Config::load(&Sources { file: None, env: vec![], flags }).unwrap();
         let clock = Arc::new(ManualClock::at(START));
+        if database.is_some() {
+            // A start makes them only where there is no store, and the database has the schema of one already.
+            for secret in missing(&config.auth).unwrap() {
+                secret.make(&config.auth, clock.now()).unwrap();
+            }
+        }
         let app = Self::run_over(config, folder, clock, make_disk, database);
         app.unwrap_or_else(|error| panic!("{error}"))
     }
