@@ -16,9 +16,10 @@ use crate::operator::history::History;
 use crate::operator::socket::{self, SocketError, SocketFile};
 use crate::operator::{self, signed_heads};
 use crate::os::{Clock, NoRandomness, random_bytes, seeded_generator};
+use crate::public::reference::Reference;
 use crate::public::scripts::Scripts;
 use crate::public::setup::Installers;
-use crate::public::{self, ROUTES, reference};
+use crate::public::{self, ROUTES};
 use crate::secrets::{SecretError, lookup_key};
 use crate::state::State;
 use crate::state::access::AccessTokens;
@@ -539,7 +540,7 @@ fn public_server(
     let of_one = limits.max_connections_per_ip.get();
     let places = Places::new(of_one, size.connections, state.proxies.clone());
     let rules = rules(&state, &observer, places, ended, tls);
-    let reference = Data::new(reference::of(&config));
+    let reference = Data::new(Reference::of(config.clone()));
     let scripts = Data::new(Scripts::default());
     let installers = Data::new(Installers::of(&config));
     connection::serve(Sockets::tcp(socket), size, rules, move || {

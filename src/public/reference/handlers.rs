@@ -3,18 +3,10 @@
 use crate::http::errors::ApiError;
 use crate::http::page::stored;
 use crate::http::respond::failure_for;
+use crate::public::reference::Reference;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
-use bytes::Bytes;
-
-/// The document and the page. Made once, because they do not change at run time.
-pub struct Reference {
-    /// The document.
-    pub json: Bytes,
-    /// The page. `None` if rendering failed.
-    pub page: Option<Bytes>,
-}
 
 /// `GET /api/v2/openapi.json`
 #[utoipa::path(
@@ -30,13 +22,13 @@ pub async fn document(reference: Data<Reference>) -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((CONTENT_TYPE, "application/json"))
         .insert_header((CACHE_CONTROL, "no-cache"))
-        .body(reference.json.clone())
+        .body(reference.json())
 }
 
 /// `GET /docs`
 pub async fn page(request: HttpRequest, reference: Data<Reference>) -> HttpResponse {
-    match &reference.page {
-        Some(page) => stored(page.clone()),
+    match reference.page() {
+        Some(page) => stored(page),
         None => failure_for(&request, ApiError::internal()),
     }
 }
