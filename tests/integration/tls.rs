@@ -158,6 +158,23 @@ fn https_serves_http_1_1_and_2_and_tells_browsers_to_stay() {
 }
 
 #[test]
+fn a_server_with_open_connections_of_http_2_stops_at_once() {
+    let certificates = Certificates::new("");
+    let mut app = start(&certificates, &[]);
+    let (to, config) = (address(&app), certificates.client("h2", None));
+    in_time(async {
+        let (mut send, _, end) = http_2(to, config, &h2::client::Builder::new()).await;
+        let answer = send.send_request(request(Method::GET, "/api/v2/healthz"), true).unwrap().0;
+        assert_eq!(answer.await.unwrap().status(), 200);
+        let begun = Instant::now();
+        tokio::task::spawn_blocking(move || app.stop()).await.unwrap().unwrap();
+        // Requests would have 30 seconds to end.
+        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+        assert!(is_calm(end.await.unwrap()));
+    });
+}
+
+#[test]
 fn a_caller_without_tls_hears_so_in_the_envelope_of_its_api() {
     let certificates = Certificates::new("");
     let app = start(&certificates, &[]);
