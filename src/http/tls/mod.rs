@@ -132,7 +132,6 @@ impl Tls {
     fn read_again(&self, watched: &mut Watched, stamps: Stamps, now: Timestamp) {
         watched.read = stamps;
         let (listener, read) = (self.files.listener, self.files.read());
-        self.refused.set(i64::from(read.is_err()));
         match read {
             Ok(certificate) => {
                 let ends = rfc3339(certificate.ends);
@@ -140,10 +139,12 @@ impl Tls {
                     watched.warned = None;
                 }
                 self.current.store(Arc::new(certificate));
+                self.refused.set(0);
                 tracing::info!(listener, ends, "the certificate has been read again");
                 self.note_end(watched, now);
             }
             Err(error) => {
+                self.refused.set(1);
                 let error = error.to_string();
                 tracing::error!(listener, error, "the earlier certificate stays in use");
             }
