@@ -188,7 +188,7 @@ impl Server {
     fn not_the_operators(&self) -> String {
         format!(
             "{}: the answer is not one of the operators' listener: the public listener or another \
-             service is at this address; check admin.url",
+             service is at this address, or it speaks HTTPS; check admin.url",
             self.place
         )
     }
