@@ -62,7 +62,8 @@ impl Places {
             tracing::warn!(
                 %network,
                 most = self.of_one,
-                "a connection was closed, or a request over HTTP/2 refused, because its network holds as many as one may; if it is a \
+                "a connection was closed, or a request over HTTP/2 refused, because its network holds as \
+                 many as one may; if it is a \
                  proxy, name it in server.trusted_proxies, else see server.max_connections_per_ip"
             );
         }
