@@ -9,6 +9,7 @@
 //! disk. The change survives the end of the process and a loss of power, provided that the disk
 //! keeps what it reports as synced.
 
+mod backup;
 mod change;
 mod copy;
 mod embedded;
@@ -21,6 +22,7 @@ mod store;
 mod walk;
 mod watermark;
 
+pub use backup::{BackupError, Contents, Pace, examine_copy};
 pub use change::{
     ATTEMPTS, Attempts, Change, Charged, CheckIn, CheckInOf, CommitError, Counted, Counter,
     CounterRow, Entry, Finding, Grade, LastNumbers, OpenError, ReadError, Setting, Verdict, Write,

@@ -1,8 +1,8 @@
 //! The traits of a store: [`Store`], and [`Shared`] for a store that several servers share.
 
 use crate::{
-    Attempts, Change, Charged, CheckInOf, CommitError, Counted, Counter, Entry, Finding,
-    LastNumbers, Listener, ReadError, Verdict, Watermark,
+    Attempts, BackupError, Change, Charged, CheckInOf, CommitError, Contents, Counted, Counter,
+    Disk, Entry, Finding, LastNumbers, Listener, Pace, ReadError, Verdict, Watermark,
 };
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::access::{AccessToken, TokenNumber};
@@ -184,6 +184,17 @@ pub trait Store: Epochs + Records + AuditLog + 'static {
     /// From now on calls `listener` for every event that was written, in the order of the commits,
     /// after the event is on disk. Can be set once; the listener must be quick.
     fn follow(&self, listener: Listener);
+
+    /// Writes a copy of the store at one moment to an empty disk, while commits and reads go on. The copy
+    /// has everything that was committed before the call, and is on disk when this returns. Calls `pace`
+    /// between the pieces of its work.
+    ///
+    /// # Errors
+    /// Other servers share the store, it cannot be read, the copy cannot be written, or `pace` says that
+    /// it is to end.
+    fn back_up(&self, _to: Box<dyn Disk>, _pace: &Pace) -> Result<Contents, BackupError> {
+        Err(BackupError::Shared)
+    }
 
     /// Closes the engine in order, so that the next open has nothing to repair. The store must not
     /// be used afterwards.

@@ -25,6 +25,9 @@ const UNFINISHED: u64 = 1 << 62;
 const UNFINISHED_BEFORE: u64 = i64::MAX.cast_unsigned();
 
 impl Watermark {
+    /// The name of the process in the watermark of a store with one server.
+    pub const ALONE: &str = "redb";
+
     /// Returns the watermark for an epoch whose beginning takes many commits, for use until the
     /// last of them. After an interruption the next start finds that the store does not satisfy it,
     /// and begins the epoch again.

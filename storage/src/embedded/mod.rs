@@ -23,8 +23,8 @@ use crate::embedded::engine::{ALONE, RedbStore, Row};
 use crate::embedded::journal::{AppendError, Journal};
 use crate::feed::{Feed, Listener};
 use crate::{
-    Attempts, AuditLog, Change, CommitError, Counter, Entry, Epochs, LastNumbers, OpenError,
-    ReadError, Records, Store, Verdict, Watermark, record,
+    Attempts, AuditLog, BackupError, Change, CommitError, Contents, Counter, Entry, Epochs,
+    LastNumbers, OpenError, Pace, ReadError, Records, Store, Verdict, Watermark, record,
 };
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::access::AccessToken;
@@ -551,6 +551,11 @@ impl Store for EmbeddedStore {
 
     fn follow(&self, listener: Listener) {
         self.feed.follow(listener);
+    }
+
+    /// What is pending now is checkpointed first, so the copy needs no journal.
+    fn back_up(&self, to: Box<dyn Disk>, pace: &Pace) -> Result<Contents, BackupError> {
+        self.engine_with(Pending::last)?.back_up(to, pace)
     }
 
     fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {

@@ -85,6 +85,63 @@ fn finding(grade: Grade, what: String, why: &'static str, mend: &str) -> Finding
     Finding { grade, what, why, mend: mend.to_owned() }
 }
 
+/// What a base backup needs.
+const ASK_FOR_BACKUP: &str = "SELECT
+    current_setting('server_version') AS version_name,
+    current_setting('wal_level') AS wal_level,
+    current_setting('max_wal_senders')::integer AS senders,
+    (SELECT count(*) FROM pg_stat_replication) AS used,
+    current_setting('archive_mode') AS archive_mode,
+    pg_size_pretty(pg_database_size(current_database())) AS size,
+    (SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user) AS replicates,
+    current_user::text AS role";
+
+/// Returns findings on whether `pg_basebackup` can take a backup.
+pub(super) async fn examine_backup(client: &Client) -> Result<Vec<Finding>, ReadError> {
+    let row = client.query_one(ASK_FOR_BACKUP, &[]).await.map_err(unreadable)?;
+    let mut findings = Vec::new();
+    let mut judge = |good: bool, grade: Grade, what: String, why: &'static str, mend: &str| {
+        findings.push(finding(if good { Grade::Good } else { grade }, what, why, mend));
+    };
+    let (version, size): (&str, &str) = (get(&row, "version_name")?, get(&row, "size")?);
+    let why = "pg_basebackup must be of this version or a later one";
+    judge(true, Grade::Good, format!("version {version}, a database of {size}"), why, "");
+    let level: &str = get(&row, "wal_level")?;
+    judge(
+        level != "minimal",
+        Grade::Stops,
+        format!("wal_level = {level}"),
+        "a base backup needs the write-ahead log of the time in which it is taken",
+        "ALTER SYSTEM SET wal_level = replica; and restart PostgreSQL",
+    );
+    let (senders, used): (i32, i64) = (get(&row, "senders")?, get(&row, "used")?);
+    judge(
+        i64::from(senders) >= used + 2,
+        Grade::Stops,
+        format!("max_wal_senders = {senders}, {used} in use"),
+        "pg_basebackup uses two of them",
+        "ALTER SYSTEM SET max_wal_senders = 10; and restart PostgreSQL",
+    );
+    let role: &str = get(&row, "role")?;
+    let replicates: bool = get(&row, "replicates")?;
+    judge(
+        replicates,
+        Grade::Warns,
+        format!("the role {role} {} REPLICATION", if replicates { "has" } else { "does not have" }),
+        "pg_basebackup connects as a role that has it, which need not be that of the servers",
+        "CREATE ROLE backup LOGIN REPLICATION; and a line for it in pg_hba.conf",
+    );
+    let archive: &str = get(&row, "archive_mode")?;
+    judge(
+        archive != "off",
+        Grade::Warns,
+        format!("archive_mode = {archive}"),
+        "without an archive of the write-ahead log, what happened after a base backup cannot be restored",
+        "set archive_mode and archive_command, or run pg_receivewal on another machine",
+    );
+    Ok(findings)
+}
+
 pub(super) async fn examine(client: &Client) -> Result<Vec<Finding>, ReadError> {
     let row = client.query_one(ASK, &[]).await.map_err(unreadable)?;
     let mut findings = Vec::new();

@@ -1,7 +1,9 @@
 //! Inspects a database without changing it.
 
 use super::connect::{Connector, Found, Use, primaries_of};
-use super::examine::{examine, of_hosts, of_primaries, of_store, of_trials, store_clock};
+use super::examine::{
+    examine, examine_backup, of_hosts, of_primaries, of_store, of_trials, store_clock,
+};
 use super::{Others, agreed, migrate, unreadable};
 use crate::{Finding, Grade, OpenError, ReadError};
 use iptunnel_domain::lookup::KeyedHash;
@@ -58,6 +60,22 @@ impl Inspection {
             });
         }
         findings
+    }
+
+    /// Returns the host of the primary, or what stands for it, and findings on whether a base backup of it can be taken.
+    pub fn examine_backup(&self) -> (String, Vec<Finding>) {
+        let mut findings = self.of_hosts.clone();
+        let Some(found) = &self.found else { return ("HOST".into(), findings) };
+        match self.runtime.block_on(examine_backup(&found.client)) {
+            Ok(of_backup) => findings.extend(of_backup),
+            Err(ReadError(why)) => findings.push(Finding {
+                grade: Grade::Stops,
+                what: format!("{}: {why}", found.line.host),
+                why: "nobody can tell whether a base backup can be taken",
+                mend: "resolve this error, and repeat the command".into(),
+            }),
+        }
+        (found.line.host.clone(), findings)
     }
 
     fn found(&self) -> Result<&Found, ReadError> {

@@ -6,7 +6,7 @@ use crate::ReadError;
 use iptunnel_domain::lookup::KeyedHash;
 use redb::{Database, ReadTransaction, TableDefinition, TableError};
 
-const AGREED: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("agreed");
+pub(super) const AGREED: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("agreed");
 
 /// Returns the hash that was set for `what`.
 pub(super) fn find(read: &ReadTransaction, what: &str) -> Result<Option<KeyedHash>, ReadError> {

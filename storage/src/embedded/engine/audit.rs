@@ -21,7 +21,7 @@ type OfCodes = TableDefinition<'static, u128, &'static [u8]>;
 /// Pages of the log, under the number of their first entry.
 pub(super) const AUDIT: Pages = TableDefinition::new("audit");
 /// The attempts on a code: the number of those that are not kept, and then those that are.
-const OF_CODES: OfCodes = TableDefinition::new("attempts");
+pub(super) const OF_CODES: OfCodes = TableDefinition::new("attempts");
 
 /// Bytes of a hash.
 const HASH: usize = 32;

@@ -7,6 +7,7 @@
 mod agreed;
 mod audit;
 mod commit;
+mod copy;
 mod index;
 mod pages;
 #[cfg(test)]
@@ -17,8 +18,8 @@ mod tests;
 use crate::embedded::disk::Watched;
 use crate::feed::{Feed, Listener};
 use crate::{
-    Attempts, AuditLog, Change, CommitError, Counter, Disk, Entry, Epochs, LastNumbers, OpenError,
-    ReadError, Records, Store, Verdict, Watermark, record,
+    Attempts, AuditLog, BackupError, Change, CommitError, Contents, Counter, Disk, Entry, Epochs,
+    LastNumbers, OpenError, Pace, ReadError, Records, Store, Verdict, Watermark, record,
 };
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::access::AccessToken;
@@ -70,7 +71,7 @@ const TAKEN_OVER_KEY: &str = "checkpointed";
 const OLD_ATTEMPTS_KEY: &str = "old_attempts";
 
 /// The process name in the watermark of a store with one server.
-pub(crate) const ALONE: &str = "redb";
+pub(crate) const ALONE: &str = Watermark::ALONE;
 
 /// A [`Store`] in one file.
 pub struct RedbStore {
@@ -79,6 +80,7 @@ pub struct RedbStore {
     /// `None` between a failure and the moment the file could be opened again.
     database: RwLock<Option<Database>>,
     feed: Feed,
+    copies: copy::Copies,
 }
 
 /// Converts any error of redb into the error of a read.
@@ -98,6 +100,7 @@ impl RedbStore {
             sync_failed: Arc::new(AtomicBool::new(false)),
             database: RwLock::new(None),
             feed: Feed::default(),
+            copies: copy::Copies::default(),
         };
         let database = store.open_database().map_err(OpenError::Engine)?;
         prepare(&database)?;
@@ -134,6 +137,7 @@ impl RedbStore {
     /// holds the truth, unless a *sync* failed: then the page cache may show data that the disk
     /// does not have.
     fn judge(&self, attempted: u64, reason: String) -> CommitOutcome {
+        let _none = self.copies.end();
         let mut guard = self.write_lock();
         // Closed before it is opened again: the disk has one holder at a time.
         *guard = None;
@@ -242,7 +246,10 @@ fn upgrade_to_format_4(write: &WriteTransaction) -> Result<(), ReadError> {
 }
 
 fn format_of(database: &Database) -> Result<Option<u64>, ReadError> {
-    let read = database.begin_read().map_err(unreadable)?;
+    format_in(&database.begin_read().map_err(unreadable)?)
+}
+
+fn format_in(read: &ReadTransaction) -> Result<Option<u64>, ReadError> {
     match read.open_table(META) {
         Ok(meta) => Ok(meta.get(FORMAT_KEY).map_err(unreadable)?.map(|format| format.value())),
         Err(TableError::TableDoesNotExist(_)) => Ok(None),
@@ -275,6 +282,13 @@ fn commit_count(database: &Database) -> Result<u64, ReadError> {
     let meta = read.open_table(META).map_err(unreadable)?;
     let commits = meta.get(COMMITS_KEY).map_err(unreadable)?;
     Ok(commits.map_or(0, |commits| commits.value()))
+}
+
+/// The last journal record whose changes are in the tables.
+fn checkpointed(read: &ReadTransaction) -> Result<u64, ReadError> {
+    let meta = read.open_table(META).map_err(unreadable)?;
+    let record = meta.get(TAKEN_OVER_KEY).map_err(unreadable)?;
+    Ok(record.map_or(0, |record| record.value()))
 }
 
 /// A row of any kind.
@@ -314,6 +328,7 @@ impl Store for RedbStore {
     }
 
     fn close(&self) {
+        let _none = self.copies.end();
         *self.write_lock() = None;
     }
 
@@ -579,6 +594,34 @@ impl RedbStore {
         self.write_all(changes, Some(last))
     }
 
+    /// Copies the store at this moment to an empty disk.
+    pub(crate) fn back_up(&self, to: Box<dyn Disk>, pace: &Pace) -> Result<Contents, BackupError> {
+        let copying = self.copies.begin(pace);
+        let read = self.begin_read()?;
+        let contents = copy::contents(&read)?;
+        copy::copy(read, to, copying)?;
+        Ok(contents)
+    }
+
+    /// Returns what the store holds.
+    pub(crate) fn contents(&self) -> Result<Contents, ReadError> {
+        copy::contents(&self.begin_read()?)
+    }
+
+    /// Compares every page with its checksum.
+    ///
+    /// # Errors
+    /// A page is damaged.
+    pub(crate) fn check_integrity(&self) -> Result<(), String> {
+        let mut guard = self.write_lock();
+        let database = guard.as_mut().ok_or("it is closed")?;
+        match database.check_integrity() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("its pages were damaged".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
     /// Returns whether a sync has failed. Then the content of the file is unknown.
     pub(crate) fn has_failed_a_sync(&self) -> bool {
         self.sync_failed.load(Ordering::SeqCst)
@@ -586,10 +629,7 @@ impl RedbStore {
 
     /// The last journal record whose changes are in the tables.
     pub(crate) fn checkpointed(&self) -> Result<u64, ReadError> {
-        let read = self.begin_read()?;
-        let meta = read.open_table(META).map_err(unreadable)?;
-        let record = meta.get(TAKEN_OVER_KEY).map_err(unreadable)?;
-        Ok(record.map_or(0, |record| record.value()))
+        checkpointed(&self.begin_read()?)
     }
 
     /// Returns the present versions of rows.
@@ -633,6 +673,7 @@ impl RedbStore {
             // What can be read then may differ from what the disk has.
             return Err(CommitError::Unknown("a sync has failed".into()));
         }
+        let _none = self.copies.end();
         let mut guard = self.write_lock();
         match self.open_database() {
             Ok(database) => {

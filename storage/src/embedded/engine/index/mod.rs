@@ -41,8 +41,8 @@ type Entry = (u128, u64);
 
 /// One index: over codes by hash, or over activations by id.
 pub(super) struct Index {
-    runs: Runs,
-    pages: Pages,
+    pub(super) runs: Runs,
+    pub(super) pages: Pages,
 }
 
 pub(super) const CODES: Index = Index::new("code_index", "code_runs");
