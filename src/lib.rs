@@ -12,6 +12,7 @@
 //! * [`logging`]: the log
 //! * [`config`]: the configuration
 //! * [`counts`]: counts by key
+//! * [`signed_head`]: heads of the audit log, signed
 //! * [`private_file`]: files that only the server's user reads
 //! * `escape`: characters that a terminal would obey
 //! * [`os`]: the clock and the random generator of the operating system
@@ -28,6 +29,7 @@ pub mod os;
 pub mod private_file;
 pub mod public;
 pub mod secrets;
+pub mod signed_head;
 pub mod state;
 pub mod store;
 pub mod tokens;

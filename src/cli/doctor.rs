@@ -3,10 +3,10 @@
 use super::terminal::{Output, tell};
 use crate::config::{Backend, Config};
 use crate::http::tls;
-use crate::operator::signed_heads::is_of_other_key;
 use crate::os::{Clock, SystemClock};
 use crate::public::scripts;
 use crate::secrets::lookup_key;
+use crate::signed_head::is_of_other_key;
 use crate::state::live::read_secrets;
 use crate::store::agreement::{hash_of_lookup_key, in_common};
 use crate::store::cluster::{clock_ahead, clock_is_right, clock_words};
@@ -143,7 +143,11 @@ fn of_common_secret(name: &str, others: Result<Others, ReadError>) -> Finding {
     Finding { grade, what, why, mend: mend.into() }
 }
 
-fn show(findings: &[Finding], output: Output) -> Result<(), String> {
+/// Prints findings.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub fn show(findings: &[Finding], output: Output) -> Result<(), String> {
     match output {
         Output::Json => {
             let all: Vec<_> = findings

@@ -20,8 +20,8 @@ use iptunnel_server::operator::codes::Find;
 use iptunnel_server::operator::server_changes::ServerForm;
 use iptunnel_server::operator::session_list::Ending;
 use iptunnel_server::operator::settings::Change;
-use iptunnel_server::operator::signed_heads::{self, Verifier};
 use iptunnel_server::secrets::{SigningFile, lookup_key, master_token};
+use iptunnel_server::signed_head::{self, Verifier};
 use iptunnel_server::tokens::Tokens;
 use iptunnel_storage::stored;
 use serde::Deserialize;
@@ -221,7 +221,7 @@ pub fn master(bytes: &[u8]) -> Verdict {
 
 /// A file of signed heads of the audit log. Whether a signature is genuine is another question.
 pub fn heads(bytes: &[u8]) -> Verdict {
-    let heads = with_file(bytes, signed_heads::read_file).map_err(refused)?;
+    let heads = with_file(bytes, signed_head::read_file).map_err(refused)?;
     let key = LookupKey::new(&[0; LookupKey::BYTES]);
     let verifier = Verifier::with_lookup_key(key).ok_or("no key")?;
     for head in &heads {
