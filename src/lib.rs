@@ -13,10 +13,12 @@
 //! * [`config`]: the configuration
 //! * [`counts`]: counts by key
 //! * [`signed_head`]: heads of the audit log, signed
+//! * [`age`]: secrets encrypted to an address or with a passphrase
 //! * [`private_file`]: files that only the server's user reads
 //! * `escape`: characters that a terminal would obey
 //! * [`os`]: the clock and the random generator of the operating system
 
+pub mod age;
 pub mod app;
 pub mod cli;
 pub mod config;
