@@ -24,6 +24,7 @@ use crate::secrets::{SecretError, lookup_key};
 use crate::state::State;
 use crate::state::access::AccessTokens;
 use crate::state::attention::Attention;
+use crate::state::backups::{self, Backups};
 use crate::state::live::Live;
 use crate::state::settings::{OnChange, Settings};
 use crate::state::tickets::TicketTimes;
@@ -203,7 +204,9 @@ fn start(
     let access =
         AccessTokens::new(tokens, Arc::clone(&live), Arc::clone(&handles), Arc::clone(&clock));
     let ended = ConnectionFigures::new(&mut registry);
+    let backups = Backups::new(Arc::clone(&clock), &mut registry);
     let state = Data::new(State {
+        backups,
         handles,
         access: Arc::new(access),
         settings: Arc::new(settings),
@@ -261,6 +264,7 @@ async fn stop(running: Running, ended: Result<(), RunError>) -> Result<(), RunEr
     let (handles, grace) = (&state.handles, state.live.config.load().server.shutdown_grace);
     state.health.drain();
     state.watchers.close();
+    state.backups.stop();
     tasks.iter().for_each(JoinHandle::abort);
     tracing::info!("the server is shutting down and finishes accepted requests");
     // After a failure all waiting requests are already answered: only the answers remain to be sent.
@@ -432,6 +436,7 @@ fn start_background_tasks(
         spawn(keep_wrong_tokens(state.clone())),
         spawn(keep_token_uses(state.clone())),
         spawn(read_attention(state.clone())),
+        spawn(backups::keep(state.clone())),
     ];
     let store = Arc::clone(state.handles.store());
     if store.shared().is_some() {

@@ -6,6 +6,7 @@
 //! * [`operator`]: the operators' listener
 //! * [`public`]: the public listener
 //! * [`state`]: the state that both listeners share, and changes of settings
+//! * [`backup`]: makes backups, checks and restores them
 //! * [`http`]: requests and answers, for both listeners
 //! * [`store`]: opens the store, checks its watermark, and monitors a store that servers share
 //! * [`tokens`] and [`secrets`]: signed tokens, and the keys on disk
@@ -20,6 +21,7 @@
 
 pub mod age;
 pub mod app;
+pub mod backup;
 pub mod cli;
 pub mod config;
 pub mod counts;

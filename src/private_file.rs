@@ -37,6 +37,8 @@ pub enum Beside {
     Heads,
     /// The socket for the command line.
     Socket,
+    /// A store that is being restored.
+    Draft,
 }
 
 impl Beside {
@@ -49,6 +51,7 @@ impl Beside {
                 Self::Mark => ".mark",
                 Self::Heads => ".heads",
                 Self::Socket => ".sock",
+                Self::Draft => ".restoring",
             },
         )
     }
@@ -260,8 +263,9 @@ fn give_to(file: &File, like: &fs::Metadata) -> io::Result<()> {
     fchown(file, Some(like.uid()), Some(like.gid()))
 }
 
-/// What root makes for the server is the server's. Only root may give files away, and only root has to.
-fn give_to_owner_of_folder(file: &File, path: &Path) {
+/// Gives a new file at `path` to the owner of its folder: what root makes for the server is the server's.
+/// Only root may give files away, and only root has to.
+pub fn give_to_owner_of_folder(file: &File, path: &Path) {
     let _ = fs::metadata(folder_of(path)).and_then(|folder| give_to(file, &folder));
 }
 

@@ -82,11 +82,17 @@ pub enum Action {
     SpentCodeTried = 34,
     /// A server that an installation has registered checked in for the first time since.
     ServerCheckedIn = 35,
+    /// A backup of the store was made.
+    BackupMade = 36,
+    /// A backup could not be made.
+    BackupFailed = 37,
+    /// The store was restored from a backup.
+    StoreRestored = 38,
 }
 
 impl Action {
     /// All actions that this program writes.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 33] = [
         Self::CodeIssued,
         Self::Activated,
         Self::Replaced,
@@ -112,6 +118,9 @@ impl Action {
         Self::TokenRevoked,
         Self::SpentCodeTried,
         Self::ServerCheckedIn,
+        Self::BackupMade,
+        Self::BackupFailed,
+        Self::StoreRestored,
         Self::PrecheckPassed,
         Self::PrecheckRefused,
         Self::ActivateRefused,
@@ -148,6 +157,9 @@ impl Action {
             Self::TokenRevoked => "token_revoked",
             Self::SpentCodeTried => "spent_code_tried",
             Self::ServerCheckedIn => "server_checked_in",
+            Self::BackupMade => "backup_made",
+            Self::BackupFailed => "backup_failed",
+            Self::StoreRestored => "store_restored",
             Self::PrecheckPassed => "precheck_passed",
             Self::PrecheckRefused => "precheck_refused",
             Self::ActivateRefused => "activate_refused",

@@ -2,7 +2,8 @@
 //!
 //! * [`serve`]: runs the server; [`healthcheck`]: checks whether it is ready
 //! * [`check_config`]: refuses what a start would refuse
-//! * [`keys`], [`fence`], [`copy`], [`doctor`]: work on its files and its store
+//! * [`keys`], [`fence`], [`copy`], [`doctor`], [`restore`]: work on its files and its store
+//! * [`backup`]: makes a backup, through the running server or by itself
 //! * [`servers`], [`import`], [`codes`], [`activations`], [`settings`], [`tokens`], [`audit`]: send requests to a
 //!   running server, with [`client`] and [`transport`]
 //! * [`completions`], [`man`]: describe the command line itself
@@ -11,6 +12,7 @@
 
 mod activations;
 mod audit;
+mod backup;
 mod check_config;
 mod client;
 mod codes;
@@ -24,6 +26,7 @@ mod healthcheck;
 mod import;
 mod keys;
 mod man;
+mod restore;
 mod serve;
 mod servers;
 mod settings;
@@ -214,6 +217,43 @@ Examples:
         #[arg(long, value_name = "STORE")]
         to: copy::StoreName,
     },
+    /// Make a backup while the server runs, or while it does not
+    ///
+    /// FOLDER holds the store at one moment, the signed heads of the audit log and the mark; with --recipient or
+    /// --passphrase-file also the files of [auth], encrypted. FOLDER is made; if it exists, it must be empty.
+    /// Without it, the backup gets a new folder in backup.folder of the settings. A running server makes the
+    /// backup itself, slowly, beside its requests. It needs the role admin.
+    ///
+    /// With PostgreSQL the command checks what a backup needs, writes what belongs to the database, and says
+    /// how to make the backup of the database itself.
+    #[command(after_help = "\
+Examples:
+  iptunnel-server backup /mnt/backup/monday
+  iptunnel-server backup /mnt/backup/monday --recipient age1c7fskew0h8hw5sl3dqmrwled3qp08dse6mzdj2j5m0tflvnfd45shpy5yf
+  iptunnel-server backup")]
+    Backup {
+        /// The folder of the backup [default: a new one in backup.folder]
+        folder: Option<PathBuf>,
+        #[command(flatten)]
+        keys: backup::Keys,
+    },
+    /// Check a backup, put it in the server's place, and begin a new epoch
+    ///
+    /// Everything is checked first: one wrong byte refuses all. There must be no store in the place; a mark that
+    /// an earlier store has left there stays, and is minded. Then every code that was unspent and every
+    /// activation that was open when the backup was made is void, for some of them were spent or confirmed since.
+    ///
+    /// With PostgreSQL restore the database first, while no server runs.
+    #[command(after_help = "\
+Examples:
+  iptunnel-server restore /mnt/backup/monday
+  iptunnel-server restore /mnt/backup/monday --identity key.txt")]
+    Restore {
+        /// The folder of the backup
+        folder: PathBuf,
+        #[command(flatten)]
+        keys: restore::Keys,
+    },
     /// Void every unspent code and every open activation
     ///
     /// Use this after you restored an earlier state of the store together with its mark file: a code
@@ -328,6 +368,8 @@ impl Cli {
             Command::PrintConfig => terminal::print(&config.to_toml())?,
             Command::Healthcheck => healthcheck::healthcheck(&config)?,
             Command::Doctor => doctor::examine(&config, output)?,
+            Command::Backup { folder, keys } => backup::backup(&config, output, folder, &keys)?,
+            Command::Restore { folder, keys } => restore::restore(&config, &folder, &keys)?,
             Command::Fence { yes } => fence::fence(&config, yes)?,
             Command::Copy { from, to } => copy::copy(&config, from, to)?,
             Command::Keys { action } => keys::keys(&config, action)?,

@@ -343,6 +343,13 @@ fn contradictions(config: &Config) -> Vec<String> {
             storage.backend.as_str()
         ));
     }
+    if config.backup.every_hours > 0 && storage.backend == Backend::Postgres {
+        problems.push(format!(
+            "backup.every_hours = {}: must be 0 where storage.backend is \"postgres\": the database has backups \
+             of its own, and iptunnel-server backup says how",
+            config.backup.every_hours
+        ));
+    }
     for (place, product) in config.products.iter().enumerate() {
         let mut others = config.products.iter().take(place);
         if let Some(other) = others.find(|other| other.letters == product.letters) {

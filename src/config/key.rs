@@ -9,6 +9,7 @@ use toml::Value;
 use super::convert::MAX_WORKERS;
 use super::raw::Network;
 use super::url::PublicUrl;
+use crate::age::Recipient;
 
 /// One key of the file.
 pub(super) struct Key {
@@ -44,8 +45,12 @@ pub(super) enum Kind {
     File,
     /// The path of a file, or nothing.
     OptionalFile,
+    /// The path of a folder.
+    Folder,
     /// The path of a folder, or empty.
     OptionalFolder,
+    /// An address of age, or empty.
+    Recipient,
     /// Two letters.
     Letters,
     /// Any text.
@@ -110,6 +115,10 @@ pub(super) static KEYS: &[Key] = &[
     fixed("auth.signing_key_file", Kind::File),
     fixed("auth.lookup_key_file", Kind::File),
     fixed("auth.master_token_file", Kind::File),
+    fixed("backup.folder", Kind::Folder),
+    live("backup.every_hours", whole(" of hours", 0, 8760)),
+    live("backup.keep", whole("", 1, 10_000)),
+    fixed("backup.keys_recipient", Kind::Recipient),
     fixed(ANY_PRODUCT, Kind::Letters),
     live("pages.install_command", Kind::Text),
     live("pages.unattended_command", Kind::Text),
@@ -217,7 +226,12 @@ impl Kind {
             }
             Self::Socket => text.is_some_and(|path| path.len() <= SOCKET && !path.contains('\0')),
             Self::Networks => value.as_array().is_some_and(|all| all.iter().all(is_network)),
-            Self::File => text.is_some_and(|path| !path.is_empty() && !path.contains('\0')),
+            Self::File | Self::Folder => {
+                text.is_some_and(|path| !path.is_empty() && !path.contains('\0'))
+            }
+            Self::Recipient => {
+                text.is_some_and(|text| text.is_empty() || Recipient::address(text).is_some())
+            }
             Self::OptionalFile | Self::OptionalFolder => {
                 text.is_some_and(|path| !path.contains('\0'))
             }
@@ -235,14 +249,18 @@ impl Kind {
             Self::Switch => trimmed.to_ascii_lowercase().parse().ok().map(Value::Boolean),
             Self::Networks => read_list(trimmed),
             Self::File
+            | Self::Folder
             | Self::OptionalFile
             | Self::OptionalFolder
             | Self::Socket
             | Self::Text
             | Self::Secret => None,
-            Self::Word(_) | Self::Listener | Self::Url | Self::Origin | Self::Letters => {
-                Some(trimmed.into())
-            }
+            Self::Word(_)
+            | Self::Listener
+            | Self::Url
+            | Self::Origin
+            | Self::Letters
+            | Self::Recipient => Some(trimmed.into()),
         };
         value.unwrap_or_else(|| text.into())
     }
@@ -270,6 +288,10 @@ impl fmt::Display for Kind {
                 "a list of IP addresses and networks, like [\"127.0.0.1\", \"10.0.0.0/8\"]",
             ),
             Self::File => f.write_str("the path of a file"),
+            Self::Folder => f.write_str("the path of a folder"),
+            Self::Recipient => {
+                f.write_str("empty, or an address of age, which begins with age1 (see age-keygen)")
+            }
             Self::OptionalFile => f.write_str("empty, or the path of a file"),
             Self::OptionalFolder => f.write_str("empty, or the path of a folder"),
             Self::Letters => f.write_str("two letters from A to Z"),

@@ -23,6 +23,8 @@ pub struct Config {
     pub storage: Storage,
     /// Where secrets are kept.
     pub auth: Auth,
+    /// The backups that the server makes.
+    pub backup: Backup,
     /// The products, by name: at least one, each with different letters.
     pub products: Vec<Product>,
     /// The texts of pages.
@@ -136,6 +138,20 @@ pub struct Auth {
     pub lookup_key_file: PathBuf,
     /// The operators' token.
     pub master_token_file: PathBuf,
+}
+
+/// The backups that the server makes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backup {
+    /// The folder in which each gets a folder of its own.
+    pub folder: PathBuf,
+    /// Hours from one to the next; 0 for never.
+    pub every_hours: u64,
+    /// How many are kept.
+    pub keep: usize,
+    /// The address of age to which the secrets are encrypted. Empty: they are not in the backups.
+    pub keys_recipient: String,
 }
 
 /// Something that can be installed.

@@ -15,7 +15,7 @@ use iptunnel_domain::time::Lifetimes;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-use super::model::{Actors, Admin, Auth, Installer, Log, Pages, Servers, Storage};
+use super::model::{Actors, Admin, Auth, Backup, Installer, Log, Pages, Servers, Storage};
 use super::url::PublicUrl;
 
 /// The whole file.
@@ -26,6 +26,7 @@ pub(super) struct Raw {
     pub(super) admin: Admin,
     pub(super) storage: Storage,
     pub(super) auth: Auth,
+    pub(super) backup: Backup,
     pub(super) products: BTreeMap<String, Letters>,
     pub(super) pages: Pages,
     pub(super) installer: Installer,

@@ -196,6 +196,8 @@ pub const OPERATORS: &[Rule] = &[
     post("/admin/servers/{server_id}/{verb}", OPERATE),
     post("/admin/servers/several", OPERATE),
     post("/admin/import", ADMIN),
+    get("/admin/backup", VIEW),
+    post("/admin/backup", ADMIN),
     get("/admin/servers/unseen", VIEW),
     post("/admin/servers/unseen", OPERATE),
     post("/admin/codes", VIEW),

@@ -134,6 +134,24 @@ impl ApiError {
         Self::new(StatusCode::PRECONDITION_FAILED, "precondition_failed", message)
     }
 
+    /// A backup is asked for while another one is made.
+    pub fn backup_running() -> Self {
+        let message = "Another backup is being made. Please wait for its end.";
+        Self::new(StatusCode::CONFLICT, "backup_running", message)
+    }
+
+    /// A backup of a store that is a database.
+    pub fn backup_of_database() -> Self {
+        let message = "The store is a database, which has backups of its own. The command \
+                       iptunnel-server backup says how.";
+        Self::new(StatusCode::CONFLICT, "backup_of_database", message)
+    }
+
+    /// A backup could not be made. Only operators hear the reason.
+    pub fn backup_failed(reason: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "backup_failed", reason)
+    }
+
     /// A change of settings without the version that it is based on.
     pub fn condition_required() -> Self {
         let message = "If-Match with the ETag of GET /admin/config is required.";

@@ -5,6 +5,7 @@
 //! * [`now`], with [`history`] and [`chart`]: the current load and its history
 //! * [`server_changes`]: what operators change about servers
 //! * [`servers`], [`codes`], [`activations`], [`audit`]: the data of each page, as HTML and as JSON
+//! * [`backup`]: makes backups
 //! * [`import`]: takes over servers from another server
 //! * [`settings`]: view and change of settings
 //! * [`tokens`]: access tokens
@@ -17,6 +18,7 @@
 pub mod activations;
 pub mod audit;
 pub mod auth;
+pub mod backup;
 pub mod chart;
 pub mod codes;
 pub mod console;
@@ -181,6 +183,12 @@ fn console_routes(routes: &OperatorsRoutes, config: &mut ServiceConfig) {
             "admin",
             (get(), server_changes::json_unseen),
             (post(), server_changes::json_delete_unseen),
+        ))
+        .service(routes.both(
+            "/admin/backup",
+            "admin",
+            (get(), backup::json_show),
+            (post(), backup::json_make),
         ))
         .service(routes.at("/admin/import", "admin", (post(), import::json_import)))
         .service(routes.at("/admin/codes", "admin", (post(), codes::json_find)))

@@ -214,8 +214,16 @@ async fn now(console: &Console) -> Result<Now, ApiError> {
     });
     let silent = console.state.handles.servers().silent();
     let faults = store_faults(console, or_zero);
+    let attention = console.state.attention.lines(faults, &silent, time);
+    let failed = console.state.backups.progress().failure;
+    let of_backups = failed.map(|failed| Line {
+        kind: "backup",
+        at: failed.at,
+        text: format!("The last backup could not be made: {}.", failed.why),
+        see: "audit?action=backup_failed".into(),
+    });
     Ok(Now {
-        attention: console.state.attention.lines(faults, &silent, time),
+        attention: of_backups.into_iter().chain(attention).collect(),
         requests_per_second: or_zero("requests"),
         p50_ms: figure("p50:all"),
         p99_ms: figure("p99:all"),

@@ -228,8 +228,21 @@ fn read_one(secret: Secret, path: &Path) -> Result<Zeroizing<String>, SecretErro
 /// # Errors
 /// The file cannot be read, or does not hold 32 bytes in base64.
 pub fn lookup_key(path: &Path) -> Result<LookupKey, SecretError> {
-    let text = read_one(Secret::LookupKey, path)?;
-    let bytes = key_bytes(&text).ok_or_else(|| {
+    key_of(&read_one(Secret::LookupKey, path)?, path)
+}
+
+/// Returns the lookup key in the bytes of a file, which belong to `path`.
+///
+/// # Errors
+/// They are not 32 bytes in base64.
+pub fn parse_lookup_key(bytes: &[u8], path: &Path) -> Result<LookupKey, SecretError> {
+    let text = text::bare(bytes).map_err(|problem| SecretError::content(path, problem))?;
+    text::check_one(&text).map_err(|problem| SecretError::content(path, problem))?;
+    key_of(&text, path)
+}
+
+fn key_of(text: &str, path: &Path) -> Result<LookupKey, SecretError> {
+    let bytes = key_bytes(text).ok_or_else(|| {
         SecretError::content(
             path,
             "the file must hold 32 bytes in base64; restore it from a backup",

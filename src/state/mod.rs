@@ -2,12 +2,14 @@
 //!
 //! * [`access`]: access tokens, and who may do what
 //! * [`attention`]: what needs a person
+//! * [`backups`]: the backups that are made while the server runs
 //! * [`live`]: the values in effect; [`settings`]: changes them while the server runs
 //! * [`servers`]: commands on servers that both listeners offer
 //! * [`watchers`]: the pages that watch codes; [`wrong_tokens`]: wrong tokens, which it slows and notes
 
 pub mod access;
 pub mod attention;
+pub mod backups;
 pub mod live;
 pub mod servers;
 pub mod settings;
@@ -22,6 +24,7 @@ use crate::os::Clock;
 use access::AccessTokens;
 use actix_web::web::{Payload, block};
 use attention::Attention;
+use backups::Backups;
 use iptunnel_actors::{Answer, Failure, Handles, Health, Pending};
 use iptunnel_domain::audit::Event;
 use iptunnel_storage::{ReadError, Store};
@@ -54,6 +57,8 @@ pub struct State {
     pub watchers: Arc<Watchers>,
     /// The events that need a person.
     pub attention: Arc<Attention>,
+    /// The backups.
+    pub backups: Arc<Backups>,
     /// The wrong tokens that were sent.
     pub wrong_tokens: WrongTokens,
 }

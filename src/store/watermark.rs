@@ -74,19 +74,36 @@ pub fn check(store: &dyn Store, path: &Path, now: Timestamp) -> Result<(), Store
 /// # Errors
 /// The store refuses a commit.
 pub fn fence(store: &dyn Store, path: &Path, now: Timestamp) -> Result<u64, CommitError> {
+    begin_epoch(store, path, last_of(store, path), "an operator has raised the epoch", now)
+}
+
+/// Returns the last mark of a store, by the file and by the store itself.
+pub fn last_of(store: &dyn Epochs, path: &Path) -> Watermark {
     // What cannot be read is replaced: this is how an operator mends it.
     let known = known(path).ok().flatten().unwrap_or_default();
     let present = store.watermark().unwrap_or_default();
     let epoch = known.epoch.max(present.epoch);
     let acknowledged = if known.process == present.process { known.acknowledged() } else { 0 };
-    let last = Watermark { epoch, commits: acknowledged.max(present.commits), ..present };
-    begin_epoch(store, path, last, "an operator has raised the epoch", now)
+    Watermark { epoch, commits: acknowledged.max(present.commits), ..present }
+}
+
+/// Writes a mark that demands more than an embedded store can hold, so that the next start begins the epoch
+/// after `last`. It is on disk when this returns.
+///
+/// # Errors
+/// It cannot be written.
+pub fn demand_epoch(path: &Path, last: &Watermark) -> std::io::Result<()> {
+    write(&file_of(path), &last.unfinished())?;
+    sync_folder_of(path)
 }
 
 /// Begins the epoch after `last`. An embedded store needs many commits to void all unspent codes. Until
 /// the last of them its mark requires more than the store can hold, so that a start after an
 /// interruption begins the epoch again instead of treating it as complete.
-fn begin_epoch(
+///
+/// # Errors
+/// The store refuses a commit, or the mark cannot be written.
+pub fn begin_epoch(
     store: &dyn Store,
     path: &Path,
     last: Watermark,
@@ -94,11 +111,8 @@ fn begin_epoch(
     now: Timestamp,
 ) -> Result<u64, CommitError> {
     if store.shared().is_none() {
-        let unfinished = last.unfinished();
         // This mark must be on disk before the first of these commits, also after a power cut.
-        write(&file_of(path), &unfinished)
-            .and_then(|()| sync_folder_of(path))
-            .map_err(|error| CommitError::Refused(error.to_string()))?;
+        demand_epoch(path, &last).map_err(|error| CommitError::Refused(error.to_string()))?;
     }
     let epoch = store.begin_epoch(&last, why, now)?;
     keep_now(store, path);

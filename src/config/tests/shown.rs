@@ -22,8 +22,12 @@ fn another(key: &key::Key) -> String {
         (Kind::Url, _) => "https://get.example.com".into(),
         (Kind::Networks, _) => "10.0.0.0/8".into(),
         (Kind::Letters, _) => "XY".into(),
-        (Kind::File | Kind::OptionalFile | Kind::OptionalFolder | Kind::Socket, _) => {
-            "elsewhere".into()
+        (
+            Kind::File | Kind::Folder | Kind::OptionalFile | Kind::OptionalFolder | Kind::Socket,
+            _,
+        ) => "elsewhere".into(),
+        (Kind::Recipient, _) => {
+            "age1c7fskew0h8hw5sl3dqmrwled3qp08dse6mzdj2j5m0tflvnfd45shpy5yf".into()
         }
         (Kind::Origin, _) => "http://127.0.0.1:80".into(),
         (Kind::Text, _) => "run {code}".into(),
@@ -150,6 +154,7 @@ fn what_may_change_at_run_time_is_what_the_contract_names() {
             || (section.starts_with("actors.") && last == "batch")
             || ["log.level", "storage.retention_days", "installer.version", "installer.notes"]
                 .contains(&key.name)
+            || ["backup.every_hours", "backup.keep"].contains(&key.name)
             || key.name.starts_with("pages.");
         assert_eq!(at_run_time(key.name), expected, "{}", key.name);
     }
