@@ -14,10 +14,12 @@
 //! - `limits_memory` measures the memory that millions of callers cost the rate limiter
 //! - `peers` compares with PostgreSQL, which makes the same durable change on the same disk
 //! - `versus` compares two programs, for example before and after a change
+//! - `backups` compares activates during a backup with those while none is made
 //! - `report` prints the normal run, and `targets` the targets and results of every measurement
 //! - `disk` measures the disk; `statistics`, `figures` and `table` prepare the output
 //! - `interrupt` stops the server when Ctrl-C ends the run
 
+mod backups;
 mod client;
 mod closed_loop;
 mod disk;
@@ -95,6 +97,9 @@ async fn run(options: &Options) -> Result<()> {
     }
     if options.peers {
         return peers::run(options).await;
+    }
+    if options.during_backup {
+        return versus::run_during_backup(options).await;
     }
     if let Some(other) = &options.against {
         return versus::run(options, other).await;

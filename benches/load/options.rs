@@ -31,7 +31,8 @@ Measures the activation server under load. Usage: scripts/bench [OPTIONS], or ca
   --step NAME         with --against on the embedded engine, instead of activate: check-in (with the access token that
                       has enrolled the server; with the master token, if the program knows no access tokens) or
                       register (likewise with a ticket)
-  --connections N     with --against: use only this number of connections (1, 64 or 256)
+  --during-backup     measure only activates, in turns while a backup is made and while none is
+  --connections N     with --against and --during-backup: use only this number of connections (1, 64 or 256)
   --help              show this text";
 
 /// The chosen action.
@@ -64,6 +65,8 @@ pub struct Options {
     pub count: u64,
     /// Compares with this program instead.
     pub against: Option<PathBuf>,
+    /// Compares activates during a backup with those while none is made.
+    pub during_backup: bool,
     /// The step to compare.
     pub step: Compared,
     /// The only number of connections to compare over, if any.
@@ -90,6 +93,7 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
         limits_memory: false,
         count: 10_000_000,
         against: None,
+        during_backup: false,
         step: Compared::Activate,
         connections: None,
         peers: false,
@@ -108,6 +112,7 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
             "--server" => options.server = value(&argument, arguments.next())?.into(),
             "--dir" => options.directory = Some(value(&argument, arguments.next())?.into()),
             "--against" => options.against = Some(value(&argument, arguments.next())?.into()),
+            "--during-backup" => options.during_backup = true,
             "--step" => {
                 let name = value(&argument, arguments.next())?;
                 let step = Compared::named(&name);

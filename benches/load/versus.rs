@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::path::Path;
 
+use crate::backups::{self, Backups, Made};
 use crate::client::{Connection, string_field};
 use crate::closed_loop::{self, Step};
 use crate::failure::Result;
@@ -24,6 +25,10 @@ use crate::table;
 const TURNS: [(usize, usize); 3] = [(1, 1_500), (64, 8_000), (256, 10_000)];
 /// The same for registrations and check-ins.
 const SERVER_TURNS: [(usize, usize); 1] = [(64, 20_000)];
+/// The codes that are activated before backups are made: their store has some hundred megabytes.
+const FILLED: u32 = 300_000;
+/// The connections that do this.
+const FILLED_BY: usize = 64;
 /// The number of pairs of turns.
 const PAIRS: u32 = 12;
 /// The number of pairs with `--quick`.
@@ -110,6 +115,29 @@ pub async fn run(options: &Options, other: &Path) -> Result<()> {
     let (stopped, outcome) = (that.finish(Ok(())).await, this.finish(outcome).await);
     stopped?;
     print(options, other, &outcome?);
+    Ok(())
+}
+
+/// Compares activates during a backup with those while none is made, on one server.
+pub async fn run_during_backup(options: &Options) -> Result<()> {
+    let workspace = crate::workspace(options)?;
+    let mut settings = scenario::settings(&options.settings);
+    settings.extend(backups::settings(&workspace));
+    let server = Server::start(&options.server, &workspace, &settings).await?;
+    let outcome = async {
+        let program = Program::of(&server, &workspace).await?;
+        // So that a backup takes longer than a turn.
+        let mut first = Side::open(&program, FILLED_BY).await?;
+        let from = u32::MAX / 2;
+        let count = if options.quick { FILLED / 10 } else { FILLED };
+        first.turn(Compared::Activate, from..from + count).await?;
+        compare(&program, &program, options).await
+    };
+    let outcome = outcome.await;
+    let lines = server.finish(outcome).await?;
+    print_head(options);
+    println!("this: while a backup is made; that: while none is\n");
+    table::print(&lines, 1);
     Ok(())
 }
 
@@ -208,6 +236,16 @@ impl<'a> Side<'a> {
         })
     }
 
+    /// A turn while backups are made, one after the other.
+    async fn turn_during_backups(&mut self, step: Compared, numbers: Range<u32>) -> Result<Turn> {
+        let Program { server, master_token, .. } = self.program;
+        let backups = Backups::begin(server.admin, master_token.clone());
+        let turn = self.turn(step, numbers).await;
+        let Made { count, size, took } = backups.end().await?;
+        eprintln!("  {count} backups in {:.1} s, the last one of {size} bytes", took.as_secs_f64());
+        turn
+    }
+
     async fn turn(&mut self, step: Compared, numbers: Range<u32>) -> Result<Turn> {
         let inputs = self.prepare(step, numbers).await?;
         let server = self.program.server;
@@ -257,7 +295,17 @@ async fn compare(
                 first..next
             };
             // The first program changes from pair to pair.
-            if number % 2 == 0 {
+            if options.during_backup {
+                let (this, that) = (&mut this, &mut that);
+                let (during, without) = (some(), some());
+                if number % 2 == 0 {
+                    let first = this.turn_during_backups(options.step, during).await?;
+                    pairs.push((first, that.turn(options.step, without).await?));
+                } else {
+                    let first = that.turn(options.step, without).await?;
+                    pairs.push((this.turn_during_backups(options.step, during).await?, first));
+                }
+            } else if number % 2 == 0 {
                 let first = this.turn(options.step, some()).await?;
                 pairs.push((first, that.turn(options.step, some()).await?));
             } else {
