@@ -77,6 +77,15 @@ pub fn check_disk_of(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Returns the bytes that this user may still write on the disk of a folder.
+///
+/// # Errors
+/// Those of the file system.
+pub fn free_space(folder: &Path) -> io::Result<u64> {
+    let disk = statvfs(folder)?;
+    Ok(disk.blocks_available().saturating_mul(disk.fragment_size()))
+}
+
 /// Locks the folder that holds a file, so that of several processes that read, change and replace the
 /// file one comes after the other. Waits for its turn. The lock ends with the returned value, and with
 /// the process.

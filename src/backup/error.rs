@@ -20,6 +20,20 @@ pub enum BackupError {
     /// The folder for a new backup has something in it.
     #[error("{} is not empty; name a folder that is new or empty", .0.display())]
     NotEmpty(PathBuf),
+    /// The backup would fill the disk, on which the store may be too.
+    #[error(
+        "{}: the disk has {free} bytes left, and the backup needs up to {needed}; remove something, or use \
+         another disk",
+        path.display()
+    )]
+    NoSpace {
+        /// The folder.
+        path: PathBuf,
+        /// What is left, in bytes.
+        free: u64,
+        /// What may be needed, in bytes.
+        needed: u64,
+    },
     /// The store could not be copied.
     #[error("the backup was not made: {0}")]
     Copy(#[from] iptunnel_storage::BackupError),

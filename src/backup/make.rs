@@ -16,6 +16,9 @@ use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
+/// The bytes that a backup leaves on the disk: room for what a busy store writes meanwhile.
+const SPARE: u64 = 64 << 20;
+
 /// The backup that is to be made.
 pub struct Order<'a> {
     /// The configuration: it says where the audit heads and the secrets are.
@@ -38,6 +41,7 @@ pub struct Order<'a> {
 /// The folder is not empty, something cannot be read or written, or the pace says that it is to end.
 pub fn make(order: &Order<'_>, store: &dyn Store) -> Result<Manifest, BackupError> {
     in_new_folder(order.folder, || {
+        order.check_space()?;
         let path = order.folder.join(STORE);
         let disk = FileDisk::open(&path).map_err(BackupError::at(&path))?;
         let contents = store.back_up(Box::new(disk), &order.pace)?;
@@ -62,6 +66,19 @@ pub fn make_beside_database(
 }
 
 impl Order<'_> {
+    /// Refuses to fill the disk: a store on the same one would take no commits any more.
+    fn check_space(&self) -> Result<(), BackupError> {
+        let store = &self.config.storage.path;
+        // A store that tests keep in memory has no file.
+        let size = fs::metadata(store).map_or(0, |store| store.len());
+        let needed = size.saturating_add(SPARE);
+        let free = private_file::free_space(self.folder).map_err(BackupError::at(self.folder))?;
+        if free < needed {
+            return Err(BackupError::NoSpace { path: self.folder.to_owned(), free, needed });
+        }
+        Ok(())
+    }
+
     /// Writes what a backup has besides the files in `first`, which are written, and then the manifest.
     fn fill(
         &self,

@@ -237,8 +237,7 @@ fn put_store(
     watermark::demand_epoch(path, &last_mark(path, manifest)?).map_err(BackupError::at(path))?;
     fs::rename(&draft.0, path).map_err(BackupError::at(path))?;
     private_file::sync_folder_of(path).map_err(BackupError::at(path))?;
-    let of_heads = file_of(path);
-    private_file::create(&of_heads, &heads).map_err(BackupError::at(&of_heads))?;
+    put_heads(path, &heads)?;
     Ok(open(order.config, files(path)).map_err(StoreError::from)?)
 }
 
@@ -282,9 +281,18 @@ fn open_database(order: &Order<'_>, secrets: &Secrets) -> Result<Arc<dyn Store>,
     if !private_file::exists(&of_heads).map_err(BackupError::at(&of_heads))? {
         let heads = fs::read(order.folder.join(HEADS)).map_err(BackupError::at(order.folder))?;
         private_file::make_folder_of(&of_heads).map_err(BackupError::at(&of_heads))?;
-        private_file::create(&of_heads, &heads).map_err(BackupError::at(&of_heads))?;
+        put_heads(&config.storage.path, &heads)?;
     }
     Ok(store)
+}
+
+/// Writes the signed heads beside the store, if there are any.
+fn put_heads(store: &Path, heads: &[u8]) -> Result<(), BackupError> {
+    if heads.is_empty() {
+        return Ok(());
+    }
+    let path = file_of(store);
+    private_file::create(&path, heads).map_err(BackupError::at(&path))
 }
 
 /// Begins the epoch, and enters the restore into the audit log.

@@ -214,9 +214,14 @@ fn beside_database(
     let database = Inspection::of(&config.storage.url, mark.timeline)
         .map_err(|error| RunError::Store(error.into()))?;
     let (host, findings) = database.examine_backup();
-    super::doctor::show(&findings, output)?;
+    if output == Output::Text {
+        super::doctor::show(&findings, output)?;
+    }
     let lookup = lookup_key(&config.auth.lookup_key_file)?;
     if findings.iter().any(|finding| matches!(finding.grade, Grade::Stops | Grade::Breaks)) {
+        if output == Output::Json {
+            super::doctor::show(&findings, output)?;
+        }
         return Err(CliError::Other("correct the bad findings, and repeat the command".into()));
     }
     let now = SystemClock::default().now();
@@ -236,9 +241,10 @@ fn beside_database(
         .map_err(|error| CliError::Other(error.to_string()))?;
     show(output, &folder, &shown(&made, keys.is_some()))?;
     let target = folder.with_extension("database");
+    let (host, port) = host.rsplit_once(':').unwrap_or((&host, "5432"));
     remark(&format!(
         "The database itself is not in it. Make its backup now, as a role with REPLICATION:\n  \
-         pg_basebackup --host={host} --pgdata={target} --wal-method=stream --checkpoint=fast\n  \
+         pg_basebackup --host={host} --port={port} --pgdata={target} --wal-method=stream --checkpoint=fast\n  \
          pg_verifybackup {target}\n\
          To restore, start PostgreSQL on it, and then run: iptunnel-server restore {folder}",
         target = target.display(),

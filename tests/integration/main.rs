@@ -4,6 +4,7 @@
 
 mod access;
 mod backups;
+mod backups_of_database;
 mod browser;
 mod certificates;
 mod cli;
