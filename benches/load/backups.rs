@@ -68,7 +68,12 @@ async fn make(admin: SocketAddr, token: String, is_over: Arc<AtomicBool>) -> Res
             200 => made.size = size(answer.body).unwrap_or(made.size),
             202 => {
                 writer.get("/admin/backup");
-                while is_running(connection.exchange(writer.bytes()).await?.body) {
+                loop {
+                    let answer = connection.exchange(writer.bytes()).await?;
+                    if !is_running(answer.body) {
+                        made.size = size(answer.body).unwrap_or(made.size);
+                        break;
+                    }
                     sleep(PAUSE).await;
                 }
             }
@@ -92,5 +97,6 @@ fn is_running(body: &[u8]) -> bool {
 
 fn size(body: &[u8]) -> Option<u64> {
     let body: Value = serde_json::from_slice(body).ok()?;
-    body.pointer("/data/size")?.as_u64()
+    // Of the backup that was made, or of the last one of all.
+    body.pointer("/data/size").or(body.pointer("/data/last/size"))?.as_u64()
 }

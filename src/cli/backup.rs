@@ -69,17 +69,16 @@ impl Keys {
     }
 
     /// Returns what a server is sent.
-    fn body(&self) -> Result<Value, String> {
+    fn body(&self, folder: Option<&Path>) -> Result<Value, String> {
         self.read()?;
         let passphrase = self.passphrase_file.as_deref().map(passphrase).transpose()?;
-        let mut body = json!({});
-        if let Some(address) = &self.recipient {
-            body["recipient"] = address.as_str().into();
-        }
-        if let Some(passphrase) = passphrase {
-            body["passphrase"] = passphrase.as_str().into();
-        }
-        Ok(body)
+        let fields = [
+            ("folder", folder.map(|folder| folder.display().to_string())),
+            ("recipient", self.recipient.clone()),
+            ("passphrase", passphrase.map(|words| words.as_str().to_owned())),
+        ];
+        let named = fields.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        Ok(named.map(|(name, value)| (name.to_owned(), Value::from(value))).collect())
     }
 }
 
@@ -112,10 +111,7 @@ fn ask_server(
     folder: Option<PathBuf>,
     keys: &Keys,
 ) -> Result<(), String> {
-    let mut body = keys.body()?;
-    if let Some(folder) = folder {
-        body["folder"] = folder.display().to_string().into();
-    }
+    let body = keys.body(folder.as_deref())?;
     let server = Server::of(config)?;
     let mut made = server.post("/backup", &body)?;
     while field(&made, "state") == "running" {
@@ -182,7 +178,8 @@ fn show(output: Output, folder: &Path, made: &Value) -> Result<(), String> {
     let folder = folder.display().to_string();
     if output == Output::Json {
         let fields = ["made_at", "size", "position", "has_keys"];
-        let fields = fields.map(|name| (name.to_owned(), made[name].clone()));
+        let fields =
+            fields.map(|name| (name.to_owned(), made.get(name).cloned().unwrap_or_default()));
         let mut all: serde_json::Map<String, Value> = fields.into_iter().collect();
         all.insert("folder".into(), folder.into());
         return tell(&Value::Object(all).to_string());
@@ -193,7 +190,7 @@ fn show(output: Output, folder: &Path, made: &Value) -> Result<(), String> {
         field(made, "position"),
         field(made, "made_at")
     ))?;
-    if made["has_keys"] != true {
+    if made.get("has_keys") != Some(&Value::Bool(true)) {
         remark(
             "The files of [auth] are not in it: keep a copy of them, or use --recipient or --passphrase-file.",
         );
