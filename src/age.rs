@@ -394,7 +394,7 @@ mod tests {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .unwrap();
+            .expect("the program age, which scripts/test installs");
         age.stdin.take().unwrap().write_all(input).unwrap();
         let output = age.wait_with_output().unwrap();
         assert!(output.status.success());
@@ -403,10 +403,6 @@ mod tests {
 
     #[test]
     fn the_program_age_reads_what_is_written_here_and_the_other_way_round() {
-        if Command::new("age").arg("--version").output().is_err() {
-            // Where it is not installed; scripts/test installs it.
-            return;
-        }
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("key"), KEY).unwrap();
         let ours = address().encrypt(b"a key").unwrap();

@@ -13,7 +13,7 @@ use redb::{
     Database, Durability, Key, ReadTransaction, ReadableTable, TableDefinition, TableError,
     TableHandle, Value, WriteTransaction,
 };
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fmt, io};
 
@@ -29,7 +29,8 @@ const UNSYNCED: u64 = 4 << 20;
 /// opens the file again has to end it first.
 #[derive(Default)]
 pub(super) struct Copies {
-    must_end: Arc<AtomicBool>,
+    /// How many wait for its end.
+    waiting: Arc<AtomicUsize>,
     under_way: Mutex<()>,
 }
 
@@ -47,16 +48,16 @@ impl Copies {
     /// Begins a copy, after the one that is under way.
     pub(super) fn begin(&self, pace: &Pace) -> Copying<'_> {
         let only = self.only();
-        let (pace, must_end) = (Arc::clone(pace), Arc::clone(&self.must_end));
-        let pace: Pace = Arc::new(move || !must_end.load(Ordering::SeqCst) && pace());
+        let (pace, waiting) = (Arc::clone(pace), Arc::clone(&self.waiting));
+        let pace: Pace = Arc::new(move || waiting.load(Ordering::SeqCst) == 0 && pace());
         Copying { pace, _only: only }
     }
 
     /// Ends the copy that is under way. None begins until the returned value is dropped.
     pub(super) fn end(&self) -> MutexGuard<'_, ()> {
-        self.must_end.store(true, Ordering::SeqCst);
+        self.waiting.fetch_add(1, Ordering::SeqCst);
         let none = self.only();
-        self.must_end.store(false, Ordering::SeqCst);
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
         none
     }
 }
