@@ -27,6 +27,9 @@ fn a_database_is_checked_for_its_backup_and_a_restore_begins_an_epoch() {
     assert!(said(&ask(&["restore", "monday"])).contains("a server runs here"));
     server.signal(Signal::SIGTERM);
     assert!(server.ends_within(Duration::from_secs(20)).unwrap().success());
+    let told = said(&ask(&["restore", "monday", "--passphrase-file", "words"]));
+    assert!(told.contains("1 servers run on this database"), "{told}");
+    database.age_by_a_minute();
     let key = folder.join("data/lookup.key");
     fs::write(&key, fs::read_to_string(folder.join("data/signing.keys")).unwrap()).unwrap();
     let told = said(&ask(&["restore", "monday", "--passphrase-file", "words"]));
