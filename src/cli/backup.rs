@@ -33,10 +33,10 @@ const ASK: Duration = Duration::from_millis(500);
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 pub struct Keys {
-    /// Include the files of [auth], encrypted to this address of age [default: backup.keys_recipient]
+    /// Include the keys and the master token, encrypted to this address of age [default: backup.keys_recipient]
     #[arg(long, value_name = "ADDRESS")]
     recipient: Option<String>,
-    /// Include the files of [auth], encrypted with the passphrase in the first line of this file
+    /// Include the keys and the master token, encrypted with the passphrase in this file's first line
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
 }

@@ -220,8 +220,8 @@ Examples:
     /// Make a backup while the server runs, or while it does not
     ///
     /// FOLDER holds the store at one moment, the signed heads of the audit log and the mark; with --recipient or
-    /// --passphrase-file also the files of [auth], encrypted. FOLDER is made; if it exists, it must be empty.
-    /// Without it, the backup gets a new folder in backup.folder of the settings. A running server makes the
+    /// --passphrase-file also the keys and the master token, encrypted. FOLDER is made; if it exists, it must be
+    /// empty. Without it, the backup gets a new folder in backup.folder of the settings. A running server makes the
     /// backup itself, slowly, beside its requests. It needs the role admin.
     ///
     /// With PostgreSQL the command checks what a backup needs, writes what belongs to the database, and says
