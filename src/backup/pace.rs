@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 /// How long a backup works before it rests.
 const WORK: Duration = Duration::from_millis(1);
-/// How many times as long it then rests: it takes a quarter of one processor at most.
-const REST: u32 = 3;
-/// The longest rest. What took longer than work, such as a sync, was waiting.
-const LONGEST: Duration = Duration::from_millis(20);
+/// How many times as long it then rests: it takes an eighth of one processor at most.
+const REST: u32 = 7;
+/// The longest rest: that after a sync of 15 ms. A slower disk is busy with others.
+const LONGEST: Duration = Duration::from_millis(100);
 
 /// Returns the pace of a server that answers requests meanwhile. The backup ends when `stop` is set.
 pub fn beside_requests(stop: Arc<AtomicBool>) -> Pace {

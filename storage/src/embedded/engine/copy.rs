@@ -22,8 +22,8 @@ const CACHE_BYTES: usize = 4 << 20;
 /// The rows that are copied at once: some hundred microseconds.
 const ROWS: usize = 64;
 /// The bytes that are written between two syncs. Without these syncs the operating system would gather
-/// them and write them all at once, and the journal would wait behind them.
-const UNSYNCED: u64 = 4 << 20;
+/// them and write them all at once, and the journal would wait behind them. One takes some milliseconds.
+const UNSYNCED: u64 = 1 << 20;
 
 /// The copies under way: at most one. It holds a snapshot, and with it the lock on the file, so whoever
 /// opens the file again has to end it first.
