@@ -18,7 +18,7 @@ use std::path::Path;
 /// The format of backups that this program makes, and the newest that it reads.
 const FORMAT: u32 = 1;
 /// The bytes that are read at once for a checksum.
-const PIECE: usize = 256 << 10;
+const PIECE: usize = 64 << 10;
 /// The most bytes of a manifest. One has less than two thousand.
 const LARGEST: u64 = 64 << 10;
 

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a backup works before it rests.
-const WORK: Duration = Duration::from_millis(1);
+/// How long a backup works before it rests: less than a lone activate takes, which waits for it at worst.
+const WORK: Duration = Duration::from_micros(200);
 /// How many times as long it then rests: it takes an eighth of one processor at most.
 const REST: u32 = 7;
 /// The longest rest: that after a sync of 15 ms. A slower disk is busy with others.

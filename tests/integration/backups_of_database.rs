@@ -2,19 +2,43 @@
 //! nothing to try.
 
 use crate::database::Database;
-use crate::harness::Machine;
-use crate::process::{Process, run, said};
+use crate::harness::{Machine, START};
+use crate::process::{Process, run, said, usual_flags};
+use iptunnel_domain::Timestamp;
+use iptunnel_server::config::Auth;
+use iptunnel_server::secrets::Secret;
 use nix::sys::signal::Signal;
 use std::fs;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
+use tempfile::TempDir;
+
+/// A start makes them only where there is no store, and the database has the schema of one already.
+fn make_secrets_in(folder: &Path) {
+    let at = |name: &str| folder.join("data").join(name);
+    let auth = Auth {
+        signing_key_file: at("signing.keys"),
+        lookup_key_file: at("lookup.key"),
+        master_token_file: at("master.token"),
+    };
+    for secret in Secret::ALL {
+        secret.make(&auth, Timestamp(START)).unwrap();
+    }
+}
 
 #[test]
 fn a_database_is_checked_for_its_backup_and_a_restore_begins_an_epoch() {
     let Some(database) = Database::where_wanted() else { return };
     let url = format!("storage.url={}", database.url);
     let set = ["storage.backend=postgres", &url, "storage.allow_async_failover=true"];
-    let mut server = Process::start(&set);
-    let (code, folder) = (server.api.issue(), server.folder.path().to_owned());
+    let place = Arc::new(TempDir::new().unwrap());
+    let folder = place.path().to_owned();
+    make_secrets_in(&folder);
+    let mut flags = usual_flags();
+    flags.extend(set.iter().flat_map(|pair| ["--set".to_owned(), (*pair).to_owned()]));
+    let mut server = Process::start_in(place, flags);
+    let code = server.api.issue();
     fs::write(folder.join("words"), "correct horse battery\n").unwrap();
     let ask = |arguments: &[&str]| {
         let set = set.iter().flat_map(|pair| ["--set", pair]);

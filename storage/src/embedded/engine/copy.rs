@@ -19,11 +19,11 @@ use std::{fmt, io};
 
 /// The cache of the copy. Its rows come in the order of their keys, so few pages are in use at once.
 const CACHE_BYTES: usize = 4 << 20;
-/// The rows that are copied at once: some hundred microseconds.
-const ROWS: usize = 64;
+/// The rows that are copied at once: less than a hundred microseconds.
+const ROWS: usize = 16;
 /// The bytes that are written between two syncs. Without these syncs the operating system would gather
 /// them and write them all at once, and the journal would wait behind them. One takes some milliseconds.
-const UNSYNCED: u64 = 1 << 20;
+const UNSYNCED: u64 = 4 << 20;
 
 /// The copies under way: at most one. It holds a snapshot, and with it the lock on the file, so whoever
 /// opens the file again has to end it first.
