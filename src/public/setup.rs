@@ -1,6 +1,5 @@
 //! What a machine loads to install itself: our installer, its own address, and the payload of its product.
 
-use super::pages::variable;
 use super::scripts::{KIND, Scripts};
 use crate::config::{Config, Product};
 use crate::http::caller::{address_of, token_of};
@@ -23,7 +22,7 @@ use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use utoipa::ToSchema;
 
-/// Our installer. Each of three lines near its top has a placeholder in single quotes.
+/// Our installer. Each of two lines near its top has a placeholder in single quotes.
 const INSTALLER: &str = include_str!("../../clients/install.sh");
 
 /// The installer of each product, with its entity tag.
@@ -44,9 +43,8 @@ impl Installers {
 
 fn filled(public_url: &str, product: &str) -> String {
     INSTALLER
-        .replace("SERVER_URL='@public_url@'", &format!("SERVER_URL='{public_url}'"))
+        .replace("SERVER='@public_url@'", &format!("SERVER='{public_url}'"))
         .replace("PRODUCT='@product@'", &format!("PRODUCT='{product}'"))
-        .replace("CODE_VARIABLE='@variable@'", &format!("CODE_VARIABLE='{}'", variable(product)))
 }
 
 /// `GET /{product}/install.sh`
@@ -159,14 +157,10 @@ mod tests {
     fn the_installer_has_each_placeholder_once_and_none_is_left() {
         let text = filled("https://[::1]:8443", "my-dns2");
         let lines: Vec<&str> = text.lines().take(30).collect();
-        for line in [
-            "SERVER_URL='https://[::1]:8443'",
-            "PRODUCT='my-dns2'",
-            "CODE_VARIABLE='MY_DNS2_INSTALL_CODE'",
-        ] {
+        for line in ["SERVER='https://[::1]:8443'", "PRODUCT='my-dns2'"] {
             assert_eq!(lines.iter().filter(|one| **one == line).count(), 1, "{line}");
         }
-        for placeholder in ["@public_url@", "@product@", "@variable@"] {
+        for placeholder in ["@public_url@", "@product@"] {
             assert_eq!(INSTALLER.matches(placeholder).count(), 1, "{placeholder}");
             assert!(!text.contains(placeholder), "{placeholder}");
         }
