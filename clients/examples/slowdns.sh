@@ -14,12 +14,6 @@ config=$IPTUNNEL_ROOT/etc/dnsmasq.d/iptunnel-$IPTUNNEL_PRODUCT.conf
 say() { printf '%s\n' "$IPTUNNEL_PRODUCT: $*"; }
 
 set_up() {
-  if [ -z "$IPTUNNEL_ROOT" ] && ! command -v dnsmasq > /dev/null; then
-    say 'installing dnsmasq'
-    apt-get update -qq
-    # It must not start before it has its configuration.
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends dnsmasq
-  fi
   mkdir -p "${config%/*}"
   # A new file, moved to its place: whoever reads it reads a whole one.
   cat > "$config.new" << END
@@ -36,17 +30,26 @@ END
   mv "$config.new" "$config"
   say "wrote $config"
   [ -z "$IPTUNNEL_ROOT" ] || return 0
+  if ! command -v dnsmasq > /dev/null; then
+    say 'installing dnsmasq'
+    apt-get update -qq
+    # It starts at once, with the configuration above: on the usual port 53 another server may listen.
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends dnsmasq
+  fi
   dnsmasq --test
-  systemctl restart dnsmasq
-  systemctl is-active --quiet dnsmasq
+  # With systemd or without.
+  service dnsmasq restart
+  service dnsmasq status > /dev/null
   say 'dnsmasq answers on 127.0.0.1, port 5353'
 }
 
 take_down() {
   rm -f "$config"
   say "removed $config"
-  [ -n "$IPTUNNEL_ROOT" ] || ! command -v dnsmasq > /dev/null || systemctl restart dnsmasq
-  say 'the package dnsmasq stays: apt-get remove dnsmasq'
+  [ -z "$IPTUNNEL_ROOT" ] || return 0
+  # Without a configuration of its own it would take port 53.
+  ! command -v dnsmasq > /dev/null || service dnsmasq stop
+  say 'stopped dnsmasq; its package stays: apt-get remove dnsmasq'
 }
 
 case ${1:-} in
