@@ -11,7 +11,7 @@ use crate::http::metrics::HttpMetrics;
 use crate::http::tls::files::{FileError, Files};
 use crate::http::tls::{self, Certificates, Tls};
 use crate::operator::console::Console;
-use crate::operator::health::{bodies_arrive_in_time, refuse_unknown_hosts};
+use crate::operator::health::{Readiness, bodies_arrive_in_time, refuse_unknown_hosts};
 use crate::operator::history::History;
 use crate::operator::socket::{self, SocketError, SocketFile};
 use crate::operator::{self, signed_heads};
@@ -192,6 +192,7 @@ fn start(
     on_change(&loaded.config);
     let live = Arc::new(Live::begin(loaded.config.clone(), lookup)?);
     let health = Arc::new(Health::default());
+    registry.register_collector(Box::new(Readiness(Arc::clone(&health))));
     let handles = start_actors(store, &live, &health, &mut registry, &*clock)?;
     let settings = Settings::new(
         (layers, kept),

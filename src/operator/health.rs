@@ -12,10 +12,16 @@ use actix_web::http::{StatusCode, Uri};
 use actix_web::middleware::Next;
 use actix_web::web::Data;
 use actix_web::{Error, HttpMessage, HttpResponse};
+use iptunnel_actors::Health;
 use iptunnel_domain::Refusal;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::gauge::ConstGauge;
 use std::cell::Cell;
+use std::fmt;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// `GET /livez`: the process runs.
 pub async fn livez() -> HttpResponse {
@@ -25,6 +31,18 @@ pub async fn livez() -> HttpResponse {
 /// `GET /readyz`
 pub async fn readyz(console: Data<Console>) -> HttpResponse {
     readiness(&console.state.health)
+}
+
+/// The metric of readiness, as of the moment at which it is asked for.
+#[derive(Debug)]
+pub struct Readiness(pub Arc<Health>);
+
+impl Collector for Readiness {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let ready = ConstGauge::new(i64::from(self.0.is_ready()));
+        let (help, kind) = ("1 if the server is ready, as /readyz says it", ready.metric_type());
+        ready.encode(encoder.encode_descriptor("ready", help, None, kind)?)
+    }
 }
 
 /// `GET /metrics`, in the OpenMetrics text form that Prometheus reads.

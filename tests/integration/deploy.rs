@@ -1,5 +1,6 @@
 //! The files in deploy/.
 
+use crate::harness::TestApp;
 use std::fs;
 use std::process::Command;
 
@@ -56,5 +57,64 @@ fn the_unit_bounds_memory_and_keeps_it_out_of_swap() {
     let text = include_str!("../../deploy/iptunnel-server.service");
     for line in ["MemoryMax=", "MemoryHigh=", "MemorySwapMax=0", "TasksMax=", "LimitCORE=0"] {
         assert!(text.lines().any(|one| one.starts_with(line)), "{line}");
+    }
+}
+
+/// The rules for Prometheus.
+const ALERTS: &str = include_str!("../../deploy/prometheus/alerts.yml");
+
+/// Runs Prometheus' own tool in the folder of the rules.
+fn promtool(arguments: &[&str]) {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus");
+    let output = Command::new("promtool").args(arguments).current_dir(folder).output().unwrap();
+    let words = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{words}");
+}
+
+/// Returns the names of all alerts.
+fn alerts() -> Vec<&'static str> {
+    ALERTS.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect()
+}
+
+#[test]
+fn each_alert_fires_in_prometheus_for_its_cause_and_none_while_all_is_well() {
+    promtool(&["check", "rules", "alerts.yml"]);
+    promtool(&["test", "rules", "alerts_test.yml"]);
+    let tried = include_str!("../../deploy/prometheus/alerts_test.yml");
+    for alert in alerts() {
+        assert!(tried.contains(&format!("alertname=\"{alert}\"")), "{alert} is not tried");
+    }
+}
+
+#[test]
+fn alerts_and_the_dashboard_name_only_metrics_that_the_server_has() {
+    let app = TestApp::start();
+    // There are figures of requests once there was one.
+    app.get("/readyz");
+    // Nor are there any of certificates without one, or of the last backup before the first.
+    let comes_later =
+        |name: &str| name.starts_with("iptunnel_tls_") || name == "iptunnel_backup_age_seconds";
+    let metrics = app.get_admin("/metrics").text;
+    let known: Vec<_> = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .collect();
+    for text in [ALERTS, include_str!("../../deploy/grafana/dashboard.json")] {
+        for name in text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+            let family = name.trim_end_matches("_total").trim_end_matches("_bucket");
+            let is_metric = name.starts_with("iptunnel_") && !comes_later(name);
+            assert!(!is_metric || known.contains(&family), "{name}");
+        }
+    }
+}
+
+#[test]
+fn each_alert_has_an_entry_in_the_runbook() {
+    let runbook = include_str!("../../docs/operating.md");
+    assert!(alerts().len() > 15);
+    for alert in alerts() {
+        assert!(runbook.contains(&format!("#### {alert}\n")), "{alert}");
+        let link = format!("runbook: docs/operating.md#{}\n", alert.to_lowercase());
+        assert!(ALERTS.contains(&link), "{alert}");
     }
 }
