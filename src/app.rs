@@ -50,7 +50,7 @@ use prometheus_client::registry::Registry;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
@@ -417,6 +417,7 @@ fn console_of(state: &Data<State>, registry: Registry) -> Data<Console> {
         registry: Arc::new(registry),
         sessions: Default::default(),
         history: Arc::new(History::default()),
+        started: Instant::now(),
         signed: Default::default(),
     })
 }

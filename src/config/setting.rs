@@ -39,6 +39,11 @@ pub struct Setting {
 }
 
 impl Setting {
+    /// Returns whether it differs from its default, or an operator has changed it.
+    pub fn is_changed(&self) -> bool {
+        self.value != self.default || self.source == "override" || self.overtaken.is_some()
+    }
+
     /// Returns whether the description contains the allowed range, so that it need not be repeated.
     pub fn says_its_range(&self) -> bool {
         let range = self.min.zip(self.max).map(|(min, max)| format!("{min} to {max}"));

@@ -168,6 +168,8 @@ pub const OPERATORS: &[Rule] = &[
     post("/console/{key}/logout", VIEW),
     get("/console/{key}/now", VIEW),
     get("/console/{key}/now/live", VIEW),
+    get("/console/{key}/load", VIEW),
+    get("/console/{key}/load/live", VIEW),
     get("/console/{key}/servers", VIEW),
     post("/console/{key}/servers/revoke", OPERATE),
     post("/console/{key}/servers/restore", OPERATE),

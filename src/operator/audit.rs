@@ -28,7 +28,7 @@ const PIECE: usize = 1000;
 pub struct AuditQuery {
     /// The name of an action. Empty: all.
     pub action: String,
-    /// The name of an actor. Empty: all.
+    /// The name of an actor, or `people` for operators and the administrator. Empty: all.
     pub actor: String,
     /// A part of subject, detail, address or the token's name. Empty: all.
     pub text: String,
@@ -40,8 +40,20 @@ pub struct AuditQuery {
 #[derive(Clone)]
 struct Wanted {
     action: Option<Action>,
-    actor: Option<Actor>,
+    /// Any of these.
+    actors: Option<Vec<Actor>>,
     text: String,
+}
+
+/// The actor of a filter that stands for all people who run the server.
+const PEOPLE: &str = "people";
+
+/// Parses the actors of a filter.
+fn actors_of(name: &str) -> Option<Vec<Actor>> {
+    match name {
+        PEOPLE => Some(vec![Actor::Operator, Actor::Administrator]),
+        name => Actor::from_name(name).map(|actor| vec![actor]),
+    }
 }
 
 impl Wanted {
@@ -53,8 +65,8 @@ impl Wanted {
             action: some(&query.action)
                 .map(|name| Action::from_name(&name).ok_or_else(|| invalid("action")))
                 .transpose()?,
-            actor: some(&query.actor)
-                .map(|name| Actor::from_name(&name).ok_or_else(|| invalid("actor")))
+            actors: some(&query.actor)
+                .map(|name| actors_of(&name).ok_or_else(|| invalid("actor")))
                 .transpose()?,
             text: query.text.trim().to_lowercase(),
         })
@@ -62,7 +74,7 @@ impl Wanted {
 
     fn matches(&self, event: &Event) -> bool {
         self.action.is_none_or(|action| action == event.action)
-            && self.actor.is_none_or(|actor| actor == event.actor)
+            && self.actors.as_ref().is_none_or(|actors| actors.contains(&event.actor))
             && (self.text.is_empty() || mentions(event, &self.text))
     }
 }
@@ -227,6 +239,8 @@ struct Page<'a> {
     list: &'a List,
     actions: Vec<&'static str>,
     actors: Vec<&'static str>,
+    /// The lists to choose from: the actor of the query, and the name.
+    lists: [(&'static str, &'static str); 2],
     filter: String,
     next: Option<String>,
 }
@@ -238,6 +252,11 @@ pub async fn page(
     operator: Operator,
     query: Query<AuditQuery>,
 ) -> HttpResponse {
+    let mut query = query.into_inner();
+    // Without a question, what people did: installers and servers write a thousand times as many entries.
+    if request.query_string().is_empty() {
+        PEOPLE.clone_into(&mut query.actor);
+    }
     let list = match list(&console, &query).await {
         Ok(list) => list,
         Err(error) => return failed(&request, &error),
@@ -254,6 +273,7 @@ pub async fn page(
         list: &list,
         actions: Action::ALL.into_iter().filter(|a| !a.is_attempt()).map(Action::name).collect(),
         actors: Actor::ALL.map(Actor::name).to_vec(),
+        lists: [(PEOPLE, "What people did"), ("", "Everything")],
         filter,
     };
     html(StatusCode::OK, &page)

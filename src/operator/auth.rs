@@ -11,6 +11,7 @@
 
 use super::console::{Console, see};
 use super::sessions::Session;
+use super::words;
 use crate::http::access::{Denied, OPERATORS, Rule};
 use crate::http::caller::token_of;
 use crate::http::connection::Administrator;
@@ -32,6 +33,7 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::web::{Data, Form};
 use actix_web::{Error, FromRequest, HttpMessage, HttpRequest, HttpResponse};
 use askama::Template;
+use iptunnel_domain::Timestamp;
 use iptunnel_domain::access::Role;
 use iptunnel_domain::audit::{Action, Actor, Event};
 use iptunnel_domain::hex::hex;
@@ -42,7 +44,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 const COOKIE: &str = "console";
 /// The end of the route that a page fetches on a timer. Such a request is not a use of the session.
-const BY_ITSELF: &str = "/now/live";
+const BY_ITSELF: &str = "/live";
 
 /// An operator that has passed the gate. A handler behind no gate has none.
 #[derive(Clone, Debug)]
@@ -55,6 +57,8 @@ pub struct Operator {
     pub from: IpAddr,
     /// The token that it has shown.
     pub caller: Caller,
+    /// When it asked.
+    pub now: Timestamp,
 }
 
 /// Returns the operator's address: the TCP peer, as this listener supports no proxies. A caller on the
@@ -82,6 +86,11 @@ impl Operator {
         self.caller.has(Role::Admin)
     }
 
+    /// Returns the HTML of a time by RFC 3339: how long ago it is, and the exact time on hover.
+    pub fn ago(&self, at: &str) -> String {
+        words::ago(at, self.now)
+    }
+
     /// Returns who it is, and its address.
     pub const fn who(&self) -> (&Caller, IpAddr) {
         (&self.caller, self.from)
@@ -99,7 +108,8 @@ impl Operator {
         };
         let admitted = state.admit(identity, rule, (from, Listener::Operators)).await;
         let caller = admitted.map_err(|denied| failure(ApiError::denied(denied, false)))?;
-        Ok(Self { base: String::new(), session: String::new(), from, caller })
+        let now = state.clock.now();
+        Ok(Self { base: String::new(), session: String::new(), from, caller, now })
     }
 
     async fn of_session(
@@ -121,7 +131,8 @@ impl Operator {
         let identity = state.access.holder(&session.secret, Some(from), state.clock.now());
         let admitted = state.admit(identity, rule, (from, Listener::Operators)).await;
         let caller = admitted.map_err(|denied| error_page(&ApiError::denied(denied, false)))?;
-        Ok(Self { base: format!("/console/{key}"), session: session.id, from, caller })
+        let (base, now) = (format!("/console/{key}"), state.clock.now());
+        Ok(Self { base, session: session.id, from, caller, now })
     }
 }
 

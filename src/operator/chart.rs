@@ -32,7 +32,13 @@ pub struct Drawn {
     /// The largest value, as text. It is not part of the SVG, where it would shrink with the
     /// picture.
     pub most: String,
+    /// Each value as text, oldest first, separated by spaces; `-` for a gap. A script shows the one below
+    /// the pointer.
+    pub values: String,
 }
+
+/// The vertical lines of a chart, at equal distances: the marks of time below it stand at these.
+const MARKS: u8 = 3;
 
 /// Draws a curve over `points`, oldest first, with a gap for each NaN. `title` and `unit` are not
 /// escaped, so they must be constants.
@@ -76,12 +82,17 @@ pub fn draw(title: &str, unit: &str, points: &[f32]) -> Drawn {
         Some(now) => format!("{title}: now {}{unit}, {most}", short(now.into())),
         None => format!("{title}: {most}"),
     };
+    let marks: String = (1..MARKS)
+        .map(|mark| format!("M{:.1} 0V{HEIGHT}", WIDTH * f32::from(mark) / f32::from(MARKS)))
+        .collect();
+    let text = |point: &f32| if point.is_finite() { short((*point).into()) } else { "-".into() };
+    let values = points.iter().map(text).collect::<Vec<_>>().join(" ");
     let svg = format!(
         "<svg class=\"chart\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{label}\">\
-         <path class=\"base\" d=\"M0 {HEIGHT}H{WIDTH}\"/>\
+         <path class=\"base\" d=\"M0 {HEIGHT}H{WIDTH}{marks}\"/>\
          <path class=\"area\" d=\"{area}\"/><path class=\"line\" d=\"{line}\"/></svg>"
     );
-    Drawn { svg, most }
+    Drawn { svg, most, values }
 }
 
 fn close(area: &mut String, begun: Option<f32>, last: f32) {
@@ -107,7 +118,8 @@ mod tests {
 
     #[test]
     fn a_chart_states_its_figures_and_shows_gaps() {
-        let Drawn { svg, most } = draw("Requests", "/s", &[1.0, 2.0, f32::NAN, 4.0, 3.0]);
+        let Drawn { svg, most, values } = draw("Requests", "/s", &[1.0, 2.0, f32::NAN, 4.0, 3.0]);
+        assert_eq!(values, "1.0 2.0 - 4.0 3.0");
         assert_eq!(most, "max. 4.0/s");
         assert!(svg.contains("aria-label=\"Requests: now 3.0/s, max. 4.0/s\""), "{svg}");
         let line = svg.split("class=\"line\" d=\"").nth(1).unwrap().split('"').next().unwrap();
@@ -118,7 +130,7 @@ mod tests {
     #[test]
     fn a_chart_without_points_states_that_it_has_no_data() {
         for points in [&[][..], &[f32::NAN], &[f32::NAN, f32::NAN]] {
-            let Drawn { svg, most } = draw("Requests", "/s", points);
+            let Drawn { svg, most, .. } = draw("Requests", "/s", points);
             assert_eq!(most, "no data yet");
             assert!(svg.contains("no data yet") && !svg.contains("NaN"), "{svg}");
         }

@@ -16,9 +16,10 @@ use iptunnel_storage::{ReadError, Store};
 use prometheus_client::registry::Registry;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 /// The pages: path and name, in the order of the menu.
-pub static PAGES: [(&str, &str); 7] = [
+pub static PAGES: [(&str, &str); 8] = [
     ("now", "Now"),
     ("codes", "Codes"),
     ("servers", "Servers"),
@@ -26,6 +27,7 @@ pub static PAGES: [(&str, &str); 7] = [
     ("audit", "Audit"),
     ("access", "Access"),
     ("sessions", "Sessions"),
+    ("load", "Load"),
 ];
 
 /// The state that the console's handlers share.
@@ -38,6 +40,8 @@ pub struct Console {
     pub sessions: Sessions,
     /// Recent values of the metrics.
     pub history: Arc<History>,
+    /// When the server started.
+    pub started: Instant,
     /// The last signed head of the audit log.
     pub signed: Mutex<Head>,
 }

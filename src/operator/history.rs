@@ -266,6 +266,16 @@ pub enum Span {
     Day,
 }
 
+impl Span {
+    /// Returns the seconds between two points.
+    pub fn seconds_per_point(self) -> f64 {
+        match self {
+            Self::Quarter => EVERY.as_secs_f64(),
+            Self::Day => EVERY.as_secs_f64() * f64::from(COARSE_EVERY),
+        }
+    }
+}
+
 impl History {
     fn read(&self) -> RwLockReadGuard<'_, Inner> {
         self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner)

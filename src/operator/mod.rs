@@ -9,6 +9,7 @@
 //! * [`import`]: takes over servers from another server
 //! * [`settings`]: view and change of settings
 //! * [`tokens`]: access tokens
+//! * [`words`]: times, actions and states in words
 //! * [`signed_heads`]: the head of the audit log, signed every minute
 //! * [`socket`]: the same routes for the command line, without a token; [`console`]: shared state and
 //!   helpers
@@ -34,6 +35,7 @@ pub mod settings;
 pub mod signed_heads;
 pub mod socket;
 pub mod tokens;
+pub mod words;
 
 use crate::http::access::OPERATORS;
 use crate::http::body::MAX_BODY;
@@ -79,6 +81,8 @@ fn pages_of_session(routes: &OperatorsRoutes) -> Scope {
         .service(routes.at("/logout", "console", (post(), auth::logout)))
         .service(routes.at("/now", "console", (get(), now::page)))
         .service(routes.at("/now/live", "console", (get(), now::live)))
+        .service(routes.at("/load", "console", (get(), now::load_page)))
+        .service(routes.at("/load/live", "console", (get(), now::load_live)))
         .service(routes.at("/servers", "console", (get(), servers::page)))
         .service(routes.at("/servers/revoke", "console", (post(), server_changes::revoke)))
         .service(routes.at("/servers/restore", "console", (post(), server_changes::restore)))

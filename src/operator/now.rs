@@ -1,14 +1,17 @@
-//! The page *Now*: current figures and charts.
+//! The page *Now*: health, what needs a person, a few figures. The page *Load*: all other figures.
 
 use super::activations;
 use super::auth::Operator;
 use super::chart::{Drawn, draw, short};
 use super::console::{Console, failed, read};
 use super::history::Span;
+use super::words::{self, HOST};
+use crate::config::{Backend, Config};
 use crate::http::errors::ApiError;
 use crate::http::page::html;
 use crate::http::respond::success;
 use crate::http::story::CodeStage;
+use crate::http::tls::examine::examine;
 use crate::state::attention::Line;
 use actix_web::http::StatusCode;
 use actix_web::web::Data;
@@ -16,10 +19,11 @@ use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, Stage};
-use iptunnel_storage::{ReadError, Records};
+use iptunnel_storage::{Grade, ReadError, Records};
 use serde::Serialize;
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// The number of newest codes and activations that are counted by state: about 5 ms.
 const LAST: usize = 2000;
@@ -126,9 +130,25 @@ struct ActorRow {
     batch: Option<f64>,
 }
 
+/// What this server is and how it is.
+#[derive(Serialize)]
+struct Health {
+    /// Whether it serves requests.
+    ready: bool,
+    version: &'static str,
+    host: &'static str,
+    uptime_seconds: u64,
+    /// `embedded` or `PostgreSQL`.
+    store: &'static str,
+    servers_live: usize,
+    servers_stale: usize,
+    servers_revoked: usize,
+}
+
 /// The figures of the page.
 #[derive(Serialize)]
 pub struct Now {
+    health: Health,
     /// What needs a person.
     attention: Vec<Line>,
     requests_per_second: f64,
@@ -169,10 +189,31 @@ fn store_faults(console: &Console, figure: impl Fn(&str) -> f64) -> Vec<String> 
     present.map(|(_, words)| words.to_owned()).collect()
 }
 
+/// Returns what is wrong with the certificates and with `server.public_url`, in sentences.
+fn certificate_faults(config: &Config, now: Timestamp) -> Vec<String> {
+    let bad = examine(config, now).into_iter().filter(|found| found.grade != Grade::Good);
+    bad.map(|found| sentence(&format!("{}: {}; {}", found.what, found.why, found.mend))).collect()
+}
+
+/// Returns a text as a sentence: with a capital and a full stop.
+fn sentence(text: &str) -> String {
+    let mut rest = text.chars();
+    let first = rest.next().map(char::to_uppercase);
+    first.into_iter().flatten().chain(rest).chain(['.']).collect()
+}
+
 async fn now(console: &Console) -> Result<Now, ApiError> {
     let time = console.state.clock.now();
     let token_ttl = console.state.live.tuning.load().lifetimes.install_token;
-    let installs = read(console, move |store| installs(store, token_ttl, time)).await?;
+    let config = console.state.live.config.load_full();
+    let stale =
+        Timestamp(time.0.saturating_sub(config.servers.stale_after_hours.saturating_mul(3600)));
+    let (of_files, servers) = (Arc::clone(&config), Arc::clone(console.state.handles.servers()));
+    let (installs, counts, certificates) = read(console, move |store| {
+        let installs = installs(store, token_ttl, time)?;
+        Ok((installs, servers.by_state(stale), certificate_faults(&of_files, time)))
+    })
+    .await?;
     let latest = console.history.latest();
     let figure = |name: &str| latest.get(name).copied();
     let or_zero = |name: &str| figure(name).unwrap_or_default();
@@ -196,7 +237,6 @@ async fn now(console: &Console) -> Result<Now, ApiError> {
             outcomes,
         })
         .collect();
-    let config = console.state.live.config.load();
     let sizes = &config.actors;
     let actors = [
         ("rate_limiter", sizes.rate_limiter),
@@ -213,7 +253,8 @@ async fn now(console: &Console) -> Result<Now, ApiError> {
         batch: figure(&format!("batch:{actor}")),
     });
     let silent = console.state.handles.servers().silent();
-    let faults = store_faults(console, or_zero);
+    let mut faults = store_faults(console, or_zero);
+    faults.extend(certificates);
     let attention = console.state.attention.lines(faults, &silent, time);
     let failed = console.state.backups.progress().failure;
     let of_backups = failed.map(|failed| Line {
@@ -222,7 +263,21 @@ async fn now(console: &Console) -> Result<Now, ApiError> {
         text: format!("The last backup could not be made: {}.", failed.why),
         see: "audit?action=backup_failed".into(),
     });
+    let health = Health {
+        ready: console.state.health.is_ready(),
+        version: env!("CARGO_PKG_VERSION"),
+        host: HOST.as_str(),
+        uptime_seconds: console.started.elapsed().as_secs(),
+        store: match config.storage.backend {
+            Backend::Redb => "embedded",
+            Backend::Postgres => "PostgreSQL",
+        },
+        servers_live: counts.live,
+        servers_stale: counts.stale,
+        servers_revoked: counts.revoked,
+    };
     Ok(Now {
+        health,
         attention: of_backups.into_iter().chain(attention).collect(),
         requests_per_second: or_zero("requests"),
         p50_ms: figure("p50:all"),
@@ -243,22 +298,31 @@ async fn now(console: &Console) -> Result<Now, ApiError> {
     })
 }
 
+/// A figure with its curves.
 struct Chart {
     title: &'static str,
+    unit: &'static str,
     value: String,
     quarter: Drawn,
     day: Drawn,
 }
 
-/// The charts: title, unit, figure.
-const CHARTS: [(&str, &str, &str); 12] = [
-    ("Requests", "/s", "requests"),
-    ("Response time p50", " ms", "p50:all"),
-    ("Response time p99", " ms", "p99:all"),
-    ("Codes issued", "/s", "codes:issued"),
-    ("Codes activated", "/s", "codes:activated"),
+/// A figure: title, unit, name.
+type Charted = (&'static str, &'static str, &'static str);
+
+/// The figures of the first page: what the server is for, and whether it is quick.
+const FIRST: [Charted; 4] = [
     ("Installs confirmed", "/s", "codes:confirmed"),
     ("Check-ins", "/s", "checkins"),
+    ("Requests", "/s", "requests"),
+    ("Response time p99", " ms", "p99:all"),
+];
+
+/// The figures of the page *Load*.
+const OTHERS: [Charted; 8] = [
+    ("Codes issued", "/s", "codes:issued"),
+    ("Codes activated", "/s", "codes:activated"),
+    ("Response time p50", " ms", "p50:all"),
     ("Refused by limits", "/s", "refused"),
     ("Commits", "/s", "commits"),
     ("Commit time p99", " ms", "p99:commit"),
@@ -266,25 +330,39 @@ const CHARTS: [(&str, &str, &str); 12] = [
     ("Code queue", "", "depth:code_registry"),
 ];
 
-fn charts(console: &Console) -> Vec<Chart> {
+/// Returns how often something happened in a span of time, from its rates.
+fn times(rates: &[f32], span: Span) -> f64 {
+    let known = rates.iter().filter(|rate| rate.is_finite());
+    // The sum of nothing is a negative zero.
+    known.map(|rate| f64::from(*rate)).fold(0.0, |sum, rate| sum + rate) * span.seconds_per_point()
+}
+
+/// Writes a figure as a card shows it. A rate below one a second is told as a count.
+fn value_of(unit: &str, latest: Option<f64>, quarter: &[f32]) -> String {
+    match latest {
+        // A counter appears with its first event.
+        _ if unit == "/s" && latest.unwrap_or_default() < 1.0 => {
+            format!("{:.0} in 15 min", times(quarter, Span::Quarter))
+        }
+        Some(value) => format!("{}{unit}", short(value)),
+        None => "–".into(),
+    }
+}
+
+fn charts(console: &Console, charted: &[Charted]) -> Vec<Chart> {
     let latest = console.history.latest();
-    let chart = |(title, unit, name): (&'static str, &str, &str)| {
-        let drawn = |span, words: &str| {
-            draw(&format!("{title}, {words}"), unit, &console.history.points(span, name))
-        };
+    let chart = |(title, unit, name): &Charted| {
+        let quarter = console.history.points(Span::Quarter, name);
+        let day = console.history.points(Span::Day, name);
         Chart {
             title,
-            value: match latest.get(name) {
-                Some(value) => format!("{}{unit}", short(*value)),
-                // A counter appears with its first event.
-                None if unit == "/s" => format!("0{unit}"),
-                None => "–".into(),
-            },
-            quarter: drawn(Span::Quarter, "15 minutes"),
-            day: drawn(Span::Day, "24 hours"),
+            unit,
+            value: value_of(unit, latest.get(*name).copied(), &quarter),
+            quarter: draw(&format!("{title}, 15 minutes"), unit, &quarter),
+            day: draw(&format!("{title}, 24 hours"), unit, &day),
         }
     };
-    CHARTS.map(chart).into()
+    charted.iter().map(chart).collect()
 }
 
 #[derive(Template)]
@@ -294,13 +372,29 @@ struct Page<'a> {
     operator: &'a Operator,
     now: Now,
     charts: Vec<Chart>,
-    classes: BTreeSet<String>,
 }
 
 #[derive(Template)]
 #[template(path = "console/live.html")]
 struct Live {
     operator: Operator,
+    now: Now,
+    charts: Vec<Chart>,
+}
+
+#[derive(Template)]
+#[template(path = "console/load.html")]
+struct LoadPage<'a> {
+    page: &'static str,
+    operator: &'a Operator,
+    now: Now,
+    charts: Vec<Chart>,
+    classes: BTreeSet<String>,
+}
+
+#[derive(Template)]
+#[template(path = "console/load_live.html")]
+struct LoadLive {
     now: Now,
     charts: Vec<Chart>,
     classes: BTreeSet<String>,
@@ -318,9 +412,8 @@ pub async fn page(
 ) -> HttpResponse {
     match now(&console).await {
         Ok(now) => {
-            let (charts, classes) = (charts(&console), classes(&now));
-            let page = Page { page: "now", operator: &operator, now, charts, classes };
-            html(StatusCode::OK, &page)
+            let charts = charts(&console, &FIRST);
+            html(StatusCode::OK, &Page { page: "now", operator: &operator, now, charts })
         }
         Err(error) => failed(&request, &error),
     }
@@ -334,8 +427,35 @@ pub async fn live(
 ) -> HttpResponse {
     match now(&console).await {
         Ok(now) => {
-            let (charts, classes) = (charts(&console), classes(&now));
-            html(StatusCode::OK, &Live { operator, now, charts, classes })
+            let charts = charts(&console, &FIRST);
+            html(StatusCode::OK, &Live { operator, now, charts })
+        }
+        Err(error) => failed(&request, &error),
+    }
+}
+
+/// `GET /console/{key}/load`
+pub async fn load_page(
+    console: Data<Console>,
+    request: HttpRequest,
+    operator: Operator,
+) -> HttpResponse {
+    match now(&console).await {
+        Ok(now) => {
+            let (charts, classes) = (charts(&console, &OTHERS), classes(&now));
+            let page = LoadPage { page: "load", operator: &operator, now, charts, classes };
+            html(StatusCode::OK, &page)
+        }
+        Err(error) => failed(&request, &error),
+    }
+}
+
+/// `GET /console/{key}/load/live`: the part of the page that is refreshed.
+pub async fn load_live(console: Data<Console>, request: HttpRequest) -> HttpResponse {
+    match now(&console).await {
+        Ok(now) => {
+            let (charts, classes) = (charts(&console, &OTHERS), classes(&now));
+            html(StatusCode::OK, &LoadLive { now, charts, classes })
         }
         Err(error) => failed(&request, &error),
     }
@@ -360,7 +480,19 @@ mod tests {
     use iptunnel_domain::lookup::KeyedHash;
     use iptunnel_storage::{Change, Disks, EmbeddedStore, Store, Write};
     use std::net::IpAddr;
-    use std::sync::Arc;
+
+    #[test]
+    fn rare_events_are_counted_and_frequent_ones_are_a_rate() {
+        let rates = [0.5, f32::NAN, 0.5];
+        assert_eq!(value_of("/s", Some(0.5), &rates), "2 in 15 min");
+        assert_eq!(value_of("/s", None, &[]), "0 in 15 min");
+        assert_eq!(value_of("/s", Some(12.0), &rates), "12/s");
+        assert_eq!(
+            (value_of(" ms", Some(0.5), &rates), value_of("", None, &[])),
+            ("0.5 ms".into(), "–".into())
+        );
+        assert_eq!(sentence("a: b; c"), "A: b; c.");
+    }
 
     /// Makes an activation that was opened in second `number`.
     fn activation(number: u64) -> Activation {

@@ -1,7 +1,7 @@
 //! View and change of settings.
 
 use super::auth::Operator;
-use super::console::{Console, failed, see};
+use super::console::{Console, failed, query_string, see};
 use crate::config::Setting;
 use crate::http::errors::ApiError;
 use crate::http::page::html;
@@ -9,7 +9,7 @@ use crate::http::respond::success;
 use crate::state::settings::{InForce, SettingsError, Wanted};
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ETAG, HeaderValue};
-use actix_web::web::{Bytes, Data, Form};
+use actix_web::web::{Bytes, Data, Form, Query};
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
 use iptunnel_domain::Refusal;
@@ -22,9 +22,59 @@ struct Page<'a> {
     page: &'static str,
     operator: &'a Operator,
     tag: &'a str,
-    live: Vec<&'a Setting>,
-    fixed: Vec<&'a Setting>,
-    refused: Option<String>,
+    /// Those that differ from their default first, then by section.
+    sections: Vec<Section<'a>>,
+    /// A change that was refused: its key, its value and the reason.
+    refused: Option<Refused>,
+    /// The key that was saved just now. Empty: none.
+    saved: &'a str,
+}
+
+/// A part of the page.
+struct Section<'a> {
+    name: &'a str,
+    settings: Vec<&'a Setting>,
+}
+
+/// A change that was refused.
+struct Refused {
+    key: String,
+    value: String,
+    message: String,
+}
+
+impl Page<'_> {
+    /// Returns the refused value of a setting and the reason.
+    fn refused_of(&self, key: &str) -> Option<&Refused> {
+        self.refused.as_ref().filter(|refused| refused.key == key)
+    }
+
+    /// Returns the reason of a refusal that no setting of the page shows.
+    fn refused_elsewhere(&self) -> Option<&str> {
+        let is_shown = |key: &str| {
+            self.sections.iter().flat_map(|section| &section.settings).any(|one| one.key == key)
+        };
+        let refused = self.refused.as_ref().filter(|refused| !is_shown(&refused.key));
+        refused.map(|refused| refused.message.as_str())
+    }
+}
+
+/// Sorts settings into sections: those that differ from their default, then the sections of the file.
+fn sections(settings: &[Setting]) -> Vec<Section<'_>> {
+    let (changed, others): (Vec<_>, Vec<_>) =
+        settings.iter().partition(|setting| setting.is_changed());
+    let mut sections = Vec::new();
+    if !changed.is_empty() {
+        sections.push(Section { name: "Changed", settings: changed });
+    }
+    for setting in others {
+        let name = setting.key.split('.').next().unwrap_or_default();
+        match sections.iter_mut().find(|section| section.name == name) {
+            Some(section) => section.settings.push(setting),
+            None => sections.push(Section { name, settings: vec![setting] }),
+        }
+    }
+    sections
 }
 
 impl From<SettingsError> for ApiError {
@@ -42,15 +92,23 @@ fn shown(
     status: StatusCode,
     operator: &Operator,
     now: &InForce,
-    refused: Option<String>,
+    refused: Option<Refused>,
+    saved: &str,
 ) -> HttpResponse {
-    let (live, fixed) = now.settings.iter().partition(|setting| setting.at_run_time);
-    html(status, &Page { page: "settings", operator, tag: &now.tag, live, fixed, refused })
+    let sections = sections(&now.settings);
+    html(status, &Page { page: "settings", operator, tag: &now.tag, sections, refused, saved })
+}
+
+/// What the page has to say after a change.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub struct After {
+    saved: String,
 }
 
 /// `GET /console/{key}/settings`
-pub async fn page(console: Data<Console>, operator: Operator) -> HttpResponse {
-    shown(StatusCode::OK, &operator, &console.state.settings.in_force(), None)
+pub async fn page(console: Data<Console>, operator: Operator, after: Query<After>) -> HttpResponse {
+    shown(StatusCode::OK, &operator, &console.state.settings.in_force(), None, &after.saved)
 }
 
 /// The fields of a form about a setting.
@@ -71,14 +129,18 @@ pub async fn change(
     operator: Operator,
     form: Form<Change>,
 ) -> HttpResponse {
-    let Change { key, value, undo, tag, .. } = form.into_inner();
-    let wanted = vec![(key, (undo == 0).then_some(value))];
+    let Change { key, value, undo, tag } = form.into_inner();
+    let wanted = vec![(key.clone(), (undo == 0).then(|| value.clone()))];
     let state = &console.state;
     let changed = state.settings.change(wanted, Some(tag), operator.who()).await;
     match changed.map_err(ApiError::from) {
-        Ok(_) => see(&format!("{}/settings", operator.base)),
+        // The key is one of the settings: it needs no escaping as the address of its row.
+        Ok(_) => {
+            see(&format!("{}/settings?{}#{key}", operator.base, query_string(&[("saved", &key)])))
+        }
         Err(error) => {
-            shown(error.status, &operator, &state.settings.in_force(), Some(error.message))
+            let refused = Refused { key, value, message: error.message };
+            shown(error.status, &operator, &state.settings.in_force(), Some(refused), "")
         }
     }
 }

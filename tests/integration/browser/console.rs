@@ -4,6 +4,8 @@ use super::driver::Window;
 use crate::harness::{Machine, PATIENCE, TestApp};
 use serde_json::json;
 
+const LEFT: &str = "\u{e012}";
+
 fn logged_in(app: &TestApp) -> Window {
     let window = Window::open();
     window.go(&format!("{}/console", app.admin));
@@ -62,10 +64,12 @@ fn the_charts_follow_the_load_and_every_page_is_accessible() {
     }
     assert!(window.script(&format!("return !!document.querySelector('{chart}')")) == true);
     assert!(window.script("return document.activeElement.matches('main .wide')") == true);
+    assert!(window.text(".health").contains("servers 4 live, 0 stale, 0 revoked"));
+    // The figure before the last is read with the keyboard, and stays while the page is refreshed.
+    window.script("document.querySelector('.plot').focus()");
+    let reading = ".card:first-child .reading";
+    window.press_for(LEFT, reading, |text| text.starts_with("2 s ago: "));
     window.check_looks("console-now");
-    window.width(400);
-    assert!(!window.scrolls_sideways(), "now");
-    window.width(1100);
     for (page, title) in [
         ("codes", "Codes and activations"),
         ("servers", "Servers"),
@@ -73,14 +77,16 @@ fn the_charts_follow_the_load_and_every_page_is_accessible() {
         ("audit", "Audit"),
         ("access", "Access"),
         ("sessions", "Sessions"),
+        ("load", "Load"),
     ] {
         window.click(&format!(".bar a[href$='/{page}']"));
         window.wait_for("h1", |text| text == title);
         window.check_looks(&format!("console-{page}"));
-        window.width(400);
-        assert!(!window.scrolls_sideways(), "{page}");
-        window.width(1100);
     }
+    go(&window, &app, "audit");
+    assert!(window.text("tbody").contains("Logged in") && !window.text("tbody").contains("Code"));
+    window.click(".tabs li:last-child a");
+    window.wait_for("tbody", |text| text.contains("Code issued"));
     go(&window, &app, "codes");
     window.click("tbody a");
     window.wait_for(".message", |text| text.contains("Another machine tried"));
@@ -94,19 +100,25 @@ fn a_server_is_revoked_and_restored_after_a_confirmation() {
     app.post("/register", &body);
     let window = logged_in(&app);
     go(&window, &app, "servers");
-    let state = "tbody td:nth-child(6)";
+    let state = "tbody .state";
     assert_eq!(window.text(state), "live");
-    window.click("tbody summary");
+    window.click("tbody .change summary");
     window.click("tbody .danger");
     window.wait_for(state, |text| text == "revoked");
     assert_eq!(app.post("/register", &body).status, 403);
-    window.click("tbody summary");
+    window.click("tbody .change summary");
     window.click("tbody .danger");
     window.wait_for(state, |text| text == "live");
     assert_eq!(app.post("/register", &body).status, 200);
+    // A note is written where it stands.
+    assert_eq!(window.text("tbody .edit summary"), "Add a note");
+    window.click("tbody .edit summary");
+    window.fill("tbody [name=note]", "in Oslo");
+    window.click("tbody .edit button");
+    window.wait_for("tbody .edit summary", |text| text == "in Oslo");
     // The same for those that are ticked.
-    window.click("main summary");
-    window.click("tbody [type=checkbox]");
+    window.click("[data-all]");
+    assert_eq!(window.text("[data-count]"), "1 of 1 ticked");
     window.click("#several button");
     window.wait_for("h1", |text| text == "Revoke 1 server?");
     window.check_looks("console-several");
@@ -124,9 +136,17 @@ fn a_changed_setting_is_in_force_at_once_and_after_a_restart_until_undone() {
     window.fill(field, "0");
     window.click(&format!("form:has({field}) button"));
     window.wait_for(".message", |text| text.contains("codes.ttl_seconds = 0: must be"));
+    assert_eq!(
+        window.script("return document.activeElement.value"),
+        "0",
+        "what was refused is kept"
+    );
+    window.check_looks("console-settings-refused");
     window.fill(field, "77");
     window.click(&format!("form:has({field}) button"));
     window.wait_for(&format!("tr:has({field}) td:nth-child(3)"), |text| text.contains("override"));
+    assert_eq!(window.text(&format!("tr:has({field}) .saved")), "Saved.");
+    assert_eq!(window.text("h2"), "Changed");
     app.settle_settings();
     assert_eq!(ttl(&app), 77);
     let app = app.restart();
@@ -153,9 +173,6 @@ fn a_token_is_created_copied_and_revoked_and_opens_a_console_without_what_its_ro
     window.click("[data-copy]");
     window.wait_for("#copied", |text| text == "Copied." || text.contains("selected"));
     window.check_looks("console-access-created");
-    window.width(400);
-    assert!(!window.scrolls_sideways());
-    window.width(1100);
     window.click(".bar .who button");
     window.wait_for("h1", |text| text == "Console");
     window.fill("#token", &secret);

@@ -7,7 +7,7 @@ use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -100,8 +100,12 @@ impl Window {
 
     /// Makes the window as wide as a phone or a desk, in pixels of CSS.
     pub fn width(&self, width: u32) {
+        self.size(width, 900);
+    }
+
+    fn size(&self, width: u32, height: u32) {
         let metrics =
-            json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false});
+            json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
         self.dev_tools("Emulation.setDeviceMetricsOverride", metrics);
     }
 
@@ -216,21 +220,32 @@ impl Window {
         assert!(serious.is_empty(), "{what}: {serious:#?}");
     }
 
-    /// In both themes, and keeps a picture of each where `SCREENSHOTS` names a folder. The looks do not
-    /// depend on the store: they are checked on the embedded one.
+    /// In both themes, on a desk and on a phone, and keeps a picture of each, in `target/screenshots` or where
+    /// `SCREENSHOTS` names a folder. The colours of a theme are the same in both sizes, so axe-core runs once
+    /// for each theme and once for each size. The looks do not depend on the store: they are checked on the
+    /// embedded one.
     pub fn check_looks(&self, what: &str) {
         if std::env::var_os("TEST_SERVERS").is_some() {
             return;
         }
-        for theme in ["light", "dark"] {
-            self.theme(theme);
-            self.check_accessibility(&format!("{what}, {theme}"));
-            if let Some(folder) = std::env::var_os("SCREENSHOTS") {
+        let folder = std::env::var_os("SCREENSHOTS").map_or_else(
+            || Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("screenshots"),
+            PathBuf::from,
+        );
+        std::fs::create_dir_all(&folder).unwrap();
+        for (size, width) in [("desk", 1280), ("phone", 320)] {
+            self.size(width, 1400);
+            assert!(!self.scrolls_sideways(), "{what}, {size}");
+            for theme in ["dark", "light"] {
+                self.theme(theme);
+                if (size == "desk") == (theme == "light") {
+                    self.check_accessibility(&format!("{what}, {theme}, {size}"));
+                }
                 let picture = self.runtime.block_on(self.client.screenshot()).unwrap();
-                let file = Path::new(&folder).join(format!("{what}-{theme}.png"));
-                std::fs::write(file, picture).unwrap();
+                std::fs::write(folder.join(format!("{what}-{size}-{theme}.png")), picture).unwrap();
             }
         }
+        self.width(1100);
     }
 
     /// Whether the page is wider than the window.
