@@ -43,9 +43,16 @@ async function ask(mayRenew) {
     return ask(false);
   }
   const again = Number(answer.headers.get("Retry-After"));
-  throw new Error(again > 0
-    ? `${body.error.message} You can try again ${comeBack(again)}.`
-    : body.error.message);
+  // The limit that refused, such as `"issue_per_ip_hour";r=0;t=900`.
+  const limit = (answer.headers.get("RateLimit") || "").split('"')[1];
+  const words = answer.status === 429 && form.dataset[limit] || body.error.message;
+  throw new Error(again > 0 ? `${words} You can try again ${comeBack(again)}.` : words);
+}
+
+// What is used or over looks it, and cannot be copied.
+function setOver(isOver) {
+  result.classList.toggle("over", isOver);
+  for (const one of document.querySelectorAll("[data-copy]")) one.hidden = isOver;
 }
 
 function stopWatching() {
@@ -57,12 +64,12 @@ function stopWatching() {
 
 function expire() {
   clearInterval(timer);
+  setOver(true);
   if (isCarried) {
     hold("Expired for other servers. The server whose installer has checked the code can still use it.");
     return;
   }
   stopWatching();
-  result.classList.add("over");
   at("left").textContent = "Expired.";
   at("left").classList.remove("soon");
   news("This code has expired. Get a new one.");
@@ -115,6 +122,7 @@ function showState(update) {
   };
   if (update.state === "expired") return expire();
   steps(update.state === "released" ? "issued" : update.state);
+  setOver(!["issued", "prechecked", "released"].includes(update.state));
   if (texts[update.state]) news(...texts[update.state]);
   if (update.state === "activated") hold("In use.");
   if (update.state === "released") countDown(update.ttl_seconds);
@@ -145,7 +153,7 @@ function watch() {
   };
 }
 
-function show(issued) {
+function show(issued, isAgain) {
   const code = issued.install_code;
   hint = `${code.slice(0, 11)}...${code.slice(-6)}`;
   isCarried = false;
@@ -154,14 +162,14 @@ function show(issued) {
     at(id).textContent = at(id).dataset.command.replaceAll("{code}", code);
   }
   result.hidden = false;
-  result.classList.remove("over");
+  setOver(false);
   button.textContent = "Get another code";
   at("hostname").textContent = "the server";
   steps("issued");
   news("");
-  countDown(issued.ttl_seconds);
+  if (issued.ttl_seconds > 0) countDown(issued.ttl_seconds);
   watch();
-  at("code").focus();
+  if (!isAgain) at("copy").focus();
 }
 
 async function copy(id) {
@@ -192,13 +200,18 @@ form.addEventListener("submit", async (event) => {
 });
 
 for (const one of document.querySelectorAll("[data-copy]")) {
-  one.hidden = false;
   one.addEventListener("click", () => copy(one.dataset.copy));
 }
 
 document.addEventListener("keydown", (event) => {
   const isPlain = !event.ctrlKey && !event.metaKey && !event.altKey;
-  if (event.key === "c" && isPlain && !result.hidden) {
-    copy("code");
+  if (event.key === "c" && isPlain && !result.hidden && !result.classList.contains("over")) {
+    copy("command");
   }
 });
+
+// The page was loaded again, and the server has written the code into it.
+if ("again" in result.dataset) {
+  show({ install_code: at("code").textContent, ttl_seconds: Number(result.dataset.seconds) }, true);
+  setOver(!result.dataset.seconds);
+}

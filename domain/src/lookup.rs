@@ -74,6 +74,8 @@ pub enum Purpose {
     AuditKey,
     /// The settings that servers with a shared store must have in common.
     Agreement,
+    /// The key of the cookies in which browsers keep their codes.
+    CodeCookie,
 }
 
 impl Purpose {
@@ -90,6 +92,7 @@ impl Purpose {
             Self::Server => b"server\0",
             Self::AuditHead => b"audit head\0",
             Self::AuditKey => b"audit key\0",
+            Self::CodeCookie => b"code cookie\0",
             Self::Agreement => b"agreement\0",
         }
     }

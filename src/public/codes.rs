@@ -2,6 +2,7 @@
 
 use super::pages::{PageMessage, code_page, title_of};
 use super::session::{may_issue, session_cookie};
+use super::shown_again::{Again, Kept, keep, kept};
 use super::watch;
 use crate::config::Product;
 use crate::http::caller::network_of;
@@ -15,7 +16,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use iptunnel_actors::code_registry::{Issue, Issued};
 use iptunnel_actors::{Limited, Rates};
 use iptunnel_domain::Timestamp;
-use iptunnel_domain::limit::{Policy, Subject};
+use iptunnel_domain::limit::{Policy, Subject, tightest};
 use iptunnel_domain::lookup::Purpose;
 use iptunnel_domain::time::Lifetimes;
 use serde::Serialize;
@@ -41,7 +42,27 @@ pub async fn page(
     product: Data<Product>,
 ) -> HttpResponse {
     let now = state.clock.now();
-    product_page(&state, &request, &product, PageMessage::Nothing, now)
+    let kept = kept(&state, &request, &product, now).await;
+    let (message, over) = match kept {
+        Kept::Nothing => (PageMessage::Nothing, None),
+        Kept::Over(cookie) => (PageMessage::Nothing, Some(cookie)),
+        Kept::Code(Again { code, standing }) => {
+            let left = (!standing.is_in_use).then_some(standing.ttl_seconds);
+            let until = time_of_day(&standing.expires_at);
+            (PageMessage::Issued { code, until, left, is_new: false }, None)
+        }
+    };
+    let mut response = product_page(&state, &request, &product, message, now);
+    if let Some(cookie) = over {
+        // It stays until then, and is not shown.
+        let _ = response.add_cookie(&cookie);
+    }
+    response
+}
+
+/// Returns the time of day of a time by RFC 3339. It is enough, because a code lives for minutes.
+fn time_of_day(rfc3339: &str) -> String {
+    rfc3339.get(11..19).unwrap_or(rfc3339).to_owned()
 }
 
 /// Renders the product's page and sets a session cookie whose lifetime starts now.
@@ -85,6 +106,9 @@ impl IssueResult {
             let secure = state.live.config.load().server.public_url.is_https();
             // Without the cookie the page shows no progress; nothing else is lost.
             let _ = response.add_cookie(&watch::remember(request, product, hash, secure));
+            if let Some(cookie) = keep(state, request, product, &issued.code) {
+                let _ = response.add_cookie(&cookie);
+            }
         }
         with_rates(response, self.rates.as_ref(), self.now)
     }
@@ -164,12 +188,15 @@ pub async fn issue_page(
     let result = issue_code(&state, &request, &product).await;
     let page_message = match &result.outcome {
         Ok(issued) => {
-            let until = rfc3339(issued.expires_at);
-            // The time of day is enough, because a code lives for minutes.
-            let until = until.get(11..19).unwrap_or(&until).to_owned();
-            PageMessage::Issued { code: issued.code.reveal(), until }
+            let until = time_of_day(&rfc3339(issued.expires_at));
+            let left = Some(result.life.code);
+            PageMessage::Issued { code: issued.code.reveal(), until, left, is_new: true }
         }
-        Err(error) => PageMessage::Refused(error.clone()),
+        Err(error) => {
+            let tight = result.rates.as_ref().and_then(|rates| tightest(rates));
+            let limit = tight.filter(|_| error.code == "rate_limit_exceeded");
+            PageMessage::Refused(error.clone(), limit.map(|limit| limit.policy))
+        }
     };
     let retry_after = result.outcome.as_ref().err().and_then(|error| error.retry_after);
     let mut response = product_page(&state, &request, &product, page_message, result.now);

@@ -1,7 +1,7 @@
 //! The public listener, for browsers, installers and registered servers. It makes no decisions.
 //!
 //! * [`pages`], [`session`], [`codes`]: a product's page, and the issue of codes;
-//!   [`watch`]: live progress of a code
+//!   [`watch`]: live progress of a code; `shown_again`: what a reload of the page shows
 //! * [`install`], [`servers`]: the API for installers and servers; [`field_limits`]: the maximum length
 //!   of their fields
 //! * [`setup`]: what a machine loads to install itself; [`scripts`]: the operator's files
@@ -23,6 +23,7 @@ pub mod scripts;
 pub mod servers;
 pub mod session;
 pub mod setup;
+mod shown_again;
 pub mod tickets;
 pub mod watch;
 

@@ -8,6 +8,7 @@ use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
 use actix_web::web::Data;
 use askama::Template;
+use iptunnel_domain::limit::Policy;
 
 /// Returns a product's display name: `SlowDNS` for `slowdns`, else the name itself.
 pub fn title_of(product: &str) -> &str {
@@ -28,7 +29,8 @@ pub async fn landing(state: Data<State>) -> HttpResponse {
 /// An issued code, for a page without scripts.
 struct IssuedView {
     code: String,
-    until: String,
+    /// What is said in place of the countdown.
+    left: String,
     command: String,
     unattended: String,
 }
@@ -43,8 +45,20 @@ struct CodePage<'a> {
     /// Whether the command loads our own installer, which the page then describes.
     is_own: bool,
     issued: Option<IssuedView>,
+    /// Seconds until the code expires, for the countdown of the script. `None` while it is in use.
+    seconds: Option<u64>,
     refused: Option<String>,
+    /// The limits and what they say when they refuse.
+    limits: [(&'static str, &'static str); 4],
 }
+
+/// What a limit says when it refuses a code.
+const LIMITS: [(Policy, &str); 4] = [
+    (Policy::IssuePerIpHour, "Your network has had all its codes for this hour."),
+    (Policy::IssuePerIpDay, "Your network has had all its codes for today."),
+    (Policy::IssuePerSessionHour, "This browser has had all its codes for this hour."),
+    (Policy::IssuePerFingerprintDay, "This browser has had all its codes for today."),
+];
 
 /// The message on a product's page.
 pub enum PageMessage {
@@ -56,9 +70,13 @@ pub enum PageMessage {
         code: String,
         /// The time of day when it expires.
         until: String,
+        /// Seconds until then. `None` if an installation is using the code.
+        left: Option<u64>,
+        /// Whether this request has made it.
+        is_new: bool,
     },
-    /// The reason why no code was issued.
-    Refused(ApiError),
+    /// The reason why no code was issued, and the limit that refused it.
+    Refused(ApiError, Option<Policy>),
 }
 
 /// Where a command loads our own installer from.
@@ -84,18 +102,28 @@ pub fn code_page(
     };
     let (command, unattended) = (fill(&pages.install_command), fill(&pages.unattended_command));
     let (mut status, mut issued, mut refused) = (StatusCode::OK, None, None);
+    let mut seconds = None;
     match message {
         PageMessage::Nothing => {}
-        PageMessage::Issued { code, until } => {
-            status = StatusCode::CREATED;
+        PageMessage::Issued { code, until, left, is_new } => {
+            if is_new {
+                status = StatusCode::CREATED;
+            }
+            seconds = left;
+            let left = match left {
+                Some(_) => format!("Valid until {until} (UTC)."),
+                None => "In use.".to_owned(),
+            };
             let command = command.replace("{code}", &code);
             let unattended = unattended.replace("{code}", &code);
-            issued = Some(IssuedView { code, until, command, unattended });
+            issued = Some(IssuedView { code, left, command, unattended });
         }
-        PageMessage::Refused(error) => {
+        PageMessage::Refused(error, limit) => {
             status = error.status;
+            let words = LIMITS.iter().find(|(policy, _)| Some(*policy) == limit);
+            let words = words.map_or(error.message, |(_, words)| (*words).to_owned());
             let when = error.retry_after.map(|s| format!(" You can try again in {}.", span(s)));
-            refused = Some(error.message + &when.unwrap_or_default());
+            refused = Some(words + &when.unwrap_or_default());
         }
     }
     let page = CodePage {
@@ -105,7 +133,9 @@ pub fn code_page(
         unattended: &unattended,
         is_own: pages.install_command.contains(OWN_INSTALLER),
         issued,
+        seconds,
         refused,
+        limits: LIMITS.map(|(policy, words)| (policy.name(), words)),
     };
     html(status, &page)
 }

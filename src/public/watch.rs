@@ -161,6 +161,37 @@ fn read_status(
     Ok(Some((code, status)))
 }
 
+/// Where a code stands that is neither used up nor over.
+pub(super) struct Standing {
+    /// When it expires, by RFC 3339.
+    pub expires_at: String,
+    /// Seconds until it expires.
+    pub ttl_seconds: u64,
+    /// Whether an installation is using it.
+    pub is_in_use: bool,
+}
+
+/// Returns where a code of a browser session stands. `None` if it is used or over, or of another session.
+///
+/// # Errors
+/// The store cannot be read.
+pub(super) async fn standing(
+    state: &Data<State>,
+    hash: CodeHash,
+    session: KeyedHash,
+    now: Timestamp,
+) -> Result<Option<Standing>, ReadError> {
+    let state = state.clone();
+    let read = move || read_status(&state, hash, session, false, now);
+    let found = actix_web::web::block(read).await.unwrap_or_else(|e| Err(ReadError(e.to_string())));
+    Ok(found?.and_then(|(_, status)| {
+        let CodeStatus { state, expires_at, ttl_seconds, .. } = status;
+        let is_in_use = state == "activated";
+        let is_alive = is_in_use || matches!(state, "issued" | "released");
+        is_alive.then_some(Standing { expires_at, ttl_seconds, is_in_use })
+    }))
+}
+
 /// Returns whether the code was prechecked and nothing happened to it since, according to its
 /// record and its attempts. An open stream also sees the precheck itself.
 fn was_prechecked(store: &dyn AuditLog, code: &Code) -> Result<bool, ReadError> {
