@@ -28,12 +28,13 @@ macro_rules! asset {
     };
 }
 
-static ASSETS: LazyLock<[Asset; 6]> = LazyLock::new(|| {
+static ASSETS: LazyLock<[Asset; 7]> = LazyLock::new(|| {
     [
         asset!("code.js"),
         asset!("console.css"),
         asset!("console.js"),
         asset!("docs.css"),
+        asset!("docs.js"),
         asset!("icon.svg"),
         asset!("page.css"),
     ]
