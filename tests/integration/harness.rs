@@ -149,11 +149,15 @@ pub fn send(request: RequestBuilder) -> Answer {
 pub fn try_send(request: RequestBuilder) -> Option<Answer> {
     let response = request.send().ok()?;
     let status = response.status().as_u16();
-    let headers = response
-        .headers()
-        .iter()
-        .map(|(name, value)| (name.as_str().to_owned(), value.to_str().unwrap_or("").to_owned()))
-        .collect();
+    let mut headers: HashMap<String, String> = HashMap::new();
+    for (name, value) in response.headers() {
+        // Several cookies are several lines, the first one first.
+        let all = headers.entry(name.as_str().to_owned()).or_default();
+        if !all.is_empty() {
+            all.push('\n');
+        }
+        all.push_str(value.to_str().unwrap_or(""));
+    }
     Some(Answer { status, headers, text: response.text().ok()? })
 }
 

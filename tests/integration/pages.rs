@@ -86,7 +86,23 @@ fn without_scripts_the_form_issues_a_usable_code() {
     assert!(page.text.contains("Valid until 17:51:40 (UTC)"), "{}", page.text);
     assert!(page.text.contains(&format!("/slowdns/install.sh | sudo sh -s -- {code}")));
     assert!(page.text.contains(&format!("SLOWDNS_INSTALL_CODE={code} sh -s -- --yes")));
-    crate::harness::Machine::new(1).install(&app, &code);
+    // The cookie that brings it back holds no code that can be read, and is of no use to another session.
+    let mut cookies = page.header("set-cookie").lines();
+    let kept = cookies.find(|set| set.starts_with("slowdns_code=")).unwrap();
+    assert!(
+        kept.contains("HttpOnly") && kept.contains("Path=/slowdns") && !kept.contains(&code[7..])
+    );
+    let kept = kept.split(';').next().unwrap();
+    let reload = |browser: &Browser<'_>| {
+        let request = app.client.get(format!("{}/slowdns", app.url));
+        let request = request.header("user-agent", &browser.user_agent);
+        send(request.header("cookie", format!("{}; {kept}", browser.cookie)))
+    };
+    assert!(reload(&browser).text.contains(&code));
+    assert!(!reload(&app.browser("slowdns")).text.contains("IPT-SD-"));
+    crate::harness::Machine::new(1).install(&app, &code).confirm(&app);
+    let used = reload(&browser);
+    assert!(!used.text.contains("IPT-SD-"), "{}", used.text);
 }
 
 #[test]
@@ -100,7 +116,7 @@ fn the_form_and_the_api_share_session_limits_and_messages() {
     assert_eq!(page.header("retry-after"), "800");
     assert_eq!(page.header("ratelimit"), api.header("ratelimit"));
     let words =
-        "Too many requests. Please wait before trying again. You can try again in 14 minutes.";
+        "This browser has had all its codes for this hour. You can try again in 14 minutes.";
     assert!(page.text.contains(words), "{}", page.text);
     assert!(page.text.contains("<button id=\"issue\""), "the button is there again");
 }
