@@ -320,7 +320,8 @@ fn streams_take_the_places_of_connections_and_many_that_are_cancelled_end_theirs
             assert!(cancelled < 1000);
         }
         let error = end.await.unwrap().unwrap_err();
-        assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM));
+        // What is on its way to the server when it closes resets the connection, and the reason can be lost.
+        assert!(error.is_io() || error.reason() == Some(Reason::ENHANCE_YOUR_CALM), "{error}");
         assert!(cancelled > 100, "{cancelled}");
     });
     wait_until("it is counted", || ended(&app, "cancelled") == 1.0);
