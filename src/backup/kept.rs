@@ -70,7 +70,8 @@ pub fn list(folder: &Path, verifier: &Verifier) -> Result<Vec<Kept>, BackupError
 }
 
 /// Removes all but the `keep` newest backups of this server, and those that were not finished a day ago.
-/// Others stay. Returns what was removed.
+/// Others stay. So do those that are dated after `now`, and they are not among the newest: the clock was wrong
+/// when they were made, or is now. Returns what was removed.
 ///
 /// # Errors
 /// The folder cannot be read, or a backup cannot be removed.
@@ -80,7 +81,9 @@ pub fn prune(
     keep: usize,
     now: Timestamp,
 ) -> Result<Vec<PathBuf>, BackupError> {
-    let kept = list(folder, verifier)?;
+    let mut kept = list(folder, verifier)?;
+    let latest = name_at(now);
+    kept.retain(|one| one.name <= latest);
     let old = kept.len().saturating_sub(keep);
     let mut gone: Vec<PathBuf> =
         kept.into_iter().take(old).map(|one| folder.join(one.name)).collect();
