@@ -157,20 +157,31 @@ impl Manifest {
     /// # Errors
     /// A file is missing, or is another one than was written.
     pub fn check_files(&self, folder: &Path) -> Result<(), BackupError> {
-        for Entry { name, size, sha256 } in &self.files {
-            let path = folder.join(name);
-            let found = std::fs::metadata(&path).map_err(|error| match error.kind() {
-                ErrorKind::NotFound => BackupError::refused(&path, "the file is missing"),
-                _ => BackupError::at(&path)(error),
-            })?;
-            if found.len() != *size {
-                let why = format!("it has {} bytes, and {size} were written", found.len());
-                return Err(BackupError::refused(&path, why));
-            }
-            if sum(&path, &super::pace::alone())?.1 != *sha256 {
-                let why = "its content is not what was written: its checksum differs";
-                return Err(BackupError::refused(&path, why));
-            }
+        self.files.iter().try_for_each(|entry| entry.check(&folder.join(&entry.name)))
+    }
+
+    /// Compares a copy of one of the files with its size and its checksum.
+    ///
+    /// # Errors
+    /// It is another one than was written.
+    pub fn check_copy(&self, name: &str, copy: &Path) -> Result<(), BackupError> {
+        self.files.iter().filter(|entry| entry.name == name).try_for_each(|entry| entry.check(copy))
+    }
+}
+
+impl Entry {
+    fn check(&self, path: &Path) -> Result<(), BackupError> {
+        let found = std::fs::metadata(path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => BackupError::refused(path, "the file is missing"),
+            _ => BackupError::at(path)(error),
+        })?;
+        if found.len() != self.size {
+            let why = format!("it has {} bytes, and {} were written", found.len(), self.size);
+            return Err(BackupError::refused(path, why));
+        }
+        if sum(path, &super::pace::alone())?.1 != self.sha256 {
+            let why = "its content is not what was written: its checksum differs";
+            return Err(BackupError::refused(path, why));
         }
         Ok(())
     }

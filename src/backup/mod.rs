@@ -2,7 +2,9 @@
 //!
 //! A backup is a folder. Its [`Manifest`] is written last, so a folder without one is no backup. It names
 //! every file with size and SHA-256, and is signed with the key of the audit heads: whoever can write the
-//! folder, but has no lookup key, cannot change what is restored.
+//! folder, but has no lookup key, cannot change what is restored where the lookup key is in place, or comes
+//! from a file that a passphrase opens. A file for an address of age says nothing about who wrote it: then
+//! the whole backup, keys and all, may be somebody else's.
 //!
 //! * [`make`]: makes one; [`manifest`]: what it holds, and whether that is whole
 //! * [`kept`]: the backups in the folder of the settings

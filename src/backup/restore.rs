@@ -222,6 +222,8 @@ fn put_store(
     let (source, draft) = (order.folder.join(STORE), Draft(Beside::Draft.of(path)));
     private_file::make_folder_of(path).map_err(BackupError::at(path))?;
     copy_file(&source, &draft.0).map_err(BackupError::at(&draft.0))?;
+    // The folder may have changed since its files were checked.
+    manifest.check_copy(STORE, &draft.0)?;
     let at = draft.0.clone();
     let opened: OpenDisk = Box::new(move || Ok(Box::new(FileDisk::open(&at)?) as Box<dyn Disk>));
     let found = examine_copy(opened)
@@ -234,6 +236,8 @@ fn put_store(
     }
     secrets.write()?;
     let heads = fs::read(order.folder.join(HEADS)).map_err(BackupError::at(order.folder))?;
+    // To copy takes minutes, in which a server may have been started here.
+    check_place(path)?;
     watermark::demand_epoch(path, &last_mark(path, manifest)?).map_err(BackupError::at(path))?;
     fs::rename(&draft.0, path).map_err(BackupError::at(path))?;
     private_file::sync_folder_of(path).map_err(BackupError::at(path))?;
