@@ -118,12 +118,16 @@ fn ask_server(
         sleep(ASK);
         let progress = server.get("/backup", &[])?;
         let name = field(&made, "name");
+        if field(&progress, "running") == name {
+            // An earlier backup may have had the same name.
+            continue;
+        }
         let of = |what: &str| progress.get(what).filter(|one| field(one, "name") == name).cloned();
         if let Some(last) = of("last") {
             made = last;
         } else if let Some(failure) = of("failure") {
             return Err(field(&failure, "why"));
-        } else if field(&progress, "running") != name {
+        } else {
             return Err("the server has forgotten the backup: it was started again".into());
         }
     }
@@ -145,6 +149,8 @@ fn alone(config: &Config, folder: &Path, keys: &Keys) -> Result<Value, CliError>
         open(config, files(&config.storage.path)).map_err(|error| RunError::Store(error.into()))?;
     let now = SystemClock::default().now();
     agree(store.as_ref(), &lookup, &config.auth.lookup_key_file).map_err(RunError::Store)?;
+    // As a start does: else the mark that is written below would hide that the store is an earlier one.
+    watermark::check(store.as_ref(), &config.storage.path, now).map_err(RunError::Store)?;
     let (keys, pace) = (keys.as_ref(), pace::alone());
     let order = make::Order { config, lookup: &lookup, folder, keys, now, pace };
     let made = make::make(&order, store.as_ref());

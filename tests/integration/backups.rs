@@ -177,6 +177,33 @@ fn a_backup_is_made_while_no_server_runs_and_is_found_by_the_next_one() {
     });
 }
 
+#[test]
+fn a_backup_of_an_earlier_store_does_not_make_its_spent_codes_good() {
+    let stop = |server: &mut Process| {
+        server.signal(Signal::SIGTERM);
+        assert!(server.ends_within(Duration::from_secs(20)).unwrap().success());
+    };
+    let mut server = Process::start(&[]);
+    let code = server.api.issue();
+    stop(&mut server);
+    let (data, earlier) = (server.folder.path().join("data"), TempDir::new().unwrap());
+    let files = ["iptunnel.redb", "iptunnel.redb.journal"];
+    for file in files {
+        fs::copy(data.join(file), earlier.path().join(file)).unwrap();
+    }
+    let mut server = server.again();
+    server.api.activate(&Machine::new(1), &code);
+    stop(&mut server);
+    for file in files {
+        fs::copy(earlier.path().join(file), data.join(file)).unwrap();
+    }
+    let made = command(&server, &["backup", "other"]);
+    assert!(made.status.success(), "{}", said(&made));
+    let server = server.again();
+    let told = server.api.install("precheck", &Machine::new(2).precheck_body(&code)).unwrap();
+    assert_eq!(told.told(), (403, "install_code_expired".into()));
+}
+
 fn shown(app: &TestApp) -> Value {
     by_master(app, "GET", "/admin/backup", &json!({})).json()["data"].take()
 }
