@@ -15,20 +15,25 @@ pub struct Database {
 }
 
 impl Database {
-    /// Creates a database in the cluster that `TEST_POSTGRES` names (`scripts/test` starts one), if
-    /// `TEST_SERVERS` sets how many servers share it. Otherwise the tests run on the embedded
-    /// engine and this is `None`.
+    /// Creates an empty database in the cluster that `TEST_POSTGRES` names (`scripts/test` starts one), if
+    /// `TEST_SERVERS` sets how many servers share it. Otherwise the tests run on the embedded engine and
+    /// this is `None`.
     pub fn where_wanted() -> Option<Arc<Self>> {
+        Self::create(|_| String::new())
+    }
+
+    /// The same with the schema. A server takes it for a store, and so makes no secrets.
+    pub fn with_schema() -> Option<Arc<Self>> {
+        Self::create(|cluster| format!("TEMPLATE {} STRATEGY file_copy", template(cluster)))
+    }
+
+    fn create(how: impl FnOnce(&str) -> String) -> Option<Arc<Self>> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         std::env::var("TEST_SERVERS").ok()?;
         let cluster = std::env::var("TEST_POSTGRES").expect("scripts/test starts a cluster");
         let number = COUNT.fetch_add(1, Ordering::SeqCst);
         let name = format!("test_{}_{number}", std::process::id());
-        let template = template(&cluster);
-        execute(
-            &cluster,
-            &format!("CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy"),
-        );
+        execute(&cluster, &format!("CREATE DATABASE {name} {}", how(&cluster)));
         Some(Arc::new(Self { url: format!("{cluster}/{name}"), cluster, name }))
     }
 

@@ -182,7 +182,7 @@ impl TestApp {
 
     /// Starts a server with the settings that `change` adds: pairs of key and value.
     pub fn start_with(change: impl FnOnce(&mut Vec<(&'static str, String)>)) -> Self {
-        Self::start_over(change, no_faults(), Database::where_wanted())
+        Self::start_over(change, no_faults(), Database::with_schema())
     }
 
     /// Starts a server on a disk that the test made.
