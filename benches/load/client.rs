@@ -112,6 +112,11 @@ impl Connection {
 }
 
 impl Answer<'_> {
+    /// Returns the bytes of its head and of its body.
+    pub fn length(&self) -> (usize, usize) {
+        (self.head.len(), self.body.len())
+    }
+
     /// Searches for the first header with this name. Too slow for the measured path.
     pub fn header(&self, name: &str) -> Option<&str> {
         let head = std::str::from_utf8(self.head).ok()?;

@@ -1,5 +1,5 @@
 //! Measures the real server under load: its requests per second, their latencies, and their rate compared with
-//! the cheapest answer (`healthz`, over the same connections in the same run). Absolute figures depend on the
+//! a bare actix-web server (which answers as `healthz` does, over as many connections in the same run). Absolute figures depend on the
 //! machine. Compare the ratios.
 //!
 //! The load generator shares the processors with the server, so it is cheap: one thread, one buffer per
@@ -9,17 +9,21 @@
 //! - `server` starts the program in its own folder, watches its memory and stops it
 //! - `client` is the HTTP/1.1 client, `requests` the bytes that it sends
 //! - `closed_loop` sends the requests of one step over all connections and measures their times
+//! - `bare` is a bare actix-web server, with which all steps are compared
 //! - `scenario` defines the normal run, and `steps` its single requests
 //! - `large` measures the cost of a million servers and ten million past activations
 //! - `limits_memory` measures the memory that millions of callers cost the rate limiter
 //! - `peers` compares with PostgreSQL, which makes the same durable change on the same disk
 //! - `versus` compares two programs, for example before and after a change
 //! - `backups` compares activates during a backup with those while none is made
+//! - `check` compares a round with the ratios in `benches/expected.toml`
 //! - `report` prints the normal run, and `targets` the targets and results of every measurement
 //! - `disk` measures the disk; `statistics`, `figures` and `table` prepare the output
 //! - `interrupt` stops the server when Ctrl-C ends the run
 
 mod backups;
+mod bare;
+mod check;
 mod client;
 mod closed_loop;
 mod disk;
@@ -43,12 +47,16 @@ mod versus;
 use std::path::Path;
 use std::process::ExitCode;
 
+use bare::Bare;
 use failure::{Context, Result};
 use options::{Options, Request};
 use scenario::Round;
 use server::{Server, Workspace};
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(bare::ARGUMENT) {
+        return bare::run();
+    }
     let outcome = match options::parse(std::env::args().skip(1)) {
         Ok(Request::Run(options)) => measure(&options),
         Ok(Request::Explain) => {
@@ -89,6 +97,9 @@ async fn run(options: &Options) -> Result<()> {
     if options.postgres {
         return peers::shared::run(options).await;
     }
+    if options.check {
+        return check::run(options).await;
+    }
     if options.large {
         return measure_large(options).await;
     }
@@ -118,7 +129,11 @@ async fn measure_round(options: &Options) -> Result<Round> {
     let workspace = workspace(options)?;
     let settings = scenario::settings(&options.settings);
     let server = Server::start(&options.server, &workspace, &settings).await?;
-    let outcome = scenario::run(&server, &workspace, options.quick).await;
+    let outcome = async {
+        let bare = Bare::start(&server).await?;
+        scenario::run(&server, &bare, &workspace, options.quick).await
+    };
+    let outcome = outcome.await;
     server.finish(outcome).await
 }
 

@@ -19,6 +19,8 @@ Measures the activation server under load. Usage: scripts/bench [OPTIONS], or ca
   --server PATH       measure this program instead of the one just built
   --dir PATH          make the server's temporary folder here (default: cargo's, under target/)
   --set KEY=VALUE     change a setting of the server; may be repeated
+  --check             measure one round and compare it with benches/expected.toml. Fails if a ratio is more than
+                      10 % below in two rounds. Takes less than three minutes
   --large             measure once with a million servers and ten million past activations; quick: a tenth of both
   --limits-memory     measure only the memory that callers cost the rate limiter
   --count N           the number of callers for --limits-memory (10000000)
@@ -57,6 +59,8 @@ pub struct Options {
     pub directory: Option<PathBuf>,
     /// Settings that override those of the measurement.
     pub settings: Vec<String>,
+    /// Compares a round with the ratios that are written down.
+    pub check: bool,
     /// Measures the cost of many servers and past activations instead of speed.
     pub large: bool,
     /// Measures the rate limiter's memory instead of speed.
@@ -89,6 +93,7 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
         server: PathBuf::from(env!("CARGO_BIN_EXE_iptunnel-server")),
         directory: None,
         settings: Vec::new(),
+        check: false,
         large: false,
         limits_memory: false,
         count: 10_000_000,
@@ -104,6 +109,7 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
         match argument.as_str() {
             "--bench" => started_by_cargo_bench = true,
             "--quick" => options.quick = true,
+            "--check" => options.check = true,
             "--large" => options.large = true,
             "--limits-memory" => options.limits_memory = true,
             "--peers" => options.peers = true,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use crate::bare::Bare;
 use crate::client::Connection;
 use crate::closed_loop::{self, Step};
 use crate::disk;
@@ -26,7 +27,9 @@ const SERVERS: usize = 100_000;
 /// The longest time until check-ins are written.
 pub const CHECK_IN_FLUSH: Duration = Duration::from_secs(5);
 
-/// The cheapest request, with which all others are compared.
+/// The cheapest answer of a bare actix-web server, with which all steps are compared.
+pub const BARE_STEP: &str = "bare actix";
+/// Our cheapest request.
 pub const HEALTHZ_STEP: &str = "healthz";
 /// Its path.
 pub const HEALTHZ_PATH: &str = "/api/v2/healthz";
@@ -56,6 +59,10 @@ pub struct Row {
     pub summary: Summary,
     /// Its rate divided by that of `healthz` over the same connections.
     pub of_healthz: f64,
+    /// Its rate divided by that of the bare server over as many connections.
+    pub of_bare: f64,
+    /// Its 99th percentile divided by that of the bare server over as many connections.
+    pub p99_of_bare: f64,
     /// The server's processor time per request, in microseconds.
     pub processor_micros: f64,
     /// Its median time divided by that of `fdatasync`, if the disk was measured between the same steps.
@@ -91,7 +98,12 @@ impl Round {
 }
 
 /// Measures one round on a new server.
-pub async fn run(server: &Server, workspace: &Workspace, quick: bool) -> Result<Round> {
+pub async fn run(
+    server: &Server,
+    bare: &Bare,
+    workspace: &Workspace,
+    quick: bool,
+) -> Result<Round> {
     let scale = if quick { 10 } else { 1 };
     let healthz_for = Duration::from_secs(if quick { 1 } else { 2 });
     sleep(Duration::from_secs(1)).await;
@@ -100,7 +112,7 @@ pub async fn run(server: &Server, workspace: &Workspace, quick: bool) -> Result<
     let mut rows = Vec::new();
     let mut machines = Machine::all();
     for (connections, codes) in LIFECYCLES {
-        let mut section = Section::begin(server, connections, healthz_for).await?;
+        let mut section = Section::begin((server, bare), connections, healthz_for).await?;
         lifecycle(&mut section, workspace.path(), machines.by_ref().take(codes / scale).collect())
             .await?;
         let released = codes / scale / RELEASED_PART;
@@ -108,24 +120,26 @@ pub async fn run(server: &Server, workspace: &Workspace, quick: bool) -> Result<
         syncs_micros.extend(&section.syncs_micros);
         rows.extend(section.rows());
     }
-    let mut section = Section::begin(server, CHECK_IN_CONNECTIONS, healthz_for).await?;
+    let mut section = Section::begin((server, bare), CHECK_IN_CONNECTIONS, healthz_for).await?;
     let registrations = Registration::all(&workspace.master_token()?, SERVERS / scale);
     let registered = section.measure(steps::REGISTER, registrations).await?;
     rows.extend(section.rows());
-    let mut section = Section::begin(server, CHECK_IN_CONNECTIONS, healthz_for).await?;
+    let mut section = Section::begin((server, bare), CHECK_IN_CONNECTIONS, healthz_for).await?;
     let check_in_commits = check_ins(server, &mut section, registered).await?;
     rows.extend(section.rows());
     let fdatasync = Summary::of_sequence(syncs_micros);
     Ok(Round { idle, loaded: server.memory()?, fdatasync, rows, check_in_commits })
 }
 
-/// Several steps and `healthz` over the same connections. Other load on the machine changes within seconds. So
-/// `healthz` is measured before the steps and between them, and the steps are compared with the mean of both.
+/// Several steps and `healthz` over the same connections, and the bare server over as many. Other load on the
+/// machine changes within seconds. So these two are measured before the steps and between them, and the steps are
+/// compared with the mean of both.
 /// The disk is measured right before and right after the activates.
 struct Section<'a> {
     server: &'a Server,
     connections: usize,
     callers: Vec<Caller>,
+    bare_callers: Vec<Caller>,
     healthz_for: Duration,
     steps: Vec<Measured>,
     syncs_micros: Vec<u32>,
@@ -136,16 +150,27 @@ type Measured = (&'static str, Summary, f64);
 
 impl<'a> Section<'a> {
     /// Opens the connections and measures `healthz`.
-    async fn begin(server: &'a Server, connections: usize, healthz_for: Duration) -> Result<Self> {
+    async fn begin(
+        (server, bare): (&'a Server, &Bare),
+        connections: usize,
+        healthz_for: Duration,
+    ) -> Result<Self> {
         let callers = open_callers(server.public, connections).await?;
+        let bare_callers = bare.open_callers(connections).await?;
         let (steps, syncs_micros) = (Vec::new(), Vec::new());
-        let mut section = Self { server, connections, callers, healthz_for, steps, syncs_micros };
+        let mut section =
+            Self { server, connections, callers, bare_callers, healthz_for, steps, syncs_micros };
         section.healthz().await?;
         Ok(section)
     }
 
+    /// Measures the two answers with which the steps are compared.
     async fn healthz(&mut self) -> Result<()> {
         let (time, before) = (self.healthz_for, self.server.processor_time()?);
+        let bare = &mut self.bare_callers;
+        let summary = closed_loop::run_for(BARE_STEP, HEALTHZ_PATH, bare, time).await?;
+        self.add(BARE_STEP, summary, before)?;
+        let before = self.server.processor_time()?;
         let summary =
             closed_loop::run_for(HEALTHZ_STEP, HEALTHZ_PATH, &mut self.callers, time).await?;
         self.add(HEALTHZ_STEP, summary, before)
@@ -179,9 +204,19 @@ impl<'a> Section<'a> {
     }
 
     fn rows(self) -> impl Iterator<Item = Row> {
-        let healthz = self.steps.iter().filter(|(step, ..)| *step == HEALTHZ_STEP);
-        let rates: Vec<f64> = healthz.map(|(_, summary, _)| summary.rate).collect();
-        let healthz_rate = rates.iter().sum::<f64>() / rates.len() as f64;
+        let mean = |of: &str, figure: fn(&Summary) -> f64| {
+            let (sum, count) = self
+                .steps
+                .iter()
+                .filter(|(step, ..)| *step == of)
+                .fold((0.0, 0.0), |(sum, count), (_, summary, _)| {
+                    (sum + figure(summary), count + 1.0)
+                });
+            sum / count
+        };
+        let healthz_rate = mean(HEALTHZ_STEP, |summary| summary.rate);
+        let bare_rate = mean(BARE_STEP, |summary| summary.rate);
+        let bare_p99 = mean(BARE_STEP, |summary| summary.p99_micros);
         let measured = !self.syncs_micros.is_empty();
         let fdatasync_micros = measured.then(|| Summary::of_sequence(self.syncs_micros).p50_micros);
         let connections = self.connections;
@@ -190,6 +225,8 @@ impl<'a> Section<'a> {
             step,
             summary,
             of_healthz: summary.rate / healthz_rate,
+            of_bare: summary.rate / bare_rate,
+            p99_of_bare: summary.p99_micros / bare_p99,
             processor_micros,
             of_fdatasync: fdatasync_micros.map(|micros| summary.p50_micros / micros),
         })
