@@ -138,7 +138,7 @@ async fn import(console: &Console, operator: &Operator, body: &[u8]) -> Result<I
         from,
         now: state.clock.now(),
     };
-    Ok(state.wait(state.handles.import_servers(command)).await.outcome??)
+    Ok(state.ask(|handles| handles.import_servers(command)).await.outcome??)
 }
 
 #[cfg(test)]

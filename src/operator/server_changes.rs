@@ -424,7 +424,7 @@ async fn delete_unseen(
         DeleteUnseen { before, by: caller.shown().to_owned(), from, now: state.clock.now() };
     let mut deleted = 0;
     while begun.elapsed() < DELETES_FOR {
-        match state.wait(state.handles.delete_unseen(command.clone())).await.outcome?? {
+        match state.ask(|handles| handles.delete_unseen(command.clone())).await.outcome?? {
             0 => break,
             some => deleted += some,
         }

@@ -136,8 +136,9 @@ async fn issue_code(state: &State, request: &HttpRequest, product: &Product) -> 
         Subject { policy: Policy::IssuePerFingerprintDay, who: browser },
     ];
     let command = Ok(Issue { product: product.letters, session, from, life, now });
-    let pending = state.handles.limited(|reply| Limited { subjects, command, now, reply });
-    let answer = state.wait(pending).await;
+    let answer = state
+        .ask(|handles| handles.limited(|reply| Limited { subjects, command, now, reply }))
+        .await;
     let outcome = match answer.outcome {
         Ok(Ok(issued)) => Ok(issued),
         Ok(Err(refusal)) => Err(refusal.into()),

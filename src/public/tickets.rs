@@ -156,7 +156,7 @@ async fn charge(
 ) -> Answer<()> {
     let who = state.live.network_hash(caller_network(from));
     let subjects = vec![Subject { policy: Policy::TicketPerIpHour, who }];
-    state.wait(state.handles.limited(|reply| Limited { subjects, command, now, reply })).await
+    state.ask(|handles| handles.limited(|reply| Limited { subjects, command, now, reply })).await
 }
 
 /// Returns the access token that makes the ticket of a caller without a token: the one that has its address

@@ -75,8 +75,8 @@ impl State {
     /// Writes entries to the audit log that belong to no other change. Logs if the store refuses them.
     pub async fn enter(&self, events: Vec<Event>) {
         let Some(action) = events.first().map(|event| event.action.name()) else { return };
-        let written = self.handles.keep_settings(Vec::new(), events);
-        if !matches!(self.wait(written).await.outcome, Ok(Ok(()))) {
+        let written = self.ask(|handles| handles.keep_settings(Vec::new(), events)).await;
+        if !matches!(written.outcome, Ok(Ok(()))) {
             tracing::warn!(action, "an entry could not be written to the audit log");
         }
     }
@@ -100,9 +100,17 @@ impl State {
         }
     }
 
-    /// Waits for an answer, at most as long as a request may take.
-    pub async fn wait<T>(&self, pending: Result<Pending<T>, Failure>) -> Answer<T> {
-        match pending {
+    /// Sends a command to the actors and waits for the answer, at most as long as a request may take.
+    ///
+    /// Requests that arrive together are sent together: each yields once before it is sent, so that the
+    /// others are read first. Then the actors' thread is woken once for all of them and not for each, and
+    /// their changes share a commit.
+    pub async fn ask<T>(
+        &self,
+        send: impl FnOnce(&Handles) -> Result<Pending<T>, Failure>,
+    ) -> Answer<T> {
+        tokio::task::yield_now().await;
+        match send(&self.handles) {
             Ok(pending) => pending.within(self.live.patience()).await,
             Err(failure) => failure.into(),
         }

@@ -116,7 +116,7 @@ pub async fn set_note(
     }
     let (by, now) = (caller.shown().to_owned(), state.clock.now());
     let command = SetNote { id, note, by, from, now };
-    state.wait(state.handles.set_note(command)).await.outcome??;
+    state.ask(|handles| handles.set_note(command)).await.outcome??;
     Ok(id)
 }
 
@@ -133,7 +133,7 @@ pub async fn delete(
     let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
     let (by, now) = (caller.shown().to_owned(), state.clock.now());
     let command = Delete { id, by, from, now };
-    state.wait(state.handles.delete_server(command)).await.outcome??;
+    state.ask(|handles| handles.delete_server(command)).await.outcome??;
     Ok(id)
 }
 
@@ -150,6 +150,6 @@ pub async fn set_revoked(
     let id = ServerId::parse(id).ok_or(Refusal::ServerNotFound)?;
     let (by, now) = (caller.shown().to_owned(), state.clock.now());
     let command = SetRevoked { id, revoked, by, from, now };
-    state.wait(state.handles.set_revoked(command)).await.outcome??;
+    state.ask(|handles| handles.set_revoked(command)).await.outcome??;
     Ok(id)
 }

@@ -46,8 +46,9 @@ async fn limited_step<C: LimitedCommand>(
         Ok((command, identity)) => (Ok(command), Some(identity), None),
         Err(Rejected { refusal, tried }) => (Err(refusal), None, tried),
     };
-    let pending = state.handles.limited(|reply| Limited { subjects, command, now, reply });
-    let answer = state.wait(pending).await;
+    let answer = state
+        .ask(|handles| handles.limited(|reply| Limited { subjects, command, now, reply }))
+        .await;
     let response = match (answer.outcome, identity) {
         (Ok(Ok(granted)), Some(identity)) => grant(granted, identity, now),
         // Cannot happen: a refusal has no success.
@@ -152,7 +153,7 @@ pub async fn confirm(state: Data<State>, request: HttpRequest, payload: Payload)
         Err(refusal) => return failure(refusal),
     };
     let from = network_of(&request, &state.proxies);
-    let answer = state.wait(state.handles.confirm(Confirm { id, token, from, now })).await;
+    let answer = state.ask(|handles| handles.confirm(Confirm { id, token, from, now })).await;
     match answer.outcome {
         Ok(Ok(())) => {
             let data = ConfirmData { activation_id: id.reveal(), status: "confirmed" };
@@ -189,7 +190,7 @@ pub async fn release(state: Data<State>, request: HttpRequest, payload: Payload)
     let life = state.live.tuning.load().lifetimes;
     let from = network_of(&request, &state.proxies);
     let release = Release { id, token, proven, from, life, now };
-    let answer = state.wait(state.handles.release(release)).await;
+    let answer = state.ask(|handles| handles.release(release)).await;
     let outcome = match answer.outcome {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(refusal)) => return failure(refusal),

@@ -200,8 +200,10 @@ impl Registration {
     /// Sends it. The answer goes to the machine, which the operator's note is not for.
     async fn send(self, state: &State) -> Answer<Server> {
         let mut answer = match self {
-            Self::Vouched(command) => state.wait(state.handles.register(command)).await,
-            Self::Installed(command) => state.wait(state.handles.register_installed(command)).await,
+            Self::Vouched(command) => state.ask(|handles| handles.register(command)).await,
+            Self::Installed(command) => {
+                state.ask(|handles| handles.register_installed(command)).await
+            }
         };
         if let Ok(Ok(server)) = &mut answer.outcome {
             server.note.clear();
@@ -365,7 +367,7 @@ async fn check_in(state: &State, request: &HttpRequest, id: &str) -> Result<Chec
     let identity = state.access.identify(token_of(request), from, now);
     let bearer = identity.bearer();
     let command = CheckIn { id, bearer, from, now };
-    let outcome = state.wait(state.handles.check_in(command)).await.outcome?;
+    let outcome = state.ask(|handles| handles.check_in(command)).await.outcome?;
     identity.note_use(now);
     if outcome == Err(Refusal::Unauthorized) {
         if let Some(role) = identity.role() {
