@@ -47,7 +47,8 @@ impl Bare {
         let (ours, its) = (answer_length(server.public).await?, answer_length(bare.address).await?);
         if ours != its {
             return Err(Failure::new(format!(
-                "the bare server answers {its} bytes where the server answers {ours}: make it answer the same"
+                "the bare server answers {its:?} bytes of head and body where the server answers {ours:?}: make it \
+                 answer the same"
             )));
         }
         Ok(bare)

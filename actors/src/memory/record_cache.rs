@@ -47,6 +47,9 @@ pub(crate) trait CachedRecord: Clone + Send + 'static {
     ) -> Result<Vec<Self>, ReadError>;
 }
 
+/// The records for which a table always has room. Fewer are not worth the work of making it smaller.
+const LEAST_KEPT: usize = 1024;
+
 /// A command that waits for the end of a pending change. Calling it sends the command again.
 pub(crate) type Parked = Box<dyn FnOnce() + Send>;
 
@@ -213,6 +216,18 @@ impl<R: CachedRecord> RecordCache<R> {
                 Some(_) => self.watched.push_back(key),
                 None => {}
             }
+        }
+        self.shrink();
+    }
+
+    /// Returns the memory of a wave of records that is over. A table never shrinks by itself.
+    fn shrink(&mut self) {
+        let kept = self.records.len().max(LEAST_KEPT);
+        if self.records.capacity() / 8 > kept {
+            self.records.shrink_to(kept * 2);
+        }
+        if self.watched.capacity() / 8 > kept {
+            self.watched.shrink_to(kept * 2);
         }
     }
 }

@@ -62,7 +62,7 @@ impl Disks {
 /// The number of changes that are checkpointed without waiting for more: enough to share the cost
 /// of a commit of the engine, few enough to keep that commit short. With a thousand, one activation
 /// in a hundred waits a third longer for the processor and the disk.
-const ENOUGH: usize = 200;
+const ENOUGH: usize = 400;
 /// How long fewer than [`ENOUGH`] changes wait for more. This bounds the work of a start after a
 /// crash.
 const PATIENCE: Duration = Duration::from_millis(100);
