@@ -13,9 +13,12 @@ use crate::http::tls::{self, Certificates, Tls};
 use crate::operator::console::Console;
 use crate::operator::health::{Readiness, bodies_arrive_in_time, refuse_unknown_hosts};
 use crate::operator::history::History;
+use crate::operator::kept_file::KeptFile;
+use crate::operator::sessions::Sessions;
 use crate::operator::socket::{self, SocketError, SocketFile};
 use crate::operator::{self, signed_heads};
 use crate::os::{Clock, NoRandomness, random_bytes, seeded_generator};
+use crate::private_file::Beside;
 use crate::public::reference::Reference;
 use crate::public::scripts::Scripts;
 use crate::public::setup::Installers;
@@ -49,7 +52,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
@@ -281,6 +284,7 @@ async fn stop(running: Running, ended: Result<(), RunError>) -> Result<(), RunEr
         state.access.write_uses().await;
         state.keep_last_wrong_tokens().await;
         signed_heads::note_now(&console).await;
+        Console::keep_files_now(&console).await;
     };
     // The mark and the head can be written later; accepted changes must be synced now.
     let _ = tokio::time::timeout(LAST_WORDS.min(grace), last_words).await;
@@ -412,11 +416,16 @@ fn observers(state: &State, registry: &mut Registry) -> Result<Observers, NoRand
 }
 
 fn console_of(state: &Data<State>, registry: Registry) -> Data<Console> {
+    let store = state.live.config.load().storage.path.clone();
+    let kept = |beside| KeptFile::of(&store, beside, state.live.lookup.clone());
+    let charts = kept(Beside::Charts);
+    let history = History::after(&charts.read().unwrap_or_default(), state.clock.now());
     Data::new(Console {
         state: state.clone(),
         registry: Arc::new(registry),
-        sessions: Default::default(),
-        history: Arc::new(History::default()),
+        sessions: Arc::new(Sessions::kept_in(kept(Beside::Sessions))),
+        history: Arc::new(history),
+        charts: Mutex::new(charts),
         started: Instant::now(),
         signed: Default::default(),
     })
@@ -426,15 +435,16 @@ fn console_of(state: &Data<State>, registry: Registry) -> Data<Console> {
 /// shared store, the tasks that follow the store and the other servers.
 fn start_background_tasks(
     state: &Data<State>,
-    console: &Console,
+    console: &Data<Console>,
     figures: Figures,
 ) -> Vec<JoinHandle<()>> {
     let (health, registry) = (Arc::clone(&state.health), Arc::clone(&console.registry));
-    let (settings_changed, tokens_changed) = follow_the_store(state);
+    let (settings_changed, tokens_changed) = follow_the_store(state, &console.sessions);
     let history = Arc::clone(&console.history);
     let mut tasks = vec![
         spawn(tick(Arc::clone(&state.handles), Arc::clone(&state.clock))),
         spawn(history.keep(registry, Arc::clone(&health))),
+        spawn(Console::keep_files(console.clone())),
         spawn(keep_wrong_tokens(state.clone())),
         spawn(keep_token_uses(state.clone())),
         spawn(read_attention(state.clone())),
@@ -456,7 +466,8 @@ fn start_background_tasks(
 
 /// Forwards the store's change feed to the watching pages and the actors. Returns notifications that fire
 /// when settings and when access tokens have changed.
-fn follow_the_store(state: &State) -> (Arc<Notify>, Arc<Notify>) {
+fn follow_the_store(state: &State, sessions: &Arc<Sessions>) -> (Arc<Notify>, Arc<Notify>) {
+    let sessions = Arc::clone(sessions);
     let (settings_changed, tokens_changed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let of_tokens = Arc::clone(&tokens_changed);
     let (watchers, handles) = (Arc::clone(&state.watchers), Arc::clone(&state.handles));
@@ -469,6 +480,10 @@ fn follow_the_store(state: &State) -> (Arc<Notify>, Arc<Notify>) {
         handles.heard(event);
         match event.action {
             Action::SettingChanged => changed.notify_one(),
+            // Here it has ended already, unless its file was copied from another server.
+            Action::SessionEnded => {
+                sessions.end(&event.subject);
+            }
             Action::TokenCreated
             | Action::TokenChanged
             | Action::TokenRotated

@@ -37,6 +37,10 @@ pub enum Beside {
     Heads,
     /// The socket for the command line.
     Socket,
+    /// The sessions of the console.
+    Sessions,
+    /// The figures of the console's charts.
+    Charts,
     /// A store that is being restored.
     Draft,
 }
@@ -51,6 +55,8 @@ impl Beside {
                 Self::Mark => ".mark",
                 Self::Heads => ".heads",
                 Self::Socket => ".sock",
+                Self::Sessions => ".sessions",
+                Self::Charts => ".charts",
                 Self::Draft => ".restoring",
             },
         )
@@ -215,6 +221,17 @@ pub fn replace(path: &Path, content: &[u8], owner: Owner) -> io::Result<()> {
     match exchange(&path, content, owner) {
         Err(error) if is_there && is_refused_by_folder(&error) => overwrite(&path, content),
         exchanged => exchanged,
+    }
+}
+
+/// Removes a file for good. There may be none.
+///
+/// # Errors
+/// Those of the file system.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        removed => removed.and_then(|()| sync_folder_of(path)),
     }
 }
 

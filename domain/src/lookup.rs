@@ -76,6 +76,8 @@ pub enum Purpose {
     Agreement,
     /// The key of the cookies in which browsers keep their codes.
     CodeCookie,
+    /// A file of the console that a restart reads.
+    KeptFile,
 }
 
 impl Purpose {
@@ -94,6 +96,7 @@ impl Purpose {
             Self::AuditKey => b"audit key\0",
             Self::CodeCookie => b"code cookie\0",
             Self::Agreement => b"agreement\0",
+            Self::KeptFile => b"kept file\0",
         }
     }
 }

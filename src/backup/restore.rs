@@ -239,6 +239,9 @@ fn put_store(
     // To copy takes minutes, in which a server may have been started here.
     check_place(path)?;
     watermark::demand_epoch(path, &last_mark(path, manifest)?).map_err(BackupError::at(path))?;
+    // Tokens may be good again that were revoked after the backup: nobody stays logged in with them.
+    let sessions = Beside::Sessions.of(path);
+    private_file::remove(&sessions).map_err(BackupError::at(&sessions))?;
     fs::rename(&draft.0, path).map_err(BackupError::at(path))?;
     private_file::sync_folder_of(path).map_err(BackupError::at(path))?;
     put_heads(path, &heads)?;

@@ -406,6 +406,8 @@ fn shared_file(config: &Config) -> Option<String> {
         ("the journal of storage.path", Beside::Journal.of(store)),
         ("the mark of storage.path", Beside::Mark.of(store)),
         ("the heads of storage.path", Beside::Heads.of(store)),
+        ("the console's sessions beside storage.path", Beside::Sessions.of(store)),
+        ("the console's charts beside storage.path", Beside::Charts.of(store)),
         ("auth.signing_key_file", auth.signing_key_file.clone()),
         ("auth.lookup_key_file", auth.lookup_key_file.clone()),
         ("auth.master_token_file", auth.master_token_file.clone()),

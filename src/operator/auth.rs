@@ -218,7 +218,7 @@ pub async fn login(
 }
 
 async fn open_session(
-    console: &Console,
+    console: &Data<Console>,
     request: &HttpRequest,
     caller: &Caller,
 ) -> Result<HttpResponse, ApiError> {
@@ -238,7 +238,7 @@ async fn open_session(
         opened: now,
         used: now,
     };
-    console.open_session(hash_of(console, &secret), session);
+    Console::open_session(console, hash_of(console, &secret), session).await;
     let event = Event::new(Action::LoggedIn, Actor::Operator, now, Some(from));
     // The operator is let in even if the store refuses the entry: the console shows why it does.
     console.state.enter(vec![Event { subject: id, by: caller.shown().to_owned(), ..event }]).await;
@@ -256,7 +256,10 @@ async fn open_session(
 
 /// `POST /console/{key}/logout`
 pub async fn logout(console: Data<Console>, operator: Operator) -> HttpResponse {
-    // It may have ended meanwhile.
-    let _ = console.end_session(&operator.session, operator.caller.shown(), operator.from).await;
-    see("/console/login")
+    let (id, by) = (&operator.session, operator.caller.shown());
+    match Console::end_session(&console, id, by, operator.from).await {
+        // It may have ended meanwhile.
+        Err(error) if error.status != StatusCode::NOT_FOUND => error_page(&error),
+        _ => see("/console/login"),
+    }
 }

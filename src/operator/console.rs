@@ -1,22 +1,25 @@
 //! State and helpers that the console's handlers share.
 
 use super::history::History;
+use super::kept_file::KeptFile;
+use super::now::charted;
 use super::sessions::{Session, Sessions};
 use crate::http::errors::ApiError;
 use crate::http::page::error_page;
 use crate::http::respond::failure;
 use crate::state::State;
 use crate::state::access::caller::Identity;
-use actix_web::web::Data;
+use actix_web::web::{Data, block};
 use actix_web::{HttpRequest, HttpResponse};
+use iptunnel_actors::Failure;
 use iptunnel_domain::audit::{Action, Actor, Event, Head};
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::{Refusal, Timestamp};
 use iptunnel_storage::{ReadError, Store};
 use prometheus_client::registry::Registry;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The pages: path and name, in the order of the menu.
 pub static PAGES: [(&str, &str); 8] = [
@@ -37,9 +40,11 @@ pub struct Console {
     /// All metrics.
     pub registry: Arc<Registry>,
     /// The login sessions.
-    pub sessions: Sessions,
+    pub sessions: Arc<Sessions>,
     /// Recent values of the metrics.
     pub history: Arc<History>,
+    /// Where those of the charts survive a restart. Locked while it is written.
+    pub charts: Mutex<KeptFile>,
     /// When the server started.
     pub started: Instant,
     /// The last signed head of the audit log.
@@ -53,10 +58,29 @@ impl Console {
         move |secret| matches!(self.state.access.holder(secret, None, now), Identity::Known(_))
     }
 
-    /// Opens a session.
-    pub fn open_session(&self, cookie: KeyedHash, session: Session) {
-        let is_good = self.is_good(session.opened);
-        self.sessions.open(cookie, session, is_good);
+    /// Opens a session. It survives a restart from when this returns, if the disk takes it.
+    pub async fn open_session(console: &Data<Self>, cookie: KeyedHash, session: Session) {
+        let is_good = console.is_good(session.opened);
+        console.sessions.open(cookie, session, is_good);
+        Self::keep_sessions(console).await;
+    }
+
+    /// Writes the sessions to their file. Returns whether none that has ended can be in it.
+    async fn keep_sessions(console: &Data<Self>) -> bool {
+        let of_thread = console.clone();
+        let kept = block(move || {
+            let now = of_thread.state.clock.now();
+            of_thread.sessions.keep(of_thread.is_good(now), now)
+        });
+        match kept.await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the file of the console's sessions can be neither written nor \
+                    removed; after a restart, sessions that have ended may be open");
+                false
+            }
+            Err(_) => false,
+        }
     }
 
     /// Returns the open session with this cookie and this key. `by_person` says that a person, not a
@@ -77,24 +101,57 @@ impl Console {
         self.sessions.list(self.is_good(now), now)
     }
 
-    /// Ends a session and enters that into the audit log. `by` is the caller's name.
+    /// Ends a session, also for the time after a restart, and enters that into the audit log. `by` is the
+    /// caller's name.
     ///
     /// # Errors
-    /// No session has this id.
-    pub async fn end_session(&self, id: &str, by: &str, from: IpAddr) -> Result<(), ApiError> {
-        if !self.sessions.end(id) {
+    /// No session has this id, or the file of the sessions cannot be changed: then it has ended only until a
+    /// restart.
+    pub async fn end_session(
+        console: &Data<Self>,
+        id: &str,
+        by: &str,
+        from: IpAddr,
+    ) -> Result<(), ApiError> {
+        if !console.sessions.end(id) {
             return Err(ApiError::not_found());
         }
-        let now = self.state.clock.now();
+        let is_kept = Self::keep_sessions(console).await;
+        let now = console.state.clock.now();
         let event = Event {
             subject: id.to_owned(),
             by: by.to_owned(),
             ..Event::new(Action::SessionEnded, Actor::Operator, now, Some(from))
         };
-        self.state.enter(vec![event]).await;
-        Ok(())
+        console.state.enter(vec![event]).await;
+        if is_kept { Ok(()) } else { Err(Failure::StorageUnavailable.into()) }
+    }
+
+    /// Writes what survives a restart every minute while the server runs.
+    pub async fn keep_files(console: Data<Self>) {
+        loop {
+            tokio::time::sleep(KEEP_FILES).await;
+            Self::keep_files_now(&console).await;
+        }
+    }
+
+    /// Writes what survives a restart.
+    pub async fn keep_files_now(console: &Data<Self>) {
+        Self::keep_sessions(console).await;
+        let of_thread = console.clone();
+        let kept = block(move || {
+            let charts = of_thread.charts.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = of_thread.state.clock.now();
+            charts.write(&of_thread.history.kept(charted(), (now, Instant::now())))
+        });
+        if let Ok(Err(error)) = kept.await {
+            tracing::warn!(%error, "the figures of the console's charts cannot be written");
+        }
     }
 }
+
+/// How often what survives a restart is written.
+const KEEP_FILES: Duration = Duration::from_secs(60);
 
 /// Reads from the store on a thread that may block.
 ///

@@ -1,10 +1,13 @@
 //! The metrics over the last 15 minutes and the last day.
 //!
 //! The sampler reads the same text that `/metrics` serves. Nothing is counted twice, and charts
-//! always agree with what Prometheus scrapes.
+//! always agree with what Prometheus scrapes. The figures that have charts survive a restart in a file
+//! ([`Kept`]); the time in which no server ran is a gap.
 
 use iptunnel_actors::Health;
+use iptunnel_domain::Timestamp;
 use prometheus_client::registry::Registry;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
@@ -179,11 +182,7 @@ struct Inner {
 impl Inner {
     fn take(&mut self, snapshot: &Snapshot, now: Instant) {
         for _ in 0..self.missed(now) {
-            // Each point has a fixed place in time, so a missed reading leaves a gap.
-            self.fine.push(&mut self.places, FINE, &BTreeMap::new());
-            if self.is_coarse_due() {
-                self.coarse.push(&mut self.places, COARSE, &BTreeMap::new());
-            }
+            self.leave_gap();
         }
         let coarse_is_due = self.is_coarse_due();
         if let Some(figures) = self.fine.advance(snapshot, now) {
@@ -199,7 +198,20 @@ impl Inner {
             if let Some(mut figures) = self.coarse.advance(snapshot, now) {
                 figures.extend(deepest);
                 self.coarse.push(&mut self.places, COARSE, &figures);
+            } else if !self.coarse.points.is_empty() {
+                self.coarse.push(&mut self.places, COARSE, &BTreeMap::new());
             }
+        } else if self.coarse.since.is_none() {
+            // After a restart the point that was begun goes on with this reading.
+            self.coarse.since = Some((now, snapshot.clone()));
+        }
+    }
+
+    /// Leaves out a reading. Each point has a fixed place in time.
+    fn leave_gap(&mut self) {
+        self.fine.push(&mut self.places, FINE, &BTreeMap::new());
+        if self.is_coarse_due() {
+            self.coarse.push(&mut self.places, COARSE, &BTreeMap::new());
         }
     }
 }
@@ -253,6 +265,45 @@ impl Ring {
     }
 }
 
+/// Figures as the file has them: by name, the points of each span, the oldest first. A missing value is
+/// `None`.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Kept {
+    /// The time of the last reading, in seconds since the Unix epoch.
+    at: u64,
+    /// The readings since the last point of the day.
+    readings: u32,
+    quarter: BTreeMap<String, Vec<Option<f32>>>,
+    day: BTreeMap<String, Vec<Option<f32>>>,
+}
+
+impl Inner {
+    fn of_ring(&self, ring: &Ring, name: &str) -> Vec<Option<f32>> {
+        let place = self.places.get(name);
+        let value = |point: &Vec<f32>| {
+            place.and_then(|place| point.get(*place)).copied().filter(|value| value.is_finite())
+        };
+        ring.points.iter().map(value).collect()
+    }
+}
+
+impl Ring {
+    fn refill(
+        &mut self,
+        places: &mut HashMap<String, usize>,
+        length: usize,
+        kept: &BTreeMap<String, Vec<Option<f32>>>,
+    ) {
+        let points = kept.values().map(Vec::len).max().unwrap_or_default();
+        for at in points.saturating_sub(length)..points {
+            let value = |(name, values): (&String, &Vec<Option<f32>>)| {
+                Some((name.clone(), f64::from((*values.get(at)?)?)))
+            };
+            self.push(places, length, &kept.iter().filter_map(value).collect());
+        }
+    }
+}
+
 /// The history of all figures.
 #[derive(Default)]
 pub struct History(RwLock<Inner>);
@@ -300,6 +351,43 @@ impl History {
     /// Returns all figures of the last reading.
     pub fn latest(&self) -> BTreeMap<String, f64> {
         self.read().latest.clone()
+    }
+
+    /// Returns the figures with these names, for a file. `now` is the present by both clocks.
+    pub fn kept<'a>(
+        &self,
+        names: impl Iterator<Item = &'a str>,
+        now: (Timestamp, Instant),
+    ) -> Kept {
+        let inner = self.read();
+        let since = inner.fine.since.as_ref().map(|(last, _)| now.1.duration_since(*last));
+        let mut kept = Kept {
+            at: now.0.0.saturating_sub(since.unwrap_or_default().as_secs()),
+            readings: inner.readings % COARSE_EVERY,
+            ..Kept::default()
+        };
+        for name in names {
+            kept.quarter.insert(name.to_owned(), inner.of_ring(&inner.fine, name));
+            kept.day.insert(name.to_owned(), inner.of_ring(&inner.coarse, name));
+        }
+        kept
+    }
+
+    /// Returns the history that begins with what a file has, and a gap until now. What is dated in the future
+    /// or is older than a day is left out.
+    pub fn after(kept: &Kept, now: Timestamp) -> Self {
+        let (mut inner, seconds) = (Inner::default(), now.since(Timestamp(kept.at)));
+        let day = COARSE as u64 * u64::from(COARSE_EVERY) * EVERY.as_secs();
+        if kept.at <= now.0 && seconds < day {
+            inner.readings = kept.readings;
+            inner.fine.refill(&mut inner.places, FINE, &kept.quarter);
+            inner.coarse.refill(&mut inner.places, COARSE, &kept.day);
+            // The first reading gives no point: at least this is a gap.
+            for _ in 0..(seconds / EVERY.as_secs()).max(1) {
+                inner.leave_gap();
+            }
+        }
+        Self(RwLock::new(inner))
     }
 
     fn take(&self, text: &str, now: Instant) {
@@ -354,6 +442,41 @@ mod tests {
         take(&history, begun, 1_000_000, "iptunnel_servers 2\n");
         let points = history.points(Span::Day, "servers");
         assert!(points.iter().rev().skip(1).all(|point| point.is_nan()));
+    }
+
+    #[test]
+    fn after_a_restart_the_charts_go_on_behind_a_gap_as_long_as_it_took() {
+        let (history, begun) = (History::default(), Instant::now());
+        let every = COARSE_EVERY as usize;
+        for n in 0..2 * every + 50 {
+            take(&history, begun, n, &format!("iptunnel_servers {n}\n"));
+        }
+        let read = begun + EVERY * (2 * every as u32 + 49);
+        let now = (Timestamp(1_000_001), read + Duration::from_secs(1));
+        let kept = history.kept(["servers", "never"].into_iter(), now);
+        let kept: Kept = serde_json::from_str(&serde_json::to_string(&kept).unwrap()).unwrap();
+        // Ten seconds after the last reading, its successor reads first.
+        let again = History::after(&kept, Timestamp(1_000_010));
+        for n in 0..every {
+            take(&again, begun, n, "iptunnel_servers 1000\n");
+        }
+        let quarter = again.points(Span::Quarter, "servers");
+        let before = FINE - (every - 1) - 5;
+        assert_eq!(quarter[before - 1], (2 * every + 49) as f32);
+        assert!(quarter[before..before + 5].iter().all(|point| point.is_nan()), "{quarter:?}");
+        assert!(quarter[before + 5..].iter().all(|point| *point == 1000.0));
+        // The day goes on with the point that was begun: it is due after the readings that were left.
+        let day = again.points(Span::Day, "servers");
+        assert_eq!(day[COARSE - 3..], [every as f32, 2.0 * every as f32, 1000.0]);
+
+        for wrong in [Timestamp(999_999), Timestamp(1_000_000 + 86_400)] {
+            let again = History::after(&kept, wrong);
+            assert!(again.points(Span::Day, "servers").iter().all(|point| point.is_nan()));
+        }
+        let later = History::after(&kept, Timestamp(1_000_000 + 43_200));
+        assert!(later.points(Span::Quarter, "servers").iter().all(|point| point.is_nan()));
+        let day = later.points(Span::Day, "servers");
+        assert_eq!(day.iter().rposition(|point| point.is_finite()), Some(COARSE - 1 - 144));
     }
 
     fn text(registry: &Registry) -> String {

@@ -3,6 +3,7 @@
 //! * [`health`]: liveness, readiness, metrics
 //! * [`auth`]: access control: a token, or a session of the console ([`sessions`], [`session_list`])
 //! * [`now`], with [`history`] and [`chart`]: the current load and its history
+//! * [`kept_file`]: what sessions and charts keep over a restart
 //! * [`server_changes`]: what operators change about servers
 //! * [`servers`], [`codes`], [`activations`], [`audit`]: the data of each page, as HTML and as JSON
 //! * [`backup`]: makes backups
@@ -26,6 +27,7 @@ pub mod console;
 pub mod health;
 pub mod history;
 pub mod import;
+pub mod kept_file;
 pub mod now;
 pub mod server_changes;
 pub mod servers;

@@ -330,6 +330,11 @@ const OTHERS: [Charted; 8] = [
     ("Code queue", "", "depth:code_registry"),
 ];
 
+/// Returns the names of the figures that have charts.
+pub fn charted() -> impl Iterator<Item = &'static str> {
+    FIRST.iter().chain(&OTHERS).map(|(_, _, name)| *name)
+}
+
 /// Returns how often something happened in a span of time, from its rates.
 fn times(rates: &[f32], span: Span) -> f64 {
     let known = rates.iter().filter(|rate| rate.is_finite());

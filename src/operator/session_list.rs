@@ -65,7 +65,7 @@ pub async fn end_one(
     operator: Operator,
     form: Form<Ending>,
 ) -> HttpResponse {
-    match console.end_session(&form.id, operator.caller.shown(), operator.from).await {
+    match Console::end_session(&console, &form.id, operator.caller.shown(), operator.from).await {
         Ok(()) => see(&format!("{}/sessions", operator.base)),
         Err(error) => failed(&request, &error),
     }
@@ -95,7 +95,7 @@ pub async fn json_end(
     id: Path<String>,
 ) -> HttpResponse {
     let id = id.into_inner();
-    match console.end_session(&id, operator.caller.shown(), operator.from).await {
+    match Console::end_session(&console, &id, operator.caller.shown(), operator.from).await {
         Ok(()) => success(StatusCode::OK, Ended { id, status: "ended" }, "Session ended"),
         Err(error) => failed(&request, &error),
     }

@@ -2,14 +2,18 @@
 //!
 //! A session has two secrets: a cookie, and a key that is a part of every address of the console's
 //! pages. A browser may send the cookie to every port of the host, but the key to this listener alone.
-//! Neither is of use without the other. A session ends with the token of its login. Sessions are in
-//! memory only: a restart ends them all.
+//! Neither is of use without the other. A session ends with the token of its login. It survives a restart:
+//! the open sessions are in a file beside the store as well, with hashes in place of the secrets.
 
+use super::kept_file::KeptFile;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::time::Lifespan;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::io;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The lifetime of a session in seconds, however much it is used: one working day.
@@ -50,13 +54,102 @@ impl Session {
     }
 }
 
+/// A session as the file has it.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    cookie: String,
+    id: String,
+    key: String,
+    secret: String,
+    token: String,
+    from: IpAddr,
+    browser: String,
+    opened: u64,
+    used: u64,
+}
+
+impl Kept {
+    fn of((cookie, session): (&KeyedHash, &Session)) -> Self {
+        Self {
+            cookie: cookie.to_hex(),
+            id: session.id.clone(),
+            key: session.key.to_hex(),
+            secret: session.secret.to_hex(),
+            token: session.token.clone(),
+            from: session.from,
+            browser: session.browser.clone(),
+            opened: session.opened.0,
+            used: session.used.0,
+        }
+    }
+
+    fn session(self) -> Option<(KeyedHash, Session)> {
+        let hash = |text: &str| KeyedHash::from_hex(text);
+        let session = Session {
+            key: hash(&self.key)?,
+            secret: hash(&self.secret)?,
+            id: self.id,
+            token: self.token,
+            from: self.from,
+            browser: self.browser,
+            opened: Timestamp(self.opened),
+            used: Timestamp(self.used),
+        };
+        Some((hash(&self.cookie)?, session))
+    }
+}
+
 /// The open sessions, by the keyed hash of their cookie.
 #[derive(Default)]
-pub struct Sessions(Mutex<HashMap<KeyedHash, Session>>);
+pub struct Sessions {
+    open: Mutex<HashMap<KeyedHash, Session>>,
+    /// Where they survive a restart. Locked while it is written.
+    file: Mutex<Option<KeptFile>>,
+    /// Whether the file lacks a change.
+    changed: AtomicBool,
+}
 
 impl Sessions {
+    /// Returns the sessions in a file, in which they are kept from now on. Those that have ended meanwhile
+    /// are forgotten when one is asked for.
+    pub fn kept_in(file: KeptFile) -> Self {
+        let kept: Vec<Kept> = file.read().unwrap_or_default();
+        let open = kept.into_iter().filter_map(Kept::session).collect();
+        Self {
+            open: Mutex::new(open),
+            file: Mutex::new(Some(file)),
+            changed: AtomicBool::default(),
+        }
+    }
+
+    /// Writes the sessions to the file, if they have changed. Where that fails the file is removed: then a
+    /// restart ends all sessions, rather than to let in somebody who has logged out. It may block.
+    ///
+    /// # Errors
+    /// The file can be neither written nor removed.
+    pub fn keep(&self, is_good: impl Fn(&KeyedHash) -> bool, now: Timestamp) -> io::Result<()> {
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(file) = &*file else { return Ok(()) };
+        // So that sessions that are over are forgotten in the file too.
+        drop(self.open_ones(is_good, now));
+        if !self.changed.swap(false, Ordering::SeqCst) {
+            return Ok(());
+        }
+        let kept: Vec<Kept> = self.lock().iter().map(Kept::of).collect();
+        file.write(&kept).or_else(|error| {
+            self.changed.store(true, Ordering::SeqCst);
+            tracing::warn!(%error, "the console's sessions cannot be written: a restart ends them");
+            file.remove()
+        })
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<KeyedHash, Session>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the file lacks something: after the change, so that whoever writes the file has it.
+    fn note_change(&self) {
+        self.changed.store(true, Ordering::SeqCst);
     }
 
     /// Returns the sessions that are not over and whose tokens are good, and forgets the others.
@@ -66,7 +159,11 @@ impl Sessions {
         now: Timestamp,
     ) -> MutexGuard<'_, HashMap<KeyedHash, Session>> {
         let mut sessions = self.lock();
+        let before = sessions.len();
         sessions.retain(|_, session| !session.life().is_over(now) && is_good(&session.secret));
+        if sessions.len() < before {
+            self.note_change();
+        }
         sessions
     }
 
@@ -83,6 +180,7 @@ impl Sessions {
         make_room(&mut sessions, MOST_OF_TOKEN, |other| other.token == session.token);
         make_room(&mut sessions, MOST, |_| true);
         sessions.insert(cookie, session);
+        self.note_change();
     }
 
     /// Returns the session with this cookie and this key. `by_person` says that a person, not a timer,
@@ -99,6 +197,7 @@ impl Sessions {
         let session = sessions.get_mut(&cookie).filter(|session| session.key.ct_eq(&key))?;
         if by_person {
             session.used = now;
+            self.note_change();
         }
         Some(session.clone())
     }
@@ -115,7 +214,11 @@ impl Sessions {
         let mut sessions = self.lock();
         let before = sessions.len();
         sessions.retain(|_, session| session.id != id);
-        sessions.len() < before
+        let is_ended = sessions.len() < before;
+        if is_ended {
+            self.note_change();
+        }
+        is_ended
     }
 }
 
@@ -138,6 +241,8 @@ fn make_room(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::private_file::Beside;
+    use iptunnel_domain::lookup::LookupKey;
 
     const START: Timestamp = Timestamp(1_000_000);
 
@@ -182,6 +287,56 @@ mod tests {
         assert!(!find(3, 1, true), "another cookie");
         assert!(!find(1, 1, false), "its token is not good any more");
         assert!(!find(1, 1, true), "it is forgotten");
+    }
+
+    #[test]
+    fn a_restart_finds_the_open_sessions_and_none_that_has_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = || {
+            let key = LookupKey::new(&[1; 32]);
+            KeptFile::of(&folder.path().join("s"), Beside::Sessions, key)
+        };
+        let sessions = Sessions::kept_in(file());
+        for number in 1..=4 {
+            let secret = hash(number);
+            let opened = START.plus(u64::from(number));
+            sessions.open(hash(number), Session { secret, ..session(number, opened) }, good);
+        }
+        assert!(sessions.end("1"));
+        sessions.find(hash(3), hash(3), good, START.plus(60), true);
+        sessions.keep(good, START.plus(60)).unwrap();
+        let again = Sessions::kept_in(file());
+        // The token of the second was revoked while no server ran.
+        let is_good = |secret: &KeyedHash| *secret != hash(2);
+        let found = |cookie, key| again.find(cookie, key, is_good, START.plus(70), false);
+        assert!(found(hash(1), hash(1)).is_none() && found(hash(2), hash(2)).is_none());
+        assert!(found(hash(3), hash(4)).is_none());
+        let third = found(hash(3), hash(3)).unwrap();
+        assert_eq!((third.opened, third.used), (START.plus(3), START.plus(60)));
+        // What ended by itself leaves the file too: the token may be good again later.
+        again.keep(good, START.plus(LIFETIME + 3)).unwrap();
+        let all = Sessions::kept_in(file()).list(good, START.plus(5));
+        assert_eq!(all.iter().map(|one| one.id.as_str()).collect::<Vec<_>>(), ["4"]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_removed_so_that_no_ended_session_is_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("s");
+        let file = || KeptFile::of(&store, Beside::Sessions, LookupKey::new(&[1; 32]));
+        let sessions = Sessions::kept_in(file());
+        sessions.open(hash(1), session(1, START), good);
+        sessions.keep(good, START).unwrap();
+        // A folder in the place of the draft: the file cannot be replaced.
+        let path = Beside::Sessions.of(&store);
+        std::fs::create_dir_all(path.with_extension("sessions.new").join("x")).unwrap();
+        assert!(sessions.end("1"));
+        sessions.keep(good, START).unwrap();
+        assert!(!path.exists());
+        // It is tried again.
+        std::fs::remove_dir_all(path.with_extension("sessions.new")).unwrap();
+        sessions.keep(good, START).unwrap();
+        assert!(path.exists() && Sessions::kept_in(file()).list(good, START).is_empty());
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! The operator's console: access control, contents and forms.
 
+use crate::access::with_role;
 use crate::harness::{Answer, Machine, TestApp, send, wait_until, with};
+use crate::process::Process;
+use iptunnel_domain::access::Role;
 use iptunnel_server::config::Config;
 use reqwest::blocking::Client;
 use reqwest::redirect::Policy;
@@ -43,8 +46,11 @@ impl<'a> Person<'a> {
         Self { app, client, cookie: String::new(), base: "/console".to_owned() }
     }
     fn logged_in(app: &'a TestApp) -> Self {
+        Self::logged_in_with(app, &app.master())
+    }
+    fn logged_in_with(app: &'a TestApp, token: &str) -> Self {
         let mut person = Self::new(app);
-        let answer = person.post("/console/login", &[("token", &app.master())]);
+        let answer = person.post("/console/login", &[("token", token)]);
         assert_eq!(answer.status, 303);
         person.base = answer.header("location").strip_suffix("/now").unwrap().to_owned();
         let set = answer.header("set-cookie").to_owned();
@@ -57,6 +63,11 @@ impl<'a> Person<'a> {
         );
         person.cookie = set.split(';').next().unwrap().to_owned();
         person
+    }
+    fn is_in(&self) -> bool {
+        let answer = self.get("/console/codes");
+        assert!(answer.status == 200 || answer.header("location") == "/console/login");
+        answer.status == 200
     }
     /// The address of a page of this session: `/console` stands for its beginning.
     fn address(&self, path: &str) -> String {
@@ -160,20 +171,55 @@ fn neither_the_cookie_nor_the_key_of_a_session_can_do_anything_alone() {
 }
 
 #[test]
-fn a_session_ends_twelve_hours_after_its_login_and_with_the_server() {
-    let app = TestApp::start();
-    let person = Person::logged_in(&app);
-    for _ in 0..11 {
-        app.clock.advance(3600);
-        assert_eq!(person.get("/console/codes").status, 200);
+fn a_session_survives_a_restart_and_ends_twelve_hours_after_its_login() {
+    let mut app = TestApp::start();
+    let (viewer, gone) = (with_role(&app, Role::View), with_role(&app, Role::Operate));
+    let people = [app.master(), viewer.text.clone(), app.master(), gone.text.clone()];
+    let people = people.map(|token| Person::logged_in_with(&app, &token));
+    assert_eq!(people[2].post("/console/logout", &[]).status, 303);
+    let revoke = format!("/admin/tokens/{}/revoke", gone.id);
+    assert_eq!(admin_post(&app, &revoke, &json!({})).status, 200);
+    let kept: Vec<_> = people.into_iter().map(|person| (person.base, person.cookie)).collect();
+    for _ in 0..2 {
+        app.clock.advance(5 * 3600);
+        app = app.restart();
+        let [first, second, third, fourth] = [0, 1, 2, 3].map(|at: usize| {
+            let (base, cookie) = kept[at].clone();
+            Person { base, cookie, ..Person::new(&app) }
+        });
+        assert!(first.is_in() && second.is_in() && !third.is_in() && !fourth.is_in());
+        // The role is that of the token.
+        let end = [("id", "00000000")];
+        assert_eq!(first.post("/console/sessions/end", &end).status, 404);
+        assert_eq!(second.post("/console/sessions/end", &end).status, 403);
     }
-    app.clock.advance(3600);
-    assert_eq!(person.get("/console/codes").header("location"), "/console/login");
-    let person = Person::logged_in(&app);
-    let (base, cookie) = (person.base.clone(), person.cookie.clone());
-    let app = app.restart();
-    let person = Person { base, cookie, ..Person::new(&app) };
-    assert_eq!(person.get("/console/codes").header("location"), "/console/login");
+    app.clock.advance(2 * 3600);
+    let (base, cookie) = kept[0].clone();
+    assert!(!Person { base, cookie, ..Person::new(&app) }.is_in());
+}
+
+#[test]
+fn whoever_is_logged_in_or_out_stays_so_after_a_kill() {
+    let server = Process::start(&[]);
+    let client = Client::builder().no_proxy().redirect(Policy::none()).build().unwrap();
+    let login = || {
+        let request = client.post(format!("{}/console/login", server.api.admin));
+        let form = request.header("content-type", "application/x-www-form-urlencoded");
+        let answer = send(form.body(format!("token={}", server.api.master)));
+        let base = answer.header("location").strip_suffix("/now").unwrap().to_owned();
+        (base, answer.header("set-cookie").split(';').next().unwrap().to_owned())
+    };
+    let (stays, leaves) = (login(), login());
+    let logout = client.post(format!("{}{}/logout", server.api.admin, leaves.0));
+    assert_eq!(send(logout.header("cookie", &leaves.1)).status, 303);
+    let mut server = server;
+    server.kill();
+    let server = server.again();
+    let shown = |(base, cookie): &(String, String)| {
+        let request = client.get(format!("{}{base}/now", server.api.admin));
+        send(request.header("cookie", cookie)).status
+    };
+    assert_eq!((shown(&stays), shown(&leaves)), (200, 303));
 }
 
 #[test]
@@ -673,8 +719,17 @@ fn the_figures_of_now_follow_the_load() {
     assert_eq!(now["installs"]["open_count"], 1);
     assert_eq!(now["installs"]["open"][0]["hostname"], "ns1.example.com");
     assert_eq!(now["actors"].as_array().unwrap().len(), 5);
-    let page = Person::logged_in(&app).get("/console/now/live");
-    assert!(page.text.contains("<svg class=\"chart\""), "{}", page.text);
+    let person = Person::logged_in(&app);
+    let installs = |person: &Person<'_>| {
+        let page = person.get("/console/load/live").text;
+        assert!(page.contains("<svg class=\"chart\""), "{page}");
+        page.contains("1 in 15 min")
+    };
+    wait_until("the charts show the code and the activation", || installs(&person));
+    // The charts go on after a restart. Metrics begin anew.
+    let (base, cookie) = (person.base, person.cookie);
+    let app = app.restart();
+    assert!(installs(&Person { base, cookie, ..Person::new(&app) }));
 }
 
 #[test]
