@@ -221,6 +221,7 @@ fn start(
         watchers: Arc::new(Watchers::default()),
         attention: Arc::new(Attention::default()),
         wrong_tokens: WrongTokens::new(&mut registry),
+        troubles: Arc::default(),
         live,
     });
     let observed = observers(&state, &mut registry)?;
@@ -423,6 +424,7 @@ fn console_of(state: &Data<State>, registry: Registry) -> Data<Console> {
     Data::new(Console {
         state: state.clone(),
         registry: Arc::new(registry),
+        counted: Mutex::default(),
         sessions: Arc::new(Sessions::kept_in(kept(Beside::Sessions))),
         history: Arc::new(history),
         charts: Mutex::new(charts),
@@ -456,7 +458,9 @@ fn start_background_tasks(
         let clock = Arc::clone(&state.clock);
         let live = Arc::clone(&state.live);
         let secrets = Box::new(move || live.in_common());
-        let cluster = Cluster { store, clock, health, figures, allow_async_failover, secrets };
+        let troubles = Arc::clone(&state.troubles);
+        let cluster =
+            Cluster { store, clock, health, figures, allow_async_failover, secrets, troubles };
         tasks.push(spawn(cluster.watch()));
         tasks.push(spawn(Arc::clone(&state.settings).keep_following(settings_changed)));
         tasks.push(spawn(Arc::clone(&state.access).keep_following(tokens_changed)));

@@ -63,7 +63,8 @@ impl Beside {
     }
 }
 
-fn folder_of(path: &Path) -> &Path {
+/// Returns the folder that holds `path`.
+pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
@@ -88,8 +89,17 @@ pub fn check_disk_of(path: &Path) -> io::Result<()> {
 /// # Errors
 /// Those of the file system.
 pub fn free_space(folder: &Path) -> io::Result<u64> {
+    Ok(room_of(folder)?.0)
+}
+
+/// Returns the bytes that this user may still write on the disk of a folder, and the size of the disk.
+///
+/// # Errors
+/// Those of the file system.
+pub fn room_of(folder: &Path) -> io::Result<(u64, u64)> {
     let disk = statvfs(folder)?;
-    Ok(disk.blocks_available().saturating_mul(disk.fragment_size()))
+    let bytes = |blocks: u64| blocks.saturating_mul(disk.fragment_size());
+    Ok((bytes(disk.blocks_available()), bytes(disk.blocks())))
 }
 
 /// Locks the folder that holds a file, so that of several processes that read, change and replace the

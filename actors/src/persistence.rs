@@ -363,7 +363,7 @@ impl Writer {
     fn refuse(&self, reason: &str) {
         self.refuses.begins(reason);
         self.inbox.lock().refusing = true;
-        self.health.store_works(false);
+        self.health.note_store_works(false);
         self.inbox.generation.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -376,7 +376,7 @@ impl Writer {
             Ok(_) => {
                 self.inbox.lock().refusing = false;
                 (self.recovered)(self.inbox.generation.load(Ordering::Relaxed));
-                self.health.store_works(true);
+                self.health.note_store_works(true);
                 self.refuses.ends();
             }
             Err(CommitError::Refused(_)) => {}

@@ -1,17 +1,20 @@
 //! `doctor`: checks whether the database keeps every acknowledged change, and the server's own files.
 
 use super::terminal::{Output, tell};
+use crate::backup::kept;
 use crate::config::{Backend, Config};
 use crate::http::tls;
+use crate::operator::words::span;
 use crate::os::{Clock, SystemClock};
 use crate::public::scripts;
 use crate::secrets::lookup_key;
-use crate::signed_head::is_of_other_key;
+use crate::signed_head::{Verifier, is_of_other_key};
 use crate::state::live::read_secrets;
 use crate::store::agreement::{hash_of_lookup_key, in_common};
 use crate::store::cluster::{clock_ahead, clock_is_right, clock_words};
 use crate::store::examine::{embedded_store, own_files};
 use crate::store::watermark;
+use iptunnel_domain::Timestamp;
 use iptunnel_domain::lookup::{KeyedHash, LookupKey};
 use iptunnel_storage::{Finding, Grade, Inspection, LOOKUP_KEY, Others, ReadError};
 use serde_json::json;
@@ -55,7 +58,49 @@ fn of_files(config: &Config) -> Vec<Finding> {
     let (store, is_there) = embedded_store(&config.storage.path);
     let own = own_files(config, is_there);
     let key = (is_there == Some(true)).then(|| of_key_of_store(config)).flatten();
-    std::iter::once(store).chain(own).chain(key).collect()
+    let now = SystemClock::default().now();
+    let backups = (is_there == Some(true)).then(|| of_backups(config, now)).flatten();
+    std::iter::once(store).chain(own).chain(key).chain(backups).collect()
+}
+
+/// Says how old the newest backup in the folder of the settings is. A lookup key that cannot be read is a
+/// finding on the server's own files.
+fn of_backups(config: &Config, now: Timestamp) -> Option<Finding> {
+    let (folder, every) = (&config.backup.folder, config.backup.every_hours);
+    let verifier = Verifier::with_lookup_key(lookup_key(&config.auth.lookup_key_file).ok()?)?;
+    let shown = folder.display();
+    let why = "what no backup has is lost with the disk";
+    let (grade, what, mend) = match kept::list(folder, &verifier) {
+        Err(error) => {
+            let mend = "run this command as the user of the server, or correct backup.folder";
+            (Grade::Warns, error.to_string(), mend)
+        }
+        Ok(all) => match all.last().map(|newest| &newest.manifest) {
+            None => {
+                let mend = "set backup.every_hours, or run `iptunnel-server backup`; if your backups are \
+                            elsewhere, nothing is to be done";
+                (Grade::Warns, format!("there is no backup in {shown}"), mend)
+            }
+            Some(newest) if is_overdue(now.since(Timestamp(newest.made)), every) => {
+                let age = span(now.since(Timestamp(newest.made)));
+                let what = format!(
+                    "the newest backup in {shown} is {age} old, and backup.every_hours is {every}"
+                );
+                (Grade::Warns, what, "start the server; if it runs, its log says why it made none")
+            }
+            Some(newest) => {
+                let what = format!("the newest backup in {shown} was made at {}", newest.made_at);
+                (Grade::Good, what, "")
+            }
+        },
+    };
+    Some(Finding { grade, what, why, mend: mend.into() })
+}
+
+/// Whether a backup that is so many seconds old should have had a successor: after twice the hours of the
+/// schedule.
+const fn is_overdue(age: u64, every_hours: u64) -> bool {
+    every_hours > 0 && age > every_hours.saturating_mul(2 * 3600)
 }
 
 /// Says whether the lookup key is that of the embedded store, by the newest signed head beside it. A
@@ -168,5 +213,16 @@ pub fn show(findings: &[Finding], output: Output) -> Result<(), String> {
             }
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_is_overdue_after_twice_the_hours_of_the_schedule_and_never_without_one() {
+        assert!(!is_overdue(7200, 1) && is_overdue(7201, 1));
+        assert!(!is_overdue(u64::MAX, 0) && !is_overdue(u64::MAX, u64::MAX));
     }
 }

@@ -4,6 +4,7 @@
 //! * [`auth`]: access control: a token, or a session of the console ([`sessions`], [`session_list`])
 //! * [`now`], with [`history`] and [`chart`]: the current load and its history
 //! * [`kept_file`]: what sessions and charts keep over a restart
+//! * [`faults`]: what is wrong at present
 //! * [`server_changes`]: what operators change about servers
 //! * [`servers`], [`codes`], [`activations`], [`audit`]: the data of each page, as HTML and as JSON
 //! * [`backup`]: makes backups
@@ -24,6 +25,7 @@ pub mod backup;
 pub mod chart;
 pub mod codes;
 pub mod console;
+pub mod faults;
 pub mod health;
 pub mod history;
 pub mod import;

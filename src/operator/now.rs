@@ -4,26 +4,29 @@ use super::activations;
 use super::auth::Operator;
 use super::chart::{Drawn, draw, short};
 use super::console::{Console, failed, read};
+use super::faults::{self, OfFiles};
 use super::history::Span;
 use super::words::{self, HOST};
-use crate::config::{Backend, Config};
+use crate::config::Backend;
 use crate::http::errors::ApiError;
 use crate::http::page::html;
 use crate::http::respond::success;
 use crate::http::story::CodeStage;
-use crate::http::tls::examine::examine;
 use crate::state::attention::Line;
+use crate::store::troubles::Trouble;
 use actix_web::http::StatusCode;
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
+use iptunnel_actors::server_registry::{ByState, Servers};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, Stage};
-use iptunnel_storage::{Grade, ReadError, Records};
+use iptunnel_storage::{ReadError, Records};
 use serde::Serialize;
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The number of newest codes and activations that are counted by state: about 5 ms.
 const LAST: usize = 2000;
@@ -143,6 +146,43 @@ struct Health {
     servers_live: usize,
     servers_stale: usize,
     servers_revoked: usize,
+    /// When the last backup that is known was made, by RFC 3339.
+    last_backup_at: Option<String>,
+    /// Whether this server makes backups: no database is behind it.
+    #[serde(skip)]
+    makes_backups: bool,
+}
+
+/// How often a count of all servers is used again, in the time that it took. So the console takes at most a
+/// hundredth of a processor for counting, however many look at it; and where there are few servers, each look
+/// is a count of its own.
+const REUSE: u32 = 100;
+
+/// The servers by state, as they were counted last.
+pub struct Counted {
+    at: Instant,
+    took: Duration,
+    counts: ByState,
+}
+
+impl Counted {
+    /// Whether the count is good enough for another look.
+    fn is_fresh(&self, now: Instant) -> bool {
+        now.duration_since(self.at) < self.took.saturating_mul(REUSE)
+    }
+}
+
+/// Returns how many servers are in each state. It examines all of them, unless that was done just now.
+fn counted(last: &Mutex<Option<Counted>>, servers: &Servers, stale: Timestamp) -> ByState {
+    // Whoever comes meanwhile waits for this count.
+    let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+    let at = Instant::now();
+    if let Some(fresh) = last.as_ref().filter(|counted| counted.is_fresh(at)) {
+        return fresh.counts;
+    }
+    let counts = servers.by_state(stale);
+    *last = Some(Counted { at, took: at.elapsed(), counts });
+    counts
 }
 
 /// The figures of the page.
@@ -169,49 +209,25 @@ pub struct Now {
     /// The store's epoch: 1, plus one for each time it was found to be an earlier state or was
     /// fenced.
     store_epoch: f64,
-    installs: Installs,
+    /// `None` while the store cannot be read.
+    installs: Option<Installs>,
 }
 
-/// Returns the present faults of the store, in sentences.
-fn store_faults(console: &Console, figure: impl Fn(&str) -> f64) -> Vec<String> {
-    let faults = [
-        (!console.state.health.is_ready(), "This server is not ready: its log and doctor say why."),
-        (
-            figure("store_primaries") > 1.0,
-            "More than one host of the database says that it is the primary.",
-        ),
-        (
-            figure("servers_with_other_secrets") > 0.0,
-            "Other servers on the database have other signing keys or another master token.",
-        ),
-    ];
-    let present = faults.into_iter().filter(|(is_present, _)| *is_present);
-    present.map(|(_, words)| words.to_owned()).collect()
-}
-
-/// Returns what is wrong with the certificates and with `server.public_url`, in sentences.
-fn certificate_faults(config: &Config, now: Timestamp) -> Vec<String> {
-    let bad = examine(config, now).into_iter().filter(|found| found.grade != Grade::Good);
-    bad.map(|found| sentence(&format!("{}: {}; {}", found.what, found.why, found.mend))).collect()
-}
-
-/// Returns a text as a sentence: with a capital and a full stop.
-fn sentence(text: &str) -> String {
-    let mut rest = text.chars();
-    let first = rest.next().map(char::to_uppercase);
-    first.into_iter().flatten().chain(rest).chain(['.']).collect()
-}
-
-async fn now(console: &Console) -> Result<Now, ApiError> {
+async fn now(console: &Data<Console>) -> Result<Now, ApiError> {
     let time = console.state.clock.now();
     let token_ttl = console.state.live.tuning.load().lifetimes.install_token;
     let config = console.state.live.config.load_full();
     let stale =
         Timestamp(time.0.saturating_sub(config.servers.stale_after_hours.saturating_mul(3600)));
-    let (of_files, servers) = (Arc::clone(&config), Arc::clone(console.state.handles.servers()));
-    let (installs, counts, certificates) = read(console, move |store| {
-        let installs = installs(store, token_ttl, time)?;
-        Ok((installs, servers.by_state(stale), certificate_faults(&of_files, time)))
+    let of_files = Arc::clone(&config);
+    let of_thread = console.clone();
+    // This page is what people look at while the store is away. It does not wait for the store then.
+    let is_away = console.state.troubles.has(Trouble::Silent);
+    let (installs, counts, of_files) = read(console, move |store| {
+        let installs = if is_away { None } else { installs(store, token_ttl, time).ok() };
+        let servers = of_thread.state.handles.servers();
+        let counts = counted(&of_thread.counted, servers, stale);
+        Ok((installs, counts, OfFiles::look(&of_files, time)))
     })
     .await?;
     let latest = console.history.latest();
@@ -253,16 +269,8 @@ async fn now(console: &Console) -> Result<Now, ApiError> {
         batch: figure(&format!("batch:{actor}")),
     });
     let silent = console.state.handles.servers().silent();
-    let mut faults = store_faults(console, or_zero);
-    faults.extend(certificates);
+    let faults = faults::present(console, of_files, or_zero, time);
     let attention = console.state.attention.lines(faults, &silent, time);
-    let failed = console.state.backups.progress().failure;
-    let of_backups = failed.map(|failed| Line {
-        kind: "backup",
-        at: failed.at,
-        text: format!("The last backup could not be made: {}.", failed.why),
-        see: "audit?action=backup_failed".into(),
-    });
     let health = Health {
         ready: console.state.health.is_ready(),
         version: env!("CARGO_PKG_VERSION"),
@@ -275,10 +283,12 @@ async fn now(console: &Console) -> Result<Now, ApiError> {
         servers_live: counts.live,
         servers_stale: counts.stale,
         servers_revoked: counts.revoked,
+        last_backup_at: console.state.backups.progress().last.map(|last| last.made_at),
+        makes_backups: config.storage.backend == Backend::Redb,
     };
     Ok(Now {
         health,
-        attention: of_backups.into_iter().chain(attention).collect(),
+        attention,
         requests_per_second: or_zero("requests"),
         p50_ms: figure("p50:all"),
         p99_ms: figure("p99:all"),
@@ -393,6 +403,7 @@ struct LoadPage<'a> {
     page: &'static str,
     operator: &'a Operator,
     now: Now,
+    limits: Vec<LimitRow>,
     charts: Vec<Chart>,
     classes: BTreeSet<String>,
 }
@@ -400,9 +411,33 @@ struct LoadPage<'a> {
 #[derive(Template)]
 #[template(path = "console/load_live.html")]
 struct LoadLive {
+    operator: Operator,
     now: Now,
+    limits: Vec<LimitRow>,
     charts: Vec<Chart>,
     classes: BTreeSet<String>,
+}
+
+/// What a limit refuses.
+struct LimitRow {
+    /// The key of its setting.
+    key: String,
+    /// What it counts, in the words of the setting.
+    words: String,
+    refused_per_second: f64,
+}
+
+/// Returns what each limit refuses, in the words of the settings.
+fn limits(console: &Console, now: &Now) -> Vec<LimitRow> {
+    let in_force = console.state.settings.in_force();
+    let row = |(policy, rate): (&String, &f64)| {
+        let key = format!("limits.{policy}");
+        let setting = in_force.settings.iter().find(|setting| setting.key == key);
+        let words = setting.and_then(|setting| setting.description.split(':').next());
+        let words = words.unwrap_or(policy).to_owned();
+        LimitRow { key, words, refused_per_second: *rate }
+    };
+    now.refused_per_second.iter().map(row).collect()
 }
 
 fn classes(now: &Now) -> BTreeSet<String> {
@@ -448,7 +483,8 @@ pub async fn load_page(
     match now(&console).await {
         Ok(now) => {
             let (charts, classes) = (charts(&console, &OTHERS), classes(&now));
-            let page = LoadPage { page: "load", operator: &operator, now, charts, classes };
+            let limits = limits(&console, &now);
+            let page = LoadPage { page: "load", operator: &operator, now, limits, charts, classes };
             html(StatusCode::OK, &page)
         }
         Err(error) => failed(&request, &error),
@@ -456,11 +492,16 @@ pub async fn load_page(
 }
 
 /// `GET /console/{key}/load/live`: the part of the page that is refreshed.
-pub async fn load_live(console: Data<Console>, request: HttpRequest) -> HttpResponse {
+pub async fn load_live(
+    console: Data<Console>,
+    request: HttpRequest,
+    operator: Operator,
+) -> HttpResponse {
     match now(&console).await {
         Ok(now) => {
             let (charts, classes) = (charts(&console, &OTHERS), classes(&now));
-            html(StatusCode::OK, &LoadLive { now, charts, classes })
+            let limits = limits(&console, &now);
+            html(StatusCode::OK, &LoadLive { operator, now, limits, charts, classes })
         }
         Err(error) => failed(&request, &error),
     }
@@ -487,6 +528,15 @@ mod tests {
     use std::net::IpAddr;
 
     #[test]
+    fn a_count_is_used_again_for_a_hundred_times_as_long_as_it_took() {
+        let (at, counts) = (Instant::now(), ByState::default());
+        let counted = |took| Counted { at, took: Duration::from_millis(took), counts };
+        let after = |seconds| at + Duration::from_secs(seconds);
+        assert!(counted(50).is_fresh(after(4)) && !counted(50).is_fresh(after(5)));
+        assert!(!counted(0).is_fresh(at));
+    }
+
+    #[test]
     fn rare_events_are_counted_and_frequent_ones_are_a_rate() {
         let rates = [0.5, f32::NAN, 0.5];
         assert_eq!(value_of("/s", Some(0.5), &rates), "2 in 15 min");
@@ -496,7 +546,6 @@ mod tests {
             (value_of(" ms", Some(0.5), &rates), value_of("", None, &[])),
             ("0.5 ms".into(), "–".into())
         );
-        assert_eq!(sentence("a: b; c"), "A: b; c.");
     }
 
     /// Makes an activation that was opened in second `number`.

@@ -1,5 +1,5 @@
 //! What needs a person: clones, a silent fleet, spent codes tried by other machines, bursts of wrong tokens,
-//! a new epoch, and faults of a shared store.
+//! a new epoch, and present faults.
 //!
 //! Most of it are entries of the audit log. The newest ones are kept in memory, from the change feed, so
 //! that the console's first page searches no log. Over a shared store they are those of all servers.
@@ -39,7 +39,7 @@ const ACTIONS: [Action; 4] =
 /// Something that needs a person.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Line {
-    /// The kind: `backup`, `store`, `epoch`, `silent`, `clone`, `spent_code` or `wrong_tokens`.
+    /// The kind: `backup`, `disk`, `store`, `epoch`, `silent`, `clone`, `spent_code` or `wrong_tokens`.
     pub kind: &'static str,
     /// When it was last seen, by RFC 3339.
     pub at: String,
@@ -151,14 +151,11 @@ impl Attention {
         clones
     }
 
-    /// Returns what needs a person now: first what concerns all, then the newest of each kind. `store` are
-    /// the present faults of a shared store, `silent` is what was counted last.
-    pub fn lines(&self, store: Vec<String>, silent: &Silent, now: Timestamp) -> Vec<Line> {
+    /// Returns what needs a person now: first what concerns all, then the newest of each kind. `faults` are
+    /// those of the present, `silent` is what was counted last.
+    pub fn lines(&self, faults: Vec<Line>, silent: &Silent, now: Timestamp) -> Vec<Line> {
         let at = rfc3339(now);
-        let mut lines: Vec<Line> = store
-            .into_iter()
-            .map(|text| Line { kind: "store", at: at.clone(), text, see: "audit".into() })
-            .collect();
+        let mut lines = faults;
         let kept = self.lock();
         let of = |action| recent(&kept, action, now);
         let log = |action: Action| format!("audit?action={}", action.name());
@@ -355,7 +352,9 @@ mod tests {
         let attention = Attention::default();
         attention.hear(&Event { server: Some(ServerId(1)), ..event(Action::CloneSeen, 1) });
         let silent = Silent { servers: 3, of: 4, after_seconds: 10_800, is_fleet: true };
-        let lines = attention.lines(vec!["Two primaries.".into()], &silent, NOW);
+        let (text, see) = ("Two primaries.".to_owned(), "audit".to_owned());
+        let fault = Line { kind: "store", at: rfc3339(NOW), text, see };
+        let lines = attention.lines(vec![fault], &silent, NOW);
         let kinds: Vec<_> = lines.iter().map(|line| line.kind).collect();
         assert_eq!(kinds, ["store", "silent", "clone"]);
         assert_eq!(lines[1].text, "3 of 4 servers have not checked in for more than 3 hours.");

@@ -21,6 +21,7 @@ use crate::http::body::{self, Body};
 use crate::http::caller::Proxies;
 use crate::http::errors::ApiError;
 use crate::os::Clock;
+use crate::store::troubles::Troubles;
 use access::AccessTokens;
 use actix_web::web::{Payload, block};
 use attention::Attention;
@@ -61,6 +62,8 @@ pub struct State {
     pub backups: Arc<Backups>,
     /// The wrong tokens that were sent.
     pub wrong_tokens: WrongTokens,
+    /// What is wrong with a shared store.
+    pub troubles: Arc<Troubles>,
 }
 
 impl State {

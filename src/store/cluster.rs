@@ -1,6 +1,7 @@
 //! The monitoring of a store that several servers share: the server follows the store's clock, and checks
 //! whether the store accepts commits and keeps acknowledged changes.
 
+use super::troubles::{Trouble, Troubles};
 use crate::os::{Clock, machine_milliseconds};
 use iptunnel_actors::Health;
 use iptunnel_domain::lookup::KeyedHash;
@@ -46,6 +47,9 @@ impl Figures {
 const ASK_TIME: Duration = Duration::from_secs(2);
 /// The time without an answer after which the store counts as unavailable.
 const SILENCE: Duration = Duration::from_secs(3);
+/// The milliseconds from which on even the quickest of some simple answers is late: a commit takes several times as
+/// long, and the pages promise an answer within a second.
+const LATE: u64 = 300;
 /// The longest time for the thorough examination, so that the next question for the time is not delayed.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The number of rounds from one thorough examination to the next.
@@ -107,6 +111,8 @@ pub struct Cluster {
     pub allow_async_failover: bool,
     /// This server's secrets, as hashes.
     pub secrets: InCommon,
+    /// What is wrong at present.
+    pub troubles: Arc<Troubles>,
 }
 
 /// The possible faults of a shared store. The begin and the end of each are logged.
@@ -152,6 +158,8 @@ impl Cluster {
             let ahead = self.store_ahead(&outages.silent).await;
             let works = ahead.is_some() && self.takes_commits(&outages.refuses).await;
             self.health.store_is_there(works);
+            let silent = ahead.is_none().then(|| "the database does not answer".to_owned());
+            self.troubles.note(Trouble::Silent, silent);
             if let Some(ahead) = ahead {
                 self.go_by(ahead, &outages.differs);
                 if rounds.is_multiple_of(EXAMINE) {
@@ -184,14 +192,19 @@ impl Cluster {
                 // The store may hang without closing its connections.
                 self.health.store_is_there(false);
                 silent.begins("it was asked for the time");
+                let words = "the database does not answer".to_owned();
+                self.troubles.note(Trouble::Silent, Some(words));
                 asked.await
             };
             if let Some(told) = told.ok().flatten() {
                 best = Some(best.map_or(told, |best| best.min(told)));
             }
         }
-        if best.is_some() {
+        if let Some((took, _)) = best {
             silent.ends();
+            let late =
+                (took >= LATE).then(|| format!("the database takes {took} ms to tell the time"));
+            self.troubles.note(Trouble::Slow, late);
         }
         best.map(|(_, ahead)| ahead)
     }
@@ -206,6 +219,7 @@ impl Cluster {
         } else {
             differs.begins(&clock_words(ahead));
         }
+        self.troubles.note(Trouble::Clock, (!fit).then(|| clock_words(ahead)));
         self.health.clock_is_right(fit);
     }
 
@@ -216,10 +230,13 @@ impl Cluster {
         match actix_web::web::block(tried).await {
             Ok(Ok(())) => {
                 refuses.ends();
+                self.troubles.note(Trouble::Refuses, None);
                 true
             }
             Ok(Err(ReadError(why))) => {
                 refuses.begins(&why);
+                let words = format!("the database takes no commits: {why}");
+                self.troubles.note(Trouble::Refuses, Some(words));
                 false
             }
             Err(_) => false,
@@ -232,10 +249,19 @@ impl Cluster {
         let store = Arc::clone(&self.store);
         let examined = move || store.shared().map(Shared::examine);
         let Ok(Some(Ok(findings))) = actix_web::web::block(examined).await else { return };
-        let broken = findings.iter().filter(|finding| finding.grade == Grade::Breaks);
-        let broken: Vec<String> = broken
-            .map(|Finding { what, why, mend, .. }| format!("{what}: {why}; mend it with: {mend}"))
-            .collect();
+        let told = |is_meant: &dyn Fn(Grade) -> bool| -> Vec<String> {
+            let meant = findings.iter().filter(|finding| is_meant(finding.grade));
+            meant
+                .map(|Finding { what, why, mend, .. }| {
+                    format!("{what}: {why}; mend it with: {mend}")
+                })
+                .collect()
+        };
+        let broken = told(&|grade| grade == Grade::Breaks);
+        // What breaks although the operator accepts it needs nobody.
+        let is_accepted = |grade| grade == Grade::Breaks && self.allow_async_failover;
+        let wrong = told(&|grade| grade != Grade::Good && !is_accepted(grade));
+        self.troubles.note(Trouble::Settings, (!wrong.is_empty()).then(|| wrong.join("; ")));
         let is_fit = broken.is_empty() || self.allow_async_failover;
         if is_fit {
             loses.ends();

@@ -7,7 +7,7 @@ use crate::private_file;
 use crate::secrets::{Secret, SecretError, check_one};
 use iptunnel_storage::{Finding, Grade};
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 
 const AS_THE_SERVER: &str =
@@ -29,6 +29,10 @@ pub fn own_files(config: &Config, has_store: Option<bool>) -> Vec<Finding> {
         let why = "a server does not start with an unreadable mark";
         findings.push(finding(Grade::Stops, error.to_string(), why, AS_THE_SERVER));
     }
+    findings.extend(little_room(config).map(|room| {
+        let why = "a store on a full disk takes no commits, and its server is not ready";
+        finding(Grade::Warns, room, why, "remove something, or use a larger disk")
+    }));
     findings.extend(open_folders(config).into_iter().map(|(folder, mode)| {
         let folder = folder.display();
         let why =
@@ -44,6 +48,30 @@ fn open_folders(config: &Config) -> BTreeMap<PathBuf, String> {
     let secrets = Secret::ALL.into_iter().map(|secret| secret.file(&config.auth));
     let files = secrets.chain([config.storage.path.as_path()]);
     files.filter_map(private_file::open_folder_of).collect()
+}
+
+/// Less than this part of a disk is little room: five percent.
+const PART: u64 = 20;
+/// But so many bytes are enough on any disk: a gibibyte. The store of a million servers takes less than half of
+/// it.
+const ENOUGH: u64 = 1 << 30;
+
+const fn is_little((free, size): (u64, u64)) -> bool {
+    free < ENOUGH && free < size / PART
+}
+
+/// Says how little room is left on the disk of the store's folder. `None` if there is enough, or if nobody can
+/// tell.
+pub fn little_room(config: &Config) -> Option<String> {
+    let folder = private_file::folder_of(&config.storage.path);
+    let (free, size) = private_file::room_of(folder).ok().filter(|room| is_little(*room))?;
+    let mib = |bytes: u64| bytes >> 20;
+    Some(format!(
+        "the disk of {} has {} MiB left of {}",
+        fs::canonicalize(folder).ok()?.display(),
+        mib(free),
+        mib(size)
+    ))
 }
 
 /// Logs the folders in which others may write.
@@ -111,5 +139,24 @@ fn of_mode(path: &Path) -> Finding {
             finding(Grade::Warns, what, why, format!("chmod 0600 {shown}"))
         }
         Err(error) => finding(Grade::Warns, format!("{shown}: {error}"), why, AS_THE_SERVER),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn little_room_is_less_than_a_twentieth_of_the_disk_and_less_than_a_gibibyte() {
+        const MIB: u64 = 1 << 20;
+        for (free, size, little) in [
+            (1023, 100_000, true),
+            (1024, 100_000, false),
+            (101, 2000, false),
+            (99, 2000, true),
+            (0, 0, false),
+        ] {
+            assert_eq!(is_little((free * MIB, size * MIB)), little, "{free} of {size}");
+        }
     }
 }

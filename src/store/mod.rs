@@ -5,7 +5,7 @@
 //!   secrets are those of its store, and of the other servers on it
 //! * [`examine`]: findings on the server's own files
 //! * [`watermark`]: the minimum that the store must hold, recorded outside of it
-//! * [`cluster`]: the monitoring of a store that several servers share
+//! * [`cluster`]: the monitoring of a store that several servers share; [`troubles`]: what it finds wrong
 
 pub mod agreement;
 pub mod cluster;
@@ -13,4 +13,5 @@ pub mod error;
 pub mod examine;
 pub mod files;
 pub mod first_start;
+pub mod troubles;
 pub mod watermark;

@@ -128,6 +128,10 @@ fn doctor_does_not_touch_an_embedded_store() {
     let output = run(server.folder.path(), &["doctor"]);
     assert!(output.status.success(), "{}", said(&output));
     assert!(said(&output).contains("good     data/iptunnel.redb is an embedded store"));
+    assert!(said(&output).contains("warning  there is no backup in"), "{}", said(&output));
+    assert!(run(server.folder.path(), &["backup"]).status.success());
+    let output = run(server.folder.path(), &["doctor"]);
+    assert!(said(&output).contains("good     the newest backup in"), "{}", said(&output));
     let empty = folder();
     let output = run(empty.path(), &["doctor"]);
     assert!(output.status.success(), "{}", said(&output));

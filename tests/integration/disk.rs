@@ -1,7 +1,7 @@
 //! The server's promises on disks that lose unsynced writes, are full, or fail.
 
 use crate::crash::{Load, check_all, rounds, seed};
-use crate::harness::{Activation, Machine, MakeDisk, TestApp, wait_until};
+use crate::harness::{Activation, Machine, MakeDisk, TestApp, send, wait_until};
 use crate::process::{Api, Chance};
 use iptunnel_storage::simulated::{BadDisk, End, Fault};
 use iptunnel_storage::{Disks, EmbeddedStore, Epochs, Store, Watermark};
@@ -213,6 +213,8 @@ fn a_full_disk_is_retried_until_it_works() {
     // Longer than two probes of the server.
     std::thread::sleep(Duration::from_millis(2500));
     assert_eq!(readiness(&app), [503, 503]);
+    let now = app.client.get(format!("{}/admin/now", app.admin)).bearer_auth(app.master());
+    assert!(send(now).text.contains("The store cannot be written"));
     disk.fault(Fault::None);
     wait_until("the store works again", || readiness(&app) == [200, 200]);
     assert_eq!(Machine::new(1).install(&app, &code).confirm(&app).status, 200);

@@ -3,7 +3,7 @@
 
 use crate::cluster::Cluster;
 use crate::crash::{Load, Stories, check_all, rounds, seed};
-use crate::harness::{Machine, PATIENCE, spread, wait_until};
+use crate::harness::{Machine, PATIENCE, spread, try_send, wait_until};
 use crate::process::{Api, Chance, Process, usual_flags};
 use nix::sys::signal::Signal;
 use reqwest::blocking::Client;
@@ -161,6 +161,12 @@ fn while_the_database_is_down_requests_are_refused_and_known_servers_check_in() 
     }
     for server in &servers.all {
         wait_until("the server is not ready", || server.api.ready() == Some(503));
+        // The page that says what needs a person is there all the same.
+        wait_until("Now names the database", || {
+            let now = server.api.client.get(format!("{}/admin/now", server.api.admin));
+            let now = try_send(now.bearer_auth(&server.api.master)).unwrap();
+            now.status == 200 && now.text.contains("The database does not answer (for ")
+        });
     }
     cluster.start();
     servers.wait_ready();

@@ -88,7 +88,12 @@ impl Health {
         }
     }
 
-    pub(crate) fn store_works(&self, works: bool) {
+    /// Whether this server's store can be written, as far as the last commit tells.
+    pub fn store_works(&self) -> bool {
+        self.store_works.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_store_works(&self, works: bool) {
         self.store_works.store(works, Ordering::Relaxed);
     }
 
