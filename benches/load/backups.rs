@@ -77,11 +77,6 @@ async fn make(admin: SocketAddr, token: String, is_over: Arc<AtomicBool>) -> Res
                     sleep(PAUSE).await;
                 }
             }
-            // The last one was made in this second and has the same name.
-            500 => {
-                sleep(PAUSE).await;
-                continue;
-            }
             _ => return Err(answer.unexpected("POST /admin/backup", 200)),
         }
         made.count += 1;

@@ -17,6 +17,7 @@
 //! - `versus` compares two programs, for example before and after a change
 //! - `backups` compares activates during a backup with those while none is made
 //! - `check` compares a round with the ratios in `benches/expected.toml`
+//! - `console` measures the console's pages beside activates
 //! - `report` prints the normal run, and `targets` the targets and results of every measurement
 //! - `disk` measures the disk; `statistics`, `figures` and `table` prepare the output
 //! - `interrupt` stops the server when Ctrl-C ends the run
@@ -26,6 +27,7 @@ mod bare;
 mod check;
 mod client;
 mod closed_loop;
+mod console;
 mod disk;
 mod failure;
 mod figures;
@@ -108,6 +110,9 @@ async fn run(options: &Options) -> Result<()> {
     }
     if options.peers {
         return peers::run(options).await;
+    }
+    if options.console {
+        return console::run(options).await;
     }
     if options.during_backup {
         return versus::run_during_backup(options).await;

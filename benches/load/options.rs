@@ -34,6 +34,7 @@ Measures the activation server under load. Usage: scripts/bench [OPTIONS], or ca
                       has enrolled the server; with the master token, if the program knows no access tokens) or
                       register (likewise with a ticket)
   --during-backup     measure only activates, in turns while a backup is made and while none is
+  --console           measure how long the console's pages take while 64 connections activate
   --connections N     with --against and --during-backup: use only this number of connections (1, 64 or 256)
   --help              show this text";
 
@@ -71,6 +72,8 @@ pub struct Options {
     pub against: Option<PathBuf>,
     /// Compares activates during a backup with those while none is made.
     pub during_backup: bool,
+    /// Measures the console's pages instead.
+    pub console: bool,
     /// The step to compare.
     pub step: Compared,
     /// The only number of connections to compare over, if any.
@@ -99,6 +102,7 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
         count: 10_000_000,
         against: None,
         during_backup: false,
+        console: false,
         step: Compared::Activate,
         connections: None,
         peers: false,
@@ -119,6 +123,7 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
             "--dir" => options.directory = Some(value(&argument, arguments.next())?.into()),
             "--against" => options.against = Some(value(&argument, arguments.next())?.into()),
             "--during-backup" => options.during_backup = true,
+            "--console" => options.console = true,
             "--step" => {
                 let name = value(&argument, arguments.next())?;
                 let step = Compared::named(&name);
