@@ -133,6 +133,12 @@ struct ActorRow {
     batch: Option<f64>,
 }
 
+impl ActorRow {
+    fn in_words(&self) -> String {
+        self.actor.replace('_', " ")
+    }
+}
+
 /// What this server is and how it is.
 #[derive(Serialize)]
 struct Health {

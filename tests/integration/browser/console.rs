@@ -5,14 +5,14 @@ use crate::harness::{Machine, PATIENCE, TestApp};
 use serde_json::json;
 
 const LEFT: &str = "\u{e012}";
+const ENTER: &str = "\u{e007}";
 
 fn logged_in(app: &TestApp) -> Window {
     let window = Window::open();
     window.go(&format!("{}/console", app.admin));
     window.check_looks("console-login");
     window.fill("#token", &app.master());
-    window.click("main button");
-    window.wait_for("h1", |text| text == "Now");
+    window.press_for(ENTER, "h1", |text| text == "Now");
     window
 }
 
@@ -106,9 +106,11 @@ fn a_server_is_revoked_and_restored_after_a_confirmation() {
     window.click("tbody .danger");
     window.wait_for(state, |text| text == "revoked");
     assert_eq!(app.post("/register", &body).status, 403);
-    window.click("tbody .change summary");
-    window.click("tbody .danger");
-    window.wait_for(state, |text| text == "live");
+    // By the keyboard alone.
+    window.tab_to("tbody .change summary");
+    window.press_for(ENTER, "tbody .danger", |text| !text.is_empty());
+    window.tab_to("tbody .danger");
+    window.press_for(ENTER, state, |text| text == "live");
     assert_eq!(app.post("/register", &body).status, 200);
     // A note is written where it stands.
     assert_eq!(window.text("tbody .edit summary"), "Add a note");
