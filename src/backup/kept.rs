@@ -14,23 +14,49 @@ const PREFIX: &str = "iptunnel-";
 /// How long a backup without a manifest may be one that is being made, in seconds: a day.
 const UNFINISHED: u64 = 86_400;
 
-/// Returns the name of a backup that is made now, such as `iptunnel-20260331T120500Z`.
+/// The most backups in one second. One takes longer.
+const MOST_OF_SECOND: u32 = 99;
+
+/// Returns the name of a backup that is made now, such as `iptunnel-20260331T120500Z`. `-2` and so on follows
+/// where that name is taken: by a backup of the same second, or of an hour that the clock has passed twice.
+pub fn free_name(folder: &Path, now: Timestamp) -> String {
+    let name = name_at(now);
+    let others = (2..=MOST_OF_SECOND).map(|number| format!("{name}-{number}"));
+    let mut all = std::iter::once(name.clone()).chain(others);
+    // Where nobody can tell, the backup itself says why it cannot be made.
+    let is_free = |name: &String| !matches!(folder.join(name).try_exists(), Ok(true));
+    all.find(is_free).unwrap_or(name)
+}
+
+/// Returns the beginning of the names of backups that are made now.
 pub fn name_at(now: Timestamp) -> String {
     let time: String =
         rfc3339(now).chars().take(19).filter(|char| !matches!(char, '-' | ':')).collect();
     format!("{PREFIX}{time}Z")
 }
 
-/// Whether the name is one that [`name_at`] makes.
+/// Whether the name is one that [`free_name`] makes.
 fn is_ours(name: &str) -> bool {
-    let Some(time) = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_suffix('Z')) else {
+    let Some((time, number)) = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('Z'))
+    else {
         return false;
     };
-    time.len() == 15
+    let number = number.strip_prefix('-').map_or(number.is_empty(), |number| {
+        let is_other = |number| (2..=MOST_OF_SECOND).contains(&number);
+        !number.starts_with('0') && number.parse().is_ok_and(is_other)
+    });
+    let time = time.len() == 15
         && time.bytes().enumerate().all(|(at, byte)| match at {
             8 => byte == b'T',
             _ => byte.is_ascii_digit(),
-        })
+        });
+    time && number
+}
+
+/// Returns what puts names in the order in which their backups were made: the time, and the number in it.
+fn order(name: &str) -> (&str, u32) {
+    let (time, number) = name.rsplit_once("Z-").unwrap_or((name.trim_end_matches('Z'), ""));
+    (time, number.parse().unwrap_or(1))
 }
 
 /// A backup in the folder.
@@ -53,7 +79,7 @@ fn names(folder: &Path) -> Result<Vec<String>, BackupError> {
         let name = entry.map_err(BackupError::at(folder))?.file_name();
         names.extend(name.into_string().ok().filter(|name| is_ours(name)));
     }
-    names.sort_unstable();
+    names.sort_unstable_by(|a, b| order(a).cmp(&order(b)));
     Ok(names)
 }
 
@@ -83,12 +109,13 @@ pub fn prune(
 ) -> Result<Vec<PathBuf>, BackupError> {
     let mut kept = list(folder, verifier)?;
     let latest = name_at(now);
-    kept.retain(|one| one.name <= latest);
+    kept.retain(|one| order(&one.name).0 <= order(&latest).0);
     let old = kept.len().saturating_sub(keep);
     let mut gone: Vec<PathBuf> =
         kept.into_iter().take(old).map(|one| folder.join(one.name)).collect();
     let before = name_at(Timestamp(now.0.saturating_sub(UNFINISHED)));
-    let unfinished = names(folder)?.into_iter().filter(|name| *name < before);
+    let unfinished = names(folder)?.into_iter();
+    let unfinished = unfinished.filter(|name| order(name).0 < order(&before).0);
     let unfinished = unfinished.map(|name| folder.join(name));
     gone.extend(unfinished.filter(|one| matches!(one.join(MANIFEST).try_exists(), Ok(false))));
     for one in &gone {

@@ -4,7 +4,7 @@ use super::error::BackupError;
 use super::{MANIFEST, NAMES, SIGNATURE, STORE};
 use crate::config::Backend;
 use crate::http::respond::rfc3339;
-use crate::private_file;
+use crate::private_file::{self, Owner};
 use crate::signed_head::{HeadKey, Verifier};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::hex::hex;
@@ -82,7 +82,7 @@ impl Manifest {
 
     /// Returns the bytes of all files.
     pub fn size(&self) -> u64 {
-        self.files.iter().map(|file| file.size).sum()
+        self.files.iter().fold(0, |all, file| all.saturating_add(file.size))
     }
 
     /// Whether the backup has this file.
@@ -116,7 +116,10 @@ impl Manifest {
         text.push('\n');
         let signed = format!("{}\n", key.sign_manifest(text.as_bytes()));
         private_file::create(&signature, signed.as_bytes()).map_err(BackupError::at(&signature))?;
-        private_file::create(&path, text.as_bytes()).map_err(BackupError::at(&path))
+        // By a rename, so that it is there as a whole or not at all.
+        private_file::replace(&path, text.as_bytes(), Owner::MayChange)
+            .and_then(|()| private_file::sync_folder_of(&path))
+            .map_err(BackupError::at(&path))
     }
 
     /// Reads the manifest of a backup.
@@ -132,24 +135,29 @@ impl Manifest {
         let signature = folder.join(SIGNATURE);
         let signature = text_of(&signature)?
             .ok_or_else(|| BackupError::refused(folder, "it has no manifest.sig"))?;
-        let broken = |error: serde_json::Error| {
-            BackupError::refused(&path, format!("it was changed or cut short ({error})"))
-        };
-        let value: serde_json::Value = serde_json::from_str(&text).map_err(broken)?;
+        let manifest = Self::parse(&text).map_err(|why| BackupError::refused(&path, why))?;
+        Ok(Unverified { manifest, text, signature })
+    }
+
+    /// Reads the text of a manifest.
+    ///
+    /// # Errors
+    /// Why it is none that this program restores, to follow "is refused".
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let broken = |error: serde_json::Error| format!("it was changed or cut short ({error})");
+        let value: serde_json::Value = serde_json::from_str(text).map_err(broken)?;
         let format = value.get("backup_format").and_then(serde_json::Value::as_u64);
         if format.is_some_and(|format| format > u64::from(FORMAT)) {
-            let why = "a newer program made this backup; restore it with that program";
-            return Err(BackupError::refused(folder, why));
+            return Err("a newer program made this backup; restore it with that program".into());
         }
         let manifest: Self = serde_json::from_value(value).map_err(broken)?;
         if let Some(other) = manifest.files.iter().find(|file| !NAMES.contains(&&*file.name)) {
-            let why = format!("it names a file that no backup has: {:?}", other.name);
-            return Err(BackupError::refused(&path, why));
+            return Err(format!("it names a file that no backup has: {:?}", other.name));
         }
         if !manifest.is_complete() {
-            return Err(BackupError::refused(&path, "it names no store"));
+            return Err("it names no store".into());
         }
-        Ok(Unverified { manifest, text, signature })
+        Ok(manifest)
     }
 
     /// Compares every file with its size and its checksum.
@@ -197,10 +205,14 @@ pub struct Unverified {
 }
 
 impl Unverified {
+    /// Whether the server with this key signed the manifest.
+    pub fn is_by(&self, verifier: &Verifier) -> bool {
+        verifier.is_manifest(self.text.as_bytes(), self.signature.trim())
+    }
+
     /// Returns the manifest if the server with this key signed it.
     pub fn verified(self, verifier: &Verifier) -> Option<Manifest> {
-        let is_genuine = verifier.is_manifest(self.text.as_bytes(), self.signature.trim());
-        is_genuine.then_some(self.manifest)
+        self.is_by(verifier).then_some(self.manifest)
     }
 }
 

@@ -1,14 +1,14 @@
 //! Restores a backup into the place that the settings name.
 //!
-//! Everything is checked before anything is changed. Then the order is: the secrets; a mark that demands
-//! more than the store has; the store; the epoch. So after an interruption at any moment either there is no
-//! store yet, or the next start begins the epoch.
+//! Everything is checked before anything is changed. Then the order is: the secrets; the signed heads; a mark
+//! that demands more than the store has; the store; the epoch. So after an interruption at any moment either
+//! there is no store yet, and the restore can be repeated, or the next start begins the epoch.
 
 use super::error::BackupError;
 use super::{HEADS, Manifest, STORE, name_of};
 use crate::age::Opener;
 use crate::config::{Backend, Config};
-use crate::private_file::{self, Beside};
+use crate::private_file::{self, Beside, Owner};
 use crate::secrets::{Secret, parse_lookup_key};
 use crate::signed_head::{Verifier, file_of};
 use crate::store::agreement::agree;
@@ -39,6 +39,9 @@ pub struct Order<'a> {
     pub folder: &'a Path,
     /// What opens the secrets in it. `None`: those in the place are used.
     pub opener: Option<&'a Opener>,
+    /// The key that must have signed the backup, besides that which its lookup key makes. `None`: whatever
+    /// lookup key is in the place or in the backup counts.
+    pub signer: Option<&'a Verifier>,
     /// The time.
     pub now: Timestamp,
 }
@@ -83,7 +86,12 @@ pub fn restore(order: &Order<'_>) -> Result<Restored, BackupError> {
         return Err(BackupError::refused(folder, why));
     }
     if engine == Backend::Redb {
-        check_place(&config.storage.path)?;
+        check_place(&config.storage.path, folder)?;
+    }
+    if order.signer.is_some_and(|signer| !unverified.is_by(signer)) {
+        let why = "its manifest is not signed with the key of --public-key: the manifest was changed, or it is \
+                   the backup of another installation";
+        return Err(BackupError::refused(folder, why));
     }
     // Before the signature, which only the secrets can prove: so that what is damaged is called so.
     unverified.manifest.check_files(folder)?;
@@ -105,8 +113,8 @@ pub fn restore(order: &Order<'_>) -> Result<Restored, BackupError> {
 }
 
 /// Refuses a place in which there is a store. The mark of an earlier one is welcome: it says what must not
-/// come back.
-fn check_place(store: &Path) -> Result<(), BackupError> {
+/// come back. So are the heads of the backup, which an interrupted restore has left.
+fn check_place(store: &Path, backup: &Path) -> Result<(), BackupError> {
     let in_way = |path: &Path, what: &str, then: &str| {
         Err(BackupError::InTheWay(format!("{what} {}; {then}", path.display())))
     };
@@ -121,7 +129,9 @@ fn check_place(store: &Path) -> Result<(), BackupError> {
         }
     }
     let heads = file_of(store);
-    if private_file::exists(&heads).map_err(BackupError::at(&heads))? {
+    if let Some(there) = private_file::read(&heads).map_err(BackupError::at(&heads))?
+        && fs::read(backup.join(HEADS)).ok().is_none_or(|of_backup| *there != of_backup)
+    {
         return in_way(&heads, "there are signed heads of a store already:", "move them away");
     }
     watermark::known(store)?;
@@ -237,14 +247,11 @@ fn put_store(
     secrets.write()?;
     let heads = fs::read(order.folder.join(HEADS)).map_err(BackupError::at(order.folder))?;
     // To copy takes minutes, in which a server may have been started here.
-    check_place(path)?;
+    check_place(path, order.folder)?;
+    put_heads(path, &heads)?;
     watermark::demand_epoch(path, &last_mark(path, manifest)?).map_err(BackupError::at(path))?;
-    // Tokens may be good again that were revoked after the backup: nobody stays logged in with them.
-    let sessions = Beside::Sessions.of(path);
-    private_file::remove(&sessions).map_err(BackupError::at(&sessions))?;
     fs::rename(&draft.0, path).map_err(BackupError::at(path))?;
     private_file::sync_folder_of(path).map_err(BackupError::at(path))?;
-    put_heads(path, &heads)?;
     Ok(open(order.config, files(path)).map_err(StoreError::from)?)
 }
 
@@ -295,11 +302,14 @@ fn open_database(order: &Order<'_>, secrets: &Secrets) -> Result<Arc<dyn Store>,
 
 /// Writes the signed heads beside the store, if there are any.
 fn put_heads(store: &Path, heads: &[u8]) -> Result<(), BackupError> {
-    if heads.is_empty() {
+    let path = file_of(store);
+    // Those that are there already were looked at before.
+    if heads.is_empty() || private_file::exists(&path).map_err(BackupError::at(&path))? {
         return Ok(());
     }
-    let path = file_of(store);
-    private_file::create(&path, heads).map_err(BackupError::at(&path))
+    private_file::replace(&path, heads, Owner::MayChange)
+        .and_then(|()| private_file::sync_folder_of(&path))
+        .map_err(BackupError::at(&path))
 }
 
 /// Begins the epoch, and enters the restore into the audit log.

@@ -21,6 +21,7 @@ use iptunnel_storage::{Change, Store, Write};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use tempfile::TempDir;
 
 const NOW: Timestamp = Timestamp(1_900_000_000);
@@ -105,7 +106,8 @@ impl Place {
     fn restore(&self, from: &Path) -> Result<Restored, BackupError> {
         let opener = Opener::identities(KEY);
         let opener = opener.as_ref();
-        restore(&Order { config: &self.config, folder: from, opener, now: NOW.plus(60) })
+        let (config, signer, now) = (&self.config, None, NOW.plus(60));
+        restore(&Order { config, folder: from, opener, signer, now })
     }
 
     /// Returns why a backup is refused, and checks that nothing was restored.
@@ -274,7 +276,8 @@ fn a_place_that_has_a_store_or_other_secrets_is_left_as_it_is() {
 fn the_secrets_come_from_the_place_or_from_the_backup_and_else_the_error_says_how() {
     let (before, backup) = backed_up();
     let place = Place::new();
-    let order = Order { config: &place.config, folder: &backup, opener: None, now: NOW };
+    let (config, signer) = (&place.config, None);
+    let order = Order { config, folder: &backup, opener: None, signer, now: NOW };
     let told = restore(&order).unwrap_err().to_string();
     assert!(told.contains("lookup.key does not exist") && told.contains("--identity"), "{told}");
     for secret in Secret::ALL {
@@ -290,6 +293,143 @@ fn the_secrets_come_from_the_place_or_from_the_backup_and_else_the_error_says_ho
     fs::copy(&before.config.auth.lookup_key_file, key).unwrap();
     let missing = place.restore(&bare).unwrap().missing;
     assert_eq!(missing, [Secret::SigningKeys, Secret::MasterToken]);
+}
+
+/// Copies the files of a folder into another.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for file in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn what_a_kill_at_any_moment_leaves_of_a_backup_is_no_backup() {
+    let before = Place::with_store();
+    let folder = before.folder.path();
+    let (backup, moments) =
+        (folder.join("backups/iptunnel-20300317T174640Z"), folder.join("moments"));
+    let lookup = lookup_key(&before.config.auth.lookup_key_file).unwrap();
+    let (count, from, to) = (Arc::new(AtomicU32::new(0)), backup.clone(), moments.clone());
+    let calls = Arc::clone(&count);
+    // The pace is asked after each piece of work, so a kill leaves what is there then.
+    let pace: iptunnel_storage::Pace = Arc::new(move || {
+        copy(&from, &to.join(calls.fetch_add(1, Ordering::SeqCst).to_string()));
+        true
+    });
+    let store = before.open();
+    let recipient = recipient();
+    let (config, keys) = (&before.config, Some(&recipient));
+    let order = make::Order { config, lookup: &lookup, folder: &backup, keys, now: NOW, pace };
+    make::make(&order, store.as_ref()).unwrap();
+    store.close();
+    let count = count.load(Ordering::SeqCst);
+    // The moments of the manifest itself.
+    for (name, gone) in [("signed", MANIFEST), ("unsigned", SIGNATURE)] {
+        copy(&backup, &moments.join(name));
+        fs::remove_file(moments.join(name).join(gone)).unwrap();
+    }
+    fs::write(moments.join("signed/manifest.json.new"), "{").unwrap();
+    let place = Place::new();
+    let verifier = Verifier::with_lookup_key(lookup).unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for moment in fs::read_dir(&moments).unwrap().map(Result::unwrap) {
+        let told = place.refused(&moment.path());
+        let is_told = ["one that was not finished", "it has no manifest.sig"];
+        assert!(is_told.iter().any(|words| told.contains(words)), "{told}");
+        seen.insert(fs::read_dir(moment.path()).unwrap().count());
+        fs::rename(moment.path(), folder.join("backups/iptunnel-20300317T174641Z")).unwrap();
+        let kept = kept::list(&folder.join("backups"), &verifier).unwrap();
+        assert_eq!(kept.len(), 1, "{moment:?}");
+        fs::remove_dir_all(folder.join("backups/iptunnel-20300317T174641Z")).unwrap();
+    }
+    // With none of the files, with one more each time, and with all but one of the two last.
+    assert!(count > 6 && (1..=7).all(|files| seen.contains(&files)), "{seen:?}");
+    place.restore(&backup).unwrap();
+}
+
+#[test]
+fn a_restore_that_was_killed_at_any_moment_can_be_repeated_or_has_begun_its_epoch() {
+    let (_before, backup) = backed_up();
+    let whole = Place::new();
+    whole.restore(&backup).unwrap();
+    let of = |place: &Place| {
+        let path = &place.config.storage.path;
+        let heads = (backup.join(HEADS), file_of(path));
+        let mut written: Vec<_> = Secret::ALL
+            .map(|secret| {
+                (
+                    secret.file(&whole.config.auth).to_owned(),
+                    secret.file(&place.config.auth).to_owned(),
+                )
+            })
+            .into();
+        // The heads, then a mark that demands more than any store holds, and a draft at any time.
+        written
+            .extend([heads, (Beside::Mark.of(&whole.config.storage.path), Beside::Mark.of(path))]);
+        written
+    };
+    for steps in 0..=of(&whole).len() {
+        let place = Place::new();
+        for (from, to) in of(&place).into_iter().take(steps) {
+            fs::copy(from, to).unwrap();
+        }
+        fs::write(Beside::Draft.of(&place.config.storage.path), "half a store").unwrap();
+        let epoch = place.restore(&backup).unwrap_or_else(|error| panic!("{steps}: {error}")).epoch;
+        assert_eq!(epoch, if steps < 5 { 2 } else { 3 });
+        assert!(!place.has_valid(1));
+    }
+    // With the store in its place too, the next start begins the epoch: a test of `restore.rs`. Heads of
+    // another store stay in the way.
+    let place = Place::new();
+    fs::write(file_of(&place.config.storage.path), "{}\n").unwrap();
+    assert!(place.refused(&backup).contains("there are signed heads of a store already"));
+}
+
+#[test]
+fn a_public_key_tells_a_backup_from_those_that_others_encrypt_to_the_same_address() {
+    let (before, backup) = backed_up();
+    let lookup = lookup_key(&before.config.auth.lookup_key_file).unwrap();
+    let known = crate::signed_head::HeadKey::of(&lookup).unwrap().public();
+    let signer = Verifier::with_public_key(&known);
+    let opener = Opener::identities(KEY);
+    let (_other, forged) = backed_up();
+    let place = Place::new();
+    let of = |folder| Order {
+        config: &place.config,
+        folder,
+        opener: opener.as_ref(),
+        signer: signer.as_ref(),
+        now: NOW,
+    };
+    let told = restore(&of(&forged)).unwrap_err().to_string();
+    assert!(told.contains("not signed with the key of --public-key"), "{told}");
+    assert!(!place.config.auth.lookup_key_file.exists() && !place.config.storage.path.exists());
+    restore(&of(&backup)).unwrap();
+}
+
+#[test]
+fn backups_of_one_second_have_names_of_their_own_and_their_order() {
+    let place = Place::with_store();
+    let all = &place.config.backup.folder;
+    let name = kept::name_at(NOW);
+    let mut made = Vec::new();
+    for _ in 0..11 {
+        made.push(kept::free_name(all, NOW));
+        place.back_up(&all.join(made.last().unwrap()), None).unwrap();
+    }
+    assert_eq!(
+        (&made[0], &made[1], &made[10]),
+        (&name, &format!("{name}-2"), &format!("{name}-11"))
+    );
+    let verifier =
+        Verifier::with_lookup_key(lookup_key(&place.config.auth.lookup_key_file).unwrap()).unwrap();
+    let listed = || -> Vec<String> {
+        kept::list(all, &verifier).unwrap().into_iter().map(|one| one.name).collect()
+    };
+    assert_eq!(listed(), made);
+    assert_eq!(kept::prune(all, &verifier, 2, NOW).unwrap().len(), 9);
+    assert_eq!(listed(), made[9..]);
 }
 
 #[test]

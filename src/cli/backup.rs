@@ -100,7 +100,10 @@ pub fn backup(
         return Ok(ask_server(config, output, folder, keys)?);
     }
     let clock = SystemClock::default();
-    let folder = folder.unwrap_or_else(|| config.backup.folder.join(kept::name_at(clock.now())));
+    let folder = folder.unwrap_or_else(|| {
+        let all = &config.backup.folder;
+        all.join(kept::free_name(all, clock.now()))
+    });
     let made = alone(config, &folder, keys)?;
     Ok(show(output, &folder, &made)?)
 }
@@ -228,7 +231,10 @@ fn beside_database(
         return Err(CliError::Other("correct the bad findings, and repeat the command".into()));
     }
     let now = SystemClock::default().now();
-    let folder = folder.unwrap_or_else(|| config.backup.folder.join(kept::name_at(now)));
+    let folder = folder.unwrap_or_else(|| {
+        let all = &config.backup.folder;
+        all.join(kept::free_name(all, now))
+    });
     let heads = file_of(&config.storage.path);
     let newest = match read_file(&heads) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,

@@ -247,12 +247,14 @@ Examples:
     #[command(after_help = "\
 Examples:
   iptunnel-server restore /mnt/backup/monday
-  iptunnel-server restore /mnt/backup/monday --identity key.txt")]
+  iptunnel-server restore /mnt/backup/monday --identity key.txt --public-key KEY")]
     Restore {
         /// The folder of the backup
         folder: PathBuf,
         #[command(flatten)]
         keys: restore::Keys,
+        #[command(flatten)]
+        signer: restore::Signer,
     },
     /// Void every unspent code and every open activation
     ///
@@ -369,7 +371,9 @@ impl Cli {
             Command::Healthcheck => healthcheck::healthcheck(&config)?,
             Command::Doctor => doctor::examine(&config, output)?,
             Command::Backup { folder, keys } => backup::backup(&config, output, folder, &keys)?,
-            Command::Restore { folder, keys } => restore::restore(&config, &folder, &keys)?,
+            Command::Restore { folder, keys, signer } => {
+                restore::restore(&config, &folder, &keys, &signer)?;
+            }
             Command::Fence { yes } => fence::fence(&config, yes)?,
             Command::Copy { from, to } => copy::copy(&config, from, to)?,
             Command::Keys { action } => keys::keys(&config, action)?,

@@ -9,6 +9,7 @@ use crate::backup::restore::{Order, restore as put_back};
 use crate::config::{Backend, Config};
 use crate::operator::socket::path_of;
 use crate::os::{Clock, SystemClock};
+use crate::signed_head::Verifier;
 use crate::store::agreement::SIGNING_KEYS;
 use crate::store::error::StoreError;
 use clap::Args;
@@ -28,6 +29,23 @@ pub struct Keys {
     /// The file whose first line is the passphrase of the secrets in the backup
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
+}
+
+/// Who must have signed a backup.
+#[derive(Debug, Args)]
+pub struct Signer {
+    /// Refuse a backup that the server with this key did not sign. `audit public-key` shows the key of a server; on
+    /// a machine without the server's lookup key nothing else tells its backups from those of others
+    #[arg(long, value_name = "KEY")]
+    public_key: Option<String>,
+}
+
+impl Signer {
+    fn read(&self) -> Result<Option<Verifier>, String> {
+        let words = "--public-key must be the 64 hexadecimal digits that `audit public-key` shows";
+        let read = |key: &String| Verifier::with_public_key(key).ok_or_else(|| words.to_owned());
+        self.public_key.as_ref().map(read).transpose()
+    }
 }
 
 impl Keys {
@@ -53,8 +71,13 @@ impl Keys {
 ///
 /// # Errors
 /// The backup is not whole or not of this server, or its place is in use. Then nothing was changed.
-pub fn restore(config: &Config, folder: &Path, keys: &Keys) -> Result<(), CliError> {
-    let opener = keys.read()?;
+pub fn restore(
+    config: &Config,
+    folder: &Path,
+    keys: &Keys,
+    signer: &Signer,
+) -> Result<(), CliError> {
+    let (opener, signer) = (keys.read()?, signer.read()?);
     let socket = path_of(config);
     if UnixStream::connect(&socket).is_ok() {
         return Err(CliError::Other(format!(
@@ -66,15 +89,23 @@ pub fn restore(config: &Config, folder: &Path, keys: &Keys) -> Result<(), CliErr
         check_that_none_runs(config)?;
     }
     let now = SystemClock::default().now();
-    let order = Order { config, folder, opener: opener.as_ref(), now };
+    let order = Order { config, folder, opener: opener.as_ref(), signer: signer.as_ref(), now };
     let restored = put_back(&order).map_err(|error| CliError::Other(error.to_string()))?;
     tell(&format!(
         "restored the backup of {}, position {}; epoch {} has begun: codes that were issued before and not \
          spent are void",
         restored.manifest.made_at, restored.manifest.position, restored.epoch
     ))?;
+    let is_new = restored.secrets.contains(&config.auth.lookup_key_file);
     for path in restored.secrets {
         tell(&format!("{} was written", path.display()))?;
+    }
+    // A passphrase is known to whoever made the backup; an address, to everybody.
+    if is_new && matches!(opener, Some(Opener::Identities(_))) && signer.is_none() {
+        remark(
+            "Nothing has shown that this backup is yours: anybody can encrypt to the address. If a stranger could \
+             write its folder, compare `audit public-key` with the one that you know.",
+        );
     }
     for secret in restored.missing {
         remark(&format!(

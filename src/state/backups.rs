@@ -237,7 +237,7 @@ pub fn begin(state: &Data<State>, wanted: Wanted) -> Result<(String, Pending), N
     let now = state.clock.now();
     let name = match &wanted.folder {
         Some(folder) => folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        None => kept::name_at(now),
+        None => kept::free_name(&state.live.config.load().backup.folder, now),
     };
     if !state.backups.take_place(&name) {
         return Err(NotBegun::Busy);
