@@ -401,6 +401,38 @@ mod tests {
         output.stdout
     }
 
+    /// Runs age on a terminal, from which alone it reads passphrases: one that `script` makes.
+    fn age_on_terminal(arguments: &str, folder: &Path, typed: &str) {
+        let mut script = Command::new("script")
+            .args(["--quiet", "--return", "--command", &format!("age {arguments}"), "/dev/null"])
+            .current_dir(folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program script, which is on every Debian");
+        script.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
+        let output = script.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+
+    #[test]
+    fn the_program_age_and_this_one_open_what_the_other_has_closed_with_a_passphrase() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let words = || Zeroizing::new("correct horse battery".to_owned());
+        std::fs::write(
+            at("ours"),
+            Recipient::passphrase(words()).unwrap().encrypt(b"a key").unwrap(),
+        )
+        .unwrap();
+        age_on_terminal("-d -o opened ours", folder.path(), "correct horse battery\n");
+        assert_eq!(std::fs::read(at("opened")).unwrap(), b"a key");
+        std::fs::write(at("text"), "another").unwrap();
+        age_on_terminal("-p -o theirs text", folder.path(), &"correct horse battery\n".repeat(2));
+        let theirs = std::fs::read(at("theirs")).unwrap();
+        assert_eq!(*Opener::Passphrase(words()).decrypt(&theirs).unwrap(), b"another");
+    }
+
     #[test]
     fn the_program_age_reads_what_is_written_here_and_the_other_way_round() {
         let folder = tempfile::tempdir().unwrap();
