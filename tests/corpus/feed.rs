@@ -11,6 +11,8 @@ use iptunnel_domain::audit::Event;
 use iptunnel_domain::code::InstallCode;
 use iptunnel_domain::lookup::{KeyedHash, LookupKey};
 use iptunnel_domain::server::ServerId;
+use iptunnel_server::age::{Opener, Recipient};
+use iptunnel_server::backup::Manifest;
 use iptunnel_server::config::Layers;
 use iptunnel_server::http::body::{Field, object};
 use iptunnel_server::http::connection::framing::Framing;
@@ -228,6 +230,28 @@ pub fn heads(bytes: &[u8]) -> Verdict {
         verifier.verify(head);
     }
     Ok(())
+}
+
+/// The manifest of a backup. What is read says the same when it is written.
+pub fn manifest(bytes: &[u8]) -> Verdict {
+    let manifest = Manifest::parse(text(bytes)?)?;
+    manifest.size();
+    let written = serde_json::to_string(&manifest).map_err(refused)?;
+    assert_eq!(Manifest::parse(&written).as_ref(), Ok(&manifest));
+    Ok(())
+}
+
+/// Made by `age-keygen`, for these files alone.
+const AGE_KEY: &str = "AGE-SECRET-KEY-1NCZ2PXYR7X5PEJ96JY3PZP99C34LS28990D2NFPZ9T5JLSG9ASAQHRYF0G";
+
+/// A file of age, to the address of the key above; else the file of a key, or an address.
+pub fn age(bytes: &[u8]) -> Verdict {
+    let opener = Opener::identities(AGE_KEY).ok_or("no key")?;
+    if let Ok(text) = text(bytes) {
+        let _ = Opener::identities(text);
+        let _ = Recipient::address(text);
+    }
+    opener.decrypt(bytes).map(drop).map_err(refused)
 }
 
 /// An export of the audit log.

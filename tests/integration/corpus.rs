@@ -5,7 +5,7 @@
 mod feed;
 
 use crate::harness::{TestApp, try_send};
-use crate::process::program;
+use crate::process::{Chance, program};
 use feed::Verdict;
 use reqwest::Method;
 use std::fs;
@@ -30,25 +30,28 @@ fn files(kind: &str) -> Vec<(String, Vec<u8>)> {
     files
 }
 
+const KINDS: [(&str, Parser); 15] = [
+    ("body", feed::body),
+    ("cookie", feed::cookie),
+    ("token", feed::token),
+    ("config", feed::config),
+    ("form", feed::form),
+    ("head", feed::head),
+    ("signing_keys", feed::signing_keys),
+    ("lookup", feed::lookup),
+    ("master", feed::master),
+    ("heads", feed::heads),
+    ("export", feed::export),
+    ("journal", feed::journal),
+    ("rows", feed::rows),
+    ("manifest", feed::manifest),
+    ("age", feed::age),
+];
+
 #[test]
 fn every_parser_takes_what_is_good_and_refuses_the_rest_in_words() {
-    let kinds: [(&str, Parser); 13] = [
-        ("body", feed::body),
-        ("cookie", feed::cookie),
-        ("token", feed::token),
-        ("config", feed::config),
-        ("form", feed::form),
-        ("head", feed::head),
-        ("signing_keys", feed::signing_keys),
-        ("lookup", feed::lookup),
-        ("master", feed::master),
-        ("heads", feed::heads),
-        ("export", feed::export),
-        ("journal", feed::journal),
-        ("rows", feed::rows),
-    ];
     let mut wrong = Vec::new();
-    for (kind, parse) in kinds {
+    for (kind, parse) in KINDS {
         for (name, bytes) in files(kind) {
             match parse(&bytes) {
                 Ok(()) if name.starts_with("bad-") => {
@@ -63,6 +66,36 @@ fn every_parser_takes_what_is_good_and_refuses_the_rest_in_words() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn no_parser_panics_on_what_becomes_of_a_good_file() {
+    let mut chance = Chance::seeded(1);
+    let mut below = |bound: usize| chance.below(bound.max(1) as u64) as usize;
+    for (kind, parse) in [("manifest", feed::manifest as Parser), ("age", feed::age)] {
+        let files = files(kind);
+        for (name, bytes) in files.iter().filter(|(name, _)| name.starts_with("good-")) {
+            for round in 0..1000 {
+                let mut changed = bytes.clone();
+                for _ in 0..=below(3) {
+                    let (at, end) = (below(changed.len()), below(changed.len() + 1));
+                    match below(5) {
+                        0 => changed.truncate(end),
+                        1 => drop(changed.drain(at.min(end)..at.max(end))),
+                        2 => changed
+                            .splice(at..at, bytes[end.min(bytes.len())..].to_vec())
+                            .for_each(drop),
+                        _ if changed.is_empty() => changed.push(below(256) as u8),
+                        3 => changed[at] = below(256) as u8,
+                        _ => changed[at] ^= 1 << below(8),
+                    }
+                }
+                let parsed = std::panic::catch_unwind(|| parse(&changed));
+                let told = String::from_utf8_lossy(&changed);
+                assert!(parsed.is_ok(), "{kind}/{name}, round {round}: {told:?}");
+            }
+        }
+    }
 }
 
 /// The routes that read a body.
