@@ -420,12 +420,13 @@ fn console_of(state: &Data<State>, registry: Registry) -> Data<Console> {
     let store = state.live.config.load().storage.path.clone();
     let kept = |beside| KeptFile::of(&store, beside, state.live.lookup.clone());
     let charts = kept(Beside::Charts);
+    let epoch = state.handles.store().watermark().unwrap_or_default().epoch;
     let history = History::after(&charts.read().unwrap_or_default(), state.clock.now());
     Data::new(Console {
         state: state.clone(),
         registry: Arc::new(registry),
         counted: Mutex::default(),
-        sessions: Arc::new(Sessions::kept_in(kept(Beside::Sessions))),
+        sessions: Arc::new(Sessions::kept_in(kept(Beside::Sessions), epoch)),
         history: Arc::new(history),
         charts: Mutex::new(charts),
         started: Instant::now(),

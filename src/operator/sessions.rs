@@ -54,6 +54,15 @@ impl Session {
     }
 }
 
+/// What the file has.
+#[derive(Default, Serialize, Deserialize)]
+struct Content {
+    /// The epoch of the store. In another one tokens may be good again that were revoked: an earlier state of
+    /// the store has come back. So it begins without sessions.
+    epoch: u64,
+    sessions: Vec<Kept>,
+}
+
 /// A session as the file has it.
 #[derive(Serialize, Deserialize)]
 struct Kept {
@@ -103,18 +112,20 @@ impl Kept {
 #[derive(Default)]
 pub struct Sessions {
     open: Mutex<HashMap<KeyedHash, Session>>,
-    /// Where they survive a restart. Locked while it is written.
-    file: Mutex<Option<KeptFile>>,
+    /// Where they survive a restart, and the epoch of the store. Locked while it is written.
+    file: Mutex<Option<(KeptFile, u64)>>,
     /// Whether the file lacks a change.
     changed: AtomicBool,
 }
 
 impl Sessions {
-    /// Returns the sessions in a file, in which they are kept from now on. Those that have ended meanwhile
-    /// are forgotten when one is asked for.
-    pub fn kept_in(file: KeptFile) -> Self {
-        let kept: Vec<Kept> = file.read().unwrap_or_default();
-        let open = kept.into_iter().filter_map(Kept::session).collect();
+    /// Returns the sessions in a file, in which they are kept from now on, if they are of this epoch of the
+    /// store. Those that have ended meanwhile are forgotten when one is asked for.
+    pub fn kept_in(file: KeptFile, epoch: u64) -> Self {
+        let content: Content = file.read().unwrap_or_default();
+        let kept = content.sessions.into_iter().filter(|_| content.epoch == epoch);
+        let open = kept.filter_map(Kept::session).collect();
+        let file = (file, epoch);
         Self {
             open: Mutex::new(open),
             file: Mutex::new(Some(file)),
@@ -129,14 +140,14 @@ impl Sessions {
     /// The file can be neither written nor removed.
     pub fn keep(&self, is_good: impl Fn(&KeyedHash) -> bool, now: Timestamp) -> io::Result<()> {
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(file) = &*file else { return Ok(()) };
+        let Some((file, epoch)) = &*file else { return Ok(()) };
         // So that sessions that are over are forgotten in the file too.
         drop(self.open_ones(is_good, now));
         if !self.changed.swap(false, Ordering::SeqCst) {
             return Ok(());
         }
-        let kept: Vec<Kept> = self.lock().iter().map(Kept::of).collect();
-        file.write(&kept).or_else(|error| {
+        let sessions = self.lock().iter().map(Kept::of).collect();
+        file.write(&Content { epoch: *epoch, sessions }).or_else(|error| {
             self.changed.store(true, Ordering::SeqCst);
             tracing::warn!(%error, "the console's sessions cannot be written: a restart ends them");
             file.remove()
@@ -296,7 +307,7 @@ mod tests {
             let key = LookupKey::new(&[1; 32]);
             KeptFile::of(&folder.path().join("s"), Beside::Sessions, key)
         };
-        let sessions = Sessions::kept_in(file());
+        let sessions = Sessions::kept_in(file(), 1);
         for number in 1..=4 {
             let secret = hash(number);
             let opened = START.plus(u64::from(number));
@@ -305,7 +316,9 @@ mod tests {
         assert!(sessions.end("1"));
         sessions.find(hash(3), hash(3), good, START.plus(60), true);
         sessions.keep(good, START.plus(60)).unwrap();
-        let again = Sessions::kept_in(file());
+        let later = Sessions::kept_in(file(), 2).list(good, START.plus(60));
+        assert!(later.is_empty(), "a new epoch has begun");
+        let again = Sessions::kept_in(file(), 1);
         // The token of the second was revoked while no server ran.
         let is_good = |secret: &KeyedHash| *secret != hash(2);
         let found = |cookie, key| again.find(cookie, key, is_good, START.plus(70), false);
@@ -315,7 +328,7 @@ mod tests {
         assert_eq!((third.opened, third.used), (START.plus(3), START.plus(60)));
         // What ended by itself leaves the file too: the token may be good again later.
         again.keep(good, START.plus(LIFETIME + 3)).unwrap();
-        let all = Sessions::kept_in(file()).list(good, START.plus(5));
+        let all = Sessions::kept_in(file(), 1).list(good, START.plus(5));
         assert_eq!(all.iter().map(|one| one.id.as_str()).collect::<Vec<_>>(), ["4"]);
     }
 
@@ -324,7 +337,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = folder.path().join("s");
         let file = || KeptFile::of(&store, Beside::Sessions, LookupKey::new(&[1; 32]));
-        let sessions = Sessions::kept_in(file());
+        let sessions = Sessions::kept_in(file(), 1);
         sessions.open(hash(1), session(1, START), good);
         sessions.keep(good, START).unwrap();
         // A folder in the place of the draft: the file cannot be replaced.
@@ -336,7 +349,7 @@ mod tests {
         // It is tried again.
         std::fs::remove_dir_all(path.with_extension("sessions.new")).unwrap();
         sessions.keep(good, START).unwrap();
-        assert!(path.exists() && Sessions::kept_in(file()).list(good, START).is_empty());
+        assert!(path.exists() && Sessions::kept_in(file(), 1).list(good, START).is_empty());
     }
 
     #[test]
