@@ -453,3 +453,54 @@ fn forget<K: CacheOwner>(keeper: &mut K, records: &[K::Record], now: Timestamp) 
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iptunnel_domain::code::CodeNumber;
+
+    #[derive(Clone)]
+    struct Record(u64);
+
+    impl CachedRecord for Record {
+        type Key = u64;
+        type Number = u64;
+
+        fn key(&self) -> u64 {
+            self.0
+        }
+        fn number(&self) -> u64 {
+            self.0
+        }
+        fn version(&self) -> Version {
+            1
+        }
+        fn is_at_work(&self, _: Timestamp, _: &ActorSettings) -> bool {
+            false
+        }
+        fn is_forgettable(&self, _: Timestamp, _: &ActorSettings) -> bool {
+            false
+        }
+        fn is_dated_ahead(&self, _: Timestamp) -> bool {
+            false
+        }
+        fn forget(&self) -> Write {
+            Write::ForgetCode(CodeNumber(self.0), 1)
+        }
+        fn oldest(_: &dyn Store, _: Option<u64>, _: usize) -> Result<Vec<Self>, ReadError> {
+            Ok(Vec::new())
+        }
+    }
+
+    #[test]
+    fn a_wave_of_records_that_is_over_leaves_no_large_table_behind() {
+        const WAVE: usize = 50_000;
+        let mut cache = RecordCache::new();
+        (0..WAVE as u64).for_each(|number| cache.remember(Record(number)));
+        assert!(cache.records.capacity() >= WAVE);
+        let done = std::mem::take(&mut cache.watched).into_iter().map(|key| (key, 1)).collect();
+        cache.evict(done);
+        assert_eq!(cache.len(), 0);
+        assert!(cache.records.capacity() <= 4 * LEAST_KEPT);
+    }
+}
