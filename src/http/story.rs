@@ -3,8 +3,9 @@
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, Stage};
 use iptunnel_domain::audit::Action;
-use iptunnel_domain::code::{Code, CodeState};
+use iptunnel_domain::code::{Code, CodeHash, CodeState};
 use iptunnel_storage::{AuditLog, ReadError};
+use std::collections::{HashMap, HashSet};
 
 /// The stage of a code at some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,7 @@ impl CodeStage {
     }
 }
 
-/// The most log entries that the search for a hint reads: about 100 ms.
+/// The most log entries that a search for hints reads: about 100 ms.
 const HINT_AMONG: usize = 100_000;
 
 /// Returns the hint of a code from the audit entry of its issue. Empty where the search finds
@@ -50,18 +51,113 @@ const HINT_AMONG: usize = 100_000;
 /// # Errors
 /// If the log cannot be read.
 pub fn hint_of(store: &dyn AuditLog, code: &Code) -> Result<String, ReadError> {
-    let (mut hint, mut looked) = (String::new(), 0);
-    let number = store.audit_number_at(code.issued_at)?;
-    // The entry is written within seconds of the issue.
-    let over = code.issued_at.plus(600);
-    store.audit_from(number, &mut |entry| {
-        let event = entry.event;
-        let found = event.action == Action::CodeIssued && event.code == Some(code.hash);
-        if found {
-            hint = event.subject;
+    Ok(hints_of(store, std::slice::from_ref(code))?.remove(&code.hash).unwrap_or_default())
+}
+
+/// Returns the hints of codes, as [`hint_of`] does. It reads no entry of the log twice: codes that are shown
+/// together were often issued in the same second, among thousands of others.
+///
+/// # Errors
+/// If the log cannot be read.
+pub fn hints_of(
+    store: &dyn AuditLog,
+    codes: &[Code],
+) -> Result<HashMap<CodeHash, String>, ReadError> {
+    let wanted: HashSet<CodeHash> = codes.iter().map(|code| code.hash).collect();
+    let mut in_order: Vec<&Code> = codes.iter().collect();
+    in_order.sort_by_key(|code| code.issued_at);
+    let (mut hints, mut next, mut left) = (HashMap::new(), 0, HINT_AMONG);
+    for code in in_order {
+        if left == 0 || hints.contains_key(&code.hash) {
+            continue;
         }
-        looked += 1;
-        !found && event.at <= over && looked < HINT_AMONG
-    })?;
-    Ok(hint)
+        // The entry is written within seconds of the issue.
+        let over = code.issued_at.plus(600);
+        let from = store.audit_number_at(code.issued_at)?.max(next);
+        store.audit_from(from, &mut |entry| {
+            next = entry.head.entries + 1;
+            left -= 1;
+            let event = entry.event;
+            let is_over = event.at > over;
+            let issued = event.code.filter(|_| event.action == Action::CodeIssued);
+            if let Some(hash) = issued.filter(|hash| wanted.contains(hash)) {
+                hints.insert(hash, event.subject);
+            }
+            !is_over && left > 0 && !hints.contains_key(&code.hash)
+        })?;
+    }
+    Ok(hints)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iptunnel_domain::audit::{Actor, Event, Head};
+    use iptunnel_domain::code::{CodeNumber, ProductLetters};
+    use iptunnel_domain::lookup::KeyedHash;
+    use iptunnel_storage::{Attempts, Entry};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn code(number: u64) -> Code {
+        let issued_at = Timestamp(1_900_000_000 + number / 1000);
+        Code {
+            number: CodeNumber(number),
+            hash: CodeHash(KeyedHash(u128::from(number).to_be_bytes())),
+            product: ProductLetters::parse("SD").unwrap(),
+            session: KeyedHash([1; 16]),
+            issued_at,
+            expires_at: issued_at.plus(300),
+            activations: 0,
+            state: CodeState::Issued,
+            version: 1,
+        }
+    }
+
+    /// A log of issues, a thousand in a second, that counts what is read. Entry `n` issues code `n`.
+    struct Log(AtomicUsize);
+
+    impl AuditLog for Log {
+        fn audit_head(&self) -> Result<Head, ReadError> {
+            Ok(Head::default())
+        }
+        fn audit_from(
+            &self,
+            from: u64,
+            each: &mut dyn FnMut(Entry) -> bool,
+        ) -> Result<(), ReadError> {
+            for number in from.max(1)..10_000 {
+                self.0.fetch_add(1, Ordering::Relaxed);
+                let (code, subject) = (code(number), format!("code {number}"));
+                let issued = Event::new(Action::CodeIssued, Actor::Browser, code.issued_at, None);
+                let event = Event { code: Some(code.hash), subject, ..issued };
+                let head = Head { entries: number, ..Head::default() };
+                if !each(Entry { head, event }) {
+                    break;
+                }
+            }
+            Ok(())
+        }
+        fn audit_before(&self, _: u64, _: &mut dyn FnMut(Entry) -> bool) -> Result<(), ReadError> {
+            Ok(())
+        }
+        fn audit_number_at(&self, at: Timestamp) -> Result<u64, ReadError> {
+            Ok((at.0 - 1_900_000_000) * 1000)
+        }
+        fn attempts(&self, _: CodeHash) -> Result<Attempts, ReadError> {
+            Ok(Attempts::default())
+        }
+    }
+
+    #[test]
+    fn the_hints_of_a_page_read_no_entry_of_the_log_twice() {
+        let log = Log(AtomicUsize::new(0));
+        // The newest first, as pages have them, and one of another second that comes again.
+        let codes: Vec<Code> = (5_900..5_950).rev().chain([2_500]).map(code).collect();
+        let hints = hints_of(&log, &codes).unwrap();
+        assert!(codes.iter().all(|code| hints[&code.hash] == format!("code {}", code.number.0)));
+        let read = log.0.load(Ordering::Relaxed);
+        assert!((501..=501 + 950).contains(&read), "{read}");
+        assert_eq!(hint_of(&log, &code(4_321)).unwrap(), "code 4321");
+        assert_eq!(hint_of(&log, &code(20_000)).unwrap(), "");
+    }
 }

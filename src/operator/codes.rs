@@ -6,14 +6,14 @@ use super::console::{Console, failed, parse_cursor, read, see};
 use crate::http::errors::ApiError;
 use crate::http::page::html;
 use crate::http::respond::{rfc3339, success};
-use crate::http::story::{CodeStage, hint_of};
+use crate::http::story::{CodeStage, hints_of};
 use actix_web::http::StatusCode;
 use actix_web::web::{Data, Form, Path};
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
 use iptunnel_domain::activation::ActivationId;
 use iptunnel_domain::audit::{Action, Event};
-use iptunnel_domain::code::{CodeHash, CodeState, InstallCode};
+use iptunnel_domain::code::{Code, CodeHash, CodeState, InstallCode};
 use iptunnel_domain::lookup::{KeyedHash, Purpose};
 use iptunnel_domain::time::Lifetimes;
 use iptunnel_domain::{Refusal, Timestamp};
@@ -129,30 +129,36 @@ fn scan(store: &dyn Store, before: u64, text: &str, ids: &Ids) -> Result<Found, 
         next_cursor = (!goes_on && number > 1).then_some(number);
         goes_on
     })?;
-    let mut codes = Vec::with_capacity(hits.len());
-    for (hash, event) in hits {
-        codes.push(row(store, hash, event)?);
-    }
+    // The entry of the issue has the hint itself.
+    let others = hits.iter().filter(|(_, event)| event.action != Action::CodeIssued);
+    let others: Vec<CodeHash> = others.map(|(hash, _)| *hash).collect();
+    let known: Vec<Code> = store.codes(&others)?.into_iter().flatten().collect();
+    let mut hints = hints_of(store, &known)?;
+    let mut hint = |hash| match hints.remove(&hash) {
+        Some(hint) => hint,
+        None if known.iter().any(|code| code.hash == hash) => String::new(),
+        None => "(deleted)".into(),
+    };
+    let codes = hits
+        .into_iter()
+        .map(|(hash, event)| match event.action {
+            Action::CodeIssued => row(hash, event.subject.clone(), event),
+            _ => row(hash, hint(hash), event),
+        })
+        .collect();
     Ok(Found { codes, next_cursor })
 }
 
-fn row(store: &dyn Store, hash: CodeHash, event: Event) -> Result<Row, ReadError> {
-    let hint = match event.action {
-        Action::CodeIssued => event.subject.clone(),
-        _ => match store.code(hash)? {
-            Some(code) => hint_of(store, &code)?,
-            None => "(deleted)".into(),
-        },
-    };
+fn row(hash: CodeHash, hint: String, event: Event) -> Row {
     let hostname = if event.action == Action::CodeIssued { String::new() } else { event.subject };
-    Ok(Row {
+    Row {
         id: hash.0.to_hex(),
         hint,
         last: event.action.name(),
         at: rfc3339(event.at),
         hostname,
         address: event.address.map(|address| address.to_string()).unwrap_or_default(),
-    })
+    }
 }
 
 #[derive(Serialize)]
