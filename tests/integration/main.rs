@@ -41,6 +41,7 @@ mod losing_client;
 mod losing_proxy;
 mod lost_answers;
 mod observed;
+mod packages;
 mod pages;
 mod process;
 mod protocol;

@@ -122,29 +122,7 @@ impl Process {
     /// Starts a server in this folder and waits until it is ready.
     pub fn start_in(folder: Arc<TempDir>, arguments: Vec<String>) -> Self {
         let (mut child, files) = spawn(folder.path(), &arguments);
-        let welcome = || fs::read_to_string(&files[0]).unwrap();
-        wait_until("the server listens", || {
-            if let Some(status) = child.try_wait().unwrap() {
-                let log = fs::read_to_string(&files[1]).unwrap();
-                panic!("the server ended with {status}: {}{log}", welcome());
-            }
-            welcome().contains("/console\n")
-        });
-        let address = |before: &str, after: &str| {
-            let text = welcome();
-            let from = text.find(before).unwrap() + before.len();
-            let length = text[from..].find(after).unwrap();
-            text[from..from + length].to_owned()
-        };
-        let master = fs::read_to_string(folder.path().join("data/master.token")).unwrap();
-        let client = Client::builder().no_proxy().timeout(Duration::from_secs(15));
-        let api = Api {
-            url: address("Codes are issued at ", "/slowdns"),
-            admin: address("Operators look at ", "/console"),
-            master: master.trim().to_owned(),
-            client: client.build().unwrap(),
-            patience: Duration::ZERO,
-        };
+        let api = listening(&mut child, &files, &folder.path().join("data/master.token"));
         Self { api, folder, child, arguments, files }
     }
 
@@ -212,6 +190,32 @@ pub fn spawn(folder: &Path, arguments: &[String]) -> (Child, [PathBuf; 2]) {
     let [stdout, stderr] = files.each_ref().map(|path| File::create(path).unwrap());
     let child = program(folder).args(arguments).stdout(stdout).stderr(stderr).spawn().unwrap();
     (child, files)
+}
+
+/// Waits until a server listens that writes into these files, and returns how it is reached.
+pub fn listening(child: &mut Child, files: &[PathBuf; 2], master: &Path) -> Api {
+    let welcome = || fs::read_to_string(&files[0]).unwrap();
+    wait_until("the server listens", || {
+        if let Some(status) = child.try_wait().unwrap() {
+            let log = fs::read_to_string(&files[1]).unwrap();
+            panic!("the server ended with {status}: {}{log}", welcome());
+        }
+        welcome().contains("/console\n")
+    });
+    let address = |before: &str, after: &str| {
+        let text = welcome();
+        let from = text.find(before).unwrap() + before.len();
+        let length = text[from..].find(after).unwrap();
+        text[from..from + length].to_owned()
+    };
+    let client = Client::builder().no_proxy().timeout(Duration::from_secs(15));
+    Api {
+        url: address("Codes are issued at ", "/slowdns"),
+        admin: address("Operators look at ", "/console"),
+        master: fs::read_to_string(master).unwrap().trim().to_owned(),
+        client: client.build().unwrap(),
+        patience: Duration::ZERO,
+    }
 }
 
 /// A small random generator (xorshift64*): a failed run can be repeated from its seed.

@@ -107,3 +107,14 @@ fn the_guide_for_operators_names_every_key_of_the_configuration() {
         assert!(guide.contains(&format!("`{key}`")), "{key} is missing");
     }
 }
+
+#[test]
+fn the_guide_and_the_changelog_know_this_version_and_its_formats() {
+    let version = env!("CARGO_PKG_VERSION");
+    let changes = include_str!("../../CHANGELOG.md");
+    assert!(changes.contains(&format!("\n## {version} (")), "{version}");
+    let guide = include_str!("../../docs/operating.md");
+    let format = iptunnel_storage::FORMAT_VERSION;
+    let row = format!("| {version} | {format} | 1 to {format} | ");
+    assert!(guide.contains(&row), "{row}");
+}
