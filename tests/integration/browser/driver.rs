@@ -7,8 +7,12 @@ use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
+use std::ops::Deref;
+use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
@@ -17,12 +21,26 @@ const NEEDED: &str =
 
 const TAB: &str = "\u{e004}";
 
-/// One window of a browser of its own.
-pub struct Window {
+/// A running browser.
+pub struct Browser {
     runtime: Runtime,
     client: Client,
     driver: Child,
+    /// The driver and its browser run as long as this is open. The end of this process closes it, however it
+    /// ends.
+    alive: Option<ChildStdin>,
 }
+
+/// The window of a browser that no other test uses meanwhile.
+pub struct Window(Option<Browser>);
+
+/// The browsers at once. A start of Chromium takes a second of both processors, so tests take turns.
+const BROWSERS: usize = 3;
+
+/// The browsers that wait for the next test, and how many more may be started.
+static WAITING: Mutex<(Vec<Browser>, usize)> = Mutex::new((Vec::new(), BROWSERS));
+/// Signals a browser, or the room for one, that was given back.
+static GIVEN_BACK: Condvar = Condvar::new();
 
 /// A command of Chromium's DevTools protocol.
 #[derive(Debug)]
@@ -46,8 +64,11 @@ impl WebDriverCompatibleCommand for DevTools {
 /// that port it ends, and is started again.
 fn start_driver() -> (Child, String) {
     for _ in 0..5 {
-        let mut driver = Command::new("chromedriver")
-            .arg("--port=0")
+        // In a group of its own, all of which ends with the shell's input.
+        let mut driver = Command::new("sh")
+            .args(["-c", "chromedriver --port=0 & read -r _; kill 0"])
+            .process_group(0)
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -63,14 +84,16 @@ fn start_driver() -> (Child, String) {
             std::thread::spawn(move || said.for_each(drop));
             return (driver, format!("http://127.0.0.1:{port}"));
         }
+        drop(driver.stdin.take());
         driver.wait().unwrap();
     }
     panic!("chromedriver never said on which port it listens");
 }
 
-impl Window {
-    pub fn open() -> Self {
-        let (driver, url) = start_driver();
+impl Browser {
+    fn start() -> Self {
+        let (mut driver, url) = start_driver();
+        let alive = driver.stdin.take();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let options = json!({"args": [
             "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
@@ -83,7 +106,24 @@ impl Window {
                 ClientBuilder::new(HttpConnector::new()).capabilities(capabilities).connect(&url),
             )
             .expect(NEEDED);
-        Self { runtime, client, driver }
+        Self { runtime, client, driver, alive }
+    }
+
+    /// Makes it as it was at its start, for the next test. Storage of a page is bound to the port of its server.
+    fn forget(&self) {
+        self.go("about:blank");
+        self.dev_tools("Network.clearBrowserCookies", json!({}));
+        self.dev_tools("Network.clearBrowserCache", json!({}));
+        self.dev_tools("Emulation.clearDeviceMetricsOverride", json!({}));
+        self.dev_tools("Emulation.setEmulatedMedia", json!({"features": []}));
+        self.dev_tools("Emulation.setScriptExecutionDisabled", json!({"value": false}));
+    }
+
+    fn end(mut self) {
+        // It may have ended already.
+        let _ = self.runtime.block_on(self.client.clone().close());
+        drop(self.alive.take());
+        let _ = self.driver.wait();
     }
 
     pub fn go(&self, url: &str) {
@@ -249,11 +289,45 @@ impl Window {
     }
 }
 
+fn waiting() -> MutexGuard<'static, (Vec<Browser>, usize)> {
+    WAITING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Window {
+    /// Opens a window, once fewer than [`BROWSERS`] are open.
+    pub fn open() -> Self {
+        let none = |(browsers, room): &mut (Vec<Browser>, usize)| browsers.is_empty() && *room == 0;
+        let mut waiting =
+            GIVEN_BACK.wait_while(waiting(), none).unwrap_or_else(PoisonError::into_inner);
+        if let Some(browser) = waiting.0.pop() {
+            return Self(Some(browser));
+        }
+        waiting.1 -= 1;
+        drop(waiting);
+        Self(Some(Browser::start()))
+    }
+}
+
+impl Deref for Window {
+    type Target = Browser;
+
+    fn deref(&self) -> &Browser {
+        self.0.as_ref().unwrap()
+    }
+}
+
 impl Drop for Window {
     fn drop(&mut self) {
-        // The browser ends with its session, the driver by itself never.
-        let _ = self.runtime.block_on(self.client.clone().close());
-        let _ = self.driver.kill();
-        let _ = self.driver.wait();
+        let Some(browser) = self.0.take() else { return };
+        // After a failure nobody knows what it does.
+        let is_good = !std::thread::panicking()
+            && catch_unwind(AssertUnwindSafe(|| browser.forget())).is_ok();
+        if is_good {
+            waiting().0.push(browser);
+        } else {
+            browser.end();
+            waiting().1 += 1;
+        }
+        GIVEN_BACK.notify_one();
     }
 }
