@@ -129,6 +129,10 @@ pub trait Records: Send + Sync {
     ) -> Result<Vec<Activation>, ReadError>;
 }
 
+/// How far times may be out of order in the audit log, in seconds. Between the time stamp of a request and its
+/// commit its body is read, for which it has ten seconds by default.
+pub const OUT_OF_ORDER: u64 = 60;
+
 /// The audit log: what happened, in the order of the commits, and what was tried on codes.
 pub trait AuditLog: Send + Sync {
     /// Returns the number and hash of the last entry of the audit log.
@@ -144,7 +148,8 @@ pub trait AuditLog: Send + Sync {
         each: &mut dyn FnMut(Entry) -> bool,
     ) -> Result<(), ReadError>;
     /// Returns a number before which no entry is as late as `at`. Entries stand in the order of
-    /// their commits, and their times may be some seconds out of order.
+    /// their commits, and their times may be out of order by [`OUT_OF_ORDER`] seconds: so it is the number of
+    /// the first entry that is about so much earlier than `at`.
     fn audit_number_at(&self, at: Timestamp) -> Result<u64, ReadError>;
     /// Returns the attempts on a code: what was tried on it and changed nothing.
     fn attempts(&self, code: CodeHash) -> Result<Attempts, ReadError>;

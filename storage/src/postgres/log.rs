@@ -9,7 +9,7 @@ use super::rows::{
     EVENT, event, event_heard_of, get_hash, is_understood, place, rows, signed, time,
 };
 use super::{Inner, counting, no_connection, peer_check_ins, unreadable};
-use crate::{Attempts, Entry, ReadError};
+use crate::{Attempts, Entry, OUT_OF_ORDER, ReadError};
 use deadpool_postgres::{Client, GenericClient};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::audit::{Action, Actor, ChainHash, Event, Head};
@@ -37,8 +37,6 @@ const CHAINED: &str = "coalesce((SELECT seq FROM chained WHERE chained.process =
 /// The last event of a process: one index look-up for each. With a question whether any event
 /// follows the last one chained, a plan made while the table is small would later read all of it.
 const LAST: &str = "(SELECT coalesce(max(seq), 0) FROM event WHERE event.process = process.id)";
-/// How far times may be out of order in the log: see the embedded engine.
-const SLACK: u64 = 60;
 
 fn hash(row: &Row, column: &str) -> Result<ChainHash, ReadError> {
     let bytes: &[u8] = row.try_get(column).map_err(unreadable)?;
@@ -213,7 +211,7 @@ pub(super) async fn number_at(
     client: &impl GenericClient,
     at: Timestamp,
 ) -> Result<u64, ReadError> {
-    let at = time(Timestamp(at.0.saturating_sub(SLACK)));
+    let at = time(Timestamp(at.0.saturating_sub(OUT_OF_ORDER)));
     let sql = "SELECT first FROM link WHERE latest >= $1 ORDER BY latest, first LIMIT 1";
     match rows(client, sql, &[&at]).await?.first() {
         Some(row) => number(row, "first"),

@@ -8,7 +8,7 @@
 //! time or starts from the newest.
 
 use super::unreadable;
-use crate::{ATTEMPTS, Attempts, Entry, ReadError};
+use crate::{ATTEMPTS, Attempts, Entry, OUT_OF_ORDER, ReadError};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::audit::{ChainHash, Event, Head};
 use iptunnel_domain::code::CodeHash;
@@ -30,9 +30,6 @@ const HASH: usize = 32;
 const FRONT: usize = 2 * HASH + 8;
 /// Bytes of the count at the front of a code's attempts.
 const COUNT: usize = 8;
-/// How far times may be out of order, in seconds. Between the time stamp of a request and its
-/// commit its body is read, for which it has ten seconds by default.
-const SLACK: u64 = 60;
 
 pub(super) fn create(write: &WriteTransaction) -> Result<(), redb::Error> {
     write.open_table(AUDIT)?;
@@ -196,7 +193,7 @@ pub(super) fn before(
 /// Finds the first entry of the last page that begins before `at`, by binary search.
 pub(super) fn number_at(read: &ReadTransaction, at: Timestamp) -> Result<u64, ReadError> {
     let pages = read.open_table(AUDIT).map_err(unreadable)?;
-    let at = Timestamp(at.0.saturating_sub(SLACK));
+    let at = Timestamp(at.0.saturating_sub(OUT_OF_ORDER));
     let last = pages.last().map_err(unreadable)?.map_or(0, |(number, _)| number.value());
     let (mut low, mut high) = (1, last);
     while low < high {
