@@ -14,6 +14,7 @@ use crate::operator::console::Console;
 use crate::operator::health::{Readiness, bodies_arrive_in_time, refuse_unknown_hosts};
 use crate::operator::history::History;
 use crate::operator::kept_file::KeptFile;
+use crate::operator::now::Looks;
 use crate::operator::sessions::Sessions;
 use crate::operator::socket::{self, SocketError, SocketFile};
 use crate::operator::{self, signed_heads};
@@ -425,7 +426,7 @@ fn console_of(state: &Data<State>, registry: Registry) -> Data<Console> {
     Data::new(Console {
         state: state.clone(),
         registry: Arc::new(registry),
-        counted: Mutex::default(),
+        looks: Looks::default(),
         sessions: Arc::new(Sessions::kept_in(kept(Beside::Sessions), epoch)),
         history: Arc::new(history),
         charts: Mutex::new(charts),

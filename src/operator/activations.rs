@@ -19,7 +19,7 @@ pub struct ActivationsQuery {
 }
 
 /// An activation as JSON, with or without details.
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 pub struct Row {
     /// The first digits of its id.
     pub activation: String,
@@ -33,7 +33,7 @@ pub struct Row {
     pub age_seconds: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct Details {
     public_ip: String,
     state: &'static str,

@@ -2,7 +2,7 @@
 
 use super::history::History;
 use super::kept_file::KeptFile;
-use super::now::{Counted, charted};
+use super::now::{Looks, charted};
 use super::sessions::{Session, Sessions};
 use crate::http::errors::ApiError;
 use crate::http::page::error_page;
@@ -45,8 +45,8 @@ pub struct Console {
     pub history: Arc<History>,
     /// Where those of the charts survive a restart. Locked while it is written.
     pub charts: Mutex<KeptFile>,
-    /// The servers by state, as they were counted last.
-    pub counted: Mutex<Option<Counted>>,
+    /// What the page *Now* found last.
+    pub looks: Looks,
     /// When the server started.
     pub started: Instant,
     /// The last signed head of the audit log.

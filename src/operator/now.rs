@@ -18,7 +18,7 @@ use actix_web::http::StatusCode;
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use askama::Template;
-use iptunnel_actors::server_registry::{ByState, Servers};
+use iptunnel_actors::server_registry::ByState;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::activation::{Activation, Stage};
 use iptunnel_storage::{ReadError, Records};
@@ -36,7 +36,7 @@ const LISTED: usize = 20;
 const OPEN_AMONG: usize = 16_000;
 
 /// The newest codes and activations by state.
-#[derive(Default, Serialize)]
+#[derive(Clone, Default, Serialize)]
 struct Installs {
     /// The number of newest codes and activations that are counted.
     of_the_last: usize,
@@ -159,36 +159,57 @@ struct Health {
     makes_backups: bool,
 }
 
-/// How often a count of all servers is used again, in the time that it took. So the console takes at most a
-/// hundredth of a processor for counting, however many look at it; and where there are few servers, each look
-/// is a count of its own.
+/// How often what a look has found is used again, in the time that the look took. So the console takes at most a
+/// hundredth of a processor for it, however many people look; and where there is little to look through, each
+/// look is one of its own.
 const REUSE: u32 = 100;
 
-/// The servers by state, as they were counted last.
-pub struct Counted {
+/// What the last look has found.
+struct Looked<T> {
     at: Instant,
     took: Duration,
-    counts: ByState,
+    found: T,
 }
 
-impl Counted {
-    /// Whether the count is good enough for another look.
+impl<T> Looked<T> {
+    /// Whether it is good enough for another page.
     fn is_fresh(&self, now: Instant) -> bool {
         now.duration_since(self.at) < self.took.saturating_mul(REUSE)
     }
 }
 
-/// Returns how many servers are in each state. It examines all of them, unless that was done just now.
-fn counted(last: &Mutex<Option<Counted>>, servers: &Servers, stale: Timestamp) -> ByState {
-    // Whoever comes meanwhile waits for this count.
-    let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-    let at = Instant::now();
-    if let Some(fresh) = last.as_ref().filter(|counted| counted.is_fresh(at)) {
-        return fresh.counts;
+/// What a look finds, for whoever asks next.
+pub struct Reused<T>(Mutex<Option<Looked<T>>>);
+
+impl<T> Default for Reused<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
     }
-    let counts = servers.by_state(stale);
-    *last = Some(Counted { at, took: at.elapsed(), counts });
-    counts
+}
+
+impl<T: Clone> Reused<T> {
+    /// Returns what the last look found, or looks.
+    ///
+    /// # Errors
+    /// Those of the look.
+    fn get<E>(&self, look: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        // Whoever comes meanwhile waits for this look.
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = Instant::now();
+        if let Some(fresh) = last.as_ref().filter(|looked| looked.is_fresh(at)) {
+            return Ok(fresh.found.clone());
+        }
+        let found = look()?;
+        *last = Some(Looked { at, took: at.elapsed(), found: found.clone() });
+        Ok(found)
+    }
+}
+
+/// What the page looks for in all servers and in the newest codes and activations.
+#[derive(Default)]
+pub struct Looks {
+    states: Reused<ByState>,
+    installs: Reused<Installs>,
 }
 
 /// The figures of the page.
@@ -230,9 +251,11 @@ async fn now(console: &Data<Console>) -> Result<Now, ApiError> {
     // This page is what people look at while the store is away. It does not wait for the store then.
     let is_away = console.state.troubles.has(Trouble::Silent);
     let (installs, counts, of_files) = read(console, move |store| {
-        let installs = if is_away { None } else { installs(store, token_ttl, time).ok() };
+        let looks = &of_thread.looks;
+        let installs = || looks.installs.get(|| installs(store, token_ttl, time)).ok();
+        let installs = if is_away { None } else { installs() };
         let servers = of_thread.state.handles.servers();
-        let counts = counted(&of_thread.counted, servers, stale);
+        let counts = looks.states.get(|| Ok::<_, ReadError>(servers.by_state(stale)))?;
         Ok((installs, counts, OfFiles::look(&of_files, time)))
     })
     .await?;
@@ -534,12 +557,16 @@ mod tests {
     use std::net::IpAddr;
 
     #[test]
-    fn a_count_is_used_again_for_a_hundred_times_as_long_as_it_took() {
-        let (at, counts) = (Instant::now(), ByState::default());
-        let counted = |took| Counted { at, took: Duration::from_millis(took), counts };
+    fn what_was_found_is_used_again_for_a_hundred_times_as_long_as_the_look_took() {
+        let at = Instant::now();
+        let looked = |took| Looked { at, took: Duration::from_millis(took), found: () };
         let after = |seconds| at + Duration::from_secs(seconds);
-        assert!(counted(50).is_fresh(after(4)) && !counted(50).is_fresh(after(5)));
-        assert!(!counted(0).is_fresh(at));
+        assert!(looked(50).is_fresh(after(4)) && !looked(50).is_fresh(after(5)));
+        assert!(!looked(0).is_fresh(at));
+        let reused = Reused::default();
+        *reused.0.lock().unwrap() = Some(Looked { at, took: Duration::from_secs(3600), found: 7 });
+        assert_eq!(reused.get(|| Err(())), Ok(7));
+        assert_eq!(Reused::<u32>::default().get(|| Err(())), Err(()));
     }
 
     #[test]
