@@ -88,11 +88,15 @@ pub enum Action {
     BackupFailed = 37,
     /// The store was restored from a backup.
     StoreRestored = 38,
+    /// An operator had events sent to a webhook again.
+    WebhookReplayed = 39,
+    /// An operator enabled a webhook whose receiver had said that it was gone.
+    WebhookEnabled = 40,
 }
 
 impl Action {
     /// All actions that this program writes.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 35] = [
         Self::CodeIssued,
         Self::Activated,
         Self::Replaced,
@@ -121,6 +125,8 @@ impl Action {
         Self::BackupMade,
         Self::BackupFailed,
         Self::StoreRestored,
+        Self::WebhookReplayed,
+        Self::WebhookEnabled,
         Self::PrecheckPassed,
         Self::PrecheckRefused,
         Self::ActivateRefused,
@@ -160,6 +166,8 @@ impl Action {
             Self::BackupMade => "backup_made",
             Self::BackupFailed => "backup_failed",
             Self::StoreRestored => "store_restored",
+            Self::WebhookReplayed => "webhook_replayed",
+            Self::WebhookEnabled => "webhook_enabled",
             Self::PrecheckPassed => "precheck_passed",
             Self::PrecheckRefused => "precheck_refused",
             Self::ActivateRefused => "activate_refused",

@@ -15,6 +15,7 @@
 //! * [`limit`]: fixed-window limits as arithmetic
 //! * [`address`]: host names, public addresses, and a caller's network
 //! * [`audit`]: the audit log: events in a hash chain that reveals tampering
+//! * [`webhook`]: which events are told to whom, in which order, and when a delivery is given up
 //! * [`lookup`]: keyed hashes under which secrets are stored and looked up
 //! * [`time`]: whole seconds since the Unix epoch, and how dates in the future are treated
 //! * [`refusal`]: every reason for which a request is refused
@@ -34,6 +35,7 @@ pub mod refusal;
 pub mod server;
 pub mod ticket;
 pub mod time;
+pub mod webhook;
 
 pub use refusal::Refusal;
 pub use time::Timestamp;

@@ -78,6 +78,8 @@ pub fn action(name: &str) -> &str {
         Action::BackupMade => "Backup made",
         Action::BackupFailed => "Backup failed",
         Action::StoreRestored => "Store restored from a backup",
+        Action::WebhookReplayed => "Webhook sent again",
+        Action::WebhookEnabled => "Webhook enabled",
     }
 }
 
@@ -97,9 +99,9 @@ pub fn actor(name: &str) -> &str {
 /// Returns the class of the pill of a server's or a code's state, as `docs/design.md` lists them.
 pub fn pill(state: &str) -> &'static str {
     match state {
-        "live" | "confirmed" | "registered" | "checked_in" | "good" => "pill good",
+        "live" | "confirmed" | "registered" | "checked_in" | "good" | "delivering" => "pill good",
         "stale" | "activated" | "used" | "prechecked" => "pill warn",
-        "revoked" => "pill bad",
+        "revoked" | "failing" | "disabled" => "pill bad",
         _ => "pill",
     }
 }
