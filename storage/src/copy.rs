@@ -117,8 +117,25 @@ pub fn copy(from: &dyn Store, to: &dyn Store) -> Result<(), CopyError> {
         outcome.is_ok()
     })?;
     outcome?;
-    target.write()
+    target.write()?;
+    copy_webhooks(from, to)
 }
+
+/// Copies how far each webhook has heard of the audit log, whose numbers are the same in the copy.
+fn copy_webhooks(from: &dyn Store, to: &dyn Store) -> Result<(), CopyError> {
+    let (Some(from), Some(to)) = (from.webhooks(), to.webhooks()) else { return Ok(()) };
+    let states = from.states()?;
+    if states.is_empty() {
+        return Ok(());
+    }
+    if !to.hold(LEASE)? || !to.keep(&states)? {
+        return Err(CopyError::Conflict);
+    }
+    Ok(to.release()?)
+}
+
+/// Seconds for which the rows of webhooks are held while they are copied.
+const LEASE: u32 = 60;
 
 fn hashes_of(codes: &[Code]) -> Vec<CodeHash> {
     codes.iter().map(|code| code.hash).collect()

@@ -34,7 +34,9 @@ pub use embedded::{Disk, Disks, EmbeddedStore, FORMAT_VERSION, FileDisk, OpenDis
 pub use feed::Listener;
 pub use outage::Outage;
 pub use postgres::{Inspection, Others, PostgresStore};
-pub use store::{AuditLog, Epochs, LOOKUP_KEY, OUT_OF_ORDER, Records, Shared, Store};
+pub use store::{
+    AuditLog, Epochs, LOOKUP_KEY, OUT_OF_ORDER, Records, Shared, Store, WebhookStates,
+};
 pub use watermark::Watermark;
 
 /// What is stored, as bytes: for tests that feed it damaged ones.

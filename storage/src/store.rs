@@ -159,6 +159,22 @@ pub trait AuditLog: Send + Sync {
     }
 }
 
+/// What each webhook has had of the audit log: a row for each, whose bytes are the caller's. One server at a
+/// time delivers and writes these rows: the one that holds the lease.
+///
+/// They are no part of the commits, and no guard rests on them: a row that is lost is a delivery that is repeated.
+pub trait WebhookStates: Send + Sync {
+    /// Takes the lease, or makes it longer, for so many seconds from now on. Returns whether this server has
+    /// it. A store of one server always grants it.
+    fn hold(&self, seconds: u32) -> Result<bool, ReadError>;
+    /// Gives the lease back, so that another server need not wait for its end.
+    fn release(&self) -> Result<(), ReadError>;
+    /// Returns the rows, in the order of their names.
+    fn states(&self) -> Result<Vec<(String, Vec<u8>)>, ReadError>;
+    /// Writes rows, if this server has the lease. Returns whether it has.
+    fn keep(&self, states: &[(String, Vec<u8>)]) -> Result<bool, ReadError>;
+}
+
 /// A database of records, as the crates above use it. One thread commits; any thread reads. Who only
 /// reads takes one of the narrower traits.
 pub trait Store: Epochs + Records + AuditLog + 'static {
@@ -183,6 +199,11 @@ pub trait Store: Epochs + Records + AuditLog + 'static {
     /// this server alone: then the records in memory are those that the store has or soon will
     /// have.
     fn shared(&self) -> Option<&dyn Shared> {
+        None
+    }
+
+    /// Returns the states of webhooks. `None` if the store keeps none.
+    fn webhooks(&self) -> Option<&dyn WebhookStates> {
         None
     }
 

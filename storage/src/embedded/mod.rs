@@ -24,7 +24,8 @@ use crate::embedded::journal::{AppendError, Journal};
 use crate::feed::{Feed, Listener};
 use crate::{
     Attempts, AuditLog, BackupError, Change, CommitError, Contents, Counter, Entry, Epochs,
-    LastNumbers, OpenError, Pace, ReadError, Records, Store, Verdict, Watermark, record,
+    LastNumbers, OpenError, Pace, ReadError, Records, Store, Verdict, Watermark, WebhookStates,
+    record,
 };
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::access::AccessToken;
@@ -560,6 +561,11 @@ impl Store for EmbeddedStore {
 
     fn settings(&self) -> Result<Vec<(String, String)>, ReadError> {
         self.engine_with(Pending::last)?.settings()
+    }
+
+    /// Not in the journal: a row that is lost is a delivery that is repeated.
+    fn webhooks(&self) -> Option<&dyn WebhookStates> {
+        self.engine.webhooks()
     }
 
     /// Not in the journal: it is asked once at the start, and needs no change of the journal's format.

@@ -919,3 +919,24 @@ fn a_probe_that_cannot_open_the_engine_fails_and_can_be_repeated() {
     until("the store works again", || store.commit(&[]).is_ok());
     assert_eq!(store.frontier().unwrap().code.0, 1);
 }
+
+#[test]
+fn the_states_of_webhooks_survive_the_end_of_the_process_and_are_in_each_copy() {
+    let pair = Pair::new();
+    let mut store = pair.store();
+    let state = |text: &str| vec![("office".to_owned(), text.as_bytes().to_vec())];
+    assert_eq!(store.webhooks().unwrap().states().unwrap(), [], "older files have none");
+    for (end, text) in ENDS.into_iter().zip(["first", "second", "third"]) {
+        assert!(store.webhooks().unwrap().keep(&state(text)).unwrap());
+        store = pair.restart(store, end);
+        assert_eq!(store.webhooks().unwrap().states().unwrap(), state(text), "{end:?}");
+    }
+    let copies = [Pair::new(), Pair::new()];
+    let pace: Pace = Arc::new(|| true);
+    store.back_up((copies[0].rows.opener())().unwrap(), &pace).unwrap();
+    crate::copy(&store, &copies[1].store()).unwrap();
+    for copy in copies {
+        let states = copy.store().webhooks().unwrap().states().unwrap();
+        assert_eq!(states, state("third"));
+    }
+}

@@ -5,10 +5,11 @@ use crate::OpenError;
 use tokio_postgres::Client;
 
 /// Every step from an empty database on. A shipped step is never changed: a new need is a new step.
-pub(super) const STEPS: [&str; 3] = [
+pub(super) const STEPS: [&str; 4] = [
     include_str!("schema/0001.sql"),
     include_str!("schema/0002.sql"),
     include_str!("schema/0003.sql"),
+    include_str!("schema/0004.sql"),
 ];
 
 /// A lock number that no other program on the database is likely to use: `IPTunnel` in ASCII.

@@ -31,6 +31,7 @@ mod tests;
 mod tls;
 mod trial;
 mod watched;
+mod webhooks;
 
 pub use agreed::Others;
 pub use inspect::Inspection;
@@ -39,7 +40,7 @@ use crate::embedded::engine::ALONE;
 use crate::feed::{Feed, Listener};
 use crate::{
     Attempts, AuditLog, Change, CommitError, Counter, Entry, Epochs, LastNumbers, OpenError,
-    ReadError, Records, Shared, Store, Verdict, Watermark,
+    ReadError, Records, Shared, Store, Verdict, Watermark, WebhookStates,
 };
 use commit::Writer;
 use connect::{Connector, Use};
@@ -374,6 +375,10 @@ impl Store for PostgresStore {
         self.rows(sql, Vec::new(), |row| {
             Ok((row.try_get(0).map_err(unreadable)?, row.try_get(1).map_err(unreadable)?))
         })
+    }
+
+    fn webhooks(&self) -> Option<&dyn WebhookStates> {
+        Some(self)
     }
 
     fn agreed(&self, what: &str) -> Result<Option<KeyedHash>, ReadError> {

@@ -9,7 +9,7 @@ use crate::embedded::engine::samples::{
 };
 use crate::{
     Attempts, AuditLog, Change, Charged, CheckIn, CheckInOf, CommitError, Counted, Entry, Epochs,
-    OpenError, Records, Setting, Shared, Store, Verdict, Write,
+    OpenError, Records, Setting, Shared, Store, Verdict, WebhookStates, Write,
 };
 use iptunnel_domain::access::{AccessToken, TokenNumber};
 use iptunnel_domain::activation::Activation;
@@ -1317,4 +1317,29 @@ fn of_too_many_counters_the_least_counted_are_deleted_first_and_never_one_at_its
     assert_eq!(left(5), [1, 2, 3, 4, 5]);
     assert_eq!(left(3), [1, 2, 3]);
     assert_eq!(left(1), [1, 2]);
+}
+
+#[test]
+fn one_server_at_a_time_keeps_the_states_of_webhooks_and_another_takes_over_when_it_is_dead() {
+    let database = Database::new();
+    let (one, other) = (database.store(), database.store());
+    let state = |text: &str| vec![("office".to_owned(), text.as_bytes().to_vec())];
+    assert!(!one.keep(&state("nobody's")).unwrap(), "it does not have the lease");
+    assert!(one.hold(30).unwrap() && one.keep(&state("first")).unwrap());
+    assert!(!other.hold(30).unwrap() && !other.keep(&state("other")).unwrap());
+    assert!(one.hold(30).unwrap() && one.keep(&state("second")).unwrap());
+    assert_eq!(other.states().unwrap(), state("second"));
+    // The first one stands still for longer than its lease.
+    execute(
+        &database.url(),
+        "UPDATE webhook_lease SET until = clock_timestamp() - interval '1 second'",
+    );
+    assert!(!one.keep(&state("late")).unwrap());
+    assert!(
+        other.hold(30).unwrap() && !one.hold(30).unwrap() && !one.keep(&state("late")).unwrap()
+    );
+    assert_eq!(one.states().unwrap(), state("second"));
+    // One that stops in order leaves it at once.
+    other.release().unwrap();
+    assert!(one.hold(30).unwrap());
 }

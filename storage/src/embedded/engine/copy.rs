@@ -6,7 +6,7 @@
 
 use super::{
     ACCESS_TOKENS, ACTIVATIONS, CHECK_INS, CODES, COUNTERS, META, SERVERS, SETTINGS, TOKEN_USES,
-    agreed, audit, checkpointed, format_in, index, unreadable,
+    agreed, audit, checkpointed, format_in, index, unreadable, webhooks,
 };
 use crate::{BackupError, Contents, Disk, Pace, ReadError};
 use redb::{
@@ -122,6 +122,7 @@ impl Tables<'_> {
         self.copy(audit::AUDIT)?;
         self.copy(audit::OF_CODES)?;
         self.copy(agreed::AGREED)?;
+        self.copy(webhooks::WEBHOOKS)?;
         for index in [index::CODES, index::ACTIVATIONS] {
             self.copy(index.runs)?;
             self.copy(index.pages)?;

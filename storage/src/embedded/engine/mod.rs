@@ -14,12 +14,14 @@ mod pages;
 pub(crate) mod samples;
 #[cfg(test)]
 mod tests;
+mod webhooks;
 
 use crate::embedded::disk::Watched;
 use crate::feed::{Feed, Listener};
 use crate::{
     Attempts, AuditLog, BackupError, Change, CommitError, Contents, Counter, Disk, Entry, Epochs,
-    LastNumbers, OpenError, Pace, ReadError, Records, Store, Verdict, Watermark, record,
+    LastNumbers, OpenError, Pace, ReadError, Records, Store, Verdict, Watermark, WebhookStates,
+    record,
 };
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::access::AccessToken;
@@ -347,6 +349,10 @@ impl Store for RedbStore {
         .collect()
     }
 
+    fn webhooks(&self) -> Option<&dyn WebhookStates> {
+        Some(self)
+    }
+
     fn agreed(&self, what: &str) -> Result<Option<KeyedHash>, ReadError> {
         agreed::find(&self.begin_read()?, what)
     }
@@ -359,6 +365,26 @@ impl Store for RedbStore {
         let database = guard.as_ref().ok_or_else(|| ReadError("it is closed".into()))?;
         agreed::set(database, what, hash)?;
         Ok(true)
+    }
+}
+
+impl WebhookStates for RedbStore {
+    fn hold(&self, _: u32) -> Result<bool, ReadError> {
+        Ok(true)
+    }
+
+    fn release(&self) -> Result<(), ReadError> {
+        Ok(())
+    }
+
+    fn states(&self) -> Result<Vec<(String, Vec<u8>)>, ReadError> {
+        webhooks::all(&self.begin_read()?)
+    }
+
+    fn keep(&self, states: &[(String, Vec<u8>)]) -> Result<bool, ReadError> {
+        let guard = self.read_lock();
+        let database = guard.as_ref().ok_or_else(|| ReadError("it is closed".into()))?;
+        webhooks::keep(database, states).map(|()| true)
     }
 }
 
