@@ -33,12 +33,13 @@ use crate::state::live::Live;
 use crate::state::settings::{OnChange, Settings};
 use crate::state::tickets::TicketTimes;
 use crate::state::watchers::Watchers;
-use crate::state::wrong_tokens::WrongTokens;
+use crate::state::wrong_tokens::{self, WrongTokens};
 use crate::store::agreement::agree;
 use crate::store::cluster::{Cluster, Figures};
 use crate::store::error::StoreError;
 use crate::store::examine::warn_of_open_folders;
 use crate::store::{files, watermark};
+use crate::webhooks::{self, Webhooks};
 use actix_web::App;
 use actix_web::dev::{Server, ServerHandle};
 use actix_web::http::header::HeaderValue;
@@ -102,6 +103,9 @@ pub enum RunError {
     /// The certificate of a listener cannot be used.
     #[error(transparent)]
     Certificate(#[from] FileError),
+    /// The file of the webhooks cannot be used.
+    #[error("{0}")]
+    Webhooks(String),
     /// A listener cannot be used.
     #[error("the server cannot listen: {0}")]
     Listen(#[from] std::io::Error),
@@ -210,6 +214,8 @@ fn start(
         AccessTokens::new(tokens, Arc::clone(&live), Arc::clone(&handles), Arc::clone(&clock));
     let ended = ConnectionFigures::new(&mut registry);
     let backups = Backups::new(Arc::clone(&clock), &mut registry);
+    let (webhooks, queue) =
+        Webhooks::open(&base.webhooks.file, &mut registry).map_err(RunError::Webhooks)?;
     let state = Data::new(State {
         backups,
         handles,
@@ -221,6 +227,7 @@ fn start(
         tickets: TicketTimes::default(),
         watchers: Arc::new(Watchers::default()),
         attention: Arc::new(Attention::default()),
+        webhooks,
         wrong_tokens: WrongTokens::new(&mut registry),
         troubles: Arc::default(),
         live,
@@ -228,6 +235,8 @@ fn start(
     let observed = observers(&state, &mut registry)?;
     let console = console_of(&state, registry);
     let mut tasks = start_background_tasks(&state, &console, figures);
+    let (store, clock) = (Arc::clone(state.handles.store()), Arc::clone(&state.clock));
+    webhooks::start(&state.webhooks, queue, store, clock, wrong_tokens::is_told)?;
     tasks.push(spawn(Arc::clone(&certificates).keep(Arc::clone(&state.clock))));
     let admin = Sockets { tcp: admin, commands };
     let admin = listen(
@@ -280,6 +289,7 @@ async fn stop(running: Running, ended: Result<(), RunError>) -> Result<(), RunEr
     }
     notes.iter().for_each(JoinHandle::abort);
     let store = Arc::clone(handles.store());
+    let webhooks = Arc::clone(&state.webhooks);
     let last_words = async {
         let mark = move || watermark::keep_now(store.as_ref(), &path);
         let _ = actix_web::web::block(mark).await;
@@ -287,6 +297,7 @@ async fn stop(running: Running, ended: Result<(), RunError>) -> Result<(), RunEr
         state.keep_last_wrong_tokens().await;
         signed_heads::note_now(&console).await;
         Console::keep_files_now(&console).await;
+        let _ = actix_web::web::block(move || webhooks.stop()).await;
     };
     // The mark and the head can be written later; accepted changes must be synced now.
     let _ = tokio::time::timeout(LAST_WORDS.min(grace), last_words).await;
@@ -478,11 +489,12 @@ fn follow_the_store(state: &State, sessions: &Arc<Sessions>) -> (Arc<Notify>, Ar
     let of_tokens = Arc::clone(&tokens_changed);
     let (watchers, handles) = (Arc::clone(&state.watchers), Arc::clone(&state.handles));
     let (health, changed) = (Arc::clone(&state.health), Arc::clone(&settings_changed));
-    let attention = Arc::clone(&state.attention);
+    let (attention, webhooks) = (Arc::clone(&state.attention), Arc::clone(&state.webhooks));
     let shared = state.handles.store().shared().is_some();
     state.handles.store().follow(Box::new(move |event| {
         watchers.tell(event);
         attention.hear(event);
+        webhooks.hear(event);
         handles.heard(event);
         match event.action {
             Action::SettingChanged => changed.notify_one(),

@@ -7,6 +7,7 @@
 //! * [`public`]: the public listener
 //! * [`state`]: the state that both listeners share, and changes of settings
 //! * [`backup`]: makes backups, checks and restores them
+//! * [`webhooks`]: tells receivers what happens
 //! * [`http`]: requests and answers, for both listeners
 //! * [`store`]: opens the store, checks its watermark, and monitors a store that servers share
 //! * [`tokens`] and [`secrets`]: signed tokens, and the keys on disk
@@ -37,3 +38,4 @@ pub mod signed_head;
 pub mod state;
 pub mod store;
 pub mod tokens;
+pub mod webhooks;

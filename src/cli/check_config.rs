@@ -12,6 +12,7 @@ use crate::signed_head::is_of_other_key;
 use crate::store::error::StoreError;
 use crate::store::examine::embedded_store;
 use crate::store::{first_start, watermark};
+use crate::webhooks::endpoints;
 use iptunnel_storage::{Finding, Grade, PostgresStore};
 
 /// Checks what a start needs beside the configuration: the secrets, the certificates, the mark, the embedded store, and
@@ -25,6 +26,10 @@ pub fn check_config(config: &Config) -> Result<(), CliError> {
     Files::of_all(config)
         .try_for_each(|files| files.read().map(drop))
         .map_err(RunError::Certificate)?;
+    let webhooks = &config.webhooks.file;
+    if !webhooks.as_os_str().is_empty() {
+        endpoints::read(webhooks).map_err(RunError::Webhooks)?;
+    }
     check_store(config).map_err(RunError::Store)?;
     if config.storage.backend == Backend::Redb {
         let (Finding { grade, what, mend, .. }, has_store) = embedded_store(&config.storage.path);

@@ -412,6 +412,7 @@ fn shared_file(config: &Config) -> Option<String> {
         ("auth.lookup_key_file", auth.lookup_key_file.clone()),
         ("auth.master_token_file", auth.master_token_file.clone()),
         ("admin.socket", config.admin.socket.clone()),
+        ("webhooks.file", config.webhooks.file.clone()),
     ];
     // Several listeners may have one key.
     let keys = [

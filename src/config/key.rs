@@ -126,6 +126,7 @@ pub(super) static KEYS: &[Key] = &[
     fixed("installer.script", Kind::OptionalFile),
     live("installer.version", Kind::Text),
     live("installer.notes", Kind::Text),
+    fixed("webhooks.file", Kind::OptionalFile),
     live("session.ttl_seconds", LIFETIME),
     live("codes.ttl_seconds", LIFETIME),
     live("codes.precheck_token_ttl_seconds", LIFETIME),

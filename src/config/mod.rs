@@ -28,7 +28,7 @@ pub use check::{ConfigError, Layers, Loaded, Source, Sources};
 pub use key::at_run_time;
 pub use model::{
     ActorSize, Actors, Admin, Auth, Backend, Config, Installer, Log, LogFormat, LogLevel, Pages,
-    Product, Server, Servers, Storage,
+    Product, Server, Servers, Storage, Webhooks,
 };
 pub use setting::{Setting, settings};
 pub use show::Changed;

@@ -31,6 +31,8 @@ pub struct Config {
     pub pages: Pages,
     /// What is handed out to installers.
     pub installer: Installer,
+    /// The webhooks.
+    pub webhooks: Webhooks,
     /// Seconds from a page's visit until its cookie expires.
     pub session_ttl_seconds: u64,
     /// How long codes and tokens live.
@@ -196,6 +198,14 @@ impl Installer {
         let has_folder = !self.payloads.as_os_str().is_empty();
         has_folder.then(|| self.payloads.join(format!("{product}.sh")))
     }
+}
+
+/// The webhooks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Webhooks {
+    /// The file that names them, with their secrets. Empty: there are none.
+    pub file: PathBuf,
 }
 
 /// Servers that check in.

@@ -15,7 +15,9 @@ use iptunnel_domain::time::Lifetimes;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-use super::model::{Actors, Admin, Auth, Backup, Installer, Log, Pages, Servers, Storage};
+use super::model::{
+    Actors, Admin, Auth, Backup, Installer, Log, Pages, Servers, Storage, Webhooks,
+};
 use super::url::PublicUrl;
 
 /// The whole file.
@@ -30,6 +32,7 @@ pub(super) struct Raw {
     pub(super) products: BTreeMap<String, Letters>,
     pub(super) pages: Pages,
     pub(super) installer: Installer,
+    pub(super) webhooks: Webhooks,
     pub(super) session: RawSession,
     pub(super) codes: RawCodes,
     /// The limits by name of their policy, and `max_tracked`.

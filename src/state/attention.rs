@@ -39,7 +39,7 @@ const ACTIONS: [Action; 4] =
 /// Something that needs a person.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Line {
-    /// The kind: `backup`, `disk`, `store`, `epoch`, `silent`, `clone`, `spent_code` or `wrong_tokens`.
+    /// The kind: `backup`, `webhook`, `disk`, `store`, `epoch`, `silent`, `clone`, `spent_code` or `wrong_tokens`.
     pub kind: &'static str,
     /// When it was last seen, by RFC 3339.
     pub at: String,

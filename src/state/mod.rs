@@ -22,6 +22,7 @@ use crate::http::caller::Proxies;
 use crate::http::errors::ApiError;
 use crate::os::Clock;
 use crate::store::troubles::Troubles;
+use crate::webhooks::Webhooks;
 use access::AccessTokens;
 use actix_web::web::{Payload, block};
 use attention::Attention;
@@ -60,6 +61,8 @@ pub struct State {
     pub attention: Arc<Attention>,
     /// The backups.
     pub backups: Arc<Backups>,
+    /// The webhooks.
+    pub webhooks: Arc<Webhooks>,
     /// The wrong tokens that were sent.
     pub wrong_tokens: WrongTokens,
     /// What is wrong with a shared store.

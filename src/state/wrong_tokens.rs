@@ -118,6 +118,11 @@ pub fn is_burst(event: &Event) -> bool {
     count_of(event) > u64::from(AT_ONCE)
 }
 
+/// Whether webhooks tell an event: a few wrong tokens are told to nobody.
+pub fn is_told(event: &Event) -> bool {
+    event.action != Action::TokensRefused || is_burst(event)
+}
+
 #[derive(Default)]
 struct Inner {
     current: Minute,
