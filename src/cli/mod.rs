@@ -4,7 +4,7 @@
 //! * [`check_config`]: refuses what a start would refuse
 //! * [`keys`], [`fence`], [`copy`], [`doctor`], [`restore`]: work on its files and its store
 //! * [`backup`]: makes a backup, through the running server or by itself
-//! * [`servers`], [`import`], [`codes`], [`activations`], [`settings`], [`tokens`], [`audit`]: send requests to a
+//! * [`servers`], [`import`], [`codes`], [`activations`], [`settings`], [`tokens`], [`webhooks`], [`audit`]: send requests to a
 //!   running server, with [`client`] and [`transport`]
 //! * [`completions`], [`man`]: describe the command line itself
 //! * [`environment`]: the variables that are settings
@@ -33,6 +33,7 @@ mod settings;
 mod terminal;
 mod tokens;
 mod transport;
+mod webhooks;
 
 use crate::config::{Layers, Sources};
 use clap::{Parser, Subcommand};
@@ -180,6 +181,18 @@ Examples:
     Tokens {
         #[command(subcommand)]
         action: tokens::Tokens,
+    },
+    /// List and test webhooks, and send events again
+    ///
+    /// The setting webhooks.file names the file with the receivers.
+    #[command(after_help = "\
+Examples:
+  iptunnel-server webhooks list
+  iptunnel-server webhooks test office
+  iptunnel-server webhooks replay office --dead")]
+    Webhooks {
+        #[command(subcommand)]
+        action: webhooks::Webhooks,
     },
     /// Read, export and verify the audit log
     #[command(after_help = "\
@@ -383,6 +396,7 @@ impl Cli {
             Command::Activations { action } => activations::activations(&config, output, action)?,
             Command::Config { action } => settings::settings(&config, output, action)?,
             Command::Tokens { action } => tokens::tokens(&config, output, action)?,
+            Command::Webhooks { action } => webhooks::webhooks(&config, output, action)?,
             Command::Audit { action } => audit::audit(&config, output, action)?,
             Command::Completions { .. } | Command::Man { .. } => {}
         }

@@ -116,6 +116,17 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "token_not_found", "There is no such access token.")
     }
 
+    /// No webhook has this name.
+    pub fn webhook_not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "webhook_not_found", "There is no such webhook.")
+    }
+
+    /// A test message could not be delivered. Only operators hear the reason.
+    pub fn webhook_failed(reason: String) -> Self {
+        let message = format!("The test message was not delivered: {reason}.");
+        Self::new(StatusCode::BAD_GATEWAY, "webhook_failed", message)
+    }
+
     /// A form from a page of another site.
     pub fn form_from_elsewhere() -> Self {
         let message = "This form was sent from another site. Please send it from the console.";

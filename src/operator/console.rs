@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The pages: path and name, in the order of the menu.
-pub static PAGES: [(&str, &str); 8] = [
+pub static PAGES: [(&str, &str); 9] = [
     ("now", "Now"),
     ("codes", "Codes"),
     ("servers", "Servers"),
@@ -30,6 +30,7 @@ pub static PAGES: [(&str, &str); 8] = [
     ("audit", "Audit"),
     ("access", "Access"),
     ("sessions", "Sessions"),
+    ("webhooks", "Webhooks"),
     ("load", "Load"),
 ];
 

@@ -11,6 +11,7 @@
 //! * [`import`]: takes over servers from another server
 //! * [`settings`]: view and change of settings
 //! * [`tokens`]: access tokens
+//! * [`webhooks`]: how the receivers of webhooks are, and sending again
 //! * [`words`]: times, actions and states in words
 //! * [`signed_heads`]: the head of the audit log, signed every minute
 //! * [`socket`]: the same routes for the command line, without a token; [`console`]: shared state and
@@ -39,6 +40,7 @@ pub mod settings;
 pub mod signed_heads;
 pub mod socket;
 pub mod tokens;
+pub mod webhooks;
 pub mod words;
 
 use crate::http::access::OPERATORS;
@@ -119,6 +121,10 @@ fn pages_of_session(routes: &OperatorsRoutes) -> Scope {
             "console",
             (post(), tokens::page::revoke_enrolled),
         ))
+        .service(routes.at("/webhooks", "console", (get(), webhooks::page)))
+        .service(routes.at("/webhooks/replay", "console", (post(), webhooks::page_replay)))
+        .service(routes.at("/webhooks/enable", "console", (post(), webhooks::page_enable)))
+        .service(routes.at("/webhooks/test", "console", (post(), webhooks::page_test)))
         .service(routes.at("/sessions", "console", (get(), session_list::page)))
         .service(routes.at("/sessions/end", "console", (post(), session_list::end_one)))
 }
@@ -197,6 +203,19 @@ fn console_routes(routes: &OperatorsRoutes, config: &mut ServiceConfig) {
             "admin",
             (get(), backup::json_show),
             (post(), backup::json_make),
+        ))
+        .service(routes.at("/admin/webhooks", "admin", (get(), webhooks::json_list)))
+        .service(routes.at("/admin/webhooks/dead", "admin", (get(), webhooks::json_dead)))
+        .service(routes.at("/admin/webhooks/{name}/test", "admin", (post(), webhooks::json_test)))
+        .service(routes.at(
+            "/admin/webhooks/{name}/replay",
+            "admin",
+            (post(), webhooks::json_replay),
+        ))
+        .service(routes.at(
+            "/admin/webhooks/{name}/enable",
+            "admin",
+            (post(), webhooks::json_enable),
         ))
         .service(routes.at("/admin/import", "admin", (post(), import::json_import)))
         .service(routes.at("/admin/codes", "admin", (post(), codes::json_find)))

@@ -300,6 +300,7 @@ async fn now(console: &Data<Console>) -> Result<Now, ApiError> {
     let silent = console.state.handles.servers().silent();
     let faults = faults::present(console, of_files, or_zero, time);
     let attention = console.state.attention.lines(faults, &silent, time);
+    let of_webhooks = super::webhooks::attention(console).await?;
     let health = Health {
         ready: console.state.health.is_ready(),
         version: env!("CARGO_PKG_VERSION"),
@@ -317,7 +318,7 @@ async fn now(console: &Data<Console>) -> Result<Now, ApiError> {
     };
     Ok(Now {
         health,
-        attention,
+        attention: attention.into_iter().chain(of_webhooks).collect(),
         requests_per_second: or_zero("requests"),
         p50_ms: figure("p50:all"),
         p99_ms: figure("p99:all"),

@@ -131,7 +131,7 @@ fn endpoint(name: &str, value: &Value) -> Result<Endpoint, String> {
     };
     let (allow_http, allow_private) = (switch("allow_http")?, switch("allow_private")?);
     let url = table.get("url").and_then(Value::as_str).and_then(|url| url.parse::<Uri>().ok());
-    let url = url.filter(|url| has_host(url)).ok_or(
+    let url = url.filter(has_host).ok_or(
         "url must be an address such as https://hooks.example.com/iptunnel, without user and password",
     )?;
     match url.scheme_str() {

@@ -91,9 +91,11 @@ fn alerts_and_the_dashboard_name_only_metrics_that_the_server_has() {
     let app = TestApp::start();
     // There are figures of requests once there was one.
     app.get("/readyz");
-    // Nor are there any of certificates without one, or of the last backup before the first.
-    let comes_later =
-        |name: &str| name.starts_with("iptunnel_tls_") || name == "iptunnel_backup_age_seconds";
+    // Nor are there any of certificates and webhooks without one, or of the last backup before the first.
+    let comes_later = |name: &str| {
+        let of_none = ["iptunnel_tls_", "iptunnel_webhook_"];
+        of_none.iter().any(|front| name.starts_with(front)) || name == "iptunnel_backup_age_seconds"
+    };
     let metrics = app.get_admin("/metrics").text;
     let known: Vec<_> = metrics
         .lines()

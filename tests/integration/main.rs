@@ -63,5 +63,6 @@ mod terminal;
 mod tls;
 mod token_servers;
 mod watch;
+mod webhooks;
 mod wire;
 mod wrong_tokens;

@@ -10,7 +10,7 @@ const README: &str = include_str!("../../README.md");
 const PAYLOADS: &str = include_str!("../../docs/payloads.md");
 
 /// The next block of this kind below some words of a document.
-fn block_under<'a>(document: &'a str, words: &str, kind: &str) -> &'a str {
+pub fn block_under<'a>(document: &'a str, words: &str, kind: &str) -> &'a str {
     let (_, below) = document.split_once(words).expect("the words");
     let (_, block) = below.split_once(&format!("```{kind}\n")).expect("a block");
     block.split_once("```").expect("its end").0

@@ -77,6 +77,7 @@ fn the_charts_follow_the_load_and_every_page_is_accessible() {
         ("audit", "Audit"),
         ("access", "Access"),
         ("sessions", "Sessions"),
+        ("webhooks", "Webhooks"),
         ("load", "Load"),
     ] {
         window.click(&format!(".bar a[href$='/{page}']"));
