@@ -42,8 +42,7 @@ warn() { say "$*" >&2; }
 
 # Ends with a status and words. What is held goes back to the server first.
 fail() {
-  failed=$1
-  shift
+  failed=$1 && shift
   trap '' INT TERM HUP
   warn "Error: $*"
   [ -z "$WORK" ] || rm -f "$WORK/reserve"
@@ -98,7 +97,8 @@ find_client() {
 request() {
   kind=$1 method=$2 url=$SERVER$3
   HTTP='' WHY='' IS_FINAL='' CODE_OF_ERROR='' MESSAGE='' RETRY_AFTER=''
-  for file in head body log request; do : > "$WORK/$file"; done
+  for file in head body log request; do true > "$WORK/$file" || IS_FINAL=yes; done
+  [ -z "$IS_FINAL" ] || { WHY="$WORK cannot be written" && return 2; }
   [ -z "${4:-}" ] || say "header = ${QUOTE}Authorization: Bearer $4$QUOTE" > "$WORK/request"
   set -- ${ONLY_IPV4:+-4}
   if [ "$CLIENT" = curl ]; then
@@ -169,7 +169,7 @@ understand_answer() {
     }' part=1 "$WORK/head" part=2 "$WORK/body" > "$WORK/fields"
   HTTP=$(field header.status) CODE_OF_ERROR=$(field code) MESSAGE=$(field message)
   RETRY_AFTER=$(field header.retry-after)
-  case $RETRY_AFTER in *[!0-9]* | ????????*) RETRY_AFTER='' ;; esac
+  case $RETRY_AFTER in *[!0-9]* | 0* | ????????*) RETRY_AFTER='' ;; esac
   case $HTTP$1 in
     200payload) right_digest || WHY='the setup script does not have the checksum that the server names' ;;
     200script)
@@ -198,8 +198,7 @@ right_digest() {
 # Asks until there is a usable answer: WHAT KIND METHOD PATH [TOKEN]. Returns what `request` does, and sets
 # ANSWER to that and the code of a refusal. The server gives the same machine the same answer again.
 ask() {
-  WHAT=$1 attempt=1 delay=1
-  shift
+  WHAT=$1 attempt=1 delay=1 && shift
   while :; do
     request "$@"
     verdict=$? ANSWER=$?$CODE_OF_ERROR
@@ -217,9 +216,9 @@ ask() {
 
 # Asks with a JSON object of strings: WHAT PATH [KEY VALUE]...
 post() {
-  what=$1 path=$2 json=''
-  shift 2
+  what=$1 path=$2 json='' && shift 2
   while [ $# -gt 0 ]; do
+    case $2 in *[\"\\]*) fail 2 "$1 must not have quotes or backslashes." ;; esac
     json="$json,\"$1\":\"$2\""
     shift 2
   done
@@ -251,7 +250,7 @@ set_paths() {
   ETC=$ROOT/etc/iptunnel
   LIB=$ROOT/var/lib/iptunnel
   AGENT=$ROOT/usr/local/sbin/iptunnel-agent
-  AGENT_LIB=${STATE_DIRECTORY:-$ROOT/var/lib/iptunnel-agent}
+  AGENT_LIB=$ROOT/var/lib/iptunnel-agent TOKENS=$ETC
   UNITS=$ROOT/etc/systemd/system
 }
 
@@ -326,7 +325,7 @@ check_machine() {
     command -v "$tool" > /dev/null || fail 8 "this machine lacks the tool $tool."
   done
   find_client
-  for folder in "$ETC" "$LIB" "$AGENT"; do
+  for folder in "$ETC" "$LIB" "$AGENT" "$UNITS"; do
     while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
     [ -w "$folder" ] || fail 8 "$folder cannot be written: is it mounted read-only?"
     free=$(df -Pk "$folder" | awk 'NR == 2 && $4 ~ /^[0-9]+$/ { print $4 }')
@@ -373,7 +372,8 @@ open_work() {
     { read -r holder holder_boot < "$LIB/work/holder"; } 2> /dev/null
     [ "$holder_boot" != "$boot" ] || ! kill -0 "${holder:-none}" 2> /dev/null ||
       fail 8 "another installer is running on this machine (process $holder)."
-    rm -rf "$LIB/work"
+    # Moved first: of two that begin now, one finds nothing to move.
+    mv "$LIB/work" "$LIB/void.$$" && rm -rf "$LIB/void.$$"
   fi
   mkdir "$LIB/work" || fail 8 "$LIB/work cannot be made: is the disk full, or another installer running?"
   WORK=$LIB/work
@@ -395,8 +395,7 @@ ask_code() {
   can_ask || fail 2 "no install code was given. Give it as argument, in \$$variable or with --code-file." \
     "$SERVER/$PRODUCT issues codes."
   question "Install code (from $SERVER/$PRODUCT): "
-  CODE=$REPLY
-  tidy_code
+  CODE=$REPLY && tidy_code
 }
 
 choose_binding() {
@@ -455,8 +454,7 @@ settle() {
     releasedtrue) warn 'The code was given back: it is good again for a few minutes.' ;;
     released*) warn 'This machine does not hold the code any more.' ;;
     confirmed*)
-      failed=9
-      save confirmed
+      failed=9 && save confirmed
       warn 'The product is installed and the code is spent. What is left: registration and agent.' \
         'Run the same command again.'
       ;;
@@ -490,8 +488,7 @@ obtain() {
     warn "The server refuses this code: $MESSAGE"
     ask_code
   done
-  ACTIVATION='' TOKEN=''
-  save open
+  ACTIVATION='' TOKEN='' && save open
   activate && save open && return 0
   [ "${ANSWER#1}" = "$ANSWER" ] || forget # refused, so nothing is held
   [ "$ANSWER" = 1precheck_token_invalid ] || give_up
@@ -555,6 +552,7 @@ register() {
   post 'Registering' /api/v2/servers/register token "$TOKEN" ip "$IP" hostname "$HOST_NAME" \
     agent_token "$(cat "$ETC/agent.token")" || give_up
   SERVER_ID=$(field server_id) ONLY_IPV4=''
+  [ -n "$SERVER_ID" ] || fail 9 'the answer to the registration has no id. Tell the operator of the server.'
 }
 
 # ---------------------------------------------------------------- setting up the agent
@@ -746,7 +744,8 @@ uninstall() {
 # What is known of check-ins. STATE is ok, failing, refused (as a machine that is not known) or revoked.
 load_status() {
   read_values "$AGENT_LIB/status" STATE LAST_TRY LAST_OK NEXT FAILURES SAID
-  LAST_TRY=${LAST_TRY:-0} LAST_OK=${LAST_OK:-0} NEXT=${NEXT:-0} FAILURES=${FAILURES:-0}
+  case $LAST_TRY:$LAST_OK:$NEXT:$FAILURES: in
+    *[!0-9:]* | :* | *::*) LAST_TRY=0 LAST_OK=0 NEXT=0 FAILURES=0 ;; esac
 }
 
 # One check-in. Says what it did only where something changed.
@@ -755,13 +754,13 @@ check_in() {
   [ -n "$WORK" ] || open_temporary
   before=$STATE LAST_TRY=$(now)
   say '{}' > "$WORK/send"
-  token=$(cat "${CREDENTIALS_DIRECTORY:-$ETC}/agent.token")
+  token=$(cat "$TOKENS/agent.token")
   request json POST "/api/v2/servers/$SERVER_ID/check-in" "$token"
   case $?$HTTP$CODE_OF_ERROR in
     0*)
       STATE=$(field status) LAST_OK=$LAST_TRY FAILURES=0 SAID=''
       seconds=$(field next_checkin_seconds)
-      case $seconds in '' | 0 | *[!0-9]* | ????????*) seconds=86400 ;; esac
+      case $seconds in '' | 0* | *[!0-9]* | ????????*) seconds=86400 ;; esac
       ;;
     1403revoked) STATE=revoked SAID='' seconds=86400 ;;
     *)
@@ -801,6 +800,8 @@ show_status() {
 }
 
 run_agent() {
+  # Only in its own unit: other services of systemd have folders of these names too.
+  [ "$1" != --unit ] || AGENT_LIB=${STATE_DIRECTORY:-$AGENT_LIB} TOKENS=${CREDENTIALS_DIRECTORY:-$ETC}
   load_status
   [ "$STATE" != revoked ] || return 0
   # A clock that was set back must not silence the agent.
@@ -822,8 +823,7 @@ loop_agent() {
 agent() {
   if [ "${1:-}" = --root ] && [ -d "${2:-}" ]; then
     ROOT=$(cd "$2" && pwd)
-    set_paths
-    shift 2
+    set_paths && shift 2
   fi
   case ${1:-} in
     status | run | loop | revoked | uninstall) ;;
@@ -851,8 +851,7 @@ options() {
       --code-file | --ip | --hostname | --server | --product | --root | --timeout | --tries)
         [ -n "${2:-}" ] || fail 2 "$1 needs a value."
         [ "$1" != --hostname ] || name=HOST_NAME # bash has a HOSTNAME of its own
-        eval "$name=\$2"
-        shift
+        eval "$name=\$2" && shift
         ;;
       --help | -h) usage && exit 0 ;;
       -*) fail 2 "there is no option $1. See --help." ;;
@@ -866,7 +865,7 @@ options() {
     *[!A-Za-z0-9:/._~%\[\]-]*) fail 2 'give the server with --server, such as https://get.example.com.' ;;
   esac
   case $PRODUCT in '' | [!a-z]* | *[!a-z0-9-]*) fail 2 'give a product with --product, like slowdns.' ;; esac
-  case $TIMEOUT$TRIES in *[!0-9]* | 0*) fail 2 '--timeout and --tries are whole numbers, from 1.' ;; esac
+  { [ "$TIMEOUT" -ge 1 ] && [ "$TRIES" -ge 1 ]; } 2> /dev/null || fail 2 '--timeout, --tries: numbers from 1.'
   [ -z "$ROOT" ] || [ -n "$DRY_RUN" ] || mkdir -p "$ROOT" || fail 8 "$ROOT cannot be made."
   [ ! -d "$ROOT" ] || ROOT=$(cd "$ROOT" && pwd)
   set_paths
@@ -876,6 +875,8 @@ main() {
   set -u
   umask 022
   PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+  # A name that the environment brings would pass its new value on to the setup script.
+  unset CDPATH CODE TOKEN PRECHECK_TOKEN OLD_CODE REPLY MESSAGE json token
   YES='' DRY_RUN='' UNINSTALL='' NO_START='' CODE='' CODE_FILE='' IP='' HOST_NAME='' ROOT='' TRIES=6
   TIMEOUT=15 WORK='' CHILD='' STEP='' INSTALLED='' SEEN_IP='' ONLY_IPV4='' PRECHECK_TOKEN=''
   trap '[ -z "$WORK" ] || rm -rf "$WORK"' EXIT

@@ -601,6 +601,45 @@ fn uninstalling_removes_everything_and_says_what_it_leaves() {
 }
 
 #[test]
+fn the_environment_neither_learns_a_secret_nor_says_what_is_removed() {
+    let folder = TempDir::new().unwrap();
+    let app = server_with_payload(&folder, "env > \"$IPTUNNEL_ROOT/env\"");
+    let host = Host::new();
+    let code = app.issue();
+    let mut command = host.with_code(&app.url, &code);
+    // Names that the script uses itself: a shell hands on whatever was in its environment.
+    for name in ["CODE", "TOKEN", "PRECHECK_TOKEN", "OLD_CODE", "json", "token", "MESSAGE"] {
+        command.env(name, "x");
+    }
+    Ended::of(&command.output().unwrap()).with(0, &["Done"]);
+    let environment = host.file("env");
+    assert!(environment.contains("IPTUNNEL_PRODUCT=slowdns"));
+    assert!(!environment.contains(&code) && !environment.contains("eyJ"), "{environment}");
+    // systemd gives every service with a state folder this variable.
+    let others = host.folder.path().join("others");
+    fs::create_dir(&others).unwrap();
+    let mut agent = host.run_file(&host.root().join("usr/local/sbin/iptunnel-agent"));
+    agent.env("STATE_DIRECTORY", &others).arg("--root").arg(host.root()).arg("uninstall");
+    Ended::of(&agent.output().unwrap()).with(0, &["Uninstalled."]);
+    assert!(others.exists() && !host.has("var/lib/iptunnel-agent"));
+}
+
+#[test]
+fn values_that_cannot_be_sent_are_refused_at_once() {
+    let app = server();
+    for (option, value) in
+        [("--ip", "1.2.3.4\"}"), ("--ip", "1.2.3.4\\"), ("--tries", "0"), ("--timeout", "5s")]
+    {
+        let host = Host::new();
+        let code = app.issue();
+        let ended =
+            Ended::of(&host.with_code(&app.url, &code).args([option, value]).output().unwrap());
+        ended.with(2, &[]);
+        assert!(is_good(&app, &code), "{option} {value}");
+    }
+}
+
+#[test]
 fn shellcheck_finds_nothing() {
     let mut scripts = vec![PathBuf::from(SCRIPT)];
     let examples = Path::new(SCRIPT).with_file_name("examples");
