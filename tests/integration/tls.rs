@@ -158,6 +158,81 @@ fn https_serves_http_1_1_and_2_and_tells_browsers_to_stay() {
 }
 
 #[test]
+fn an_answer_of_http_2_that_comes_before_the_body_is_not_lost() {
+    let certificates = Certificates::new("");
+    let app = start(&certificates, &[]);
+    in_time(async {
+        let config = certificates.client("h2", None);
+        let (mut send, mut pings, _end) =
+            http_2(address(&app), config, &h2::client::Builder::new()).await;
+        let post = request(Method::POST, "/nowhere");
+        let (answer, mut body) = send.send_request(post, false).unwrap();
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.status(), 404);
+        assert!(text_of(answer).await.contains("error"));
+        // Whatever the server sends at once after the answer is here before the pong.
+        pings.ping(h2::Ping::opaque()).await.unwrap();
+        let reset = std::future::poll_fn(|cx| std::task::Poll::Ready(body.poll_reset(cx))).await;
+        assert!(reset.is_pending(), "{reset:?}");
+        body.send_data(Bytes::from(vec![b' '; 40_000]), false).unwrap();
+        body.send_data(Bytes::new(), true).unwrap();
+        let again = send.ready().await.unwrap().send_request(request(Method::GET, "/docs"), true);
+        assert_eq!(again.unwrap().0.await.unwrap().status(), 200);
+    });
+}
+
+/// A frame of HTTP/2 (RFC 9113, section 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// Reads frames until one is of this kind and stream.
+fn read_until(tls: &mut Tls, kind: u8, stream: u32) {
+    loop {
+        let mut head = [0; 9];
+        tls.read_exact(&mut head).unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        tls.read_exact(&mut vec![0; length as usize]).unwrap();
+        assert_ne!(head[3], GOAWAY, "the server ends the connection");
+        let of = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        if (head[3], of) == (kind, stream) {
+            return;
+        }
+    }
+}
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+
+#[test]
+fn requests_cancelled_in_one_flight_leave_those_beside_them_and_expect_100_is_honoured() {
+    let certificates = Certificates::new("");
+    let app = start(&certificates, &[]);
+    let tcp = TcpStream::connect(address(&app)).unwrap();
+    tcp.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut tls = shaken(tcp, certificates.client("h2", None)).unwrap();
+    // POST https / of localhost, by RFC 7541, appendix A; and a header that is not in its table.
+    let mut head = b"\x83\x87\x84\x41\x09localhost\x00\x06expect\x0c100-continue".to_vec();
+    let mut flight = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    flight.extend(frame(SETTINGS, 0, 0, &[]));
+    flight.extend(frame(HEADERS, 4, 1, &head));
+    head.truncate(head.len() - 21);
+    for stream in (3..163).step_by(2) {
+        flight.extend(frame(HEADERS, 4, stream, &head));
+        flight.extend(frame(RST_STREAM, 0, stream, &8u32.to_be_bytes()));
+    }
+    tls.write_all(&flight).unwrap();
+    // The first head says that the body may come, the second is the answer.
+    read_until(&mut tls, HEADERS, 1);
+    tls.write_all(&frame(DATA, 1, 1, b"{}")).unwrap();
+    read_until(&mut tls, HEADERS, 1);
+}
+
+#[test]
 fn a_server_with_open_connections_of_http_2_stops_at_once() {
     let certificates = Certificates::new("");
     let mut app = start(&certificates, &[]);
@@ -347,7 +422,14 @@ fn new_files_are_served_by_themselves_and_on_sighup_and_bad_ones_change_nothing(
     app.reload(|_| {});
     wait_until("it is refused", || refused().iter().all(|refused| *refused == 1.0));
     assert!(served() == first);
-    certificates.shell("cp second.key server.key");
+    certificates.shell("cp second.key server.key; cp second.crt whole.crt");
+    // A chain of which callers cannot read all.
+    certificates.shell("echo '-----BEGIN CERTIFICATE-----' >> server.crt; echo AAAA >> server.crt");
+    certificates.shell("echo '-----END CERTIFICATE-----' >> server.crt");
+    app.reload(|_| {});
+    wait_until("it is refused", || refused().iter().all(|refused| *refused == 1.0));
+    assert!(served() == first);
+    certificates.shell("cp whole.crt server.crt");
     app.reload(|_| {});
     wait_until("it is served", || refused().iter().all(|refused| *refused == 0.0));
     assert!(served() == is("second.crt"));

@@ -7,6 +7,8 @@
 //! * **Deadlines**: without a stream, a connection is idle, and its first stream must come in the time of a
 //!   first head. A body and an answer are waited for as long as on HTTP/1.1.
 //! * **Memory**: heads, bodies that wait and answers that wait have limits.
+//! * **Bodies that nobody reads**: a request may be answered before its body has come. The rest is taken and thrown
+//!   away for a while: a stream that is reset after its answer loses it for some callers (curl before 8.0).
 //! * **Requests that their caller cancels** (CVE-2023-44487): work on them ends, as with a connection that is
 //!   closed; and the connection ends after many.
 
@@ -29,7 +31,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use h2::server::{Builder, Connection, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -56,7 +58,10 @@ const ANSWER: usize = 64 * 1024;
 /// The most requests that a caller cancels before they are answered, beyond those that are answered: a page that is
 /// left while all its requests are under way.
 const CANCELLED: usize = STREAMS as usize;
-/// The time in which a caller closes a connection after it has been asked to.
+/// The most bytes of a body that are thrown away after its request was answered. No route takes one that is longer
+/// than a sixteenth of that.
+const THROWN_AWAY: usize = 1 << 20;
+/// The time in which a caller closes a connection after it has been asked to. What it asks for later is refused.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The streams of a connection.
@@ -118,6 +123,8 @@ fn bounds() -> Builder {
     let mut bounds = Builder::new();
     bounds
         .max_concurrent_streams(STREAMS)
+        // A page that is left cancels all its requests in one flight.
+        .max_pending_accept_reset_streams(STREAMS as usize)
         .max_header_list_size(HEAD)
         .initial_window_size(BODY)
         .initial_connection_window_size(BODIES)
@@ -178,26 +185,35 @@ async fn drive(
     begin: impl Fn(Arrived),
 ) {
     let mut is_draining = pin!(is_draining);
-    let mut is_ending = false;
+    let mut ending: Option<Instant> = None;
     loop {
         tokio::select! {
             arrived = connection.accept() => match arrived {
+                Some(Ok((_, mut respond))) if ending.is_some_and(|since| since.elapsed() > FAREWELL) => {
+                    respond.send_reset(Reason::REFUSED_STREAM);
+                }
                 Some(Ok(arrived)) => begin(arrived),
                 // The crate has told the caller why.
-                Some(Err(_)) | None => return,
+                Some(Err(error)) => {
+                    if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) {
+                        streams.cancelled.set(CANCELLED + 1);
+                    }
+                    return;
+                }
+                None => return,
             },
             () = reach(streams.end()) => {
-                if is_ending {
+                if ending.is_some() {
                     return;
                 }
                 connection.graceful_shutdown();
                 streams.farewell();
-                is_ending = true;
+                ending = Some(Instant::now());
             }
-            () = &mut is_draining, if !is_ending => {
+            () = &mut is_draining, if ending.is_none() => {
                 connection.graceful_shutdown();
                 streams.farewell();
-                is_ending = true;
+                ending = Some(Instant::now());
             }
             () = streams.changed.notified() => {}
         }
@@ -224,19 +240,40 @@ fn begin<S>(
         // Says that nothing was done: the caller may send it again (RFC 9113, section 8.7).
         return respond.send_reset(Reason::REFUSED_STREAM);
     };
-    match request_of(request, peer) {
+    let (head, body) = request.into_parts();
+    let waits = head.headers.get(http::header::EXPECT).is_some_and(|value| {
+        value.as_bytes().eq_ignore_ascii_case(b"100-continue") && !body.is_end_stream()
+    });
+    let body = Rc::new(RefCell::new(body));
+    match request_of(&head, payload_of(&body), peer) {
         Some(request) => {
+            if waits {
+                // Fails for a stream that has ended, which the answer will notice.
+                let _ = respond.send_informational(go_on());
+            }
             let (app, rules) = (Rc::clone(app), Arc::clone(rules));
-            spawn(answer(request, respond, open, rules, app));
+            spawn(async move {
+                answer(request, respond, open, &rules, app).await;
+                throw_away(&body, rules.answer).await;
+            });
         }
         None => respond.send_reset(Reason::PROTOCOL_ERROR),
     }
 }
 
+/// The body of a request, which its handler and its end share.
+type Body = Rc<RefCell<RecvStream>>;
+
+/// Says that the body may come (RFC 9110, section 10.1.1).
+fn go_on() -> http::Response<()> {
+    let mut head = http::Response::new(());
+    *head.status_mut() = http::StatusCode::CONTINUE;
+    head
+}
+
 /// Returns the request as those of HTTP/1.1 are. `None` if it cannot be one.
-fn request_of(request: http::Request<RecvStream>, peer: SocketAddr) -> Option<Request> {
-    let (head, body) = request.into_parts();
-    let mut request = Request::with_payload(payload_of(body));
+fn request_of(head: &http::request::Parts, body: Payload, peer: SocketAddr) -> Option<Request> {
+    let mut request = Request::with_payload(body);
     request.extensions_mut().insert(Secure);
     let to = request.head_mut();
     to.method = Method::from_bytes(head.method.as_str().as_bytes()).ok()?;
@@ -248,28 +285,47 @@ fn request_of(request: http::Request<RecvStream>, peer: SocketAddr) -> Option<Re
         to.headers.append(name, HeaderValue::from_bytes(value.as_bytes()).ok()?);
     }
     if let Some(host) = head.uri.authority() {
+        // RFC 9113, section 8.3.1.
+        if host.as_str().contains('@') {
+            return None;
+        }
         to.headers.insert(HOST, HeaderValue::from_str(host.as_str()).ok()?);
     }
     Some(request)
 }
 
-fn payload_of(body: RecvStream) -> Payload {
-    if body.is_end_stream() {
+fn payload_of(body: &Body) -> Payload {
+    if body.borrow().is_end_stream() {
         return Payload::None;
     }
-    let pieces = stream::unfold(body, |mut body| async {
-        let piece = body.data().await?;
-        let piece = match piece {
-            Ok(piece) => {
-                // Fails for a stream that has ended, which the next piece says.
-                let _ = body.flow_control().release_capacity(piece.len());
-                Ok(piece)
-            }
-            Err(error) => Err(PayloadError::Io(io::Error::other(error))),
-        };
-        Some((piece, body))
+    let pieces = stream::unfold(Rc::clone(body), |body| async {
+        let piece = next_piece(&body).await?;
+        Some((piece.map_err(|error| PayloadError::Io(io::Error::other(error))), body))
     });
     Payload::Stream { payload: Box::pin(pieces) }
+}
+
+async fn next_piece(body: &Body) -> Option<Result<Bytes, h2::Error>> {
+    let piece = poll_fn(|cx| body.borrow_mut().poll_data(cx)).await?;
+    if let Ok(piece) = &piece {
+        // Fails for a stream that has ended, which the next piece says.
+        let _ = body.borrow_mut().flow_control().release_capacity(piece.len());
+    }
+    Some(piece)
+}
+
+/// Takes the rest of a body and throws it away, for a while and up to a bound.
+async fn throw_away(body: &Body, patience: Duration) {
+    let rest = async {
+        let mut left = THROWN_AWAY;
+        while left > 0
+            && let Some(Ok(piece)) = next_piece(body).await
+        {
+            left = left.saturating_sub(piece.len());
+        }
+    };
+    // Whatever is still to come is cancelled then.
+    let _ = timeout(patience, rest).await;
 }
 
 /// Works on a request and sends its answer, unless the caller cancels it.
@@ -277,7 +333,7 @@ async fn answer<S>(
     request: Request,
     mut respond: SendResponse<Bytes>,
     mut open: Open,
-    rules: Arc<Rules>,
+    rules: &Rules,
     app: Rc<S>,
 ) where
     S: Service<Request, Response = Response<Answering>, Error = actix_web::Error> + 'static,
@@ -294,12 +350,12 @@ async fn answer<S>(
     };
     let (answer, body) = answer.into_parts();
     let size = body.size();
-    let Some(head) = head_of(&answer, size, &rules) else {
+    let Some(head) = head_of(&answer, size, rules) else {
         return respond.send_reset(Reason::INTERNAL_ERROR);
     };
     let has_body = !is_head && !size.is_eof() && !is_without_body(answer.status());
     let Ok(stream) = respond.send_response(head, !has_body) else { return };
-    open.is_answered = if has_body { send(body, stream, &rules).await } else { true };
+    open.is_answered = if has_body { send(body, stream, rules).await } else { true };
 }
 
 /// Statuses whose answers have no body (RFC 9110, section 6.4.1).

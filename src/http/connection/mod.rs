@@ -247,9 +247,15 @@ where
                 Ok::<_, ()>(fn_service(move |tcp: TcpStream| {
                     let (rules, app, http_1) =
                         (Arc::clone(&rules), Rc::clone(&app), Rc::clone(&http_1));
-                    let is_draining = shutdown();
+                    let (is_draining, drains) = (shutdown(), shutdown());
                     async move {
-                        let (stream, peer, begun) = match admit(tcp, &rules).await? {
+                        let admitted = tokio::select! {
+                            biased;
+                            admitted = admit(tcp, &rules) => admitted?,
+                            // Nobody has asked for anything yet.
+                            () = drains => return Ok(()),
+                        };
+                        let (stream, peer, begun) = match admitted {
                             Some(admitted) => admitted,
                             None => return Ok(()),
                         };

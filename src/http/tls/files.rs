@@ -127,6 +127,10 @@ impl Files {
         let at = |problem| FileError::new(self.names.cert, &self.cert, problem);
         let leaf = chain.first().cloned().ok_or_else(|| at(Problem::NoCertificate))?;
         let (begins, ends) = validity(&leaf).map_err(|why| at(Problem::Certificate(why)))?;
+        // Callers refuse the whole chain for one that they cannot read.
+        for certificate in &chain {
+            validity(certificate).map_err(|why| at(Problem::Certificate(why)))?;
+        }
         let certified = CertifiedKey::new(chain, self.read_key()?);
         match certified.keys_match() {
             Ok(()) | Err(RustlsError::InconsistentKeys(InconsistentKeys::Unknown)) => {}
