@@ -32,7 +32,7 @@ fn patch(app: &TestApp, body: &Value) -> Answer {
 }
 
 /// A person who uses the console in a browser.
-struct Person<'a> {
+pub struct Person<'a> {
     app: &'a TestApp,
     client: Client,
     cookie: String,
@@ -45,7 +45,7 @@ impl<'a> Person<'a> {
         let client = Client::builder().no_proxy().redirect(Policy::none()).build().unwrap();
         Self { app, client, cookie: String::new(), base: "/console".to_owned() }
     }
-    fn logged_in(app: &'a TestApp) -> Self {
+    pub fn logged_in(app: &'a TestApp) -> Self {
         Self::logged_in_with(app, &app.master())
     }
     fn logged_in_with(app: &'a TestApp, token: &str) -> Self {
@@ -78,10 +78,10 @@ impl<'a> Person<'a> {
         };
         format!("{}{path}", self.app.admin)
     }
-    fn get(&self, path: &str) -> Answer {
+    pub fn get(&self, path: &str) -> Answer {
         send(self.client.get(self.address(path)).header("cookie", &self.cookie))
     }
-    fn post(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
+    pub fn post(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
         let mut form = form_urlencoded::Serializer::new(String::new());
         let body = form.extend_pairs(fields).finish();
         let request = self.client.post(self.address(path));

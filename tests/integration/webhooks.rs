@@ -1,6 +1,7 @@
 //! Webhooks: a small receiver is told what happens, whatever fails.
 
 use crate::access::by_master;
+use crate::console::Person;
 use crate::database::Database;
 use crate::harness::{TestApp, wait_until};
 use crate::process::{Process, run, said, usual_flags};
@@ -224,7 +225,17 @@ fn what_cannot_be_delivered_in_three_days_is_shown_and_is_sent_again_by_hand() {
     assert_eq!(dead()[0]["why"], "it answered 500");
     receiver.answer_with(200);
     let number = dead()[0]["number"].as_u64().unwrap();
-    assert_eq!(post(&app, "office/replay", &json!({"message": number.to_string()})).0, 200);
+    let person = Person::logged_in(&app);
+    let page = person.get("/console/webhooks").text;
+    assert!(
+        page.contains(&format!("Send {number} again")) && page.contains("it answered 500"),
+        "{page}"
+    );
+    let fields = [("name", "office"), ("number", &number.to_string())];
+    let sent = person.post("/console/webhooks/replay", &fields);
+    assert!(sent.status == 303 && sent.header("location").ends_with("/webhooks?done=replay"));
+    let refused = person.post("/console/webhooks/replay", &[("name", "nobody"), ("number", "1")]);
+    assert!(refused.status == 404 && refused.text.contains("There is no such webhook."));
     wait_until("it has arrived", || receiver.accepted() == ["server.registered"]);
     wait_until("it is no dead letter", || dead().as_array().unwrap().is_empty());
     // Everything since a time, and what makes no sense.
