@@ -1,7 +1,7 @@
 //! Makes a backup of a store that may be in use.
 
 use super::error::BackupError;
-use super::{HEADS, MARK, Manifest, STORE, name_of};
+use super::{HEADS, MARK, Manifest, STORE, WEBHOOKS, name_of};
 use crate::age::Recipient;
 use crate::config::Config;
 use crate::private_file;
@@ -134,7 +134,16 @@ impl Order<'_> {
             let problem = |problem| BackupError::Age { path: path.to_owned(), problem };
             Ok((name_of(secret), recipient.encrypt(&text).map_err(problem)?))
         };
-        Secret::ALL.into_iter().map(encrypted).collect()
+        let mut all: Vec<_> =
+            Secret::ALL.into_iter().map(encrypted).collect::<Result<_, BackupError>>()?;
+        let path = &self.config.webhooks.file;
+        let has_webhooks = !path.as_os_str().is_empty();
+        let text = has_webhooks.then(|| private_file::read(path)).transpose();
+        if let Some(text) = text.map_err(BackupError::at(path))?.flatten() {
+            let problem = |problem| BackupError::Age { path: path.to_owned(), problem };
+            all.push((WEBHOOKS, recipient.encrypt(&text).map_err(problem)?));
+        }
+        Ok(all)
     }
 }
 

@@ -44,12 +44,16 @@ pub const fn name_of(secret: Secret) -> &'static str {
     }
 }
 
+/// The file of the webhooks, with their secrets, encrypted. Only there if the settings name one.
+pub const WEBHOOKS: &str = "webhooks.toml.age";
+
 /// The names that a manifest may have. Others might lead out of the folder.
-const NAMES: [&str; 6] = [
+const NAMES: [&str; 7] = [
     STORE,
     HEADS,
     MARK,
     name_of(Secret::LookupKey),
     name_of(Secret::SigningKeys),
     name_of(Secret::MasterToken),
+    WEBHOOKS,
 ];

@@ -5,7 +5,7 @@
 //! there is no store yet, and the restore can be repeated, or the next start begins the epoch.
 
 use super::error::BackupError;
-use super::{HEADS, Manifest, STORE, name_of};
+use super::{HEADS, Manifest, STORE, WEBHOOKS, name_of};
 use crate::age::Opener;
 use crate::config::{Backend, Config};
 use crate::private_file::{self, Beside, Owner};
@@ -59,11 +59,14 @@ pub struct Restored {
     pub missing: Vec<Secret>,
 }
 
+/// A file that is written, and what is in it.
+type NewFile = (PathBuf, Zeroizing<Vec<u8>>);
+
 /// The secrets of the place after the restore.
 struct Secrets {
     lookup: LookupKey,
     /// Those that are written.
-    new: Vec<(PathBuf, Zeroizing<Vec<u8>>)>,
+    new: Vec<NewFile>,
     missing: Vec<Secret>,
 }
 
@@ -198,9 +201,26 @@ fn secrets(order: &Order<'_>, manifest: &Manifest) -> Result<Secrets, BackupErro
             lookup = Some(parse_lookup_key(&text, path)?);
         }
     }
+    new.extend(webhooks(order, manifest)?);
     let lookup =
         lookup.ok_or_else(|| BackupError::refused(order.folder, "it has no lookup key"))?;
     Ok(Secrets { lookup, new, missing })
+}
+
+/// Returns the path and the text of the file of webhooks, if the backup has one that can be opened. One that is
+/// in its place stays: it belongs to the settings, and not to the store.
+fn webhooks(order: &Order<'_>, manifest: &Manifest) -> Result<Option<NewFile>, BackupError> {
+    let path = &order.config.webhooks.file;
+    let is_wanted = !path.as_os_str().is_empty() && manifest.has(WEBHOOKS);
+    let Some(opener) = order.opener.filter(|_| is_wanted) else { return Ok(None) };
+    if private_file::exists(path).map_err(BackupError::at(path))? {
+        return Ok(None);
+    }
+    let file = order.folder.join(WEBHOOKS);
+    let sealed = fs::read(&file).map_err(BackupError::at(&file))?;
+    let text =
+        opener.decrypt(&sealed).map_err(|problem| BackupError::Age { path: file, problem })?;
+    Ok(Some((path.to_owned(), text)))
 }
 
 impl Secrets {

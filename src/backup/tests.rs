@@ -6,7 +6,7 @@ use super::*;
 use crate::age::{Opener, Recipient};
 use crate::config::{Config, Sources};
 use crate::http::respond::rfc3339;
-use crate::private_file::Beside;
+use crate::private_file::{self, Beside};
 use crate::secrets::lookup_key;
 use crate::signed_head::{Verdict, Verifier, file_of, read_file};
 use crate::store::agreement::agree;
@@ -36,6 +36,9 @@ struct Place {
 const KEY: &str = "AGE-SECRET-KEY-1NCZ2PXYR7X5PEJ96JY3PZP99C34LS28990D2NFPZ9T5JLSG9ASAQHRYF0G";
 const ADDRESS: &str = "age1c7fskew0h8hw5sl3dqmrwled3qp08dse6mzdj2j5m0tflvnfd45shpy5yf";
 
+/// A file of webhooks. A backup does not look into it.
+const OFFICE: &[u8] = b"[office]\n";
+
 fn recipient() -> Recipient {
     Recipient::address(ADDRESS).unwrap()
 }
@@ -63,6 +66,7 @@ impl Place {
             ("auth.lookup_key_file", "lookup.key"),
             ("auth.master_token_file", "master.token"),
             ("backup.folder", "backups"),
+            ("webhooks.file", "webhooks.toml"),
         ];
         let flags = names
             .map(|(key, name)| (key.to_owned(), folder.path().join(name).display().to_string()));
@@ -74,6 +78,7 @@ impl Place {
     fn with_store() -> Self {
         let place = Self::new();
         make_secrets(&place.config, NOW).unwrap();
+        private_file::create(&place.config.webhooks.file, OFFICE).unwrap();
         let store = place.open();
         let lookup = lookup_key(&place.config.auth.lookup_key_file).unwrap();
         agree(store.as_ref(), &lookup, Path::new("")).unwrap();
@@ -146,7 +151,7 @@ fn a_backup_is_restored_in_an_empty_place_with_its_secrets_and_nothing_unspent_i
     assert!(before.has_valid(1));
     let place = Place::new();
     let restored = place.restore(&backup).unwrap();
-    assert_eq!((restored.epoch, restored.secrets.len(), restored.missing.len()), (2, 3, 0));
+    assert_eq!((restored.epoch, restored.secrets.len(), restored.missing.len()), (2, 4, 0));
     assert!(!place.has_valid(1));
     for secret in Secret::ALL {
         let of = |place: &Place| fs::read(secret.file(&place.config.auth)).unwrap();
@@ -199,6 +204,23 @@ fn a_backup_restored_again_and_again_begins_an_epoch_each_time_that_no_copy_sati
         last = mark.commits;
     }
     assert!(!place.has_valid(1) && !place.has_valid(2));
+}
+
+#[test]
+fn the_file_of_webhooks_comes_back_where_none_is_and_stays_where_one_is() {
+    let (_before, backup) = backed_up();
+    for there in [None, Some(b"[other]\n")] {
+        let place = Place::new();
+        let file = &place.config.webhooks.file;
+        if let Some(text) = there {
+            private_file::create(file, text).unwrap();
+        }
+        place.restore(&backup).unwrap();
+        let expected = there.map_or(OFFICE, |text| text.as_slice());
+        assert_eq!(fs::read(file).unwrap(), expected);
+        assert_eq!(private_file::loose_mode(file).unwrap(), None);
+    }
+    assert!(!fs::read(backup.join(WEBHOOKS)).unwrap().windows(8).any(|some| some == b"[office]"));
 }
 
 #[test]
