@@ -46,6 +46,11 @@ impl Kind {
             Self::Session => "iptunnel:session",
         }
     }
+
+    /// Checks that claims are by our issuer and for this kind.
+    fn check(self, iss: &str, aud: &str) -> Option<()> {
+        ((iss, aud) == (ISSUER, self.audience())).then_some(())
+    }
 }
 
 /// HS256 with the HMAC and SHA-2 crates: the only cryptography that these tokens need.
@@ -163,7 +168,9 @@ struct SessionOwn<'a> {
 
 /// The claims that are read from a precheck token.
 #[derive(Deserialize)]
-struct PrecheckClaims {
+struct PrecheckClaims<'a> {
+    iss: &'a str,
+    aud: &'a str,
     iat: u64,
     exp: u64,
     code_hash: Hex,
@@ -175,6 +182,8 @@ struct PrecheckClaims {
 /// The claims that are read from an install token.
 #[derive(Deserialize)]
 struct InstallClaims<'a> {
+    iss: &'a str,
+    aud: &'a str,
     sub: &'a str,
     iat: u64,
     exp: u64,
@@ -183,6 +192,8 @@ struct InstallClaims<'a> {
 /// The claims that are read from a session cookie.
 #[derive(Deserialize)]
 struct SessionClaims<'a> {
+    iss: &'a str,
+    aud: &'a str,
     sub: &'a str,
     iat: u64,
     exp: u64,
@@ -308,8 +319,7 @@ impl Tokens {
         Some(token)
     }
 
-    /// Returns the claims of a token, as JSON, if one of the keys for this kind has signed it. Such a key signs
-    /// only tokens with this kind's audience and our issuer, so these claims need no check of their own.
+    /// Returns the claims of a token, as JSON, if one of the keys for this kind has signed it.
     fn verify(&self, kind: Kind, token: &str) -> Option<Vec<u8>> {
         let (message, signature) = token.rsplit_once('.')?;
         let claims = message.strip_prefix(HEADER)?;
@@ -351,7 +361,8 @@ impl Tokens {
     /// Returns the content of a genuine precheck token. It may have expired.
     pub fn verify_precheck(&self, token: &str) -> Option<PrecheckPass> {
         let json = self.verify(Kind::Precheck, token)?;
-        let claims: PrecheckClaims = serde_json::from_slice(&json).ok()?;
+        let claims: PrecheckClaims<'_> = serde_json::from_slice(&json).ok()?;
+        Kind::Precheck.check(claims.iss, claims.aud)?;
         Some(PrecheckPass {
             code: CodeHash(claims.code_hash.0),
             holder: Holder {
@@ -393,6 +404,7 @@ impl Tokens {
     pub fn verify_install(&self, token: &str) -> Option<InstallPass> {
         let json = self.verify(Kind::Install, token)?;
         let claims: InstallClaims<'_> = serde_json::from_slice(&json).ok()?;
+        Kind::Install.check(claims.iss, claims.aud)?;
         Some(InstallPass {
             activation: ActivationId::parse(claims.sub)?,
             life: lifespan(claims.iat, claims.exp),
@@ -418,6 +430,7 @@ impl Tokens {
     pub fn verify_session(&self, token: &str) -> Option<SessionPass> {
         let json = self.verify(Kind::Session, token)?;
         let claims: SessionClaims<'_> = serde_json::from_slice(&json).ok()?;
+        Kind::Session.check(claims.iss, claims.aud)?;
         Some(SessionPass {
             user_agent: claims.user_agent_hash.0,
             id: claims.sub.to_owned(),
