@@ -1,9 +1,9 @@
 //! A PostgreSQL server for one test: it can be killed, promoted, and set up with TLS.
 
-use crate::harness::wait_until;
+use crate::harness::{free_address, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
@@ -44,7 +44,7 @@ impl Cluster {
                     .success()
             );
         }
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_address().port();
         Self { folder, bin: versions.pop().unwrap(), port }
     }
 

@@ -1,6 +1,6 @@
 //! The proxies of `deploy/`, HAProxy and nginx, with the shipped files before two servers.
 
-use crate::harness::{PATIENCE, TestApp, wait_until};
+use crate::harness::{PATIENCE, TestApp, free_address, wait_until};
 use crate::wire::{address, connect_to, rest};
 use serde_json::Value;
 use std::io::{Read, Write};
@@ -41,7 +41,7 @@ impl Proxy {
     /// times are replaced, and a rule is added that refuses requests whose path ends in `/refused`.
     fn start(kind: Kind, servers: [SocketAddr; 2]) -> Self {
         let folder = TempDir::new().unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let free = free_address();
         let shipped = match kind {
             Kind::Haproxy => include_str!("../../deploy/haproxy.cfg"),
             Kind::Nginx => include_str!("../../deploy/nginx.conf"),
