@@ -143,8 +143,10 @@ fn check_place(store: &Path, backup: &Path) -> Result<(), BackupError> {
 
 /// Returns whether another process has locked a file.
 fn is_locked(path: &Path) -> io::Result<bool> {
-    match OpenOptions::new().read(true).open(path)?.try_lock() {
-        Ok(()) => Ok(false),
+    let file = OpenOptions::new().read(true).open(path)?;
+    match file.try_lock() {
+        // At once, whoever still has this file.
+        Ok(()) => file.unlock().map(|()| false),
         Err(TryLockError::WouldBlock) => Ok(true),
         Err(TryLockError::Error(error)) => Err(error),
     }

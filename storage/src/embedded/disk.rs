@@ -54,6 +54,15 @@ impl FileDisk {
     }
 }
 
+impl Drop for FileDisk {
+    /// A child process that is just being started still has the file, and with it the lock, until it runs its
+    /// program.
+    fn drop(&mut self) {
+        // It cannot fail for a file that is locked. If it did, the lock would end with the file.
+        let _ = self.0.unlock();
+    }
+}
+
 impl Disk for FileDisk {
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
@@ -101,5 +110,23 @@ impl redb::StorageBackend for Watched {
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.disk.write(offset, data)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_closed_is_unlocked_though_a_child_process_still_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let disk = FileDisk::open(&path).unwrap();
+        assert_eq!(FileDisk::open(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        // A child has the same open file, as this copy is.
+        let of_child = disk.0.try_clone().unwrap();
+        drop(disk);
+        FileDisk::open(&path).unwrap();
+        drop(of_child);
     }
 }
