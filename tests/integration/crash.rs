@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Returns a machine that was not used before.
-fn new_machine() -> Machine {
+pub fn new_machine() -> Machine {
     static COUNT: AtomicU32 = AtomicU32::new(1);
     Machine::new(COUNT.fetch_add(1, Ordering::SeqCst))
 }

@@ -2,7 +2,7 @@
 //! is killed, and connections that break during a commit.
 
 use crate::cluster::Cluster;
-use crate::crash::{Load, Stories, check_all, rounds, seed};
+use crate::crash::{Load, Stories, check_all, new_machine, rounds, seed};
 use crate::harness::{Machine, PATIENCE, spread, try_send, wait_until};
 use crate::process::{Api, Chance, Process, usual_flags};
 use nix::sys::signal::Signal;
@@ -61,10 +61,16 @@ impl Servers {
         Api { url, client, patience: Duration::from_secs(1), ..all[0].api.clone() }
     }
 
+    /// Waits until each is ready, and has read from the database and committed to it: one that nobody has asked
+    /// for anything may notice a fault up to two seconds later.
     pub fn wait_ready(&self) {
+        let works = |api: &Api| {
+            let body = new_machine().precheck_body("IPT-SD-AAAAAA-BBBBBB-CCCCCC");
+            api.install("precheck", &body).is_some_and(|answer| answer.status == 404)
+        };
         for server in &self.all {
             let begun = std::time::Instant::now();
-            while server.api.ready() != Some(200) {
+            while server.api.ready() != Some(200) || !works(&server.api) {
                 let waited = begun.elapsed();
                 assert!(waited < PATIENCE, "not ready: {}", server.output());
                 std::thread::sleep(Duration::from_millis(20));
