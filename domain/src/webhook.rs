@@ -2,7 +2,7 @@
 //!
 //! The audit log is the outbox: an event is in it as soon as it has happened, under a number that stays. An
 //! [`Outbox`] is what one receiver has had of it: how far the log was read, and what of that still waits.
-//! Events of one [subject](subject) are delivered in the order of the log, those of different subjects side
+//! Events of one [`subject`] are delivered in the order of the log, those of different subjects side
 //! by side. An event that cannot be delivered in three days becomes a dead letter.
 
 use crate::Timestamp;
