@@ -1,7 +1,7 @@
 //! What every start on a store must have in common, as hashes. The table is missing in files of
 //! older programs, and older programs leave it alone: it needs no data format of its own.
 
-use super::unreadable;
+use super::{begin_write, unreadable};
 use crate::ReadError;
 use iptunnel_domain::lookup::KeyedHash;
 use redb::{Database, ReadTransaction, TableDefinition, TableError};
@@ -21,7 +21,7 @@ pub(super) fn find(read: &ReadTransaction, what: &str) -> Result<Option<KeyedHas
 
 /// Sets the hash for `what`.
 pub(super) fn set(database: &Database, what: &str, hash: KeyedHash) -> Result<(), ReadError> {
-    let write = database.begin_write().map_err(unreadable)?;
+    let write = begin_write(database).map_err(unreadable)?;
     let mut table = write.open_table(AGREED).map_err(unreadable)?;
     table.insert(what, hash.0.as_slice()).map_err(unreadable)?;
     drop(table);

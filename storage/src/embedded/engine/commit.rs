@@ -3,7 +3,7 @@
 use super::audit::Log;
 use super::{
     ACCESS_TOKENS, ACTIVATIONS, CHECK_INS, CODES, COMMITS_KEY, COUNTERS, META, OLD_ATTEMPTS_KEY,
-    SERVERS, SETTINGS, TAKEN_OVER_KEY, TOKEN_USES, index, pages, unreadable,
+    SERVERS, SETTINGS, TAKEN_OVER_KEY, TOKEN_USES, begin_write, index, pages, unreadable,
 };
 use crate::{Change, ReadError, Setting, Verdict, Write, record};
 use iptunnel_domain::audit::Action;
@@ -26,12 +26,10 @@ pub(super) fn commit(
     changes: &[Change],
     checkpointed: Option<u64>,
 ) -> (u64, Outcome) {
-    let mut write = match database.begin_write() {
+    let write = match begin_write(database) {
         Ok(write) => write,
         Err(error) => return (u64::MAX, Err((error.to_string(), None))),
     };
-    // So that a start after a crash need not read every page of the file.
-    write.set_quick_repair(true);
     match apply(&write, changes, checkpointed) {
         Err(error) => (u64::MAX, Err((error.to_string(), None))),
         // The journal's changes were checked before: either all of them apply, or none may be

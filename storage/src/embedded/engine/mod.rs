@@ -32,7 +32,7 @@ use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerNumber};
 use redb::{
     Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
-    TableError, TableHandle, WriteTransaction,
+    TableError, TableHandle, TransactionError, WriteTransaction,
 };
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -220,7 +220,7 @@ fn prepare(database: &Database) -> Result<(), OpenError> {
 /// Creates what an older file lacks, and marks the file so that no older program opens it. An older
 /// program would miss the journal, the log or rows that only an index has.
 fn upgrade(database: &Database, found: u64) -> Result<(), ReadError> {
-    let write = database.begin_write().map_err(unreadable)?;
+    let write = begin_write(database).map_err(unreadable)?;
     if found < 4 {
         upgrade_to_format_4(&write)?;
     }
@@ -259,8 +259,15 @@ fn format_in(read: &ReadTransaction) -> Result<Option<u64>, ReadError> {
     }
 }
 
+/// Begins a write. A start after a crash need not read every page of the file, if the last write began here.
+fn begin_write(database: &Database) -> Result<WriteTransaction, TransactionError> {
+    let mut write = database.begin_write()?;
+    write.set_quick_repair(true);
+    Ok(write)
+}
+
 fn create(database: &Database) -> Result<(), redb::Error> {
-    let write = database.begin_write()?;
+    let write = begin_write(database)?;
     write.open_table(META)?.insert(FORMAT_KEY, u64::from(FORMAT_VERSION))?;
     write.open_table(META)?.insert(COMMITS_KEY, 0)?;
     for table in [CODES, ACTIVATIONS] {

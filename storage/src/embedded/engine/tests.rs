@@ -275,6 +275,39 @@ fn counters_keep_their_places_and_free_ones_stay_free() {
 }
 
 #[test]
+fn after_no_write_must_a_start_read_the_whole_file() {
+    type Written = (&'static str, fn(&RedbStore));
+    fn code(number: u64) -> Change {
+        one(Write::Code(samples::code(number, 1, 0)))
+    }
+    let writes: [Written; 3] = [
+        ("a commit", |store| {
+            store.commit(&[code(2)]).unwrap();
+        }),
+        ("a hash", |store| assert!(store.agree("secrets", KeyedHash([1; 16])).unwrap())),
+        ("a webhook's state", |store| {
+            let state = ("office".to_owned(), b"state".to_vec());
+            assert!(store.webhooks().unwrap().keep(&[state]).unwrap());
+        }),
+    ];
+    for (what, write) in writes {
+        let disk = BadDisk::new();
+        let store = RedbStore::open(disk.opener()).unwrap();
+        store.commit(&[code(1)]).unwrap();
+        write(&store);
+        disk.end(End::Killed);
+        drop(store);
+        let is_read = Arc::new(AtomicBool::new(false));
+        let noted = Arc::clone(&is_read);
+        Database::builder()
+            .set_repair_callback(move |_| noted.store(true, Ordering::SeqCst))
+            .create_with_backend(Watched::new(disk.opened(), Arc::default()))
+            .unwrap();
+        assert!(!is_read.load(Ordering::SeqCst), "after {what}");
+    }
+}
+
+#[test]
 fn a_store_of_a_newer_format_is_refused_with_its_format() {
     let folder = folder();
     let path = folder.path().join("s.redb");

@@ -1,7 +1,7 @@
 //! The states of webhooks. The table is missing in files of older programs, and older programs leave it
 //! alone: it needs no data format of its own.
 
-use super::unreadable;
+use super::{begin_write, unreadable};
 use crate::ReadError;
 use redb::{Database, ReadTransaction, ReadableTable, TableDefinition, TableError};
 
@@ -23,7 +23,7 @@ pub(super) fn all(read: &ReadTransaction) -> Result<Vec<(String, Vec<u8>)>, Read
 
 /// Writes rows.
 pub(super) fn keep(database: &Database, states: &[(String, Vec<u8>)]) -> Result<(), ReadError> {
-    let write = database.begin_write().map_err(unreadable)?;
+    let write = begin_write(database).map_err(unreadable)?;
     let mut table = write.open_table(WEBHOOKS).map_err(unreadable)?;
     for (name, state) in states {
         table.insert(name.as_str(), state.as_slice()).map_err(unreadable)?;
