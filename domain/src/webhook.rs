@@ -67,6 +67,11 @@ pub fn type_of(action: Action) -> Option<&'static str> {
     TYPES.into_iter().find(|(known, _)| *known == action).map(|(_, name)| name)
 }
 
+/// Whether an event is what an operator asks of a webhook.
+pub const fn is_order(action: Action) -> bool {
+    matches!(action, Action::WebhookReplayed | Action::WebhookEnabled)
+}
+
 /// The types of events that a receiver wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selection(Vec<&'static str>);

@@ -8,6 +8,7 @@ use crate::http::page::html;
 use crate::http::respond::{parse_time, rfc3339, success};
 use crate::os::random_bytes;
 use crate::state::attention::Line;
+use crate::webhooks::entry;
 use crate::webhooks::message::{Message, number_of};
 use crate::webhooks::order::Replay;
 use crate::webhooks::report::{self, DeadLetter, Endpoint};
@@ -198,15 +199,8 @@ struct ReplayBody {
 
 /// Whether an entry of the audit log exists, and has a type that webhooks tell.
 async fn is_told(console: &Console, number: u64) -> Result<bool, ApiError> {
-    read(console, move |store| {
-        let mut is_told = false;
-        store.audit_from(number, &mut |entry| {
-            is_told = entry.head.entries == number && type_of(entry.event.action).is_some();
-            false
-        })?;
-        Ok(is_told)
-    })
-    .await
+    let entry = read(console, move |store| entry(store, number)).await?;
+    Ok(entry.is_some_and(|entry| type_of(entry.event.action).is_some()))
 }
 
 async fn replay(

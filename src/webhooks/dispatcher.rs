@@ -5,11 +5,11 @@ use super::kept::Kept;
 use super::message::Message;
 use super::order::Replay;
 use super::send::{LONGEST, Outcome, Sender};
-use super::{Heard, Label, Queue, Tried, Webhooks};
+use super::{Heard, Label, Queue, Tried, Webhooks, entry};
 use crate::os::{Clock, random_bytes};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::audit::{Action, Event};
-use iptunnel_domain::webhook::{Outbox, subject, type_of};
+use iptunnel_domain::webhook::{Outbox, is_order, subject, type_of};
 use iptunnel_storage::{Entry, ReadError, Store};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
@@ -267,7 +267,7 @@ impl Dispatcher {
         let mut last = first;
         self.store.audit_from(first.saturating_add(1), &mut |entry| {
             last = entry.head.entries;
-            if is_order(&entry.event) {
+            if is_order(entry.event.action) {
                 orders.push(entry);
             }
             true
@@ -430,10 +430,6 @@ impl Dispatcher {
     }
 }
 
-fn is_order(event: &Event) -> bool {
-    matches!(event.action, Action::WebhookReplayed | Action::WebhookEnabled)
-}
-
 /// Enables a webhook whose address is another one than that which was gone.
 fn enable_elsewhere(store: &Arc<dyn Store>, line: &mut Line) -> Result<(), ReadError> {
     let is_elsewhere = line.kept.gone != line.sender.endpoint().fingerprint();
@@ -444,15 +440,10 @@ fn enable_elsewhere(store: &Arc<dyn Store>, line: &mut Line) -> Result<(), ReadE
     Ok(())
 }
 
-/// Reads one entry of the log.
-fn entry(store: &dyn Store, number: u64) -> Result<Entry, ReadError> {
-    let mut found = None;
-    store.audit_from(number, &mut |entry| {
-        found = Some(entry);
-        false
-    })?;
-    let found = found.filter(|entry| entry.head.entries == number);
-    found.ok_or_else(|| ReadError(format!("the audit log has no entry {number}")))
+/// Returns an entry that a state names.
+fn named(store: &dyn Store, number: u64) -> Result<Entry, ReadError> {
+    let missing = || ReadError(format!("the audit log has no entry {number}"));
+    entry(store, number)?.ok_or_else(missing)
 }
 
 impl Line {
@@ -494,7 +485,7 @@ impl Line {
             let number = entry.head.entries;
             if number > kept.orders {
                 kept.orders = number;
-                if is_order(&entry.event) && entry.event.subject == name {
+                if is_order(entry.event.action) && entry.event.subject == name {
                     orders.push(entry.clone());
                 }
             }
@@ -518,7 +509,7 @@ impl Line {
         if let Some(message) = self.messages.get(&number) {
             return Ok(Arc::clone(message));
         }
-        let entry = entry(store, number)?;
+        let entry = named(store, number)?;
         let kind = type_of(entry.event.action).unwrap_or_default();
         Ok(Arc::new(Message::of(&entry, kind)))
     }
@@ -542,7 +533,7 @@ impl Line {
             None => Vec::new(),
         };
         for number in numbers {
-            let Entry { event, .. } = entry(store, number)?;
+            let Entry { event, .. } = named(store, number)?;
             outbox.replay(number, subject(&event), event.at, now);
         }
         Ok(())

@@ -21,8 +21,9 @@ pub use dispatcher::start;
 
 use crate::private_file::{self, Stamp};
 use endpoints::Endpoints;
-use iptunnel_domain::audit::{Action, Event};
-use iptunnel_domain::webhook::type_of;
+use iptunnel_domain::audit::Event;
+use iptunnel_domain::webhook::{is_order, type_of};
+use iptunnel_storage::{AuditLog, Entry, ReadError};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -126,6 +127,19 @@ struct Current {
     problem: Option<String>,
 }
 
+/// Returns the entry of the audit log with this number, if there is one.
+///
+/// # Errors
+/// The log cannot be read.
+pub fn entry(log: &(impl AuditLog + ?Sized), number: u64) -> Result<Option<Entry>, ReadError> {
+    let mut found = None;
+    log.audit_from(number, &mut |entry| {
+        found = Some(entry);
+        false
+    })?;
+    Ok(found.filter(|entry| entry.head.entries == number))
+}
+
 /// What the dispatcher receives.
 pub struct Queue(mpsc::Receiver<Heard>);
 
@@ -219,7 +233,7 @@ impl Webhooks {
         if !self.active.load(Ordering::Relaxed) {
             return;
         }
-        let is_order = matches!(event.action, Action::WebhookReplayed | Action::WebhookEnabled);
+        let is_order = is_order(event.action);
         if is_order {
             self.ordered.store(true, Ordering::Relaxed);
         }

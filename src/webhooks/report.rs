@@ -1,8 +1,8 @@
 //! What operators see of the webhooks: how each receiver is, and what was given up.
 
-use super::Webhooks;
 use super::kept::Kept;
 use super::send::Sender;
+use super::{Webhooks, entry};
 use crate::http::respond::rfc3339;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::webhook::{Outbox, type_of};
@@ -53,7 +53,7 @@ pub struct DeadLetter {
     pub number: u64,
     /// Its type.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub kind: &'static str,
     /// What it is about.
     pub about: String,
     /// When it happened, by RFC 3339.
@@ -136,15 +136,11 @@ pub fn dead_letters(store: &dyn Store, only: Option<&str>) -> Result<Vec<DeadLet
             continue;
         }
         for letter in kept.outbox.dead.into_iter().rev() {
-            let mut kind = String::new();
-            store.audit_from(letter.number, &mut |entry| {
-                type_of(entry.event.action).unwrap_or_default().clone_into(&mut kind);
-                false
-            })?;
+            let kind = entry(store, letter.number)?.and_then(|entry| type_of(entry.event.action));
             letters.push(DeadLetter {
                 webhook: webhook.clone(),
                 number: letter.number,
-                kind,
+                kind: kind.unwrap_or_default(),
                 about: letter.subject,
                 at: rfc3339(letter.at),
                 given_up_at: rfc3339(letter.given_up),
