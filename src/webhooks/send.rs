@@ -3,13 +3,13 @@
 
 use super::endpoints::Endpoint;
 use super::message::Message;
-use crate::http::respond::parse_time;
+use actix_web::http::header::HttpDate;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::webhook::is_outside;
 use std::io;
 use std::io::Read;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ureq::config::Config;
 use ureq::http::{HeaderMap, StatusCode, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
@@ -143,13 +143,8 @@ fn seconds_of(text: &str, now: Timestamp) -> Option<u64> {
     if let Ok(seconds) = text.parse() {
         return Some(seconds);
     }
-    // Fri, 31 Dec 1999 23:59:59 GMT
-    let (_, date) = text.split_once(", ")?;
-    let mut parts = date.split(' ');
-    let (day, month, year, time) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let month = "JanFebMarAprMayJunJulAugSepOctNovDec".find(month)? / 3 + 1;
-    let at = parse_time(&format!("{year}-{month:02}-{day}T{time}Z"))?;
-    Some(at.since(now))
+    let at = SystemTime::from(text.parse::<HttpDate>().ok()?).duration_since(UNIX_EPOCH).ok()?;
+    Some(Timestamp(at.as_secs()).since(now))
 }
 
 /// Returns the certificates that the machine trusts.
