@@ -187,35 +187,39 @@ async fn drive(
     let mut is_draining = pin!(is_draining);
     let mut ending: Option<Instant> = None;
     loop {
-        tokio::select! {
-            arrived = connection.accept() => match arrived {
-                Some(Ok((_, mut respond))) if ending.is_some_and(|since| since.elapsed() > FAREWELL) => {
-                    respond.send_reset(Reason::REFUSED_STREAM);
-                }
-                Some(Ok(arrived)) => begin(arrived),
-                // The crate has told the caller why.
-                Some(Err(error)) => {
-                    if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) {
-                        streams.cancelled.set(CANCELLED + 1);
+        let is_time = tokio::select! {
+            arrived = connection.accept() => {
+                match arrived {
+                    Some(Ok((_, mut respond)))
+                        if ending.is_some_and(|since| since.elapsed() > FAREWELL) =>
+                    {
+                        respond.send_reset(Reason::REFUSED_STREAM);
                     }
-                    return;
+                    Some(Ok(arrived)) => begin(arrived),
+                    // The crate has told the caller why.
+                    Some(Err(error)) => {
+                        if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) {
+                            streams.cancelled.set(CANCELLED + 1);
+                        }
+                        return;
+                    }
+                    None => return,
                 }
-                None => return,
-            },
+                false
+            }
             () = reach(streams.end()) => {
                 if ending.is_some() {
                     return;
                 }
-                connection.graceful_shutdown();
-                streams.farewell();
-                ending = Some(Instant::now());
+                true
             }
-            () = &mut is_draining, if ending.is_none() => {
-                connection.graceful_shutdown();
-                streams.farewell();
-                ending = Some(Instant::now());
-            }
-            () = streams.changed.notified() => {}
+            () = &mut is_draining, if ending.is_none() => true,
+            () = streams.changed.notified() => false,
+        };
+        if is_time {
+            connection.graceful_shutdown();
+            streams.farewell();
+            ending = Some(Instant::now());
         }
         if streams.cancelled.get() > CANCELLED {
             connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
