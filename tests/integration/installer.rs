@@ -1,7 +1,7 @@
 //! The real `clients/install.sh` against the real server: below a folder of its own, with each shell and
 //! with both HTTP clients.
 
-use crate::harness::{Machine, PATIENCE, TestApp, send, wait_until};
+use crate::harness::{Machine, PATIENCE, TestApp, free_address, send, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -366,9 +366,7 @@ fn without_a_terminal_it_says_what_is_missing() {
 
 #[test]
 fn a_server_that_cannot_be_reached_costs_nothing_and_is_explained() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", nobody.local_addr().unwrap());
-    drop(nobody);
+    let url = format!("http://{}", free_address());
     for client in ["curl", "wget"] {
         let host = Host::with_client(SHELLS[0], client);
         let ended = host.install(&url, "IPT-SD-AAAAAA-BBBBBB-CCCCCC");

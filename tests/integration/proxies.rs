@@ -239,7 +239,7 @@ fn refusals_of_servers_and_proxies_have_the_envelope_of_their_api() {
 
 #[test]
 fn servers_that_are_away_silent_or_broken_are_answered_for_in_the_envelope_of_the_api() {
-    let away = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let away = free_address();
     // Accepts, and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     // Closes instead of answering.
