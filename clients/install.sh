@@ -68,14 +68,6 @@ agree() {
   case $REPLY in '' | [Yy]*) ;; *) fail 7 'you said no. Nothing was changed.' ;; esac
 }
 
-# Waits for what was started in the background, so that a signal is heard at once.
-await() {
-  CHILD=$!
-  wait "$CHILD"
-  status=$? CHILD=''
-  return "$status"
-}
-
 # ---------------------------------------------------------------- requests
 # The wget of busybox is refused: it need not check certificates, it shows no answer but a success, and it
 # takes the token on its command line, which everybody on the machine can read.
@@ -208,8 +200,8 @@ ask() {
     [ "$wait" -le 60 ] || wait=60
     attempt=$((attempt + 1))
     warn "$WHAT: $WHY. Try $attempt of $TRIES in $wait s."
-    sleep "$wait" > /dev/null 2>&1 &
-    await
+    sleep "$wait" > /dev/null 2>&1 & # so that a signal is heard at once
+    wait "$!"
     [ "$delay" -ge 16 ] || delay=$((delay * 2))
   done
 }
@@ -469,10 +461,11 @@ settle() {
 # shellcheck disable=SC2317,SC2329 # the trap calls it
 interrupted() {
   trap '' INT TERM HUP
-  if [ -n "$CHILD" ]; then
-    kill -s TERM -- "-$CHILD" 2> /dev/null || kill "$CHILD" 2> /dev/null
-    wait "$CHILD" 2> /dev/null
-  fi
+  if [ -n "$SETTING_UP" ]; then
+    : > "$WORK/stop"
+    [ ! -e "$WORK/begun" ] || kill -s TERM -- "-$!" || kill "$!"
+    wait "$!"
+  fi 2> /dev/null
   fail 7 'interrupted.'
 }
 
@@ -515,16 +508,22 @@ set_up_product() {
 
 # Runs the setup script: install or uninstall. In the background, so that a signal is heard at once.
 run_payload() {
+  SETTING_UP=yes
   (
     cd "${ROOT:-/}" || exit 1
     export IPTUNNEL_PRODUCT="$PRODUCT" IPTUNNEL_IP="$IP" IPTUNNEL_HOSTNAME="$HOST_NAME"
     export IPTUNNEL_SERVER_URL="$SERVER" IPTUNNEL_ACTIVATION="$ACTIVATION"
     export IPTUNNEL_MACHINE_ID="$MACHINE_ID" IPTUNNEL_ROOT="$ROOT"
+    # Before this point it must not be sent a signal: a shell that was just forked still has all traps.
+    : > "$WORK/begun" && [ ! -e "$WORK/stop" ] || exit 1
     # A process group of its own, so that a signal reaches what the script has started as well.
     if command -v setsid > /dev/null; then exec setsid "$LIB/$PRODUCT.payload" "$1"; fi
     exec "$LIB/$PRODUCT.payload" "$1"
   ) < /dev/null &
-  await
+  wait "$!"
+  status=$? SETTING_UP=''
+  rm -f "$WORK/begun"
+  return "$status"
 }
 
 # Confirms, also for the second time. 1: the server knows nothing of this activation any more.
@@ -816,7 +815,7 @@ loop_agent() {
   while [ "$STATE" != revoked ] && [ "$(cat "$AGENT_LIB/loop" 2> /dev/null)" = "$$" ]; do
     run_agent ''
     sleep 10 > /dev/null 2>&1 &
-    await
+    wait "$!"
   done
 }
 
@@ -878,7 +877,7 @@ main() {
   # A name that the environment brings would pass its new value on to the setup script.
   unset CDPATH CODE TOKEN PRECHECK_TOKEN OLD_CODE REPLY MESSAGE json token
   YES='' DRY_RUN='' UNINSTALL='' NO_START='' CODE='' CODE_FILE='' IP='' HOST_NAME='' ROOT='' TRIES=6
-  TIMEOUT=15 WORK='' CHILD='' STEP='' INSTALLED='' SEEN_IP='' ONLY_IPV4='' PRECHECK_TOKEN=''
+  TIMEOUT=15 WORK='' SETTING_UP='' STEP='' INSTALLED='' SEEN_IP='' ONLY_IPV4='' PRECHECK_TOKEN=''
   trap '[ -z "$WORK" ] || rm -rf "$WORK"' EXIT
   set_paths
   if [ "${0##*/}" = iptunnel-agent ]; then

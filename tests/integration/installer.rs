@@ -823,6 +823,14 @@ fn begin(mut command: Command) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
+/// How a run ended, with all that it started: each process holds the outputs open.
+fn end_of(child: Child) -> Ended {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || sender.send(child.wait_with_output().unwrap()));
+    let output = receiver.recv_timeout(PATIENCE).expect("the run, or what it started, goes on");
+    Ended::of(&output)
+}
+
 fn send_signal(child: &Child, signal: Signal) {
     kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
 }
@@ -879,12 +887,42 @@ fn a_signal_gives_the_code_back() {
                 let child = begin(host.with_code(&app.url, &code));
                 wait_until("the setup script has begun", || host.has("begun"));
                 send_signal(&child, signal);
-                let ended = Ended::of(&child.wait_with_output().unwrap());
+                let ended = end_of(child);
                 ended.with(7, &["interrupted", "given back"]);
                 assert!(is_good(app, &code), "{signal}");
                 assert!(!host.has("product"), "the setup script was stopped");
                 fs::write(host.root().join("may-end"), "").unwrap();
                 host.install(&app.url, &code).with(0, &[]);
+            });
+        }
+    });
+}
+
+/// Bash runs this before each command of the script.
+const SIGNAL_BEFORE_COMMAND: &str = "set -T
+before_command() {
+  [ \"$BASHPID:${FUNCNAME[1]}:$BASH_COMMAND\" != \"$$:run_payload:$SIGNAL_BEFORE\" ] || kill -s TERM $$
+}
+trap before_command DEBUG
+";
+
+#[test]
+fn a_signal_just_before_or_after_the_setup_script_is_started_gives_the_code_back() {
+    let payloads = TempDir::new().unwrap();
+    let app = server_with_payload(&payloads, WAITING);
+    std::thread::scope(|scope| {
+        for command in ["SETTING_UP=yes", "wait \"$!\""] {
+            let app = &app;
+            scope.spawn(move || {
+                let host = Host::with_client(&["bash"], "curl");
+                let file = host.folder.path().join("before-command");
+                fs::write(&file, SIGNAL_BEFORE_COMMAND).unwrap();
+                let code = app.issue();
+                let mut installer = host.with_code(&app.url, &code);
+                installer.env("BASH_ENV", file).env("SIGNAL_BEFORE", command);
+                end_of(begin(installer)).with(7, &["interrupted", "given back"]);
+                assert!(is_good(app, &code), "{command}");
+                assert!(!host.has("product"), "{command}");
             });
         }
     });
@@ -901,7 +939,7 @@ fn a_signal_while_the_answer_to_activate_is_awaited_gives_the_code_back() {
     let child = begin(command);
     held.recv_timeout(PATIENCE).unwrap();
     send_signal(&child, Signal::SIGTERM);
-    let ended = Ended::of(&child.wait_with_output().unwrap());
+    let ended = end_of(child);
     ended.with(7, &["interrupted", "given back"]);
     assert!(is_good(&app, &code));
 }
@@ -961,7 +999,7 @@ fn an_installation_that_took_too_long_needs_a_new_code() {
     wait_until("the setup script has begun", || host.has("begun"));
     app.clock.advance(601);
     fs::write(host.root().join("may-end"), "").unwrap();
-    let ended = Ended::of(&child.wait_with_output().unwrap());
+    let ended = end_of(child);
     ended.with(3, &["took longer", "new code"]);
     assert!(!host.has("var/lib/iptunnel/slowdns.state"));
     host.install(&app.url, &app.issue()).with(0, &[]);
@@ -1015,7 +1053,7 @@ fn on_a_terminal_it_asks_for_the_code_and_whether_to_go_on() {
         command.args(["-qec", &run, "/dev/null"]).stdin(Stdio::piped());
         let mut child = begin(command);
         child.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
-        Ended::of(&child.wait_with_output().unwrap())
+        end_of(child)
     };
     let code = app.issue();
     play(&format!("{code}\nn\n")).with(7, &["Install code (from", "Go on?", "Nothing was changed"]);
