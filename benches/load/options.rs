@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::failure::{Context, Failure, Result};
 use crate::limits_memory::MAX_CALLERS;
@@ -29,13 +30,16 @@ Measures the activation server under load. Usage: scripts/bench [OPTIONS], or ca
                       on the same database, and check-ins, compared with the embedded engine; with --large: measure
                       the cost of a million servers that check in once a minute
   --postgres-programs PATH   the folder of PostgreSQL's programs for --peers and --postgres; scripts/bench finds it
+  --delay MS          with --postgres: measure also with so many milliseconds more for each round trip between our
+                      servers and the database; with --against: measure only so
   --against PATH      measure only activates, in turns with another program; with --postgres: on one database each
   --step NAME         with --against on the embedded engine, instead of activate: check-in (with the access token that
                       has enrolled the server; with the master token, if the program knows no access tokens) or
                       register (likewise with a ticket)
   --during-backup     measure only activates, in turns while a backup is made and while none is
   --console           measure how long the console's pages take while 64 connections activate
-  --connections N     with --against and --during-backup: use only this number of connections (1, 64 or 256)
+  --connections N     with --against, --during-backup and --postgres: use only this number of connections (1, 64 or 256;
+                      --postgres: 64 or 256 for each server)
   --help              show this text";
 
 /// The chosen action.
@@ -82,6 +86,8 @@ pub struct Options {
     pub peers: bool,
     /// Measures servers that share a PostgreSQL database instead.
     pub postgres: bool,
+    /// What each round trip between our servers and their database takes longer.
+    pub delay: Duration,
     /// The folder of PostgreSQL's programs.
     pub postgres_programs: Option<PathBuf>,
 }
@@ -107,6 +113,7 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
         connections: None,
         peers: false,
         postgres: false,
+        delay: Duration::ZERO,
         postgres_programs: None,
     };
     while let Some(argument) = arguments.next() {
@@ -135,6 +142,9 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
                 options.connections = Some(at_least_one(&argument, arguments.next())?);
             }
             "--postgres" => options.postgres = true,
+            "--delay" => {
+                options.delay = Duration::from_millis(at_least_one(&argument, arguments.next())?);
+            }
             "--postgres-programs" => {
                 options.postgres_programs = Some(value(&argument, arguments.next())?.into());
             }

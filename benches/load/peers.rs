@@ -6,9 +6,10 @@
 //! - `workload` is the change in SQL, and its measurement
 //! - `report` prints the comparison
 //! - `shared` measures our servers on such a database, and `agents` a million servers that check in with them;
-//!   `fleet` starts our servers
+//!   `fleet` starts our servers, and `delay` stands for a network before the database
 
 mod agents;
+mod delay;
 pub mod fleet;
 pub mod postgres;
 mod report;

@@ -26,12 +26,13 @@ impl Fleet {
     ) -> Result<Self> {
         cluster.sql(&format!("CREATE DATABASE {name}")).await?;
         let workspace = crate::workspace(options)?;
+        let url = cluster.url(name, options.delay)?;
         let mut servers = Vec::new();
         for number in 0..count {
             let mut all = scenario::settings(&options.settings);
             all.extend(settings.iter().map(|setting| (*setting).to_owned()));
             all.push("storage.backend=postgres".into());
-            all.push(format!("storage.url={}", cluster.url(name)));
+            all.push(format!("storage.url={url}"));
             all.push("server.trusted_proxies=127.0.0.1".into());
             let path = workspace.path().join(format!("{number}.redb"));
             all.push(format!("storage.path={}", path.display()));
@@ -40,8 +41,8 @@ impl Fleet {
         Ok(Self { workspace, servers })
     }
 
-    /// Opens equally many connections to each server. Each has its own address and so its own counter, as
-    /// installers do.
+    /// Opens so many connections to all servers together, equally many to each. Each has its own address and so its
+    /// own counter, as installers do.
     pub async fn callers(&self, connections: usize) -> Result<Vec<Caller>> {
         let mut callers = Vec::new();
         for server in &self.servers {

@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use tokio::time::sleep;
 
+use super::delay;
 use crate::failure::{Context, Failure, Result};
 use crate::interrupt;
 use crate::options::Options;
@@ -52,6 +53,8 @@ pub const FAVOURS: [(&str, &str); 14] = [
 
 /// The cluster's path in the folder, in which all programs run.
 const DATA: &str = "data";
+/// The name of its socket there, which ends with the default port.
+const SOCKET: &str = ".s.PGSQL.5432";
 /// The only user of the cluster. It has no password, because only the owner can access the folder.
 const SUPERUSER: &str = "postgres";
 /// If root runs this, the programs run as the first of these users that exists, because they refuse root.
@@ -109,10 +112,15 @@ impl Cluster {
         self.site.run(self.site.psql(&["-v", variable]), script).await
     }
 
-    /// The URL of one of its databases.
-    pub fn url(&self, database: &str) -> String {
-        let folder = self.site.workspace.path().display().to_string();
-        format!("postgres://{SUPERUSER}@{}/{database}", folder.replace('/', "%2F"))
+    /// The URL of one of its databases, over a socket; with a delay, over a proxy.
+    pub fn url(&self, database: &str, delay: Duration) -> Result<String> {
+        let folder = self.site.workspace.path();
+        if delay.is_zero() {
+            let folder = folder.display().to_string();
+            return Ok(format!("postgres://{SUPERUSER}@{}/{database}", folder.replace('/', "%2F")));
+        }
+        let proxy = delay::before(&folder.join(SOCKET), delay)?;
+        Ok(format!("postgres://{SUPERUSER}@{proxy}/{database}?sslmode=disable"))
     }
 
     /// Runs pgbench with a script. Returns its output.

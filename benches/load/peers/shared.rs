@@ -3,6 +3,8 @@
 //!
 //! pgbench is measured before and after, to show changes in the machine's speed.
 
+use std::time::Duration;
+
 use super::fleet::Fleet;
 use super::postgres::{Cluster, Programs, Site};
 use super::workload::{self, FORMS};
@@ -19,7 +21,7 @@ use crate::statistics::{Spread, Summary};
 use crate::steps::{self, Machine, Registration};
 use crate::table;
 
-/// The numbers of connections, each with the number of codes to activate.
+/// The numbers of connections to each server, each with the number of codes to activate over all.
 const CONNECTIONS: [(usize, usize); 2] = [(64, 40_000), (256, 60_000)];
 /// The numbers of our servers on the database.
 const SERVERS: [usize; 2] = [1, 2];
@@ -33,6 +35,8 @@ const ENGINES: [&str; 2] = ["embedded", "PostgreSQL"];
 
 struct Ours {
     servers: usize,
+    /// What a round trip to the database takes longer.
+    delay: Duration,
     connections: usize,
     activate: Summary,
 }
@@ -69,7 +73,10 @@ async fn measure_round(options: &Options, programs: &Programs) -> Result<Round> 
     let before = measure_theirs(&cluster, seconds).await?;
     let mut ours = Vec::new();
     for servers in SERVERS {
-        ours.extend(measure_ours(options, &cluster, servers).await?);
+        ours.extend(measure_ours(options, &cluster, servers, Duration::ZERO).await?);
+        if !options.delay.is_zero() {
+            ours.extend(measure_ours(options, &cluster, servers, options.delay).await?);
+        }
     }
     let after = measure_theirs(&cluster, seconds).await?;
     let check_ins = measure_check_ins(options, &cluster).await?;
@@ -89,27 +96,36 @@ async fn measure_theirs(cluster: &Cluster, seconds: u32) -> Result<f64> {
     Ok(best)
 }
 
-async fn measure_ours(options: &Options, cluster: &Cluster, count: usize) -> Result<Vec<Ours>> {
-    let fleet = Fleet::start(options, cluster, &format!("iptunnel_{count}"), count, &[]).await?;
-    let outcome = activate_all(&fleet, options.quick).await;
+async fn measure_ours(
+    options: &Options,
+    cluster: &Cluster,
+    count: usize,
+    delay: Duration,
+) -> Result<Vec<Ours>> {
+    let name = format!("iptunnel_{count}_{}", delay.as_millis());
+    let options = Options { delay, ..options.clone() };
+    let fleet = Fleet::start(&options, cluster, &name, count, &[]).await?;
+    let outcome = activate_all(&fleet, &options).await;
     fleet.finish(outcome).await
 }
 
-async fn activate_all(fleet: &Fleet, quick: bool) -> Result<Vec<Ours>> {
+async fn activate_all(fleet: &Fleet, options: &Options) -> Result<Vec<Ours>> {
     let servers = fleet.servers.len();
     let mut machines = Machine::all();
     let mut ours = Vec::new();
-    for (connections, codes) in CONNECTIONS {
-        let codes = if quick { codes / 10 } else { codes };
-        let mut callers = fleet.callers(connections).await?;
+    let wanted = |each: &(usize, usize)| options.connections.is_none_or(|only| only == each.0);
+    for (connections, codes) in CONNECTIONS.into_iter().filter(wanted) {
+        let codes = if options.quick { codes / 10 } else { codes };
+        let mut callers = fleet.callers(connections * servers).await?;
         let machines = machines.by_ref().take(codes).collect();
         let prechecked = scenario::prechecked(&mut callers, machines).await?;
         let (_, activate) = closed_loop::run(steps::ACTIVATE, &mut callers, prechecked).await?;
         eprintln!(
-            "  {connections:>3} connections  activate, {servers} servers {:>9.0}/s",
+            "  {connections:>3} connections  activate, {servers} servers, {} ms {:>9.0}/s",
+            options.delay.as_millis(),
             activate.rate
         );
-        ours.push(Ours { servers, connections, activate });
+        ours.push(Ours { servers, delay: options.delay, connections, activate });
     }
     Ok(ours)
 }
@@ -125,7 +141,8 @@ async fn measure_check_ins(options: &Options, cluster: &Cluster) -> Result<[Summ
     };
     let outcome = outcome.await;
     let embedded = server.finish(outcome).await?;
-    let fleet = Fleet::start(options, cluster, "check_ins", 1, &[]).await?;
+    let undelayed = Options { delay: Duration::ZERO, ..options.clone() };
+    let fleet = Fleet::start(&undelayed, cluster, "check_ins", 1, &[]).await?;
     let outcome = async {
         let callers = fleet.callers(CHECK_IN_CONNECTIONS).await?;
         check_in(callers, fleet.workspace.master_token()?, options.quick).await
@@ -163,24 +180,44 @@ fn print(options: &Options, rounds: &[Round]) {
         }
     }
     println!();
-    let mut lines =
-        vec![["servers", "connections", "activate", "p50", "p99", "of pgbench"].map(String::from)];
-    for (place, Ours { servers, connections, .. }) in first.ours.iter().enumerate() {
+    let mut lines = vec![
+        [
+            "servers",
+            "delay",
+            "connections each",
+            "activate",
+            "p50",
+            "p99",
+            "of pgbench",
+            "of undelayed",
+        ]
+        .map(String::from),
+    ];
+    for (place, Ours { servers, delay, connections, .. }) in first.ours.iter().enumerate() {
         let figure = |of: &dyn Fn(&Round, &Ours) -> f64, show: fn(f64) -> String| {
             let values = rounds.iter().filter_map(|round| Some(of(round, round.ours.get(place)?)));
             Spread::of(values).map_or_else(String::new, |spread| ranged(spread, show))
         };
+        let undelayed = |round: &Round, ours: &Ours| {
+            let like = |other: &&Ours| {
+                other.delay.is_zero()
+                    && (other.servers, other.connections) == (ours.servers, ours.connections)
+            };
+            round.ours.iter().find(like).map_or(f64::NAN, |other| other.activate.rate)
+        };
         let pgbench = |round: &Round| round.theirs.iter().sum::<f64>() / 2.0;
         lines.push([
             servers.to_string(),
+            format!("{} ms", delay.as_millis()),
             connections.to_string(),
             figure(&|_, ours| ours.activate.rate, grouped),
             figure(&|_, ours| ours.activate.p50_micros, duration),
             figure(&|_, ours| ours.activate.p99_micros, duration),
             figure(&|round, ours| ours.activate.rate / pgbench(round), ratio),
+            figure(&|round, ours| ours.activate.rate / undelayed(round, ours), ratio),
         ]);
     }
-    table::print(&lines, 2);
+    table::print(&lines, 3);
     println!();
     for (place, engine) in ENGINES.into_iter().enumerate() {
         let rates = rounds.iter().filter_map(|round| Some(round.check_ins.get(place)?.rate));
