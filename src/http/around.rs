@@ -1,9 +1,9 @@
-//! Middleware for every request of both listeners: slashes forgiven in the path, request id, common
+//! Middleware for every request of both listeners: request id, common
 //! headers, metrics and log.
 
 use super::caller::{Proxies, RequestIds, UntrustedProxies};
 use super::metrics::HttpMetrics;
-use super::routing::{RouteName, forgive_slashes};
+use super::routing::RouteName;
 use super::tls::Secure;
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
@@ -38,14 +38,12 @@ pub struct Observer {
     pub hsts: Option<HeaderValue>,
 }
 
-/// Forgives slashes, adds the request id and common headers, measures the time, and updates metrics and
-/// log.
+/// Adds the request id and common headers, measures the time, and updates metrics and log.
 pub async fn around(
-    mut request: ServiceRequest,
+    request: ServiceRequest,
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let started = Instant::now();
-    forgive_slashes(&mut request);
     let Some(observer) = request.app_data::<Data<Observer>>().cloned() else {
         return next.call(request).await;
     };

@@ -1,44 +1,14 @@
-//! Helpers that define routes: path, name, methods, and who may use them; and the slashes that are
-//! forgiven in a path.
+//! Helpers that define routes: path, name, methods, and who may use them.
 
 use super::access::Rule;
 use super::errors::ApiError;
 use super::respond::{failure, failure_for, method_not_allowed};
-use actix_web::dev::ServiceRequest;
 use actix_web::error::PayloadError;
 use actix_web::http::Method;
-use actix_web::http::uri::{PathAndQuery, Uri};
 use actix_web::web::{Payload, resource, route};
 use actix_web::{Error, FromRequest, Handler, HttpRequest, HttpResponse, Resource, Route, guard};
 use iptunnel_domain::Refusal;
 use std::marker::PhantomData;
-
-/// Makes doubled slashes in the path of a request one, and drops those at its end. Clients put their
-/// paths together from parts, and a redirect would be a failure for them.
-pub fn forgive_slashes(request: &mut ServiceRequest) {
-    let Some(path) = tidy(request.path()) else { return };
-    let text = match request.uri().query() {
-        Some(query) => format!("{path}?{query}"),
-        None => path,
-    };
-    let mut parts = request.uri().clone().into_parts();
-    // What is left of a valid path is valid.
-    parts.path_and_query = PathAndQuery::try_from(text).ok();
-    if let Ok(uri) = Uri::from_parts(parts) {
-        request.match_info_mut().get_mut().update(&uri);
-        request.head_mut().uri = uri;
-    }
-}
-
-/// Returns the path with single slashes and none at its end, or `None` if it is like that already.
-fn tidy(path: &str) -> Option<String> {
-    if !path.contains("//") && (path.len() < 2 || !path.ends_with('/')) {
-        return None;
-    }
-    let parts = path.split('/').filter(|part| !part.is_empty());
-    let tidy: String = parts.flat_map(|part| ["/", part]).collect();
-    Some(if tidy.is_empty() { "/".into() } else { tidy })
-}
 
 /// Answers 404 for paths without a route.
 pub async fn nothing_here(request: HttpRequest) -> HttpResponse {
@@ -210,21 +180,4 @@ fn with_head(methods: &[&Method]) -> Vec<Method> {
         }
     }
     all
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tidy_path_has_single_slashes_and_none_at_its_end() {
-        for (path, becomes) in
-            [("//", "/"), ("///", "/"), ("/a/", "/a"), ("//a//b//", "/a/b"), ("/a//b", "/a/b")]
-        {
-            assert_eq!(tidy(path).as_deref(), Some(becomes), "{path}");
-        }
-        for path in ["/", "/a", "/a/b", "*", ""] {
-            assert_eq!(tidy(path), None, "{path}");
-        }
-    }
 }

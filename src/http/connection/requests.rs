@@ -97,7 +97,8 @@ async fn poll_once<T>(mut future: Pin<&mut impl Future<Output = T>>) -> Poll<T> 
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
 
-/// Returns the address without doubled slashes and without one at the end, if it has any.
+/// Returns the address without doubled slashes and without one at the end, if it has any. Clients put
+/// their paths together from parts, and a redirect would be a failure for them.
 fn forgiven(uri: &Uri) -> Option<Uri> {
     let path = uri.path();
     let ends_so = path.len() > 1 && path.ends_with('/');
