@@ -253,7 +253,7 @@ impl Receive<Work<Open, Record>> for Activation {
         if !self.activations.is_current(&mut work.reply) {
             return work.reply.fail(Failure::StorageUnavailable);
         }
-        let Work { command, reply, retries, .. } = work;
+        let Work { command, mut reply, retries, .. } = work;
         let Open { at, code, of_code, replaces, activate } = command;
         let Activate { request, from, life, now, prechecked_at, .. } = activate;
         let opened = Record::open(at, code.hash, request, now, &life);
@@ -261,7 +261,7 @@ impl Receive<Work<Open, Record>> for Activation {
             Some(_) => (self.transitions.replaced.clone(), Action::Replaced),
             None => (self.transitions.activated.clone(), Action::Activated),
         };
-        let mut change = Change(Vec::with_capacity(4));
+        let mut change = Change(Vec::with_capacity(5));
         change.0.extend(replaces.iter().map(|old| Write::Activation(old.released.clone())));
         let event = happened(action, &opened, now, from);
         change.0.extend([
@@ -269,15 +269,17 @@ impl Receive<Work<Open, Record>> for Activation {
             Write::Activation(opened.clone()),
             Write::Audit(Arc::new(event)),
         ]);
+        change.0.extend(reply.due().map(|due| Write::Charge(due.limits())));
         // Nobody knows its id before the answer, so no command can wait for this change.
         let of_activation = begin_change(self, at.id);
         let handles = Arc::clone(&self.handles);
         let activation = opened.clone();
-        self.handles.persistence.commit(
+        self.handles.persistence.commit_charged(
             change,
             Some(self.activations.generation()),
-            move |committed| match committed {
+            move |committed, used| match committed {
                 Committed::Written => {
+                    reply.charged_with_change(used);
                     transition.inc();
                     of_code.written(&code);
                     of_activation.written(&activation);

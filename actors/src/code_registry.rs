@@ -20,7 +20,7 @@ use crate::messages::activations::{
 use crate::messages::codes::{Replace, Restore};
 use crate::messages::{Command, Shutdown, Work};
 use crate::persistence::Committed;
-use crate::rate_limiter::LimitedCommand;
+use crate::rate_limiter::{LimitedCommand, charge_first};
 use crate::runtime::mailbox::{Actor, Mailbox, Receive};
 use crate::runtime::metrics::{ActorMetrics, Metrics, Transitions};
 use crate::runtime::reply::Reply;
@@ -56,6 +56,7 @@ impl LimitedCommand for PrecheckCode {
 
 impl LimitedCommand for Activate {
     const MAY_REPEAT: bool = true;
+    const IS_CHARGED_BY_CHANGE: bool = true;
 
     fn forward(self, reply: Reply<Activated>, handles: &Handles) {
         handles.code_registry.send(Work::new(self, reply));
@@ -252,13 +253,22 @@ impl Receive<Work<PrecheckCode, Code>> for CodeRegistry {
     }
 }
 
+/// Whether an activate consumes the code.
+fn consumes(asked: &Activate, code: &Code) -> bool {
+    let by = ActivationRef { number: ActivationNumber(0), id: ActivationId(0) };
+    let decision = code.activate(by, asked.prechecked_at, &asked.life);
+    matches!(decision, Ok(Consumption::Consume(_)))
+}
+
 impl Receive<Work<Activate, Code>> for CodeRegistry {
     fn receive(&mut self, work: Work<Activate, Code>) {
         let hash = work.command.code;
-        let consumes = |asked: &Activate, code: &Code| {
-            let by = ActivationRef { number: ActivationNumber(0), id: ActivationId(0) };
-            let decision = code.activate(by, asked.prechecked_at, &asked.life);
-            matches!(decision, Ok(Consumption::Consume(_)))
+        // What leads to no change, or is not known to lead to one, is charged before it is decided.
+        let work = if self.codes.leads_to_change(hash, |code| consumes(&work.command, code)) {
+            work
+        } else {
+            let Some(work) = charge_first(&self.handles, work) else { return };
+            work
         };
         let Some((work, code)) = self.find(work, hash, consumes) else { return };
         let Activate { prechecked_at, life, .. } = work.command;

@@ -21,13 +21,16 @@ use std::time::{Duration, Instant};
 pub(crate) enum Committed {
     /// It is on disk, and so is everything sent before it.
     Written,
-    /// The record it was decided on has changed since. Nothing was written.
+    /// The record it was decided on has changed since, or a limit is reached. Nothing was written.
     Conflict,
     /// The store refused and nothing was written, or the outcome is unknown.
     Failed(Failure),
 }
 
-type Done = Box<dyn FnOnce(Committed) + Send>;
+/// The counts of the limits of a change with a charge, if they are known.
+pub(crate) type Counts = Option<Vec<u32>>;
+
+type Done = Box<dyn FnOnce(Committed, Counts) + Send>;
 
 struct Job {
     what: What,
@@ -85,6 +88,16 @@ impl Persistence {
         generation: Option<u32>,
         done: impl FnOnce(Committed) + Send + 'static,
     ) {
+        self.queue(What::Write(change), generation, |committed, _| done(committed));
+    }
+
+    /// The same for a change with a charge: `done` gets the counts of its limits too.
+    pub(crate) fn commit_charged(
+        &self,
+        change: Change,
+        generation: Option<u32>,
+        done: impl FnOnce(Committed, Counts) + Send + 'static,
+    ) {
         self.queue(What::Write(change), generation, done);
     }
 
@@ -97,24 +110,24 @@ impl Persistence {
         generation: Option<u32>,
         done: impl FnOnce(Committed) + Send + 'static,
     ) {
-        self.queue(What::Confirm, generation, done);
+        self.queue(What::Confirm, generation, |committed, _| done(committed));
     }
 
     /// Calls `done` once everything sent before has ended.
     pub(crate) fn follow(&self, done: impl FnOnce(Committed) + Send + 'static) {
-        self.queue(What::Follow, None, done);
+        self.queue(What::Follow, None, |committed, _| done(committed));
     }
 
     fn queue(
         &self,
         what: What,
         generation: Option<u32>,
-        done: impl FnOnce(Committed) + Send + 'static,
+        done: impl FnOnce(Committed, Counts) + Send + 'static,
     ) {
         let mut queue = self.lock();
         if queue.refusing {
             drop(queue);
-            return done(Committed::Failed(Failure::StorageUnavailable));
+            return done(Committed::Failed(Failure::StorageUnavailable), None);
         }
         self.metrics.depth.inc();
         queue.jobs.push(Job { what, generation, done: Box::new(done) });
@@ -289,7 +302,7 @@ impl Writer {
         let is_refusing = self.is_refusing();
         for Job { what, generation: decided_on, done } in jobs {
             if is_refusing || decided_on.is_some_and(|decided_on| decided_on != generation) {
-                done(Committed::Failed(Failure::StorageUnavailable));
+                done(Committed::Failed(Failure::StorageUnavailable), None);
                 continue;
             }
             let writes = matches!(what, What::Write(_));
@@ -332,11 +345,12 @@ impl Writer {
             Ok(verdicts) => {
                 let mut verdicts = verdicts.into_iter();
                 for (writes, done) in waiting {
-                    done(match if writes { verdicts.next() } else { Some(Verdict::Written) } {
-                        Some(Verdict::Written) => Committed::Written,
-                        Some(Verdict::Conflict) => Committed::Conflict,
-                        None => Committed::Failed(Failure::OutcomeUnknown),
-                    });
+                    match if writes { verdicts.next() } else { Some(Verdict::Written) } {
+                        Some(Verdict::Written) => done(Committed::Written, None),
+                        Some(Verdict::Charged(used)) => done(Committed::Written, Some(used)),
+                        Some(Verdict::Conflict) => done(Committed::Conflict, None),
+                        None => done(Committed::Failed(Failure::OutcomeUnknown), None),
+                    }
                 }
                 return;
             }
@@ -350,7 +364,7 @@ impl Writer {
             }
         };
         for (_, done) in waiting {
-            done(Committed::Failed(failed));
+            done(Committed::Failed(failed), None);
         }
         // A shared store resolves the outcome itself before it takes the next commit.
         if failed == Failure::OutcomeUnknown && self.store.shared().is_none() {

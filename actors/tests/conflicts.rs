@@ -81,7 +81,7 @@ impl Shared {
     }
 
     fn write(&self, change: &Change) -> Result<Verdict, CommitError> {
-        Ok(self.engine.commit(std::slice::from_ref(change))?[0])
+        Ok(self.engine.commit(std::slice::from_ref(change))?.remove(0))
     }
 
     fn commit_one(&self, plan: &mut Plan, change: &Change) -> Result<Verdict, CommitError> {
@@ -100,8 +100,30 @@ impl Shared {
             return Ok(Verdict::Conflict);
         }
         let verdict = self.write(change)?;
-        plan.written += u32::from(verdict == Verdict::Written);
-        Ok(verdict)
+        plan.written += u32::from(verdict.is_written());
+        let limits = change.0.iter().find_map(|write| match write {
+            Write::Charge(limits) => Some(limits),
+            _ => None,
+        });
+        let Some(limits) = limits.filter(|_| verdict.is_written()) else { return Ok(verdict) };
+        let charged = self.count(vec![limits.clone()]).remove(0);
+        assert!(charged.granted, "no test here reaches a limit");
+        Ok(Verdict::Charged(charged.used))
+    }
+
+    fn count(&self, requests: Vec<Vec<Counted>>) -> Vec<Charged> {
+        let mut counters = self.counters.lock().unwrap();
+        let charge = |request: Vec<Counted>| {
+            let used = |one: &Counted| counters.get(&one.key).copied().unwrap_or(0);
+            let granted = request.iter().all(|one| used(one) < one.allowed);
+            let used = request.iter().map(|one| {
+                let used = counters.entry(one.key).or_default();
+                *used += u32::from(granted);
+                *used
+            });
+            Charged { granted, used: used.collect() }
+        };
+        requests.into_iter().map(charge).collect()
     }
 
     fn read<T>(&self, kind: &str, read: impl FnOnce(&EmbeddedStore) -> Read<T>) -> Read<T> {
@@ -282,18 +304,7 @@ impl SharedByServers for Shared {
     }
     fn charge(&self, requests: Vec<Vec<Counted>>) -> Read<Vec<Charged>> {
         self.is_there()?;
-        let mut counters = self.counters.lock().unwrap();
-        let charge = |request: Vec<Counted>| {
-            let used = |one: &Counted| counters.get(&one.key).copied().unwrap_or(0);
-            let granted = request.iter().all(|one| used(one) < one.allowed);
-            let used = request.iter().map(|one| {
-                let used = counters.entry(one.key).or_default();
-                *used += u32::from(granted);
-                *used
-            });
-            Charged { granted, used: used.collect() }
-        };
-        Ok(requests.into_iter().map(charge).collect())
+        Ok(self.count(requests))
     }
     fn give_back(&self, counters: Vec<(u64, Timestamp)>) -> Read<()> {
         let mut counted = self.counters.lock().unwrap();

@@ -53,6 +53,10 @@ pub enum Write {
     /// Stores a setting that an operator has changed, or removes the change. Not guarded: settings
     /// have one writer.
     Setting(Setting),
+    /// Counts the request that the change grants against its limits. The change is written only if all of
+    /// them allow one more; the guards before it are checked first. Only for a store that several servers
+    /// share: the limits of one server are counted in its memory.
+    Charge(Vec<Counted>),
 }
 
 /// How many attempts on one code are kept whole.
@@ -121,12 +125,22 @@ pub struct CounterRow {
 pub struct Change(pub Vec<Write>);
 
 /// The outcome of one change of a commit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The change is on disk.
+    /// The change is on disk. If it has a charge, the counts are not known.
     Written,
-    /// A guard did not hold: the store has a newer record. Nothing of the change was written.
+    /// The change is on disk, with its charge: the counts of its limits, in their order.
+    Charged(Vec<u32>),
+    /// A guard did not hold: the store has a newer record; or a limit is reached. Nothing of the change was
+    /// written, and nothing counted.
     Conflict,
+}
+
+impl Verdict {
+    /// Whether the change is on disk.
+    pub const fn is_written(&self) -> bool {
+        !matches!(self, Self::Conflict)
+    }
 }
 
 /// Why a commit ended without verdicts.

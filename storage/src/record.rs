@@ -435,8 +435,10 @@ pub(crate) fn decode_event(bytes: &[u8]) -> Result<Event, ReadError> {
 /// Key, policy, used, end of the window.
 type CounterV1 = (u64, u8, u32, u64);
 
-fn encode_write(write: &Write) -> Result<WriteV1, ReadError> {
-    Ok(match write {
+/// `None` for what only a shared store writes.
+fn encode_write(write: &Write) -> Result<Option<WriteV1>, ReadError> {
+    Ok(Some(match write {
+        Write::Charge(_) => return Ok(None),
         Write::Code(code) => WriteV1::Code(code.number.0, encode_code(code)?),
         Write::Activation(activation) => {
             WriteV1::Activation(activation.at.number.0, encode_activation(activation)?)
@@ -463,7 +465,7 @@ fn encode_write(write: &Write) -> Result<WriteV1, ReadError> {
         Write::TokenUses(uses) => {
             WriteV1::TokenUses(uses.iter().map(|(token, at)| (token.0, at.0)).collect())
         }
-    })
+    }))
 }
 
 fn decode_write(write: WriteV1) -> Result<Write, ReadError> {
@@ -518,7 +520,12 @@ fn decode_counter((key, policy, used, window_end): CounterV1) -> Result<Counter,
 pub fn encode_changes(changes: &[Change]) -> Result<Vec<u8>, ReadError> {
     let mut encoded: Vec<Vec<WriteV1>> = Vec::with_capacity(changes.len());
     for Change(writes) in changes {
-        encoded.push(writes.iter().map(encode_write).collect::<Result<_, _>>()?);
+        encoded.push(
+            writes
+                .iter()
+                .filter_map(|write| encode_write(write).transpose())
+                .collect::<Result<_, _>>()?,
+        );
     }
     let bytes = vec![FORMAT];
     postcard::to_extend(&encoded, bytes).map_err(|e| ReadError(format!("changes to write: {e}")))

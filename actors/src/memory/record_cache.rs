@@ -123,6 +123,11 @@ impl<R: CachedRecord> RecordCache<R> {
         self.changing.contains_key(&key)
     }
 
+    /// Whether the cached record has no pending change, and a command that is decided on it leads to a change.
+    pub(crate) fn leads_to_change(&self, key: R::Key, leads: impl FnOnce(&R) -> bool) -> bool {
+        !self.is_changing(key) && self.records.get(&key).is_some_and(leads)
+    }
+
     /// Lets a command wait for the end of the pending change. Runs it at once if there is none.
     pub(crate) fn park(&mut self, key: R::Key, command: Parked) {
         match self.changing.get_mut(&key) {

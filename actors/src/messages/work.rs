@@ -31,9 +31,10 @@ pub struct Work<C: Command, R = ()> {
 const MAX_RETRIES: u8 = 3;
 
 impl<C: Command, R> Work<C, R> {
-    /// Creates a command that no actor has seen yet.
+    /// Creates a command that no actor has decided yet.
     pub fn new(command: C, reply: Reply<C::Answer>) -> Self {
-        Self { command, reply, found: None, retries: 0 }
+        let retries = reply.retries();
+        Self { command, reply, found: None, retries }
     }
 
     /// Returns the same request with another command, for the next actor.

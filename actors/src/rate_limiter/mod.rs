@@ -2,6 +2,8 @@
 
 mod shared;
 
+pub(crate) use shared::{DueCharge, charge_first};
+
 pub use crate::messages::limited::Limited;
 
 use crate::Failure;
@@ -28,6 +30,9 @@ use std::sync::Arc;
 pub trait LimitedCommand: Command {
     /// Whether it may repeat an earlier grant. No limit refuses such a repeat.
     const MAY_REPEAT: bool;
+    /// Whether its change carries its charge where servers share a store: one question to the store instead of
+    /// two. The actor that decides it sends it back to be charged ([`charge_first`]) where it leads to no change.
+    const IS_CHARGED_BY_CHANGE: bool = false;
 
     /// Sends the command to the actor that decides it.
     fn forward(self, reply: Reply<Self::Answer>, handles: &Handles);
@@ -48,6 +53,11 @@ pub(crate) struct Charge {
 }
 
 impl Charge {
+    fn of(subjects: &[Subject], now: Timestamp, handles: Arc<Handles>) -> Self {
+        let counters = subjects.iter().map(|s| (s.key(), s.policy.window_end(now))).collect();
+        Self { counters, handles }
+    }
+
     pub(crate) fn give_back(self) {
         self.handles.rate_limiter.send(GiveBack(self.counters));
     }
@@ -57,6 +67,26 @@ struct GiveBack(Vec<(u64, Timestamp)>);
 
 impl Message for GiveBack {
     type Result = ();
+}
+
+/// The counted decisions of each policy.
+struct Decisions([LimitMetrics; Policy::ALL.len()]);
+
+impl Decisions {
+    /// Counts a decision on these standings, as they were before it.
+    fn count(&self, standings: &[Standing]) {
+        for standing in standings {
+            if let Some(metrics) = self.0.get(standing.policy as usize) {
+                if standing.refuses() { &metrics.refused } else { &metrics.granted }.inc();
+            }
+        }
+    }
+
+    /// Counts a grant on these standings, as they are after it.
+    fn count_granted(&self, standings: &[Standing]) {
+        let before = |one: &Standing| Standing { used: one.used.saturating_sub(1), ..*one };
+        self.count(&standings.iter().map(before).collect::<Vec<_>>());
+    }
 }
 
 /// The outcome of a commit of counters: the slots that are still not written.
@@ -80,7 +110,7 @@ pub(crate) struct RateLimiter {
     tuning: Arc<ArcSwap<ActorSettings>>,
     handles: Arc<Handles>,
     metrics: ActorMetrics,
-    decisions: [LimitMetrics; Policy::ALL.len()],
+    decisions: Arc<Decisions>,
     observed: Metrics,
     ticks: u8,
     /// The number of counters that the current flush still has to write.
@@ -104,7 +134,7 @@ impl RateLimiter {
             tuning,
             handles,
             metrics: observed.actor("rate_limiter"),
-            decisions: observed.limits(),
+            decisions: Arc::new(Decisions(observed.limits())),
             observed: observed.clone(),
             ticks: 0,
             to_flush: 0,
@@ -120,7 +150,7 @@ impl RateLimiter {
         let limits = &tuning.limits;
         let standings: Vec<Standing> =
             subjects.iter().map(|s| self.counters.standing(s, limits, now)).collect();
-        self.count(&standings);
+        self.decisions.count(&standings);
         if let Some(retry_after) = retry_after(&standings, now) {
             return Admission::Refused { retry_after, standings };
         }
@@ -133,14 +163,6 @@ impl RateLimiter {
         Admission::Granted(
             standings.into_iter().map(|s| Standing { used: s.used + 1, ..s }).collect(),
         )
-    }
-
-    fn count(&self, standings: &[Standing]) {
-        for standing in standings {
-            if let Some(metrics) = self.decisions.get(standing.policy as usize) {
-                if standing.refuses() { &metrics.refused } else { &metrics.granted }.inc();
-            }
-        }
     }
 
     /// Writes the next counters of a flush, a few at a time: a commit with many would delay every
@@ -198,8 +220,7 @@ impl RateLimiter {
     /// Forwards a request that has been charged.
     fn let_through<C: LimitedCommand>(&self, request: Limited<C>, standings: Vec<Standing>) {
         let Limited { subjects, command, now, mut reply } = request;
-        let counters = subjects.iter().map(|s| (s.key(), s.policy.window_end(now))).collect();
-        let charge = Charge { counters, handles: Arc::clone(&self.handles) };
+        let charge = Charge::of(&subjects, now, Arc::clone(&self.handles));
         reply.charged(Some(charge), standings);
         match command {
             Ok(command) => command.forward(reply, &self.handles),
@@ -208,7 +229,7 @@ impl RateLimiter {
     }
 
     fn refuse<C: LimitedCommand>(&self, request: Limited<C>, standings: Vec<Standing>) {
-        self.count(&standings);
+        self.decisions.count(&standings);
         let retry_after = retry_after(&standings, request.now).unwrap_or(1);
         self.over_limit(request, retry_after, standings);
     }

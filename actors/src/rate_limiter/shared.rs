@@ -1,8 +1,11 @@
 //! Rate limits where servers share a store: the store counts, and reached limits are remembered here.
 
-use super::{Limited, LimitedCommand, RateLimiter};
+use super::{Charge, Decisions, Limited, LimitedCommand, RateLimiter};
 use crate::Failure;
+use crate::handles::Handles;
+use crate::messages::Work;
 use crate::runtime::mailbox::Receive;
+use crate::runtime::reply::Rates;
 use actix::Message;
 use hashbrown::HashMap;
 use iptunnel_domain::Timestamp;
@@ -102,9 +105,7 @@ impl<C: LimitedCommand> Receive<Weighed<C>> for RateLimiter {
             standing.used = used;
         }
         if granted {
-            let before =
-                standings.iter().map(|s| Standing { used: s.used.saturating_sub(1), ..*s });
-            self.count(&before.collect::<Vec<_>>());
+            self.decisions.count_granted(&standings);
             return self.let_through(request, standings);
         }
         self.remember(&request.subjects, &standings, request.now);
@@ -112,9 +113,97 @@ impl<C: LimitedCommand> Receive<Weighed<C>> for RateLimiter {
     }
 }
 
+/// The charge of a request that goes on uncharged: its change will carry it, or it is made after all.
+pub(crate) struct DueCharge {
+    subjects: Vec<Subject>,
+    now: Timestamp,
+    /// The standings before it, in which the counts are not known.
+    standings: Vec<Standing>,
+    handles: Arc<Handles>,
+    decisions: Arc<Decisions>,
+}
+
+impl DueCharge {
+    /// Returns what the change has to carry.
+    pub(crate) fn limits(&self) -> Vec<Counted> {
+        counted(&self.subjects, &self.standings)
+    }
+
+    /// Returns the charge and the standings once the change is written. `used` are the counts after it, if the
+    /// store knows them.
+    pub(crate) fn charged(mut self, used: Option<Vec<u32>>) -> (Charge, Option<Rates>) {
+        let known = used.is_some();
+        for (standing, used) in self.standings.iter_mut().zip(used.unwrap_or_default()) {
+            standing.used = used;
+        }
+        self.decisions.count_granted(&self.standings);
+        let charge = Charge::of(&self.subjects, self.now, self.handles);
+        (charge, known.then_some(self.standings))
+    }
+}
+
+fn counted(subjects: &[Subject], standings: &[Standing]) -> Vec<Counted> {
+    let one = |(subject, standing): (&Subject, &Standing)| Counted {
+        key: subject.key(),
+        policy: subject.policy,
+        window_end: standing.window_end,
+        allowed: standing.allowed,
+    };
+    subjects.iter().zip(standings).map(one).collect()
+}
+
+/// A request that is to be charged before it is decided.
+struct ChargeFirst<C: LimitedCommand>(Limited<C>);
+
+impl<C: LimitedCommand> Message for ChargeFirst<C> {
+    type Result = ();
+}
+
+impl<C: LimitedCommand> Receive<ChargeFirst<C>> for RateLimiter {
+    fn receive(&mut self, ChargeFirst(request): ChargeFirst<C>) {
+        self.metrics.taken();
+        if let Some((request, standings)) = self.unless_reached(request) {
+            self.charge(request, standings);
+        }
+    }
+}
+
+/// Sends an uncharged command back to the rate limiter, because it may lead to no change. Returns the command
+/// if it was charged.
+pub(crate) fn charge_first<C: LimitedCommand, R: 'static>(
+    handles: &Handles,
+    mut work: Work<C, R>,
+) -> Option<Work<C, R>> {
+    let Some(due) = work.reply.take_due() else { return Some(work) };
+    let DueCharge { subjects, now, .. } = *due;
+    let Work { command, mut reply, retries, .. } = work;
+    reply.keep_retries(retries);
+    handles.rate_limiter.send(ChargeFirst(Limited { subjects, command: Ok(command), now, reply }));
+    None
+}
+
 impl RateLimiter {
     /// Lets the shared store charge a request, unless a limit is remembered as reached.
     pub(super) fn ask_the_store<C: LimitedCommand>(&mut self, request: Limited<C>) {
+        let Some((request, standings)) = self.unless_reached(request) else { return };
+        match request {
+            Limited { subjects, command: Ok(command), now, mut reply }
+                if C::IS_CHARGED_BY_CHANGE =>
+            {
+                let (handles, decisions) = (Arc::clone(&self.handles), Arc::clone(&self.decisions));
+                reply.owes(DueCharge { subjects, now, standings, handles, decisions });
+                command.forward(reply, &self.handles);
+            }
+            request => self.charge(request, standings),
+        }
+    }
+
+    /// Returns the request with its standings, in which the counts are not known. Refuses it if a limit is
+    /// remembered as reached.
+    fn unless_reached<C: LimitedCommand>(
+        &self,
+        request: Limited<C>,
+    ) -> Option<(Limited<C>, Vec<Standing>)> {
         let tuning = self.tuning.load();
         let standing = |subject: &Subject| {
             let window_end = subject.policy.window_end(request.now);
@@ -124,17 +213,17 @@ impl RateLimiter {
         };
         let standings: Vec<Standing> = request.subjects.iter().map(standing).collect();
         if retry_after(&standings, request.now).is_some() {
-            return self.refuse(request, standings);
+            self.refuse(request, standings);
+            return None;
         }
-        let counted = request.subjects.iter().zip(&standings).map(|(subject, standing)| Counted {
-            key: subject.key(),
-            policy: subject.policy,
-            window_end: standing.window_end,
-            allowed: standing.allowed,
-        });
+        Some((request, standings))
+    }
+
+    fn charge<C: LimitedCommand>(&self, request: Limited<C>, standings: Vec<Standing>) {
+        let counted = counted(&request.subjects, &standings);
         let handles = Arc::clone(&self.handles);
         if let Some(limit_counter) = &self.handles.limit_counter {
-            limit_counter.charge(counted.collect(), move |charged| {
+            limit_counter.charge(counted, move |charged| {
                 handles.rate_limiter.send(Weighed { request, standings, charged });
             });
         }

@@ -1,6 +1,6 @@
 //! The reply to a request. It travels inside the message, with the permit and the charge of the request.
 
-use crate::rate_limiter::Charge;
+use crate::rate_limiter::{Charge, DueCharge};
 use crate::runtime::reply_queue::{Deliver, ReplyQueue};
 use iptunnel_domain::Refusal;
 use iptunnel_domain::limit::Standing;
@@ -93,6 +93,8 @@ impl Permits {
             progress: Arc::clone(&progress),
             generation: None,
             charge: None,
+            due: None,
+            retries: 0,
             rates: None,
             over_limit: None,
             _permit: permit,
@@ -123,6 +125,10 @@ struct Inner<T> {
     /// The store's generation on which the first decision was made.
     generation: Option<u32>,
     charge: Option<Charge>,
+    /// The charge that the change of the request will carry.
+    due: Option<Box<DueCharge>>,
+    /// How often the request was decided again before it was charged.
+    retries: u8,
     rates: Option<Rates>,
     /// Set if a limit is reached: only what was granted before may be granted again. Seconds until the
     /// limit ends.
@@ -199,6 +205,45 @@ impl<T> Reply<T> {
         if let Some(inner) = &mut self.0 {
             inner.charge = charge;
             inner.rates = Some(rates);
+        }
+    }
+
+    /// Lets the request go on although it is not charged yet: its change carries the charge.
+    pub(crate) fn owes(&mut self, due: DueCharge) {
+        if let Some(inner) = &mut self.0 {
+            inner.due = Some(Box::new(due));
+        }
+    }
+
+    /// Returns the charge that the change of the request has to carry; `None` if it was charged.
+    pub(crate) fn due(&self) -> Option<&DueCharge> {
+        self.0.as_ref()?.due.as_deref()
+    }
+
+    /// Returns how often the request was decided again before it was charged.
+    pub(crate) fn retries(&self) -> u8 {
+        self.0.as_ref().map_or(0, |inner| inner.retries)
+    }
+
+    /// Keeps the number of retries while the request is charged.
+    pub(crate) fn keep_retries(&mut self, retries: u8) {
+        if let Some(inner) = &mut self.0 {
+            inner.retries = retries;
+        }
+    }
+
+    /// Takes the charge out, to be made in another way.
+    pub(crate) fn take_due(&mut self) -> Option<Box<DueCharge>> {
+        self.0.as_mut()?.due.take()
+    }
+
+    /// The change is written, and with it the charge.
+    pub(crate) fn charged_with_change(&mut self, used: Option<Vec<u32>>) {
+        if let Some(due) = self.take_due() {
+            let (charge, rates) = due.charged(used);
+            if let Some(inner) = &mut self.0 {
+                (inner.charge, inner.rates) = (Some(charge), rates);
+            }
         }
     }
 

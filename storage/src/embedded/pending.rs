@@ -41,7 +41,8 @@ pub(super) fn guards(write: &Write) -> Option<Guard> {
         | Write::Counters(_)
         | Write::Audit(_)
         | Write::Attempt(_)
-        | Write::Setting(_) => return None,
+        | Write::Setting(_)
+        | Write::Charge(_) => return None,
     })
 }
 
@@ -83,7 +84,8 @@ impl Pending {
                 | Write::Counters(_)
                 | Write::Audit(_)
                 | Write::Attempt(_)
-                | Write::Setting(_) => {}
+                | Write::Setting(_)
+                | Write::Charge(_) => {}
             }
         }
         self.since.get_or_insert_with(Instant::now);

@@ -1,9 +1,10 @@
 //! The content of a batch: changes in the order in which they are written, changes of the same kind
 //! side by side, and rows that are written as sets.
 
+use super::charge::{self, Counted};
 use super::rows::{signed, time};
 use super::statement::{Part, Statement, each, told_of, value};
-use crate::{ATTEMPTS, Change, CheckIn, Counter, Write};
+use crate::{ATTEMPTS, Change, CheckIn, Counted as Limit, Counter, Verdict, Write};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::access::TokenNumber;
 use iptunnel_domain::activation::ActivationNumber;
@@ -31,6 +32,14 @@ pub(super) struct Member {
 }
 
 impl Member {
+    /// Returns the limits that its charge counts against.
+    pub(super) fn limits(&self) -> Option<&[Limit]> {
+        self.change.0.iter().find_map(|write| match write {
+            Write::Charge(limits) => Some(limits.as_slice()),
+            _ => None,
+        })
+    }
+
     /// Returns whether one statement writes both.
     pub(super) fn goes_with(&self, other: &Self) -> bool {
         self.round == other.round && self.shape == other.shape
@@ -147,8 +156,29 @@ pub(super) fn statement_of(group: &[Member], process: i32) -> Statement<'_> {
     Statement::of(shape, &changes, process)
 }
 
+/// Returns the verdicts of `group` by the answer to its statement.
+pub(super) fn verdicts_of(group: &[Member], row: &Row) -> Vec<Verdict> {
+    let charges = group.iter().any(|one| one.shape.contains(&Part::Charge));
+    let counted = if charges { charge::counted(row).unwrap_or_default() } else { Vec::new() };
+    let mut counts: HashMap<(i64, Timestamp), u32> = counted.iter().map(Counted::start).collect();
+    let verdict = |(one, written): (&Member, bool)| {
+        if !written {
+            return Verdict::Conflict;
+        }
+        // A counter is counted up once for each change, in their order.
+        let mut count = |limit: &Limit| {
+            let used = counts.get_mut(&charge::place(limit))?;
+            *used += 1;
+            Some(*used)
+        };
+        let used = one.limits().and_then(|limits| limits.iter().map(&mut count).collect());
+        used.map_or(Verdict::Written, Verdict::Charged)
+    };
+    group.iter().zip(written_of(group, row)).map(verdict).collect()
+}
+
 /// Returns which of `group` its statement reports as written.
-pub(super) fn written_of(group: &[Member], row: &Row) -> Vec<bool> {
+fn written_of(group: &[Member], row: &Row) -> Vec<bool> {
     // If the answer cannot be read, the change is decided again, on what is then stored.
     let places: Option<Vec<i64>> = row.try_get(0).unwrap_or_else(|_| Some(Vec::new()));
     let Some(places) = places else { return vec![true; group.len()] };

@@ -42,6 +42,11 @@ pub(super) struct Counted {
 }
 
 impl Counted {
+    /// The counter, and its count before.
+    pub(super) const fn start(&self) -> ((i64, Timestamp), u32) {
+        (self.place, self.before)
+    }
+
     /// Each request that was counted.
     pub(super) fn charges(&self) -> impl Iterator<Item = (u64, Timestamp)> {
         let (key, end) = self.place;
@@ -160,7 +165,8 @@ impl Charge {
     }
 }
 
-fn place(one: &Limit) -> (i64, Timestamp) {
+/// The key of a counter in the table.
+pub(super) fn place(one: &Limit) -> (i64, Timestamp) {
     (signed(one.key), one.window_end)
 }
 

@@ -222,10 +222,10 @@ impl Writer {
                 for one in &members {
                     let alone = std::slice::from_ref(one);
                     let alone = match self.write_surely(store, alone, &[]).await {
-                        Ok(Ok(alone)) => alone == [true],
-                        // Another server has written one of its rows: this is a conflict like any
-                        // other.
-                        Ok(Err(error)) if is_conflict(&error) => false,
+                        Ok(Ok(mut alone)) => alone.pop().unwrap_or(Verdict::Conflict),
+                        // Another server has written one of its rows, or a limit is reached: this is a
+                        // conflict like any other.
+                        Ok(Err(error)) if is_conflict(&error) => Verdict::Conflict,
                         Ok(Err(error)) => return Err(after(&written, told(&error))),
                         Err(CommitError::Refused(error)) => return Err(after(&written, error)),
                         Err(error) => return Err(error),
@@ -239,22 +239,20 @@ impl Writer {
                 written
             }
         };
-        for (one, written) in members.iter().zip(written) {
-            if !written {
-                set(&mut verdicts, one.place, Verdict::Conflict);
-            }
+        for (one, verdict) in members.iter().zip(written) {
+            set(&mut verdicts, one.place, verdict);
         }
         Ok(verdicts)
     }
 
     /// Writes a transaction. If the connection breaks before it is committed, sends it again over
-    /// another. Returns for each of `members` whether it was written, or why all was rolled back.
+    /// another. Returns the verdict on each of `members`, or why all was rolled back.
     async fn write_surely(
         &mut self,
         store: &Inner,
         members: &[Member],
         sets: &[Statement<'_>],
-    ) -> Result<Result<Vec<bool>, Error>, CommitError> {
+    ) -> Result<Result<Vec<Verdict>, Error>, CommitError> {
         let mut last_try = false;
         loop {
             let error = match self.write(store, members, sets).await {
@@ -296,14 +294,13 @@ impl Writer {
         }
     }
 
-    /// Sends a whole transaction and then reads its answers. Returns for each of `members` whether
-    /// it was written.
+    /// Sends a whole transaction and then reads its answers. Returns the verdict on each of `members`.
     async fn write(
         &mut self,
         store: &Inner,
         members: &[Member],
         sets: &[Statement<'_>],
-    ) -> Result<Vec<bool>, Trouble> {
+    ) -> Result<Vec<Verdict>, Trouble> {
         let (before, batch, process) = (self.batch, self.batch + 1, self.process.clone());
         let timeline = self.timeline;
         let Open { client, line } = self.open(&store.way).await.map_err(Trouble::NotSent)?;
@@ -354,7 +351,7 @@ impl Writer {
                 Ok(Some(row)) if place == 1 => epoch = row.try_get(1).unwrap_or(epoch),
                 Ok(Some(row)) => {
                     if let Some(group) = groups.next() {
-                        written.extend(batch::written_of(group, &row));
+                        written.extend(batch::verdicts_of(group, &row));
                     }
                 }
                 Err(error) if place == 0 => {
@@ -393,7 +390,7 @@ impl Writer {
         store: &Inner,
         members: &[Member],
         error: &str,
-    ) -> Result<Option<Vec<bool>>, CommitError> {
+    ) -> Result<Option<Vec<Verdict>>, CommitError> {
         tracing::warn!(error, "the outcome of a commit is unknown; reading it back");
         self.in_doubt = true;
         let settled = self.settle(store, Instant::now() + SETTLE).await;
@@ -405,8 +402,10 @@ impl Writer {
         let seqs: Vec<i64> = members.iter().flat_map(|one| one.seqs.clone()).collect();
         let found = self.events(store, &seqs).await.map_err(CommitError::Unknown)?;
         // No caller waits for a change without an event.
-        let written =
-            |one: &Member| one.seqs.is_empty() || found.iter().any(|seq| one.seqs.contains(seq));
+        let written = |one: &Member| {
+            let is = one.seqs.is_empty() || found.iter().any(|seq| one.seqs.contains(seq));
+            if is { Verdict::Written } else { Verdict::Conflict }
+        };
         Ok(Some(members.iter().map(written).collect()))
     }
 
@@ -476,8 +475,12 @@ fn said(line: &Line, error: &Error) -> String {
 
 /// Returns the error for a batch that stopped in the middle: refused only if nothing of it was
 /// written.
-fn after(written: &[bool], error: String) -> CommitError {
-    if written.contains(&true) { CommitError::Unknown(error) } else { CommitError::Refused(error) }
+fn after(written: &[Verdict], error: String) -> CommitError {
+    if written.iter().any(Verdict::is_written) {
+        CommitError::Unknown(error)
+    } else {
+        CommitError::Refused(error)
+    }
 }
 
 fn set(verdicts: &mut [Verdict], place: usize, verdict: Verdict) {

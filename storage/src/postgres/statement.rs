@@ -8,7 +8,7 @@
 //! which there are few: each is prepared once per connection.
 
 use super::rows::{actor_name, closed_at, signed, state_name, text, time};
-use crate::{Change, Setting, Write};
+use crate::{Change, Counted, Setting, Write};
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::access::AccessToken;
 use iptunnel_domain::activation::{Activation, ActivationNumber};
@@ -60,6 +60,7 @@ pub(super) enum Part {
     AccessToken,
     Set,
     Unset,
+    Charge,
 }
 
 impl Part {
@@ -80,6 +81,7 @@ impl Part {
             Write::AccessToken(_) => Self::AccessToken,
             Write::Setting(Setting { value: Some(_), .. }) => Self::Set,
             Write::Setting(_) => Self::Unset,
+            Write::Charge(_) => Self::Charge,
             Write::CheckIns(_) | Write::Counters(_) | Write::Attempt(_) | Write::TokenUses(_) => {
                 return None;
             }
@@ -102,6 +104,8 @@ pub(super) struct Statement<'a> {
     named: Option<usize>,
     /// The parts that must write a row for each change.
     needed: Vec<usize>,
+    /// The part with the counters that must be written, and the part that writes them.
+    charged: Option<(usize, usize)>,
 }
 
 /// A column of a part: its name, and its value for each change.
@@ -279,10 +283,21 @@ impl<'a> Statement<'a> {
         for part in &self.needed {
             let _ = write!(all, " + (SELECT count(*) FROM w{part})");
         }
+        let mut wanted = format!("1 + {parts} * (SELECT count(*) FROM w{first})");
+        let mut counts = String::new();
+        if let Some((asked, counted)) = self.charged {
+            let _ = write!(all, " + (SELECT count(*) FROM w{counted})");
+            let _ = write!(wanted, " + (SELECT count(*) FROM w{asked})");
+            let _ = write!(
+                counts,
+                ", counted.* FROM (SELECT array_agg(key) AS keys, array_agg(window_end) AS ends,
+                     array_agg(before) AS before, array_agg(used) AS used FROM w{counted}) AS counted"
+            );
+        }
         let _ = write!(
             self.sql,
-            " SELECT CASE WHEN all_or_nothing(1{all}, 1 + {parts} * (SELECT count(*) FROM w{first}))
-             THEN ARRAY(SELECT i FROM w{named}) END"
+            " SELECT CASE WHEN all_or_nothing(1{all}, {wanted})
+             THEN ARRAY(SELECT i FROM w{named}) END{counts}"
         );
     }
 
@@ -332,6 +347,7 @@ impl<'a> Statement<'a> {
                 self.push(") AS a WHERE setting.key = a.key");
                 self.end_part();
             }
+            Part::Charge => self.charges(&records(writes, charge)),
         }
     }
 
@@ -447,6 +463,42 @@ impl<'a> Statement<'a> {
         let seq = || column("seq", Type::INT8_ARRAY, numbered, |(_, seq)| seq);
         let events: Vec<&Event> = numbered.iter().map(|(event, _)| *event).collect();
         self.insert("event", (process.0, &process.1), seq, told_of(&events));
+    }
+
+    /// Counts each limit once, by as many as the written changes need. If one does not allow all of them, its
+    /// row is missing and the statement fails: then each change is written alone. Counters come in the order
+    /// of their keys, as everywhere, so that no two statements wait for each other.
+    fn charges(&mut self, charges: &[&'a [Counted]]) {
+        let all: Vec<(i64, &Counted)> = (1..)
+            .zip(charges)
+            .flat_map(|(place, limits)| limits.iter().map(move |one| (place, one)))
+            .collect();
+        self.part(
+            "SELECT a.key, a.window_end, max(a.policy) AS policy, max(a.allowed) AS allowed,
+                 count(*)::integer AS times",
+        );
+        self.source([
+            column("place", Type::INT8_ARRAY, &all, |(place, _)| place),
+            column("key", Type::INT8_ARRAY, &all, |(_, one)| signed(one.key)),
+            column("window_end", Type::TIMESTAMPTZ_ARRAY, &all, |(_, one)| time(one.window_end)),
+            column("policy", Type::TEXT_ARRAY, &all, |(_, one)| one.policy.name()),
+            column("allowed", Type::INT8_ARRAY, &all, |(_, one)| i64::from(one.allowed)),
+        ]);
+        if let Some(named) = self.named {
+            let _ = write!(self.sql, " WHERE (a.place IN (SELECT i FROM w{named})) IS TRUE");
+        }
+        self.push(" GROUP BY a.key, a.window_end");
+        let asked = self.end_part();
+        self.part(&format!(
+            "INSERT INTO counter AS c (key, window_end, policy, before, used, allowed)
+             SELECT key, window_end, policy, 0, times, allowed FROM w{asked}
+             WHERE times <= allowed ORDER BY key, window_end
+             ON CONFLICT (key, window_end) DO UPDATE SET before = c.used,
+                 used = c.used + excluded.used, allowed = excluded.allowed
+             WHERE c.used + excluded.used <= excluded.allowed
+             RETURNING key, window_end, before, used"
+        ));
+        self.charged = Some((asked, self.end_part()));
     }
 
     fn forget(&mut self, table: &str, more: &str, rows: &[(u64, u32)]) {
@@ -655,6 +707,10 @@ const fn access_token(write: &Write, _: i64) -> Option<&AccessToken> {
 
 const fn setting(write: &Write, _: i64) -> Option<&Setting> {
     if let Write::Setting(setting) = write { Some(setting) } else { None }
+}
+
+const fn charge(write: &Write, _: i64) -> Option<&[Counted]> {
+    if let Write::Charge(limits) = write { Some(limits.as_slice()) } else { None }
 }
 
 fn event(write: &Write, seq: i64) -> Option<(&Event, i64)> {

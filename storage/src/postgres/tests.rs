@@ -111,13 +111,13 @@ fn records_read_back_as_they_were_written() {
         Write::Server(server(5, 1)),
     ])
     .collect();
-    assert_eq!(commit(&store, &new), [Written; 5]);
+    assert_eq!(commit(&store, &new), [const { Written }; 5]);
     let changed = [
         Change(vec![Write::Code(consumed(1, 2))]),
         Change(vec![Write::Activation(activation(3, 2, 1))]),
         Change(vec![Write::Activation(activation(4, 2, 2))]),
     ];
-    assert_eq!(commit(&store, &changed), [Written; 3]);
+    assert_eq!(commit(&store, &changed), [const { Written }; 3]);
     for wanted in [consumed(1, 2), code(2, 1, 2)] {
         assert_eq!(store.code(wanted.hash).unwrap(), Some(wanted));
     }
@@ -155,7 +155,7 @@ fn a_change_whose_guard_fails_is_not_written_and_its_neighbours_are() {
 fn a_change_that_fits_only_in_part_is_not_written_and_its_neighbours_are() {
     let database = Database::new();
     let store = database.store();
-    assert_eq!(commit(&store, &[issue(1), open(1), issue(2)]), [Written; 3]);
+    assert_eq!(commit(&store, &[issue(1), open(1), issue(2)]), [const { Written }; 3]);
     // The activation has the version that the change was decided on, and the code has not.
     let torn = Change(vec![
         Write::Activation(activation(1, 2, 2)),
@@ -179,7 +179,7 @@ fn changes_of_one_record_in_a_batch_follow_one_another() {
     ]);
     // Between changes of others with the same shape.
     let batch = [issue(1), issue(2), open(1), open(2), released, again(4, 0), issue(3)];
-    assert_eq!(commit(&store, &batch), [Written; 7]);
+    assert_eq!(commit(&store, &batch), [const { Written }; 7]);
     assert_eq!(store.code(code(1, 1, 0).hash).unwrap(), Some(code(1, 4, 0)));
     assert_eq!(store.activation(at(1).id).unwrap(), Some(activation(1, 2, 2)));
     // A change that depends on an unwritten one is not written either.
@@ -189,7 +189,7 @@ fn changes_of_one_record_in_a_batch_follow_one_another() {
         let value = Some(value.to_owned());
         Change(vec![Write::Setting(Setting { key: "a.key".into(), value }), audited(1)])
     };
-    assert_eq!(commit(&store, &[setting("1"), setting("2"), setting("3")]), [Written; 3]);
+    assert_eq!(commit(&store, &[setting("1"), setting("2"), setting("3")]), [const { Written }; 3]);
     assert_eq!(store.settings().unwrap(), [("a.key".into(), "3".into())]);
 }
 
@@ -213,7 +213,7 @@ fn servers_of_all_kinds_are_found_by_id_and_by_address_and_forgotten() {
     let store = database.store();
     let all: Vec<Server> = (8..16).map(|seed| server_of(seed, 1)).collect();
     let change = |server: &Server| Change(vec![Write::Server(server.clone())]);
-    assert_eq!(commit(&store, &all.iter().map(change).collect::<Vec<_>>()), [Written; 8]);
+    assert_eq!(commit(&store, &all.iter().map(change).collect::<Vec<_>>()), [const { Written }; 8]);
     let ids: Vec<ServerId> = all.iter().map(|server| server.id).collect();
     let addresses: Vec<ServerId> = all.iter().map(|server| server.address_id).collect();
     let found = store.servers_of(&ids).unwrap();
@@ -330,7 +330,7 @@ fn of_two_servers_that_decide_on_one_record_one_gets_a_conflict() {
     let (one, other) = (database.store(), database.store());
     assert_ne!(one.process(), other.process());
     let codes: Vec<Change> = (1..=50).map(issue).collect();
-    assert_eq!(commit(&one, &codes), [Written; 50]);
+    assert_eq!(commit(&one, &codes), [const { Written }; 50]);
     // Each in an order of its own: neither waits for the other forever.
     let forth: Vec<Change> = (1..=50).map(open).collect();
     let back: Vec<Change> = (1..=50)
@@ -351,7 +351,7 @@ fn of_two_servers_that_decide_on_one_record_one_gets_a_conflict() {
 fn a_code_cannot_have_two_open_activations() {
     let database = Database::new();
     let store = database.store();
-    assert_eq!(commit(&store, &[issue(1), open(1)]), [Written; 2]);
+    assert_eq!(commit(&store, &[issue(1), open(1)]), [const { Written }; 2]);
     let mut second = activation(2, 1, 0);
     second.code = code(1, 1, 0).hash;
     let mut again = consumed(1, 3);
@@ -378,7 +378,7 @@ fn a_change_decided_on_a_replaced_record_is_not_written_although_its_version_fit
     let given_back =
         |version, activations| Write::Code(Code { activations, ..code(1, version, 0) });
     let first = Change(vec![consumed_by(1, 2, 1), activation_of_1(1, 1, 0), audited(1)]);
-    assert_eq!(commit(&one, &[issue(1), first]), [Written; 2]);
+    assert_eq!(commit(&one, &[issue(1), first]), [const { Written }; 2]);
     // One releases the first activation and decides on that: another machine gets the code.
     let released = Change(vec![activation_of_1(1, 2, 2), given_back(3, 1), audited(1)]);
     let third = Change(vec![consumed_by(3, 4, 2), activation_of_1(3, 1, 0), audited(3)]);
@@ -390,8 +390,8 @@ fn a_change_decided_on_a_replaced_record_is_not_written_although_its_version_fit
         audited(2),
     ]);
     let confirmed = Change(vec![activation_of_1(2, 2, 1), audited(2)]);
-    assert_eq!(commit(&other, &[replaced, confirmed]), [Written; 2]);
-    assert_eq!(commit(&one, &[released, third]), [Conflict; 2]);
+    assert_eq!(commit(&other, &[replaced, confirmed]), [const { Written }; 2]);
+    assert_eq!(commit(&one, &[released, third]), [const { Conflict }; 2]);
     let stored = one.code(code(1, 1, 0).hash).unwrap().unwrap();
     assert_eq!((stored.version, stored.state), (3, CodeState::Consumed(at(2))));
 }
@@ -400,7 +400,10 @@ fn a_change_decided_on_a_replaced_record_is_not_written_although_its_version_fit
 fn a_code_is_changed_only_over_the_activation_that_the_change_closes() {
     let database = Database::new();
     let store = database.store();
-    assert_eq!(commit(&store, &[issue(1), open(1), issue(2), open(2), issue(3)]), [Written; 5]);
+    assert_eq!(
+        commit(&store, &[issue(1), open(1), issue(2), open(2), issue(3)]),
+        [const { Written }; 5]
+    );
     let closing = |closed: u64, changed: u64, version| {
         let write = Write::Activation(activation(closed, 2, 2));
         Change(vec![write, Write::Code(code(changed, version, 0)), audited(1)])
@@ -411,7 +414,10 @@ fn a_code_is_changed_only_over_the_activation_that_the_change_closes() {
         assert_eq!(commit(&store, &[torn]), [Conflict]);
     }
     // Side by side in one statement, each by its own.
-    assert_eq!(commit(&store, &[closing(1, 1, 3), closing(2, 2, 3), alone(3, 2)]), [Written; 3]);
+    assert_eq!(
+        commit(&store, &[closing(1, 1, 3), closing(2, 2, 3), alone(3, 2)]),
+        [const { Written }; 3]
+    );
     assert_eq!(store.code(code(2, 1, 0).hash).unwrap(), Some(code(2, 3, 0)));
 }
 
@@ -829,6 +835,36 @@ fn a_charge_is_given_back_once_even_if_the_answer_is_lost() {
     assert!(back().is_err());
     proxy.set(Mishap::None, Mishap::None);
     assert_eq!(count_one(&store).unwrap(), 6);
+}
+
+/// A change that opens an activation and carries the charge of its request.
+fn open_charged(number: u64, limits: &[Counted]) -> Change {
+    let mut change = open(number);
+    change.0.push(Write::Charge(limits.to_vec()));
+    change
+}
+
+#[test]
+fn a_change_and_its_charge_are_written_both_or_neither() {
+    let database = Database::new();
+    let (store, other) = (database.store(), database.store());
+    commit(&store, &(1..=5).map(issue).collect::<Vec<_>>());
+    let first = [
+        open_charged(1, &[limit(7, 3), limit(11, 9)]),
+        open_charged(2, &[limit(12, 9), limit(7, 3)]),
+    ];
+    let charged = |used: &[u32]| Verdict::Charged(used.to_vec());
+    assert_eq!(commit(&store, &first), [charged(&[1, 1]), charged(&[1, 2])]);
+    // A change that is not written counts nothing, and its neighbours are written.
+    let again = [first[0].clone(), open_charged(3, &[limit(7, 3)]), issue(6)];
+    assert_eq!(commit(&other, &again), [Conflict, charged(&[3]), Written]);
+    // Nor is a change written whose limit is reached, and nothing is counted for it.
+    let reached = [open_charged(4, &[limit(13, 9), limit(7, 3)]), open_charged(5, &[limit(13, 9)])];
+    assert_eq!(commit(&store, &reached), [Conflict, charged(&[1])]);
+    assert_eq!(store.code(code(4, 1, 0).hash).unwrap().unwrap().version, 1);
+    let asked = vec![vec![limit(11, 9)], vec![limit(12, 9)], vec![limit(7, 3)]];
+    let used: Vec<_> = store.charge(asked).unwrap().into_iter().map(|one| one.used).collect();
+    assert_eq!(used, [[2], [2], [3]]);
 }
 
 #[test]

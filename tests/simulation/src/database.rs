@@ -287,7 +287,13 @@ impl Cluster {
                     scratch.write(process, write.clone(), &mut next_server);
                     writes.push(write.clone());
                 }
-                verdicts[place] = Verdict::Written;
+                let limits = change.0.iter().find_map(|write| match write {
+                    Write::Charge(limits) => Some(limits),
+                    _ => None,
+                });
+                let used =
+                    |limits: &Vec<Counted>| limits.iter().map(|one| scratch.used(one)).collect();
+                verdicts[place] = limits.map(used).map_or(Verdict::Written, Verdict::Charged);
             }
         }
         Judged { verdicts, writes, rows }
@@ -422,7 +428,12 @@ impl Tables {
             | Write::Audit(_)
             | Write::Attempt(_)
             | Write::Setting(_) => true,
+            Write::Charge(limits) => limits.iter().all(|one| self.used(one) < one.allowed),
         })
+    }
+
+    fn used(&self, one: &Counted) -> u32 {
+        self.counters.get(&(one.key, one.window_end)).copied().unwrap_or(0)
     }
 
     /// Whether no other server is at the address.
@@ -480,6 +491,11 @@ impl Tables {
             }
             Write::Setting(Setting { key, value: None }) => {
                 self.settings.remove(&key);
+            }
+            Write::Charge(limits) => {
+                for one in limits {
+                    *self.counters.entry((one.key, one.window_end)).or_default() += 1;
+                }
             }
             Write::CheckIns(_) | Write::Counters(_) | Write::Attempt(_) => {}
         }

@@ -234,7 +234,8 @@ impl<'txn> Tables<'txn> {
             | Write::Counters(_)
             | Write::Audit(_)
             | Write::Attempt(_)
-            | Write::Setting(_) => Ok(true),
+            | Write::Setting(_)
+            | Write::Charge(_) => Ok(true),
         }
     }
 
@@ -298,6 +299,8 @@ impl<'txn> Tables<'txn> {
                 }
                 _ => Ok(()),
             },
+            // The rate limiter writes its counters itself.
+            Write::Charge(_) => Ok(()),
             Write::Setting(Setting { key, value: Some(value) }) => {
                 self.settings.insert(key.as_str(), value.as_str()).map_err(unreadable)?;
                 Ok(())
