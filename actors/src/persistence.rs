@@ -2,8 +2,9 @@
 //!
 //! There is no timer. It commits as soon as its queue is empty or a batch is full, and the next batch
 //! gathers while the engine syncs. A single change costs one sync; a thousand waiting changes share
-//! one. It is a plain loop over a queue, not an actix actor: actix hands over one message at a time,
-//! and its actors cannot tell when their queue is empty.
+//! one. Where the store has a pace ([`Store::pace`]), the next commit begins when the store should be
+//! done with the last one, before that is known. It is a plain loop over a queue, not an actix actor:
+//! actix hands over one message at a time, and its actors cannot tell when their queue is empty.
 
 use crate::Failure;
 use crate::runtime::health::Health;
@@ -11,6 +12,7 @@ use crate::runtime::metrics::{ActorMetrics, Metrics};
 use crate::runtime::tuning::ActorSettings;
 use arc_swap::ArcSwap;
 use iptunnel_storage::{Change, CommitError, Outage, Store, Verdict};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -50,9 +52,13 @@ enum What {
     Follow,
 }
 
+type Outcome = Result<Vec<Verdict>, CommitError>;
+
 #[derive(Default)]
 struct Queue {
     jobs: Vec<Job>,
+    /// The outcomes of commits that were under way, in their order.
+    ended: VecDeque<Outcome>,
     /// The store refuses commits: new jobs fail at once.
     refusing: bool,
     stopping: bool,
@@ -173,6 +179,44 @@ impl Persistence {
         Some(std::mem::take(&mut queue.jobs))
     }
 
+    /// Waits until a commit has ended, or until jobs wait and the time `begin` has come from which the next
+    /// commit may be begun; at most `patience`. Takes at most `count` jobs.
+    fn next(
+        &self,
+        under_way: usize,
+        begin: Option<Instant>,
+        patience: Duration,
+        count: usize,
+    ) -> Next {
+        let end = Instant::now() + patience;
+        let mut queue = self.lock();
+        loop {
+            if let Some(outcome) = queue.ended.pop_front() {
+                return Next::Ended(outcome);
+            }
+            let now = Instant::now();
+            let waits = !queue.jobs.is_empty();
+            if waits && begin.is_some_and(|begin| begin <= now) {
+                let count = count.min(queue.jobs.len());
+                return Next::Begin(queue.jobs.drain(..count).collect());
+            }
+            if !waits && queue.stopping && under_way == 0 {
+                return Next::Stop;
+            }
+            if end <= now {
+                return Next::Idle;
+            }
+            let wake = begin.filter(|_| waits).map_or(end, |begin| begin.min(end));
+            let woken = self.arrived.wait_timeout(queue, wake - now);
+            (queue, _) = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn has_ended(&self, outcome: Outcome) {
+        self.lock().ended.push_back(outcome);
+        self.arrived.notify_one();
+    }
+
     /// Returns the number of waiting jobs.
     pub(crate) fn waiting(&self) -> usize {
         self.lock().jobs.len()
@@ -203,6 +247,21 @@ impl Persistence {
     }
 }
 
+/// What the thread does next where several commits may be under way.
+enum Next {
+    /// The oldest commit has ended.
+    Ended(Outcome),
+    /// These jobs wait.
+    Begin(Vec<Job>),
+    /// Nothing has happened for some time.
+    Idle,
+    /// The thread ends.
+    Stop,
+}
+
+/// The most commits under way. With the 1 to 2 ms for which a database works on one, so many fill a round trip of
+/// 10 ms; beyond that commits grow.
+const UNDER_WAY: usize = 8;
 /// How often a store that refuses commits is probed.
 const RETRY: Duration = Duration::from_secs(1);
 /// The longest time without a commit to a shared store, so that a failure is noticed within seconds.
@@ -261,17 +320,80 @@ impl Writer {
         (count > 0).then(|| self.gather(jobs))
     }
 
-    fn run(mut self) {
+    /// Begins a commit when the store should be done with the one before it, although the answer to that may
+    /// still be on its way. So a store that is far away is kept as busy as a near one, and commits are as large.
+    fn run_ahead(mut self) {
         let mut probed = Instant::now();
-        let idle = if self.store.shared().is_some() { SIGN_OF_LIFE } else { IDLE };
-        let patience = |refusing| if refusing { RETRY } else { idle };
-        while let Some(jobs) = self.inbox.take(patience(self.is_refusing())) {
-            if jobs.is_empty() && !self.is_refusing() && self.store.shared().is_some() {
-                // No job waits. But a server that cannot commit must not report that it is ready.
-                let alive = Batch { changes: Vec::new(), confirms: true, waiting: Vec::new() };
-                let outcome = self.write(&alive);
-                self.answer(alive, outcome);
+        let mut begun = probed;
+        let mut under_way: VecDeque<(Batch, Instant)> = VecDeque::new();
+        loop {
+            let is_refusing = self.is_refusing();
+            let begin = match under_way.len() {
+                0 => Some(begun),
+                1..UNDER_WAY if !is_refusing => self.store.pace().map(|pace| begun + pace),
+                _ => None,
+            };
+            let patience = if is_refusing { RETRY } else { SIGN_OF_LIFE };
+            let count = self.tuning.load().batches.persistence.max(1);
+            match self.inbox.next(under_way.len(), begin, patience, count) {
+                Next::Ended(outcome) => {
+                    let Some((batch, since)) = under_way.pop_front() else { continue };
+                    self.has_written(since);
+                    self.is_writing(under_way.front().map(|(_, since)| *since));
+                    self.answer(batch, outcome);
+                }
+                Next::Begin(jobs) => {
+                    let batch = self.gather(jobs);
+                    if !batch.changes.is_empty() || batch.confirms {
+                        begun = Instant::now();
+                        let oldest = under_way.front().map_or(begun, |(_, since)| *since);
+                        self.is_writing(Some(oldest));
+                        under_way.push_back((self.begin(batch), begun));
+                    } else if let Some((last, _)) = under_way.back_mut() {
+                        // These wait only for what was sent before.
+                        last.waiting.extend(batch.waiting);
+                    } else {
+                        self.answer(batch, Ok(Vec::new()));
+                    }
+                }
+                // A server that cannot commit must not report that it is ready.
+                Next::Idle if under_way.is_empty() && !is_refusing => {
+                    let alive = Batch { changes: Vec::new(), confirms: true, waiting: Vec::new() };
+                    begun = Instant::now();
+                    self.is_writing(Some(begun));
+                    under_way.push_back((self.begin(alive), begun));
+                }
+                Next::Idle => {}
+                Next::Stop => return,
             }
+            if self.is_refusing() && under_way.is_empty() && probed.elapsed() >= RETRY {
+                probed = Instant::now();
+                self.probe();
+            }
+        }
+    }
+
+    /// Begins to write a batch.
+    fn begin(&self, mut batch: Batch) -> Batch {
+        self.inbox.metrics.batch.observe(batch.changes.len() as f64);
+        let inbox = Arc::clone(&self.inbox);
+        let changes = std::mem::take(&mut batch.changes);
+        self.store.begin(changes, Box::new(move |outcome| inbox.has_ended(outcome)));
+        batch
+    }
+
+    fn has_written(&self, since: Instant) {
+        self.observed.commit_seconds.observe(since.elapsed().as_secs_f64());
+        self.observed.commits.inc();
+    }
+
+    fn run(mut self) {
+        if self.store.shared().is_some() {
+            return self.run_ahead();
+        }
+        let mut probed = Instant::now();
+        let patience = |refusing| if refusing { RETRY } else { IDLE };
+        while let Some(jobs) = self.inbox.take(patience(self.is_refusing())) {
             let batch = self.tuning.load().batches.persistence.max(1);
             let mut jobs = jobs.into_iter();
             loop {
@@ -319,7 +441,7 @@ impl Writer {
     }
 
     /// Writes a batch.
-    pub(crate) fn write(&self, batch: &Batch) -> Result<Vec<Verdict>, CommitError> {
+    pub(crate) fn write(&self, batch: &Batch) -> Outcome {
         let changes = &batch.changes;
         if changes.is_empty() && !batch.confirms {
             return Ok(Vec::new());
@@ -329,8 +451,7 @@ impl Writer {
         self.is_writing(Some(started));
         let outcome = self.store.commit(changes);
         self.is_writing(None);
-        self.observed.commit_seconds.observe(started.elapsed().as_secs_f64());
-        self.observed.commits.inc();
+        self.has_written(started);
         outcome
     }
 
@@ -339,7 +460,7 @@ impl Writer {
     }
 
     /// Reports the outcome to every sender.
-    pub(crate) fn answer(&mut self, batch: Batch, outcome: Result<Vec<Verdict>, CommitError>) {
+    pub(crate) fn answer(&mut self, batch: Batch, outcome: Outcome) {
         let waiting = batch.waiting;
         let failed = match outcome {
             Ok(verdicts) => {

@@ -35,7 +35,7 @@ pub use feed::Listener;
 pub use outage::Outage;
 pub use postgres::{Inspection, Others, PostgresStore};
 pub use store::{
-    AuditLog, Epochs, LOOKUP_KEY, OUT_OF_ORDER, Records, Shared, Store, WebhookStates,
+    AuditLog, Ended, Epochs, LOOKUP_KEY, OUT_OF_ORDER, Records, Shared, Store, WebhookStates,
 };
 pub use watermark::Watermark;
 

@@ -11,6 +11,7 @@ use iptunnel_domain::audit::Head;
 use iptunnel_domain::code::{Code, CodeHash, CodeNumber};
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::server::{Server, ServerId, ServerNumber};
+use std::time::Duration;
 
 /// The key under which the secrets in a store are hashed, for [`Store::agree`].
 pub const LOOKUP_KEY: &str = "lookup key";
@@ -175,6 +176,9 @@ pub trait WebhookStates: Send + Sync {
     fn keep(&self, states: &[(String, Vec<u8>)]) -> Result<bool, ReadError>;
 }
 
+/// Is called with the outcome of a commit.
+pub type Ended = Box<dyn FnOnce(Result<Vec<Verdict>, CommitError>) + Send>;
+
 /// A database of records, as the crates above use it. One thread commits; any thread reads. Who only
 /// reads takes one of the narrower traits.
 pub trait Store: Epochs + Records + AuditLog + 'static {
@@ -185,6 +189,20 @@ pub trait Store: Epochs + Records + AuditLog + 'static {
     /// [`CommitError::Refused`] if certainly nothing was written; the store works again as soon as
     /// a later commit succeeds. [`CommitError::Unknown`] if only a restart can tell.
     fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError>;
+
+    /// Begins to commit `changes` like [`Store::commit`], and calls `ended` when that is done: before this
+    /// returns, or later on another thread. Commits end in the order in which they were begun. If one fails,
+    /// so do those that were begun meanwhile.
+    fn begin(&self, changes: Vec<Change>, ended: Ended) {
+        ended(self.commit(&changes));
+    }
+
+    /// Returns how long after a commit was begun the next one may be, if the first has not ended by then: the
+    /// time that the store works on one. `None` where the store is near: the next one is begun when the last has
+    /// ended.
+    fn pace(&self) -> Option<Duration> {
+        None
+    }
 
     /// Tries all steps of a commit after one was refused, as far as this is possible without a
     /// change. A fault that it does not find shows in the next commit.

@@ -248,6 +248,11 @@ impl Line {
         self.cancelled.swap(false, Ordering::Relaxed)
     }
 
+    /// Returns the same, and leaves it as it is.
+    pub(super) fn was_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
     /// Returns why the connection ended, if that is known.
     pub(super) fn why_it_ended(&self) -> Option<&str> {
         self.ended.get().map(String::as_str)

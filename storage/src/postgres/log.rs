@@ -415,7 +415,9 @@ async fn tell(inner: &Inner, rounds: u64) -> Result<(), ReadError> {
         }
     }
     // An idle server must also notice that the database was replaced by an earlier state of itself.
-    if let Ok(mut writer) = inner.writer.try_lock() {
+    if let Ok(mut writer) = inner.writer.try_lock()
+        && writer.is_idle()
+    {
         writer.check_watermark(&client, inner).await?;
     }
     let epoch = super::epoch::present(&client).await.map_err(unreadable)?;

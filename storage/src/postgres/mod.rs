@@ -39,7 +39,7 @@ pub use inspect::Inspection;
 use crate::embedded::engine::ALONE;
 use crate::feed::{Feed, Listener};
 use crate::{
-    Attempts, AuditLog, Change, CommitError, Counter, Entry, Epochs, LastNumbers, OpenError,
+    Attempts, AuditLog, Change, CommitError, Counter, Ended, Entry, Epochs, LastNumbers, OpenError,
     ReadError, Records, Shared, Store, Verdict, Watermark, WebhookStates,
 };
 use commit::Writer;
@@ -60,8 +60,9 @@ use quick::Quick;
 use rows::{ACCESS_TOKEN, ACTIVATION, CODE, SERVER, signed};
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicI32, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Row};
@@ -91,6 +92,10 @@ struct Inner {
     /// The number of this start of this server.
     process: AtomicI32,
     writer: tokio::sync::Mutex<Writer>,
+    /// How long the database works on a batch, as a moving average in microseconds.
+    pace: AtomicU64,
+    /// How long a question and its answer are on their way, in microseconds.
+    distance: AtomicU64,
     counting: tokio::sync::Mutex<Counting>,
     flushing: tokio::sync::Mutex<Quick>,
     /// The epoch in which this server started, or which it began. In a later epoch all records in
@@ -113,6 +118,21 @@ impl Inner {
     /// Returns what the database must hold from now on, including the commits of other servers.
     fn watermark(&self, writer: &Writer) -> Watermark {
         Watermark { others: self.others.counts(), ..writer.watermark() }
+    }
+
+    /// Notes how long the database has worked on a batch, and how long the first answer took if nothing else
+    /// was under way.
+    fn note_pace(&self, took: Duration, first: Option<Duration>) {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let (took, before) = (micros(took), self.pace.load(Ordering::Relaxed));
+        let pace = if before == 0 { took } else { before - before / 8 + took / 8 };
+        self.pace.store(pace, Ordering::Relaxed);
+        if let Some(first) = first.map(micros) {
+            // A busy machine makes an answer late, and nothing makes it early.
+            let before = self.distance.load(Ordering::Relaxed);
+            let later = if before == 0 { first } else { before + (before / 16).max(1) };
+            self.distance.store(first.min(later), Ordering::Relaxed);
+        }
     }
 
     fn set_process(&self, process: i32) {
@@ -208,6 +228,8 @@ impl PostgresStore {
                 trial: tokio::sync::Mutex::new(trial),
                 process: AtomicI32::new(process.id),
                 writer: tokio::sync::Mutex::new(Writer::new(process, epoch, timeline)),
+                pace: AtomicU64::new(0),
+                distance: AtomicU64::new(0),
                 counting: tokio::sync::Mutex::default(),
                 flushing: tokio::sync::Mutex::default(),
                 epoch: AtomicI64::new(epoch),
@@ -281,6 +303,27 @@ impl PostgresStore {
     }
 }
 
+/// Who waits for a commit. It may be under way when the store is closed.
+struct UnderWay(Option<Ended>);
+
+impl UnderWay {
+    fn with(&mut self, outcome: Result<Vec<Verdict>, CommitError>) {
+        if let Some(ended) = self.0.take() {
+            ended(outcome);
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.with(Err(closed()));
+    }
+}
+
+fn closed() -> CommitError {
+    CommitError::Unknown("the store is closed".into())
+}
+
 /// Runs a future on the runtime and waits for it. `None` if the runtime has ended.
 ///
 /// All futures become one type of task: each further type would be compiled again, with all the
@@ -336,12 +379,29 @@ impl Store for PostgresStore {
     fn commit(&self, changes: &[Change]) -> Result<Vec<Verdict>, CommitError> {
         let (inner, changes) = (Arc::clone(&self.inner), changes.to_vec());
         let committed =
-            wait(
-                &self.handle,
-                async move { inner.writer.lock().await.commit(&inner, changes).await },
-            );
-        // It may have been under way when the store was closed.
-        committed.unwrap_or_else(|| Err(CommitError::Unknown("the store is closed".into())))
+            wait(&self.handle, async move { commit::commit(&inner, changes, ()).await.0 });
+        committed.unwrap_or_else(|| Err(closed()))
+    }
+
+    fn begin(&self, changes: Vec<Change>, ended: Ended) {
+        let inner = Arc::clone(&self.inner);
+        let (sending, sent) = std::sync::mpsc::sync_channel::<()>(0);
+        let mut ended = UnderWay(Some(ended));
+        let task: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
+            let (outcome, next) = commit::commit(&inner, changes, sending).await;
+            ended.with(outcome);
+            drop(next);
+        });
+        self.handle.spawn(task);
+        // Nothing is ever sent. The next commit is begun after this one was sent.
+        let _ = sent.recv();
+    }
+
+    fn pace(&self) -> Option<Duration> {
+        let pace = self.inner.pace.load(Ordering::Relaxed);
+        // A near database is not kept busier by sending ahead, and batches would be smaller.
+        let is_far = self.inner.distance.load(Ordering::Relaxed) >= pace / 2;
+        is_far.then(|| Duration::from_micros(pace))
     }
 
     fn probe(&self) -> Result<(), CommitError> {

@@ -20,6 +20,7 @@ use iptunnel_domain::server::{Server, ServerId, ServerNumber};
 use iptunnel_domain::{Timestamp, Version};
 use proxy::{Mishap, Proxy};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -865,6 +866,146 @@ fn a_change_and_its_charge_are_written_both_or_neither() {
     let asked = vec![vec![limit(11, 9)], vec![limit(12, 9)], vec![limit(7, 3)]];
     let used: Vec<_> = store.charge(asked).unwrap().into_iter().map(|one| one.used).collect();
     assert_eq!(used, [[2], [2], [3]]);
+}
+
+type Outcome = Result<Vec<Verdict>, CommitError>;
+
+/// Begins a commit. The outcome comes later.
+fn begin(store: &PostgresStore, changes: &[Change]) -> Receiver<Outcome> {
+    let (send, outcome) = channel();
+    store.begin(changes.to_vec(), Box::new(move |ended| send.send(ended).unwrap()));
+    outcome
+}
+
+fn confirmed(number: u64) -> Change {
+    Change(vec![Write::Activation(activation(number, 2, 1)), audited(number)])
+}
+
+/// The first number of changes that only prepare statements.
+const PREPARING: u64 = 1000;
+
+/// Prepares the statements of all changes here, so that a batch of them is sent without waiting for an answer.
+fn prepare(store: &PostgresStore, place: u64) {
+    let number = PREPARING + 2 * place;
+    let opened = [open(number), open_charged(number + 1, &[limit(number, 9)])];
+    for changes in [&[issue(number), issue(number + 1)][..], &opened[..], &[confirmed(number)]] {
+        assert!(commit(store, changes).iter().all(Verdict::is_written));
+    }
+}
+
+/// Returns the numbers of the changes in the log, in its order.
+fn logged(store: &PostgresStore) -> Vec<u64> {
+    let numbers = log(store).into_iter().map(|entry| entry.event.at.0);
+    numbers.filter(|number| *number < PREPARING).collect()
+}
+
+/// Begins two commits that are under way at once, lets so many arrive at the database and so many answers
+/// come back before the connection breaks. Returns their outcomes.
+fn both(
+    (proxy, store): &(Proxy, PostgresStore),
+    url: &str,
+    changes: [&[Change]; 2],
+    arrivals: Option<usize>,
+    answers: Option<usize>,
+) -> [Outcome; 2] {
+    let batches = "SELECT sum(batch)::bigint FROM process WHERE NOT ended";
+    let before = number_of(url, batches);
+    proxy.hold(arrivals);
+    let outcomes = changes.map(|changes| begin(store, changes));
+    wait_until("both are sent", || proxy.commits() == 2);
+    let arrived = before + i64::try_from(arrivals.unwrap_or(0)).unwrap();
+    wait_until("some arrived", || number_of(url, batches) >= arrived);
+    assert!(
+        outcomes.iter().all(|outcome| outcome.try_recv().is_err()),
+        "the answers are held back"
+    );
+    proxy.answer(answers);
+    outcomes.map(|outcome| outcome.recv_timeout(Duration::from_secs(20)).unwrap())
+}
+
+#[test]
+fn of_two_batches_under_way_each_is_written_once_wherever_the_connection_breaks() {
+    let database = Database::new();
+    let (there, url) = (through_a_proxy(&database), database.url());
+    let cases = [(2, Some(1)), (2, Some(0)), (1, Some(1)), (1, Some(0)), (0, Some(0)), (2, None)];
+    let (proxy, store) = (&there.0, &there.1);
+    commit(store, &(1..=12).map(issue).collect::<Vec<_>>());
+    for (place, (arrivals, answers)) in (0u64..).zip(cases) {
+        prepare(store, place);
+        let (first, second) = (place * 2 + 1, place * 2 + 2);
+        let changes = [first, second].map(|number| open_charged(number, &[limit(7, 40)]));
+        let [one, other] = &changes;
+        let changes = [std::slice::from_ref(one), std::slice::from_ref(other)];
+        let written = both(&there, &url, changes, Some(arrivals), answers);
+        for outcome in written {
+            assert!(
+                outcome.as_ref().unwrap()[0].is_written(),
+                "{arrivals} {answers:?}: {outcome:?}"
+            );
+        }
+        if arrivals < 2 {
+            // What arrives later is not written.
+            wait_until("something is late", || proxy.has_delayed());
+            proxy.let_through();
+        }
+    }
+    // After the issues, which were written together.
+    let opened = logged(store).split_off(12);
+    assert_eq!(opened, Vec::from_iter(1..=12), "each once, in the order of their commits");
+    assert_eq!(count_one(store).unwrap(), 13, "each is charged once");
+}
+
+#[test]
+fn what_depends_on_a_batch_under_way_is_written_only_with_it() {
+    let database = Database::new();
+    let there = through_a_proxy(&database);
+    let (other, url) = (database.store(), database.url());
+    commit(&there.1, &(1..=6).map(issue).collect::<Vec<_>>());
+    commit(&there.1, &[open(6)]);
+    prepare(&there.1, 0);
+    // In the second batch each depends on one of the first. Another server was faster with the first code.
+    commit(&other, &[Change(vec![Write::Code(code(1, 2, 0)), audited(1)])]);
+    let [first, second] = both(
+        &there,
+        &url,
+        [&[open(1), open(2)], &[confirmed(1), confirmed(2), open(3)]],
+        Some(2),
+        None,
+    );
+    assert_eq!(first.unwrap(), [Conflict, Written]);
+    assert_eq!(second.unwrap(), [Conflict, Written, Written]);
+    // A limit is reached, so the first batch is written one by one, and the second one after that.
+    let reached = open_charged(4, &[limit(7, 0)]);
+    let [first, second] = both(
+        &there,
+        &url,
+        [&[reached, open(5)], &[confirmed(4), confirmed(5), confirmed(6)]],
+        None,
+        None,
+    )
+    .map(Outcome::unwrap);
+    assert_eq!(first, [Conflict, Written]);
+    assert_eq!(second, [Conflict, Written, Written]);
+    let numbers = logged(&there.1);
+    let mut last = numbers[numbers.len() - 3..].to_vec();
+    // Within a batch the order is that of the hashes.
+    last[1..].sort_unstable();
+    assert_eq!(last, [5, 5, 6]);
+}
+
+#[test]
+fn what_was_begun_before_a_refusal_was_known_is_refused_too() {
+    let database = Database::new();
+    let there = through_a_proxy(&database);
+    commit(&there.1, &[issue(1), issue(2)]);
+    prepare(&there.1, 0);
+    lose(&database, 1);
+    let refused = both(&there, &database.url(), [&[open(1)], &[open(2)]], None, None);
+    for outcome in refused {
+        assert!(matches!(outcome, Err(CommitError::Refused(_))), "{outcome:?}");
+    }
+    assert!(there.1.activation(at(2).id).unwrap().is_none());
+    assert_eq!(commit(&there.1, &[issue(3)]), [Written]);
 }
 
 #[test]
