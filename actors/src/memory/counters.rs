@@ -7,6 +7,7 @@
 //! charged, never one that is at its limit. A counter takes 24 bytes, and 5 to 10 in the index.
 
 use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use iptunnel_domain::Timestamp;
 use iptunnel_domain::limit::{Limits, Policy, Standing, Subject};
 use iptunnel_storage::{Counter, CounterRow};
@@ -67,6 +68,8 @@ const USED: u32 = (1 << USED_BITS) - 1;
 const DIRTY: u32 = 1 << 31;
 
 impl Slot {
+    const FREE: Self = Self { key: 0, end_hour: 0, packed: 0, previous: NONE, next: NONE };
+
     fn class(&self) -> Class {
         let number = (self.packed & !DIRTY) >> USED_BITS;
         let policy = u8::try_from(number).ok().and_then(Policy::from_number);
@@ -112,6 +115,13 @@ impl Slots {
     fn len(&self) -> usize {
         let full = self.0.len().saturating_sub(1) * PIECE;
         full + self.0.last().map_or(0, Vec::len)
+    }
+
+    /// The slots of `pieces` that are in use, each with its number. The first piece is number `first`.
+    fn used(pieces: &[Vec<Slot>], first: usize) -> impl Iterator<Item = (u64, u32)> {
+        let numbers = (first * PIECE) as u32..;
+        let slots = numbers.zip(pieces.iter().flatten());
+        slots.filter(|(_, slot)| slot.packed & USED > 0).map(|(number, slot)| (slot.key, number))
     }
 
     fn push(&mut self, slot: Slot) {
@@ -166,6 +176,29 @@ impl Index {
         }
     }
 
+    /// Inserts all slots in use into an empty index. Returns those whose key another slot has already.
+    fn fill(&mut self, slots: &Slots) -> Vec<u32> {
+        let key_of = |number: &u32| slots.get(*number).map_or(0, |slot| slot.key);
+        let sizes = count_by_table(Slots::used(&slots.0, 0));
+        for (table, size) in self.tables.iter_mut().zip(sizes) {
+            table.reserve(size, key_of);
+        }
+        let mut twice = Vec::new();
+        for (block, pieces) in slots.0.chunks(BLOCK).enumerate() {
+            for (key, number) in sorted_by_table(|| Slots::used(pieces, block * BLOCK)) {
+                let Some(table) = self.tables.get_mut(Self::table(key)) else { continue };
+                match table.entry(key, |other| key_of(other) == key, key_of) {
+                    Entry::Occupied(_) => twice.push(number),
+                    Entry::Vacant(place) => {
+                        place.insert(number);
+                        self.len += 1;
+                    }
+                }
+            }
+        }
+        twice
+    }
+
     fn remove(&mut self, key: u64, number: u32) {
         if let Some(table) = self.tables.get_mut(Self::table(key))
             && let Ok(entry) = table.find_entry(key, |other| *other == number)
@@ -173,6 +206,72 @@ impl Index {
             entry.remove();
             self.len -= 1;
         }
+    }
+}
+
+/// Pieces of slots whose keys are sorted together: a million slots, for which 16 MB are needed.
+const BLOCK: usize = if cfg!(test) { 1 } else { 64 };
+
+/// Returns how many keys each table of the index gets.
+fn count_by_table(keys: impl Iterator<Item = (u64, u32)>) -> Vec<usize> {
+    let mut counts = vec![0; TABLES];
+    for (key, _) in keys {
+        if let Some(count) = counts.get_mut(Index::table(key)) {
+            *count += 1;
+        }
+    }
+    counts
+}
+
+/// Returns the keys in the order of their tables. Those of one table keep their order.
+fn sorted_by_table<I: Iterator<Item = (u64, u32)>>(keys: impl Fn() -> I) -> Vec<(u64, u32)> {
+    let (mut places, mut len) = (count_by_table(keys()), 0);
+    for place in &mut places {
+        len += std::mem::replace(place, len);
+    }
+    let mut sorted = vec![(0, 0); len];
+    for (key, number) in keys() {
+        let Some(place) = places.get_mut(Index::table(key)) else { continue };
+        if let Some(entry) = sorted.get_mut(*place) {
+            *entry = (key, number);
+        }
+        *place += 1;
+    }
+    sorted
+}
+
+/// The stored counters, while a start reads them.
+///
+/// The index is filled at the end, table by table. One after the other, each counter would look for its key in a
+/// table outside all caches, and the tables would grow many times: four million counters took more than a second.
+pub(crate) struct Restored {
+    counters: Counters,
+    now: Timestamp,
+}
+
+impl Restored {
+    pub(crate) fn new(now: Timestamp) -> Self {
+        Self { counters: Counters::new(), now }
+    }
+
+    /// Adds the counter of a slot.
+    pub(crate) fn add(&mut self, slot: u32, counter: Counter) {
+        if Class::of(&counter).window.is_void(self.now) {
+            self.counters.add_slots(slot.saturating_add(1));
+            // Written later, so that the store deletes it, too.
+            self.counters.mark_dirty(slot);
+        } else {
+            self.counters.place(slot, counter);
+        }
+    }
+
+    /// Returns all of them. Of several slots with one key the first counts.
+    pub(crate) fn finish(self) -> Counters {
+        let mut counters = self.counters;
+        for number in counters.index.fill(&counters.slots) {
+            counters.free(number);
+        }
+        counters
     }
 }
 
@@ -320,19 +419,6 @@ impl Counters {
         }
     }
 
-    /// Restores a stored counter.
-    pub(crate) fn restore(&mut self, slot: u32, counter: Counter, now: Timestamp) {
-        let class = Class::of(&counter);
-        if class.window.is_void(now) || self.find(counter.key).is_some() {
-            while self.slots.len() <= slot as usize {
-                self.add_free_slot();
-            }
-            // Written later, so that the store deletes it, too.
-            return self.mark_dirty(slot);
-        }
-        self.put(slot, counter);
-    }
-
     /// Takes at most `count` rows that are not written yet.
     pub(crate) fn take_dirty(&mut self, count: usize) -> Vec<CounterRow> {
         let count = count.min(self.dirty.len());
@@ -361,32 +447,49 @@ impl Counters {
         }
     }
 
-    fn add_free_slot(&mut self) {
-        let number = self.slots.len() as u32;
-        self.slots.push(Slot { key: 0, end_hour: 0, packed: 0, previous: NONE, next: NONE });
-        self.link(number);
+    /// Adds free slots until there are `count` slots.
+    fn add_slots(&mut self, count: u32) {
+        while self.slots.len() < count as usize {
+            let number = self.slots.len() as u32;
+            self.slots.push(Slot::FREE);
+            self.link(number);
+        }
     }
 
     /// Puts a new counter into a free slot.
     fn put(&mut self, number: u32, counter: Counter) {
-        while self.slots.len() <= number as usize {
-            self.add_free_slot();
+        self.place(number, counter);
+        self.index.insert(counter.key, number, &self.slots);
+    }
+
+    /// Puts a new counter into a free slot, and not into the index.
+    fn place(&mut self, number: u32, counter: Counter) {
+        self.add_slots(number);
+        if self.slots.len() == number as usize {
+            self.slots.push(Slot::FREE);
+        } else {
+            self.unlink(number);
         }
-        self.unlink(number);
         if let Some(slot) = self.slots.get_mut(number) {
             slot.key = counter.key;
             slot.set_class(Class::of(&counter));
         }
         self.link(number);
-        self.index.insert(counter.key, number, &self.slots);
     }
 
     fn remove(&mut self, number: u32) {
+        if let Some(key) = self.slots.get(number).map(|slot| slot.key) {
+            self.index.remove(key, number);
+            self.free(number);
+        }
+    }
+
+    /// Frees a slot that is not in the index.
+    fn free(&mut self, number: u32) {
         self.unlink(number);
-        let Some(slot) = self.slots.get_mut(number) else { return };
-        slot.packed &= DIRTY;
-        let key = slot.key;
-        self.index.remove(key, number);
+        if let Some(slot) = self.slots.get_mut(number) {
+            slot.packed &= DIRTY;
+        }
         self.link(number);
         self.mark_dirty(number);
     }
@@ -471,6 +574,47 @@ mod tests {
         Ok(())
     }
 
+    fn restored(rows: &[CounterRow], now: u64) -> Counters {
+        let mut restored = Restored::new(Timestamp(now));
+        for row in rows {
+            if let Some(counter) = row.counter {
+                restored.add(row.slot, counter);
+            }
+        }
+        restored.finish()
+    }
+
+    #[test]
+    fn of_two_stored_slots_with_one_key_the_first_counts_and_the_other_is_free() {
+        let counter = |who, used| {
+            let (key, window_end) = (subject(IP, who).key(), IP.window_end(Timestamp(0)));
+            Some(Counter { key, policy: IP, used, window_end })
+        };
+        let row = |slot, counter| CounterRow { slot, counter };
+        let rows = [row(1, counter(7, 2)), row(2, counter(8, 1)), row(4, counter(7, 3))];
+        let mut counters = restored(&rows, 0);
+        assert_eq!([7, 8].map(|who| used(&counters, who, 0)), [2, 1]);
+        assert_eq!((counters.len(), free(&counters)), (2, vec![4, 3, 0]));
+        assert_eq!(counters.take_dirty(9), [row(4, None)]);
+        charge(&mut counters, 7, 0, &limits(10)).unwrap();
+        assert_eq!(used(&counters, 7, 0), 3);
+    }
+
+    #[test]
+    fn more_counters_than_a_block_are_all_restored() {
+        let rows: Vec<CounterRow> = (0..(BLOCK * PIECE + 3) as u32)
+            .map(|slot| {
+                let (key, window_end) =
+                    (subject(IP, slot.into()).key(), IP.window_end(Timestamp(0)));
+                CounterRow { slot, counter: Some(Counter { key, policy: IP, used: 1, window_end }) }
+            })
+            .collect();
+        let counters = restored(&rows, 0);
+        assert_eq!(counters.len(), rows.len());
+        let all = 0..rows.len() as u64;
+        assert_eq!(all.filter(|who| used(&counters, *who, 0) != 1).count(), 0);
+    }
+
     #[test]
     fn ended_windows_are_evicted_first_then_the_least_charged_never_one_at_its_limit() {
         let mut counters = Counters::new();
@@ -525,19 +669,9 @@ mod tests {
         let rows = counters.take_dirty(100);
         assert_eq!(rows.len(), 3);
         assert!(counters.take_dirty(100).is_empty());
-        let mut again = Counters::new();
-        for row in &rows {
-            if let Some(counter) = row.counter {
-                again.restore(row.slot, counter, Timestamp(0));
-            }
-        }
+        let again = restored(&rows, 0);
         assert_eq!([1, 2, 3].map(|who| used(&again, who, 0)), [1, 2, 0]);
-        let mut late = Counters::new();
-        for row in &rows {
-            if let Some(counter) = row.counter {
-                late.restore(row.slot, counter, Timestamp(86_400));
-            }
-        }
+        let mut late = restored(&rows, 86_400);
         assert_eq!(late.len(), 0);
         assert!(late.take_dirty(100).iter().all(|row| row.counter.is_none()));
     }
@@ -564,8 +698,7 @@ mod tests {
         let mut counters = Counters::new();
         charge(&mut counters, 1, 30 * 86_400, &limits(10)).unwrap();
         let row = counters.take_dirty(1).remove(0);
-        let mut again = Counters::new();
-        again.restore(row.slot, row.counter.unwrap(), Timestamp(0));
+        let mut again = restored(&[row], 0);
         assert_eq!(again.len(), 0);
         assert_eq!(again.take_dirty(9), [CounterRow { slot: row.slot, counter: None }]);
     }
@@ -638,14 +771,10 @@ mod tests {
                         for row in counters.take_dirty(usize::MAX) {
                             disk.insert(row.slot, row.counter);
                         }
-                        counters = Counters::new();
-                        let mut rows: Vec<_> = disk.iter().collect();
-                        rows.sort_by_key(|(slot, _)| **slot);
-                        for (slot, counter) in rows {
-                            if let Some(counter) = counter {
-                                counters.restore(*slot, *counter, Timestamp(now));
-                            }
-                        }
+                        let rows = disk.iter().map(|(&slot, &counter)| CounterRow { slot, counter });
+                        let mut rows: Vec<_> = rows.collect();
+                        rows.sort_by_key(|row| row.slot);
+                        counters = restored(&rows, now);
                         model.retain(|_, (window, _)| *window == end);
                     }
                 }

@@ -8,7 +8,7 @@ pub use crate::messages::limited::Limited;
 
 use crate::Failure;
 use crate::handles::Handles;
-use crate::memory::counters::Counters;
+use crate::memory::counters::{Counters, Restored};
 use crate::messages::servers::ChargeTicket;
 use crate::messages::{Command, Shutdown, Tick};
 use crate::persistence::Committed;
@@ -315,10 +315,9 @@ pub(crate) fn restore_counters(
     store: &dyn iptunnel_storage::Store,
     now: Timestamp,
 ) -> Result<Counters, iptunnel_storage::ReadError> {
-    let mut counters = Counters::new();
-    if store.shared().is_some() {
-        return Ok(counters);
+    let mut restored = Restored::new(now);
+    if store.shared().is_none() {
+        store.each_counter(&mut |slot, counter| restored.add(slot, counter))?;
     }
-    store.each_counter(&mut |slot, counter| counters.restore(slot, counter, now))?;
-    Ok(counters)
+    Ok(restored.finish())
 }
