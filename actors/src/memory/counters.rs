@@ -57,13 +57,13 @@ impl Class {
 struct Slot {
     key: u64,
     end_hour: u32,
-    /// The lower 28 bits are the charge, then three bits of policy and one for "not written yet".
+    /// The lower 27 bits are the charge, then four bits of policy and one for "not written yet".
     packed: u32,
     previous: u32,
     next: u32,
 }
 
-const USED_BITS: u32 = 28;
+const USED_BITS: u32 = 27;
 const USED: u32 = (1 << USED_BITS) - 1;
 const DIRTY: u32 = 1 << 31;
 
@@ -582,6 +582,21 @@ mod tests {
             }
         }
         restored.finish()
+    }
+
+    #[test]
+    fn counters_of_every_policy_are_written_and_restored() {
+        let of = |policy: Policy| Subject { policy, who: subject(policy, 7).who };
+        let mut counters = Counters::new();
+        for policy in Policy::ALL {
+            counters.charge(&of(policy), Timestamp(0));
+            counters.charge(&of(policy), Timestamp(0));
+        }
+        let again = restored(&counters.take_dirty(100), 0);
+        for policy in Policy::ALL {
+            let standing = again.standing(&of(policy), &limits(100), Timestamp(0));
+            assert_eq!((standing.used, standing.policy), (2, policy));
+        }
     }
 
     #[test]
