@@ -11,7 +11,7 @@ use crate::memory::record_cache::{
     run_ahead,
 };
 use crate::messages::activations::{Closing, Open, PrecheckHeld, Resume};
-use crate::messages::codes::{Activate, Replace, Restore};
+use crate::messages::codes::{Activate, Replace, Restore, Spent};
 use crate::messages::servers::{Register, RegisterInstalled};
 use crate::messages::{Command, Shutdown, Work};
 use crate::persistence::Committed;
@@ -510,6 +510,11 @@ impl CacheOwner for Activation {
     }
     fn mailbox(handles: &Handles) -> &Mailbox<Self> {
         &handles.activation
+    }
+    /// The codes that these activations consumed are needed no longer either.
+    fn evicted(&self, activations: Vec<Record>) {
+        let spent = activations.iter().map(|record| (record.code, record.at)).collect();
+        self.handles.code_registry.send(Spent(spent));
     }
 }
 

@@ -17,7 +17,7 @@ use crate::memory::record_cache::{
 use crate::messages::activations::{
     Activated, Closing, Open, PrecheckHeld, ReleaseOutcome, Resume,
 };
-use crate::messages::codes::{Replace, Restore};
+use crate::messages::codes::{Replace, Restore, Spent};
 use crate::messages::{Command, Shutdown, Work};
 use crate::persistence::Committed;
 use crate::rate_limiter::{LimitedCommand, charge_first};
@@ -29,7 +29,8 @@ use arc_swap::ArcSwap;
 use iptunnel_domain::activation::{Activation, ActivationId, ActivationNumber, ActivationRef};
 use iptunnel_domain::audit::{Action, Actor as Who, Event};
 use iptunnel_domain::code::{
-    Activate as Consumption, Code, CodeHash, CodeNumber, InstallCode, Precheck, ProductLetters,
+    Activate as Consumption, Code, CodeHash, CodeNumber, CodeState, InstallCode, Precheck,
+    ProductLetters,
 };
 use iptunnel_domain::lookup::LookupKey;
 use iptunnel_domain::{Refusal, Timestamp, Version};
@@ -420,6 +421,19 @@ impl Receive<Eviction<Code>> for CodeRegistry {
     fn receive(&mut self, upkeep: Eviction<Code>) {
         self.metrics.taken();
         self.keep(upkeep);
+        self.observed.codes_in_memory.set(self.codes.len() as i64);
+    }
+}
+
+impl Receive<Spent> for CodeRegistry {
+    /// Evicts codes before their lifetime ends. The change that consumed such a code is on disk: it
+    /// is no newer than the last change of its activation, which is on disk.
+    fn receive(&mut self, Spent(spent): Spent) {
+        self.metrics.taken();
+        for (code, by) in spent {
+            self.codes.evict_if(code, |code| code.state == CodeState::Consumed(by));
+        }
+        self.codes.shrink();
         self.observed.codes_in_memory.set(self.codes.len() as i64);
     }
 }

@@ -1,6 +1,6 @@
 //! Retention: what is deleted and when. Also checks that leaving the cache changes no reply.
 
-use crate::harness::{Activation, Machine, TestApp, wait_until};
+use crate::harness::{Activation, Machine, TestApp, alone, wait_until};
 
 const DAY: u64 = 86_400;
 const HOUR: u64 = 3600;
@@ -79,6 +79,23 @@ const FORGOTTEN: [&str; 7] = [
     "activation_not_found",
     "activation_not_found",
 ];
+
+#[test]
+fn a_used_code_leaves_memory_when_its_install_is_over_and_stays_used() {
+    if !alone() {
+        return;
+    }
+    let app = TestApp::start();
+    let (open, done) = (app.issue(), app.issue());
+    let opened = Machine::new(1).install(&app, &open);
+    let confirmed = Machine::new(2).install(&app, &done);
+    assert_eq!(confirmed.confirm(&app).status, 200);
+    wait_until("memory holds only the open install", || in_memory(&app) == (1, 1));
+    assert_eq!(Machine::new(9).precheck(&app, &done).code(), "install_code_used");
+    assert_eq!(confirmed.confirm(&app).code(), "token_used");
+    assert_eq!(opened.release(&app).status, 200);
+    assert_eq!(Machine::new(9).precheck(&app, &open).status, 200);
+}
 
 #[test]
 fn leaving_the_cache_changes_no_reply() {

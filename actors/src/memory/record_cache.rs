@@ -211,22 +211,31 @@ impl<R: CachedRecord> RecordCache<R> {
         None
     }
 
-    /// Evicts the records that have not changed since they were examined.
-    fn evict(&mut self, done: Vec<(R::Key, Version)>) {
+    /// Evicts the records that have not changed since they were examined, and returns them.
+    fn evict(&mut self, done: Vec<(R::Key, Version)>) -> Vec<R> {
+        let mut evicted = Vec::with_capacity(done.len());
         for (key, version) in done {
             match self.records.get(&key) {
                 Some(record) if record.version() == version => {
-                    self.records.remove(&key);
+                    evicted.extend(self.records.remove(&key));
                 }
                 Some(_) => self.watched.push_back(key),
                 None => {}
             }
         }
         self.shrink();
+        evicted
+    }
+
+    /// Evicts the record with this key if `is_done` says that no request needs it and that it is on disk.
+    pub(crate) fn evict_if(&mut self, key: R::Key, is_done: impl FnOnce(&R) -> bool) {
+        if self.records.get(&key).is_some_and(is_done) {
+            self.records.remove(&key);
+        }
     }
 
     /// Returns the memory of a wave of records that is over. A table never shrinks by itself.
-    fn shrink(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         let kept = self.records.len().max(LEAST_KEPT);
         if self.records.capacity() / 8 > kept {
             self.records.shrink_to(kept * 2);
@@ -270,11 +279,19 @@ pub(crate) trait CacheOwner: Actor + Receive<Eviction<Self::Record>> {
     fn step(tuning: &ActorSettings) -> usize;
     fn mailbox(handles: &Handles) -> &Mailbox<Self>;
 
+    /// Is told which records were evicted because no request needs them any more.
+    fn evicted(&self, _: Vec<Self::Record>) {}
+
     /// Handles one upkeep message.
     fn keep(&mut self, upkeep: Eviction<Self::Record>) {
         match upkeep {
             Eviction::Tick(now) => tick(self, now),
-            Eviction::Evict(done) => self.memory().evict(done),
+            Eviction::Evict(done) => {
+                let evicted = self.memory().evict(done);
+                if !evicted.is_empty() {
+                    self.evicted(evicted);
+                }
+            }
             Eviction::Forgettable(records, now) => forget(self, &records, now),
             Eviction::LookAgain(now) => look_for_forgettable(self, now),
             Eviction::Settled(key, generation, record) => {

@@ -2,8 +2,9 @@
 
 use crate::messages::Command;
 use crate::messages::activations::{Activated, Closing, Release, ReleaseOutcome};
+use actix::Message;
 use iptunnel_domain::Timestamp;
-use iptunnel_domain::activation::{Holder, Request};
+use iptunnel_domain::activation::{ActivationRef, Holder, Request};
 use iptunnel_domain::code::{Code, CodeHash, InstallCode, ProductLetters};
 use iptunnel_domain::lookup::KeyedHash;
 use iptunnel_domain::time::Lifetimes;
@@ -97,4 +98,12 @@ pub(crate) struct Restore {
 
 impl Command for Restore {
     type Answer = ReleaseOutcome;
+}
+
+/// Codes, each with the activation that consumed it: it is on disk, and no request needs it any more. Sent by
+/// the activation actor.
+pub(crate) struct Spent(pub(crate) Vec<(CodeHash, ActivationRef)>);
+
+impl Message for Spent {
+    type Result = ();
 }
