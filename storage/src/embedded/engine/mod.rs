@@ -46,9 +46,12 @@ pub const FORMAT_VERSION: u32 = 5;
 /// Opens the disk. Called again after a failure, when the disk opened before has been dropped.
 pub type OpenDisk = Box<dyn Fn() -> io::Result<Box<dyn Disk>> + Send + Sync>;
 
-/// The cache size: enough for the branches of every tree and the leaves in use. redb's own default
-/// of 1 GiB would let memory grow without need.
-const CACHE_BYTES: usize = 32 << 20;
+/// The cache size: enough for the branches of every tree beside a million installs, for those of
+/// both indexes beside ten million, and for the leaves in use. Other pages are most likely in the
+/// kernel's cache. A page of 4 KiB takes 5 KiB of memory, because the two counters before it do not
+/// fit into the allocator's size of 4 KiB. redb's own default of 1 GiB would let memory grow
+/// without need. `docs/performance.md` has the sizes that were measured.
+const CACHE_BYTES: usize = 16 << 20;
 
 const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 const CODES: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("codes");
