@@ -20,6 +20,8 @@ use crate::server::Server;
 use crate::statistics::Spread;
 use crate::targets::{self, Target};
 
+/// The default number of callers.
+pub const CALLERS: u64 = 10_000_000;
 const CONNECTIONS: usize = 64;
 const REQUESTS_PER_WRITE: u64 = 32;
 const REPORT_EVERY: u64 = 1_000_000;

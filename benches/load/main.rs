@@ -13,6 +13,8 @@
 //! - `scenario` defines the normal run, and `steps` its single requests
 //! - `large` measures the cost of a million servers and ten million past activations
 //! - `limits_memory` measures the memory that millions of callers cost the rate limiter
+//! - `look_ups` measures look-ups of what only the store has, and starts beside it
+//! - `memory` measures the memory that a wave of installs leaves behind
 //! - `peers` compares with PostgreSQL, which makes the same durable change on the same disk
 //! - `versus` compares two programs, for example before and after a change
 //! - `backups` compares activates during a backup with those while none is made
@@ -34,6 +36,8 @@ mod figures;
 mod interrupt;
 mod large;
 mod limits_memory;
+mod look_ups;
+mod memory;
 mod options;
 mod peers;
 mod report;
@@ -108,6 +112,12 @@ async fn run(options: &Options) -> Result<()> {
     if options.limits_memory {
         return measure_limits_memory(options).await;
     }
+    if options.memory {
+        return measure_memory(options).await;
+    }
+    if options.look_ups {
+        return look_ups::run(options, &workspace(options)?).await;
+    }
     if options.peers {
         return peers::run(options).await;
     }
@@ -148,11 +158,20 @@ async fn measure_large(options: &Options) -> Result<()> {
     Ok(())
 }
 
+async fn measure_memory(options: &Options) -> Result<()> {
+    let workspace = workspace(options)?;
+    let settings = scenario::settings(&options.settings);
+    let server = Server::start(&options.server, &workspace, &settings).await?;
+    let outcome = memory::run(options, &server, options.count.unwrap_or(memory::INSTALLS)).await;
+    server.finish(outcome).await
+}
+
 async fn measure_limits_memory(options: &Options) -> Result<()> {
     let workspace = workspace(options)?;
     let settings = limits_memory::settings(&options.settings);
     let server = Server::start(&options.server, &workspace, &settings).await?;
-    let outcome = limits_memory::run(&server, options.count).await;
+    let outcome =
+        limits_memory::run(&server, options.count.unwrap_or(limits_memory::CALLERS)).await;
     server.finish(outcome).await
 }
 

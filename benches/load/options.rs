@@ -24,7 +24,10 @@ Measures the activation server under load. Usage: scripts/bench [OPTIONS], or ca
                       10 % below in two rounds. Takes less than three minutes
   --large             measure once with a million servers and ten million past activations; quick: a tenth of both
   --limits-memory     measure only the memory that callers cost the rate limiter
-  --count N           the number of callers for --limits-memory (10000000)
+  --look-ups          measure look-ups of codes and activations that only the store has, and starts beside them
+  --memory            measure the memory that a wave of installs leaves behind, when the server is idle again
+  --count N           the number of callers for --limits-memory (10000000), of past installs for --look-ups
+                      (1000000; quick: a tenth), of installs for --memory (60000)
   --peers             measure only activations, and compare them with PostgreSQL on the same disk
   --postgres          measure only activates of one and two servers on a PostgreSQL database, compared with pgbench
                       on the same database, and check-ins, compared with the embedded engine; with --large: measure
@@ -70,8 +73,12 @@ pub struct Options {
     pub large: bool,
     /// Measures the rate limiter's memory instead of speed.
     pub limits_memory: bool,
-    /// The number of callers in that measurement.
-    pub count: u64,
+    /// Measures look-ups of what only the store has, and starts beside it.
+    pub look_ups: bool,
+    /// Measures the memory that a wave of installs leaves behind.
+    pub memory: bool,
+    /// The number of callers or installs in these three measurements, if not the default.
+    pub count: Option<u64>,
     /// Compares with this program instead.
     pub against: Option<PathBuf>,
     /// Compares activates during a backup with those while none is made.
@@ -105,7 +112,9 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
         check: false,
         large: false,
         limits_memory: false,
-        count: 10_000_000,
+        look_ups: false,
+        memory: false,
+        count: None,
         against: None,
         during_backup: false,
         console: false,
@@ -123,9 +132,11 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
             "--check" => options.check = true,
             "--large" => options.large = true,
             "--limits-memory" => options.limits_memory = true,
+            "--memory" => options.memory = true,
+            "--look-ups" => options.look_ups = true,
             "--peers" => options.peers = true,
             "--rounds" => rounds = Some(at_least_one(&argument, arguments.next())?),
-            "--count" => options.count = at_least_one(&argument, arguments.next())?,
+            "--count" => options.count = Some(at_least_one(&argument, arguments.next())?),
             "--server" => options.server = value(&argument, arguments.next())?.into(),
             "--dir" => options.directory = Some(value(&argument, arguments.next())?.into()),
             "--against" => options.against = Some(value(&argument, arguments.next())?.into()),
@@ -155,7 +166,7 @@ pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Request> {
     }
     let once = options.quick || options.peers || options.postgres;
     options.rounds = rounds.unwrap_or(if once { 1 } else { ROUNDS });
-    if options.count > MAX_CALLERS {
+    if options.count.is_some_and(|count| count > MAX_CALLERS) {
         return Err(Failure::new(format!(
             "--count takes at most {MAX_CALLERS}, because each caller has its own address"
         )));

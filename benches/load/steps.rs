@@ -5,6 +5,8 @@ use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::sync::Arc;
 
+use iptunnel_domain::activation::ActivationId;
+
 use crate::client::string_field;
 use crate::closed_loop::Step;
 use crate::requests::RequestWriter;
@@ -241,6 +243,36 @@ pub const RELEASE: Step<Activated, ()> = Step {
         );
     },
     read: |_, body| (string_field(body, "status")? == "released").then_some(()),
+};
+
+/// The name of an activation, without its token.
+pub struct Named(String);
+
+impl Named {
+    /// Names an activation that did not come from [`ACTIVATE`].
+    pub fn new(id: ActivationId) -> Self {
+        Self(id.reveal())
+    }
+}
+
+fn write_named(Named(activation_id): &Named, _: &str, request: &mut RequestWriter) {
+    request.post_json(RELEASE_PATH, &[("activation_id", activation_id)]);
+}
+
+/// An installer releases an activation that is confirmed already.
+pub const RELEASE_OF_CONFIRMED: Step<Named, ()> = Step {
+    name: "release of a confirmed activation",
+    status: 200,
+    write: write_named,
+    read: |_, body| (string_field(body, "status")? == "confirmed").then_some(()),
+};
+
+/// An installer releases an activation that never was.
+pub const RELEASE_OF_UNKNOWN: Step<Named, ()> = Step {
+    name: "release of an unknown activation",
+    status: 404,
+    write: write_named,
+    read: |_, body| (string_field(body, "code")? == "activation_not_found").then_some(()),
 };
 
 /// A server registers with the operator's token.

@@ -8,7 +8,7 @@
 //! - `report` prints the results
 
 mod listing;
-mod past;
+pub mod past;
 mod report;
 mod servers;
 mod stage;
@@ -28,6 +28,8 @@ use stage::Stage;
 const SERVERS: usize = 1_000_000;
 /// The measured numbers of past activations. The first is 0, for comparison.
 const PAST: [u64; 3] = [0, 1_000_000, 10_000_000];
+/// The past installations in one commit: enough to write millions of them quickly.
+const BATCH: u64 = 32_768;
 /// The number of connections, as in a part of the normal run.
 const CONNECTIONS: usize = 64;
 
@@ -69,7 +71,7 @@ pub async fn run(options: &Options, workspace: &Workspace) -> Result<Findings> {
     let mut stages = Vec::with_capacity(PAST.len());
     let mut written = 0;
     for past in PAST.map(|past| past / bench.scale as u64) {
-        past::write(workspace, written..past).await?;
+        past::write(workspace, written..past, BATCH).await?;
         written = past;
         stages.push(stage::measure(&bench, past).await?);
     }

@@ -24,10 +24,8 @@ use crate::failure::{Context, Failure, Result};
 use crate::server::Workspace;
 use crate::steps::scatter;
 
-/// The installations in one commit: enough to write millions of them quickly.
-const BATCH: u64 = 32_768;
 /// The progress is printed once per this many installations.
-const TOLD_EVERY: u64 = BATCH * 32;
+const TOLD_EVERY: u64 = 1 << 20;
 const DAY: u64 = 24 * 3600;
 /// The age of the first past installation. A server keeps installations for 90 days.
 const FIRST_AGE: u64 = 60 * DAY;
@@ -44,8 +42,13 @@ pub fn code(past: u64) -> Result<InstallCode> {
     Ok(InstallCode::from_random_bits(product, scatter_wide(past, Use::Code)))
 }
 
-/// Adds the past installations with these numbers to the store.
-pub async fn write(workspace: &Workspace, numbers: Range<u64>) -> Result<()> {
+/// The id of the activation of a past installation.
+pub fn id(past: u64) -> ActivationId {
+    ActivationId(scatter_wide(past, Use::Id) as u64)
+}
+
+/// Adds the past installations with these numbers to the store, `batch` of them in a commit.
+pub async fn write(workspace: &Workspace, numbers: Range<u64>, batch: u64) -> Result<()> {
     let doing = "cannot write past activations";
     if numbers.is_empty() {
         return Ok(());
@@ -60,7 +63,7 @@ pub async fn write(workspace: &Workspace, numbers: Range<u64>) -> Result<()> {
     };
     let mut start = numbers.start;
     while start < numbers.end {
-        let end = numbers.end.min(start + BATCH);
+        let end = numbers.end.min(start + batch);
         let changes: Vec<Change> =
             (start..end).map(|past| history.change(past)).collect::<Result<_>>()?;
         let verdicts = store.commit(&changes).context(doing)?;
@@ -100,7 +103,7 @@ impl History {
         let place = past - self.first + 1;
         let at = ActivationRef {
             number: ActivationNumber(self.offset.activation.0 + place),
-            id: ActivationId(scatter_wide(past, Use::Id) as u64),
+            id: id(past),
         };
         let code = code(past)?;
         let hash = code.hash(&self.key);
