@@ -153,8 +153,9 @@ mod tests {
     #[test]
     fn a_ticket_that_registers_a_second_server_is_found() {
         let planted = Planted(vec![Fault::ForgetTickets]);
+        // One seed in 75 shows it. It is found at the second one of these.
         let found =
-            (1..=60).flat_map(|seed| world::run(seed, Kind::Alone, &planted, false).violations);
+            (100..500).flat_map(|seed| world::run(seed, Kind::Alone, &planted, false).violations);
         let mut twice = found.filter(|violation| violation.contains("has registered two servers"));
         assert!(twice.next().is_some());
     }
