@@ -35,7 +35,7 @@ fn committed_records_are_there_after_reopening() {
             one(Write::Activation(activation.clone())),
             Change(vec![Write::Server(server.clone()), Write::CheckIns(vec![seen])]),
         ];
-        assert!(store.commit(&changes).unwrap().iter().all(Verdict::is_written));
+        assert_eq!(store.commit(&changes).unwrap(), [const { Verdict::Written }; 3]);
     }
     let store = on_file(&path);
     assert_eq!(store.code(code.hash).unwrap().unwrap(), code);
