@@ -265,12 +265,11 @@ impl Receive<Work<Activate, Code>> for CodeRegistry {
     fn receive(&mut self, work: Work<Activate, Code>) {
         let hash = work.command.code;
         // What leads to no change, or is not known to lead to one, is charged before it is decided.
-        let work = if self.codes.leads_to_change(hash, |code| consumes(&work.command, code)) {
-            work
-        } else {
-            let Some(work) = charge_first(&self.handles, work) else { return };
-            work
-        };
+        if work.reply.due().is_some()
+            && !self.codes.leads_to_change(hash, |code| consumes(&work.command, code))
+        {
+            return charge_first(&self.handles, work);
+        }
         let Some((work, code)) = self.find(work, hash, consumes) else { return };
         let Activate { prechecked_at, life, .. } = work.command;
         let by = self.next_activation(work.command.now);
