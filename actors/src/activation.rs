@@ -253,7 +253,7 @@ impl Receive<Work<Open, Record>> for Activation {
         if !self.activations.is_current(&mut work.reply) {
             return work.reply.fail(Failure::StorageUnavailable);
         }
-        let Work { command, mut reply, retries, .. } = work;
+        let Work { command, mut reply, .. } = work;
         let Open { at, code, of_code, replaces, activate } = command;
         let Activate { request, from, life, now, prechecked_at, .. } = activate;
         let opened = Record::open(at, code.hash, request, now, &life);
@@ -292,7 +292,7 @@ impl Receive<Work<Open, Record>> for Activation {
                     drop((of_code, of_activation, replaces));
                     let Record { code, request, .. } = activation;
                     let command = Activate { code, prechecked_at, request, from, life, now };
-                    if let Some(work) = (Work { command, reply, found: None, retries }).again() {
+                    if let Some(work) = Work::new(command, reply).again() {
                         handles.code_registry.send(work);
                     }
                 }

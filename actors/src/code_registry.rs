@@ -350,12 +350,11 @@ impl Receive<Work<Restore, Code>> for CodeRegistry {
         let restores = |asked: &Restore, code: &Code| restored(asked, code).is_some();
         let Some((work, code)) = self.find(work, hash, restores) else { return };
         let restored = restored(&work.command, &code);
-        let Work { command, reply, retries, .. } = work;
+        let Work { command, reply, .. } = work;
         let Restore { released: Closing { released, change: of_activation }, release } = command;
         let handles = Arc::clone(&self.handles);
         let begin_again = move |reply, release| {
-            let work = Work { command: release, reply, found: None, retries };
-            if let Some(work) = work.again() {
+            if let Some(work) = Work::new(release, reply).again() {
                 handles.activation.send(work);
             }
         };

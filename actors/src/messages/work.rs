@@ -23,18 +23,15 @@ pub struct Work<C: Command, R = ()> {
     pub reply: Reply<C::Answer>,
     /// The record in the store, if it was looked up because memory lacked it.
     pub(crate) found: Option<Option<R>>,
-    /// How often its decision was overtaken and had to be made again.
-    pub(crate) retries: u8,
 }
 
 /// The number of retries of a command whose decision was overtaken.
 const MAX_RETRIES: u8 = 3;
 
 impl<C: Command, R> Work<C, R> {
-    /// Creates a command that no actor has decided yet.
+    /// Creates a command that no actor has looked up.
     pub fn new(command: C, reply: Reply<C::Answer>) -> Self {
-        let retries = reply.retries();
-        Self { command, reply, found: None, retries }
+        Self { command, reply, found: None }
     }
 
     /// Returns the same request with another command, for the next actor.
@@ -42,21 +39,20 @@ impl<C: Command, R> Work<C, R> {
     where
         D: Command<Answer = C::Answer>,
     {
-        let Self { command, reply, retries, .. } = self;
-        Work { command: next(command), reply, found: None, retries }
+        Work::new(next(self.command), self.reply)
     }
 
     /// Whether another retry is left.
     pub(crate) fn may_try_again(&self) -> bool {
-        self.retries < MAX_RETRIES
+        self.reply.retries() < MAX_RETRIES
     }
 
     /// Returns the command for a retry on fresh records. Returns `None`, and fails the request as
     /// overloaded, if no retry is left.
     pub(crate) fn again(mut self) -> Option<Self> {
-        self.retries += 1;
         self.found = None;
-        if self.retries <= MAX_RETRIES {
+        if self.may_try_again() {
+            self.reply.count_retry();
             return Some(self);
         }
         self.reply.fail(crate::Failure::Overloaded);

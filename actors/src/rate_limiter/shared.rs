@@ -170,10 +170,9 @@ impl<C: LimitedCommand> Receive<ChargeFirst<C>> for RateLimiter {
 
 /// Sends an uncharged command back to the rate limiter, because it may lead to no change.
 pub(crate) fn charge_first<C: LimitedCommand, R>(handles: &Handles, work: Work<C, R>) {
-    let Work { command, mut reply, retries, .. } = work;
+    let Work { command, mut reply, .. } = work;
     let Some(due) = reply.take_due() else { return command.forward(reply, handles) };
     let DueCharge { subjects, now, .. } = *due;
-    reply.keep_retries(retries);
     handles.rate_limiter.send(ChargeFirst(Limited { subjects, command: Ok(command), now, reply }));
 }
 

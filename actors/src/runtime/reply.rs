@@ -127,7 +127,7 @@ struct Inner<T> {
     charge: Option<Charge>,
     /// The charge that the change of the request will carry.
     due: Option<Box<DueCharge>>,
-    /// How often the request was decided again before it was charged.
+    /// How often the decision on the request was overtaken and had to be made again.
     retries: u8,
     rates: Option<Rates>,
     /// Set if a limit is reached: only what was granted before may be granted again. Seconds until the
@@ -220,15 +220,15 @@ impl<T> Reply<T> {
         self.0.as_ref()?.due.as_deref()
     }
 
-    /// Returns how often the request was decided again before it was charged.
+    /// Returns how often the decision on the request was overtaken and had to be made again.
     pub(crate) fn retries(&self) -> u8 {
         self.0.as_ref().map_or(0, |inner| inner.retries)
     }
 
-    /// Keeps the number of retries while the request is charged.
-    pub(crate) fn keep_retries(&mut self, retries: u8) {
+    /// Counts that the decision on the request was overtaken.
+    pub(crate) fn count_retry(&mut self) {
         if let Some(inner) = &mut self.0 {
-            inner.retries = retries;
+            inner.retries = inner.retries.saturating_add(1);
         }
     }
 
