@@ -101,12 +101,9 @@ impl Shared {
         }
         let verdict = self.write(change)?;
         plan.written += u32::from(verdict.is_written());
-        let limits = change.0.iter().find_map(|write| match write {
-            Write::Charge(limits) => Some(limits),
-            _ => None,
-        });
-        let Some(limits) = limits.filter(|_| verdict.is_written()) else { return Ok(verdict) };
-        let charged = self.count(vec![limits.clone()]).remove(0);
+        let limits = change.limits().filter(|_| verdict.is_written());
+        let Some(limits) = limits else { return Ok(verdict) };
+        let charged = self.count(vec![limits.to_vec()]).remove(0);
         assert!(charged.granted, "no test here reaches a limit");
         Ok(Verdict::Charged(charged.used))
     }

@@ -124,6 +124,17 @@ pub struct CounterRow {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Change(pub Vec<Write>);
 
+impl Change {
+    /// The limits that its charge counts against; `None` if it has no charge.
+    #[must_use]
+    pub fn limits(&self) -> Option<&[Counted]> {
+        self.0.iter().find_map(|write| match write {
+            Write::Charge(limits) => Some(limits.as_slice()),
+            _ => None,
+        })
+    }
+}
+
 /// The outcome of one change of a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {

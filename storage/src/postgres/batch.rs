@@ -34,10 +34,7 @@ pub(super) struct Member {
 impl Member {
     /// Returns the limits that its charge counts against.
     pub(super) fn limits(&self) -> Option<&[Limit]> {
-        self.change.0.iter().find_map(|write| match write {
-            Write::Charge(limits) => Some(limits.as_slice()),
-            _ => None,
-        })
+        self.change.limits()
     }
 
     /// Returns whether one statement writes both.

@@ -287,13 +287,10 @@ impl Cluster {
                     scratch.write(process, write.clone(), &mut next_server);
                     writes.push(write.clone());
                 }
-                let limits = change.0.iter().find_map(|write| match write {
-                    Write::Charge(limits) => Some(limits),
-                    _ => None,
-                });
                 let used =
-                    |limits: &Vec<Counted>| limits.iter().map(|one| scratch.used(one)).collect();
-                verdicts[place] = limits.map(used).map_or(Verdict::Written, Verdict::Charged);
+                    |limits: &[Counted]| limits.iter().map(|one| scratch.used(one)).collect();
+                verdicts[place] =
+                    change.limits().map(used).map_or(Verdict::Written, Verdict::Charged);
             }
         }
         Judged { verdicts, writes, rows }
