@@ -165,20 +165,6 @@ impl Persistence {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for jobs, at most `patience`. Returns `None` when the thread has to end.
-    fn take(&self, patience: Duration) -> Option<Vec<Job>> {
-        let queue = self.lock();
-        let idle = |queue: &mut Queue| queue.jobs.is_empty() && !queue.stopping;
-        let (mut queue, _) = self
-            .arrived
-            .wait_timeout_while(queue, patience, idle)
-            .unwrap_or_else(PoisonError::into_inner);
-        if queue.jobs.is_empty() && queue.stopping {
-            return None;
-        }
-        Some(std::mem::take(&mut queue.jobs))
-    }
-
     /// Waits until a commit has ended, or until jobs wait and the time `begin` has come from which the next
     /// commit may be begun; at most `patience`. Takes at most `count` jobs.
     fn next(
@@ -247,7 +233,7 @@ impl Persistence {
     }
 }
 
-/// What the thread does next where several commits may be under way.
+/// What the thread does next.
 enum Next {
     /// The oldest commit has ended.
     Ended(Outcome),
@@ -320,9 +306,12 @@ impl Writer {
         (count > 0).then(|| self.gather(jobs))
     }
 
-    /// Begins a commit when the store should be done with the one before it, although the answer to that may
-    /// still be on its way. So a store that is far away is kept as busy as a near one, and commits are as large.
-    fn run_ahead(mut self) {
+    /// Where the store has a pace, begins a commit when the store should be done with the one before it, although
+    /// the answer to that may still be on its way. So a store that is far away is kept as busy as a near one, and
+    /// commits are as large.
+    fn run(mut self) {
+        let is_shared = self.store.shared().is_some();
+        let idle = if is_shared { SIGN_OF_LIFE } else { IDLE };
         let mut probed = Instant::now();
         let mut begun = probed;
         let mut under_way: VecDeque<(Batch, Instant)> = VecDeque::new();
@@ -333,7 +322,7 @@ impl Writer {
                 1..UNDER_WAY if !is_refusing => self.store.pace().map(|pace| begun + pace),
                 _ => None,
             };
-            let patience = if is_refusing { RETRY } else { SIGN_OF_LIFE };
+            let patience = if is_refusing { RETRY } else { idle };
             let count = self.tuning.load().batches.persistence.max(1);
             match self.inbox.next(under_way.len(), begin, patience, count) {
                 Next::Ended(outcome) => {
@@ -356,8 +345,8 @@ impl Writer {
                         self.answer(batch, Ok(Vec::new()));
                     }
                 }
-                // A server that cannot commit must not report that it is ready.
-                Next::Idle if under_way.is_empty() && !is_refusing => {
+                // No job waits. But a server that cannot commit to a shared store must not report that it is ready.
+                Next::Idle if is_shared && under_way.is_empty() && !is_refusing => {
                     let alive = Batch { changes: Vec::new(), confirms: true, waiting: Vec::new() };
                     begun = Instant::now();
                     self.is_writing(Some(begun));
@@ -385,31 +374,6 @@ impl Writer {
     fn has_written(&self, since: Instant) {
         self.observed.commit_seconds.observe(since.elapsed().as_secs_f64());
         self.observed.commits.inc();
-    }
-
-    fn run(mut self) {
-        if self.store.shared().is_some() {
-            return self.run_ahead();
-        }
-        let mut probed = Instant::now();
-        let patience = |refusing| if refusing { RETRY } else { IDLE };
-        while let Some(jobs) = self.inbox.take(patience(self.is_refusing())) {
-            let batch = self.tuning.load().batches.persistence.max(1);
-            let mut jobs = jobs.into_iter();
-            loop {
-                let step: Vec<Job> = jobs.by_ref().take(batch).collect();
-                if step.is_empty() {
-                    break;
-                }
-                let batch = self.gather(step);
-                let outcome = self.write(&batch);
-                self.answer(batch, outcome);
-            }
-            if self.is_refusing() && probed.elapsed() >= RETRY {
-                probed = Instant::now();
-                self.probe();
-            }
-        }
     }
 
     /// Makes jobs into a batch. Jobs of an earlier generation fail.
